@@ -1,0 +1,95 @@
+"""Documents for training: chats and texts from JSONL files and from the procedural generator.
+
+Knows record formats and where documents come from; knows neither tokenizers nor rows. The record format is
+`{"source", "id", "messages": [{"role", "content"}, …]}` or `{"source", "id", "text"}`, one object a line.
+"""
+
+import gzip
+import itertools
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from orthrus.data.synthetic import problem
+from orthrus.errors import DataError
+
+Message = Mapping[str, str]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Document:
+    """One chat (`messages` not empty) or one plain text."""
+
+    source: str
+    messages: tuple[Message, ...] = ()
+    text: str = ""
+
+
+def synthetic_documents(
+    domain: str, *, split: Literal["train", "heldout"] = "train", seed: int = 0
+) -> Iterator[Document]:
+    """Endless problems of one domain of `orthrus.data.synthetic`, from index 0 on."""
+    for index in itertools.count():
+        messages = tuple(problem(domain, index, split=split, seed=seed).messages)
+        yield Document(source=domain, messages=messages)
+
+
+def jsonl_documents(path: str | Path, *, split_characters: int | None = None) -> Iterator[Document]:
+    """Documents of a JSONL file, gzipped when its name ends in `.gz`, in the order of the file.
+
+    Texts longer than `split_characters` are cut at blank lines where possible.
+
+    Raises:
+        DataError: the file cannot be read, or a record is not of the format; with file and line.
+    """
+    path = Path(path)
+    try:
+        with gzip.open(path, "rt", encoding="utf-8") if path.suffix == ".gz" else path.open(encoding="utf-8") as f:
+            for number, line in enumerate(f, start=1):
+                if line.strip():
+                    yield from _pieces(_parse(line, f"{path}:{number}"), split_characters)
+    except (OSError, EOFError, UnicodeDecodeError) as error:
+        raise DataError(f"{path}: a readable JSONL file is required; {error}") from None
+
+
+def _parse(line: str, where: str) -> Document:
+    try:
+        record = json.loads(line)
+    except json.JSONDecodeError as error:
+        raise DataError(f"{where}: expected one JSON object a line; {error}") from None
+    if not isinstance(record, dict):
+        raise DataError(f"{where}: expected a JSON object, found {type(record).__name__}")
+    source = str(record.get("source", ""))
+    match record:
+        case {"messages": list(messages)} if messages and all(_is_message(m) for m in messages):
+            return Document(source=source, messages=tuple(messages))
+        case {"text": str(text)} if text:
+            return Document(source=source, text=text)
+    raise DataError(
+        f"{where}: expected 'messages' (a list of objects with the strings 'role' and 'content') or 'text' "
+        f"(a string that is not empty), found the keys {sorted(record)}"
+    )
+
+
+def _is_message(message: Any) -> bool:
+    return (
+        isinstance(message, dict)
+        and isinstance(message.get("role"), str)
+        and isinstance(message.get("content"), str)
+    )
+
+
+def _pieces(document: Document, split_characters: int | None) -> Iterator[Document]:
+    if split_characters is None or len(document.text) <= split_characters:
+        yield document
+        return
+    piece = ""
+    for paragraph in document.text.split("\n\n"):
+        if piece and len(piece) + len(paragraph) > split_characters:
+            yield Document(source=document.source, text=piece.rstrip())
+            piece = ""
+        piece += paragraph + "\n\n"
+    if piece.strip():
+        yield Document(source=document.source, text=piece.rstrip())

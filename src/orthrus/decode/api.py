@@ -1,0 +1,181 @@
+"""From prompts to completions: the functions `orthrus.generate` and `orthrus.stream`.
+
+Knows tokenizers, chat templates and the engine; knows no passes, no acceptance, no files.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, Literal, TypeAlias
+
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from orthrus.decode import plan as plans
+from orthrus.decode.engine import Engine, Progress, Row
+from orthrus.decode.options import Options
+from orthrus.decode.output import Chunk, Completion
+from orthrus.decode.stop import Stopper, TextStream
+from orthrus.errors import ConfigError, PromptError
+from orthrus.model.attach import config_of
+
+Chat: TypeAlias = list[dict[str, str]]
+Prompt: TypeAlias = str | Chat
+Mode = Literal["orthrus", "ar"]
+
+
+def generate(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: Prompt | Sequence[Prompt],
+    *,
+    mode: Mode = "orthrus",
+    plan: str | None = None,
+    batch_size: int = 8,
+    on_progress: Callable[[int, Progress], None] | None = None,
+    **options: Any,
+) -> list[Completion]:
+    """Complete one prompt or many; always returns a list, in the order of the prompts.
+
+    Args:
+        model: a dual-view model (`orthrus.load`, `orthrus.attach`).
+        tokenizer: the model's tokenizer.
+        prompts: a text, one chat (a list of {"role", "content"}), or a list of either. Texts are continued as they
+            are; chats take the tokenizer's chat template.
+        mode: "orthrus" drafts and verifies, "ar" decodes plainly through the same engine; the text is the same.
+        plan: how many drafts per cycle ("full", "fixed:K", "ar"); `mode="ar"` takes none.
+        batch_size: completions in flight at once; as soon as one ends the next begins.
+        on_progress: called with the prompt's index after every cycle that moved it.
+        **options: Hugging Face's names: max_new_tokens, do_sample, temperature, top_k, top_p, min_p,
+            repetition_penalty, eos_token_id, stop_strings, seed. Anything else is refused.
+
+    Raises:
+        ConfigError: an option that is not honoured or out of range.
+        PromptError: an empty prompt, or one longer than the model's context.
+    """
+    chosen = Options.of(model.generation_config, **options)
+    given = as_list(prompts)
+    ids = [encode(tokenizer, prompt) for prompt in given]
+    if not given:
+        return []
+    if batch_size < 1:
+        raise ConfigError(f"batch_size must be at least 1, found {batch_size}")
+    decoder = plan_of(mode, plan)
+    engine = engine_for(model, ids, chosen, decoder, rows=min(batch_size, len(ids)))
+    rows: dict[int, Row] = {}
+    index_of: dict[int, int] = {}
+    for index, prompt_ids in enumerate(ids):
+        # The stopper counts what the context leaves; the engine checks the request itself.
+        limit = min(chosen.max_new_tokens, engine.context_length - len(prompt_ids))
+        stopper = Stopper(chosen, tokenizer, limit=limit)
+        index_of[engine.add(prompt_ids, chosen, stopper=stopper, index=index)] = index
+    while engine.busy:
+        for progress in engine.step():
+            index = index_of[progress.row.id]
+            rows[index] = progress.row
+            if on_progress is not None:
+                on_progress(index, progress)
+    return [_completion(tokenizer, prompt, rows[i]) for i, prompt in enumerate(given)]
+
+
+def stream(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    prompt: Prompt,
+    *,
+    mode: Mode = "orthrus",
+    plan: str | None = None,
+    engine: Engine | None = None,
+    **options: Any,
+) -> Iterator[Chunk]:
+    """Complete one prompt and yield each cycle's text as it is decided; arguments as for `generate`.
+
+    Pass the same one-row `engine` again to keep its cache: only tokens that differ from the last text are read.
+    Closing the iterator early ends the completion and leaves the engine ready for the next one.
+    """
+    chosen = Options.of(model.generation_config, **options)
+    prompt_ids = encode(tokenizer, prompt)
+    engine = engine or engine_for(model, [prompt_ids], chosen, plan_of(mode, plan), rows=1)
+    limit = min(chosen.max_new_tokens, engine.context_length - len(prompt_ids))
+    return _stream(engine, tokenizer, prompt_ids, chosen, limit)
+
+
+def _stream(
+    engine: Engine, tokenizer: PreTrainedTokenizerBase, prompt_ids: list[int], options: Options, limit: int
+) -> Iterator[Chunk]:
+    decoder = TextStream(tokenizer)
+    id = engine.add(prompt_ids, options, stopper=Stopper(options, tokenizer, limit=limit))
+    try:
+        while engine.busy:
+            for progress in engine.step():
+                texts = [decoder.push(token) for token in progress.token_ids]
+                yield Chunk(
+                    draft_text="".join(texts[: progress.accepted]),
+                    bonus_text="".join(texts[progress.accepted :]),
+                    token_ids=progress.token_ids,
+                    accepted=progress.accepted,
+                    finish_reason=progress.row.finish_reason,
+                    stats=progress.row.stats,
+                )
+    finally:
+        engine.abort(id)
+
+
+def engine_for(
+    model: PreTrainedModel, prompts: Sequence[Sequence[int]], options: Options, plan: plans.Plan, *, rows: int
+) -> Engine:
+    """Build an engine with just enough room for these prompts, within the model's context."""
+    block = config_of(model).block_size
+    width = plan.for_block(block).width
+    context: int = model.config.get_text_config().max_position_embeddings
+    longest = max((len(ids) for ids in prompts), default=1)
+    capacity = Engine.room(longest, min(options.max_new_tokens, max(context - longest, 0)), width)
+    shorter = max((Engine.room(len(i), min(options.max_new_tokens, context - len(i)), width) for i in prompts), default=0)
+    return Engine(model, rows=rows, capacity=max(capacity, shorter), plan=plan)
+
+
+def plan_of(mode: str, plan: str | None) -> plans.Plan:
+    """Settle mode and plan; raises ConfigError when they contradict each other."""
+    if mode not in ("orthrus", "ar"):
+        raise ConfigError(f"mode must be 'orthrus' or 'ar', found {mode!r}")
+    if mode == "ar" and plan not in (None, "ar"):
+        raise ConfigError(f"mode='ar' decodes plainly, but plan {plan!r} asks for drafts: drop one of the two")
+    return plans.parse("ar" if mode == "ar" else plan or "full")
+
+
+def as_list(prompts: Prompt | Sequence[Prompt]) -> list[Prompt]:
+    """Return prompts as a list: a text or a single chat becomes a list of one."""
+    if isinstance(prompts, str):
+        return [prompts]
+    items = list(prompts)
+    if items and all(isinstance(item, dict) for item in items):
+        return [items]  # type: ignore[list-item]
+    return items  # type: ignore[return-value]
+
+
+def encode(tokenizer: PreTrainedTokenizerBase, prompt: Prompt) -> list[int]:
+    """Turn one prompt into token ids; raises PromptError for an empty prompt or a malformed chat."""
+    if isinstance(prompt, str):
+        if not prompt:
+            raise PromptError("the prompt must not be empty, found an empty text: give it at least one character")
+        ids: list[int] = tokenizer(prompt)["input_ids"]
+        return ids
+    if not prompt:
+        raise PromptError("the chat must hold at least one message, found none")
+    for message in prompt:
+        if not isinstance(message, dict) or not isinstance(message.get("content"), str) or "role" not in message:
+            raise PromptError(f'chat messages are {{"role": …, "content": …}}, found {message!r}')
+    if not any(message["content"] for message in prompt):
+        raise PromptError("the chat must say something, found only empty messages")
+    if tokenizer.chat_template is None:
+        raise PromptError("a chat needs a tokenizer with a chat template, this one has none: give the prompt as text")
+    ids = tokenizer.apply_chat_template(prompt, add_generation_prompt=True, tokenize=True, return_dict=False)
+    return ids
+
+
+def _completion(tokenizer: PreTrainedTokenizerBase, prompt: Prompt, row: Row) -> Completion:
+    assert row.finish_reason is not None
+    return Completion(
+        prompt=prompt,
+        text=tokenizer.decode(row.token_ids, skip_special_tokens=True),
+        token_ids=row.token_ids,
+        finish_reason=row.finish_reason,
+        stats=row.stats,
+    )

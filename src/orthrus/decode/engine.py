@@ -1,0 +1,249 @@
+"""Rows in flight: admission, prefill, cycles, endings. Generation, streaming, serving and measuring all drive this.
+
+Knows token ids, never text; a completion's `Stopper` says where it ends. Live rows stand at the front of the cache,
+so that a cycle runs over exactly them; a row that ends is replaced by the last one.
+"""
+
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from orthrus.decode.cycle import Batch, Drafter, cycle, twin
+from orthrus.decode.noise import stream_of
+from orthrus.decode.options import Options, Sampling
+from orthrus.decode.output import FinishReason, Stats
+from orthrus.decode.passes import Passes
+from orthrus.decode.plan import Plan
+from orthrus.decode.sampling import Chooser, Context
+from orthrus.decode.stop import Stopper
+from orthrus.errors import CacheFull, PromptError
+from orthrus.model.cache import ScratchCache
+
+
+@dataclass(kw_only=True, slots=True)
+class Row:
+    """One completion in the making: its tokens so far, what it was asked for, what it cost."""
+
+    id: int
+    prompt_ids: list[int]
+    options: Options
+    stopper: Stopper
+    stream: int
+    token_ids: list[int] = field(default_factory=list)
+    stats: Stats = field(default_factory=Stats)
+    finish_reason: FinishReason | None = None
+
+    @property
+    def anchor(self) -> int:
+        """The last token of the text, whose keys the next pass writes."""
+        return self.token_ids[-1] if self.token_ids else self.prompt_ids[-1]
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """What one step added to one row."""
+
+    row: Row
+    token_ids: list[int]
+    accepted: int
+
+
+class Engine:
+    """Decode many completions at once over one cache that is never copied.
+
+    Args:
+        model: a dual-view model.
+        rows: completions in flight at most.
+        capacity: positions per row, scratch for one block included (`Engine.room` says how many a request needs).
+        plan: how many drafts each cycle proposes.
+        prefill_chunk: prompt positions per prefill pass at most.
+        drafter: who proposes; the model's own diffusion view unless a test says otherwise.
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        *,
+        rows: int,
+        capacity: int,
+        plan: Plan,
+        prefill_chunk: int = 512,
+        drafter: Drafter = twin,
+    ) -> None:
+        self.cache = ScratchCache(rows=rows, capacity=capacity, device=model.device)
+        self.passes = Passes(model, self.cache)
+        self.plan = plan.for_block(self.passes.config.block_size)
+        self.prefill_chunk = prefill_chunk
+        self.drafter = drafter
+        self.context_length: int = model.config.get_text_config().max_position_embeddings
+        self.vocabulary: int = model.get_input_embeddings().weight.shape[0]
+        self.live: list[Row] = []
+        self.waiting: deque[Row] = deque()
+        self._cached_ids: list[list[int]] = [[] for _ in range(rows)]
+        self._seen_RV: Tensor | None = None
+        self._next_id = 0
+
+    @staticmethod
+    def room(prompt: int, max_new_tokens: int, block: int) -> int:
+        """Return the cache positions a completion needs: prompt, text, and one block of scratch."""
+        return prompt + max_new_tokens + block
+
+    @property
+    def busy(self) -> bool:
+        """True while a completion is waiting or in flight."""
+        return bool(self.live or self.waiting)
+
+    def add(self, prompt_ids: Sequence[int], options: Options, *, stopper: Stopper | None = None, index: int = 0) -> int:
+        """Queue a completion and return its id; nothing runs before `step`.
+
+        `index` tells prompts of one call apart, so that each draws noise of its own under one seed.
+
+        Raises:
+            PromptError: the prompt is empty, holds ids outside the vocabulary, or leaves no room in the context.
+            CacheFull: it needs more positions than a row has.
+        """
+        limit = self._limit(prompt_ids, options)
+        row = Row(
+            id=self._next_id,
+            prompt_ids=list(prompt_ids),
+            options=options,
+            stopper=stopper or Stopper(options, None, limit=limit),
+            stream=stream_of(options.seed, index),
+        )
+        self._next_id += 1
+        self.waiting.append(row)
+        return row.id
+
+    @torch.inference_mode()
+    def abort(self, id: int) -> bool:
+        """End a completion, waiting or in flight; returns False when there is none of that id."""
+        for row in self.waiting:
+            if row.id == id:
+                self.waiting.remove(row)
+                row.finish_reason = "abort"
+                return True
+        for place, row in enumerate(self.live):
+            if row.id == id:
+                row.finish_reason = "abort"
+                self._remove(place)
+                return True
+        return False
+
+    @torch.inference_mode()
+    def step(self) -> list[Progress]:
+        """Admit what fits, run one cycle over all live rows, and return what each of them gained."""
+        self._admit()
+        if not self.live:
+            return []
+        rows = slice(0, len(self.live))
+        drafts = self.plan.drafts(self.live)
+        gained = cycle(self.passes, self._batch(rows), drafts=drafts, drafter=self.drafter)
+        progress = [self._keep(place, tokens, drafts) for place, tokens in enumerate(gained)]
+        self.cache.commit(rows, [len(tokens) for tokens in gained])
+        for place in reversed(range(len(self.live))):
+            if self.live[place].finish_reason is not None:
+                self._remove(place)
+        return progress
+
+    def _limit(self, prompt_ids: Sequence[int], options: Options) -> int:
+        """Check a request against vocabulary, context and cache; return how many tokens it may write."""
+        if not prompt_ids:
+            raise PromptError("the prompt must hold at least one token, found none: give it some text")
+        if not (0 <= min(prompt_ids) and max(prompt_ids) < self.vocabulary):
+            raise PromptError(
+                f"prompt tokens must be ids from 0 to {self.vocabulary - 1}, found {min(prompt_ids)} to "
+                f"{max(prompt_ids)}: encode it with the model's own tokenizer"
+            )
+        limit = min(options.max_new_tokens, self.context_length - len(prompt_ids))
+        if limit < 1:
+            raise PromptError(
+                f"the model reads at most {self.context_length} tokens, the prompt has {len(prompt_ids)}: shorten it"
+            )
+        needed = self.room(len(prompt_ids), limit, self.plan.width)
+        if needed > self.cache.capacity:
+            raise CacheFull(
+                f"{len(prompt_ids)} prompt tokens, {limit} new ones and a block of {self.plan.width} need {needed} "
+                f"cache positions, a row has {self.cache.capacity}: ask for fewer tokens or a larger capacity"
+            )
+        return limit
+
+    def _admit(self) -> None:
+        """Move waiting completions into free rows and prefill them together, all but each one's last token."""
+        first = len(self.live)
+        while self.waiting and len(self.live) < self.cache.rows:
+            self.live.append(self.waiting.popleft())
+        joined = range(first, len(self.live))
+        if not joined:
+            return
+        pending = [self._reuse(place, self.live[place].prompt_ids[:-1]) for place in joined]
+        if any(pending):
+            self.passes.prefill(slice(first, len(self.live)), pending, chunk=self.prefill_chunk)
+        for place in joined:
+            self._see(place)
+
+    def _reuse(self, place: int, prompt_ids: list[int]) -> list[int]:
+        """Keep what the row's keys have in common with a new prompt; return the tokens still to be read."""
+        common = 0
+        for old, new in zip(self._cached_ids[place], prompt_ids, strict=False):
+            if old != new:
+                break
+            common += 1
+        self.cache.set_length(place, common)
+        return prompt_ids[common:]
+
+    def _batch(self, rows: slice) -> Batch:
+        """Describe the live rows to the cycle."""
+        device = self.cache.device
+        anchor_B = torch.tensor([row.anchor for row in self.live], device=device)
+        stream_B = torch.tensor([row.stream for row in self.live], device=device)
+        seen_BV = None if self._seen_RV is None else self._seen_RV[rows]
+        context = Context(stream_B, self.cache.length_R[rows], seen_BV)
+        places: dict[Sampling, list[int]] = {}
+        for place, row in enumerate(self.live):
+            places.setdefault(row.options.sampling, []).append(place)
+        if len(places) == 1:
+            groups: list[tuple[Chooser, Tensor | None]] = [(Chooser(next(iter(places))), None)]
+        else:
+            groups = [(Chooser(s), torch.tensor(index, device=device)) for s, index in places.items()]
+        return Batch(rows=rows, anchor_B=anchor_B, context=context, groups=groups)
+
+    def _keep(self, place: int, tokens: list[int], drafts: int) -> Progress:
+        """Add a cycle's tokens to a row, as far as its text goes."""
+        row = self.live[place]
+        kept, row.finish_reason = row.stopper.cut(tokens)
+        accepted = min(len(kept), len(tokens) - 1)
+        row.token_ids += kept
+        row.stats.record(drafted=drafts, accepted=accepted, emitted=len(kept))
+        if self._seen_RV is not None:
+            self._seen_RV[place, kept] = True
+        return Progress(row, kept, accepted)
+
+    def _remove(self, place: int) -> None:
+        """Free a row; the last live row takes its place, so that live rows stay together at the front."""
+        row = self.live.pop(place)
+        last = len(self.live)
+        valid = self.cache.lengths[place]
+        self._cached_ids[place] = (row.prompt_ids + row.token_ids)[:valid]
+        if place == last:
+            return
+        self.live.insert(place, self.live.pop())
+        self.cache.move_row(last, place)
+        self._cached_ids[place], self._cached_ids[last] = [], []
+        if self._seen_RV is not None:
+            self._seen_RV[place] = self._seen_RV[last]
+
+    def _see(self, place: int) -> None:
+        """Note which tokens a new row contains, once any row is penalised for repeating."""
+        penalised = any(row.options.sampling.repetition_penalty != 1.0 for row in self.live)
+        if self._seen_RV is None and penalised:
+            self._seen_RV = torch.zeros(self.cache.rows, self.vocabulary, dtype=torch.bool, device=self.cache.device)
+            for other in range(len(self.live)):
+                self._see(other)
+        if self._seen_RV is not None:
+            row = self.live[place]
+            self._seen_RV[place] = False
+            self._seen_RV[place, row.prompt_ids + row.token_ids] = True

@@ -1,0 +1,48 @@
+"""Randomness as a pure function of (stream, position, purpose, lane): no generator, no state, no order.
+
+A row's noise depends on its own stream and the position of the token it decides, never on the batch it runs in,
+the block length or the device, so sampled text can be reproduced anywhere. Knows no model and no probabilities.
+
+Shapes: B rows, Q positions, L lanes (vocabulary entries, or 1 for a single draw).
+"""
+
+import torch
+from torch import Tensor
+
+DRAFT, ACCEPT, RESIDUAL, TARGET = range(4)
+"""Purposes: draws for different decisions at one position must be independent of each other."""
+
+_GOLDEN = -7046029254386353131  # 2^64 / golden ratio, odd, as a signed 64-bit integer
+_MIX_1 = -4658895280553007687
+_MIX_2 = -7723592293110705685
+
+
+def stream_of(seed: int, index: int) -> int:
+    """Return the stream of one row: a 64-bit integer that depends on the user's seed and the prompt's index."""
+    mixed = _mix(torch.tensor([seed & 0x7FFFFFFFFFFFFFFF, index]) * _GOLDEN)
+    return int(_mix(mixed[:1] + mixed[1:] * _GOLDEN).item())
+
+
+def uniform(stream_B: Tensor, position_BQ: Tensor, purpose: int, lanes: int) -> Tensor:
+    """Return `[B, Q, L]` float32 numbers in the open interval (0, 1), in steps of 2^-24."""
+    key_BQ = _mix(_mix(stream_B)[:, None] + (position_BQ * 4 + purpose) * _GOLDEN)
+    lane_L = torch.arange(1, lanes + 1, device=stream_B.device) * _GOLDEN
+    bits = _shift(_mix(key_BQ[:, :, None] + lane_L), 40)
+    return (bits.float() + 0.5) * 2.0**-24
+
+
+def gumbel(stream_B: Tensor, position_BQ: Tensor, purpose: int, lanes: int) -> Tensor:
+    """Return `[B, Q, L]` standard Gumbel noise: the argmax of log-probabilities plus it is a sample from them."""
+    return -torch.log(-torch.log(uniform(stream_B, position_BQ, purpose, lanes)))
+
+
+def _mix(z: Tensor) -> Tensor:
+    """Scramble 64-bit integers (the finalizer of SplitMix64: Steele, Lea and Flood, OOPSLA 2014)."""
+    z = (z ^ _shift(z, 30)) * _MIX_1
+    z = (z ^ _shift(z, 27)) * _MIX_2
+    return z ^ _shift(z, 31)
+
+
+def _shift(z: Tensor, bits: int) -> Tensor:
+    """Shift right without the sign, which torch's own shift of signed integers drags along."""
+    return (z >> bits) & ((1 << (64 - bits)) - 1)

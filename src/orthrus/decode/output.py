@@ -1,0 +1,165 @@
+"""What decoding returns: completions, stream chunks, and the statistics, defined here and nowhere else.
+
+Knows no model and no tokenizer.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+FinishReason = Literal["stop", "length", "abort"]
+
+
+@dataclass(kw_only=True, slots=True)
+class Stats:
+    """Count what a completion cost and what its drafts were worth.
+
+    Attributes:
+        cycles: draft + verify cycles.
+        plain_steps: forward passes that carried no draft.
+        forwards: passes of the backbone: one prefill (however many chunks it took), two per cycle, one per plain
+            step (the paper's denominator, equation 9).
+        drafted: draft tokens proposed.
+        accepted: draft tokens emitted. Drafts the backbone agreed with past the end of the text do not count.
+        emitted: tokens of the completion.
+        proposed_per_position: how often slot j was drafted.
+        accepted_at_position: how often slot j's draft was emitted.
+    """
+
+    cycles: int = 0
+    plain_steps: int = 0
+    drafted: int = 0
+    accepted: int = 0
+    emitted: int = 0
+    prefills: int = 1
+    proposed_per_position: list[int] = field(default_factory=list)
+    accepted_at_position: list[int] = field(default_factory=list)
+
+    def record(self, *, drafted: int, accepted: int, emitted: int) -> None:
+        """Add one step: `drafted` is 0 for a plain one; `accepted` and `emitted` count what the text got."""
+        self.emitted += emitted
+        if drafted == 0:
+            self.plain_steps += 1
+            return
+        self.cycles += 1
+        self.drafted += drafted
+        self.accepted += accepted
+        _add(self.proposed_per_position, [1] * drafted)
+        _add(self.accepted_at_position, [1] * accepted + [0] * (drafted - accepted))
+
+    @property
+    def forwards(self) -> int:
+        """Forward passes of the backbone, the prefill counted once."""
+        return self.prefills + 2 * self.cycles + self.plain_steps
+
+    @property
+    def tokens_per_forward(self) -> float:
+        """Emitted tokens per forward pass (the paper's TPF)."""
+        return self.emitted / self.forwards if self.forwards else 0.0
+
+    @property
+    def acceptance_length(self) -> float:
+        """Accepted drafts per cycle, without the bonus token (the paper's figure 4)."""
+        return self.accepted / self.cycles if self.cycles else 0.0
+
+    @property
+    def tokens_per_cycle(self) -> float:
+        """Accepted drafts and the bonus token per cycle (what others call acceptance length); 0 without cycles."""
+        return self.acceptance_length + 1 if self.cycles else 0.0
+
+    @property
+    def accepted_per_position(self) -> list[float]:
+        """How often slot j's draft was accepted, given that it was proposed."""
+        pairs = zip(self.accepted_at_position, self.proposed_per_position, strict=True)
+        return [accepted / proposed for accepted, proposed in pairs]
+
+    @classmethod
+    def total(cls, parts: Iterable["Stats"]) -> "Stats":
+        """Sum statistics over completions; ratios of the sum are the pooled figures."""
+        out = cls(prefills=0)
+        for part in parts:
+            out.cycles += part.cycles
+            out.plain_steps += part.plain_steps
+            out.drafted += part.drafted
+            out.accepted += part.accepted
+            out.emitted += part.emitted
+            out.prefills += part.prefills
+            _add(out.proposed_per_position, part.proposed_per_position)
+            _add(out.accepted_at_position, part.accepted_at_position)
+        return out
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return counts and ratios under the names used in every JSON this package writes."""
+        return {
+            "cycles": self.cycles,
+            "forwards": self.forwards,
+            "plain_steps": self.plain_steps,
+            "drafted": self.drafted,
+            "accepted": self.accepted,
+            "emitted": self.emitted,
+            "tokens_per_forward": self.tokens_per_forward,
+            "acceptance_length": self.acceptance_length,
+            "tokens_per_cycle": self.tokens_per_cycle,
+            "accepted_per_position": self.accepted_per_position,
+        }
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Completion:
+    """One finished text.
+
+    Attributes:
+        prompt: the prompt as given.
+        text: the decoded completion, special tokens left out.
+        token_ids: its tokens, the end-of-text token included where one was written.
+        finish_reason: "stop" (end-of-text token or stop string), "length", or "abort".
+        stats: what it cost.
+    """
+
+    prompt: str | list[dict[str, str]]
+    text: str
+    token_ids: list[int]
+    finish_reason: FinishReason
+    stats: Stats
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the completion as plain JSON values."""
+        return {
+            "prompt": self.prompt,
+            "text": self.text,
+            "token_ids": self.token_ids,
+            "finish_reason": self.finish_reason,
+            "stats": self.stats.to_dict(),
+        }
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Chunk:
+    """What one cycle added to a streamed text.
+
+    Attributes:
+        draft_text: text of the accepted drafts.
+        bonus_text: text of the backbone's own token after them.
+        token_ids: the cycle's tokens.
+        accepted: how many of them were drafts.
+        finish_reason: set on the last chunk only.
+        stats: the completion's statistics so far.
+    """
+
+    draft_text: str
+    bonus_text: str
+    token_ids: list[int]
+    accepted: int
+    finish_reason: FinishReason | None
+    stats: Stats
+
+    @property
+    def text(self) -> str:
+        """The text this cycle added."""
+        return self.draft_text + self.bonus_text
+
+
+def _add(total: list[int], more: list[int]) -> None:
+    total.extend([0] * (len(more) - len(total)))
+    for i, value in enumerate(more):
+        total[i] += value

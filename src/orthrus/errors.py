@@ -1,0 +1,40 @@
+"""One tree of exceptions, so that callers can catch as widely as they like.
+
+    OrthrusError
+    ├── ConfigError        an option, recipe key or configuration value that cannot be honoured
+    ├── PromptError        a prompt or chat that cannot be generated from
+    ├── CheckpointError    files on disk that are missing, damaged or belong to another backbone
+    ├── UnsupportedModel   an architecture that the dual view cannot be attached to
+    ├── CacheFull          more tokens asked for than the key/value cache has room for
+    └── DataError          prompt sets, rows or shards that cannot be read or do not fit together
+
+Every message says what is required, what was found, and what to do. The module knows nothing else.
+"""
+
+
+class OrthrusError(Exception):
+    """Base class of every error this package raises on purpose."""
+
+
+class ConfigError(OrthrusError, ValueError):
+    """An option, recipe key or configuration value that cannot be honoured."""
+
+
+class PromptError(OrthrusError, ValueError):
+    """A prompt or chat that cannot be generated from."""
+
+
+class CheckpointError(OrthrusError, ValueError):
+    """Files on disk that are missing, damaged, or belong to another backbone."""
+
+
+class UnsupportedModel(OrthrusError, TypeError):
+    """An architecture that the dual view cannot be attached to."""
+
+
+class CacheFull(OrthrusError, ValueError):
+    """More tokens asked for than the key/value cache has room for; nothing was written."""
+
+
+class DataError(OrthrusError, ValueError):
+    """Prompt sets, rows or shards that cannot be read or do not fit together."""

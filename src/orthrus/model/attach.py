@@ -1,0 +1,164 @@
+"""Attach the diffusion view to a Hugging Face causal language model, and take it off again.
+
+Finds attention modules by what they do (one per decoder layer, called with hidden states and a cache), never by
+architecture; refuses by name what the dual view cannot serve. Knows neither decoding nor files.
+"""
+
+import dataclasses
+import inspect
+from collections.abc import Iterator
+
+from torch import nn
+from transformers import PreTrainedModel
+
+from orthrus.errors import ConfigError, UnsupportedModel
+from orthrus.model import attention
+from orthrus.model.config import OrthrusConfig
+from orthrus.model.dual import DualAttention
+
+_ATTRIBUTE = "orthrus_config"
+
+
+def attach(
+    model: PreTrainedModel,
+    config: OrthrusConfig | None = None,
+    *,
+    attn_implementation: str | None = None,
+) -> PreTrainedModel:
+    """Give every attention module of a causal LM a trainable twin, in place, and freeze everything else.
+
+    Plain calls of the model stay what they were, bit for bit; passes with `view=` reach the twin.
+
+    Args:
+        model: any attention-only causal LM of transformers.
+        config: block length and mask token; defaults to `OrthrusConfig()`.
+        attn_implementation: attention function to switch to ("orthrus" never repeats keys for grouped queries);
+            None keeps the model's own.
+
+    Raises:
+        UnsupportedModel: the architecture is not served (the message says which part and why).
+        ConfigError: a view is attached already, or the mask token is not in the vocabulary.
+    """
+    if is_attached(model):
+        raise ConfigError("this model has a diffusion view already: detach() it first, or load() another")
+    config = config or OrthrusConfig()
+    sites = list(_attention_sites(model))
+    rows = model.get_input_embeddings().weight.shape[0]
+    mask = rows - 1 if config.mask_token_id is None else config.mask_token_id
+    if mask >= rows:
+        raise ConfigError(f"mask_token_id must be one of the {rows} embedding rows, found {mask}")
+    model.requires_grad_(False)
+    for parent, name, module, window in sites:
+        setattr(parent, name, DualAttention(module, window=window))
+    setattr(model, _ATTRIBUTE, dataclasses.replace(config, mask_token_id=mask))
+    if attn_implementation is not None:
+        use_attention(model, attn_implementation)
+    return model
+
+
+def detach(model: PreTrainedModel) -> PreTrainedModel:
+    """Take the diffusion view off a model, in place; what remains is the backbone as it was."""
+    config_of(model)
+    for parent, name, dual in list(_dual_sites(model)):
+        setattr(parent, name, dual.ar)
+    delattr(model, _ATTRIBUTE)
+    return model
+
+
+def use_attention(model: PreTrainedModel, name: str) -> None:
+    """Switch a model's attention function; "orthrus" is registered on the way."""
+    if name == attention.NAME:
+        attention.register()
+    model.set_attn_implementation(name)
+
+
+def is_attached(model: nn.Module) -> bool:
+    """Tell whether a model carries a diffusion view."""
+    return hasattr(model, _ATTRIBUTE)
+
+
+def config_of(model: nn.Module) -> OrthrusConfig:
+    """Return the view's configuration; raises ConfigError when the model has no view."""
+    config = getattr(model, _ATTRIBUTE, None)
+    if not isinstance(config, OrthrusConfig):
+        raise ConfigError(
+            "this needs a model with a diffusion view, found a plain one: orthrus.attach(model) makes an untrained "
+            "view, orthrus.load(name) loads a trained one"
+        )
+    return config
+
+
+def duals(model: nn.Module) -> list[DualAttention]:
+    """Return the model's dual attention modules in layer order."""
+    return [dual for _, _, dual in _dual_sites(model)]
+
+
+def windows_of(model: nn.Module) -> tuple[int, ...]:
+    """Return the distinct sliding windows of the model's layers, in tokens."""
+    return tuple(sorted({dual.window for dual in duals(model) if dual.window is not None}))
+
+
+def _dual_sites(model: nn.Module) -> Iterator[tuple[nn.Module, str, DualAttention]]:
+    for parent in model.modules():
+        for name, child in parent.named_children():
+            if isinstance(child, DualAttention):
+                yield parent, name, child
+
+
+def _attention_sites(model: nn.Module) -> Iterator[tuple[nn.Module, str, nn.Module, int | None]]:
+    """Yield (decoder layer, attribute, attention module, window) for each layer, or say why it cannot be."""
+    config = getattr(model, "config", None)
+    if not isinstance(model, PreTrainedModel) or config is None:
+        raise UnsupportedModel(f"attach() needs a transformers PreTrainedModel, found {type(model).__name__}")
+    name = type(model).__name__
+    if config.is_encoder_decoder:
+        raise UnsupportedModel(f"{name} is an encoder-decoder: the diffusion view drafts for decoder-only models")
+    if not model.can_generate():
+        raise UnsupportedModel(f"{name} has no language-model head: load it with AutoModelForCausalLM")
+    text = config.get_text_config()
+    kinds = set(getattr(text, "layer_types", None) or ()) - {"full_attention", "sliding_attention"}
+    if kinds:
+        raise UnsupportedModel(
+            f"{name} has layers of kind {', '.join(sorted(kinds))}: only full and sliding-window attention can keep "
+            "drafts out of a row's state"
+        )
+    rope = getattr(text, "rope_parameters", None) or {}
+    for part in rope.values() if all(isinstance(v, dict) for v in rope.values()) else [rope]:
+        if part.get("rope_type") in ("dynamic", "longrope"):
+            raise UnsupportedModel(
+                f"{name} uses {part['rope_type']} rotary embeddings, whose frequencies depend on the sequence's "
+                "length: drafts beyond the text would change the text"
+            )
+    layers = text.num_hidden_layers
+    sites = [
+        (parent, attribute, child)
+        for parent in model.modules()
+        for attribute, child in parent.named_children()
+        if _takes_a_cache(child) and not any(map(_takes_a_cache, list(child.modules())[1:]))
+    ]
+    if [child.layer_idx for _, _, child in sites] != list(range(layers)):
+        raise UnsupportedModel(
+            f"{name} needs one attention module with a key/value cache in each of its {layers} layers, found "
+            f"{len(sites)}: hybrid and linear-attention architectures are not served"
+        )
+    for parent, attribute, child in sites:
+        yield parent, attribute, child, _window(child, text)
+
+
+def _takes_a_cache(module: nn.Module) -> bool:
+    """Tell attention modules, and decoder layers that look like them from outside, from everything else."""
+    if not isinstance(getattr(module, "layer_idx", None), int):
+        return False
+    parameters = inspect.signature(module.forward).parameters
+    takes = {"hidden_states", "attention_mask", "past_key_values"} <= parameters.keys()
+    passes_on = any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters.values())
+    return takes and passes_on
+
+
+def _window(module: nn.Module, text_config: object) -> int | None:
+    """Return the sliding window of a layer, in tokens; None for full attention."""
+    kinds = getattr(text_config, "layer_types", None)
+    window = getattr(text_config, "sliding_window", None)
+    if kinds:
+        return window if kinds[module.layer_idx] == "sliding_attention" else None
+    return window

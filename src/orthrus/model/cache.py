@@ -1,0 +1,107 @@
+"""One key/value cache with a scratch tail: preallocated, a length per row, never copied.
+
+Both views write past a row's length; only `commit` moves the length, so drafts and rejected keys are simply
+overwritten by the next pass. Slots are numbered by position. Live rows stand at the front, so a pass over them is
+a view of the buffers. Knows neither masks nor views nor tokens; stands in for a Hugging Face cache by duck typing.
+
+Shapes: R rows of the cache, B rows of a pass, Q query rows, S slots, H key/value heads, D head dimension.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from orthrus.errors import CacheFull
+
+
+class ScratchCache:
+    """Hold keys and values of `rows` sequences of at most `capacity` positions each.
+
+    Buffers are `[R, S, H, D]` per layer, allocated when a layer first writes (its heads and dtype are known then).
+    Raises CacheFull before anything is written when a pass would run past the capacity.
+    """
+
+    def __init__(self, *, rows: int, capacity: int, device: torch.device | str = "cpu") -> None:
+        self.rows = rows
+        self.capacity = capacity
+        self.device = torch.device(device)
+        self.lengths = [0] * rows
+        self.length_R = torch.zeros(rows, dtype=torch.long, device=self.device)
+        self.keys: list[Tensor] = []
+        self.values: list[Tensor] = []
+        self._rows = slice(0, 0)
+        self._row_B1 = torch.empty(0, 1, dtype=torch.long)
+        self._slot_BQ = torch.empty(0, 0, dtype=torch.long)
+        self.span = 0
+
+    def begin(self, rows: slice, slot_BQ: Tensor, *, end: int) -> None:
+        """Point the next pass at its slots; every layer's `update` then writes there.
+
+        Args:
+            rows: the contiguous rows the pass runs over.
+            slot_BQ: `[B, Q]` slots (= positions) its keys are written to.
+            end: one past the last slot any of its queries may look at, known on the host; attention runs over
+                slots `0 … end-1` only.
+        """
+        if end > self.capacity:
+            raise CacheFull(
+                f"the pass needs {end} cache positions, the cache has {self.capacity} "
+                f"(rows are {max(self.lengths)} long at most): ask for fewer tokens or a larger capacity"
+            )
+        self._rows = rows
+        self._row_B1 = torch.arange(rows.start, rows.stop, device=self.device)[:, None]
+        self._slot_BQ = slot_BQ
+        self.span = end
+
+    def update(self, key_BHQD: Tensor, value_BHQD: Tensor, layer_idx: int, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
+        """Write one layer's keys and values into the pass's slots; return views `[B, H, span, D]` of all in reach."""
+        while len(self.keys) <= layer_idx:
+            self.keys.append(self._buffer(key_BHQD))
+            self.values.append(self._buffer(value_BHQD))
+        out = []
+        for buffer, new in ((self.keys[layer_idx], key_BHQD), (self.values[layer_idx], value_BHQD)):
+            buffer[self._row_B1, self._slot_BQ] = new.transpose(1, 2)
+            out.append(buffer[self._rows, : self.span].transpose(1, 2))
+        return out[0], out[1]
+
+    def _buffer(self, like_BHQD: Tensor) -> Tensor:
+        _, heads, _, dim = like_BHQD.shape
+        return like_BHQD.new_zeros(self.rows, self.capacity, heads, dim)
+
+    def commit(self, rows: slice, counts: list[int]) -> None:
+        """Keep `counts[i]` more positions of each row; what lies past them stays scratch."""
+        self.set_lengths_of(rows, [length + n for length, n in zip(self.lengths[rows], counts, strict=True)])
+
+    def set_length(self, row: int, length: int) -> None:
+        """Say how many positions of a row are valid (0 empties it, a smaller one forgets its end)."""
+        self.lengths[row] = length
+        self.length_R[row] = length
+
+    def set_lengths_of(self, rows: slice, lengths: list[int]) -> None:
+        """Say how many positions of several rows are valid, in one transfer."""
+        self.lengths[rows] = lengths
+        self.length_R[rows] = torch.tensor(lengths, dtype=torch.long).to(self.device, non_blocking=True)
+
+    def move_row(self, source: int, target: int) -> None:
+        """Put the valid positions of one row in another's place (once per finished row, never per cycle)."""
+        length = self.lengths[source]
+        for buffer in (*self.keys, *self.values):
+            buffer[target, :length] = buffer[source, :length]
+        self.set_length(target, length)
+        self.set_length(source, 0)
+
+    def move_slots(self, rows: slice, source_BM: Tensor, target_BM: Tensor) -> None:
+        """Copy a few slots within each row, as a tree's accepted path needs; `[B, M]` slots each."""
+        row_B1 = torch.arange(rows.start, rows.stop, device=self.device)[:, None]
+        for buffer in (*self.keys, *self.values):
+            buffer[row_B1, target_BM] = buffer[row_B1, source_BM]
+
+    def get_seq_length(self, layer_idx: int = 0) -> int:
+        """Return the longest row (Hugging Face asks when it is given no position ids; passes here always are)."""
+        return max(self.lengths)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes held by all buffers."""
+        return sum(buffer.numel() * buffer.element_size() for buffer in (*self.keys, *self.values))

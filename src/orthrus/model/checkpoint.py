@@ -1,0 +1,197 @@
+"""Views on disk: the adapter (the twin's tensors and `orthrus_config.json`) and the official layout (one full model).
+
+Knows tensor names, files and fingerprints; every file is written under a temporary name and then renamed, so an
+interrupted save leaves what was there. Knows no decoding.
+"""
+
+import hashlib
+import json
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from huggingface_hub import save_torch_state_dict
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from orthrus.errors import CheckpointError, ConfigError, UnsupportedModel
+from orthrus.model.attach import config_of
+from orthrus.model.config import OrthrusConfig
+
+Format = Literal["adapter", "official"]
+ADAPTER_FILE = "orthrus.safetensors"
+CONFIG_FILE = "orthrus_config.json"
+_TWIN = ".diffusion."
+_SAMPLE = 4096
+
+
+def save(model: PreTrainedModel, path: str | Path, *, format: Format = "adapter") -> Path:
+    """Write a dual-view model's view to a directory, and return it.
+
+    Args:
+        model: a model with a view.
+        path: directory, made if need be; other files in it stay.
+        format: "adapter" writes the twin alone; "official" one full Qwen3 model that the published Orthrus code
+            reads (tokenizer files are the caller's to add).
+
+    Raises:
+        ConfigError: an unknown format, or a model without a view.
+        UnsupportedModel: the official layout is defined for Qwen3 backbones only.
+    """
+    config = config_of(model)
+    if format == "adapter":
+        described = OrthrusConfig.from_dict({**config.to_dict(), "fingerprint": fingerprint(model)})
+        tensors = {name: t for name, t in model.state_dict().items() if _TWIN in name}
+        files = {CONFIG_FILE: described.to_dict()}
+    elif format == "official":
+        tensors = official_tensors(model)
+        files = {"config.json": official_config(model)}
+        if model.generation_config is not None:
+            generation = {**model.generation_config.to_diff_dict(), "use_cache": False}
+            files["generation_config.json"] = generation
+    else:
+        raise ConfigError(f"format must be 'adapter' or 'official', found {format!r}")
+    with replacing(Path(path)) as scratch:
+        pattern = ADAPTER_FILE.replace(".safetensors", "{suffix}.safetensors") if format == "adapter" else None
+        plain = {name: t.detach().cpu().contiguous() for name, t in tensors.items()}
+        save_torch_state_dict(plain, scratch, **({"filename_pattern": pattern} if pattern else {}))
+        for name, values in files.items():
+            (scratch / name).write_text(json.dumps(values, indent=2, sort_keys=True) + "\n")
+    return Path(path)
+
+
+def load_adapter(model: PreTrainedModel, path: Path) -> None:
+    """Load an adapter's tensors into a model whose view has just been attached, in place.
+
+    Raises:
+        CheckpointError: a missing or damaged file, missing, unexpected or misshapen tensors, or another backbone.
+    """
+    config = config_of(model)
+    found = fingerprint(model)
+    if config.fingerprint is not None and config.fingerprint != found:
+        raise CheckpointError(
+            f"{path} holds a view trained for a backbone with fingerprint {config.fingerprint} "
+            f"({config.backbone or 'unnamed'}), this model's is {found}: load it with its own backbone"
+        )
+    fill(model, read_tensors(path, ADAPTER_FILE), where=str(path))
+
+
+def read_config(path: Path) -> OrthrusConfig:
+    """Read `orthrus_config.json`; raises CheckpointError when it is missing or is not one."""
+    file = path / CONFIG_FILE
+    try:
+        values = json.loads(file.read_text())
+    except FileNotFoundError as error:
+        raise CheckpointError(f"{path} must hold {CONFIG_FILE}, found none: it is not an adapter") from error
+    except ValueError as error:
+        raise CheckpointError(f"{file} must be JSON, found {error}: write it again") from error
+    if not isinstance(values, dict):
+        raise CheckpointError(f"{file} must hold one JSON object, found {type(values).__name__}")
+    return OrthrusConfig.from_dict(values, where=str(file))
+
+
+def fill(model: PreTrainedModel, tensors: dict[str, Tensor], *, where: str) -> None:
+    """Copy tensors into the twin by name; nothing is copied unless every one of them fits."""
+    own = {name: t for name, t in model.state_dict().items() if _TWIN in name}
+    missing, unexpected = sorted(own.keys() - tensors.keys()), sorted(tensors.keys() - own.keys())
+    shapes = [n for n in own.keys() & tensors.keys() if own[n].shape != tensors[n].shape]
+    if missing or unexpected or shapes:
+        problems = [_names("missing", missing), _names("unexpected", unexpected)]
+        problems += [f"{n} is {list(tensors[n].shape)}, the model's is {list(own[n].shape)}" for n in sorted(shapes)[:3]]
+        raise CheckpointError(f"{where} does not fit this backbone: {'; '.join(filter(None, problems))}")
+    with torch.no_grad():
+        for name, tensor in own.items():
+            tensor.copy_(tensors[name])
+
+
+def fingerprint(model: PreTrainedModel) -> str:
+    """Digest the backbone's weights: names, shapes and evenly spaced samples, the same in float32 and bfloat16."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(backbone_tensors(model).items()):
+        flat = tensor.detach().reshape(-1)
+        samples = flat[:: max(1, flat.numel() // _SAMPLE)].to("cpu", torch.bfloat16).view(torch.int16)
+        digest.update(f"{name} {list(tensor.shape)}".encode())
+        digest.update(samples.numpy().tobytes())
+    return digest.hexdigest()[:32]
+
+
+def backbone_tensors(model: PreTrainedModel) -> dict[str, Tensor]:
+    """Return the frozen model's parameters under the names they have without a view."""
+    return {name.replace(".ar.", "."): p for name, p in model.named_parameters() if _TWIN not in name}
+
+
+def official_name(name: str) -> str:
+    """Rename a twin tensor to the published layout: `…self_attn.diffusion.q_proj.weight` → `…q_proj_diff.weight`."""
+    module, inner = name.split(_TWIN)
+    head, dot, rest = inner.partition(".")
+    return f"{module}.{head}_diff{dot}{rest}"
+
+
+def official_tensors(model: PreTrainedModel) -> dict[str, Tensor]:
+    """Return all tensors of a dual-view Qwen3 model under the published names; tied weights once."""
+    if model.config.model_type != "qwen3":
+        raise UnsupportedModel(
+            f"the official layout is defined for Qwen3 backbones, found {model.config.model_type}: save an adapter"
+        )
+    tensors = backbone_tensors(model)
+    tensors |= {official_name(name): p for name, p in model.named_parameters() if _TWIN in name}
+    return tensors
+
+
+def official_config(model: PreTrainedModel) -> dict[str, Any]:
+    """Return the published layout's config.json: Qwen3's fields and what the Orthrus code reads beside them."""
+    config = config_of(model)
+    fields: dict[str, Any] = model.config.to_dict()
+    return fields | {
+        "architectures": ["OrthrusLM"],
+        "model_type": "qwen3",
+        "auto_map": {"AutoModelForCausalLM": "modeling_orthrus.OrthrusLM"},
+        "block_size": config.block_size,
+        "mask_token_id": config.mask,
+        "use_cache": False,
+        # Left over in the published configs; nothing reads them, but readers may expect to find them.
+        "r": 16,
+        "lora_alpha": 32,
+    }
+
+
+def read_tensors(path: Path, name: str) -> dict[str, Tensor]:
+    """Read a safetensors file of a directory, or the shards that its index lists."""
+    index = path / f"{name}.index.json"
+    try:
+        files = sorted(set(json.loads(index.read_text())["weight_map"].values())) if index.exists() else [name]
+        tensors: dict[str, Tensor] = {}
+        for file in files:
+            with safe_open(path / file, framework="pt") as opened:
+                tensors |= {key: opened.get_tensor(key) for key in opened.keys()}  # noqa: SIM118 (not a dict)
+    except FileNotFoundError as error:
+        raise CheckpointError(f"{path} must hold {name}, found none (or not all of its shards): {error}") from error
+    except (SafetensorError, OSError, ValueError, KeyError) as error:
+        raise CheckpointError(f"{path / name} is damaged ({error}): fetch or write it again") from error
+    return tensors
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Give a scratch directory whose files replace those of `path` when the block ends without an error."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    scratch = Path(tempfile.mkdtemp(prefix=f".{path.name}-", dir=path.parent))
+    try:
+        yield scratch
+        path.mkdir(exist_ok=True)
+        for file in sorted(scratch.iterdir(), key=lambda f: f.suffix != ".safetensors"):
+            file.replace(path / file.name)
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+
+
+def _names(kind: str, names: list[str]) -> str:
+    if not names:
+        return ""
+    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+    return f"{len(names)} {kind} tensors: {', '.join(names[:3])}{more}"

@@ -1,0 +1,99 @@
+"""The twin: one attention module seen two ways, a frozen original and a trainable copy.
+
+Knows how a pass chooses its view and how a layer picks its mask; knows no architecture, no projection and no
+cache. Everything a pass says travels in one keyword, `view=`, through the model's own `**kwargs`.
+"""
+
+import copy
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from orthrus.model.masks import LayerMasks
+
+ViewName = Literal["ar", "diffusion"]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class View:
+    """Say which half of every attention module a pass runs through, and under which masks.
+
+    Attributes:
+        name: "ar" for the frozen backbone, "diffusion" for the twin.
+        masks: masks of the whole pass, one per window size; None leaves the model's own mask in place.
+    """
+
+    name: ViewName
+    masks: LayerMasks | None = None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class FusedView:
+    """Say that one pass carries AR rows first and draft rows after them (see `decode.fused`).
+
+    Attributes:
+        rows: number of AR rows at the head of the query axis; the rest go through the twin.
+        ar: masks of the AR rows.
+        diffusion: masks of the draft rows.
+    """
+
+    rows: int
+    ar: LayerMasks
+    diffusion: LayerMasks
+
+
+class DualAttention(nn.Module):
+    """Wrap one attention module with its diffusion twin.
+
+    Called without `view=`, it is the original module, bit for bit. The twin starts as a deep copy, so before any
+    training both views compute the same function of their inputs (paper, section 3.2).
+    """
+
+    def __init__(self, attention: nn.Module, *, window: int | None) -> None:
+        super().__init__()
+        self.ar = attention.requires_grad_(False)
+        self.diffusion = copy.deepcopy(attention).requires_grad_(True)
+        self.window = window
+
+    def __getattr__(self, name: str) -> Any:
+        # Decoder layers read flags such as `is_sliding` from their attention; those are the original's to answer.
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            return getattr(super().__getattr__("ar"), name)
+
+    def forward(self, hidden_states: Tensor, *args: Any, view: View | FusedView | ViewName = "ar", **kwargs: Any) -> Any:
+        """Run the original, the twin, or both, with the arguments the model passes to its attention."""
+        if isinstance(view, str):
+            view = View(name=view)
+        if isinstance(view, FusedView):
+            return self._fused(hidden_states, *args, view=view, **kwargs)
+        if view.masks is not None:
+            kwargs["attention_mask"] = view.masks.of(self.window)
+        half = self.ar if view.name == "ar" else self.diffusion
+        return half(hidden_states, *args, **kwargs)
+
+    def _fused(self, hidden_states: Tensor, *args: Any, view: FusedView, **kwargs: Any) -> Any:
+        """Run AR rows through the original first, so that the twin's rows see the keys they have just written."""
+        outputs = []
+        for half, masks, part in (
+            (self.ar, view.ar, slice(None, view.rows)),
+            (self.diffusion, view.diffusion, slice(view.rows, None)),
+        ):
+            own = {name: _rows_of(value, part, hidden_states.shape[1]) for name, value in kwargs.items()}
+            own["attention_mask"] = masks.of(self.window)
+            positional = [_rows_of(value, part, hidden_states.shape[1]) for value in args]
+            outputs.append(half(hidden_states[:, part], *positional, **own))
+        first, second = outputs
+        return (torch.cat([first[0], second[0]], dim=1), *first[1:])
+
+
+def _rows_of(value: Any, part: slice, queries: int) -> Any:
+    """Cut the query axis (the second) of whatever per-position tensors a model hands to its attention."""
+    if isinstance(value, tuple):
+        return tuple(_rows_of(item, part, queries) for item in value)
+    if isinstance(value, Tensor) and value.ndim >= 2 and value.shape[1] == queries:
+        return value[:, part]
+    return value

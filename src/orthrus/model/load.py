@@ -1,0 +1,172 @@
+"""Load a dual-view model with its tokenizer: by bundled name, from a directory, or from the Hub.
+
+Knows where models are kept and which layout a directory has; the layouts themselves are `checkpoint`'s.
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from huggingface_hub import snapshot_download
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, RepositoryNotFoundError
+from safetensors import SafetensorError
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    Qwen3Config,
+    Qwen3ForCausalLM,
+)
+from transformers.utils import logging
+
+from orthrus.errors import CheckpointError, ConfigError
+from orthrus.model import checkpoint
+from orthrus.model.attach import attach
+from orthrus.model.config import OrthrusConfig
+from orthrus.zoo import BUNDLED
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+def load(
+    name: str | Path,
+    *,
+    revision: str | None = None,
+    dtype: str | torch.dtype | None = None,
+    device: str | torch.device | None = None,
+    backbone: str | Path | None = None,
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """Load a trained dual-view model and its tokenizer.
+
+    Args:
+        name: a bundled model ("nano"), a local directory (adapter or official layout), or a Hub id such as
+            "chiennv/Orthrus-Qwen3-8B".
+        revision: Hub revision of `name`.
+        dtype: "float32", "bfloat16", "float16" or a torch dtype; None takes float32 on the CPU and the
+            checkpoint's own elsewhere.
+        device: where to put it; None takes CUDA if there is one.
+        backbone: where an adapter's backbone is, when not where its configuration says.
+
+    Raises:
+        CheckpointError: nothing of that name, a damaged file, or a view of another backbone.
+        ConfigError: an unknown dtype or device.
+    """
+    place = device_of(device)
+    wanted = dtype_of(dtype, place)
+    path = locate(name, revision)
+    if (path / checkpoint.CONFIG_FILE).exists():
+        model, home = _load_adapter(path, wanted, backbone)
+    else:
+        model, home = _load_official(path, wanted), path
+    tokenizer = AutoTokenizer.from_pretrained(home)
+    model.to(place)
+    model.eval()
+    return model, tokenizer
+
+
+def locate(name: str | Path, revision: str | None = None) -> Path:
+    """Return the directory of a model: bundled, local, or fetched from the Hub."""
+    if str(name) in BUNDLED:
+        return BUNDLED[str(name)]
+    path = Path(name)
+    if path.is_dir():
+        return path
+    if path.exists():
+        raise CheckpointError(f"a model is a directory, found the file {path}")
+    try:
+        return Path(snapshot_download(str(name), revision=revision))
+    except (HFValidationError, RepositoryNotFoundError, LocalEntryNotFoundError, HfHubHTTPError, OSError) as error:
+        raise CheckpointError(
+            f"no model {str(name)!r}: it is neither bundled ({', '.join(BUNDLED)}) nor a directory, and the Hub "
+            f"answered {type(error).__name__}: {str(error).splitlines()[0] if str(error) else 'nothing'}"
+        ) from error
+
+
+def device_of(device: str | torch.device | None) -> torch.device:
+    """Settle a device; raises ConfigError when torch cannot use it."""
+    if device is None:
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        place = torch.device(device)
+        torch.empty(0, device=place)
+    except (RuntimeError, AssertionError) as error:
+        raise ConfigError(f"device {str(device)!r} cannot be used here: {str(error).splitlines()[0]}") from error
+    return place
+
+
+def dtype_of(dtype: str | torch.dtype | None, device: torch.device) -> torch.dtype | str:
+    """Settle a dtype; raises ConfigError for an unknown name."""
+    if dtype is None:
+        return torch.float32 if device.type == "cpu" else "auto"
+    if isinstance(dtype, torch.dtype):
+        return dtype
+    if dtype not in DTYPES:
+        raise ConfigError(f"dtype must be one of {', '.join(DTYPES)}, found {dtype!r}")
+    return DTYPES[dtype]
+
+
+def _load_adapter(
+    path: Path, dtype: torch.dtype | str, backbone: str | Path | None
+) -> tuple[PreTrainedModel, Path | str]:
+    config = checkpoint.read_config(path)
+    home: Path | str
+    if backbone is not None:
+        home = Path(backbone) if Path(backbone).is_dir() else str(backbone)
+    elif (path / "config.json").exists():
+        home = path
+    elif config.backbone is not None:
+        home = config.backbone
+    else:
+        raise CheckpointError(f"{path} does not say which backbone it belongs to: pass backbone=…")
+    model = _pretrained(AutoModelForCausalLM, home, dtype, revision=None if home == path else config.revision)
+    attach(model, config, attn_implementation="orthrus")
+    checkpoint.load_adapter(model, path)
+    return model, home
+
+
+def _load_official(path: Path, dtype: torch.dtype | str) -> PreTrainedModel:
+    values = _json(path / "config.json")
+    if "block_size" not in values or values.get("model_type") != "qwen3":
+        raise CheckpointError(
+            f"{path} is neither an adapter ({checkpoint.CONFIG_FILE}) nor in the official layout (a Qwen3 config.json "
+            f"with block_size): found model_type {values.get('model_type')!r}. A plain model takes orthrus.attach()"
+        )
+    config = OrthrusConfig(block_size=values["block_size"], mask_token_id=values.get("mask_token_id"))
+    quiet = logging.get_verbosity()
+    logging.set_verbosity_error()  # transformers would list every *_diff tensor as unexpected
+    try:
+        model = _pretrained(Qwen3ForCausalLM, path, dtype, config=Qwen3Config.from_dict(values))
+    finally:
+        logging.set_verbosity(quiet)
+    attach(model, config, attn_implementation="orthrus")
+    names = {checkpoint.official_name(n): n for n, _ in model.named_parameters() if ".diffusion." in n}
+    tensors = checkpoint.read_tensors(path, "model.safetensors")
+    known = set(names) | set(checkpoint.backbone_tensors(model)) | {"lm_head.weight"}
+    stray = {n: t for n, t in tensors.items() if n not in known}
+    checkpoint.fill(model, {names[n]: t for n, t in tensors.items() if n in names} | stray, where=str(path))
+    return model
+
+
+def _pretrained(cls: Any, home: Path | str, dtype: torch.dtype | str, **more: Any) -> PreTrainedModel:
+    try:
+        model, info = cls.from_pretrained(home, dtype=dtype, output_loading_info=True, **more)
+    except (OSError, ValueError, SafetensorError, RuntimeError) as error:
+        raise CheckpointError(f"the backbone {home} cannot be loaded: {str(error).splitlines()[0]}") from error
+    if info["missing_keys"] or info.get("mismatched_keys"):
+        missing = sorted(info["missing_keys"]) + [str(k) for k in info.get("mismatched_keys", ())]
+        raise CheckpointError(f"the backbone {home} is not whole: {len(missing)} tensors missing, {missing[0]} first")
+    return model  # type: ignore[no-any-return]
+
+
+def _json(file: Path) -> dict[str, Any]:
+    try:
+        values = json.loads(file.read_text())
+    except FileNotFoundError as error:
+        raise CheckpointError(f"{file.parent} must hold {file.name}, found none: it is not a model") from error
+    except ValueError as error:
+        raise CheckpointError(f"{file} must be JSON, found {error}") from error
+    if not isinstance(values, dict):
+        raise CheckpointError(f"{file} must hold one JSON object, found {type(values).__name__}")
+    return values

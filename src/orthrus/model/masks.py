@@ -1,0 +1,108 @@
+"""Masks are pure functions of positions: who may look at whom, in one place.
+
+Slots of the cache are numbered by position, so "sees everything up to position p" is a comparison. Every mask is
+written once as a boolean rule and made dense here (a 4-D additive tensor, which every architecture takes).
+Knows no model and no cache.
+
+Shapes: B rows, Q query rows of a pass, S cache slots in view, T positions of a packed row, N blocks, K block length.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LayerMasks:
+    """The additive masks of one pass: one for full attention, one for each sliding window in the model.
+
+    Attributes:
+        full: `[B, 1, Q, S]`, 0 where a query may look and the dtype's lowest value where it may not.
+        windowed: the same, narrowed to each window length.
+    """
+
+    full: Tensor
+    windowed: dict[int, Tensor] = field(default_factory=dict)
+
+    def of(self, window: int | None) -> Tensor:
+        """Return the mask of a layer with this window (None: full attention)."""
+        return self.full if window is None else self.windowed[window]
+
+
+def additive(allowed: Tensor, dtype: torch.dtype) -> Tensor:
+    """Turn a boolean mask into an additive one of the given dtype, same shape."""
+    return torch.zeros(allowed.shape, dtype=dtype, device=allowed.device).masked_fill_(
+        ~allowed, torch.finfo(dtype).min
+    )
+
+
+def layer_masks(
+    allowed_BQS: Tensor,
+    *,
+    query_position_BQ: Tensor,
+    key_position_BS: Tensor,
+    windows: Iterable[int],
+    dtype: torch.dtype,
+) -> LayerMasks:
+    """Make the masks of one pass dense: the rule as given, and narrowed to each sliding window.
+
+    A window of w lets a query at position p see keys at positions greater than p - w, as transformers defines it.
+    """
+    distance_BQS = query_position_BQ[:, :, None] - key_position_BS[:, None, :]
+    return LayerMasks(
+        full=additive(allowed_BQS, dtype)[:, None],
+        windowed={w: additive(allowed_BQS & (distance_BQS < w), dtype)[:, None] for w in windows},
+    )
+
+
+def up_to(limit_BQ: Tensor, *, span: int) -> Tensor:
+    """Let each query see the slots up to and including its limit: `[B, Q, S]` boolean.
+
+    With the query's own position as limit this is causal attention (prefill and verify); with the block's last
+    position for all of its slots it is the draft mask: the whole prefix and the whole block, both directions.
+    """
+    return torch.arange(span, device=limit_BQ.device) <= limit_BQ[:, :, None]
+
+
+def tree(length_B: Tensor, ancestors_BNN: Tensor, *, span: int) -> Tensor:
+    """Let node i of a draft tree see the prefix and its own ancestors, itself included: `[B, N, S]` boolean.
+
+    Node i is stored in slot `length + i`; `ancestors_BNN[b, i, j]` says that j is on i's path from the root.
+    """
+    B, N, _ = ancestors_BNN.shape
+    slot_S = torch.arange(span, device=length_B.device)
+    node_BS = slot_S - length_B[:, None]
+    inside_BS = (node_BS >= 0) & (node_BS < N)
+    index_BNS = node_BS.clamp(0, N - 1)[:, None].expand(B, N, span)
+    own_BNS = ancestors_BNN.gather(2, index_BNS) & inside_BS[:, None]
+    return own_BNS | (node_BS < 0)[:, None]
+
+
+def packed(document_BT: Tensor) -> Tensor:
+    """Causal attention inside each document of a packed row: `[B, T, T]` boolean; padding (-1) sees itself only."""
+    T = document_BT.shape[1]
+    same = document_BT[:, :, None] == document_BT[:, None, :]
+    causal = torch.ones(T, T, dtype=torch.bool, device=document_BT.device).tril()
+    alone = torch.eye(T, dtype=torch.bool, device=document_BT.device)
+    return (same & causal & (document_BT >= 0)[:, :, None]) | alone
+
+
+def training(document_BT: Tensor, anchor_BN: Tensor, valid_BN: Tensor, *, block: int) -> Tensor:
+    """Training mask of the draft rows: `[B, N*K, T + N*K]` boolean (paper, section 3.3).
+
+    Slot j of block b sees the AR keys of its own document strictly before the anchor, and its own block in both
+    directions. Blocks that are not valid see only themselves, so that no softmax is empty.
+    """
+    B, T = document_BT.shape
+    N = anchor_BN.shape[1]
+    device = document_BT.device
+    index_T = torch.arange(T, device=device)
+    own_document_BNT = document_BT.gather(1, anchor_BN)[:, :, None] == document_BT[:, None, :]
+    prefix_BNT = (index_T < anchor_BN[:, :, None]) & own_document_BNT & valid_BN[:, :, None]
+    block_M = torch.arange(N * block, device=device) // block
+    own_MM = block_M[:, None] == block_M[None, :]
+    return torch.cat(
+        [prefix_BNT.repeat_interleave(block, dim=1), own_MM.expand(B, N * block, N * block)], dim=2
+    )

@@ -1,0 +1,97 @@
+"""Checkpoints of a run: what resuming needs, written whole or not at all.
+
+Knows the directory layout and that a changed recipe must not resume; knows nothing of what is trained. A
+checkpoint holds the trainable tensors, the optimizers' states and the step: order of data and randomness
+are pure functions of the step.
+"""
+
+import json
+import os
+import re
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from orthrus.errors import CheckpointError, ConfigError
+from orthrus.train.config import Recipe, changed_keys
+
+KEEP = 2
+FREE_TO_CHANGE = frozenset({"run.output", "run.threads", "run.log_every", "run.eval_every", "run.checkpoint_every"})
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Checkpoint:
+    """The state after `step` optimizer steps."""
+
+    step: int
+    trainable: dict[str, torch.Tensor]
+    optimizers: list[dict[str, Any]]
+
+
+def save_checkpoint(folder: Path, checkpoint: Checkpoint, recipe: Recipe) -> Path:
+    """Write `folder/step-NNNNNNNN` atomically and delete all but the last two checkpoints."""
+    target = folder / f"step-{checkpoint.step:08d}"
+    temporary = folder / f"{target.name}.tmp"
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir(parents=True)
+    state = {
+        "step": checkpoint.step,
+        "trainable": checkpoint.trainable,
+        "optimizers": checkpoint.optimizers,
+    }
+    with (temporary / "state.pt").open("wb") as file:
+        torch.save(state, file)
+        file.flush()
+        os.fsync(file.fileno())
+    (temporary / "recipe.json").write_text(recipe.model_dump_json(indent=2) + "\n", encoding="utf-8")
+    shutil.rmtree(target, ignore_errors=True)
+    temporary.rename(target)
+    _fsync_directory(folder)
+    for old in checkpoint_paths(folder)[:-KEEP]:
+        shutil.rmtree(old)
+    return target
+
+
+def load_latest(folder: Path, recipe: Recipe) -> Checkpoint | None:
+    """Read the last checkpoint of a run, or None where there is none.
+
+    Raises:
+        ConfigError: the recipe differs from the checkpoint's in a key that a run cannot change.
+        CheckpointError: the checkpoint is damaged.
+    """
+    paths = checkpoint_paths(folder)
+    if not paths:
+        return None
+    path = paths[-1]
+    try:
+        before = json.loads((path / "recipe.json").read_text(encoding="utf-8"))
+        state = torch.load(path / "state.pt", map_location="cpu", weights_only=True)
+    except Exception as error:
+        raise CheckpointError(
+            f"{path}: a whole checkpoint is required; {error}; delete it to resume from the one before"
+        ) from error
+    changed = [key for key in changed_keys(before, recipe.model_dump(mode="json")) if key not in FREE_TO_CHANGE]
+    if changed:
+        raise ConfigError(
+            f"{path}: a run resumes with the recipe that it started with, but these keys changed: "
+            f"{', '.join(changed)}; restore them, choose another run.output, or start anew without resuming"
+        )
+    return Checkpoint(step=state["step"], trainable=state["trainable"], optimizers=state["optimizers"])
+
+
+def checkpoint_paths(folder: Path) -> list[Path]:
+    """Complete checkpoints of a folder, oldest first."""
+    if not folder.is_dir():
+        return []
+    return sorted(path for path in folder.iterdir() if re.fullmatch(r"step-\d{8}", path.name))
+
+
+def _fsync_directory(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

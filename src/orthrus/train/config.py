@@ -1,0 +1,315 @@
+"""Recipes: what a training run is, read from TOML and checked before anything else happens.
+
+Knows the keys, their types and bounds, inheritance (`extends`) and overrides (`section.key=value`); knows
+neither models nor data. A recipe is frozen: a run can be compared with the checkpoint that it resumes.
+"""
+
+import difflib
+import json
+import tomllib
+import types
+import typing
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic_core import ErrorDetails
+
+from orthrus.errors import ConfigError
+
+Positive = Annotated[int, Field(gt=0)]
+Share = Annotated[float, Field(ge=0, le=1)]
+
+
+class Section(BaseModel):
+    """A frozen table of a recipe that accepts no unknown key and converts no types."""
+
+    model_config = ConfigDict(strict=True, frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+class SyntheticSource(Section):
+    """Problems of one domain of the procedural generator, `orthrus.data.synthetic`."""
+
+    kind: Literal["synthetic"]
+    domain: str
+    weight: float = Field(gt=0)
+    heldout: int = Field(default=0, ge=0, description="documents of the held-out split to evaluate on")
+
+
+class JsonlSource(Section):
+    """Records of a JSONL file, `.gz` too, repeated when they are fewer than their share."""
+
+    kind: Literal["jsonl"]
+    path: str
+    weight: float = Field(gt=0)
+    heldout: int = Field(default=0, ge=0, description="first documents of the file kept back to evaluate on")
+    split_characters: Positive | None = Field(
+        default=None, description="cut texts longer than this into pieces, at blank lines where possible"
+    )
+
+
+Source = Annotated[SyntheticSource | JsonlSource, Field(discriminator="kind")]
+
+
+class DataSection(Section):
+    """Which documents, in which proportions of tokens, packed into rows of which length."""
+
+    sources: Annotated[list[Source], Field(min_length=1)]
+    tokens: Positive = Field(description="size of the packed corpus, shared out by the sources' weights")
+    row_tokens: Positive
+    seed: int = 0
+
+
+class BackboneModel(Section):
+    """The shape of a Qwen3 backbone, in the words of transformers' Qwen3Config."""
+
+    vocab_size: Positive
+    hidden_size: Positive
+    num_hidden_layers: Positive
+    num_attention_heads: Positive
+    num_key_value_heads: Positive
+    head_dim: Positive
+    intermediate_size: Positive
+    max_position_embeddings: Positive
+    rope_theta: float = Field(default=10_000.0, gt=0)
+    tie_word_embeddings: bool = True
+
+
+class BackboneObjective(Section):
+    """Next-token cross-entropy; tokens of answers weigh one."""
+
+    prompt_weight: Share = Field(default=0.3, description="weight of tokens outside answers")
+
+
+class TokenizerSection(Section):
+    """The byte-level BPE tokenizer trained for a backbone; its size is `model.vocab_size`."""
+
+    train_characters: Positive = 8_000_000
+
+
+class ViewModel(Section):
+    """Which backbone gets a diffusion view, and the longest block it drafts."""
+
+    backbone: str
+    block_size: Annotated[int, Field(ge=2)]
+
+
+class ViewObjective(Section):
+    """Loss of the diffusion view over the masked slots of blocks anchored inside answers."""
+
+    loss: Literal["kl", "cross_entropy"] = "kl"
+    slot_decay: float | None = Field(default=None, gt=0, description="slot j weighs exp(-(j-1)/slot_decay)")
+    block_lengths: Annotated[list[Annotated[int, Field(ge=2)]], Field(min_length=1)]
+    blocks_per_row: Positive
+    blind_anchor_share: Share = 0.0
+
+
+class OptimizerSection(Section):
+    """Muon for hidden matrices and AdamW for the rest, or AdamW for everything.
+
+    `muon_lr` is scaled to the update size of AdamW (torch's `adjust_lr_fn="match_rms_adamw"`), so that both
+    rates live on one scale whatever the shape of a matrix.
+    """
+
+    name: Literal["muon+adamw", "adamw"]
+    lr: float = Field(gt=0)
+    muon_lr: float | None = Field(default=None, gt=0)
+    weight_decay: float = Field(default=0.0, ge=0)
+    betas: tuple[Share, Share] = (0.9, 0.95)
+    clip: float | None = Field(default=1.0, gt=0, description="largest norm of the whole gradient")
+
+    @model_validator(mode="after")
+    def _muon_has_a_rate(self) -> "OptimizerSection":
+        if (self.name == "muon+adamw") != (self.muon_lr is not None):
+            raise ValueError("muon_lr is required with name = 'muon+adamw' and has no meaning without it")
+        return self
+
+
+class ScheduleSection(Section):
+    """Learning rate over steps: linear warm-up, then down to `final_fraction` of the full rate."""
+
+    steps: Positive
+    warmup_steps: int = Field(default=0, ge=0)
+    kind: Literal["cosine", "linear", "constant"] = "cosine"
+    final_fraction: Share = 0.0
+
+
+class RunSection(Section):
+    """How and where a run happens.
+
+    `batch_rows` is the rows of one optimizer step, computed in `grad_accumulation` equal parts.
+    """
+
+    output: str
+    batch_rows: Positive
+    grad_accumulation: Positive = 1
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    device: Literal["cpu", "cuda"] = "cpu"
+    seed: int = 0
+    threads: Positive | None = None
+    checkpoint_every: Positive = 500
+    log_every: Positive = 10
+    eval_every: Positive = 500
+
+    @model_validator(mode="after")
+    def _parts_are_equal(self) -> "RunSection":
+        if self.batch_rows % self.grad_accumulation:
+            raise ValueError(
+                f"batch_rows ({self.batch_rows}) must be a multiple of grad_accumulation ({self.grad_accumulation})"
+            )
+        return self
+
+
+class BackboneRecipe(Section):
+    """Train a small backbone from nothing."""
+
+    kind: Literal["backbone"]
+    model: BackboneModel
+    tokenizer: TokenizerSection = TokenizerSection()
+    data: DataSection
+    objective: BackboneObjective = BackboneObjective()
+    optimizer: OptimizerSection
+    schedule: ScheduleSection
+    run: RunSection
+
+
+class ViewRecipe(Section):
+    """Train the diffusion view of a frozen backbone."""
+
+    kind: Literal["view"]
+    model: ViewModel
+    data: DataSection
+    objective: ViewObjective
+    optimizer: OptimizerSection
+    schedule: ScheduleSection
+    run: RunSection
+
+
+Recipe = BackboneRecipe | ViewRecipe
+
+
+def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
+    """Read a recipe with everything it `extends`, apply `section.key=value` overrides and check it.
+
+    Raises:
+        ConfigError: the file or an override cannot be read, or a key is unknown, missing, of the wrong type or
+            out of bounds; all faults of a recipe are named at once.
+    """
+    raw = _read_with_parents(Path(path), seen=())
+    for override in overrides:
+        raw = _merge(raw, _parse_override(override))
+    return recipe_from_mapping(raw, origin=str(path))
+
+
+def recipe_from_mapping(raw: Mapping[str, Any], *, origin: str = "recipe") -> Recipe:
+    """Check a recipe given as plain tables. Raises ConfigError as `load_recipe` does."""
+    kind = raw.get("kind")
+    if kind not in ("backbone", "view"):
+        raise ConfigError(f"{origin}: kind: expected 'backbone' or 'view', found {kind!r}")
+    recipe_class: type[Recipe] = BackboneRecipe if kind == "backbone" else ViewRecipe
+    try:
+        # Strict JSON mode takes lists for tuples, which is all that TOML can write.
+        return recipe_class.model_validate_json(json.dumps(raw, default=str))
+    except ValidationError as error:
+        faults = "\n".join(f"  {_explain(fault, raw, recipe_class)}" for fault in error.errors())
+        raise ConfigError(f"{origin}: the recipe does not fit:\n{faults}") from None
+
+
+def changed_keys(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[str]:
+    """Dotted keys whose values differ between two recipes dumped as plain tables, sorted."""
+    old, new = dict(_flatten(before)), dict(_flatten(after))
+    return sorted(key for key in old.keys() | new.keys() if old.get(key) != new.get(key))
+
+
+def _flatten(table: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in table.items():
+        if isinstance(value, Mapping):
+            yield from _flatten(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
+
+
+def _read_with_parents(path: Path, seen: tuple[Path, ...]) -> dict[str, Any]:
+    if path.resolve() in seen:
+        raise ConfigError(f"{path}: recipes extend each other in a circle; remove one `extends`")
+    try:
+        raw = tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"{path}: a recipe file is required; {error.strerror or error}") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: not valid TOML: {error}") from None
+    parent = raw.pop("extends", None)
+    if parent is None:
+        return raw
+    if not isinstance(parent, str):
+        raise ConfigError(f"{path}: extends: expected a path, found {parent!r}")
+    return _merge(_read_with_parents(path.parent / parent, (*seen, path.resolve())), raw)
+
+
+def _merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+    """Tables merge key by key; every other value, lists included, is replaced."""
+    merged = dict(base)
+    for key, value in over.items():
+        both_tables = isinstance(value, Mapping) and isinstance(merged.get(key), Mapping)
+        merged[key] = _merge(merged[key], value) if both_tables else value
+    return merged
+
+
+def _parse_override(override: str) -> dict[str, Any]:
+    key, equals, text = override.partition("=")
+    parts = [part.strip() for part in key.split(".")]
+    if not equals or not all(parts):
+        raise ConfigError(f"override {override!r}: expected section.key=value")
+    try:
+        value = tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        value = text.strip()  # a bare string
+    for part in reversed(parts):
+        value = {part: value}
+    return typing.cast(dict[str, Any], value)
+
+
+def _explain(fault: ErrorDetails, raw: Mapping[str, Any], recipe_class: type[Recipe]) -> str:
+    key = _dotted(fault["loc"], raw)
+    if fault["type"] == "extra_forbidden":
+        valid = [name for name in _valid_keys(recipe_class) if name != "kind"]
+        bare = ".".join(part for part in key.split(".") if not part.isdigit())
+        nearest = difflib.get_close_matches(bare, valid, n=1, cutoff=0.0)[0]
+        return f"{key}: unknown key; the nearest valid key is {nearest}"
+    if fault["type"] == "missing":
+        return f"{key}: required, but not given"
+    found = fault["input"] if isinstance(fault["input"], str | int | float | bool | list) else "a table"
+    return f"{key}: {fault['msg']}; found {found!r} ({type(fault['input']).__name__})"
+
+
+def _dotted(loc: tuple[int | str, ...], raw: Any) -> str:
+    """The key as the recipe writes it: union tags, which pydantic adds to the location, are left out."""
+    parts: list[str] = []
+    here = raw
+    for depth, part in enumerate(loc):
+        present = part in here if isinstance(here, Mapping) else isinstance(part, int)
+        if present:
+            here = here[part]
+        elif depth < len(loc) - 1:
+            continue
+        parts.append(str(part))
+    return ".".join(parts)
+
+
+def _valid_keys(section: type[BaseModel], prefix: str = "") -> Iterator[str]:
+    for name, field in section.model_fields.items():
+        inner = list(_sections_in(field.annotation))
+        if not inner:
+            yield f"{prefix}{name}"
+        for child in inner:
+            yield from _valid_keys(child, f"{prefix}{name}.")
+
+
+def _sections_in(annotation: Any) -> Iterator[type[BaseModel]]:
+    if isinstance(annotation, type) and not isinstance(annotation, types.GenericAlias):
+        if issubclass(annotation, BaseModel):
+            yield annotation
+        return
+    for argument in typing.get_args(annotation):
+        yield from _sections_in(argument)

@@ -1,0 +1,108 @@
+"""From a recipe's sources to packed rows on disk: shares of tokens, held-out documents, made once.
+
+Knows how sources share out a budget of tokens; knows neither the packing itself nor models.
+"""
+
+import itertools
+import random
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+from transformers import PreTrainedTokenizerFast
+
+from orthrus.data.documents import Document, jsonl_documents, synthetic_documents
+from orthrus.data.packing import EncodedDocument, PackedRows, encode_documents, load_rows, pack, save_rows
+from orthrus.errors import DataError
+from orthrus.train.config import DataSection, JsonlSource, Source
+
+
+def source_name(source: Source) -> str:
+    """A short name of a source: its domain, or its file's name without endings."""
+    return Path(source.path).name.split(".")[0] if isinstance(source, JsonlSource) else source.domain
+
+
+def train_documents(source: Source, *, seed: int) -> Iterator[Document]:
+    """The training documents of a source, once; endless for the generator. Held-back ones are left out."""
+    if isinstance(source, JsonlSource):
+        documents = jsonl_documents(source.path, split_characters=source.split_characters)
+        return itertools.islice(documents, source.heldout, None)
+    return synthetic_documents(source.domain, split="train", seed=seed)
+
+
+def heldout_documents(source: Source, *, seed: int) -> list[Document]:
+    """The documents of a source that are never trained on."""
+    if isinstance(source, JsonlSource):
+        documents = jsonl_documents(source.path, split_characters=source.split_characters)
+    else:
+        documents = synthetic_documents(source.domain, split="heldout", seed=seed)
+    return list(itertools.islice(documents, source.heldout))
+
+
+def mixed_documents(data: DataSection, *, characters: int) -> Iterator[Document]:
+    """Documents of every source, each source up to its share of a number of characters."""
+    whole = sum(source.weight for source in data.sources)
+    for source in data.sources:
+        budget = characters * source.weight / whole
+        for document in train_documents(source, seed=data.seed):
+            yield document
+            budget -= len(document.text) + sum(len(message["content"]) for message in document.messages)
+            if budget <= 0:
+                break
+
+
+def training_rows(data: DataSection, tokenizer: PreTrainedTokenizerFast, folder: Path) -> PackedRows:
+    """The packed corpus of a recipe, from `folder/train` if it is there, else made and kept there."""
+    return _rows(folder / "train", data, tokenizer, _train_encoded(data, tokenizer))
+
+
+def heldout_rows(
+    data: DataSection, tokenizer: PreTrainedTokenizerFast, folder: Path
+) -> dict[str, PackedRows]:
+    """Packed held-out rows by source, from `folder/heldout-NAME` or made and kept there."""
+    return {
+        source_name(source): _rows(
+            folder / f"heldout-{source_name(source)}",
+            data,
+            tokenizer,
+            encode_documents(tokenizer, heldout_documents(source, seed=data.seed)),
+        )
+        for source in data.sources
+        if source.heldout
+    }
+
+
+def _rows(
+    path: Path, data: DataSection, tokenizer: PreTrainedTokenizerFast, encoded: Iterable[EncodedDocument]
+) -> PackedRows:
+    about: dict[str, Any] = data.model_dump(mode="json")
+    if not path.exists():
+        rows = pack(encoded, row_tokens=data.row_tokens, pad_id=int(tokenizer.pad_token_id or 0))
+        save_rows(rows, path, tokenizer=tokenizer, about=about)
+    return load_rows(path, tokenizer=tokenizer, about=about)
+
+
+def _train_encoded(data: DataSection, tokenizer: PreTrainedTokenizerFast) -> Iterator[EncodedDocument]:
+    whole = sum(source.weight for source in data.sources)
+    encoded: list[EncodedDocument] = []
+    for source in data.sources:
+        encoded += _share(source, data, tokenizer, tokens=round(data.tokens * source.weight / whole))
+    random.Random(data.seed).shuffle(encoded)
+    yield from encoded
+
+
+def _share(
+    source: Source, data: DataSection, tokenizer: PreTrainedTokenizerFast, *, tokens: int
+) -> list[EncodedDocument]:
+    """Documents of one source until its share of tokens is full; the source starts over when it ends."""
+    share: list[EncodedDocument] = []
+    while tokens > 0:
+        before = len(share)
+        for document in encode_documents(tokenizer, train_documents(source, seed=data.seed)):
+            share.append(document)
+            tokens -= min(len(document.token_ids), data.row_tokens)
+            if tokens <= 0:
+                break
+        if len(share) == before:
+            raise DataError(f"{source_name(source)}: no document is left to train on; lower `heldout` or drop it")
+    return share

@@ -1,0 +1,94 @@
+"""What a run says while it goes: one JSON line per report in `log.jsonl`, and a progress bar or plain lines.
+
+Knows names and means; knows nothing of training.
+"""
+
+import json
+import os
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+
+class Journal:
+    """Collects sums and counts over steps, and writes their means; a context manager.
+
+    A log that goes past `start` belongs to steps that will be done again: it is cut back first.
+    """
+
+    def __init__(self, path: Path, *, steps: int, start: int) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        _cut_back(path, start)
+        self._file = path.open("a", encoding="utf-8")
+        self._steps, self._start, self._began = steps, start, time.monotonic()
+        self._sums: dict[str, tuple[float, float]] = {}
+        self._console = Console(stderr=True)
+        self._progress = Progress(
+            TextColumn("step"), MofNCompleteColumn(), BarColumn(), TextColumn("{task.description}"),
+            TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn(),
+            console=self._console, disable=not self._console.is_terminal,
+        )  # fmt: skip
+        self._bar = self._progress.add_task("", total=steps, completed=start)
+
+    def __enter__(self) -> "Journal":
+        self._progress.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._progress.stop()
+        self._file.close()
+
+    def add(self, sums: Mapping[str, tuple[float, float]]) -> None:
+        """Add the (sum, count) pairs of one step."""
+        for name, (total, count) in sums.items():
+            before = self._sums.get(name, (0.0, 0.0))
+            self._sums[name] = (before[0] + total, before[1] + count)
+        self._progress.advance(self._bar)
+
+    def write_step(self, step: int) -> None:
+        """Write the means since the last time."""
+        means = {name: total / count for name, (total, count) in self._sums.items() if count}
+        self._sums.clear()
+        self._write({"event": "step", "step": step, **means})
+        self._say(step, f"loss {means.get('loss', float('nan')):.4f}")
+
+    def write_evaluation(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Write the figures of an evaluation."""
+        self._write({"event": "evaluation", "step": step, **metrics})
+        text = "  ".join(f"{name} {value:.4f}" for name, value in metrics.items())
+        self._console.print(f"step {step}: {text}", highlight=False, soft_wrap=True)
+
+    def _write(self, line: Mapping[str, object]) -> None:
+        self._file.write(json.dumps(line) + "\n")
+        self._file.flush()
+
+    def _say(self, step: int, text: str) -> None:
+        if self._console.is_terminal:
+            self._progress.update(self._bar, description=text)
+            return
+        elapsed = time.monotonic() - self._began
+        left = elapsed / (step - self._start) * (self._steps - step)
+        print(f"step {step}/{self._steps}  {text}  {elapsed / 60:.1f} min, {left / 60:.1f} min left", flush=True)
+
+
+def _cut_back(path: Path, start: int) -> None:
+    if not path.exists():
+        return
+    lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
+    kept = [line for line in lines if _step_of(line) <= start] if start else []
+    temporary = path.with_name(path.name + ".tmp")
+    temporary.write_text("".join(kept), encoding="utf-8")
+    os.replace(temporary, path)
+
+
+def _step_of(line: str) -> float:
+    try:
+        return float(json.loads(line)["step"])
+    except (ValueError, KeyError, TypeError):
+        return float("inf")  # half a line, of a process that was killed

@@ -1,0 +1,81 @@
+"""Optimizers and the learning-rate schedule.
+
+Knows which parameter gets which optimizer and how rates move with the step; knows nothing of losses or data.
+"""
+
+import math
+from collections.abc import Mapping
+
+import torch
+from torch import nn
+
+from orthrus.errors import ConfigError
+from orthrus.train.config import OptimizerSection, ScheduleSection
+
+
+def learning_rate_factor(step: int, schedule: ScheduleSection) -> float:
+    """The share of the full learning rate at a step, counted from 0: a pure function."""
+    if step < schedule.warmup_steps:
+        return (step + 1) / schedule.warmup_steps
+    span = max(1, schedule.steps - schedule.warmup_steps)
+    progress = min(1.0, (step - schedule.warmup_steps) / span)
+    floor = schedule.final_fraction
+    match schedule.kind:
+        case "constant":
+            return 1.0
+        case "linear":
+            return floor + (1 - floor) * (1 - progress)
+        case "cosine":
+            return floor + (1 - floor) * (1 + math.cos(math.pi * progress)) / 2
+
+
+def hidden_matrices(model: nn.Module, trainable: Mapping[str, nn.Parameter]) -> set[str]:
+    """Names of the trainable matrices that Muon is made for: those of linear layers, less the output head."""
+    get_head = model.get_output_embeddings  # of transformers' models
+    head = get_head() if callable(get_head) else None
+    linear = {
+        id(module.weight) for module in model.modules() if isinstance(module, nn.Linear) and module is not head
+    }
+    return {name for name, parameter in trainable.items() if id(parameter) in linear}
+
+
+def build_optimizers(
+    model: nn.Module, trainable: Mapping[str, nn.Parameter], section: OptimizerSection
+) -> list[torch.optim.Optimizer]:
+    """Optimizers for the trainable parameters; every group keeps its full rate as `base_lr`.
+
+    Raises:
+        ConfigError: nothing is trainable.
+    """
+    if not trainable:
+        raise ConfigError("at least one trainable parameter is required; found none")
+    matrices = hidden_matrices(model, trainable) if section.name == "muon+adamw" else set()
+    optimizers: list[torch.optim.Optimizer] = []
+    if matrices:
+        optimizers.append(
+            torch.optim.Muon(
+                [parameter for name, parameter in trainable.items() if name in matrices],
+                lr=section.muon_lr or section.lr,
+                weight_decay=section.weight_decay,
+                adjust_lr_fn="match_rms_adamw",
+            )
+        )
+    if rest := [parameter for name, parameter in trainable.items() if name not in matrices]:
+        decayed = [p for p in rest if p.ndim > 1]
+        groups = [
+            {"params": decayed, "weight_decay": section.weight_decay},
+            {"params": [p for p in rest if p.ndim <= 1], "weight_decay": 0.0},
+        ]
+        groups = [group for group in groups if group["params"]]
+        optimizers.append(torch.optim.AdamW(groups, lr=section.lr, betas=section.betas))
+    for optimizer in optimizers:
+        for group in optimizer.param_groups:
+            group["base_lr"] = group["lr"]
+    return optimizers
+
+
+def set_learning_rate(optimizers: list[torch.optim.Optimizer], factor: float) -> None:
+    """Set every group to its full rate times `factor`."""
+    for optimizer in optimizers:
+        for group in optimizer.param_groups:
+            group["lr"] = group["base_lr"] * factor

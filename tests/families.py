@@ -1,0 +1,65 @@
+"""Tiny random models of every supported family, built in memory from a seed: no files, no network."""
+
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+
+VOCAB = 96
+
+_SHAPE = {
+    "vocab_size": VOCAB,
+    "hidden_size": 48,
+    "intermediate_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 12,
+    "max_position_embeddings": 256,
+    "pad_token_id": 0,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+}
+
+_EXPERTS = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 32}
+
+FAMILIES: dict[str, dict[str, object]] = {
+    "qwen2": {},
+    "qwen3": {},
+    "llama": {},
+    "mistral": {"sliding_window": None},
+    "gemma2": {"sliding_window": 8, "query_pre_attn_scalar": 12},
+    "gemma3_text": {"sliding_window": 8, "query_pre_attn_scalar": 12},
+    "olmo2": {},
+    "phi3": {"sliding_window": None},
+    "smollm3": {},
+    "qwen3_moe": _EXPERTS,
+    "mixtral": {"num_local_experts": 4, "num_experts_per_tok": 2, "sliding_window": None},
+    "gpt_oss": {"num_local_experts": 4, "num_experts_per_tok": 2, "sliding_window": 8},
+}
+"""Families by transformers' model type; the windows are shorter than the test texts on purpose."""
+
+WINDOWED = {"mistral": {"sliding_window": 8}, "phi3": {"sliding_window": 8}, "mixtral": {**FAMILIES["mixtral"], "sliding_window": 8}}
+"""Families whose layers all have a window when their configuration says so."""
+
+MOE = ("qwen3_moe", "mixtral", "gpt_oss")
+
+
+def tiny(family: str, *, seed: int = 0, attn: str | None = None, **overrides: object) -> PreTrainedModel:
+    """Build a tiny random model whose logits are spread widely enough to have no near-ties."""
+    torch.manual_seed(seed)
+    config = AutoConfig.for_model(family, **{**_SHAPE, **FAMILIES[family], **overrides})
+    model = AutoModelForCausalLM.from_config(config, **({"attn_implementation": attn} if attn else {}))
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if parameter.ndim > 1 or "sinks" in name:
+                parameter.normal_(0, 0.12)
+    model.generation_config.eos_token_id = None
+    return model.eval()
+
+
+def perturb(model: PreTrainedModel, *, scale: float = 0.05, seed: int = 1) -> None:
+    """Move every twin tensor, so that drafts are sometimes wrong."""
+    torch.manual_seed(seed)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if ".diffusion." in name:
+                parameter.add_(torch.randn_like(parameter) * scale)
