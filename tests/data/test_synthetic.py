@@ -3,6 +3,7 @@
 import json
 import re
 from collections import Counter
+from hashlib import sha256
 from typing import Any
 
 import pytest
@@ -38,14 +39,16 @@ def test_a_problem_is_a_function_of_its_arguments(domain: Domain, split: Split) 
     assert problem(domain, 0, split=split, seed=4).prompt != forwards[0].prompt
 
 
-def test_texts_stay_what_they_were_trained_on() -> None:
-    """One pinned problem: a change of the drawing order would silently change what models were trained on."""
+def test_texts_stay_what_models_were_trained_on() -> None:
+    """A pinned digest: any change of the texts, even of the drawing order, must be made knowingly."""
     made = problem("maths", 12)
     assert made.id == "synthetic/maths/train/12"
     assert made.kind == "maths.equation"
-    assert made.check == (made.answer.rsplit(" ", 1)[-1].rstrip("."),)
-    assert made.prompt == "I have a maths problem. Given 11z - 34 = 87, find z."
-    assert made.answer.splitlines()[1] == "Step 1: Add 34 on both sides: 11z = 87 + 34 = 121."
+    assert made.prompt == "For which m is 6m + 20 = 74? Work it out step by step."
+    assert made.answer.splitlines()[1] == "Step 1: Subtract 20 on both sides: 6m = 74 - 20 = 54."
+    assert made.check == ("9",)
+    texts = [each.prompt + each.answer for split in SPLITS for each in problems(120, split=split)]
+    assert sha256("\0".join(texts).encode()).hexdigest()[:16] == "d950e9b5f35d06c8"
 
 
 def test_problems_take_the_domains_in_turn() -> None:

@@ -46,7 +46,11 @@ def jsonl_documents(path: str | Path, *, split_characters: int | None = None) ->
     """
     path = Path(path)
     try:
-        with gzip.open(path, "rt", encoding="utf-8") if path.suffix == ".gz" else path.open(encoding="utf-8") as f:
+        with (
+            gzip.open(path, "rt", encoding="utf-8")
+            if path.suffix == ".gz"
+            else path.open(encoding="utf-8") as f
+        ):
             for number, line in enumerate(f, start=1):
                 if line.strip():
                     yield from _pieces(_parse(line, f"{path}:{number}"), split_characters)

@@ -220,7 +220,9 @@ def load_rows(
     try:
         manifest = json.loads((path / "manifest.json").read_text(encoding="utf-8"))
         damaged = [name for name in ARRAYS if _sha256(path / f"{name}.npy") != manifest["sha256"][name]]
-        arrays = {name: np.load(path / f"{name}.npy", mmap_mode="r") for name in ARRAYS if name not in damaged}
+        arrays = {
+            name: np.load(path / f"{name}.npy", mmap_mode="r") for name in ARRAYS if name not in damaged
+        }
     except (OSError, ValueError, KeyError) as error:
         raise DataError(f"{path}: a complete packed set is required; {error}; pack it again") from None
     if damaged:

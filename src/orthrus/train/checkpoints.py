@@ -19,7 +19,9 @@ from orthrus.errors import CheckpointError, ConfigError
 from orthrus.train.config import Recipe, changed_keys
 
 KEEP = 2
-FREE_TO_CHANGE = frozenset({"run.output", "run.threads", "run.log_every", "run.eval_every", "run.checkpoint_every"})
+FREE_TO_CHANGE = frozenset(
+    {"run.output", "run.threads", "run.log_every", "run.eval_every", "run.checkpoint_every"}
+)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -73,7 +75,9 @@ def load_latest(folder: Path, recipe: Recipe) -> Checkpoint | None:
         raise CheckpointError(
             f"{path}: a whole checkpoint is required; {error}; delete it to resume from the one before"
         ) from error
-    changed = [key for key in changed_keys(before, recipe.model_dump(mode="json")) if key not in FREE_TO_CHANGE]
+    changed = [
+        key for key in changed_keys(before, recipe.model_dump(mode="json")) if key not in FREE_TO_CHANGE
+    ]
     if changed:
         raise ConfigError(
             f"{path}: a run resumes with the recipe that it started with, but these keys changed: "

@@ -105,6 +105,16 @@ class ViewObjective(Section):
     blind_anchor_share: Share = 0.0
 
 
+class ResponsesSection(Section):
+    """The backbone's own answers: how many prompts, how long, and how many are decoded for real at an evaluation."""
+
+    prompts: Positive
+    max_new_tokens: Positive = 256
+    rows: Positive = Field(default=64, description="answers written at once")
+    eval_prompts: Positive = 16
+    eval_tokens: Positive = 128
+
+
 class OptimizerSection(Section):
     """Muon for hidden matrices and AdamW for the rest, or AdamW for everything.
 
@@ -180,6 +190,7 @@ class ViewRecipe(Section):
     kind: Literal["view"]
     model: ViewModel
     data: DataSection
+    responses: ResponsesSection
     objective: ViewObjective
     optimizer: OptimizerSection
     schedule: ScheduleSection

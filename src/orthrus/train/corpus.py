@@ -104,5 +104,7 @@ def _share(
             if tokens <= 0:
                 break
         if len(share) == before:
-            raise DataError(f"{source_name(source)}: no document is left to train on; lower `heldout` or drop it")
+            raise DataError(
+                f"{source_name(source)}: no document is left to train on; lower `heldout` or drop it"
+            )
     return share

@@ -11,7 +11,14 @@ from pathlib import Path
 from types import TracebackType
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 
 
 class Journal:
@@ -74,7 +81,9 @@ class Journal:
             return
         elapsed = time.monotonic() - self._began
         left = elapsed / (step - self._start) * (self._steps - step)
-        print(f"step {step}/{self._steps}  {text}  {elapsed / 60:.1f} min, {left / 60:.1f} min left", flush=True)
+        print(
+            f"step {step}/{self._steps}  {text}  {elapsed / 60:.1f} min, {left / 60:.1f} min left", flush=True
+        )
 
 
 def _cut_back(path: Path, start: int) -> None:

@@ -125,7 +125,10 @@ def train(task: Task, recipe: Recipe, *, resume: bool = True) -> TrainResult:
         shutil.rmtree(checkpoints, ignore_errors=True)
     step = _restore(load_latest(checkpoints, recipe), trainable, optimizers)
     metrics: dict[str, float] = {}
-    with Journal(output / "log.jsonl", steps=recipe.schedule.steps, start=step) as journal, _stop_signals() as stop:
+    with (
+        Journal(output / "log.jsonl", steps=recipe.schedule.steps, start=step) as journal,
+        _stop_signals() as stop,
+    ):
         while step < recipe.schedule.steps and not stop.requested:
             journal.add(_one_step(task, recipe, trainable, optimizers, step))
             step += 1
@@ -170,7 +173,12 @@ def _one_step(
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
     seconds = time.perf_counter() - started
-    return {**sums, "grad_norm": (float(norm), 1.0), "lr_factor": (factor, 1.0), "step_seconds": (seconds, 1.0)}
+    return {
+        **sums,
+        "grad_norm": (float(norm), 1.0),
+        "lr_factor": (factor, 1.0),
+        "step_seconds": (seconds, 1.0),
+    }
 
 
 def _accumulate(task: Task, recipe: Recipe, step: int) -> dict[str, tuple[float, float]]:

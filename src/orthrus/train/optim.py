@@ -34,7 +34,9 @@ def hidden_matrices(model: nn.Module, trainable: Mapping[str, nn.Parameter]) -> 
     get_head = model.get_output_embeddings  # of transformers' models
     head = get_head() if callable(get_head) else None
     linear = {
-        id(module.weight) for module in model.modules() if isinstance(module, nn.Linear) and module is not head
+        id(module.weight)
+        for module in model.modules()
+        if isinstance(module, nn.Linear) and module is not head
     }
     return {name for name, parameter in trainable.items() if id(parameter) in linear}
 

@@ -1,0 +1,318 @@
+"""Training the diffusion view of a frozen backbone, on answers that the backbone wrote itself.
+
+One frozen AR pass over packed rows gives keys, values and hidden states; many blocks then go through the twin in
+one pass over those keys (paper, section 3.3). Knows how the two passes fit together; anchors, masks, losses, data
+and the loop are elsewhere.
+
+Shapes: B rows, T positions, N blocks, K block length, J = K - 1 predicted slots, C hidden size.
+"""
+
+import itertools
+import random
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from transformers import PreTrainedModel, PreTrainedTokenizerFast
+
+from orthrus.data.packing import EncodedDocument, PackedRows, load_rows, pack, save_rows
+from orthrus.data.responses import Answering, answered, prompt_ids
+from orthrus.decode import plan
+from orthrus.decode.api import engine_for
+from orthrus.decode.options import Options
+from orthrus.decode.output import Stats
+from orthrus.model import masks
+from orthrus.model.attach import attach, windows_of
+from orthrus.model.checkpoint import fingerprint, save
+from orthrus.model.config import OrthrusConfig
+from orthrus.model.dual import View
+from orthrus.model.head import output_head
+from orthrus.model.load import backbone_with_tokenizer
+from orthrus.train import anchors, objective
+from orthrus.train.anchors import Blocks
+from orthrus.train.config import Source, ViewRecipe
+from orthrus.train.corpus import heldout_documents, source_name, train_documents
+from orthrus.train.loop import Loss, Rows, row_generator
+
+
+class TeacherKeys:
+    """Keys and values of the frozen pass, kept for the block pass; stands in for a cache by duck typing."""
+
+    def __init__(self) -> None:
+        self._kept: dict[int, tuple[Tensor, Tensor]] = {}
+        self.recording = True
+
+    def update(self, key: Tensor, value: Tensor, layer_idx: int, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
+        """Keep what the frozen pass writes; put it before what the block pass brings."""
+        if self.recording:
+            self._kept[layer_idx] = (key, value)
+            return key, value
+        kept_key, kept_value = self._kept[layer_idx]
+        return torch.cat([kept_key, key], dim=2), torch.cat([kept_value, value], dim=2)
+
+    def get_seq_length(self, layer_idx: int = 0) -> int:
+        """Return 0: both passes are given their positions."""
+        return 0
+
+
+class ViewTask:
+    """The loop's task for a view recipe; `run.output/data` keeps the backbone's answers and the packed rows."""
+
+    def __init__(self, recipe: ViewRecipe) -> None:
+        self._recipe = recipe
+        self._device = torch.device(recipe.run.device)
+        if recipe.run.threads is not None:
+            torch.set_num_threads(recipe.run.threads)
+        self._model, self._tokenizer = _load(recipe, self._device)
+        self._windows = windows_of(self._model)
+        self._head = output_head(self._model)
+        folder = Path(recipe.run.output) / "data"
+        made_from = {
+            "data": recipe.data.model_dump(mode="json"),
+            "responses": recipe.responses.model_dump(mode="json"),
+            "backbone": fingerprint(self._model),
+        }
+        self._rows = self._packed(folder / "train", made_from, self._train_prompts)
+        self._heldout_prompts = {
+            source_name(source): self._prompts(heldout_documents(source, seed=recipe.data.seed))
+            for source in recipe.data.sources
+            if source.heldout
+        }
+        self._heldout = {
+            name: self._packed(folder / f"heldout-{name}", made_from, lambda prompts=prompts: prompts)
+            for name, prompts in self._heldout_prompts.items()
+        }
+
+    @property
+    def model(self) -> nn.Module:
+        """The dual-view model."""
+        return self._model
+
+    @property
+    def row_count(self) -> int:
+        """Rows of the training set."""
+        return len(self._rows)
+
+    def trainable(self) -> dict[str, nn.Parameter]:
+        """The twin's parameters."""
+        return {name: p for name, p in self._model.named_parameters() if p.requires_grad}
+
+    def loss(self, rows: Rows, step: int) -> Loss:
+        """The weighted loss of the masked slots of freshly drawn blocks."""
+        self._model.eval()
+        return self._loss(self._rows, rows, block_length=self._block_length(step), step=step)
+
+    def evaluate(self, step: int) -> dict[str, float]:
+        """Loss and agreement per held-out source, and what real decoding of its prompts gives."""
+        figures: dict[str, float] = {}
+        for name, rows in self._heldout.items():
+            loss = self._loss(
+                rows, np.arange(min(len(rows), 16)), block_length=self._recipe.model.block_size, step=-1
+            )
+            figures[f"heldout/{name}/loss"] = float(loss.total) / float(loss.weight)
+            for metric, (total, count) in loss.metrics.items():
+                figures[f"heldout/{name}/{metric}"] = float(total) / max(float(count), 1.0)
+            figures[f"heldout/{name}/tokens_per_cycle"] = self._decode(
+                self._heldout_prompts[name]
+            ).tokens_per_cycle
+        return figures
+
+    def save(self, path: Path) -> None:
+        """Write the view as an adapter; the backbone is named, not copied."""
+        save(self._model, path, format="adapter")
+
+    def _block_length(self, step: int) -> int:
+        lengths = self._recipe.objective.block_lengths
+        return random.Random(f"{self._recipe.run.seed}/{step}").choice(lengths)
+
+    def _loss(self, packed: PackedRows, index: Rows, *, block_length: int, step: int) -> Loss:
+        goal = self._recipe.objective
+        document_BT, position_BT, token_BT, answer_BT = (
+            self._tensor(array[index])
+            for array in (packed.document, packed.position, packed.token_ids, packed.answer)
+        )
+        blocks = anchors.sample(
+            document_BT,
+            answer_BT,
+            blocks=goal.blocks_per_row * self._recipe.model.block_size // block_length,
+            block_length=block_length,
+            blind_share=goal.blind_anchor_share,
+            generators=[row_generator(self._recipe.run.seed, step, int(row)) for row in index],
+        )
+        keys = TeacherKeys()
+        with torch.no_grad():
+            teacher_BTC = self._teacher(keys, token_BT, document_BT, position_BT)
+        student_BNKC = self._student(keys, token_BT, document_BT, position_BT, blocks, block_length)
+        return self._score(student_BNKC[:, :, :-1], teacher_BTC, token_BT, blocks)
+
+    def _teacher(
+        self, keys: TeacherKeys, token_BT: Tensor, document_BT: Tensor, position_BT: Tensor
+    ) -> Tensor:
+        """Run the frozen view over packed rows, keeping its keys; returns hidden states `[B, T, C]`."""
+        allowed = masks.packed(document_BT)
+        return self._forward(keys, token_BT, position_BT, position_BT, allowed, view="ar")
+
+    def _student(
+        self,
+        keys: TeacherKeys,
+        token_BT: Tensor,
+        document_BT: Tensor,
+        position_BT: Tensor,
+        blocks: Blocks,
+        K: int,
+    ) -> Tensor:
+        """Run the twin over all blocks at once; returns hidden states `[B, N, K, C]`."""
+        B, N = blocks.anchor_BN.shape
+        mask = self._model.orthrus_config.mask
+        token_BNK = torch.full((B, N, K), mask, device=self._device)
+        token_BNK[:, :, 0] = torch.where(blocks.blind_BN, mask, token_BT.gather(1, blocks.anchor_BN))
+        position_BN = position_BT.gather(1, blocks.anchor_BN)
+        position_BM = (position_BN[:, :, None] + torch.arange(K, device=self._device)).flatten(1)
+        allowed = masks.training(document_BT, blocks.anchor_BN, blocks.valid_BN, block=K)
+        keys.recording = False
+        hidden_BMC = self._forward(
+            keys,
+            token_BNK.flatten(1),
+            position_BM,
+            torch.cat([position_BT, position_BM], 1),
+            allowed,
+            view="diffusion",
+        )
+        return hidden_BMC.view(B, N, K, -1)
+
+    def _forward(
+        self, keys: TeacherKeys, tokens: Tensor, query: Tensor, key: Tensor, allowed: Tensor, *, view: Any
+    ) -> Tensor:
+        dtype = (
+            torch.get_autocast_dtype(self._device.type)
+            if torch.is_autocast_enabled(self._device.type)
+            else None
+        )
+        layer_masks = masks.layer_masks(
+            allowed,
+            query_position_BQ=query,
+            key_position_BS=key,
+            windows=self._windows,
+            dtype=dtype or self._model.dtype,
+        )
+        hidden: Tensor = self._model.base_model(
+            input_ids=tokens,
+            position_ids=query,
+            attention_mask=layer_masks.full,
+            past_key_values=keys,
+            use_cache=True,
+            view=View(name=view, masks=layer_masks),
+        ).last_hidden_state
+        return hidden
+
+    def _score(self, student_BNJC: Tensor, teacher_BTC: Tensor, token_BT: Tensor, blocks: Blocks) -> Loss:
+        """Weigh and sum the slots' losses; slot j's teacher is the backbone's row at anchor + j."""
+        goal = self._recipe.objective
+        scored = blocks.scored_BNJ
+        target_BNJ = token_BT.gather(1, blocks.target_BNJ.flatten(1)).view_as(blocks.target_BNJ)
+        slots = scored.shape[2]
+        weight_J = objective.slot_weights(slots, goal.slot_decay).to(self._device)
+        teacher_MC = None
+        if goal.loss in objective.NEEDS_TEACHER:
+            row_B11 = torch.arange(len(token_BT), device=self._device)[:, None, None]
+            teacher_MC = teacher_BTC[row_B11, blocks.target_BNJ - 1][scored]
+        scores = objective.chunked(
+            objective.LOSSES[goal.loss],
+            student_BNJC[scored],
+            teacher_MC,
+            target_BNJ[scored],
+            weight_J.expand_as(scored)[scored],
+            head=self._head,
+        )
+        agree_BNJ = torch.zeros_like(scored).masked_scatter(scored, scores.agrees_M)
+        kept = agree_BNJ.long().cumprod(2).bool()
+        began = scored[:, :, 0]
+        known = began & ~blocks.blind_BN
+        return Loss(
+            total=scores.total,
+            weight=(weight_J * scored).sum(),
+            metrics={
+                "agreement": (scores.agrees_M.sum(), scored.sum()),
+                "accepted_known": (kept.sum(2)[known].sum(), known.sum()),
+                "accepted_blind": (
+                    kept.sum(2)[began & blocks.blind_BN].sum(),
+                    (began & blocks.blind_BN).sum(),
+                ),
+            },
+        )
+
+    def _decode(self, prompts: list[list[int]]) -> Stats:
+        """Decode held-out prompts for real; returns their pooled statistics."""
+        prompts = prompts[: self._recipe.responses.eval_prompts]
+        options = Options.of(self._model.generation_config, max_new_tokens=self._recipe.responses.eval_tokens)
+        with torch.autocast(self._device.type, enabled=False):
+            engine = engine_for(self._model, prompts, options, plan.parse("full"), rows=8)
+            for ids in prompts:
+                engine.add(ids, options)
+            done = []
+            while engine.busy:
+                done += [p.row.stats for p in engine.step() if p.row.finish_reason is not None]
+        return Stats.total(done)
+
+    def _packed(self, path: Path, about: dict[str, Any], prompts: Any) -> PackedRows:
+        """Return packed answers from `path`, or have the backbone write them and keep them there."""
+        if not path.exists():
+            how = Answering(
+                max_new_tokens=self._recipe.responses.max_new_tokens,
+                rows=self._recipe.responses.rows,
+                row_tokens=self._recipe.data.row_tokens,
+            )
+            shards = path.with_name(path.name + "-answers")
+            documents: list[EncodedDocument] = list(
+                answered(self._model, prompts(), how, shards, on_shard=_report)
+            )
+            random.Random(self._recipe.data.seed).shuffle(documents)
+            rows = pack(documents, row_tokens=how.row_tokens, pad_id=int(self._tokenizer.pad_token_id or 0))
+            save_rows(rows, path, tokenizer=self._tokenizer, about=about)
+        return load_rows(path, tokenizer=self._tokenizer, about=about)
+
+    def _train_prompts(self) -> list[list[int]]:
+        """Take prompts from each source by its weight, `responses.prompts` in all; sources start over at their end."""
+        data = self._recipe.data
+        whole = sum(source.weight for source in data.sources)
+        prompts: list[list[int]] = []
+        for source in data.sources:
+            share = round(self._recipe.responses.prompts * source.weight / whole)
+            prompts += self._prompts(itertools.islice(_again(source, seed=data.seed), share))
+        random.Random(data.seed).shuffle(prompts)
+        return prompts
+
+    def _prompts(self, documents: Any) -> list[list[int]]:
+        return [prompt_ids(self._tokenizer, document, choice=i) for i, document in enumerate(documents)]
+
+    def _tensor(self, array: NDArray[Any]) -> Tensor:
+        tensor = torch.from_numpy(np.array(array)).to(self._device)
+        return tensor if tensor.dtype == torch.bool else tensor.long()
+
+
+def _again(source: Source, *, seed: int) -> Iterator[Any]:
+    """A source's documents, over and over; a chat then answers at another of its turns."""
+    while True:
+        yield from train_documents(source, seed=seed)
+
+
+def _load(recipe: ViewRecipe, device: torch.device) -> tuple[PreTrainedModel, PreTrainedTokenizerFast]:
+    """Load the frozen backbone and give it an untrained view."""
+    model, tokenizer = backbone_with_tokenizer(recipe.model.backbone)
+    config = OrthrusConfig(
+        block_size=recipe.model.block_size,
+        mask_token_id=tokenizer.convert_tokens_to_ids("<|mask|>")
+        if "<|mask|>" in tokenizer.get_vocab()
+        else None,
+        backbone=recipe.model.backbone,
+    )
+    attach(model, config, attn_implementation="orthrus")
+    return model.to(device).eval(), tokenizer
+
+
+def _report(done: int, whole: int) -> None:
+    print(f"answers: shard {done} of {whole}", flush=True)
