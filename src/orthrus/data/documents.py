@@ -10,9 +10,9 @@ import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-from orthrus.data.synthetic import problem
+from orthrus.data.synthetic import Domain, Split, problem
 from orthrus.errors import DataError
 
 Message = Mapping[str, str]
@@ -27,9 +27,7 @@ class Document:
     text: str = ""
 
 
-def synthetic_documents(
-    domain: str, *, split: Literal["train", "heldout"] = "train", seed: int = 0
-) -> Iterator[Document]:
+def synthetic_documents(domain: Domain, *, split: Split = "train", seed: int = 0) -> Iterator[Document]:
     """Endless problems of one domain of `orthrus.data.synthetic`, from index 0 on."""
     for index in itertools.count():
         messages = tuple(problem(domain, index, split=split, seed=seed).messages)

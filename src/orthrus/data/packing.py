@@ -57,7 +57,7 @@ class PackedRows:
 def encode_documents(
     tokenizer: PreTrainedTokenizerFast, documents: Iterable[Document]
 ) -> Iterator[EncodedDocument]:
-    """Encode chats through the tokenizer's chat template, and texts with the end-of-sequence token after them.
+    """Encode chats through the tokenizer's chat template, and texts with the end-of-sequence token.
 
     Segments (prompt, answer, prompt, …) are encoded apart, as they are at decoding, where an answer starts
     after the encoded prompt.
@@ -93,8 +93,8 @@ def _segments(tokenizer: PreTrainedTokenizerFast, document: Document) -> list[tu
         whole = _render(tokenizer, messages[: turn + 1], add_generation_prompt=False)
         if not (prompt.startswith(done) and whole.startswith(prompt)):
             raise DataError(
-                f"{document.source}: turn {turn} of a chat must leave the text of earlier turns as it was, but the "
-                "tokenizer's chat template rewrites it; use a template without rewriting, or train on single turns"
+                f"{document.source}: turn {turn} of a chat must leave the text of earlier turns as it was, "
+                "but the tokenizer's chat template rewrites it; use another template or single turns"
             )
         stop = whole.find(end, len(prompt))
         stop = len(whole) if stop < 0 else stop + len(end)
@@ -214,7 +214,8 @@ def load_rows(
     """Open a packed set, memory-mapped.
 
     Raises:
-        DataError: files are missing or damaged, or the set was made with another tokenizer or from other data.
+        DataError: files are missing or damaged, or the set was made with another tokenizer or from other
+            data.
     """
     path = Path(path)
     try:

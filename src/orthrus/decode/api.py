@@ -3,13 +3,14 @@
 Knows tokenizers, chat templates and the engine; knows no passes, no acceptance, no files.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from typing import Any, Literal, TypeAlias
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from orthrus.decode import plan as plans
 from orthrus.decode.engine import Engine, Progress, Row
+from orthrus.decode.exact import EXACT, Exact
 from orthrus.decode.options import Options
 from orthrus.decode.output import Chunk, Completion
 from orthrus.decode.stop import Stopper, TextStream
@@ -28,6 +29,7 @@ def generate(
     *,
     mode: Mode = "orthrus",
     plan: str | None = None,
+    exact: Exact = "distribution",
     batch_size: int = 8,
     on_progress: Callable[[int, Progress], None] | None = None,
     **options: Any,
@@ -41,6 +43,7 @@ def generate(
             are; chats take the tokenizer's chat template.
         mode: "orthrus" drafts and verifies, "ar" decodes plainly through the same engine; the text is the same.
         plan: how many drafts per cycle ("full", "fixed:K", "ar"); `mode="ar"` takes none.
+        exact: "distribution", or "token" for the same tokens as `mode="ar", exact="token"` at any precision.
         batch_size: completions in flight at once; as soon as one ends the next begins.
         on_progress: called with the prompt's index after every cycle that moved it.
         **options: Hugging Face's names: max_new_tokens, do_sample, temperature, top_k, top_p, min_p,
@@ -58,7 +61,7 @@ def generate(
     if batch_size < 1:
         raise ConfigError(f"batch_size must be at least 1, found {batch_size}")
     decoder = plan_of(mode, plan)
-    engine = engine_for(model, ids, chosen, decoder, rows=min(batch_size, len(ids)))
+    engine = engine_for(model, ids, chosen, decoder, rows=min(batch_size, len(ids)), exact=exact)
     rows: dict[int, Row] = {}
     index_of: dict[int, int] = {}
     for index, prompt_ids in enumerate(ids):
@@ -82,9 +85,10 @@ def stream(
     *,
     mode: Mode = "orthrus",
     plan: str | None = None,
+    exact: Exact = "distribution",
     engine: Engine | None = None,
     **options: Any,
-) -> Iterator[Chunk]:
+) -> Generator[Chunk, None, None]:
     """Complete one prompt and yield each cycle's text as it is decided; arguments as for `generate`.
 
     Pass the same one-row `engine` again to keep its cache: only tokens that differ from the last text are read.
@@ -92,14 +96,14 @@ def stream(
     """
     chosen = Options.of(model.generation_config, **options)
     prompt_ids = encode(tokenizer, prompt)
-    engine = engine or engine_for(model, [prompt_ids], chosen, plan_of(mode, plan), rows=1)
+    engine = engine or engine_for(model, [prompt_ids], chosen, plan_of(mode, plan), rows=1, exact=exact)
     limit = min(chosen.max_new_tokens, engine.context_length - len(prompt_ids))
     return _stream(engine, tokenizer, prompt_ids, chosen, limit)
 
 
 def _stream(
     engine: Engine, tokenizer: PreTrainedTokenizerBase, prompt_ids: list[int], options: Options, limit: int
-) -> Iterator[Chunk]:
+) -> Generator[Chunk, None, None]:
     decoder = TextStream(tokenizer)
     id = engine.add(prompt_ids, options, stopper=Stopper(options, tokenizer, limit=limit))
     try:
@@ -119,16 +123,24 @@ def _stream(
 
 
 def engine_for(
-    model: PreTrainedModel, prompts: Sequence[Sequence[int]], options: Options, plan: plans.Plan, *, rows: int
+    model: PreTrainedModel,
+    prompts: Sequence[Sequence[int]],
+    options: Options,
+    plan: plans.Plan,
+    *,
+    rows: int,
+    exact: Exact = "distribution",
 ) -> Engine:
     """Build an engine with just enough room for these prompts, within the model's context."""
+    if exact not in EXACT:
+        raise ConfigError(f"exact must be one of {', '.join(EXACT)}, found {exact!r}")
     block = config_of(model).block_size
     width = plan.for_block(block).width
     context: int = model.config.get_text_config().max_position_embeddings
     longest = max((len(ids) for ids in prompts), default=1)
     capacity = Engine.room(longest, min(options.max_new_tokens, max(context - longest, 0)), width)
     shorter = max((Engine.room(len(i), min(options.max_new_tokens, context - len(i)), width) for i in prompts), default=0)
-    return Engine(model, rows=rows, capacity=max(capacity, shorter), plan=plan)
+    return Engine(model, rows=rows, capacity=max(capacity, shorter), plan=plan, exact=exact)
 
 
 def plan_of(mode: str, plan: str | None) -> plans.Plan:

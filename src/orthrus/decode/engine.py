@@ -4,6 +4,7 @@ Knows token ids, never text; a completion's `Stopper` says where it ends. Live r
 so that a cycle runs over exactly them; a row that ends is replaced by the last one.
 """
 
+import warnings
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -12,7 +13,9 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from orthrus.decode import plan as plans
 from orthrus.decode.cycle import Batch, Drafter, cycle, twin
+from orthrus.decode.exact import Exact, finding_for
 from orthrus.decode.noise import stream_of
 from orthrus.decode.options import Options, Sampling
 from orthrus.decode.output import FinishReason, Stats
@@ -21,6 +24,7 @@ from orthrus.decode.plan import Plan
 from orthrus.decode.sampling import Chooser, Context
 from orthrus.decode.stop import Stopper
 from orthrus.errors import CacheFull, PromptError
+from orthrus.model.attach import config_of
 from orthrus.model.cache import ScratchCache
 
 
@@ -62,6 +66,9 @@ class Engine:
         plan: how many drafts each cycle proposes.
         prefill_chunk: prompt positions per prefill pass at most.
         admit_free: rows that must be free before waiting completions join (more of them share a prefill pass).
+        exact: "distribution" (the method's guarantee: the same text in float32, the same distribution always) or
+            "token" (the same tokens as plain decoding with `exact="token"`, at any precision, bit for bit; where the
+            device's kernels forbid it, decodes plainly and warns).
         drafter: who proposes; the model's own diffusion view unless a test says otherwise.
     """
 
@@ -74,11 +81,24 @@ class Engine:
         plan: Plan,
         prefill_chunk: int = 512,
         admit_free: int = 1,
+        exact: Exact = "distribution",
         drafter: Drafter = twin,
     ) -> None:
-        self.cache = ScratchCache(rows=rows, capacity=capacity, device=model.device)
-        self.passes = Passes(model, self.cache)
-        self.plan = plan.for_block(self.passes.config.block_size)
+        block = config_of(model).block_size
+        self.plan = plan.for_block(block)
+        self.capacity = capacity
+        self.finding = None if exact == "distribution" else finding_for(model, width=block)
+        geometry = None if self.finding is None else self.finding.geometry
+        if self.finding is not None and not self.finding.holds:
+            self.plan = plans.parse("ar")
+            warnings.warn(
+                f"exact='token' cannot verify drafts here ({'; '.join(self.finding.broken)}): decoding plainly",
+                stacklevel=2,
+            )
+        room = capacity if geometry is None else geometry.capacity(capacity)
+        self.cache = ScratchCache(rows=rows, capacity=room, device=model.device)
+        self.passes = Passes(model, self.cache, geometry)
+        self.coupled = exact == "token"
         self.prefill_chunk = prefill_chunk
         self.admit_free = admit_free
         self.drafter = drafter
@@ -167,10 +187,10 @@ class Engine:
                 f"the model reads at most {self.context_length} tokens, the prompt has {len(prompt_ids)}: shorten it"
             )
         needed = self.room(len(prompt_ids), limit, self.plan.width)
-        if needed > self.cache.capacity:
+        if needed > self.capacity:
             raise CacheFull(
                 f"{len(prompt_ids)} prompt tokens, {limit} new ones and a block of {self.plan.width} need {needed} "
-                f"cache positions, a row has {self.cache.capacity}: ask for fewer tokens or a larger capacity"
+                f"cache positions, a row has {self.capacity}: ask for fewer tokens or a larger capacity"
             )
         return limit
 
@@ -211,9 +231,9 @@ class Engine:
         for place, row in enumerate(self.live):
             places.setdefault(row.options.sampling, []).append(place)
         if len(places) == 1:
-            groups: list[tuple[Chooser, Tensor | None]] = [(Chooser(next(iter(places))), None)]
+            groups: list[tuple[Chooser, Tensor | None]] = [(Chooser(next(iter(places)), self.coupled), None)]
         else:
-            groups = [(Chooser(s), torch.tensor(index, device=device)) for s, index in places.items()]
+            groups = [(Chooser(s, self.coupled), torch.tensor(index, device=device)) for s, index in places.items()]
         return Batch(rows=rows, anchor_B=anchor_B, context=context, groups=groups)
 
     def _keep(self, place: int, tokens: list[int], drafts: int) -> Progress:

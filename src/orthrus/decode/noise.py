@@ -24,11 +24,12 @@ def stream_of(seed: int, index: int) -> int:
 
 
 def uniform(stream_B: Tensor, position_BQ: Tensor, purpose: int, lanes: int) -> Tensor:
-    """Return `[B, Q, L]` float32 numbers in the open interval (0, 1), in steps of 2^-24."""
+    """Return `[B, Q, L]` float32 numbers in the open interval (0, 1): odd multiples of 2^-24, all of them exact."""
     key_BQ = _mix(_mix(stream_B)[:, None] + (position_BQ * 4 + purpose) * _GOLDEN)
     lane_L = torch.arange(1, lanes + 1, device=stream_B.device) * _GOLDEN
-    bits = _shift(_mix(key_BQ[:, :, None] + lane_L), 40)
-    return (bits.float() + 0.5) * 2.0**-24
+    # 23 bits and a half: one bit more would round the largest value up to 1, whose Gumbel noise is infinite.
+    bits = _shift(_mix(key_BQ[:, :, None] + lane_L), 41)
+    return (bits.float() + 0.5) * 2.0**-23
 
 
 def gumbel(stream_B: Tensor, position_BQ: Tensor, purpose: int, lanes: int) -> Tensor:

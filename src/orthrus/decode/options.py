@@ -22,6 +22,28 @@ _WITHOUT_EFFECT = {
     "return_dict_in_generate",
     "custom_generate",
     "max_length",
+    # Settings of an assistant model, of which there is none here.
+    "num_assistant_tokens",
+    "num_assistant_tokens_schedule",
+    "assistant_confidence_threshold",
+    "assistant_lookbehind",
+    "target_lookbehind",
+}
+
+_ASKS_NOTHING: dict[str, float] = {
+    # `generate` writes these into every config before it decodes; other values ask for something.
+    "min_length": 0,
+    "num_beams": 1,
+    "typical_p": 1.0,
+    "length_penalty": 1.0,
+    "no_repeat_ngram_size": 0,
+    "encoder_no_repeat_ngram_size": 0,
+    "num_return_sequences": 1,
+    "epsilon_cutoff": 0.0,
+    "eta_cutoff": 0.0,
+    "encoder_repetition_penalty": 1.0,
+    "num_beam_groups": 1,
+    "diversity_penalty": 0.0,
 }
 
 
@@ -88,12 +110,7 @@ class Options:
 
 def from_generation_config(config: GenerationConfig, **asked: Any) -> Options:
     """Take a whole `GenerationConfig`; raises ConfigError for any setting of it that this decoder does not honour."""
-    plain = GenerationConfig().to_dict()
-    given = {
-        name: value
-        for name, value in config.to_dict().items()
-        if value is not None and name not in _WITHOUT_EFFECT and (value != plain.get(name) or name == "eos_token_id")
-    }
+    given = {name: value for name, value in config.to_dict().items() if _asks(name, value)}
     if "max_new_tokens" not in given and config.max_length is not None and "max_new_tokens" not in asked:
         raise ConfigError("max_new_tokens is required: max_length counts the prompt too and is not honoured")
     if not given.get("do_sample", False):
@@ -101,6 +118,13 @@ def from_generation_config(config: GenerationConfig, **asked: Any) -> Options:
         for name in ("temperature", "top_k", "top_p", "min_p"):
             given.pop(name, None)
     return Options.of(None, **{**given, **asked})
+
+
+def _asks(name: str, value: Any) -> bool:
+    """Tell settings that could change a token from bookkeeping and from values that stand for "off"."""
+    if value is None or value is False or name in _WITHOUT_EFFECT:
+        return False
+    return name not in _ASKS_NOTHING or bool(value != _ASKS_NOTHING[name])
 
 
 def _sampling(given: dict[str, Any]) -> Sampling:

@@ -29,6 +29,7 @@ def attention(
     softcap: float | None = None,
     s_aux: Tensor | None = None,
     is_causal: bool | None = None,
+    tile: int | None = None,
     **_: Any,
 ) -> tuple[Tensor, None]:
     """Attend with `[B, H, Q, D]` queries over `[B, H/G, S, D]` keys and values; returns `[B, Q, H, D]`.
@@ -37,6 +38,8 @@ def attention(
         attention_mask: additive or boolean, `[B, 1, Q, S]`; None means causal for several queries, all for one.
         softcap: scores become `softcap * tanh(score / softcap)` before the mask (Gemma 2).
         s_aux: one sink logit per head, which takes part in the softmax and in nothing else (gpt-oss).
+        tile: keys are taken so many at a time (S a multiple of it), by operations whose shapes and order do not
+            depend on S: masked keys beyond a query's reach then change no bit of its result.
     """
     B, H, Q, D = query_BHQD.shape
     heads = key.shape[1]
@@ -46,7 +49,11 @@ def attention(
         attention_mask = attention_mask[None, None]
     grouped = query_BHQD.reshape(B, heads, (H // heads) * Q, D)
     mask = None if attention_mask is None else _fold(attention_mask[:, :, :, : key.shape[2]], H // heads)
-    if softcap is None and s_aux is None:
+    if tile is not None:
+        if mask is None:
+            mask = query_BHQD.new_zeros(1, 1, 1, key.shape[2])
+        out = _tiled(grouped, key, value, mask, scaling or D**-0.5, softcap, s_aux, Q, tile)
+    elif softcap is None and s_aux is None:
         out = scaled_dot_product_attention(grouped, key, value, attn_mask=mask, dropout_p=dropout, scale=scaling)
     else:
         out = _explicit(grouped, key, value, mask, scaling or D**-0.5, softcap, s_aux, Q)
@@ -68,17 +75,67 @@ def _explicit(
     sink_H: Tensor | None,
     queries: int,
 ) -> Tensor:
-    scores = grouped @ key.transpose(2, 3) * scaling
-    if softcap is not None:
-        scores = torch.tanh(scores / softcap) * softcap
+    scores = _capped(grouped @ key.transpose(2, 3) * scaling, softcap)
     if mask is not None:
-        scores = scores.masked_fill(~mask, torch.finfo(scores.dtype).min) if mask.dtype == torch.bool else scores + mask
+        scores = _masked(scores, mask)
     if sink_H is None:
         return torch.softmax(scores, dim=-1, dtype=torch.float32).to(value.dtype) @ value
-    sinks = sink_H.view(key.shape[1], -1).repeat_interleave(queries, dim=1)
-    sinks = sinks[None, :, :, None].expand(scores.shape[0], -1, -1, 1).to(scores.dtype)
+    sinks = _sinks(sink_H, key.shape[1], queries).expand(scores.shape[0], -1, -1, 1).to(scores.dtype)
     weights = torch.softmax(torch.cat([scores, sinks], dim=-1), dim=-1, dtype=torch.float32)
     return weights[..., :-1].to(value.dtype) @ value
+
+
+def _tiled(
+    grouped: Tensor,
+    key: Tensor,
+    value: Tensor,
+    mask: Tensor,
+    scaling: float,
+    softcap: float | None,
+    sink_H: Tensor | None,
+    queries: int,
+    tile: int,
+) -> Tensor:
+    """Attend tile by tile: a matrix product per tile, then running sums over tiles, in order.
+
+    A tile out of reach adds exact zeros at the end of each sum. (A plain sum over tiles would associate its terms
+    differently for another number of tiles; a cumulative one cannot.)
+    """
+    B, heads, rows, D = grouped.shape
+    tiles = key.shape[2] // tile
+
+    def cut(x: Tensor) -> Tensor:
+        return x.unflatten(2, (tiles, tile)).flatten(0, 2)
+
+    query = grouped[:, :, None].expand(B, heads, tiles, rows, D).flatten(0, 2)
+    scores = torch.bmm(query, cut(key).transpose(1, 2)).view(B, heads, tiles, rows, tile) * scaling
+    reach = mask.unflatten(3, (tiles, tile)).transpose(2, 3)
+    scores = _masked(_capped(scores, softcap), reach).float()
+    top = scores.amax(dim=(2, 4), keepdim=True)
+    if sink_H is not None:
+        sinks = _sinks(sink_H, heads, queries)[:, :, None].float()
+        top = torch.maximum(top, sinks)
+    weights = torch.exp(scores - top)
+    total = weights.sum(-1, keepdim=True).cumsum(2)[:, :, -1]
+    if sink_H is not None:
+        total = total + torch.exp(sinks - top)[:, :, 0]
+    parts = torch.bmm(weights.to(value.dtype).flatten(0, 2), cut(value)).view(B, heads, tiles, rows, -1)
+    return (parts.float().cumsum(2)[:, :, -1] / total).to(value.dtype)
+
+
+def _capped(scores: Tensor, softcap: float | None) -> Tensor:
+    return scores if softcap is None else torch.tanh(scores / softcap) * softcap
+
+
+def _masked(scores: Tensor, mask: Tensor) -> Tensor:
+    if mask.dtype == torch.bool:
+        return scores.masked_fill(~mask, torch.finfo(scores.dtype).min)
+    return scores + mask
+
+
+def _sinks(sink_H: Tensor, heads: int, queries: int) -> Tensor:
+    """Lay one sink logit per query head out along the folded query axis: `[1, heads, G*Q, 1]`."""
+    return sink_H.view(heads, -1).repeat_interleave(queries, dim=1)[None, :, :, None]
 
 
 def register() -> str:

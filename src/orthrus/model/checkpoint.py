@@ -26,6 +26,8 @@ from orthrus.model.config import OrthrusConfig
 Format = Literal["adapter", "official"]
 ADAPTER_FILE = "orthrus.safetensors"
 CONFIG_FILE = "orthrus_config.json"
+OFFICIAL_FIELDS = ("architectures", "auto_map", "block_size", "lora_alpha", "mask_token_id", "r", "use_cache")
+"""What the published config.json says otherwise than the backbone's own, or beside it."""
 _TWIN = ".diffusion."
 _SAMPLE = 4096
 
@@ -56,12 +58,17 @@ def save(model: PreTrainedModel, path: str | Path, *, format: Format = "adapter"
             files["generation_config.json"] = generation
     else:
         raise ConfigError(f"format must be 'adapter' or 'official', found {format!r}")
+    stem = Path(ADAPTER_FILE).stem if format == "adapter" else "model"
     with replacing(Path(path)) as scratch:
-        pattern = ADAPTER_FILE.replace(".safetensors", "{suffix}.safetensors") if format == "adapter" else None
         plain = {name: t.detach().cpu().contiguous() for name, t in tensors.items()}
-        save_torch_state_dict(plain, scratch, **({"filename_pattern": pattern} if pattern else {}))
+        save_torch_state_dict(plain, scratch, filename_pattern=stem + "{suffix}.safetensors")
         for name, values in files.items():
             (scratch / name).write_text(json.dumps(values, indent=2, sort_keys=True) + "\n")
+        written = {file.name for file in scratch.iterdir()}
+    # A whole file must not be shadowed by the shards and the index of an earlier, larger save, or the reverse.
+    for file in [*Path(path).glob(f"{stem}.safetensors*"), *Path(path).glob(f"{stem}-*-of-*.safetensors")]:
+        if file.name not in written:
+            file.unlink()
     return Path(path)
 
 
@@ -153,6 +160,7 @@ def official_config(model: PreTrainedModel) -> dict[str, Any]:
         "auto_map": {"AutoModelForCausalLM": "modeling_orthrus.OrthrusLM"},
         "block_size": config.block_size,
         "mask_token_id": config.mask,
+        "dtype": str(model.dtype).removeprefix("torch."),
         "use_cache": False,
         # Left over in the published configs; nothing reads them, but readers may expect to find them.
         "r": 16,

@@ -44,8 +44,8 @@ def load(
         name: a bundled model ("nano"), a local directory (adapter or official layout), or a Hub id such as
             "chiennv/Orthrus-Qwen3-8B".
         revision: Hub revision of `name`.
-        dtype: "float32", "bfloat16", "float16" or a torch dtype; None takes float32 on the CPU and the
-            checkpoint's own elsewhere.
+        dtype: "float32", "bfloat16", "float16", a torch dtype, or "auto" for the checkpoint's own; None takes
+            float32 on the CPU and the checkpoint's own elsewhere.
         device: where to put it; None takes CUDA if there is one.
         backbone: where an adapter's backbone is, when not where its configuration says.
 
@@ -107,10 +107,10 @@ def dtype_of(dtype: str | torch.dtype | None, device: torch.device) -> torch.dty
     """Settle a dtype; raises ConfigError for an unknown name."""
     if dtype is None:
         return torch.float32 if device.type == "cpu" else "auto"
-    if isinstance(dtype, torch.dtype):
+    if isinstance(dtype, torch.dtype) or dtype == "auto":
         return dtype
     if dtype not in DTYPES:
-        raise ConfigError(f"dtype must be one of {', '.join(DTYPES)}, found {dtype!r}")
+        raise ConfigError(f"dtype must be one of {', '.join(DTYPES)} or auto, found {dtype!r}")
     return DTYPES[dtype]
 
 
@@ -144,7 +144,9 @@ def _load_official(path: Path, dtype: torch.dtype | str) -> PreTrainedModel:
     quiet = logging.get_verbosity()
     logging.set_verbosity_error()  # transformers would list every *_diff tensor as unexpected
     try:
-        model = _pretrained(Qwen3ForCausalLM, path, dtype, config=Qwen3Config.from_dict(values))
+        plain = {name: value for name, value in values.items() if name not in checkpoint.OFFICIAL_FIELDS}
+        model = _pretrained(Qwen3ForCausalLM, path, dtype, config=Qwen3Config.from_dict(plain))
+        model.generation_config.use_cache = True
     finally:
         logging.set_verbosity(quiet)
     attach(model, config, attn_implementation="orthrus")
@@ -158,7 +160,9 @@ def _load_official(path: Path, dtype: torch.dtype | str) -> PreTrainedModel:
 
 def _pretrained(cls: Any, home: Path | str, dtype: torch.dtype | str, **more: Any) -> PreTrainedModel:
     try:
-        model, info = cls.from_pretrained(home, dtype=dtype, output_loading_info=True, **more)
+        # Mismatched shapes are reported below, by name; transformers would only log them.
+        more |= {"output_loading_info": True, "ignore_mismatched_sizes": True}
+        model, info = cls.from_pretrained(home, dtype=dtype, **more)
     except (OSError, ValueError, SafetensorError, RuntimeError) as error:
         raise CheckpointError(f"the backbone {home} cannot be loaded: {str(error).splitlines()[0]}") from error
     if info["missing_keys"] or info.get("mismatched_keys"):

@@ -13,6 +13,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
 
 from orthrus.data.packing import NO_DOCUMENT, PackedRows
+from orthrus.model import masks
 from orthrus.train.config import BackboneRecipe
 from orthrus.train.corpus import heldout_rows, mixed_documents, training_rows
 from orthrus.train.loop import Loss, Rows
@@ -34,19 +35,6 @@ def build_backbone(recipe: BackboneRecipe, tokenizer: PreTrainedTokenizerFast) -
         attn_implementation="eager",  # a fifth faster on CPUs than sdpa with a mask, at rows of 512
     )
     return Qwen3ForCausalLM(config).to(recipe.run.device)
-
-
-def document_mask(document: Tensor) -> Tensor:
-    """What to add to attention scores, so that a query sees its own document's keys up to itself.
-
-    Args:
-        document: [B, T] integers, equal where tokens share a document.
-
-    Returns:
-        [B, 1, T, T] float32: 0 where a key is seen, the least finite number elsewhere.
-    """
-    seen = (document[:, None, :, None] == document[:, None, None, :]).tril()
-    return torch.zeros(seen.shape, device=seen.device).masked_fill_(~seen, torch.finfo(torch.float32).min)
 
 
 def next_token_targets(rows: PackedRows, index: Rows | slice) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
@@ -116,10 +104,11 @@ class BackboneTask:
         """Cross-entropy of every predictable token, [N] float32, and whether it belongs to an answer, [N]."""
         has_target, answer = (self._tensor(a) for a in next_token_targets(rows, index))
         ids = self._tensor(rows.token_ids[index]).long()
+        document = self._tensor(rows.document[index])
         hidden = self._model.model(
             input_ids=ids,
             position_ids=self._tensor(rows.position[index]).long(),
-            attention_mask=document_mask(self._tensor(rows.document[index])),
+            attention_mask=masks.additive(masks.packed(document), torch.float32)[:, None],
             use_cache=False,
         ).last_hidden_state
         logits = self._model.lm_head(hidden[:, :-1][has_target])

@@ -1,13 +1,12 @@
 """Recipes: what a training run is, read from TOML and checked before anything else happens.
 
 Knows the keys, their types and bounds, inheritance (`extends`) and overrides (`section.key=value`); knows
-neither models nor data. A recipe is frozen: a run can be compared with the checkpoint that it resumes.
+neither models nor documents. A recipe is frozen: a run can be compared with the checkpoint that it resumes.
 """
 
 import difflib
 import json
 import tomllib
-import types
 import typing
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -16,6 +15,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from pydantic_core import ErrorDetails
 
+from orthrus.data.synthetic import Domain
 from orthrus.errors import ConfigError
 
 Positive = Annotated[int, Field(gt=0)]
@@ -32,7 +32,7 @@ class SyntheticSource(Section):
     """Problems of one domain of the procedural generator, `orthrus.data.synthetic`."""
 
     kind: Literal["synthetic"]
-    domain: str
+    domain: Domain
     weight: float = Field(gt=0)
     heldout: int = Field(default=0, ge=0, description="documents of the held-out split to evaluate on")
 
@@ -106,7 +106,7 @@ class ViewObjective(Section):
 
 
 class ResponsesSection(Section):
-    """The backbone's own answers: how many prompts, how long, and how many are decoded for real at an evaluation."""
+    """The backbone's own answers: how many prompts, how long, how many are decoded at an evaluation."""
 
     prompts: Positive
     max_new_tokens: Positive = 256
@@ -166,7 +166,8 @@ class RunSection(Section):
     def _parts_are_equal(self) -> "RunSection":
         if self.batch_rows % self.grad_accumulation:
             raise ValueError(
-                f"batch_rows ({self.batch_rows}) must be a multiple of grad_accumulation ({self.grad_accumulation})"
+                f"batch_rows ({self.batch_rows}) must be a multiple of "
+                f"grad_accumulation ({self.grad_accumulation})"
             )
         return self
 
@@ -204,8 +205,8 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     """Read a recipe with everything it `extends`, apply `section.key=value` overrides and check it.
 
     Raises:
-        ConfigError: the file or an override cannot be read, or a key is unknown, missing, of the wrong type or
-            out of bounds; all faults of a recipe are named at once.
+        ConfigError: the file or an override cannot be read, or a key is unknown, missing, of the wrong type
+            or out of bounds; all faults of a recipe are named at once.
     """
     raw = _read_with_parents(Path(path), seen=())
     for override in overrides:
@@ -310,17 +311,13 @@ def _dotted(loc: tuple[int | str, ...], raw: Any) -> str:
 
 def _valid_keys(section: type[BaseModel], prefix: str = "") -> Iterator[str]:
     for name, field in section.model_fields.items():
-        inner = list(_sections_in(field.annotation))
-        if not inner:
-            yield f"{prefix}{name}"
-        for child in inner:
+        yield f"{prefix}{name}"
+        for child in _sections_in(field.annotation):
             yield from _valid_keys(child, f"{prefix}{name}.")
 
 
 def _sections_in(annotation: Any) -> Iterator[type[BaseModel]]:
-    if isinstance(annotation, type) and not isinstance(annotation, types.GenericAlias):
-        if issubclass(annotation, BaseModel):
-            yield annotation
-        return
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        yield annotation
     for argument in typing.get_args(annotation):
         yield from _sections_in(argument)

@@ -4,7 +4,6 @@ Knows names and means; knows nothing of training.
 """
 
 import json
-import os
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -69,7 +68,7 @@ class Journal:
         """Write the figures of an evaluation."""
         self._write({"event": "evaluation", "step": step, **metrics})
         text = "  ".join(f"{name} {value:.4f}" for name, value in metrics.items())
-        self._console.print(f"step {step}: {text}", highlight=False, soft_wrap=True)
+        self._print(f"step {step}: {text}")
 
     def _write(self, line: Mapping[str, object]) -> None:
         self._file.write(json.dumps(line) + "\n")
@@ -81,9 +80,10 @@ class Journal:
             return
         elapsed = time.monotonic() - self._began
         left = elapsed / (step - self._start) * (self._steps - step)
-        print(
-            f"step {step}/{self._steps}  {text}  {elapsed / 60:.1f} min, {left / 60:.1f} min left", flush=True
-        )
+        self._print(f"step {step}/{self._steps}  {text}  {elapsed / 60:.1f} min, {left / 60:.1f} min left")
+
+    def _print(self, line: str) -> None:
+        self._console.print(line, highlight=False, markup=False, soft_wrap=True)
 
 
 def _cut_back(path: Path, start: int) -> None:
@@ -93,7 +93,7 @@ def _cut_back(path: Path, start: int) -> None:
     kept = [line for line in lines if _step_of(line) <= start] if start else []
     temporary = path.with_name(path.name + ".tmp")
     temporary.write_text("".join(kept), encoding="utf-8")
-    os.replace(temporary, path)
+    temporary.replace(path)
 
 
 def _step_of(line: str) -> float:

@@ -9,6 +9,7 @@ with the same weights, bit for bit, as a run that was never interrupted. One pro
 import hashlib
 import shutil
 import signal
+import threading
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -22,7 +23,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from orthrus.errors import DataError
+from orthrus.errors import ConfigError, DataError
 from orthrus.train.checkpoints import Checkpoint, load_latest, save_checkpoint
 from orthrus.train.config import Recipe
 from orthrus.train.journal import Journal
@@ -111,7 +112,7 @@ def train(task: Task, recipe: Recipe, *, resume: bool = True) -> TrainResult:
     its last checkpoint; without, what an earlier run left in `checkpoints/` and `log.jsonl` is removed.
 
     Raises:
-        ConfigError: the recipe changed since the checkpoint.
+        ConfigError: the recipe changed since the checkpoint, or the loss is no longer finite.
         CheckpointError: the checkpoint is damaged.
     """
     run = recipe.run
@@ -164,7 +165,7 @@ def _one_step(
     sums = _accumulate(task, recipe, step)
     total, weight = sums["loss"]
     if not np.isfinite(total):
-        raise DataError(f"step {step}: the loss must be finite, found {total}; lower the learning rates")
+        raise ConfigError(f"step {step}: the loss must be finite, found {total}; lower the learning rates")
     for parameter in trainable.values():
         if parameter.grad is not None:
             parameter.grad.div_(weight)
@@ -241,8 +242,11 @@ class _Stop:
 
 @contextmanager
 def _stop_signals() -> Iterator[_Stop]:
-    """Turn SIGTERM and SIGINT into a request to stop after the step at hand."""
+    """Turn SIGTERM and SIGINT into a request to stop after the step at hand; the main thread alone can."""
     stop = _Stop()
+    if threading.current_thread() is not threading.main_thread():
+        yield stop
+        return
     before = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGINT)}
     try:
         yield stop

@@ -1,0 +1,52 @@
+# `make demo` and `make test` need Python 3.11 or later and a package index, nothing else. Each makes what it lacks,
+# so a second run is quick.
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+VENV ?= .venv
+PIP_ARGS ?=
+PYTEST_ARGS ?= --numprocesses auto --maxprocesses 4
+BIN := $(VENV)/bin
+
+# In the environment, not as `-c`, because only then the pins hold inside pip's build environments too.
+export PIP_CONSTRAINT := $(CURDIR)/constraints.txt
+export PIP_BUILD_CONSTRAINT := $(PIP_CONSTRAINT)
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test check format wheel clean
+
+help:  ## list the commands
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-7s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+demo: $(VENV)/.installed  ## let the bundled model answer, plainly and with drafts, and compare
+	$(BIN)/orthrus demo
+
+test: $(VENV)/.installed-dev  ## run the tests
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(PYTEST_ARGS)
+
+check: $(VENV)/.installed-dev  ## lint, formatting, types, import layers
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+	$(BIN)/lint-imports --no-logo
+
+format: $(VENV)/.installed-dev  ## sort imports and format
+	$(BIN)/ruff check --select I --fix
+	$(BIN)/ruff format
+
+wheel: $(VENV)/.installed-dev  ## build dist/*.whl
+	$(BIN)/python -m build --wheel
+
+clean:  ## remove what was built, the virtual environment included
+	rm -rf $(VENV) build dist
+
+$(BIN)/python:
+	$(PYTHON) -m venv $(VENV)
+
+# The stamps say which installation is up to date; the one for developers holds the other.
+$(VENV)/.installed: pyproject.toml constraints.txt | $(BIN)/python
+	$(BIN)/pip install $(PIP_ARGS) -e .
+	@touch $@
+
+$(VENV)/.installed-dev: pyproject.toml constraints.txt | $(BIN)/python
+	$(BIN)/pip install $(PIP_ARGS) -e '.[dev]'
+	@touch $(VENV)/.installed $@

@@ -1,0 +1,153 @@
+"""Who takes part in a measurement: our engine's two modes, and Hugging Face's `generate` on the same weights.
+
+Every contender becomes one function from prompts' token ids to answers' token ids, so that all of them are
+timed alike. Knows models and decoding; knows no suite, no clock and no file.
+"""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final, TypeAlias
+
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from orthrus.bench import peers
+from orthrus.decode import plan as plans
+from orthrus.decode.api import engine_for
+from orthrus.decode.engine import Row
+from orthrus.decode.exact import EXACT, Exact
+from orthrus.decode.options import Options
+from orthrus.decode.stop import Stopper
+from orthrus.errors import ConfigError
+
+OWN: Final = ("ar", "orthrus")
+PEERS: Final = ("hf", "hf-static", "hf-lookup")
+MODES: Final = OWN + PEERS
+
+
+@dataclass(frozen=True, slots=True)
+class Contender:
+    """One way to decode: a mode; for `orthrus`, a plan; for our own modes, how exact (`decode.exact`)."""
+
+    mode: str
+    plan: str | None = None
+    exact: Exact | None = None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Answer:
+    """What a contender wrote to one prompt.
+
+    Attributes:
+        token_ids: the answer's tokens, the end-of-text token included where one was written.
+        stats: counts and ratios under the names of `orthrus.decode.output`; peers have `emitted`, `forwards`
+            and `tokens_per_forward` only.
+        proposed_per_position: how often slot j was drafted.
+        accepted_at_position: how often slot j's draft was emitted.
+    """
+
+    token_ids: list[int]
+    stats: Mapping[str, Any]
+    proposed_per_position: list[int]
+    accepted_at_position: list[int]
+
+
+Decoder: TypeAlias = Callable[[Sequence[Sequence[int]], int], list[Answer]]
+"""Answer all prompts of one batch, given as token ids, with at most so many new tokens each."""
+
+
+def contenders(
+    modes: Sequence[str], plans_asked: Sequence[str] = ("full",), exacts: Sequence[str] = ("distribution",)
+) -> tuple[Contender, ...]:
+    """Put modes, plans and exactness together: `orthrus` with each plan, both own modes at each exactness.
+
+    Raises ConfigError for an unknown or repeated mode, plan or exactness, or for none at all.
+    """
+    for name, asked, known in (
+        ("a mode", modes, MODES),
+        ("exact", exacts, EXACT),
+        ("a plan", plans_asked, None),
+    ):
+        if not asked or len(set(asked)) < len(asked):
+            raise ConfigError(f"{name} must be named at least once, and each one once; found {list(asked)}")
+        for one in asked:
+            if known is not None and one not in known:
+                raise ConfigError(f"{name} is one of {', '.join(known)}, found {one!r}")
+    for plan in plans_asked:
+        plans.parse(plan)
+    known_exacts: list[Exact] = [exact for exact in EXACT if exact in exacts]
+    out: list[Contender] = []
+    for mode in modes:
+        if mode in PEERS:
+            out.append(Contender(mode))
+            continue
+        for exact in known_exacts:
+            out += [Contender(mode, plan, exact) for plan in (plans_asked if mode == "orthrus" else [None])]
+    return tuple(out)
+
+
+def fits(contender: Contender, batch: int) -> bool:
+    """Tell whether a contender can run batches of this size: prompt lookup takes one prompt at a time."""
+    return batch == 1 or contender.mode != "hf-lookup"
+
+
+def decoders(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, wanted: Iterable[Contender]
+) -> dict[Contender, Decoder]:
+    """Make each contender's decoder over the weights of one dual-view model."""
+    wanted = list(wanted)
+    eos = Options.of(model.generation_config).eos_token_id
+    backbone = peers.plain(model) if any(c.mode in PEERS for c in wanted) else None
+    out: dict[Contender, Decoder] = {}
+    for contender in wanted:
+        if backbone is not None and contender.mode in PEERS:
+            out[contender] = _peer(backbone, contender.mode, eos)
+        else:
+            out[contender] = _own(model, tokenizer, contender, eos)
+    return out
+
+
+def _own(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, contender: Contender, eos: tuple[int, ...]
+) -> Decoder:
+    """Decode with the engine, as `orthrus.generate` does between tokenizing and joining text."""
+    plan, exact = plans.parse(contender.plan or "ar"), contender.exact or "distribution"
+
+    def decode(prompts: Sequence[Sequence[int]], max_new_tokens: int) -> list[Answer]:
+        options = Options(max_new_tokens=max_new_tokens, eos_token_id=eos)
+        engine = engine_for(model, prompts, options, plan, rows=len(prompts), exact=exact)
+        ids = [
+            engine.add(p, options, stopper=Stopper(options, tokenizer, limit=max_new_tokens)) for p in prompts
+        ]
+        rows: dict[int, Row] = {}
+        while engine.busy:
+            rows.update((progress.row.id, progress.row) for progress in engine.step())
+        return [_answer(rows[id]) for id in ids]
+
+    return decode
+
+
+def _answer(row: Row) -> Answer:
+    return Answer(
+        token_ids=row.token_ids,
+        stats=row.stats.to_dict(),
+        proposed_per_position=row.stats.proposed_per_position,
+        accepted_at_position=row.stats.accepted_at_position,
+    )
+
+
+def _peer(backbone: PreTrainedModel, mode: str, eos: tuple[int, ...]) -> Decoder:
+    def decode(prompts: Sequence[Sequence[int]], max_new_tokens: int) -> list[Answer]:
+        config = peers.settings(mode, eos, max_new_tokens)
+        if mode != "hf-lookup":
+            # One pass a token; a hook would stand in the way of a compiled forward.
+            return [_peer_answer(tokens, len(tokens)) for tokens in peers.generate(backbone, prompts, config)]
+        with peers.counted(backbone) as passes:
+            written = peers.generate(backbone, prompts, config)
+        return [_peer_answer(tokens, len(passes)) for tokens in written]
+
+    return decode
+
+
+def _peer_answer(token_ids: list[int], forwards: int) -> Answer:
+    stats = {"emitted": len(token_ids), "forwards": forwards, "tokens_per_forward": len(token_ids) / forwards}
+    return Answer(token_ids=token_ids, stats=stats, proposed_per_position=[], accepted_at_position=[])

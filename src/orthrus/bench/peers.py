@@ -1,0 +1,77 @@
+"""Hugging Face's own decoding, on the untouched backbone and the very same weights.
+
+Knows transformers' `generate` and its caches; knows nothing of Orthrus but how to take a view off.
+"""
+
+import copy
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+import torch
+from transformers import GenerationConfig, PreTrainedModel
+
+from orthrus.model.attach import detach
+
+LOOKUP_TOKENS = 10  # transformers' documentation of prompt lookup uses as many
+
+
+def plain(model: PreTrainedModel) -> PreTrainedModel:
+    """Return the backbone of a dual-view model as Hugging Face would load it; weights are shared, not copied.
+
+    Attention is transformers' default for it (scaled dot product attention).
+    """
+    tensors = [*model.parameters(), *model.buffers()]
+    backbone = detach(copy.deepcopy(model, {id(tensor): tensor for tensor in tensors}))
+    backbone.set_attn_implementation("sdpa")
+    backbone.generation_config = GenerationConfig()
+    return backbone
+
+
+def settings(mode: str, eos_token_id: Sequence[int], max_new_tokens: int) -> GenerationConfig:
+    """Return greedy decoding: dynamic cache (`hf`), static one (`hf-static`), prompt lookup (`hf-lookup`)."""
+    eos = list(eos_token_id) or None
+    return GenerationConfig(
+        do_sample=False,
+        max_new_tokens=max_new_tokens,
+        eos_token_id=eos,
+        pad_token_id=eos[0] if eos else 0,
+        cache_implementation="static" if mode == "hf-static" else None,
+        prompt_lookup_num_tokens=LOOKUP_TOKENS if mode == "hf-lookup" else None,
+    )
+
+
+@torch.inference_mode()
+def generate(
+    backbone: PreTrainedModel, prompts: Sequence[Sequence[int]], config: GenerationConfig
+) -> list[list[int]]:
+    """Answer a batch of prompts, padded on the left; returns each answer's tokens up to its end."""
+    longest = max(map(len, prompts))
+    pads = [longest - len(prompt) for prompt in prompts]
+    ids = [[config.pad_token_id] * pad + list(prompt) for pad, prompt in zip(pads, prompts, strict=True)]
+    seen = [[0] * pad + [1] * (longest - pad) for pad in pads]
+    out = backbone.generate(
+        input_ids=torch.tensor(ids, device=backbone.device),
+        attention_mask=torch.tensor(seen, device=backbone.device),
+        generation_config=config,
+    )
+    rows: list[list[int]] = out[:, longest:].tolist()
+    return [_until_end(row, config.eos_token_id or []) for row in rows]
+
+
+@contextmanager
+def counted(backbone: PreTrainedModel) -> Iterator[list[None]]:
+    """Count the model's forward passes: the list that this yields grows by one with each."""
+    passes: list[None] = []
+    handle = backbone.register_forward_pre_hook(lambda *_: passes.append(None))
+    try:
+        yield passes
+    finally:
+        handle.remove()
+
+
+def _until_end(tokens: list[int], eos: Sequence[int]) -> list[int]:
+    """Cut the filler that a batch leaves behind a row's end-of-text token."""
+    for place, token in enumerate(tokens):
+        if token in eos:
+            return tokens[: place + 1]
+    return tokens

@@ -1,0 +1,155 @@
+"""Plots of a report, as PNG files.
+
+Needs matplotlib; knows which curves answer which question, works nothing out.
+"""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+from orthrus.bench.lines import Record
+from orthrus.bench.report import ALL, Report, Summary
+from orthrus.errors import DataError
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+Draw: TypeAlias = Callable[["Axes"], None]
+
+
+def plot(report: Report, folder: Path) -> list[Path]:
+    """Draw what a report holds into a folder (made if need be); returns the files.
+
+    Per setting: the ratio of tokens per second by domain with its intervals, one file per baseline, and the
+    share of drafts accepted by position; over all settings: tokens per second by batch; cost of passes by
+    width.
+
+    Raises:
+        DataError: matplotlib is not installed.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    out = []
+    for setting in dict.fromkeys(summary.setting for summary in report.summaries):
+        part = [summary for summary in report.summaries if summary.setting == setting]
+        name = "-".join((setting[0][:6], setting[1], f"batch{setting[2]}"))
+        title = f"{report.settings_of(setting[0]).get('model', setting[0])}, {setting[1]}, batch {setting[2]}"
+        for base in dict.fromkeys(base for summary in part for base in summary.against):
+            out.append(_save(folder / f"ratio-{base}-{name}.png", _ratios(part, base, title)))
+        if any(summary.accepted_per_position for summary in part):
+            out.append(_save(folder / f"accepted-{name}.png", _positions(part, title)))
+    if len({summary.setting[2] for summary in report.summaries}) > 1:
+        out.append(_save(folder / "throughput.png", _throughput(report.summaries)))
+    if report.passes:
+        out.append(_save(folder / "passes.png", _passes(report.passes)))
+    return out
+
+
+def _ratios(part: Sequence[Summary], base: str, title: str) -> Draw:
+    """Draw a bar per domain and contender, with its 95 % interval, and a line at equal speed."""
+    rated = [summary for summary in part if base in summary.against]
+    places = list(dict.fromkeys(_place(summary) for summary in rated))
+    labels = list(dict.fromkeys(summary.label for summary in rated))
+
+    def draw(axes: "Axes") -> None:
+        width = 0.8 / len(labels)
+        for number, label in enumerate(labels):
+            own = [summary for summary in rated if summary.label == label]
+            totals = [summary.against[base].totals for summary in own]
+            axes.bar(
+                [places.index(_place(summary)) + (number + 0.5) * width - 0.4 for summary in own],
+                [t.value for t in totals],
+                width,
+                yerr=[[t.value - t.low for t in totals], [t.high - t.value for t in totals]],
+                capsize=2,
+                label=label,
+            )
+        axes.axhline(1, color="black", linewidth=0.8)
+        axes.set_xticks(range(len(places)), places, rotation=30, ha="right")
+        axes.set_ylabel(f"tokens/s, ratio to {base}")
+        axes.set_title(title)
+        axes.legend()
+
+    return draw
+
+
+def _positions(part: Sequence[Summary], title: str) -> Draw:
+    """Draw one curve per domain and contender."""
+
+    def draw(axes: "Axes") -> None:
+        for summary in part:
+            if summary.accepted_per_position:
+                slots = range(1, len(summary.accepted_per_position) + 1)
+                axes.plot(
+                    slots,
+                    summary.accepted_per_position,
+                    marker=".",
+                    label=f"{_place(summary)}, {summary.label}",
+                )
+        axes.set(xlabel="position in the block", ylabel="share of drafts accepted", ylim=(0, 1), title=title)
+        axes.legend(fontsize="small")
+
+    return draw
+
+
+def _throughput(summaries: Sequence[Summary]) -> Draw:
+    """Draw tokens per second by batch, a curve per contender and precision, over the widest section."""
+    widest = (
+        [s for s in summaries if s.suite == ALL]
+        or [s for s in summaries if s.domain == ALL]
+        or list(summaries)
+    )
+    curves: dict[str, list[tuple[int, float]]] = {}
+    for summary in widest:
+        whole = "" if summary.suite == ALL else f", {_place(summary)}"
+        point = summary.setting[2], summary.tokens_per_second.value
+        curves.setdefault(f"{summary.label}, {summary.setting[1]}{whole}", []).append(point)
+    return _curves(curves, xlabel="batch", ylabel="tokens/s in all", title="Throughput by batch")
+
+
+def _passes(passes: Sequence[Record]) -> Draw:
+    """Draw milliseconds by width, one curve per kind of pass, precision, batch and context."""
+    curves: dict[str, list[tuple[int, float]]] = {}
+    for record in passes:
+        if record["pass"] != "ar":  # the one-row pass that every curve starts at
+            label = (
+                f"{record['pass']}, {record['dtype']}, batch {record['batch']}, context {record['context']}"
+            )
+            curves.setdefault(label, []).append((record["width"], 1000 * record["seconds"]))
+    return _curves(curves, xlabel="rows of the pass", ylabel="ms", title="Cost of passes by width")
+
+
+def _curves(curves: dict[str, list[tuple[int, float]]], *, xlabel: str, ylabel: str, title: str) -> Draw:
+    def draw(axes: "Axes") -> None:
+        for label, points in curves.items():
+            xs, ys = zip(*sorted(points), strict=True)
+            axes.plot(xs, ys, marker=".", label=label)
+        axes.set_xscale("log", base=2)
+        axes.set(xlabel=xlabel, ylabel=ylabel, title=title)
+        axes.set_ylim(bottom=0)
+        axes.legend(fontsize="small")
+
+    return draw
+
+
+def _place(summary: Summary) -> str:
+    return summary.suite if summary.domain in summary.suite else f"{summary.suite} {summary.domain}"
+
+
+def _save(path: Path, draw: Draw) -> Path:
+    figure = _figure()
+    draw(figure.add_subplot())
+    temporary = path.with_name(path.name + ".tmp")
+    figure.savefig(temporary, format="png", dpi=150)
+    temporary.replace(path)
+    return path
+
+
+def _figure() -> Any:
+    # Lazily, because it is an extra; without pyplot, so that no global state and no display is needed.
+    try:
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise DataError(
+            "plots need matplotlib, which is not installed: pip install 'orthrus-lm[bench]'"
+        ) from error
+    return Figure(figsize=(8, 4.5), layout="constrained")

@@ -1,0 +1,221 @@
+"""From files of results to figures: one summary per suite, domain and contender.
+
+Knows which results belong together and who is compared with whom; the arithmetic is `metrics`', the looks are
+`tables`' and `plots`'.
+"""
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final, TypeAlias
+
+from orthrus.bench import lines, metrics
+from orthrus.bench.lines import Record, Result
+from orthrus.bench.metrics import Estimate, Ratio
+from orthrus.errors import DataError
+
+ALL: Final = "all"
+BASELINES: Final = ("ar", "hf", "hf-static")
+
+Setting: TypeAlias = tuple[str, str, int]
+"""Configuration, dtype and batch: results that share them come from comparable runs."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Summary:
+    """The figures of one contender on one domain of one suite.
+
+    Attributes:
+        setting: configuration, dtype and batch.
+        suite, domain: what it was measured on; "all" for several together.
+        mode, plan, exact: who.
+        prompts: how many results stand behind the figures.
+        tokens_per_second: of all results together.
+        against: ratio of tokens per second to each baseline's that ran beside it.
+        tokens_per_cycle, tokens_per_forward: pooled over all counts, mean over prompts; None without any.
+        identical: share of texts equal to plain decoding's; None where it did not run.
+        right: share of right answers; None where nothing can tell.
+        accepted_per_position: how often slot j's draft was emitted, given that it was proposed.
+    """
+
+    setting: Setting
+    suite: str
+    domain: str
+    mode: str
+    plan: str | None
+    exact: str | None
+    prompts: int
+    tokens_per_second: Estimate
+    against: dict[str, Ratio]
+    tokens_per_cycle: tuple[Estimate | None, Estimate | None]
+    tokens_per_forward: tuple[Estimate | None, Estimate | None]
+    identical: float | None
+    right: float | None
+    accepted_per_position: list[float]
+
+    @property
+    def label(self) -> str:
+        """The contender in words."""
+        return " ".join(filter(None, (self.mode, self.plan, "exact" if self.exact == "token" else None)))
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the figures as plain JSON values."""
+        configuration, dtype, batch = self.setting
+        return {
+            "configuration": configuration,
+            "dtype": dtype,
+            "batch": batch,
+            "suite": self.suite,
+            "domain": self.domain,
+            "mode": self.mode,
+            "plan": self.plan,
+            "exact": self.exact,
+            "prompts": self.prompts,
+            "tokens_per_second": self.tokens_per_second.to_dict(),
+            "against": {name: ratio.to_dict() for name, ratio in self.against.items()},
+            "tokens_per_cycle": _both(self.tokens_per_cycle),
+            "tokens_per_forward": _both(self.tokens_per_forward),
+            "identical": self.identical,
+            "right": self.right,
+            "accepted_per_position": self.accepted_per_position,
+        }
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Report:
+    """Everything that some files of results say.
+
+    Attributes:
+        provenances: the runs' provenance records, in the order of the files.
+        summaries: figures of completions.
+        passes: costs of single passes, as measured.
+    """
+
+    provenances: list[Record]
+    summaries: list[Summary]
+    passes: list[Record]
+
+    def settings_of(self, configuration: str) -> Mapping[str, Any]:
+        """Return the settings that a configuration's id stands for; empty where no provenance record says."""
+        found = [p["settings"] for p in self.provenances if p.get("configuration") == configuration]
+        return found[0] if found else {}
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the report as plain JSON values."""
+        return {
+            "provenance": self.provenances,
+            "summaries": [summary.to_dict() for summary in self.summaries],
+            "passes": self.passes,
+        }
+
+
+def read_report(paths: Sequence[Path], *, baselines: Sequence[str] = BASELINES, seed: int = 0) -> Report:
+    """Read files of results and work their figures out.
+
+    Args:
+        paths: files that `orthrus bench run` or `orthrus bench passes` wrote.
+        baselines: modes that every other contender is compared with, where they ran.
+        seed: of the bootstrap.
+
+    Raises:
+        DataError: a file cannot be read, or there is nothing to report.
+    """
+    provenances: dict[str, Record] = {}
+    passes: list[Record] = []
+    answered: dict[tuple[lines.Prompt, lines.Who], Result] = {}
+    for path in paths:
+        records = lines.read_records(path)
+        provenances |= {r["id"]: r for r in records if r.get("kind") == lines.PROVENANCE}
+        passes += [r for r in records if r.get("kind") == lines.PASS]
+        # The same line of two files (or of one, given twice) counts once.
+        answered |= {(r.prompt, r.contender): r for r in lines.results(records, where=str(path))}
+    if not answered and not passes:
+        raise DataError(f"{', '.join(map(str, paths))}: at least one result line is required, found none")
+    return Report(
+        provenances=list(provenances.values()),
+        summaries=summaries(list(answered.values()), baselines=baselines, seed=seed),
+        passes=passes,
+    )
+
+
+def summaries(
+    results: Sequence[Result], *, baselines: Sequence[str] = BASELINES, seed: int = 0
+) -> list[Summary]:
+    """Return figures for every setting, each domain of each suite and all together, and every contender."""
+    out = []
+    for setting, of_setting in _split(results, lambda r: (r.configuration, r.dtype, r.batch)):
+        for (suite, domain), part in _sections(of_setting):
+            by_contender = dict(_split(part, lambda r: r.contender))
+            # What is asked to be exact to the token is slower: no baseline.
+            bases = {
+                who[0]: base
+                for who, base in by_contender.items()
+                if who[0] in baselines and who[2] != "token"
+            }
+            for own in by_contender.values():
+                out.append(_summary(setting, suite, domain, own, bases, seed))
+    return out
+
+
+def _summary(
+    setting: Setting,
+    suite: str,
+    domain: str,
+    results: list[Result],
+    bases: Mapping[str, list[Result]],
+    seed: int,
+) -> Summary:
+    ratios = {
+        name: metrics.faster(results, base, seed=seed)
+        for name, base in bases.items()
+        if name != results[0].mode
+    }
+    cycle, forward = (
+        (metrics.pooled(results, name, seed=seed), metrics.mean(results, name, seed=seed))
+        for name in ("tokens_per_cycle", "tokens_per_forward")
+    )
+    return Summary(
+        setting=setting,
+        suite=suite,
+        domain=domain,
+        mode=results[0].mode,
+        plan=results[0].plan,
+        exact=results[0].exact,
+        prompts=len(results),
+        tokens_per_second=metrics.speed(results, seed=seed),
+        against={name: ratio for name, ratio in ratios.items() if ratio is not None},
+        tokens_per_cycle=cycle,
+        tokens_per_forward=forward,
+        identical=metrics.share(results, lambda r: r.identical),
+        right=metrics.share(results, lambda r: r.right),
+        accepted_per_position=metrics.accepted_per_position(results),
+    )
+
+
+def _sections(results: Sequence[Result]) -> Iterator[tuple[tuple[str, str], list[Result]]]:
+    """Yield each domain of each suite, each suite of several domains, and several suites together."""
+    suites = list(_split(results, lambda r: r.suite))
+    for suite, of_suite in suites:
+        domains = list(_split(of_suite, lambda r: r.domain))
+        for domain, part in domains:
+            yield (suite, domain), part
+        if len(domains) > 1:
+            yield (suite, ALL), of_suite
+    if len(suites) > 1:
+        yield (ALL, ALL), list(results)
+
+
+def _split(results: Iterable[Result], key: Any) -> Iterable[tuple[Any, list[Result]]]:
+    """Group results by a key, in the order in which keys first appear."""
+    groups: dict[Any, list[Result]] = {}
+    for result in results:
+        groups.setdefault(key(result), []).append(result)
+    return groups.items()
+
+
+def _both(estimates: tuple[Estimate | None, Estimate | None]) -> dict[str, dict[str, float] | None]:
+    pooled, mean = estimates
+    return {
+        name: None if estimate is None else estimate.to_dict()
+        for name, estimate in (("pooled", pooled), ("mean", mean))
+    }

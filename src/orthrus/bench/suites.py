@@ -1,0 +1,132 @@
+"""What is measured on: prompts of a suite, and how an answer to one is judged.
+
+A suite is a prompt-set file, a Hugging Face dataset, or problems of the package's own generator. Knows where
+the prompts are and what makes an answer right; knows no tokenizer and no model.
+"""
+
+import re
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Final, get_args
+
+from orthrus.data.prompts import Message, PromptRecord, read_prompts
+from orthrus.data.synthetic import DOMAINS, Domain, Problem, Split, is_right, problem
+from orthrus.errors import ConfigError
+
+SYNTHETIC: Final = "synthetic"
+SYNTHETIC_PROMPTS: Final = 100  # of the generator's endless supply, unless a limit says otherwise
+_NUMBER = re.compile(r"-?\d[\d,]*(?:\.\d+)?")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Item:
+    """One prompt of a suite.
+
+    Attributes:
+        suite: the suite's name.
+        id: the prompt's id, unique in its suite.
+        domain: the kind of prompt within the suite, as its records say (their category), else the set's name.
+        messages: the chat to answer; of a prompt with several turns, the first.
+        problem: the generated problem, which can judge an answer by itself.
+        number: the number an answer must end with, for maths sets that give one.
+    """
+
+    suite: str
+    id: str
+    domain: str
+    messages: tuple[Message, ...]
+    problem: Problem | None = None
+    number: str | None = None
+
+
+def read_suite(name: str, *, folder: Path | None = None, limit: int | None = None) -> list[Item]:
+    """Read a suite's prompts.
+
+    Args:
+        name: `synthetic:DOMAIN[@SPLIT]`, a prompt-set file, the name of one in `folder`, or a Hugging Face
+            dataset as `name[:config][@split]`.
+        folder: where files named without their ending are looked for first.
+        limit: the first so many prompts only.
+
+    Raises:
+        ConfigError: an unknown domain or split, or a limit below 1.
+        DataError: a file or dataset that cannot be read.
+    """
+    if limit is not None and limit < 1:
+        raise ConfigError(f"limit must be at least 1, found {limit}")
+    if name.partition(":")[0] == SYNTHETIC:
+        return _synthetic(name, SYNTHETIC_PROMPTS if limit is None else limit)
+    path = _in_folder(name, folder)
+    suite = name if path is None else path.name.removesuffix(".gz").removesuffix(".jsonl")
+    return _distinct([_item(suite, record) for record in read_prompts(path or name, limit)])
+
+
+def judge(item: Item, text: str) -> bool | None:
+    """Say whether a text answers an item rightly; None where nothing can tell.
+
+    Problems of the domain code EXECUTE what the text holds (see `orthrus.data.synthetic.is_right`).
+    """
+    if item.problem is not None:
+        return is_right(item.problem, text)
+    if item.number is None:
+        return None
+    found = _NUMBER.findall(text)
+    return bool(found) and _value(found[-1]) == _value(item.number)
+
+
+def _synthetic(name: str, limit: int) -> list[Item]:
+    asked, _, split = name.partition(":")[2].partition("@")
+    domains: dict[str, Domain] = {known: known for known in DOMAINS}
+    splits: dict[str, Split] = {known: known for known in get_args(Split)}
+    split = split or "heldout"
+    if asked not in domains or split not in splits:
+        raise ConfigError(
+            f"a synthetic suite is {SYNTHETIC}:DOMAIN[@SPLIT] with a domain of {', '.join(domains)} and "
+            f"a split of {', '.join(splits)}; found {name!r}"
+        )
+    made = [problem(domains[asked], index, split=splits[split]) for index in range(limit)]
+    return [
+        Item(
+            suite=f"{SYNTHETIC}:{asked}@{split}",
+            id=one.id,
+            domain=one.domain,
+            messages=({"role": "user", "content": one.prompt},),
+            problem=one,
+        )
+        for one in made
+    ]
+
+
+def _in_folder(name: str, folder: Path | None) -> Path | None:
+    """Return the file that a name stands for: itself, or one in the folder, its ending left out or not."""
+    candidates = [Path(name)]
+    if folder is not None:
+        candidates = [folder / name, folder / f"{name}.jsonl", folder / f"{name}.jsonl.gz", *candidates]
+    return next((path for path in candidates if path.is_file()), None)
+
+
+def _item(suite: str, record: PromptRecord) -> Item:
+    category = record.meta.get("category")
+    answer = record.reference.get("answer") if isinstance(record.reference, dict) else None
+    is_number = isinstance(answer, str) and _NUMBER.fullmatch(answer) is not None
+    return Item(
+        suite=suite,
+        id=record.id,
+        domain=category if isinstance(category, str) else record.task,
+        messages=record.turns[0],
+        number=answer if is_number else None,
+    )
+
+
+def _distinct(items: list[Item]) -> list[Item]:
+    """Tell items of the same id apart by a count."""
+    seen: dict[str, int] = {}
+    out = []
+    for item in items:
+        seen[item.id] = count = seen.get(item.id, 0) + 1
+        out.append(item if count == 1 else replace(item, id=f"{item.id}#{count}"))
+    return out
+
+
+def _value(number: str) -> float:
+    return float(number.replace(",", ""))

@@ -1,0 +1,170 @@
+"""Tables of a report: one shape for the terminal and for markdown.
+
+Knows which columns matter and how figures are written; works nothing out.
+"""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from rich.table import Table
+
+from orthrus.bench.lines import Record
+from orthrus.bench.metrics import Estimate, Ratio
+from orthrus.bench.report import Report, Summary
+
+_NONE = "–"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Grid:
+    """A table as text; the first `labels` columns are words, the rest figures."""
+
+    title: str
+    header: list[str]
+    rows: list[list[str]]
+    labels: int
+
+    def to_rich(self) -> Table:
+        """Return the table for a terminal."""
+        table = Table(title=self.title, title_justify="left")
+        for place, name in enumerate(self.header):
+            table.add_column(name, justify="left" if place < self.labels else "right")
+        for row in self.rows:
+            table.add_row(*row)
+        return table
+
+    def to_markdown(self) -> str:
+        """Return the table in GitHub's markdown, its title as bold text before it."""
+        rule = [":--" if place < self.labels else "--:" for place in range(len(self.header))]
+        return "\n".join(
+            [f"**{self.title}**", "", *(f"| {' | '.join(r)} |" for r in (self.header, rule, *self.rows))]
+        )
+
+
+def tables(report: Report) -> list[Grid]:
+    """Return a report's tables: speed, drafts and positions of each setting; costs of passes; runs."""
+    out = []
+    for setting in dict.fromkeys(summary.setting for summary in report.summaries):
+        part = [summary for summary in report.summaries if summary.setting == setting]
+        configuration, dtype, batch = setting
+        known = report.settings_of(configuration)
+        facts = [str(known.get("model", configuration)), dtype, f"batch {batch}"]
+        if known:
+            facts += [
+                f"{known['threads']} threads",
+                f"at most {known['max_new_tokens']} tokens",
+                f"{known['rounds']} rounds",
+            ]
+        title = " · ".join(facts)
+        grids = (_speed(title, part), _drafts(title, part), _positions(title, part))
+        out += [grid for grid in grids if grid.rows]
+    if report.passes:
+        out.append(_passes(report.passes))
+    if report.provenances:
+        out.append(_runs(report.provenances))
+    return out
+
+
+def _speed(title: str, part: Sequence[Summary]) -> Grid:
+    bases = list(dict.fromkeys(name for summary in part for name in summary.against))
+    header = ["suite", "domain", "decoder", "prompts", "tokens/s"]
+    for base in bases:
+        header += [f"× {base}", f"median × {base}", f"least × {base}"]
+    rows = []
+    for summary in part:
+        row = [*_who(summary), str(summary.prompts), _number(summary.tokens_per_second.value, 0)]
+        for base in bases:
+            row += _ratio(summary.against.get(base))
+        rows.append(row)
+    return Grid(title=f"Speed: {title}", header=header, rows=rows, labels=3)
+
+
+def _drafts(title: str, part: Sequence[Summary]) -> Grid:
+    header = [
+        "suite",
+        "domain",
+        "decoder",
+        "tokens per cycle",
+        "mean",
+        "tokens per forward",
+        "mean",
+        "identical",
+        "right",
+    ]
+    rows = [
+        [
+            *_who(summary),
+            *map(_estimate, (*summary.tokens_per_cycle, *summary.tokens_per_forward)),
+            _percent(summary.identical),
+            _percent(summary.right),
+        ]
+        for summary in part
+    ]
+    return Grid(title=f"Drafts and texts: {title}", header=header, rows=rows, labels=3)
+
+
+def _positions(title: str, part: Sequence[Summary]) -> Grid:
+    drafted = [summary for summary in part if summary.accepted_per_position]
+    longest = max((len(summary.accepted_per_position) for summary in drafted), default=0)
+    slots = [slot for slot in (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64) if slot <= longest]
+    rows = [
+        [
+            *_who(summary),
+            *(_percent(dict(enumerate(summary.accepted_per_position, start=1)).get(slot)) for slot in slots),
+        ]
+        for summary in drafted
+    ]
+    header = ["suite", "domain", "decoder", *map(str, slots)]
+    return Grid(title=f"Accepted per position: {title}", header=header, rows=rows, labels=3)
+
+
+def _passes(passes: Iterable[Record]) -> Grid:
+    """Put the passes of one width side by side."""
+    kinds = ("ar", "draft", "verify")
+    cells: dict[tuple[str, ...], dict[str, str]] = {}
+    for record in passes:
+        place = tuple(str(record[name]) for name in ("model", "dtype", "batch", "context", "width"))
+        cells.setdefault(place, {})[record["pass"]] = _number(1000 * record["seconds"], 2)
+    rows = [[*place, *(found.get(kind, _NONE) for kind in kinds)] for place, found in cells.items()]
+    header = ["model", "dtype", "batch", "context", "width", *(f"{kind} ms" for kind in kinds)]
+    return Grid(title="Cost of passes", header=header, rows=rows, labels=2)
+
+
+def _runs(provenances: Iterable[Record]) -> Grid:
+    rows = [
+        [
+            p["date"],
+            f"{(p['commit'] or 'none')[:12]}{' and changes' if p['dirty'] else ''}",
+            f"orthrus {p['orthrus']}, torch {p['torch']}, transformers {p['transformers']}",
+            p["device"],
+            p["command"].replace("|", "\\|"),
+        ]
+        for p in provenances
+    ]
+    return Grid(title="Runs", header=["date", "commit", "versions", "device", "command"], rows=rows, labels=5)
+
+
+def _who(summary: Summary) -> list[str]:
+    return [summary.suite, summary.domain, summary.label]
+
+
+def _ratio(ratio: Ratio | None) -> list[str]:
+    return (
+        [_NONE] * 3
+        if ratio is None
+        else [_estimate(ratio.totals), _estimate(ratio.median), _number(ratio.least, 2)]
+    )
+
+
+def _estimate(estimate: Estimate | None) -> str:
+    if estimate is None:
+        return _NONE
+    return f"{estimate.value:.2f} ({estimate.low:.2f} to {estimate.high:.2f})"
+
+
+def _percent(share: float | None) -> str:
+    return _NONE if share is None else f"{100 * share:.1f} %"
+
+
+def _number(value: float, digits: int) -> str:
+    return f"{value:.{digits}f}"

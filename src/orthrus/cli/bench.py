@@ -1,0 +1,283 @@
+"""`orthrus bench run`, `orthrus bench passes`, `orthrus bench report`: measure, and read what was measured.
+
+Knows the options, the progress on the terminal and how a report is printed; measuring is `orthrus.bench`'s.
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from time import monotonic
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeElapsedColumn, TimeRemainingColumn
+
+from orthrus.cli import common
+from orthrus.cli.common import err, out, print_json, say
+from orthrus.errors import ConfigError
+
+if TYPE_CHECKING:
+    from orthrus.bench.run import Loader, Outlook
+
+_PLAIN_LINES = 20  # progress reports where standard error is no terminal
+
+Model = Annotated[str, typer.Argument(help="A bundled model, a directory, or a Hub id.")]
+Output = Annotated[
+    Path, typer.Option("--output", "-o", help="A file of JSON lines; added to, and taken up where it ended.")
+]
+Dtypes = Annotated[
+    list[str] | None,
+    typer.Option("--dtype", metavar="DTYPE,…", help="Precisions: float32, bfloat16, float16."),
+]
+Batches = Annotated[
+    list[str] | None, typer.Option("--batch", metavar="N,…", help="Prompts decoded together; 1 unless given.")
+]
+Threads = Annotated[
+    int | None, typer.Option(min=1, help="Threads of torch on the CPU; its own choice unless given.")
+]
+Suites = Annotated[
+    list[str],
+    typer.Option(
+        "--suite",
+        metavar="SUITE",
+        help="synthetic:maths|code|table|json[@heldout|@phrasing], a prompt-set file, the name of one in "
+        "--data, or a Hugging Face dataset; may be repeated.",
+        show_default=False,
+    ),
+]
+
+
+def application() -> typer.Typer:
+    """Put the commands of `orthrus bench` together."""
+    app = typer.Typer(help="Measure decoding, and report what was measured.", no_args_is_help=True)
+    app.command()(run)
+    app.command()(passes)
+    app.command()(report)
+    return app
+
+
+def run(
+    suite: Suites,
+    output: Output,
+    model: Model = "nano",
+    data: Annotated[
+        Path | None, typer.Option("--data", metavar="DIR", help="Where suites are looked for by name.")
+    ] = None,
+    modes: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--modes",
+            metavar="MODE,…",
+            help="ar, orthrus, hf, hf-static, hf-lookup; ar,orthrus unless given.",
+        ),
+    ] = None,
+    plans: Annotated[
+        list[str] | None, typer.Option("--plans", metavar="PLAN,…", help="Of mode orthrus: full, fixed:K, ….")
+    ] = None,
+    exact: Annotated[
+        list[str] | None,
+        typer.Option("--exact", metavar="EXACT,…", help="Of our modes: distribution, token."),
+    ] = None,
+    batch: Batches = None,
+    dtype: Dtypes = None,
+    limit: Annotated[
+        int | None,
+        typer.Option(min=1, help="Prompts of each suite; all of a file and 100 problems unless given."),
+    ] = None,
+    max_new_tokens: common.MaxNewTokens = 256,
+    rounds: Annotated[int, typer.Option(min=1, help="How often everyone answers every prompt.")] = 3,
+    warmup: Annotated[int, typer.Option(min=0, help="Rounds over the first prompts that do not count.")] = 1,
+    threads: Threads = None,
+    device: common.Device = None,
+) -> None:
+    """Let decoders race over prompts, greedily, one after another on each; run again to continue.
+
+    Suites of the domain code execute what the model writes (see `orthrus.data.synthetic`).
+    """
+    from orthrus.bench import run as bench
+    from orthrus.bench.contenders import contenders
+
+    job = bench.Job(
+        model=model,
+        suites=tuple(suite),
+        folder=data,
+        limit=limit,
+        contenders=contenders(
+            _listed(modes, "ar,orthrus"), _listed(plans, "full"), _listed(exact, "distribution")
+        ),
+        batches=_numbers(batch, "1", "--batch"),
+        dtypes=_dtypes(dtype),
+        max_new_tokens=max_new_tokens,
+        rounds=rounds,
+        warmup=warmup,
+    )
+    _set_threads(threads)
+    with _progress() as (start, lap):
+        bench.run(
+            job,
+            output,
+            load=_loader(model, device),
+            on_start=lambda outlook: start(outlook.laps, _words(outlook)),
+            on_lap=lap,
+        )
+    say(f"{output}: complete; orthrus bench report {output}", to=err)
+
+
+def passes(
+    output: Output,
+    model: Model = "nano",
+    widths: Annotated[
+        list[str] | None,
+        typer.Option("--width", metavar="N,…", help="Positions of a pass; 1,2,4,8,16,32,64 unless given."),
+    ] = None,
+    contexts: Annotated[
+        list[str] | None,
+        typer.Option("--context", metavar="N,…", help="Tokens in the cache; 256 unless given."),
+    ] = None,
+    batch: Batches = None,
+    dtype: Dtypes = None,
+    repeats: Annotated[int, typer.Option(min=1, help="How often every pass is timed.")] = 20,
+    threads: Threads = None,
+    device: common.Device = None,
+) -> None:
+    """Time single passes (a plain step, drafts, verifications) by width, context and batch."""
+    from orthrus.bench import lines
+    from orthrus.bench.passes import costs, kinds
+    from orthrus.provenance import digest, provenance
+
+    _set_threads(threads)
+    dtypes = _dtypes(dtype)
+    wide, long, many = (
+        _numbers(widths, "1,2,4,8,16,32,64", "--width"),
+        _numbers(contexts, "256", "--context"),
+        _numbers(batch, "1", "--batch"),
+    )
+    load, head = _loader(model, device), ""
+    with _progress() as (start, lap):
+        start(len(dtypes) * len(long) * len(many) * len(kinds(wide)) * repeats, "")
+        for name in dtypes:
+            loaded, _ = load(name)
+            if not head:
+                facts = provenance(dtypes=dtypes, device=loaded.device)
+                head = digest(facts)
+                lines.append(output, [{"kind": lines.PROVENANCE, "id": head, **facts}])
+            labels = {"kind": lines.PASS, "provenance": head, "model": model, "dtype": name}
+            for cost in costs(loaded, widths=wide, contexts=long, batches=many, repeats=repeats, on_pass=lap):
+                lines.append(output, [{**labels, **cost.to_dict()}])
+    say(f"{output}: complete; orthrus bench report {output}", to=err)
+
+
+def report(
+    files: Annotated[
+        list[Path], typer.Argument(metavar="FILE…", help="What `run` and `passes` wrote.", show_default=False)
+    ],
+    against: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--against", metavar="MODE,…", help="Baselines of the ratios; ar,hf,hf-static unless given."
+        ),
+    ] = None,
+    markdown: Annotated[bool, typer.Option("--markdown", help="Print the tables in markdown.")] = False,
+    plots: Annotated[
+        Path | None, typer.Option("--plots", metavar="DIR", help="Draw plots into a directory.")
+    ] = None,
+    json: common.Json = False,
+) -> None:
+    """Print tables (and draw plots) of measured figures; intervals are 95 %, by bootstrap over prompts."""
+    if json and markdown:
+        raise typer.BadParameter("--json and --markdown are two ways to print: give one of them")
+    from orthrus.bench.plots import plot
+    from orthrus.bench.report import BASELINES, read_report
+    from orthrus.bench.tables import tables
+
+    read = read_report(files, baselines=_listed(against, ",".join(BASELINES)))
+    if plots is not None:
+        for path in plot(read, plots):
+            say(str(path), to=err)
+    if json:
+        print_json(read.to_dict())
+        return
+    for grid in tables(read):
+        if markdown:
+            say(grid.to_markdown() + "\n")
+        else:
+            out().print(grid.to_rich())
+
+
+def _words(outlook: "Outlook") -> str:
+    todo = sum(len(heat.prompts) for heat in outlook.heats)
+    parts = [f"{todo} prompts to answer (each batch size and precision counted)"]
+    parts += [f"{outlook.done} done before"] if outlook.done else []
+    parts += [f"{outlook.too_long} left out, longer than the model's context"] if outlook.too_long else []
+    return " · ".join(parts)
+
+
+def _listed(given: list[str] | None, otherwise: str) -> list[str]:
+    """Take an option's values, repeated or with commas between them."""
+    return [part.strip() for value in given or [otherwise] for part in value.split(",") if part.strip()]
+
+
+def _numbers(given: list[str] | None, otherwise: str, name: str) -> tuple[int, ...]:
+    texts = _listed(given, otherwise)
+    for text in texts:
+        if not text.isdecimal() or int(text) < 1:
+            raise ConfigError(f"{name} must be whole numbers of at least 1, found {text!r}")
+    return tuple(map(int, texts))
+
+
+def _dtypes(given: list[str] | None) -> tuple[str, ...]:
+    """Take the names of precisions; raises ConfigError for one that is not known, before anything is measured."""
+    from orthrus.model.load import DTYPES
+
+    names = _listed(given, "float32")
+    for name in names:
+        if name not in DTYPES:
+            raise ConfigError(f"--dtype must be one of {', '.join(DTYPES)}, found {name!r}")
+    return tuple(names)
+
+
+def _set_threads(threads: int | None) -> None:
+    import torch
+
+    if threads is not None:
+        torch.set_num_threads(threads)
+
+
+def _loader(model: str, device: str | None) -> "Loader":
+    """Load without a display of its own: the progress bar is on the terminal already."""
+    from transformers.utils import logging
+
+    from orthrus.model.load import load
+
+    logging.disable_progress_bar()
+    return lambda dtype: load(model, dtype=dtype, device=device)
+
+
+@contextmanager
+def _progress() -> Iterator[tuple[Callable[[int, str], None], Callable[[], None]]]:
+    """Show how far a measurement is and when it ends: a bar on a terminal, a few plain lines elsewhere.
+
+    Yields a function to call with the number of laps and a remark, and one to call after each lap.
+    """
+    console = err()
+    columns = (BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
+    with Progress(
+        *columns, console=console, disable=not console.is_terminal, speed_estimate_period=600
+    ) as bar:
+        task = bar.add_task("", total=None)
+        began = monotonic()
+
+        def start(laps: int, remark: str) -> None:
+            bar.update(task, total=laps)
+            if remark:
+                console.print(remark, markup=False, soft_wrap=True)
+
+        def lap() -> None:
+            bar.advance(task)
+            done, total = int(bar.tasks[0].completed), int(bar.tasks[0].total or 0)
+            if not console.is_terminal and done * _PLAIN_LINES // total > (done - 1) * _PLAIN_LINES // total:
+                minutes = (monotonic() - began) / 60
+                left = minutes / done * (total - done)
+                console.print(f"{done}/{total}  {minutes:.1f} min, {left:.1f} min left", soft_wrap=True)
+
+        yield start, lap

@@ -1,0 +1,177 @@
+"""What every verb shares: options, loading, clocks, and how results are printed.
+
+Knows the terminal and the words of the command line; imports torch and transformers only inside functions, so
+that `orthrus --help` stays fast. Knows nothing of any one verb.
+"""
+
+import json
+import sys
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from time import perf_counter
+from typing import TYPE_CHECKING, Annotated, Any, Final, Literal, TypeVar
+
+import typer
+from rich.console import Console
+
+from orthrus.errors import ConfigError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+    from orthrus.decode.output import Stats
+
+T = TypeVar("T")
+
+_CONTROLS: Final = {code: "\ufffd" for code in (*range(32), *range(127, 160)) if chr(code) not in "\n\t"}
+"""What a model writes must not move the cursor, ring the bell or set the title."""
+
+Model = Annotated[str, typer.Option("--model", "-m", help="A bundled model, a directory, or a Hub id.")]
+Mode = Annotated[
+    Literal["orthrus", "ar"], typer.Option(help="orthrus drafts and verifies, ar decodes plainly: same text.")
+]
+Plan = Annotated[str | None, typer.Option(metavar="PLAN", help="Drafts per cycle: full, fixed:K or ar.")]
+Dtype = Annotated[
+    Literal["float32", "bfloat16", "float16"] | None,
+    typer.Option(help="Precision; float32 on a CPU and the checkpoint's own elsewhere, unless given."),
+]
+Device = Annotated[
+    str | None, typer.Option(help="cpu, cuda, cuda:1, mps …; CUDA if there is one, unless given.")
+]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on standard output.")]
+MaxNewTokens = Annotated[int, typer.Option(help="Tokens to write at most.")]
+Stop = Annotated[list[str] | None, typer.Option(metavar="TEXT", help="End at this text; may be repeated.")]
+
+_SAMPLING = "Sampling (greedy unless one of the first four is given)"
+Temperature = Annotated[float | None, typer.Option(rich_help_panel=_SAMPLING, help="0 is greedy.")]
+TopK = Annotated[int | None, typer.Option(rich_help_panel=_SAMPLING, help="Keep the K most probable tokens.")]
+TopP = Annotated[float | None, typer.Option(rich_help_panel=_SAMPLING, help="Keep tokens up to this mass.")]
+MinP = Annotated[
+    float | None, typer.Option(rich_help_panel=_SAMPLING, help="Keep tokens above this share of the best.")
+]
+RepetitionPenalty = Annotated[
+    float | None, typer.Option(rich_help_panel=_SAMPLING, help="Above 1 makes repeating less likely.")
+]
+Seed = Annotated[int, typer.Option(rich_help_panel=_SAMPLING, help="Fixes every draw of a sampled text.")]
+
+
+def generation_options(
+    *,
+    mode: str,
+    plan: str | None,
+    temperature: float | None,
+    top_k: int | None,
+    top_p: float | None,
+    min_p: float | None,
+    **others: Any,
+) -> dict[str, Any]:
+    """Turn the command line's options into those of `orthrus.generate`, checked before any model is loaded.
+
+    Raises ConfigError for values out of range, options that contradict each other, and an unknown plan.
+    """
+    from orthrus.decode.api import plan_of
+    from orthrus.decode.options import Options
+
+    sampling = {
+        name: value
+        for name, value in (
+            ("temperature", temperature),
+            ("top_k", top_k),
+            ("top_p", top_p),
+            ("min_p", min_p),
+        )
+        if value is not None
+    }
+    if sampling.get("temperature") == 0:
+        del sampling["temperature"]
+        if sampling:
+            name = "--" + next(iter(sampling)).replace("_", "-")
+            raise ConfigError(
+                f"--temperature 0 is greedy, where {name} has no effect: leave one of the two out"
+            )
+    options = {**others, **sampling, "do_sample": bool(sampling)}
+    Options.of(None, **options)
+    plan_of(mode, plan)
+    return options
+
+
+def load(
+    name: str, *, dtype: str | None = None, device: str | None = None
+) -> tuple["PreTrainedModel", "PreTrainedTokenizerBase"]:
+    """Load a model and its tokenizer, with a sign of life on the terminal; raises as `orthrus.load` does."""
+    with err().status(f"loading {name} …"):
+        from transformers.utils import logging
+
+        from orthrus.model.load import load as load_model
+
+        logging.disable_progress_bar()
+        return load_model(name, dtype=dtype, device=device)
+
+
+def precision(model: "PreTrainedModel") -> str:
+    """Return a model's dtype as the command line spells it."""
+    return str(model.dtype).removeprefix("torch.")
+
+
+def out() -> Console:
+    """Return the console for results."""
+    return Console(highlight=False)
+
+
+def err() -> Console:
+    """Return the console for progress, remarks and errors."""
+    return Console(stderr=True, highlight=False)
+
+
+def say(text: str, *, style: str = "", end: str = "\n", to: Callable[[], Console] = out) -> None:
+    """Print text as it is: no markup, no wrapping; a terminal is spared control characters."""
+    console = to()
+    shown = text.translate(_CONTROLS) if console.is_terminal else text
+    console.print(shown, style=style, end=end, markup=False, soft_wrap=True)
+
+
+def print_json(value: Any) -> None:
+    """Print one JSON document on standard output."""
+    sys.stdout.write(json.dumps(value, ensure_ascii=False) + "\n")
+
+
+@dataclass(slots=True)
+class Watch:
+    """Count the seconds spent in `with` blocks, or waiting for an iterator and not on what it yields."""
+
+    seconds: float = 0.0
+    _started: float = 0.0
+
+    def __enter__(self) -> "Watch":
+        self._started = perf_counter()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.seconds += perf_counter() - self._started
+
+    def over(self, items: Iterable[T]) -> Iterator[T]:
+        """Yield the items with the clock running only while the next one is made."""
+        iterator = iter(items)
+        while True:
+            try:
+                with self:
+                    item = next(iterator)
+            except StopIteration:
+                return
+            yield item
+
+
+def rate(tokens: int, seconds: float) -> float:
+    """Return tokens per second; 0 for no time at all."""
+    return tokens / seconds if seconds else 0.0
+
+
+def statistics_line(stats: "Stats", seconds: float | None = None) -> str:
+    """Put a completion's statistics, or those of several, into one line."""
+    parts = [f"{stats.emitted} tokens"]
+    if seconds is not None:
+        parts += [f"{seconds:.2f} s", f"{rate(stats.emitted, seconds):.0f} tokens/s"]
+    parts.append(f"{stats.tokens_per_forward:.2f} tokens per forward")
+    if stats.cycles:
+        parts.append(f"{stats.tokens_per_cycle:.2f} per cycle")
+    return " · ".join(parts)

@@ -1,0 +1,117 @@
+"""`orthrus convert`: a view from one layout on disk to the other.
+
+Knows which files a model directory holds and which must not stay behind; layouts are `model.checkpoint`'s.
+"""
+
+import dataclasses
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import typer
+
+from orthrus.cli import common
+from orthrus.cli.common import say
+from orthrus.errors import CheckpointError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+MODEL_FILES = ("*.safetensors", "*.safetensors.index.json", "*.bin", "config.json", "orthrus_config.json")
+"""Files that make a directory a model; leftovers of another layout would be read as part of this one."""
+
+Source = Annotated[str, typer.Argument(metavar="MODEL", help="A bundled model, a directory, or a Hub id.")]
+Out = Annotated[Path, typer.Argument(metavar="OUT", help="The directory to write.")]
+Format = Annotated[
+    Literal["adapter", "official"],
+    typer.Option("--format", help="adapter: the view alone; official: one full Qwen3 model, as published."),
+]
+Backbone = Annotated[
+    str | None,
+    typer.Option(metavar="MODEL", help="Name this backbone in an adapter (a directory or a Hub id)."),
+]
+WithBackbone = Annotated[bool, typer.Option("--with-backbone", help="Write the backbone beside an adapter.")]
+Force = Annotated[bool, typer.Option("--force", help="Write over another model.")]
+
+
+def convert(
+    model: Source,
+    out: Out,
+    format: Format,
+    backbone: Backbone = None,
+    with_backbone: WithBackbone = False,
+    dtype: common.Dtype = None,
+    force: Force = False,
+) -> None:
+    """Write a model's view as an adapter, or view and backbone in the official layout."""
+    if format == "official" and (backbone or with_backbone):
+        raise typer.BadParameter(
+            "the official layout holds the backbone: leave --backbone and --with-backbone out"
+        )
+    if backbone and with_backbone:
+        raise typer.BadParameter(
+            "--backbone names one elsewhere, --with-backbone writes one: give one of them"
+        )
+    _check_target(model, out, force=force)
+    loaded, tokenizer = common.load(model, dtype=dtype or "auto", device="cpu")
+    if format == "adapter":
+        _settle_backbone(loaded, backbone, with_backbone=with_backbone)
+    written = _write(loaded, tokenizer, out, format, with_backbone=with_backbone)
+    for stale in _model_files(out) - written:
+        (out / stale).unlink()
+    say(f"{out}: {format}, {common.precision(loaded)}: {', '.join(sorted(written))}")
+
+
+def _check_target(model: str, out: Path, *, force: bool) -> None:
+    """Refuse to write over a file, over the source, or over another model."""
+    if out.exists() and not out.is_dir():
+        raise CheckpointError(f"OUT must be a directory, found the file {out}: name another")
+    if out.is_dir() and Path(model).is_dir() and out.samefile(model):
+        raise CheckpointError(f"{out} is the model to convert: name another directory to write to")
+    held = _model_files(out)
+    if held and not force:
+        raise CheckpointError(
+            f"{out} holds a model already ({', '.join(sorted(held))}): name another directory, or write "
+            "over it with --force"
+        )
+
+
+def _settle_backbone(model: "PreTrainedModel", backbone: str | None, *, with_backbone: bool) -> None:
+    """Record where an adapter's backbone is; refuse to write one that nobody could load."""
+    from orthrus.model.attach import config_of
+
+    config = config_of(model)
+    if with_backbone:
+        config = dataclasses.replace(config, backbone=None, revision=None)
+    elif backbone:
+        place = str(Path(backbone).resolve()) if Path(backbone).is_dir() else backbone
+        config = dataclasses.replace(config, backbone=place, revision=None)
+    elif config.backbone is None:
+        raise CheckpointError(
+            "an adapter must name its backbone, this model does not know it: name it with --backbone, "
+            "or write it beside the adapter with --with-backbone"
+        )
+    model.orthrus_config = config
+
+
+def _write(
+    model: "PreTrainedModel",
+    tokenizer: "PreTrainedTokenizerBase",
+    out: Path,
+    format: Literal["adapter", "official"],
+    *,
+    with_backbone: bool,
+) -> set[str]:
+    """Write everything under a temporary name, move it into place, and return the names of the files."""
+    from orthrus.model.attach import detach
+    from orthrus.model.checkpoint import replacing, save
+
+    with replacing(out) as scratch:
+        save(model, scratch, format=format)
+        tokenizer.save_pretrained(scratch)
+        if with_backbone:
+            detach(model).save_pretrained(scratch)
+        return {file.name for file in scratch.iterdir()}
+
+
+def _model_files(directory: Path) -> set[str]:
+    return {file.name for pattern in MODEL_FILES for file in directory.glob(pattern)}

@@ -1,0 +1,227 @@
+"""`orthrus demo`: built-in prompts, decoded plainly and then by Orthrus, side by side in figures.
+
+Knows how to show a stream and its figures; the prompts are held-out problems, which no training saw.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.table import Table
+
+from orthrus.cli import common
+from orthrus.cli.common import Watch, out, print_json, rate, say, statistics_line
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+    from orthrus.data.synthetic import Problem
+    from orthrus.decode.output import Chunk, Stats
+
+DRAFT, BONUS = "green", "bold magenta"
+_WARM_UP_TOKENS = 32
+
+Prompts = Annotated[int, typer.Option(min=1, help="How many prompts; maths, code, table and JSON in turn.")]
+Threads = Annotated[int | None, typer.Option(min=1, help="Threads to decode with on a CPU.")]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Timed:
+    """One text of one mode, or the sum of several; the seconds leave out what printing took."""
+
+    token_ids: list[int]
+    text: str
+    stats: "Stats"
+    seconds: float
+
+    @property
+    def tokens_per_second(self) -> float:
+        """Tokens per second, prefill included."""
+        return rate(self.stats.emitted, self.seconds)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the figures as plain JSON values."""
+        return {
+            "tokens_per_second": self.tokens_per_second,
+            "seconds": self.seconds,
+            "stats": self.stats.to_dict(),
+        }
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Pair:
+    """One prompt's two texts, or the sum of all."""
+
+    name: str
+    ar: Timed
+    orthrus: Timed
+    identical: bool
+
+    @property
+    def speedup(self) -> float:
+        """Orthrus's tokens per second over plain decoding's."""
+        return self.orthrus.tokens_per_second / self.ar.tokens_per_second
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the figures as plain JSON values."""
+        return {
+            "ar": self.ar.to_dict(),
+            "orthrus": self.orthrus.to_dict(),
+            "speedup": self.speedup,
+            "tokens_per_forward": self.orthrus.stats.tokens_per_forward,
+            "tokens_per_cycle": self.orthrus.stats.tokens_per_cycle,
+            "identical": self.identical,
+        }
+
+
+def demo(
+    model: common.Model = "nano",
+    prompts: Prompts = 4,
+    max_new_tokens: common.MaxNewTokens = 256,
+    plan: common.Plan = None,
+    dtype: common.Dtype = None,
+    device: common.Device = None,
+    threads: Threads = None,
+    json: common.Json = False,
+) -> None:
+    """Watch plain decoding and Orthrus write the same texts, and compare their speed."""
+    import torch
+
+    from orthrus.data.synthetic import problems
+    from orthrus.decode.api import generate, plan_of
+    from orthrus.decode.options import Options
+
+    Options.of(None, max_new_tokens=max_new_tokens)
+    plan_of("orthrus", plan)
+    if threads is not None:
+        torch.set_num_threads(threads)
+    loaded, tokenizer = common.load(model, dtype=dtype, device=device)
+    chosen = list(problems(prompts, split="heldout"))
+    for mode in ("ar", "orthrus"):
+        warm = min(_WARM_UP_TOKENS, max_new_tokens)
+        generate(loaded, tokenizer, [chosen[0].messages[:1]], mode=mode, max_new_tokens=warm)
+    pairs = [
+        _pair(loaded, tokenizer, problem, plan=plan, max_new_tokens=max_new_tokens, show=not json)
+        for problem in chosen
+    ]
+    whole = _sum(pairs)
+    described = {
+        "model": model,
+        "dtype": common.precision(loaded),
+        "device": str(loaded.device),
+        "threads": torch.get_num_threads(),
+        "plan": plan or "full",
+    }
+    if json:
+        each = [
+            {"id": problem.id, "domain": problem.domain, "prompt": problem.prompt, "text": pair.orthrus.text}
+            | pair.to_dict()
+            for problem, pair in zip(chosen, pairs, strict=True)
+        ]
+        print_json({**described, "prompts": each, "all": whole.to_dict()})
+    else:
+        _table(pairs, whole, " · ".join(f"{name} {value}" for name, value in described.items()))
+    if not whole.identical and described["dtype"] == "float32":
+        raise typer.Exit(1)
+
+
+def _pair(
+    model: "PreTrainedModel",
+    tokenizer: "PreTrainedTokenizerBase",
+    problem: "Problem",
+    *,
+    plan: str | None,
+    max_new_tokens: int,
+    show: bool,
+) -> Pair:
+    """Decode one prompt both ways, plainly first."""
+    from orthrus.decode.api import stream
+
+    if show:
+        out().rule(problem.id)
+        say(problem.prompt, style="cyan")
+    texts = []
+    for title, mode in (("plain decoding", "ar"), ("Orthrus", "orthrus")):
+        if show:
+            say(f"\n▸ {title}", style="bold")
+        chunks = stream(
+            model,
+            tokenizer,
+            problem.messages[:1],
+            mode="ar" if mode == "ar" else "orthrus",
+            plan=plan if mode == "orthrus" else None,
+            max_new_tokens=max_new_tokens,
+        )
+        texts.append(_timed(chunks, show=show))
+        if show:
+            say(statistics_line(texts[-1].stats, texts[-1].seconds) + "\n", style="dim")
+    plain, made = texts
+    return Pair(name=problem.domain, ar=plain, orthrus=made, identical=plain.token_ids == made.token_ids)
+
+
+def _timed(chunks: "Iterable[Chunk]", *, show: bool) -> Timed:
+    """Follow a stream to its end; the clock stops while it is printed."""
+    watch = Watch()
+    ids: list[int] = []
+    text = ""
+    for chunk in watch.over(chunks):
+        ids += chunk.token_ids
+        text += chunk.text
+        stats = chunk.stats
+        if show:
+            styles = (DRAFT, BONUS) if stats.cycles else ("", "")
+            for part, style in zip((chunk.draft_text, chunk.bonus_text), styles, strict=True):
+                say(part, style=style, end="")
+    if show:
+        say("")
+    return Timed(token_ids=ids, text=text, stats=stats, seconds=watch.seconds)
+
+
+def _sum(pairs: list[Pair]) -> Pair:
+    from orthrus.decode.output import Stats
+
+    def total(parts: list[Timed]) -> Timed:
+        stats = Stats.total(part.stats for part in parts)
+        return Timed(token_ids=[], text="", stats=stats, seconds=sum(part.seconds for part in parts))
+
+    return Pair(
+        name="all",
+        ar=total([pair.ar for pair in pairs]),
+        orthrus=total([pair.orthrus for pair in pairs]),
+        identical=all(pair.identical for pair in pairs),
+    )
+
+
+def _table(pairs: list[Pair], whole: Pair, caption: str) -> None:
+    """Print one line per prompt and one for all of them, and what the colours mean."""
+    table = Table(caption=caption, caption_justify="left")
+    table.add_column("prompt")
+    for heading in (
+        "tokens",
+        "plain\ntokens/s",
+        "Orthrus\ntokens/s",
+        "ratio",
+        "tokens per\nforward",
+        "tokens per\ncycle",
+    ):
+        table.add_column(heading, justify="right")
+    table.add_column("identical")
+    for pair in (*pairs, whole):
+        if pair is whole:
+            table.add_section()
+        table.add_row(
+            pair.name,
+            str(pair.orthrus.stats.emitted),
+            f"{pair.ar.tokens_per_second:.0f}",
+            f"{pair.orthrus.tokens_per_second:.0f}",
+            f"{pair.speedup:.2f}",
+            f"{pair.orthrus.stats.tokens_per_forward:.2f}",
+            f"{pair.orthrus.stats.tokens_per_cycle:.2f}",
+            "yes" if pair.identical else "no",
+        )
+    console = out()
+    console.print(table)
+    console.print(
+        f"[{DRAFT}]accepted drafts[/] · [{BONUS}]bonus token of each cycle[/] · prompts unseen in training"
+    )

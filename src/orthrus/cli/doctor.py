@@ -1,0 +1,178 @@
+"""`orthrus doctor`: what this machine has, what works on it, and whether decoding is lossless here.
+
+Knows how facts are gathered and told; the lossless check itself is `cli.selfcheck`'s.
+"""
+
+import os
+import platform
+from importlib.metadata import version
+from typing import Any
+
+import typer
+
+from orthrus import __version__
+from orthrus.cli import common, selfcheck
+from orthrus.cli.common import err, out, print_json, say
+from orthrus.cli.selfcheck import Check
+from orthrus.errors import OrthrusError
+
+_NANO_PROMPTS = 8
+_NANO_TOKENS = 96
+_PACKAGES = ("torch", "transformers", "tokenizers", "safetensors", "numpy")
+
+
+def doctor(json: common.Json = False) -> None:
+    """Report versions, devices and precisions, and check on this machine that decoding is lossless."""
+    facts: dict[str, Any] = {
+        "versions": _versions(),
+        "devices": _devices(),
+        "threads": _threads(),
+        "dtypes": {device: _dtypes(device) for device in _device_names()},
+        "bundled": _bundled(),
+    }
+    checks = _checks(facts["bundled"])
+    passed = bool(checks) and all(check.passed for check in checks) and "error" not in facts["bundled"]
+    facts |= {
+        "checks": [check.to_dict() for check in checks],
+        "passed": passed,
+        "verdict": _verdict(checks, passed),
+    }
+    if json:
+        print_json(facts)
+    else:
+        _tell(facts)
+    if not passed:
+        raise typer.Exit(1)
+
+
+def _versions() -> dict[str, str]:
+    installed = {name: version(name) for name in _PACKAGES}
+    return {"orthrus": __version__, "python": platform.python_version(), **installed}
+
+
+def _device_names() -> list[str]:
+    import torch
+
+    names = ["cpu", *(f"cuda:{index}" for index in range(torch.cuda.device_count()))]
+    return [*names, "mps"] if torch.backends.mps.is_available() else names
+
+
+def _devices() -> dict[str, str]:
+    import torch
+
+    described = {"cpu": f"{platform.processor() or platform.machine()}, {os.cpu_count()} logical cores"}
+    for index in range(torch.cuda.device_count()):
+        gpu = torch.cuda.get_device_properties(index)
+        described[f"cuda:{index}"] = f"{gpu.name}, {gpu.total_memory / 2**30:.0f} GiB"
+    if torch.backends.mps.is_available():
+        described["mps"] = "Apple GPU"
+    return described
+
+
+def _threads() -> int:
+    import torch
+
+    return torch.get_num_threads()
+
+
+def _dtypes(device: str) -> dict[str, bool]:
+    """Tell which precisions this device can multiply and attend in."""
+    import torch
+
+    from orthrus.model.load import DTYPES
+
+    works = {}
+    for name, dtype in DTYPES.items():
+        try:
+            x = torch.ones(1, 1, 4, 8, device=device, dtype=dtype)
+            result = torch.nn.functional.scaled_dot_product_attention(
+                x, x, x @ torch.eye(8, device=device, dtype=dtype)
+            )
+            works[name] = bool((result == 1).all())
+        except RuntimeError:
+            works[name] = False
+    return works
+
+
+def _bundled() -> dict[str, Any]:
+    """Describe the bundled model by its files: present or not, and how large."""
+    from orthrus.model import checkpoint
+    from orthrus.zoo import BUNDLED
+
+    home = BUNDLED["nano"]
+    if not (home / checkpoint.CONFIG_FILE).exists():
+        return {"name": "nano", "present": False}
+    size = sum(file.stat().st_size for file in home.iterdir() if file.is_file())
+    return {"name": "nano", "present": True, "megabytes": size / 1e6}
+
+
+def _checks(bundled: dict[str, Any]) -> list[Check]:
+    """Run the lossless checks; what the bundled model turns out to be is added to its description."""
+    with err().status("checking that decoding is lossless here …"):
+        checks = [selfcheck.check_random(device) for device in _device_names() if device != "mps"]
+    if not bundled["present"]:
+        return checks
+    try:
+        for dtype in ("float32", "bfloat16"):
+            checks.append(_check_bundled(bundled, dtype))
+    except OrthrusError as error:
+        bundled["error"] = str(error)
+    return checks
+
+
+def _check_bundled(bundled: dict[str, Any], dtype: str) -> Check:
+    from orthrus.model.attach import config_of
+
+    model, tokenizer = common.load(bundled["name"], dtype=dtype)
+    twin = sum(p.numel() for name, p in model.named_parameters() if ".diffusion." in name)
+    bundled |= {
+        "backbone_parameters": sum(p.numel() for p in model.parameters()) - twin,
+        "view_parameters": twin,
+        "block_size": config_of(model).block_size,
+    }
+    with err().status(f"checking {bundled['name']} in {dtype} …"):
+        return selfcheck.check_loaded(
+            bundled["name"], model, tokenizer, prompts=_NANO_PROMPTS, max_new_tokens=_NANO_TOKENS
+        )
+
+
+def _verdict(checks: list[Check], passed: bool) -> str:
+    broken = [f"{check.model} in {check.dtype} on {check.device}" for check in checks if not check.passed]
+    if broken:
+        return f"decoding is NOT lossless here: {', '.join(broken)} differed from plain decoding"
+    if not passed:
+        return "the bundled model cannot be used: install the package again"
+    return "decoding is lossless here: every float32 text equals plain decoding's"
+
+
+def _tell(facts: dict[str, Any]) -> None:
+    """Put the facts into words."""
+    lines: dict[str, str] = dict(facts["versions"])
+    lines |= {
+        device: f"{what}: {_working(facts['dtypes'][device])}" for device, what in facts["devices"].items()
+    }
+    lines |= {"threads": str(facts["threads"]), facts["bundled"]["name"]: _told(facts["bundled"])}
+    for name, value in lines.items():
+        say(f"{name:<14}{value}")
+    for check in facts["checks"]:
+        same = f"{check['identical']} of {check['texts']} texts identical"
+        cycles = f"{check['tokens_per_cycle']:.1f} tokens per cycle"
+        remark = "" if check["required"] else " (identity is not promised at this precision)"
+        say(f"{'check':<14}{check['model']}, {check['dtype']}, {check['device']}: {same}, {cycles}{remark}")
+    out().print(facts["verdict"], style="bold green" if facts["passed"] else "bold red", markup=False)
+
+
+def _working(dtypes: dict[str, bool]) -> str:
+    return ", ".join(name if works else f"no {name}" for name, works in dtypes.items())
+
+
+def _told(bundled: dict[str, Any]) -> str:
+    if not bundled["present"]:
+        return "not in this installation"
+    if "error" in bundled:
+        return f"cannot be used: {bundled['error']}"
+    return (
+        f"{bundled['backbone_parameters'] / 1e6:.1f}M parameters, a view of "
+        f"{bundled['view_parameters'] / 1e6:.1f}M, "
+        f"blocks of {bundled['block_size']}, {bundled['megabytes']:.1f} MB"
+    )

@@ -1,0 +1,179 @@
+"""Run a list of prompts in one mode, on the clock, with progress on the terminal.
+
+Knows prompt records, their turns and the chat that grows from them; decoding is `orthrus.generate`'s, and how
+results look is the verb's.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+from orthrus.cli.common import Watch, err, rate
+from orthrus.data.prompts import Message, PromptRecord
+from orthrus.errors import PromptError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+    from orthrus.decode import engine
+    from orthrus.decode.output import Completion, Stats
+
+Mode = Literal["orthrus", "ar"]
+
+_WARM_UP_TOKENS = 16
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Job:
+    """What to run.
+
+    Attributes:
+        raw: continue texts as they are, without the chat template.
+        plan: how many drafts per cycle; plain decoding takes none.
+        options: generation options by Hugging Face's names.
+    """
+
+    model: "PreTrainedModel"
+    tokenizer: "PreTrainedTokenizerBase"
+    records: list[PromptRecord]
+    raw: bool
+    plan: str | None
+    batch_size: int
+    options: dict[str, Any]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Answer:
+    """One completion, and which turn of which record it answers."""
+
+    record: PromptRecord
+    turn: int
+    completion: "Completion"
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the completion as plain JSON values, named by its record where that has a name."""
+        named: dict[str, Any] = {"id": self.record.id} if self.record.id else {}
+        if len(self.record.turns) > 1:
+            named["turn"] = self.turn
+        return named | self.completion.to_dict()
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Run:
+    """All answers of one mode, in the order of records and turns, and the seconds they took."""
+
+    answers: list[Answer]
+    seconds: float
+
+    @property
+    def stats(self) -> "Stats":
+        """The statistics of all answers together."""
+        from orthrus.decode.output import Stats
+
+        return Stats.total(answer.completion.stats for answer in self.answers)
+
+    @property
+    def tokens_per_second(self) -> float:
+        """Tokens of all answers per second, prefill and everything else included."""
+        return rate(self.stats.emitted, self.seconds)
+
+
+def check(job: Job) -> None:
+    """Encode every record's first turn; raises PromptError, with its id, if one cannot be answered."""
+    from orthrus.decode.api import encode
+
+    context = job.model.config.get_text_config().max_position_embeddings
+    for record in job.records:
+        try:
+            length = len(encode(job.tokenizer, _prompt(list(record.turns[0]), job.raw)))
+            if length >= context:
+                raise PromptError(
+                    f"the model reads at most {context} tokens, the prompt has {length}: shorten it"
+                )
+        except PromptError as error:
+            raise PromptError(f"{record.id}: {error}" if record.id else str(error)) from None
+
+
+def run(job: Job, mode: Mode) -> Run:
+    """Answer every turn of every record; the model's own answers stand between a record's turns."""
+    watch = Watch()
+    chats: list[list[Message]] = [[] for _ in job.records]
+    answers: list[tuple[int, Answer]] = []
+    with _progress(mode, sum(len(record.turns) for record in job.records)) as note:
+        for turn in range(max(len(record.turns) for record in job.records)):
+            asked = [i for i, record in enumerate(job.records) if turn < len(record.turns)]
+            for i in asked:
+                chats[i] = [*chats[i], *job.records[i].turns[turn]]
+            prompts = [_prompt(chats[i], job.raw) for i in asked]
+            with watch:
+                completions = _generate(job, mode, prompts, note)
+            for i, completion in zip(asked, completions, strict=True):
+                chats[i] = [*chats[i], {"role": "assistant", "content": completion.text}]
+                answers.append((i, Answer(record=job.records[i], turn=turn, completion=completion)))
+    answers.sort(key=lambda pair: pair[0])
+    return Run(answers=[answer for _, answer in answers], seconds=watch.seconds)
+
+
+def warm_up(job: Job, modes: Sequence[Mode]) -> None:
+    """Run a few tokens in each mode, so that none of them pays for first calls."""
+    prompts = [_prompt(list(record.turns[0]), job.raw) for record in job.records[: job.batch_size]]
+    tokens = min(_WARM_UP_TOKENS, job.options["max_new_tokens"])
+    for mode in modes:
+        _generate(job, mode, prompts, max_new_tokens=tokens)
+
+
+def _generate(
+    job: Job,
+    mode: Mode,
+    prompts: list[str | list[Message]],
+    note: "Callable[[int, engine.Progress], None] | None" = None,
+    **more: Any,
+) -> "list[Completion]":
+    from orthrus.decode.api import generate
+
+    return generate(
+        job.model,
+        job.tokenizer,
+        prompts,
+        mode=mode,
+        plan=job.plan if mode == "orthrus" else None,
+        batch_size=job.batch_size,
+        on_progress=note,
+        **{**job.options, **more},
+    )
+
+
+def _prompt(chat: list[Message], raw: bool) -> str | list[Message]:
+    if not raw:
+        return chat
+    if len(chat) != 1:
+        raise PromptError(
+            f"a prompt to continue as it is must be one text, found a chat of {len(chat)} messages"
+        )
+    return chat[0]["content"]
+
+
+@contextmanager
+def _progress(mode: Mode, total: int) -> "Iterator[Callable[[int, engine.Progress], None]]":
+    """Show completions ended and tokens written so far, if standard error is a terminal."""
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[tokens]} tokens"),
+        TimeElapsedColumn(),
+    )
+    console = err()
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
+        task = bar.add_task("Orthrus" if mode == "orthrus" else "plain", total=total, tokens=0)
+        tokens = 0
+
+        def note(_: int, step: "engine.Progress") -> None:
+            nonlocal tokens
+            tokens += len(step.token_ids)
+            bar.update(task, tokens=tokens, advance=step.row.finish_reason is not None)
+
+        yield note

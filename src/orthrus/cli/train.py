@@ -1,0 +1,32 @@
+"""`orthrus train`: run a recipe. A thin door to `orthrus.train`, which knows everything about training."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+Recipe = Annotated[
+    Path, typer.Argument(help="A recipe in TOML, such as recipes/nano.toml.", show_default=False)
+]
+Set = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="SECTION.KEY=VALUE", help="Override a key; may be repeated."),
+]
+Resume = Annotated[
+    bool, typer.Option("--resume/--no-resume", help="Continue where an earlier run of it stopped.")
+]
+
+STOPPED = 3
+
+
+def train(recipe: Recipe, overrides: Set = None, resume: Resume = True) -> None:
+    """Train by a recipe; exit code 3 when stopped before its end (run it again to continue)."""
+    from orthrus.train.backbone import BackboneTask
+    from orthrus.train.config import BackboneRecipe, load_recipe
+    from orthrus.train.loop import train as run
+    from orthrus.train.view import ViewTask
+
+    read = load_recipe(recipe, overrides or [])
+    task = BackboneTask(read) if isinstance(read, BackboneRecipe) else ViewTask(read)
+    if not run(task, read, resume=resume).finished:
+        raise typer.Exit(STOPPED)

@@ -1,0 +1,211 @@
+"""Prompt sets: records of JSONL files, lines of text files or rows of Hugging Face datasets, as one type.
+
+Knows file formats and the column names that prompt sets use; knows no tokenizer, no template, no benchmark.
+"""
+
+import gzip
+import itertools
+import json
+import re
+import zlib
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final, TypeAlias
+
+from orthrus.errors import ConfigError, DataError
+
+Message: TypeAlias = dict[str, str]
+Turn: TypeAlias = tuple[Message, ...]
+
+PROMPT_COLUMNS: Final = ("messages", "turns", "prompt", "question", "problem", "instruction")
+REFERENCE_COLUMNS: Final = ("reference", "answer", "solution", "canonical_solution", "response", "output")
+ID_COLUMNS: Final = ("id", "task_id", "unique_id", "question_id", "prompt_id")
+
+_FILE_ENDINGS = (".jsonl", ".json", ".txt", ".md", ".csv", ".tsv", ".parquet", ".gz")
+_HUB_NAME = re.compile(r"(?P<name>[\w.-]+(/[\w.-]+)?)(:(?P<config>[\w.-]+))?(@(?P<split>[\w.-]+))?")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PromptRecord:
+    """One prompt of a set.
+
+    Attributes:
+        id: the record's own id, or the set's name and the record's number.
+        task: the set it is from.
+        turns: what is said before each answer. A turn's messages end with the user's; a system message, or
+            answers that the set gives, may come before it.
+        reference: what the set says of right answers, as it says it; None when it says nothing.
+        meta: whatever else the set says.
+    """
+
+    id: str
+    task: str
+    turns: tuple[Turn, ...]
+    reference: Any = None
+    meta: Mapping[str, Any] = field(default_factory=dict)
+
+
+def read_prompts(source: str | Path, limit: int | None = None) -> list[PromptRecord]:
+    """Read a prompt set.
+
+    Args:
+        source: a JSONL file (`.jsonl`, `.jsonl.gz`: an object a line with "prompt" or "messages"), any other
+            file (plain text, one prompt a line, `.gz` too), or a Hugging Face dataset as
+            `name[:config][@split]` (needs the package `datasets`; the split is `test` unless there is none).
+        limit: read only so many.
+
+    Raises:
+        DataError: a missing or unreadable file, a broken record (named by file and line), or an empty set.
+        ConfigError: a limit below 1.
+    """
+    if limit is not None and limit < 1:
+        raise ConfigError(f"limit must be at least 1, found {limit}")
+    records = list(itertools.islice(_records(source), limit))
+    if not records:
+        raise DataError(f"{source}: at least one prompt is required, found none")
+    return records
+
+
+def user_prompt(text: str, *, id: str = "", task: str = "") -> PromptRecord:
+    """Make a record of one text: one turn with one message of the user."""
+    return PromptRecord(id=id, task=task, turns=(({"role": "user", "content": text},),))
+
+
+def _records(source: str | Path) -> Iterator[PromptRecord]:
+    path = Path(source)
+    if path.is_file():
+        names = path.name.removesuffix(".gz")
+        return _from_jsonl(path) if names.endswith((".jsonl", ".json")) else _from_text(path)
+    if path.exists():
+        raise DataError(f"{path}: a prompt set is a file, found a directory: name one of its files")
+    named = _HUB_NAME.fullmatch(str(source))
+    if named is None or str(source).startswith(".") or str(source).endswith(_FILE_ENDINGS):
+        raise DataError(f"{source}: a prompt set is a file or a Hugging Face dataset, found no such file")
+    return _from_hub(**named.groupdict())
+
+
+def _from_jsonl(path: Path) -> Iterator[PromptRecord]:
+    for number, line in _lines(path):
+        where = f"{path}:{number}"
+        try:
+            fields = json.loads(line)
+        except (ValueError, RecursionError) as error:
+            raise DataError(f"{where}: one JSON object a line is required, found {error}") from None
+        if not isinstance(fields, dict):
+            raise DataError(f"{where}: a JSON object is required, found {type(fields).__name__}")
+        yield _record(fields, where=where, task=_stem(path), number=number)
+
+
+def _from_text(path: Path) -> Iterator[PromptRecord]:
+    for number, line in _lines(path):
+        yield user_prompt(line.strip(), id=f"{_stem(path)}/{number}", task=_stem(path))
+
+
+def _from_hub(name: str, config: str | None, split: str | None) -> Iterator[PromptRecord]:
+    where = name + (f":{config}" if config else "") + (f"@{split}" if split else "")
+    for number, fields in enumerate(_open_hub(name, config, split, where), start=1):
+        yield _record(fields, where=f"{where}, row {number}", task=name.rpartition("/")[2], number=number)
+
+
+def _open_hub(name: str, config: str | None, split: str | None, where: str) -> Iterable[Mapping[str, Any]]:
+    try:
+        import datasets  # lazily: optional, and slow to import
+    except ImportError as error:
+        raise DataError(
+            f"{where}: there is no such file, and Hugging Face datasets need the package datasets: "
+            "pip install 'orthrus-lm[train]'"
+        ) from error
+    try:
+        split = split or _preferred(datasets.get_dataset_split_names(name, config))
+        rows: Iterable[Mapping[str, Any]] = datasets.load_dataset(name, config, split=split, streaming=True)
+    except Exception as error:  # datasets raises its own, huggingface_hub's and httpx's
+        reason = (str(error).splitlines() or ["no reason given"])[0]
+        raise DataError(
+            f"{where}: there is no such file, and Hugging Face gave no dataset of that name "
+            f"({type(error).__name__}: {reason})"
+        ) from error
+    return rows
+
+
+def _preferred(splits: Sequence[str]) -> str:
+    return next((split for split in ("test", "validation") if split in splits), splits[0])
+
+
+def _lines(path: Path) -> Iterator[tuple[int, str]]:
+    """Yield the lines of a text file that are not blank, with their numbers."""
+    try:
+        zipped = path.suffix == ".gz"
+        with gzip.open(path, "rt", encoding="utf-8") if zipped else path.open(encoding="utf-8") as lines:
+            yield from ((number, line) for number, line in enumerate(lines, start=1) if line.strip())
+    except (OSError, EOFError, zlib.error, UnicodeDecodeError) as error:
+        raise DataError(f"{path}: a readable text file in UTF-8 is required, found: {error}") from error
+
+
+def _record(fields: Mapping[str, Any], *, where: str, task: str, number: int) -> PromptRecord:
+    column = _first(fields, PROMPT_COLUMNS)
+    if column is None:
+        raise DataError(
+            f"{where}: one of the fields {', '.join(PROMPT_COLUMNS)} is required, "
+            f"found {', '.join(fields) or 'none'}"
+        )
+    turns, answers = _turns(_messages(fields[column], where=f"{where}: {column}"), where=f"{where}: {column}")
+    id_column, reference_column = _first(fields, ID_COLUMNS), _first(fields, REFERENCE_COLUMNS)
+    meta = fields.get("meta")
+    return PromptRecord(
+        id=str(fields[id_column]) if id_column else f"{task}/{number}",
+        task=str(fields.get("task") or task),
+        turns=turns,
+        reference=fields[reference_column] if reference_column else (answers or None),
+        meta=meta if isinstance(meta, Mapping) else {},
+    )
+
+
+def _messages(value: Any, *, where: str) -> list[Message]:
+    """Return messages from a text, a list of the user's texts, or a list of messages."""
+    items = [value] if isinstance(value, str) else value
+    if isinstance(items, list) and items:
+        messages = [{"role": "user", "content": item} if isinstance(item, str) else item for item in items]
+        if all(map(_is_message, messages)):
+            return [{"role": m["role"], "content": m["content"]} for m in messages]
+    raise DataError(
+        f'{where} must be a text that is not empty or a list of {{"role": …, "content": …}}, '
+        f"found {_shown(value)}"
+    )
+
+
+def _is_message(item: Any) -> bool:
+    if not isinstance(item, Mapping):
+        return False
+    role, content = item.get("role"), item.get("content")
+    return isinstance(role, str) and isinstance(content, str) and (role != "user" or bool(content.strip()))
+
+
+def _turns(messages: list[Message], *, where: str) -> tuple[tuple[Turn, ...], str]:
+    """Cut a chat wherever an answer is left to write; return the turns and the answer after the last."""
+    last = max((place for place, m in enumerate(messages) if m["role"] == "user"), default=None)
+    if last is None:
+        raise DataError(
+            f"{where} must hold a message of the user, found the roles {[m['role'] for m in messages]}"
+        )
+    turns: list[Turn] = []
+    said: list[Message] = []
+    for place, message in enumerate(messages[: last + 1]):
+        said.append(message)
+        if message["role"] == "user" and (place == last or messages[place + 1]["role"] == "user"):
+            turns.append(tuple(said))
+            said = []
+    return tuple(turns), "\n".join(m["content"] for m in messages[last + 1 :])
+
+
+def _first(fields: Mapping[str, Any], columns: Sequence[str]) -> str | None:
+    return next((column for column in columns if fields.get(column) is not None), None)
+
+
+def _stem(path: Path) -> str:
+    return path.name.removesuffix(".gz").rpartition(".")[0] or path.name
+
+
+def _shown(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 80 else text[:77] + "…"

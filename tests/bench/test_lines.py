@@ -1,0 +1,72 @@
+"""Files of results survive what happens to files."""
+
+from pathlib import Path
+
+import pytest
+
+from orthrus.bench.lines import append, read_records, results, take_up
+from orthrus.errors import DataError
+from tests.bench.lines_of import result
+
+AR, ORTHRUS = ("ar", None, "distribution"), ("orthrus", "full", "distribution")
+BOTH = {1: {AR, ORTHRUS}}
+
+
+def test_lines_come_back_as_they_went(tmp_path: Path) -> None:
+    path = tmp_path / "deep" / "r.jsonl"
+    given = [result(id="a\u2028b", domain="ä"), result(id="c", plan="full", mode="orthrus", right=True)]
+    append(path, [line.to_record() for line in given])
+    assert results(read_records(path), where="r") == given
+
+
+def test_half_a_last_line_is_left_out(tmp_path: Path) -> None:
+    path = tmp_path / "r.jsonl"
+    append(path, [result().to_record()])
+    whole = path.read_text()
+    path.write_text(whole + whole[: len(whole) // 2])
+    assert len(read_records(path)) == 1
+
+
+def test_a_broken_line_before_the_last_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "r.jsonl"
+    path.write_text('{"kind": "other"}\n{"kind": \n{"kind": "other"}\n')
+    with pytest.raises(DataError, match=r"r\.jsonl:2"):
+        read_records(path)
+
+
+def test_a_file_that_is_none_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="readable"):
+        read_records(tmp_path / "none.jsonl")
+
+
+def test_a_result_line_without_its_fields_is_named() -> None:
+    with pytest.raises(DataError, match="must have the fields"):
+        results([{"kind": "result", "id": "x"}], where="f")
+
+
+def test_taking_up_keeps_whole_prompts_and_drops_parts(tmp_path: Path) -> None:
+    """A prompt that one of two contenders answered is measured again; other runs' lines stay, parts or not."""
+    path = tmp_path / "r.jsonl"
+    whole = [result(id="a"), result(id="a", mode="orthrus", plan="full")]
+    part = [result(id="b")]
+    foreign = [result(id="a", configuration="other")]
+    records = [{"kind": "provenance", "id": "p"}] + [line.to_record() for line in [*whole, *part, *foreign]]
+    append(path, records)
+    with path.open("a") as file:
+        file.write('{"kind": "resu')
+    done = take_up(path, "c", BOTH)
+    assert done == {whole[0].prompt}
+    assert results(read_records(path), where="r") == [*whole, *foreign]
+    assert read_records(path)[0] == {"kind": "provenance", "id": "p"}
+    assert path.read_text().endswith("}\n")
+
+
+def test_taking_up_leaves_batches_that_are_not_asked_for(tmp_path: Path) -> None:
+    path = tmp_path / "r.jsonl"
+    append(path, [result(batch=4).to_record()])
+    take_up(path, "c", BOTH)
+    assert len(read_records(path)) == 1
+
+
+def test_a_file_that_is_not_there_has_nothing_done(tmp_path: Path) -> None:
+    assert take_up(tmp_path / "new.jsonl", "c", BOTH) == set()

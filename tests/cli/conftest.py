@@ -1,0 +1,62 @@
+"""A tiny local model in a directory, as a user would have one, and the command line called in this process."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+from transformers import PreTrainedTokenizerFast
+
+import orthrus
+from orthrus.cli import main
+from orthrus.data.documents import synthetic_documents
+from orthrus.train.tokenizer import train_tokenizer, training_texts
+from tests.families import perturb, tiny
+
+VOCABULARY = 300
+BLOCK = 8
+
+
+@dataclass(frozen=True)
+class Ran:
+    """What one command left behind."""
+
+    code: int
+    out: str
+    err: str
+
+
+@pytest.fixture
+def cli(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Callable[..., Ran]:
+    """Run `orthrus` with some arguments; wide, so that messages stay on their lines."""
+    monkeypatch.setenv("COLUMNS", "300")
+    monkeypatch.setenv("TERMINAL_WIDTH", "300")
+
+    def run(*arguments: object) -> Ran:
+        capsys.readouterr()
+        code = main([str(argument) for argument in arguments])
+        captured = capsys.readouterr()
+        return Ran(code, captured.out, captured.err)
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def chatml() -> PreTrainedTokenizerFast:
+    """A byte-level tokenizer with a ChatML template, trained on a few generated problems."""
+    texts = training_texts(synthetic_documents("maths"), characters=4000)
+    return train_tokenizer(texts, vocab_size=VOCABULARY, max_length=256)
+
+
+@pytest.fixture(scope="session")
+def model_dir(tmp_path_factory: pytest.TempPathFactory, chatml: PreTrainedTokenizerFast) -> Path:
+    """A self-contained adapter: a random backbone, a view that often drafts wrongly, and the tokenizer."""
+    home = tmp_path_factory.mktemp("tiny-model")
+    model = tiny("qwen3", vocab_size=VOCABULARY, eos_token_id=chatml.eos_token_id)
+    model.save_pretrained(home)
+    config = orthrus.OrthrusConfig(block_size=BLOCK, mask_token_id=chatml.mask_token_id)
+    orthrus.attach(model, config, attn_implementation="orthrus")
+    perturb(model)
+    orthrus.save(model, home)
+    chatml.save_pretrained(home)
+    return home

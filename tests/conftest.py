@@ -1,0 +1,58 @@
+"""What every test stands on: one thread, no network, repeatable property tests, and tokenizers made in memory."""
+
+import os
+
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["TOKENIZERS_PARALLELISM"] = "false"
+
+import pytest
+import torch
+import transformers
+from hypothesis import HealthCheck, settings
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
+
+from tests.families import VOCAB
+
+torch.set_num_threads(1)
+transformers.utils.logging.set_verbosity_error()
+
+# Derandomised: a run that fails fails again; no deadline: the machines that run this are shared.
+settings.register_profile(
+    "orthrus", max_examples=50, derandomize=True, deadline=None, suppress_health_check=[HealthCheck.too_slow], print_blob=True
+)
+settings.load_profile("orthrus")
+
+SPECIAL = ["<pad>", "<bos>", "<eos>"]
+CHAT_TEMPLATE = (
+    "{% for m in messages %}{{ m['role'][0] }}:{{ m['content'] }};{% endfor %}"
+    "{% if add_generation_prompt %}a:{% endif %}"
+)
+
+
+@pytest.fixture(scope="session")
+def characters() -> PreTrainedTokenizerFast:
+    """A tokenizer of one token per character, for models of `tests.families` with their 96 tokens."""
+    vocabulary = {
+        token: i for i, token in enumerate([*SPECIAL, *map(chr, range(33, 33 + VOCAB - len(SPECIAL)))])
+    }
+    backend = Tokenizer(models.WordLevel(vocabulary, unk_token="!"))
+    backend.pre_tokenizer = pre_tokenizers.Split("", "isolated")
+    backend.decoder = decoders.Fuse()
+    return PreTrainedTokenizerFast(
+        tokenizer_object=backend,
+        pad_token="<pad>",
+        bos_token="<bos>",
+        eos_token="<eos>",
+        chat_template=CHAT_TEMPLATE,
+    )
+
+
+@pytest.fixture(scope="session")
+def bytelevel() -> PreTrainedTokenizerFast:
+    """A byte-level tokenizer without merges: every character outside ASCII is split over several tokens."""
+    vocabulary = {symbol: i for i, symbol in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))}
+    backend = Tokenizer(models.BPE(vocabulary, merges=[]))
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.decoder = decoders.ByteLevel()
+    return PreTrainedTokenizerFast(tokenizer_object=backend)

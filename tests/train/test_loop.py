@@ -1,0 +1,238 @@
+"""The training loop: pure functions of (seed, step, row), exact resuming, clean stops, refusals."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from orthrus.errors import CheckpointError, ConfigError, DataError
+from orthrus.train.backbone import BackboneTask
+from orthrus.train.checkpoints import checkpoint_paths
+from orthrus.train.config import BackboneRecipe
+from orthrus.train.loop import Loss, Rows, TrainResult, row_generator, rows_of_step, train
+from orthrus.train.optim import learning_rate_factor
+from tests.train.tiny import tiny_recipe
+
+DIES_AT_STEP_4 = """
+import os, signal, sys
+from pathlib import Path
+from orthrus.train.backbone import BackboneTask
+from orthrus.train.loop import train
+from orthrus.train.optim import learning_rate_factor
+from tests.train.tiny import tiny_recipe
+
+class Dies(BackboneTask):
+    def loss(self, rows, step):
+        if step == 4:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return super().loss(rows, step)
+
+recipe = tiny_recipe(Path(sys.argv[1]))
+train(Dies(recipe), recipe)
+"""
+
+
+class SignalledTask(BackboneTask):
+    """Sends its own process a signal while it computes step 4."""
+
+    number = signal.SIGTERM
+
+    def loss(self, rows: Rows, step: int) -> Loss:
+        if step == 4:
+            os.kill(os.getpid(), self.number)
+        return super().loss(rows, step)
+
+
+class ChangedLossTask(BackboneTask):
+    """Multiplies the loss of step 4 by infinity."""
+
+    def loss(self, rows: Rows, step: int) -> Loss:
+        loss = super().loss(rows, step)
+        return Loss(total=loss.total * float("inf"), weight=loss.weight) if step == 4 else loss
+
+
+def run(recipe: BackboneRecipe, *, resume: bool = True) -> tuple[TrainResult, dict[str, Tensor]]:
+    """Train, and return the result with the weights that it ended with."""
+    task = BackboneTask(recipe)
+    return train(task, recipe, resume=resume), task.model.state_dict()
+
+
+def assert_bitwise_equal(one: dict[str, Tensor], other: dict[str, Tensor]) -> None:
+    assert one.keys() == other.keys()
+    assert [name for name in one if not torch.equal(one[name], other[name])] == []
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Tensor]]:
+    """The output folder and final weights of a run that was never interrupted."""
+    output = tmp_path_factory.mktemp("whole")
+    result, weights = run(tiny_recipe(output))
+    assert result.finished
+    assert result.model == output / "model"
+    return output, weights
+
+
+@pytest.fixture
+def prepared(whole: tuple[Path, dict[str, Tensor]], tmp_path: Path) -> Path:
+    """An output folder with tokenizer and rows, so that a run starts at once."""
+    for name in ("tokenizer", "data"):
+        shutil.copytree(whole[0] / name, tmp_path / name)
+    return tmp_path
+
+
+def test_every_epoch_is_a_permutation_whatever_the_batch() -> None:
+    rows = np.concatenate([rows_of_step(s, row_count=10, batch_rows=4, seed=7) for s in range(5)])
+    first, second = rows[:10], rows[10:]
+    assert sorted(first) == sorted(second) == list(range(10))
+    assert first.tolist() != second.tolist()
+    by_twos = np.concatenate([rows_of_step(s, row_count=10, batch_rows=2, seed=7) for s in range(10)])
+    assert by_twos.tolist() == rows.tolist()
+    assert rows_of_step(0, row_count=10, batch_rows=10, seed=8).tolist() != first.tolist()
+
+
+def test_a_batch_may_be_larger_than_the_set() -> None:
+    rows = rows_of_step(0, row_count=3, batch_rows=7, seed=0)
+    assert np.bincount(rows).tolist() in ([3, 2, 2], [2, 3, 2], [2, 2, 3])
+
+
+def test_an_empty_training_set_is_refused() -> None:
+    with pytest.raises(DataError, match="at least one training row"):
+        rows_of_step(0, row_count=0, batch_rows=2, seed=0)
+
+
+def test_a_rows_randomness_depends_on_seed_step_and_row_only() -> None:
+    draws = {
+        key: torch.rand(4, generator=row_generator(*key)).tolist()
+        for key in [(0, 0, 0), (1, 0, 0), (0, 1, 0), (0, 0, 1), (0, 11, 1), (0, 1, 11)]
+    }
+    assert len({tuple(draw) for draw in draws.values()}) == len(draws)
+    assert torch.rand(4, generator=row_generator(0, 11, 1)).tolist() == draws[0, 11, 1]
+
+
+def test_training_lowers_the_loss_and_moves_every_weight(whole: tuple[Path, dict[str, Tensor]]) -> None:
+    lines = [json.loads(line) for line in (whole[0] / "log.jsonl").read_text().splitlines()]
+    losses = [line["loss"] for line in lines if line["event"] == "step"]
+    assert losses[-1] < losses[0] - 0.3
+    fresh = BackboneTask(tiny_recipe(whole[0])).model.state_dict()
+    assert [name for name in fresh if torch.equal(fresh[name], whole[1][name])] == []
+
+
+def test_the_log_has_every_report_once(whole: tuple[Path, dict[str, Tensor]]) -> None:
+    lines = [json.loads(line) for line in (whole[0] / "log.jsonl").read_text().splitlines()]
+    reports = [(line["event"], line["step"]) for line in lines]
+    assert reports == [
+        ("step", 2), ("step", 4), ("evaluation", 4), ("step", 6), ("step", 8), ("evaluation", 8),
+    ]  # fmt: skip
+    assert {"loss", "answer_loss", "prompt_loss", "grad_norm"} <= lines[0].keys()
+    assert "heldout/maths" in lines[-1]
+    rates = [line["lr_factor"] for line in lines if line["event"] == "step"]
+    schedule = tiny_recipe(whole[0]).schedule
+    factors = [learning_rate_factor(step, schedule) for step in range(8)]
+    assert rates == [sum(factors[at : at + 2]) / 2 for at in range(0, 8, 2)]
+
+
+def test_only_the_last_two_checkpoints_stay(whole: tuple[Path, dict[str, Tensor]]) -> None:
+    names = [path.name for path in sorted((whole[0] / "checkpoints").iterdir())]
+    assert names == ["step-00000006", "step-00000008"]
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_ends_the_step_and_resuming_ends_bitwise_equal(
+    prepared: Path, whole: tuple[Path, dict[str, Tensor]], number: signal.Signals
+) -> None:
+    recipe = tiny_recipe(prepared)
+    task = SignalledTask(recipe)
+    task.number = number
+    before = signal.getsignal(number)
+    result = train(task, recipe)
+    assert signal.getsignal(number) is before
+    assert (result.step, result.finished, result.model) == (5, False, None)
+    assert checkpoint_paths(prepared / "checkpoints")[-1].name == "step-00000005"
+    result, weights = run(recipe)
+    assert result.finished
+    assert_bitwise_equal(weights, whole[1])
+
+
+def test_a_killed_process_resumes_bitwise_equal(
+    prepared: Path, whole: tuple[Path, dict[str, Tensor]]
+) -> None:
+    """SIGKILL inside step 4, one step past the last checkpoint: nothing of the run is lost or repeated."""
+    child = subprocess.run(
+        [sys.executable, "-c", DIES_AT_STEP_4, str(prepared)],
+        cwd=Path(__file__).parents[2],
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert child.returncode == -signal.SIGKILL, child.stderr
+    assert [path.name for path in checkpoint_paths(prepared / "checkpoints")] == ["step-00000003"]
+    result, weights = run(tiny_recipe(prepared))
+    assert result.finished
+    assert_bitwise_equal(weights, whole[1])
+    events = [json.loads(line)["step"] for line in (prepared / "log.jsonl").read_text().splitlines()]
+    assert events == [2, 4, 4, 6, 8, 8]
+
+
+def test_a_finished_run_stays_as_it_is(prepared: Path, whole: tuple[Path, dict[str, Tensor]]) -> None:
+    shutil.copytree(whole[0] / "checkpoints", prepared / "checkpoints")
+    result, weights = run(tiny_recipe(prepared))
+    assert (result.step, result.finished) == (8, True)
+    assert_bitwise_equal(weights, whole[1])
+
+
+def test_parts_of_a_batch_add_up_to_the_batch(
+    prepared: Path, whole: tuple[Path, dict[str, Tensor]], tmp_path: Path
+) -> None:
+    """Six parts, two parts (the fixture) and one part differ by rounding only."""
+    for parts in (1, 6):
+        recipe = tiny_recipe(prepared, run={"grad_accumulation": parts})
+        _, weights = run(recipe, resume=False)
+        for name, tensor in weights.items():
+            torch.testing.assert_close(tensor, whole[1][name], rtol=0, atol=2e-3)
+
+
+def test_a_changed_recipe_refuses_to_resume_and_names_the_keys(
+    prepared: Path, whole: tuple[Path, dict[str, Tensor]]
+) -> None:
+    shutil.copytree(whole[0] / "checkpoints", prepared / "checkpoints")
+    changed = tiny_recipe(prepared, optimizer={"lr": 0.5}, run={"seed": 3, "log_every": 1})
+    with pytest.raises(ConfigError, match=r"these keys changed: optimizer\.lr, run\.seed;"):
+        run(changed)
+    result, _ = run(tiny_recipe(prepared, run={"log_every": 1, "eval_every": 7, "checkpoint_every": 2}))
+    assert result.finished
+
+
+def test_a_damaged_checkpoint_is_refused_and_kept(
+    prepared: Path, whole: tuple[Path, dict[str, Tensor]]
+) -> None:
+    shutil.copytree(whole[0] / "checkpoints", prepared / "checkpoints")
+    state = checkpoint_paths(prepared / "checkpoints")[-1] / "state.pt"
+    state.write_bytes(state.read_bytes()[:-100])
+    with pytest.raises(CheckpointError, match=r"step-00000008: a whole checkpoint is required"):
+        run(tiny_recipe(prepared))
+    shutil.rmtree(state.parent)
+    _, weights = run(tiny_recipe(prepared))
+    assert_bitwise_equal(weights, whole[1])
+
+
+def test_half_written_checkpoints_are_passed_over(
+    prepared: Path, whole: tuple[Path, dict[str, Tensor]]
+) -> None:
+    shutil.copytree(whole[0] / "checkpoints", prepared / "checkpoints")
+    (prepared / "checkpoints" / "step-00000009.tmp").mkdir()
+    assert run(tiny_recipe(prepared))[0].step == 8
+
+
+def test_a_loss_that_is_not_finite_stops_the_run(prepared: Path) -> None:
+    recipe = tiny_recipe(prepared)
+    with pytest.raises(ConfigError, match="step 4: the loss must be finite, found inf"):
+        train(ChangedLossTask(recipe), recipe)
+    assert [path.name for path in checkpoint_paths(prepared / "checkpoints")] == ["step-00000003"]
