@@ -75,9 +75,7 @@ def before(axes: Axes, y: float) -> None:
 
 def draft(axes: Axes, y: float) -> None:
     """One pass of the diffusion view."""
-    title(
-        axes, y, "1  Draft", "diffusion view, one pass:", "each slot sees the prefix", "and the whole block"
-    )
+    title(axes, y, "1  Draft", "diffusion view, one pass:", "each slot sees the prefix", "and the whole block")
     prefix(axes, y)
     box(axes, N, y, ANCHOR, ANCHOR_FILL)
     for j in range(len(DRAFTS)):
@@ -136,8 +134,7 @@ def commit(axes: Axes, y: float) -> None:
             box(axes, N + 1 + j, y, "", BAD, dashed=True)
     box(axes, N + 1 + ACCEPTED, y, BACKBONE[ACCEPTED], ANCHOR_FILL)
     length_mark(axes, N + 1 + ACCEPTED, y + 0.78, y - 0.16, f"length n + {ACCEPTED + 1}")
-    note = "scratch for the next pass"
-    axes.text(N + 3 + ACCEPTED, y - 0.15, note, color=QUIET, fontsize=11.5, ha="center", va="top")
+    axes.text(N + 2.5 + ACCEPTED, y - 0.15, "scratch", color=QUIET, fontsize=11.5, ha="center", va="top")
 
 
 def main() -> None:

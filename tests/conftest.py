@@ -19,7 +19,12 @@ transformers.utils.logging.set_verbosity_error()
 
 # Derandomised: a run that fails fails again; no deadline: the machines that run this are shared.
 settings.register_profile(
-    "orthrus", max_examples=50, derandomize=True, deadline=None, suppress_health_check=[HealthCheck.too_slow], print_blob=True
+    "orthrus",
+    max_examples=50,
+    derandomize=True,
+    deadline=None,
+    suppress_health_check=[HealthCheck.too_slow],
+    print_blob=True,
 )
 settings.load_profile("orthrus")
 
@@ -33,9 +38,7 @@ CHAT_TEMPLATE = (
 @pytest.fixture(scope="session")
 def characters() -> PreTrainedTokenizerFast:
     """A tokenizer of one token per character, for models of `tests.families` with their 96 tokens."""
-    vocabulary = {
-        token: i for i, token in enumerate([*SPECIAL, *map(chr, range(33, 33 + VOCAB - len(SPECIAL)))])
-    }
+    vocabulary = {token: i for i, token in enumerate([*SPECIAL, *map(chr, range(33, 33 + VOCAB - len(SPECIAL)))])}
     backend = Tokenizer(models.WordLevel(vocabulary, unk_token="!"))
     backend.pre_tokenizer = pre_tokenizers.Split("", "isolated")
     backend.decoder = decoders.Fuse()

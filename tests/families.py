@@ -37,7 +37,11 @@ FAMILIES: dict[str, dict[str, object]] = {
 }
 """Families by transformers' model type; the windows are shorter than the test texts on purpose."""
 
-WINDOWED = {"mistral": {"sliding_window": 8}, "phi3": {"sliding_window": 8}, "mixtral": {**FAMILIES["mixtral"], "sliding_window": 8}}
+WINDOWED = {
+    "mistral": {"sliding_window": 8},
+    "phi3": {"sliding_window": 8},
+    "mixtral": {**FAMILIES["mixtral"], "sliding_window": 8},
+}
 """Families whose layers all have a window when their configuration says so."""
 
 MOE = ("qwen3_moe", "mixtral", "gpt_oss")

@@ -70,10 +70,7 @@ def training(document: list[list[int]], anchor: list[list[int]], valid: list[lis
 def windowed(allowed: Grid, query: list[list[int]], key: list[int], window: int) -> Grid:
     """Narrow a mask: a query at p sees keys at positions p - window + 1 and later."""
     return [
-        [
-            [ok and key[s] > p - window for s, ok in enumerate(seen)]
-            for seen, p in zip(rows, positions, strict=True)
-        ]
+        [[ok and key[s] > p - window for s, ok in enumerate(seen)] for seen, p in zip(rows, positions, strict=True)]
         for rows, positions in zip(allowed, query, strict=True)
     ]
 
@@ -175,9 +172,7 @@ def _softmax(x: Distribution) -> Distribution:
     return weights / weights.sum()
 
 
-def greedy_text(
-    model: nn.Module, prompt: Sequence[int], count: int, sampling: Sampling | None = None
-) -> list[int]:
+def greedy_text(model: nn.Module, prompt: Sequence[int], count: int, sampling: Sampling | None = None) -> list[int]:
     """The plain loop: the whole text through the model, the best token appended, again and again; no cache."""
     ids = list(prompt)
     with torch.no_grad():
@@ -196,9 +191,7 @@ def chain(
     for _ in range(length):
         texts = list(chances)
         with torch.no_grad():
-            logits = model(input_ids=torch.tensor([prompt + list(t) for t in texts]), use_cache=False).logits[
-                :, -1
-            ]
+            logits = model(input_ids=torch.tensor([prompt + list(t) for t in texts]), use_cache=False).logits[:, -1]
         grown = {}
         for text, row in zip(texts, logits.tolist(), strict=True):
             p = distribution(row, {*prompt, *text}, sampling)

@@ -22,9 +22,7 @@ needs_nano = pytest.mark.skipif(
 
 def code_blocks(path: Path, language: str) -> list[str]:
     """Return a document's code blocks of one language."""
-    return re.findall(
-        rf"^```{language}\n(.*?)^```", path.read_text(encoding="utf-8"), re.DOTALL | re.MULTILINE
-    )
+    return re.findall(rf"^```{language}\n(.*?)^```", path.read_text(encoding="utf-8"), re.DOTALL | re.MULTILINE)
 
 
 def test_attaching_to_any_model_changes_nothing(capsys):

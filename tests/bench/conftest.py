@@ -23,7 +23,8 @@ def model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     texts = training_texts(synthetic_documents("maths"), characters=20_000)
     tokenizer = train_tokenizer(texts, vocab_size=VOCAB, max_length=512)
     tokenizer.save_pretrained(folder)
-    model = tiny("qwen3", vocab_size=VOCAB, max_position_embeddings=512, eos_token_id=tokenizer.eos_token_id)
+    shape = {"vocab_size": VOCAB, "max_position_embeddings": 512, "num_hidden_layers": 1}
+    model = tiny("qwen3", **shape)
     model.generation_config.eos_token_id = tokenizer.eos_token_id
     model.save_pretrained(folder)
     orthrus.attach(model, orthrus.OrthrusConfig(block_size=8))
@@ -43,7 +44,12 @@ def prompt_file(tmp_path: Path) -> Path:
     path = tmp_path / "tiny_bench.jsonl"
     kinds = itertools.cycle(("writing", "maths"))
     records = [
-        {"id": f"t/{i}", "task": "tiny", "prompt": f"Say {i} to {'me' * i}", "meta": {"category": next(kinds)}}
+        {
+            "id": f"t/{i}",
+            "task": "tiny",
+            "prompt": f"Say {i} to {'me' * i}",
+            "meta": {"category": next(kinds)},
+        }
         for i in range(5)
     ]
     path.write_text("".join(json.dumps(record) + "\n" for record in records), encoding="utf-8")

@@ -59,13 +59,13 @@ def test_all_contenders_write_the_same_text_alone_and_in_batches(loaded: Loaded)
     """In float32, every mode and plan, prompt lookup included, gives plain decoding's tokens."""
     everyone = contenders(MODES, ["full", "fixed:3"])
     run = decoders(*loaded, everyone)
-    expected = run[Contender("ar", None, "distribution")](PROMPTS, 20)
+    expected = run[Contender("ar", None, "distribution")](PROMPTS, 10)
     assert len({tuple(answer.token_ids) for answer in expected}) == len(PROMPTS)
     for contender in everyone:
         if fits(contender, len(PROMPTS)):
-            assert [a.token_ids for a in run[contender](PROMPTS, 20)] == [a.token_ids for a in expected]
+            assert [a.token_ids for a in run[contender](PROMPTS, 10)] == [a.token_ids for a in expected]
         for prompt, answer in zip(PROMPTS, expected, strict=True):
-            assert [a.token_ids for a in run[contender]([prompt], 20)] == [answer.token_ids]
+            assert [a.token_ids for a in run[contender]([prompt], 10)] == [answer.token_ids]
 
 
 def test_peers_stop_at_the_end_of_text_like_our_own_modes(loaded: Loaded, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -81,7 +81,7 @@ def test_peers_stop_at_the_end_of_text_like_our_own_modes(loaded: Loaded, monkey
 
 
 def test_forward_passes_are_counted(loaded: Loaded) -> None:
-    """One per token for `generate`; fewer for prompt lookup, which finds the random model's loops in its text."""
+    """One per token for `generate`; fewer for prompt lookup, which finds the random model's loops."""
     run = decoders(*loaded, contenders(["hf", "hf-lookup"]))
     plain, lookup = (run[Contender(mode)]([PROMPTS[0] * 4], 60)[0].stats for mode in ("hf", "hf-lookup"))
     assert plain["forwards"] == plain["emitted"] == lookup["emitted"] == 60

@@ -45,7 +45,7 @@ def test_a_result_line_without_its_fields_is_named() -> None:
 
 
 def test_taking_up_keeps_whole_prompts_and_drops_parts(tmp_path: Path) -> None:
-    """A prompt that one of two contenders answered is measured again; other runs' lines stay, parts or not."""
+    """A prompt that one of two contenders answered is measured again; other runs' lines stay."""
     path = tmp_path / "r.jsonl"
     whole = [result(id="a"), result(id="a", mode="orthrus", plan="full")]
     part = [result(id="b")]

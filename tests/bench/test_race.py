@@ -54,7 +54,14 @@ def test_a_lap_takes_what_the_clock_says() -> None:
 
 @pytest.mark.parametrize(
     ("left", "right", "place"),
-    [([1, 2], [1, 2], None), ([1, 2], [1, 3], 1), ([1], [1, 2], 1), ([1, 2], [1], 1), ([], [], None), ([], [5], 0)],
+    [
+        ([1, 2], [1, 2], None),
+        ([1, 2], [1, 3], 1),
+        ([1], [1, 2], 1),
+        ([1, 2], [1], 1),
+        ([], [], None),
+        ([], [5], 0),
+    ],
 )
 def test_the_first_difference_may_be_an_end(left: list[int], right: list[int], place: int | None) -> None:
     assert first_difference(left, right) == place

@@ -28,12 +28,17 @@ class Stop(Exception):
 def start(model_folder: Path, prompt_file: Path, ticks: Ticks, tmp_path: Path) -> Start:
     """Run over the prompt file into `out.jsonl` with the fake clock, and return the lines there."""
 
-    def go(*, on_lap: Callable[[], None] = lambda: None, on_start: Callable[[Outlook], None] = lambda _: None, **job: Any) -> list[Result]:
+    def go(
+        *,
+        on_lap: Callable[[], None] = lambda: None,
+        on_start: Callable[[Outlook], None] = lambda _: None,
+        **job: Any,
+    ) -> list[Result]:
         given = {
             "model": "tiny",
             "suites": (str(prompt_file),),
-            "contenders": contenders(["ar", "orthrus"]),
-            "max_new_tokens": 12,
+            "contenders": contenders(["ar", "orthrus"], ["full"]),
+            "max_new_tokens": 6,
             "rounds": 2,
             **job,
         }
@@ -58,7 +63,7 @@ def test_every_prompt_has_a_line_for_every_contender(start: Start, tmp_path: Pat
 def test_statistics_have_the_engine_s_names(start: Start) -> None:
     line = start(limit=1)[1]
     assert line.stats.keys() == Stats().to_dict().keys()
-    assert line.stats["emitted"] == 12
+    assert line.stats["emitted"] == 6
     assert line.proposed_per_position[0] == line.stats["cycles"]
     assert sum(line.accepted_at_position) == line.stats["accepted"]
 
@@ -72,7 +77,7 @@ def test_a_second_run_finds_everything_done(start: Start, ticks: Ticks) -> None:
 
 
 def test_an_interrupted_run_is_taken_up_and_completed(start: Start, tmp_path: Path) -> None:
-    """Killed after the laps of two prompts and one more, with half a line written: the rest is measured, once."""
+    """Killed after the laps of two prompts and one more, half a line written: the rest is measured, once."""
     laps = iter(range(9))
 
     def until_nine() -> None:
@@ -99,7 +104,7 @@ def test_a_larger_limit_adds_prompts_and_other_settings_add_runs(start: Start) -
     more = start(limit=3)
     assert more[:4] == few
     assert len(more) == 6
-    other = start(limit=2, max_new_tokens=8)
+    other = start(limit=2, max_new_tokens=4)
     assert len(other) == 10
     assert len({line.configuration for line in other}) == 2
 
@@ -113,7 +118,7 @@ def test_a_wrong_text_is_not_identical(start: Start, monkeypatch: pytest.MonkeyP
 
 
 def test_without_plain_decoding_identity_is_not_known(start: Start) -> None:
-    found = start(contenders=contenders(["orthrus", "hf"]), limit=1)
+    found = start(contenders=contenders(["orthrus", "hf"], ["full"]), limit=1)
     assert [(line.identical, line.diverges_at) for line in found] == [(None, None)] * 2
 
 
@@ -170,7 +175,14 @@ def test_a_suite_of_nothing_but_long_prompts_is_an_error(start: Start, tmp_path:
 
 @pytest.mark.parametrize(
     ("field", "value"),
-    [("rounds", 0), ("max_new_tokens", 0), ("warmup", -1), ("batches", (0,)), ("batches", (1, 1)), ("suites", ())],
+    [
+        ("rounds", 0),
+        ("max_new_tokens", 0),
+        ("warmup", -1),
+        ("batches", (0,)),
+        ("batches", (1, 1)),
+        ("suites", ()),
+    ],
 )
 def test_jobs_that_make_no_sense_are_refused(field: str, value: object) -> None:
     with pytest.raises(ConfigError):
@@ -182,7 +194,9 @@ def test_a_batch_that_nobody_can_run_is_refused() -> None:
         Job(model="m", suites=("s",), contenders=contenders(["hf-lookup"]), batches=(2,))
 
 
-def test_other_weights_are_another_configuration(loaded: tuple[PreTrainedModel, PreTrainedTokenizerBase]) -> None:
+def test_other_weights_are_another_configuration(
+    loaded: tuple[PreTrainedModel, PreTrainedTokenizerBase],
+) -> None:
     model = loaded[0]
     before = bench.weights_digest(model)
     twin = next(p for name, p in model.named_parameters() if ".diffusion." in name)

@@ -40,7 +40,10 @@ def test_files_are_found_by_path_and_by_name_in_a_folder(prompt_file: Path) -> N
     by_path = read_suite(str(prompt_file))
     assert read_suite("tiny_bench", folder=prompt_file.parent) == by_path
     assert read_suite("tiny_bench.jsonl", folder=prompt_file.parent) == by_path
-    assert [(item.suite, item.domain) for item in by_path[:2]] == [("tiny_bench", "writing"), ("tiny_bench", "maths")]
+    assert [(item.suite, item.domain) for item in by_path[:2]] == [
+        ("tiny_bench", "writing"),
+        ("tiny_bench", "maths"),
+    ]
     assert len(read_suite(str(prompt_file), limit=2)) == 2
 
 

@@ -1,4 +1,4 @@
-"""A tiny local model in a directory, as a user would have one, and the command line called in this process."""
+"""A tiny local model in a directory, as a user has one, and the command line called in this process."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -15,6 +15,7 @@ from tests.families import perturb, tiny
 
 VOCABULARY = 300
 BLOCK = 8
+CONTEXT = 512
 
 
 @dataclass(frozen=True)
@@ -45,14 +46,15 @@ def cli(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> 
 def chatml() -> PreTrainedTokenizerFast:
     """A byte-level tokenizer with a ChatML template, trained on a few generated problems."""
     texts = training_texts(synthetic_documents("maths"), characters=4000)
-    return train_tokenizer(texts, vocab_size=VOCABULARY, max_length=256)
+    return train_tokenizer(texts, vocab_size=VOCABULARY, max_length=CONTEXT)
 
 
 @pytest.fixture(scope="session")
 def model_dir(tmp_path_factory: pytest.TempPathFactory, chatml: PreTrainedTokenizerFast) -> Path:
     """A self-contained adapter: a random backbone, a view that often drafts wrongly, and the tokenizer."""
     home = tmp_path_factory.mktemp("tiny-model")
-    model = tiny("qwen3", vocab_size=VOCABULARY, eos_token_id=chatml.eos_token_id)
+    model = tiny("qwen3", vocab_size=VOCABULARY, max_position_embeddings=CONTEXT)
+    model.generation_config.eos_token_id = chatml.eos_token_id
     model.save_pretrained(home)
     config = orthrus.OrthrusConfig(block_size=BLOCK, mask_token_id=chatml.mask_token_id)
     orthrus.attach(model, config, attn_implementation="orthrus")

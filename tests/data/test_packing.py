@@ -63,9 +63,7 @@ def unpacked(rows: PackedRows) -> list[list[int]]:
     row_tokens=st.integers(1, 24),
     window=st.integers(1, 64),
 )
-def test_every_document_is_in_one_row_whole_or_cut_at_the_row(
-    lengths: list[int], row_tokens: int, window: int
-) -> None:
+def test_every_document_is_in_one_row_whole_or_cut_at_the_row(lengths: list[int], row_tokens: int, window: int) -> None:
     documents = numbered(lengths)
     rows = pack(documents, row_tokens=row_tokens, pad_id=PAD, window=window)
     expected = [document.token_ids[:row_tokens].tolist() for document in documents if len(document.token_ids)]
@@ -99,9 +97,7 @@ def test_answers_are_the_assistant_turns_with_their_end_tokens(tokenizer: PreTra
 
 @settings(max_examples=100, deadline=None)
 @given(contents=st.lists(st.text(alphabet="ab1 .,\n's<|", max_size=12), min_size=2, max_size=6))
-def test_segments_encode_as_the_decoder_sees_them(
-    tokenizer: PreTrainedTokenizerFast, contents: list[str]
-) -> None:
+def test_segments_encode_as_the_decoder_sees_them(tokenizer: PreTrainedTokenizerFast, contents: list[str]) -> None:
     """The tokens before an answer are those of the rendered prompt, as generation is given it."""
     roles = ["user", "assistant"] * len(contents)
     messages = [{"role": r, "content": c} for r, c in zip(roles, contents, strict=False)]

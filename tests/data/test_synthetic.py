@@ -54,9 +54,7 @@ def test_texts_stay_what_models_were_trained_on() -> None:
 def test_problems_take_the_domains_in_turn() -> None:
     """Round robin over the chosen domains, each with its own running index."""
     made = list(problems(6, split="heldout", domains=("json", "maths")))
-    assert made == [
-        problem(domain, index, split="heldout") for index in range(3) for domain in ("json", "maths")
-    ]
+    assert made == [problem(domain, index, split="heldout") for index in range(3) for domain in ("json", "maths")]
 
 
 def test_messages_are_one_turn() -> None:
@@ -111,10 +109,7 @@ def test_training_lacks_whole_pairs_and_number_tuples() -> None:
 @pytest.mark.parametrize("domain", DOMAINS)
 def test_phrasings_are_disjoint(domain: Domain) -> None:
     """Training and held-out problems share their phrasings; the phrasing split uses none of them."""
-    used = {
-        split: {phrasing for draw in drawn(domain, split, 800) for phrasing in draw.phrasings}
-        for split in SPLITS
-    }
+    used = {split: {phrasing for draw in drawn(domain, split, 800) for phrasing in draw.phrasings} for split in SPLITS}
     assert used["phrasing"]
     assert not used["phrasing"] & (used["train"] | used["heldout"])
     assert used["heldout"] == used["train"]

@@ -139,9 +139,7 @@ def test_fused_pass_equals_its_two_halves(family: str) -> None:
         first = model(
             input_ids=ids[:, :A], position_ids=position[:, :A], use_cache=False, view=View(name="ar", masks=ar)
         ).logits
-        second = model(
-            input_ids=ids[:, A:], position_ids=position[:, A:], use_cache=False, view=shifted
-        ).logits
+        second = model(input_ids=ids[:, A:], position_ids=position[:, A:], use_cache=False, view=shifted).logits
     torch.testing.assert_close(fused, torch.cat([first, second], dim=1), rtol=0, atol=2e-5)
 
 

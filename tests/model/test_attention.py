@@ -42,9 +42,7 @@ def test_equals_explicit_softmax(
     mask = allowed_BQS[:, None]
     if not boolean:
         mask = torch.zeros(mask.shape).masked_fill(~mask, torch.finfo(torch.float32).min)
-    out, weights = attention(
-        CAUSAL, query, key, value, mask, scaling=SCALING, softcap=softcap, s_aux=sink_H
-    )
+    out, weights = attention(CAUSAL, query, key, value, mask, scaling=SCALING, softcap=softcap, s_aux=sink_H)
     expected = reference.attention(
         query, key, value, lambda b, q, s: bool(allowed_BQS[b, q, s]), scaling=SCALING, softcap=softcap, sink_H=sink_H
     )

@@ -337,9 +337,7 @@ OFFICIAL_DAMAGE: dict[str, tuple[Callable[[dict[str, Tensor]], object], str]] = 
 
 
 @pytest.mark.parametrize("damage", OFFICIAL_DAMAGE)
-def test_a_damaged_official_layout_is_refused(
-    damage: str, tmp_path: Path, characters: PreTrainedTokenizerBase
-) -> None:
+def test_a_damaged_official_layout_is_refused(damage: str, tmp_path: Path, characters: PreTrainedTokenizerBase) -> None:
     """Whichever view the missing or misshapen tensor belongs to, it is named."""
     change, message = OFFICIAL_DAMAGE[damage]
     orthrus.save(trained(), tmp_path, format="official")

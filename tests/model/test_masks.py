@@ -27,9 +27,7 @@ def test_up_to(rows: int, queries: int, span: int, data: st.DataObject) -> None:
 def test_tree(rows: int, nodes: int, data: st.DataObject) -> None:
     """The prefix and the path to the root; siblings and what lies past the tree stay unseen."""
     length = data.draw(st.lists(st.integers(0, 5), min_size=rows, max_size=rows))
-    parent = [
-        [None, *(data.draw(st.integers(0, node - 1)) for node in range(1, nodes))] for _ in range(rows)
-    ]
+    parent = [[None, *(data.draw(st.integers(0, node - 1)) for node in range(1, nodes))] for _ in range(rows)]
     span = max(length) + nodes + data.draw(st.integers(0, 2))
     ancestors = torch.zeros(rows, nodes, nodes, dtype=torch.bool)
     for row, parents in enumerate(parent):

@@ -112,9 +112,7 @@ def test_extending_in_a_circle_is_refused(tmp_path: Path) -> None:
         load_recipe(tmp_path / "a.toml")
 
 
-@pytest.mark.parametrize(
-    ("content", "words"), [("kind = ", "not valid TOML"), ("extends = 3", "expected a path")]
-)
+@pytest.mark.parametrize(("content", "words"), [("kind = ", "not valid TOML"), ("extends = 3", "expected a path")])
 def test_a_file_that_cannot_be_read_is_named(tmp_path: Path, content: str, words: str) -> None:
     path = tmp_path / "broken.toml"
     path.write_text(content, encoding="utf-8")

@@ -161,9 +161,7 @@ def test_a_signal_ends_the_step_and_resuming_ends_bitwise_equal(
     assert_bitwise_equal(weights, whole[1])
 
 
-def test_a_killed_process_resumes_bitwise_equal(
-    prepared: Path, whole: tuple[Path, dict[str, Tensor]]
-) -> None:
+def test_a_killed_process_resumes_bitwise_equal(prepared: Path, whole: tuple[Path, dict[str, Tensor]]) -> None:
     """SIGKILL inside step 4, one step past the last checkpoint: nothing of the run is lost or repeated."""
     child = subprocess.run(
         [sys.executable, "-c", DIES_AT_STEP_4, str(prepared)],
@@ -210,9 +208,7 @@ def test_a_changed_recipe_refuses_to_resume_and_names_the_keys(
     assert result.finished
 
 
-def test_a_damaged_checkpoint_is_refused_and_kept(
-    prepared: Path, whole: tuple[Path, dict[str, Tensor]]
-) -> None:
+def test_a_damaged_checkpoint_is_refused_and_kept(prepared: Path, whole: tuple[Path, dict[str, Tensor]]) -> None:
     shutil.copytree(whole[0] / "checkpoints", prepared / "checkpoints")
     state = checkpoint_paths(prepared / "checkpoints")[-1] / "state.pt"
     state.write_bytes(state.read_bytes()[:-100])
@@ -223,9 +219,7 @@ def test_a_damaged_checkpoint_is_refused_and_kept(
     assert_bitwise_equal(weights, whole[1])
 
 
-def test_half_written_checkpoints_are_passed_over(
-    prepared: Path, whole: tuple[Path, dict[str, Tensor]]
-) -> None:
+def test_half_written_checkpoints_are_passed_over(prepared: Path, whole: tuple[Path, dict[str, Tensor]]) -> None:
     shutil.copytree(whole[0] / "checkpoints", prepared / "checkpoints")
     (prepared / "checkpoints" / "step-00000009.tmp").mkdir()
     assert run(tiny_recipe(prepared))[0].step == 8

@@ -65,9 +65,7 @@ def test_rates_follow_the_factor_from_each_groups_own_rate() -> None:
     ("kind", "halfway"), [("constant", 1.0), ("linear", 0.1 + 0.9 * 0.5), ("cosine", 0.1 + 0.9 * 0.5)]
 )
 def test_schedule_warms_up_and_ends_at_the_final_fraction(kind: str, halfway: float) -> None:
-    schedule = ScheduleSection.model_validate(
-        {"steps": 110, "warmup_steps": 10, "kind": kind, "final_fraction": 0.1}
-    )
+    schedule = ScheduleSection.model_validate({"steps": 110, "warmup_steps": 10, "kind": kind, "final_fraction": 0.1})
     factors = [learning_rate_factor(step, schedule) for step in range(111)]
     assert factors[:10] == pytest.approx([step / 10 for step in range(1, 11)])
     assert factors[10] == 1.0

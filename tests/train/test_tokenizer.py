@@ -51,9 +51,7 @@ def test_chat_template_is_chatml(tokenizer: PreTrainedTokenizerFast) -> None:
         tokenizer.apply_chat_template(CHAT[:2], tokenize=False, add_generation_prompt=True)
         == text + "<|im_start|>assistant\n"
     )
-    assert (
-        tokenizer.apply_chat_template(CHAT, tokenize=False) == text + "<|im_start|>assistant\n2<|im_end|>\n"
-    )
+    assert tokenizer.apply_chat_template(CHAT, tokenize=False) == text + "<|im_start|>assistant\n2<|im_end|>\n"
 
 
 def test_training_is_reproducible(tokenizer: PreTrainedTokenizerFast) -> None:

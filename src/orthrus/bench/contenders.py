@@ -56,7 +56,7 @@ Decoder: TypeAlias = Callable[[Sequence[Sequence[int]], int], list[Answer]]
 
 
 def contenders(
-    modes: Sequence[str], plans_asked: Sequence[str] = ("full",), exacts: Sequence[str] = ("distribution",)
+    modes: Sequence[str], plans_asked: Sequence[str] = ("auto",), exacts: Sequence[str] = ("distribution",)
 ) -> tuple[Contender, ...]:
     """Put modes, plans and exactness together: `orthrus` with each plan, both own modes at each exactness.
 
@@ -115,9 +115,7 @@ def _own(
     def decode(prompts: Sequence[Sequence[int]], max_new_tokens: int) -> list[Answer]:
         options = Options(max_new_tokens=max_new_tokens, eos_token_id=eos)
         engine = engine_for(model, prompts, options, plan, rows=len(prompts), exact=exact)
-        ids = [
-            engine.add(p, options, stopper=Stopper(options, tokenizer, limit=max_new_tokens)) for p in prompts
-        ]
+        ids = [engine.add(p, options, stopper=Stopper(options, tokenizer, limit=max_new_tokens)) for p in prompts]
         rows: dict[int, Row] = {}
         while engine.busy:
             rows.update((progress.row.id, progress.row) for progress in engine.step())

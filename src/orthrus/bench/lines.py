@@ -95,9 +95,7 @@ def results(records: Iterable[Record], *, where: str) -> list[Result]:
             try:
                 out.append(Result(**{name: value for name, value in record.items() if name in known}))
             except TypeError as error:
-                raise DataError(
-                    f"{where}: a result line must have the fields {sorted(known)}: {error}"
-                ) from None
+                raise DataError(f"{where}: a result line must have the fields {sorted(known)}: {error}") from None
     return out
 
 

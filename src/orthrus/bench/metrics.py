@@ -148,9 +148,7 @@ def faster(results: Sequence[Result], than: Sequence[Result], *, seed: int = 0) 
     )
 
 
-def _ratio(
-    results: Iterable[Result], of: Callable[[Result], tuple[float, float]], seed: int
-) -> Estimate | None:
+def _ratio(results: Iterable[Result], of: Callable[[Result], tuple[float, float]], seed: int) -> Estimate | None:
     sums = _sums(results, of)
     return bootstrap(sums, ratio_of_sums, seed=seed) if sums[:, 1].sum() else None
 

@@ -91,8 +91,7 @@ def costs(
             raise ConfigError(f"{name} must be at least 1, found {list(values)}")
     if max(contexts) + max(widths) > limit:
         raise ConfigError(
-            f"contexts and widths must fit the model's {limit} positions, found {max(contexts)} and "
-            f"{max(widths)}"
+            f"contexts and widths must fit the model's {limit} positions, found {max(contexts)} and {max(widths)}"
         )
     for batch in batches:
         for context in contexts:
@@ -120,9 +119,7 @@ def _costs_at(
     cache = ScratchCache(rows=batch, capacity=context + widest, device=model.device)
     passes, rows = Passes(model, cache), slice(0, batch)
     random = torch.Generator().manual_seed(0)
-    drawn = torch.randint(
-        model.get_input_embeddings().weight.shape[0], (batch, context + widest), generator=random
-    )
+    drawn = torch.randint(model.get_input_embeddings().weight.shape[0], (batch, context + widest), generator=random)
     passes.prefill(rows, drawn[:, :context].tolist(), chunk=_PREFILL_CHUNK)
     token_BQ = drawn[:, context:].to(model.device)
     seconds: dict[Pass, list[float]] = {one: [] for one in what}

@@ -41,9 +41,7 @@ def settings(mode: str, eos_token_id: Sequence[int], max_new_tokens: int) -> Gen
 
 
 @torch.inference_mode()
-def generate(
-    backbone: PreTrainedModel, prompts: Sequence[Sequence[int]], config: GenerationConfig
-) -> list[list[int]]:
+def generate(backbone: PreTrainedModel, prompts: Sequence[Sequence[int]], config: GenerationConfig) -> list[list[int]]:
     """Answer a batch of prompts, padded on the left; returns each answer's tokens up to its end."""
     longest = max(map(len, prompts))
     pads = [longest - len(prompt) for prompt in prompts]

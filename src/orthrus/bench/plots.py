@@ -93,11 +93,7 @@ def _positions(part: Sequence[Summary], title: str) -> Draw:
 
 def _throughput(summaries: Sequence[Summary]) -> Draw:
     """Draw tokens per second by batch, a curve per contender and precision, over the widest section."""
-    widest = (
-        [s for s in summaries if s.suite == ALL]
-        or [s for s in summaries if s.domain == ALL]
-        or list(summaries)
-    )
+    widest = [s for s in summaries if s.suite == ALL] or [s for s in summaries if s.domain == ALL] or list(summaries)
     curves: dict[str, list[tuple[int, float]]] = {}
     for summary in widest:
         whole = "" if summary.suite == ALL else f", {_place(summary)}"
@@ -111,9 +107,7 @@ def _passes(passes: Sequence[Record]) -> Draw:
     curves: dict[str, list[tuple[int, float]]] = {}
     for record in passes:
         if record["pass"] != "ar":  # the one-row pass that every curve starts at
-            label = (
-                f"{record['pass']}, {record['dtype']}, batch {record['batch']}, context {record['context']}"
-            )
+            label = f"{record['pass']}, {record['dtype']}, batch {record['batch']}, context {record['context']}"
             curves.setdefault(label, []).append((record["width"], 1000 * record["seconds"]))
     return _curves(curves, xlabel="rows of the pass", ylabel="ms", title="Cost of passes by width")
 
@@ -149,7 +143,5 @@ def _figure() -> Any:
     try:
         from matplotlib.figure import Figure
     except ImportError as error:
-        raise DataError(
-            "plots need matplotlib, which is not installed: pip install 'orthrus-lm[bench]'"
-        ) from error
+        raise DataError("plots need matplotlib, which is not installed: pip install 'orthrus-lm[bench]'") from error
     return Figure(figsize=(8, 4.5), layout="constrained")

@@ -138,20 +138,14 @@ def read_report(paths: Sequence[Path], *, baselines: Sequence[str] = BASELINES, 
     )
 
 
-def summaries(
-    results: Sequence[Result], *, baselines: Sequence[str] = BASELINES, seed: int = 0
-) -> list[Summary]:
+def summaries(results: Sequence[Result], *, baselines: Sequence[str] = BASELINES, seed: int = 0) -> list[Summary]:
     """Return figures for every setting, each domain of each suite and all together, and every contender."""
     out = []
     for setting, of_setting in _split(results, lambda r: (r.configuration, r.dtype, r.batch)):
         for (suite, domain), part in _sections(of_setting):
             by_contender = dict(_split(part, lambda r: r.contender))
             # What is asked to be exact to the token is slower: no baseline.
-            bases = {
-                who[0]: base
-                for who, base in by_contender.items()
-                if who[0] in baselines and who[2] != "token"
-            }
+            bases = {who[0]: base for who, base in by_contender.items() if who[0] in baselines and who[2] != "token"}
             for own in by_contender.values():
                 out.append(_summary(setting, suite, domain, own, bases, seed))
     return out
@@ -165,11 +159,7 @@ def _summary(
     bases: Mapping[str, list[Result]],
     seed: int,
 ) -> Summary:
-    ratios = {
-        name: metrics.faster(results, base, seed=seed)
-        for name, base in bases.items()
-        if name != results[0].mode
-    }
+    ratios = {name: metrics.faster(results, base, seed=seed) for name, base in bases.items() if base is not results}
     cycle, forward = (
         (metrics.pooled(results, name, seed=seed), metrics.mean(results, name, seed=seed))
         for name in ("tokens_per_cycle", "tokens_per_forward")

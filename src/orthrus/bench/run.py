@@ -71,9 +71,7 @@ class Job:
             raise ConfigError(f"a batch must be of at least 1 prompt, found {min(self.batches)}")
         for batch in self.batches:
             if not self.contenders_at(batch):
-                raise ConfigError(
-                    f"none of the modes asked for can run batches of {batch}: hf-lookup takes 1"
-                )
+                raise ConfigError(f"none of the modes asked for can run batches of {batch}: hf-lookup takes 1")
 
     def contenders_at(self, batch: int) -> list[Contender]:
         """Return the contenders that can run batches of this size."""
@@ -141,9 +139,7 @@ def run(
         return
     head = {**provenance(dtypes=job.dtypes, device=model.device), "settings": settings}
     head_id = digest(head)
-    lines.append(
-        output, [{"kind": lines.PROVENANCE, "id": head_id, "configuration": digest(settings), **head}]
-    )
+    lines.append(output, [{"kind": lines.PROVENANCE, "id": head_id, "configuration": digest(settings), **head}])
     for dtype in job.dtypes:
         if dtype != job.dtypes[0]:
             model, tokenizer = load(dtype)
@@ -185,9 +181,7 @@ def _encoded(
     every = [Encoded(item=item, token_ids=encode(tokenizer, list(item.messages))) for item in items]
     short = [prompt for prompt in every if len(prompt.token_ids) < context]
     if not short:
-        raise PromptError(
-            f"prompts must be shorter than the model's context of {context} tokens, found none that is"
-        )
+        raise PromptError(f"prompts must be shorter than the model's context of {context} tokens, found none that is")
     return short, len(every) - len(short)
 
 
@@ -201,8 +195,7 @@ def _outlook(
                 pending = [
                     prompt
                     for prompt in prompts
-                    if prompt.item.suite == suite
-                    and (configuration, dtype, batch, suite, prompt.item.id) not in done
+                    if prompt.item.suite == suite and (configuration, dtype, batch, suite, prompt.item.id) not in done
                 ]
                 cuts = range(0, len(pending), batch)
                 heats += [Heat(dtype=dtype, batch=batch, prompts=pending[cut : cut + batch]) for cut in cuts]
@@ -237,9 +230,7 @@ def _race_all(
         for _ in range(job.warmup if turn == 0 else 0):
             for decode in runners.values():
                 decode(ids, limit)
-        laps = race(
-            runners, ids, max_new_tokens=limit, rounds=job.rounds, turn=turn, clock=clock, on_lap=on_lap
-        )
+        laps = race(runners, ids, max_new_tokens=limit, rounds=job.rounds, turn=turn, clock=clock, on_lap=on_lap)
         lines.append(output, [line.to_record() for line in _results(heat, laps, tokenizer, labels)])
 
 

@@ -36,9 +36,7 @@ class Grid:
     def to_markdown(self) -> str:
         """Return the table in GitHub's markdown, its title as bold text before it."""
         rule = [":--" if place < self.labels else "--:" for place in range(len(self.header))]
-        return "\n".join(
-            [f"**{self.title}**", "", *(f"| {' | '.join(r)} |" for r in (self.header, rule, *self.rows))]
-        )
+        return "\n".join([f"**{self.title}**", "", *(f"| {' | '.join(r)} |" for r in (self.header, rule, *self.rows))])
 
 
 def tables(report: Report) -> list[Grid]:
@@ -149,11 +147,7 @@ def _who(summary: Summary) -> list[str]:
 
 
 def _ratio(ratio: Ratio | None) -> list[str]:
-    return (
-        [_NONE] * 3
-        if ratio is None
-        else [_estimate(ratio.totals), _estimate(ratio.median), _number(ratio.least, 2)]
-    )
+    return [_NONE] * 3 if ratio is None else [_estimate(ratio.totals), _estimate(ratio.median), _number(ratio.least, 2)]
 
 
 def _estimate(estimate: Estimate | None) -> str:

@@ -32,9 +32,7 @@ Dtypes = Annotated[
 Batches = Annotated[
     list[str] | None, typer.Option("--batch", metavar="N,…", help="Prompts decoded together; 1 unless given.")
 ]
-Threads = Annotated[
-    int | None, typer.Option(min=1, help="Threads of torch on the CPU; its own choice unless given.")
-]
+Threads = Annotated[int | None, typer.Option(min=1, help="Threads of torch on the CPU; its own choice unless given.")]
 Suites = Annotated[
     list[str],
     typer.Option(
@@ -72,7 +70,8 @@ def run(
         ),
     ] = None,
     plans: Annotated[
-        list[str] | None, typer.Option("--plans", metavar="PLAN,…", help="Of mode orthrus: full, fixed:K, ….")
+        list[str] | None,
+        typer.Option("--plans", metavar="PLAN,…", help="Of mode orthrus: auto, full, fixed:K, tree:N, …."),
     ] = None,
     exact: Annotated[
         list[str] | None,
@@ -102,9 +101,7 @@ def run(
         suites=tuple(suite),
         folder=data,
         limit=limit,
-        contenders=contenders(
-            _listed(modes, "ar,orthrus"), _listed(plans, "full"), _listed(exact, "distribution")
-        ),
+        contenders=contenders(_listed(modes, "ar,orthrus"), _listed(plans, "auto"), _listed(exact, "distribution")),
         batches=_numbers(batch, "1", "--batch"),
         dtypes=_dtypes(dtype),
         max_new_tokens=max_new_tokens,
@@ -173,14 +170,10 @@ def report(
     ],
     against: Annotated[
         list[str] | None,
-        typer.Option(
-            "--against", metavar="MODE,…", help="Baselines of the ratios; ar,hf,hf-static unless given."
-        ),
+        typer.Option("--against", metavar="MODE,…", help="Baselines of the ratios; ar,hf,hf-static unless given."),
     ] = None,
     markdown: Annotated[bool, typer.Option("--markdown", help="Print the tables in markdown.")] = False,
-    plots: Annotated[
-        Path | None, typer.Option("--plots", metavar="DIR", help="Draw plots into a directory.")
-    ] = None,
+    plots: Annotated[Path | None, typer.Option("--plots", metavar="DIR", help="Draw plots into a directory.")] = None,
     json: common.Json = False,
 ) -> None:
     """Print tables (and draw plots) of measured figures; intervals are 95 %, by bootstrap over prompts."""
@@ -226,7 +219,7 @@ def _numbers(given: list[str] | None, otherwise: str, name: str) -> tuple[int, .
 
 
 def _dtypes(given: list[str] | None) -> tuple[str, ...]:
-    """Take the names of precisions; raises ConfigError for one that is not known, before anything is measured."""
+    """Take the names of precisions; raises ConfigError for an unknown one before anything is measured."""
     from orthrus.model.load import DTYPES
 
     names = _listed(given, "float32")
@@ -261,9 +254,7 @@ def _progress() -> Iterator[tuple[Callable[[int, str], None], Callable[[], None]
     """
     console = err()
     columns = (BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
-    with Progress(
-        *columns, console=console, disable=not console.is_terminal, speed_estimate_period=600
-    ) as bar:
+    with Progress(*columns, console=console, disable=not console.is_terminal, speed_estimate_period=600) as bar:
         task = bar.add_task("", total=None)
         began = monotonic()
 

@@ -44,6 +44,7 @@ def chat(
     plan: common.Plan = None,
     max_new_tokens: common.MaxNewTokens = 1024,
     window: Window = 8192,
+    exact: common.Exact = "distribution",
     temperature: common.Temperature = None,
     top_k: common.TopK = None,
     top_p: common.TopP = None,
@@ -66,7 +67,7 @@ def chat(
         max_new_tokens=max_new_tokens,
     )
     loaded, tokenizer = common.load(model, dtype=dtype, device=device)
-    talk = Conversation(loaded, tokenizer, mode=mode, plan=plan, window=window, options=options)
+    talk = Conversation(loaded, tokenizer, mode=mode, plan=plan, exact=exact, window=window, options=options)
     talk.system = system
     say(
         f"{model} · {common.precision(loaded)} · {loaded.device} · {talk.window} tokens · /help",
@@ -98,21 +99,22 @@ class Conversation:
         *,
         mode: str,
         plan: str | None,
+        exact: common.ExactName,
         window: int,
         options: dict[str, Any],
     ) -> None:
         """Prepare the engine; raises PromptError for a tokenizer without a chat template."""
-        from orthrus.decode.api import plan_of
-        from orthrus.decode.engine import Engine
-        from orthrus.model.attach import config_of
+        from orthrus.decode.api import engine_for, plan_of
+        from orthrus.decode.options import Options
 
         if tokenizer.chat_template is None:
             raise PromptError(
                 "a chat needs a tokenizer with a chat template, this one has none: orthrus generate --raw"
             )
-        decoder = plan_of(mode, plan).for_block(config_of(model).block_size)
         self.window: int = min(window, model.config.get_text_config().max_position_embeddings)
-        self.engine = Engine(model, rows=1, capacity=Engine.room(self.window, 0, decoder.width), plan=decoder)
+        # Room for the longest conversation: all of the window but the one token that is left to write.
+        longest, last = range(self.window - 1), Options(max_new_tokens=1)
+        self.engine = engine_for(model, [longest], last, plan_of(mode, plan), rows=1, exact=exact)
         self.system: str | None = None
         self.messages: list[Message] = []
         self.stats: list[Stats] = []

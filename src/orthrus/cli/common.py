@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Final, Literal, TypeVar
 
 import typer
 from rich.console import Console
+from rich.segment import Segment, Segments
 
 from orthrus.errors import ConfigError
 
@@ -31,13 +32,13 @@ Mode = Annotated[
     Literal["orthrus", "ar"], typer.Option(help="orthrus drafts and verifies, ar decodes plainly: same text.")
 ]
 Plan = Annotated[str | None, typer.Option(metavar="PLAN", help="Drafts per cycle: full, fixed:K or ar.")]
+ExactName = Literal["distribution", "token"]
+Exact = Annotated[ExactName, typer.Option(help="Promise the distribution, or plain decoding's very tokens.")]
 Dtype = Annotated[
     Literal["float32", "bfloat16", "float16"] | None,
     typer.Option(help="Precision; float32 on a CPU and the checkpoint's own elsewhere, unless given."),
 ]
-Device = Annotated[
-    str | None, typer.Option(help="cpu, cuda, cuda:1, mps …; CUDA if there is one, unless given.")
-]
+Device = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, mps …; CUDA if there is one, unless given.")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on standard output.")]
 MaxNewTokens = Annotated[int, typer.Option(help="Tokens to write at most.")]
 Stop = Annotated[list[str] | None, typer.Option(metavar="TEXT", help="End at this text; may be repeated.")]
@@ -86,9 +87,7 @@ def generation_options(
         del sampling["temperature"]
         if sampling:
             name = "--" + next(iter(sampling)).replace("_", "-")
-            raise ConfigError(
-                f"--temperature 0 is greedy, where {name} has no effect: leave one of the two out"
-            )
+            raise ConfigError(f"--temperature 0 is greedy, where {name} has no effect: leave one of the two out")
     options = {**others, **sampling, "do_sample": bool(sampling)}
     Options.of(None, **options)
     plan_of(mode, plan)
@@ -124,10 +123,11 @@ def err() -> Console:
 
 
 def say(text: str, *, style: str = "", end: str = "\n", to: Callable[[], Console] = out) -> None:
-    """Print text as it is: no markup, no wrapping; a terminal is spared control characters."""
+    """Print text as it is, tabs and all; only a terminal is spared control characters."""
     console = to()
     shown = text.translate(_CONTROLS) if console.is_terminal else text
-    console.print(shown, style=style, end=end, markup=False, soft_wrap=True)
+    segment = Segment(shown + end, console.get_style(style) if style else None)
+    console.print(Segments([segment]), end="", soft_wrap=True)
 
 
 def print_json(value: Any) -> None:

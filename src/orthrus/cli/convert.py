@@ -44,13 +44,9 @@ def convert(
 ) -> None:
     """Write a model's view as an adapter, or view and backbone in the official layout."""
     if format == "official" and (backbone or with_backbone):
-        raise typer.BadParameter(
-            "the official layout holds the backbone: leave --backbone and --with-backbone out"
-        )
+        raise typer.BadParameter("the official layout holds the backbone: leave --backbone and --with-backbone out")
     if backbone and with_backbone:
-        raise typer.BadParameter(
-            "--backbone names one elsewhere, --with-backbone writes one: give one of them"
-        )
+        raise typer.BadParameter("--backbone names one elsewhere, --with-backbone writes one: give one of them")
     _check_target(model, out, force=force)
     loaded, tokenizer = common.load(model, dtype=dtype or "auto", device="cpu")
     if format == "adapter":

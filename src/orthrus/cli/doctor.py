@@ -12,7 +12,7 @@ import typer
 
 from orthrus import __version__
 from orthrus.cli import common, selfcheck
-from orthrus.cli.common import err, out, print_json, say
+from orthrus.cli.common import err, print_json, say
 from orthrus.cli.selfcheck import Check
 from orthrus.errors import OrthrusError
 
@@ -148,9 +148,7 @@ def _verdict(checks: list[Check], passed: bool) -> str:
 def _tell(facts: dict[str, Any]) -> None:
     """Put the facts into words."""
     lines: dict[str, str] = dict(facts["versions"])
-    lines |= {
-        device: f"{what}: {_working(facts['dtypes'][device])}" for device, what in facts["devices"].items()
-    }
+    lines |= {device: f"{what}: {_working(facts['dtypes'][device])}" for device, what in facts["devices"].items()}
     lines |= {"threads": str(facts["threads"]), facts["bundled"]["name"]: _told(facts["bundled"])}
     for name, value in lines.items():
         say(f"{name:<14}{value}")
@@ -159,7 +157,7 @@ def _tell(facts: dict[str, Any]) -> None:
         cycles = f"{check['tokens_per_cycle']:.1f} tokens per cycle"
         remark = "" if check["required"] else " (identity is not promised at this precision)"
         say(f"{'check':<14}{check['model']}, {check['dtype']}, {check['device']}: {same}, {cycles}{remark}")
-    out().print(facts["verdict"], style="bold green" if facts["passed"] else "bold red", markup=False)
+    say(facts["verdict"], style="bold green" if facts["passed"] else "bold red")
 
 
 def _working(dtypes: dict[str, bool]) -> str:

@@ -19,9 +19,7 @@ Prompt = Annotated[str | None, typer.Argument(help="The prompt; standard input w
 BatchSize = Annotated[int, typer.Option(min=1, help="Completions in flight at once.")]
 Input = Annotated[
     str | None,
-    typer.Option(
-        metavar="FILE", help="A prompt set: JSONL records, text with a prompt a line, or a dataset's name."
-    ),
+    typer.Option(metavar="FILE", help="A prompt set: JSONL records, text with a prompt a line, or a dataset's name."),
 ]
 Limit = Annotated[int | None, typer.Option(min=1, help="Read only the first prompts of --input.")]
 Raw = Annotated[bool, typer.Option("--raw", help="Continue the text as it is, without the chat template.")]
@@ -30,7 +28,8 @@ Turns = Annotated[
     typer.Option(help="Where a prompt has several turns: answer the first, or all, one after another."),
 ]
 Compare = Annotated[
-    bool, typer.Option("--compare", help="Decode plainly too; exit code 1 if greedy float32 texts differ.")
+    bool,
+    typer.Option("--compare", help="Decode plainly too; exit code 1 if texts differ that are promised not to."),
 ]
 
 
@@ -39,6 +38,7 @@ def generate(
     model: common.Model = "nano",
     mode: common.Mode = "orthrus",
     plan: common.Plan = None,
+    exact: common.Exact = "distribution",
     max_new_tokens: common.MaxNewTokens = 256,
     stop: common.Stop = None,
     temperature: common.Temperature = None,
@@ -84,6 +84,7 @@ def generate(
         records=records,
         raw=raw or (tokenizer.chat_template is None and all(map(_is_text, records))),
         plan=plan,
+        exact=exact,
         batch_size=batch_size,
         options=options,
     )
@@ -104,12 +105,8 @@ def report(job: Job, mode: Literal["orthrus", "ar", "compare"], *, name: str, js
         print_json(_described(job, "orthrus" if mode == "compare" else mode, name, made) | compared)
     else:
         _show(made, compared)
-    exact = (
-        job.options["do_sample"]
-        or common.precision(job.model) != "float32"
-        or compared.get("identical", True)
-    )
-    if not exact:
+    promised = job.exact == "token" or (common.precision(job.model) == "float32" and not job.options["do_sample"])
+    if promised and not compared.get("identical", True):
         raise typer.Exit(1)
 
 
@@ -146,12 +143,15 @@ def _is_text(record: PromptRecord) -> bool:
 
 def _described(job: Job, mode: runs.Mode, name: str, made: Run) -> dict[str, Any]:
     """Return a run as plain JSON values: pooled statistics, and their mean over completions beside them."""
+    from orthrus.decode.api import plan_of
+
     parts = [answer.completion.stats.to_dict() for answer in made.answers]
     ratios = ("tokens_per_forward", "acceptance_length", "tokens_per_cycle")
     return {
         "model": name,
         "mode": mode,
-        "plan": "ar" if mode == "ar" else job.plan or "full",
+        "plan": plan_of(mode, None if mode == "ar" else job.plan).name,
+        "exact": job.exact,
         "dtype": common.precision(job.model),
         "device": str(job.model.device),
         "batch_size": job.batch_size,
@@ -189,9 +189,7 @@ def _show(made: Run, compared: dict[str, Any]) -> None:
         if several:
             line = statistics_line(answer.completion.stats)
             say(f"{line} · {answer.completion.finish_reason}\n", style="dim", to=err)
-    end = (
-        f" · {len(made.answers)} completions" if several else f" · {made.answers[0].completion.finish_reason}"
-    )
+    end = f" · {len(made.answers)} completions" if several else f" · {made.answers[0].completion.finish_reason}"
     say(statistics_line(made.stats, made.seconds) + end, style="dim", to=err)
     if compared:
         same = sum(compared["identical_each"])

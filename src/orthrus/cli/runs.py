@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from orthrus.cli.common import Watch, err, rate
+from orthrus.cli.common import ExactName, Watch, err, rate
 from orthrus.data.prompts import Message, PromptRecord
 from orthrus.errors import PromptError
 
@@ -32,7 +32,8 @@ class Job:
 
     Attributes:
         raw: continue texts as they are, without the chat template.
-        plan: how many drafts per cycle; plain decoding takes none.
+        plan: how each cycle drafts; plain decoding takes none.
+        exact: what both modes promise (`orthrus.generate`).
         options: generation options by Hugging Face's names.
     """
 
@@ -41,6 +42,7 @@ class Job:
     records: list[PromptRecord]
     raw: bool
     plan: str | None
+    exact: ExactName
     batch_size: int
     options: dict[str, Any]
 
@@ -90,9 +92,7 @@ def check(job: Job) -> None:
         try:
             length = len(encode(job.tokenizer, _prompt(list(record.turns[0]), job.raw)))
             if length >= context:
-                raise PromptError(
-                    f"the model reads at most {context} tokens, the prompt has {length}: shorten it"
-                )
+                raise PromptError(f"the model reads at most {context} tokens, the prompt has {length}: shorten it")
         except PromptError as error:
             raise PromptError(f"{record.id}: {error}" if record.id else str(error)) from None
 
@@ -140,6 +140,7 @@ def _generate(
         prompts,
         mode=mode,
         plan=job.plan if mode == "orthrus" else None,
+        exact=job.exact,
         batch_size=job.batch_size,
         on_progress=note,
         **{**job.options, **more},
@@ -150,9 +151,7 @@ def _prompt(chat: list[Message], raw: bool) -> str | list[Message]:
     if not raw:
         return chat
     if len(chat) != 1:
-        raise PromptError(
-            f"a prompt to continue as it is must be one text, found a chat of {len(chat)} messages"
-        )
+        raise PromptError(f"a prompt to continue as it is must be one text, found a chat of {len(chat)} messages")
     return chat[0]["content"]
 
 

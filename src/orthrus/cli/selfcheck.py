@@ -127,15 +127,15 @@ def random_model(device: str) -> "PreTrainedModel":
 
 def _tokens(model: "PreTrainedModel", plan: "Plan", *, rows: int) -> tuple[list[list[int]], "list[Stats]"]:
     """Decode prompts of different lengths from their token ids; return texts and statistics in order."""
-    from orthrus.decode.engine import Engine
+    from orthrus.decode.api import engine_for
     from orthrus.decode.options import Options
 
-    engine = Engine(model, rows=rows, capacity=Engine.room(max(_PROMPT_LENGTHS), _TOKENS, _BLOCK), plan=plan)
+    prompts = [[(7 * length + 5 * i) % _VOCABULARY for i in range(length)] for length in _PROMPT_LENGTHS]
+    options = Options(max_new_tokens=_TOKENS)
+    engine = engine_for(model, prompts, options, plan, rows=rows)
     done: dict[int, Row] = {}
-    for length in _PROMPT_LENGTHS:
-        engine.add(
-            [(7 * length + 5 * i) % _VOCABULARY for i in range(length)], Options(max_new_tokens=_TOKENS)
-        )
+    for prompt_ids in prompts:
+        engine.add(prompt_ids, options)
     while engine.busy:
         done |= {progress.row.id: progress.row for progress in engine.step()}
     rows_in_order = [done[id] for id in sorted(done)]

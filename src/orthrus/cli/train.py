@@ -5,16 +5,12 @@ from typing import Annotated
 
 import typer
 
-Recipe = Annotated[
-    Path, typer.Argument(help="A recipe in TOML, such as recipes/nano.toml.", show_default=False)
-]
+Recipe = Annotated[Path, typer.Argument(help="A recipe in TOML, such as recipes/nano.toml.", show_default=False)]
 Set = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="SECTION.KEY=VALUE", help="Override a key; may be repeated."),
 ]
-Resume = Annotated[
-    bool, typer.Option("--resume/--no-resume", help="Continue where an earlier run of it stopped.")
-]
+Resume = Annotated[bool, typer.Option("--resume/--no-resume", help="Continue where an earlier run of it stopped.")]
 
 STOPPED = 3
 

@@ -44,11 +44,7 @@ def jsonl_documents(path: str | Path, *, split_characters: int | None = None) ->
     """
     path = Path(path)
     try:
-        with (
-            gzip.open(path, "rt", encoding="utf-8")
-            if path.suffix == ".gz"
-            else path.open(encoding="utf-8") as f
-        ):
+        with gzip.open(path, "rt", encoding="utf-8") if path.suffix == ".gz" else path.open(encoding="utf-8") as f:
             for number, line in enumerate(f, start=1):
                 if line.strip():
                     yield from _pieces(_parse(line, f"{path}:{number}"), split_characters)
@@ -77,9 +73,7 @@ def _parse(line: str, where: str) -> Document:
 
 def _is_message(message: Any) -> bool:
     return (
-        isinstance(message, dict)
-        and isinstance(message.get("role"), str)
-        and isinstance(message.get("content"), str)
+        isinstance(message, dict) and isinstance(message.get("role"), str) and isinstance(message.get("content"), str)
     )
 
 

@@ -54,9 +54,7 @@ class PackedRows:
         return len(self.token_ids)
 
 
-def encode_documents(
-    tokenizer: PreTrainedTokenizerFast, documents: Iterable[Document]
-) -> Iterator[EncodedDocument]:
+def encode_documents(tokenizer: PreTrainedTokenizerFast, documents: Iterable[Document]) -> Iterator[EncodedDocument]:
     """Encode chats through the tokenizer's chat template, and texts with the end-of-sequence token.
 
     Segments (prompt, answer, prompt, …) are encoded apart, as they are at decoding, where an answer starts
@@ -108,15 +106,11 @@ def _segments(tokenizer: PreTrainedTokenizerFast, document: Document) -> list[tu
 def _render(
     tokenizer: PreTrainedTokenizerFast, messages: Sequence[Mapping[str, str]], *, add_generation_prompt: bool
 ) -> str:
-    text = tokenizer.apply_chat_template(
-        messages, tokenize=False, add_generation_prompt=add_generation_prompt
-    )
+    text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=add_generation_prompt)
     return str(text)
 
 
-def pack(
-    documents: Iterable[EncodedDocument], *, row_tokens: int, pad_id: int, window: int = 4_096
-) -> PackedRows:
+def pack(documents: Iterable[EncodedDocument], *, row_tokens: int, pad_id: int, window: int = 4_096) -> PackedRows:
     """Pack documents into rows of `row_tokens`, best fit, longest first within windows of documents.
 
     Raises:
@@ -221,9 +215,7 @@ def load_rows(
     try:
         manifest = json.loads((path / "manifest.json").read_text(encoding="utf-8"))
         damaged = [name for name in ARRAYS if _sha256(path / f"{name}.npy") != manifest["sha256"][name]]
-        arrays = {
-            name: np.load(path / f"{name}.npy", mmap_mode="r") for name in ARRAYS if name not in damaged
-        }
+        arrays = {name: np.load(path / f"{name}.npy", mmap_mode="r") for name in ARRAYS if name not in damaged}
     except (OSError, ValueError, KeyError) as error:
         raise DataError(f"{path}: a complete packed set is required; {error}; pack it again") from None
     if damaged:

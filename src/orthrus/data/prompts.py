@@ -146,8 +146,7 @@ def _record(fields: Mapping[str, Any], *, where: str, task: str, number: int) ->
     column = _first(fields, PROMPT_COLUMNS)
     if column is None:
         raise DataError(
-            f"{where}: one of the fields {', '.join(PROMPT_COLUMNS)} is required, "
-            f"found {', '.join(fields) or 'none'}"
+            f"{where}: one of the fields {', '.join(PROMPT_COLUMNS)} is required, found {', '.join(fields) or 'none'}"
         )
     turns, answers = _turns(_messages(fields[column], where=f"{where}: {column}"), where=f"{where}: {column}")
     id_column, reference_column = _first(fields, ID_COLUMNS), _first(fields, REFERENCE_COLUMNS)
@@ -169,8 +168,7 @@ def _messages(value: Any, *, where: str) -> list[Message]:
         if all(map(_is_message, messages)):
             return [{"role": m["role"], "content": m["content"]} for m in messages]
     raise DataError(
-        f'{where} must be a text that is not empty or a list of {{"role": …, "content": …}}, '
-        f"found {_shown(value)}"
+        f'{where} must be a text that is not empty or a list of {{"role": …, "content": …}}, found {_shown(value)}'
     )
 
 
@@ -185,9 +183,7 @@ def _turns(messages: list[Message], *, where: str) -> tuple[tuple[Turn, ...], st
     """Cut a chat wherever an answer is left to write; return the turns and the answer after the last."""
     last = max((place for place, m in enumerate(messages) if m["role"] == "user"), default=None)
     if last is None:
-        raise DataError(
-            f"{where} must hold a message of the user, found the roles {[m['role'] for m in messages]}"
-        )
+        raise DataError(f"{where} must hold a message of the user, found the roles {[m['role'] for m in messages]}")
     turns: list[Turn] = []
     said: list[Message] = []
     for place, message in enumerate(messages[: last + 1]):

@@ -42,7 +42,7 @@ def generate(
         prompts: a text, one chat (a list of {"role", "content"}), or a list of either. Texts are continued as they
             are; chats take the tokenizer's chat template.
         mode: "orthrus" drafts and verifies, "ar" decodes plainly through the same engine; the text is the same.
-        plan: how many drafts per cycle ("full", "fixed:K", "ar"); `mode="ar"` takes none.
+        plan: what each cycle does: "auto" (the default), "full", "fixed:K", "tree:N", "onepass", "onepass:M", "ar".
         exact: "distribution", or "token" for the same tokens as `mode="ar", exact="token"` at any precision.
         batch_size: completions in flight at once; as soon as one ends the next begins.
         on_progress: called with the prompt's index after every cycle that moved it.
@@ -135,11 +135,13 @@ def engine_for(
     if exact not in EXACT:
         raise ConfigError(f"exact must be one of {', '.join(EXACT)}, found {exact!r}")
     block = config_of(model).block_size
-    width = plan.for_block(block).width
+    width = max(step.scratch for step in plan.steps(block))
     context: int = model.config.get_text_config().max_position_embeddings
     longest = max((len(ids) for ids in prompts), default=1)
     capacity = Engine.room(longest, min(options.max_new_tokens, max(context - longest, 0)), width)
-    shorter = max((Engine.room(len(i), min(options.max_new_tokens, context - len(i)), width) for i in prompts), default=0)
+    shorter = max(
+        (Engine.room(len(i), min(options.max_new_tokens, context - len(i)), width) for i in prompts), default=0
+    )
     return Engine(model, rows=rows, capacity=max(capacity, shorter), plan=plan, exact=exact)
 
 
@@ -149,7 +151,7 @@ def plan_of(mode: str, plan: str | None) -> plans.Plan:
         raise ConfigError(f"mode must be 'orthrus' or 'ar', found {mode!r}")
     if mode == "ar" and plan not in (None, "ar"):
         raise ConfigError(f"mode='ar' decodes plainly, but plan {plan!r} asks for drafts: drop one of the two")
-    return plans.parse("ar" if mode == "ar" else plan or "full")
+    return plans.parse("ar" if mode == "ar" else plan or "auto")
 
 
 def as_list(prompts: Prompt | Sequence[Prompt]) -> list[Prompt]:

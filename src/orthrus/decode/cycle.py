@@ -1,19 +1,23 @@
 """One cycle for all rows at once: draft, verify, accept. Everything that decodes calls this and nothing else does it.
 
-Knows passes and choosers; moves no length and ends no text (the engine does, once it has seen the tokens). The only
-wait for the device is the transfer of the verdict.
+A step says whether the drafts form a chain or a tree, and whether the verify pass drafts the next block too. Knows
+passes and choosers; ends no text (the engine does, once it has seen the tokens). The only wait for the device is the
+transfer of the verdict.
 
-Shapes: B rows, M drafts, V vocabulary.
+Shapes: B rows, M drafts, S stops, V vocabulary.
 """
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from orthrus.decode import tree
 from orthrus.decode.accept import Verdict
 from orthrus.decode.passes import Passes
+from orthrus.decode.plan import Step
 from orthrus.decode.sampling import Chooser, Context, Drafts
 
 Drafter = Callable[[Passes, slice, Tensor, int], Tensor]
@@ -29,12 +33,30 @@ class Batch:
         anchor_B: last token of each row, whose keys are not written yet.
         context: noise streams, positions, tokens seen.
         groups: choosers and the rows each one serves; None for all of them.
+        ready_BMV: draft logits that the pass before has made already; None when a draft pass is needed.
     """
 
     rows: slice
     anchor_B: Tensor
     context: Context
     groups: list[tuple[Chooser, Tensor | None]]
+    ready_BMV: Tensor | None = None
+
+
+class Outcome(NamedTuple):
+    """What a cycle decided.
+
+    Attributes:
+        tokens: each row's new tokens, the accepted drafts and then the bonus.
+        forwards: passes of the backbone it took.
+        ready_BMV: draft logits for the next cycle, from a fused pass; None otherwise.
+        hit: for each row, whether acceptance stopped where the fused pass had drafted ahead.
+    """
+
+    tokens: list[list[int]]
+    forwards: int
+    ready_BMV: Tensor | None = None
+    hit: list[bool] | None = None
 
 
 def twin(passes: Passes, rows: slice, anchor_B: Tensor, drafts: int) -> Tensor:
@@ -42,22 +64,74 @@ def twin(passes: Passes, rows: slice, anchor_B: Tensor, drafts: int) -> Tensor:
     return passes.draft(rows, anchor_B, drafts)
 
 
-def cycle(passes: Passes, batch: Batch, *, drafts: int, drafter: Drafter = twin) -> list[list[int]]:
-    """Advance every row by one cycle (or by one plain step when `drafts` is 0).
+def cycle(passes: Passes, batch: Batch, step: Step, *, drafter: Drafter = twin) -> Outcome:
+    """Advance every row by one step and commit what it keeps."""
+    if step.kind == "plain":
+        none = Drafts(batch.anchor_B.new_empty(len(batch.anchor_B), 0), None)
+        return Outcome(_commit(passes, batch, _verify(passes, batch, none)), 1)
+    logits_BMV, drew = batch.ready_BMV, 0
+    if logits_BMV is None or logits_BMV.shape[1] < step.drafts:
+        logits_BMV, drew = drafter(passes, batch.rows, batch.anchor_B, step.drafts), 1
+    logits_BMV = logits_BMV[:, : step.drafts]
+    if step.kind == "tree":
+        return _tree(passes, batch, logits_BMV, step, drew)
+    drafts = _draft(batch, logits_BMV)
+    if step.kind == "onepass" and passes.geometry is None:
+        return _onepass(passes, batch, drafts, step, drew)
+    return Outcome(_commit(passes, batch, _verify(passes, batch, drafts)), drew + 1)
 
-    Returns each row's new tokens: its accepted drafts and then the bonus token.
-    """
-    proposal = _propose(passes, batch, drafts, drafter)
-    token_BM1 = torch.cat([batch.anchor_B[:, None], proposal.tokens_BM], dim=1)
-    logits = passes.verify(batch.rows, token_BM1)
-    verdict = _judge(batch, proposal, logits)
-    return _to_host(verdict)
+
+def _verify(passes: Passes, batch: Batch, drafts: Drafts) -> Verdict:
+    token_BM1 = torch.cat([batch.anchor_B[:, None], drafts.tokens_BM], dim=1)
+    return _judge(batch, drafts, passes.verify(batch.rows, token_BM1))
 
 
-def _propose(passes: Passes, batch: Batch, drafts: int, drafter: Drafter) -> Drafts:
-    if drafts == 0:
-        return Drafts(batch.anchor_B.new_empty(batch.anchor_B.shape[0], 0), None)
-    logits_BMV = drafter(passes, batch.rows, batch.anchor_B, drafts)
+def _onepass(passes: Passes, batch: Batch, drafts: Drafts, step: Step, drew: int) -> Outcome:
+    """Verify this block and draft the next for the likeliest places where acceptance may stop."""
+    token_BM1 = torch.cat([batch.anchor_B[:, None], drafts.tokens_BM], dim=1)
+    stop_BS = likely_stops(drafts.confidence_BM, step.stops)
+    logits_BM1V, ahead_BSMV = passes.fused(batch.rows, token_BM1, stop_BS, step.drafts)
+    verdict = _judge(batch, drafts, logits_BM1V)
+    here_BS = stop_BS == verdict.accepted_B[:, None]
+    ready_BMV = ahead_BSMV[torch.arange(len(stop_BS), device=stop_BS.device), here_BS.long().argmax(1)]
+    tokens, hit = _to_host(verdict, here_BS.any(1))
+    passes.cache.commit(batch.rows, [len(t) for t in tokens])
+    return Outcome(tokens, drew + 1, ready_BMV, hit)
+
+
+def likely_stops(confidence_BM: Tensor, stops: int) -> Tensor:
+    """Return the likeliest numbers of accepted drafts, `[B, S]`, if each draft is kept as surely as it was proposed."""
+    reach_BM1 = torch.nn.functional.pad(confidence_BM, (1, 0), value=1.0).cumprod(1)
+    leave_BM1 = 1 - torch.nn.functional.pad(confidence_BM, (0, 1), value=0.0)
+    return (reach_BM1 * leave_BM1).topk(min(stops, reach_BM1.shape[1]), dim=1).indices
+
+
+def _tree(passes: Passes, batch: Batch, logits_BMV: Tensor, step: Step, drew: int) -> Outcome:
+    """Verify a tree of drafts, and move the accepted path's keys to where they belong."""
+    slots = logits_BMV.shape[1]
+    scores = _grouped(batch, lambda chooser, index: chooser.branch(_take(logits_BMV, index), _context(batch, index)))
+    grown = tree.grow(scores, nodes=min(step.nodes, tree.largest(slots, logits_BMV.shape[2])))
+    token_BP = torch.cat([batch.anchor_B[:, None], grown.token_BN], dim=1)
+    logits_BPV = passes.verify_tree(batch.rows, token_BP, grown.depth_BP, grown.ancestor_BPP)
+    choice_BP = _grouped(
+        batch,
+        lambda chooser, index: chooser.choices(
+            _take(logits_BPV, index), _context(batch, index), grown if index is None else grown.rows(index)
+        ),
+    )
+    path = tree.walk(grown, choice_BP, slots=slots)
+    if passes.geometry is not None:
+        # Siblings between a path's keys change the order of sums; a plain verify pass of the path settles its bits.
+        drafts = Drafts(path.verdict.tokens_BM1[:, :-1], None)
+        return Outcome(_commit(passes, batch, _verify(passes, batch, drafts)), drew + 2)
+    length_B1 = passes.cache.length_R[batch.rows, None]
+    target_BM = length_B1 + torch.arange(1, slots + 1, device=length_B1.device)
+    moved = slice(0, min(slots, grown.token_BN.shape[1]))
+    passes.cache.move_slots(batch.rows, (length_B1 + path.node_BM)[:, moved], target_BM[:, moved])
+    return Outcome(_commit(passes, batch, path.verdict), drew + 1)
+
+
+def _draft(batch: Batch, logits_BMV: Tensor) -> Drafts:
     parts = [
         (index, chooser.draft(_take(logits_BMV, index), _context(batch, index))) for chooser, index in batch.groups
     ]
@@ -65,29 +139,35 @@ def _propose(passes: Passes, batch: Batch, drafts: int, drafter: Drafter) -> Dra
         return parts[0][1]
     tokens = torch.empty(logits_BMV.shape[:2], dtype=torch.long, device=logits_BMV.device)
     scores = torch.empty(logits_BMV.shape, dtype=torch.float32, device=logits_BMV.device)
+    confidence = torch.empty(logits_BMV.shape[:2], dtype=torch.float32, device=logits_BMV.device)
     for index, part in parts:
-        tokens[index] = part.tokens_BM
+        tokens[index], confidence[index] = part.tokens_BM, part.confidence_BM
         if part.scores_BMV is not None:
             scores[index] = part.scores_BMV
-    return Drafts(tokens, scores)
+    return Drafts(tokens, scores, confidence)
 
 
-def _judge(batch: Batch, proposal: Drafts, logits_BM1V: Tensor) -> Verdict:
-    parts = []
-    for chooser, index in batch.groups:
-        rejects = chooser.sampling.do_sample and not chooser.coupled and proposal.scores_BMV is not None
-        own = Drafts(
-            _take(proposal.tokens_BM, index),
-            _take(proposal.scores_BMV, index) if rejects and proposal.scores_BMV is not None else None,
-        )
-        parts.append((index, chooser.judge(own, _take(logits_BM1V, index), _context(batch, index))))
+def _judge(batch: Batch, drafts: Drafts, logits_BM1V: Tensor) -> Verdict:
+    def of(chooser: Chooser, index: Tensor | None) -> Tensor:
+        rejects = chooser.sampling.do_sample and not chooser.coupled and drafts.scores_BMV is not None
+        scores = _take(drafts.scores_BMV, index) if rejects and drafts.scores_BMV is not None else None
+        own = Drafts(_take(drafts.tokens_BM, index), scores)
+        verdict = chooser.judge(own, _take(logits_BM1V, index), _context(batch, index))
+        return torch.cat([verdict.tokens_BM1, verdict.accepted_B[:, None]], dim=1)
+
+    packed = _grouped(batch, of)
+    return Verdict(packed[:, :-1], packed[:, -1])
+
+
+def _grouped(batch: Batch, of: Callable[[Chooser, Tensor | None], Tensor]) -> Tensor:
+    """Compute a per-row tensor with each group's own chooser."""
+    parts = [(index, of(chooser, index)) for chooser, index in batch.groups]
     if len(parts) == 1:
         return parts[0][1]
-    tokens = torch.empty(logits_BM1V.shape[:2], dtype=torch.long, device=logits_BM1V.device)
-    accepted = torch.empty(logits_BM1V.shape[0], dtype=torch.long, device=logits_BM1V.device)
+    out = parts[0][1].new_empty(len(batch.anchor_B), *parts[0][1].shape[1:])
     for index, part in parts:
-        tokens[index], accepted[index] = part
-    return Verdict(tokens, accepted)
+        out[index] = part
+    return out
 
 
 def _take(value: Tensor, index: Tensor | None) -> Tensor:
@@ -98,7 +178,13 @@ def _context(batch: Batch, index: Tensor | None) -> Context:
     return batch.context if index is None else batch.context.rows(index)
 
 
-def _to_host(verdict: Verdict) -> list[list[int]]:
-    """Fetch the verdict in one transfer."""
-    packed = torch.cat([verdict.accepted_B[:, None], verdict.tokens_BM1], dim=1).tolist()
-    return [row[1 : row[0] + 2] for row in packed]
+def _commit(passes: Passes, batch: Batch, verdict: Verdict) -> list[list[int]]:
+    tokens, _ = _to_host(verdict, verdict.accepted_B < 0)
+    passes.cache.commit(batch.rows, [len(t) for t in tokens])
+    return tokens
+
+
+def _to_host(verdict: Verdict, flag_B: Tensor) -> tuple[list[list[int]], list[bool]]:
+    """Fetch the verdict, and one flag per row, in one transfer."""
+    packed = torch.cat([verdict.accepted_B[:, None], flag_B.long()[:, None], verdict.tokens_BM1], dim=1).tolist()
+    return [row[2 : row[0] + 3] for row in packed], [bool(row[1]) for row in packed]

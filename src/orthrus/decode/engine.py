@@ -4,9 +4,10 @@ Knows token ids, never text; a completion's `Stopper` says where it ends. Live r
 so that a cycle runs over exactly them; a row that ends is replaced by the last one.
 """
 
+import time
 import warnings
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -14,13 +15,13 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from orthrus.decode import plan as plans
-from orthrus.decode.cycle import Batch, Drafter, cycle, twin
+from orthrus.decode.cycle import Batch, Drafter, Outcome, cycle, twin
 from orthrus.decode.exact import Exact, finding_for
 from orthrus.decode.noise import stream_of
 from orthrus.decode.options import Options, Sampling
 from orthrus.decode.output import FinishReason, Stats
 from orthrus.decode.passes import Passes
-from orthrus.decode.plan import Plan
+from orthrus.decode.plan import Costs, Kind, Plan, Planner, Record, Step
 from orthrus.decode.sampling import Chooser, Context
 from orthrus.decode.stop import Stopper
 from orthrus.errors import CacheFull, PromptError
@@ -39,6 +40,7 @@ class Row:
     stream: int
     token_ids: list[int] = field(default_factory=list)
     stats: Stats = field(default_factory=Stats)
+    records: dict[Kind, Record] = field(default_factory=dict)
     finish_reason: FinishReason | None = None
 
     @property
@@ -70,6 +72,7 @@ class Engine:
             "token" (the same tokens as plain decoding with `exact="token"`, at any precision, bit for bit; where the
             device's kernels forbid it, decodes plainly and warns).
         drafter: who proposes; the model's own diffusion view unless a test says otherwise.
+        clock: seconds, for a plan that weighs steps by what they cost.
     """
 
     def __init__(
@@ -83,14 +86,15 @@ class Engine:
         admit_free: int = 1,
         exact: Exact = "distribution",
         drafter: Drafter = twin,
+        clock: Callable[[], float] = time.perf_counter,
     ) -> None:
         block = config_of(model).block_size
-        self.plan = plan.for_block(block)
+        self.planner = Planner(plan, block=block, costs=_costs_of(model))
         self.capacity = capacity
         self.finding = None if exact == "distribution" else finding_for(model, width=block)
         geometry = None if self.finding is None else self.finding.geometry
         if self.finding is not None and not self.finding.holds:
-            self.plan = plans.parse("ar")
+            self.planner = Planner(plans.parse("ar"), block=block)
             warnings.warn(
                 f"exact='token' cannot verify drafts here ({'; '.join(self.finding.broken)}): decoding plainly",
                 stacklevel=2,
@@ -104,23 +108,27 @@ class Engine:
         self.drafter = drafter
         self.context_length: int = model.config.get_text_config().max_position_embeddings
         self.vocabulary: int = model.get_input_embeddings().weight.shape[0]
+        self.clock = clock
         self.live: list[Row] = []
+        self._ready: list[Tensor | None] = [None] * rows
         self.waiting: deque[Row] = deque()
         self._cached_ids: list[list[int]] = [[] for _ in range(rows)]
         self._seen_RV: Tensor | None = None
         self._next_id = 0
 
     @staticmethod
-    def room(prompt: int, max_new_tokens: int, block: int) -> int:
-        """Return the cache positions a completion needs: prompt, text, and one block of scratch."""
-        return prompt + max_new_tokens + block
+    def room(prompt: int, max_new_tokens: int, scratch: int) -> int:
+        """Return the cache positions a completion needs: prompt, text, and the scratch of one step."""
+        return prompt + max_new_tokens + scratch
 
     @property
     def busy(self) -> bool:
         """True while a completion is waiting or in flight."""
         return bool(self.live or self.waiting)
 
-    def add(self, prompt_ids: Sequence[int], options: Options, *, stopper: Stopper | None = None, index: int = 0) -> int:
+    def add(
+        self, prompt_ids: Sequence[int], options: Options, *, stopper: Stopper | None = None, index: int = 0
+    ) -> int:
         """Queue a completion and return its id; nothing runs before `step`.
 
         `index` tells prompts of one call apart, so that each draws noise of its own under one seed.
@@ -163,10 +171,13 @@ class Engine:
         if not self.live:
             return []
         rows = slice(0, len(self.live))
-        drafts = self.plan.drafts(self.live)
-        gained = cycle(self.passes, self._batch(rows), drafts=drafts, drafter=self.drafter)
-        progress = [self._keep(place, tokens, drafts) for place, tokens in enumerate(gained)]
-        self.cache.commit(rows, [len(tokens) for tokens in gained])
+        records = [row.records for row in self.live]
+        step = self.planner.choose(records)
+        started = self.clock()
+        outcome = cycle(self.passes, self._batch(rows, step), step, drafter=self.drafter)
+        accepted = [len(tokens) - 1 for tokens in outcome.tokens]
+        self.planner.observe(step, records, accepted, self.clock() - started)
+        progress = [self._keep(place, tokens, step, outcome) for place, tokens in enumerate(outcome.tokens)]
         for place in reversed(range(len(self.live))):
             if self.live[place].finish_reason is not None:
                 self._remove(place)
@@ -176,7 +187,7 @@ class Engine:
         """Check a request against vocabulary, context and cache; return how many tokens it may write."""
         if not prompt_ids:
             raise PromptError("the prompt must hold at least one token, found none: give it some text")
-        if not (0 <= min(prompt_ids) and max(prompt_ids) < self.vocabulary):
+        if not (min(prompt_ids) >= 0 and max(prompt_ids) < self.vocabulary):
             raise PromptError(
                 f"prompt tokens must be ids from 0 to {self.vocabulary - 1}, found {min(prompt_ids)} to "
                 f"{max(prompt_ids)}: encode it with the model's own tokenizer"
@@ -186,10 +197,10 @@ class Engine:
             raise PromptError(
                 f"the model reads at most {self.context_length} tokens, the prompt has {len(prompt_ids)}: shorten it"
             )
-        needed = self.room(len(prompt_ids), limit, self.plan.width)
+        needed = self.room(len(prompt_ids), limit, self.planner.scratch)
         if needed > self.capacity:
             raise CacheFull(
-                f"{len(prompt_ids)} prompt tokens, {limit} new ones and a block of {self.plan.width} need {needed} "
+                f"{len(prompt_ids)} prompt tokens, {limit} new ones and {self.planner.scratch} of scratch need {needed} "
                 f"cache positions, a row has {self.capacity}: ask for fewer tokens or a larger capacity"
             )
         return limit
@@ -220,8 +231,10 @@ class Engine:
         self.cache.set_length(place, common)
         return prompt_ids[common:]
 
-    def _batch(self, rows: slice) -> Batch:
+    def _batch(self, rows: slice, step: Step) -> Batch:
         """Describe the live rows to the cycle."""
+        ready = [logits for logits in self._ready[rows] if logits is not None and len(logits) >= step.drafts]
+        ready_BMV = torch.stack([r[: step.drafts] for r in ready]) if len(ready) == len(self.live) else None
         device = self.cache.device
         anchor_B = torch.tensor([row.anchor for row in self.live], device=device)
         stream_B = torch.tensor([row.stream for row in self.live], device=device)
@@ -234,15 +247,17 @@ class Engine:
             groups: list[tuple[Chooser, Tensor | None]] = [(Chooser(next(iter(places)), self.coupled), None)]
         else:
             groups = [(Chooser(s, self.coupled), torch.tensor(index, device=device)) for s, index in places.items()]
-        return Batch(rows=rows, anchor_B=anchor_B, context=context, groups=groups)
+        return Batch(rows=rows, anchor_B=anchor_B, context=context, groups=groups, ready_BMV=ready_BMV)
 
-    def _keep(self, place: int, tokens: list[int], drafts: int) -> Progress:
+    def _keep(self, place: int, tokens: list[int], step: Step, outcome: Outcome) -> Progress:
         """Add a cycle's tokens to a row, as far as its text goes."""
         row = self.live[place]
+        ready = outcome.ready_BMV is not None and outcome.hit is not None and outcome.hit[place]
+        self._ready[place] = outcome.ready_BMV[place] if ready and outcome.ready_BMV is not None else None
         kept, row.finish_reason = row.stopper.cut(tokens)
         accepted = min(len(kept), len(tokens) - 1)
         row.token_ids += kept
-        row.stats.record(drafted=drafts, accepted=accepted, emitted=len(kept))
+        row.stats.record(drafted=step.drafts, accepted=accepted, emitted=len(kept), forwards=outcome.forwards)
         if self._seen_RV is not None:
             self._seen_RV[place, kept] = True
         return Progress(row, kept, accepted)
@@ -253,11 +268,13 @@ class Engine:
         last = len(self.live)
         valid = self.cache.lengths[place]
         self._cached_ids[place] = (row.prompt_ids + row.token_ids)[:valid]
+        self._ready[place] = None
         if place == last:
             return
         self.live.insert(place, self.live.pop())
         self.cache.move_row(last, place)
         self._cached_ids[place], self._cached_ids[last] = [], []
+        self._ready[place], self._ready[last] = self._ready[last], None
         if self._seen_RV is not None:
             self._seen_RV[place] = self._seen_RV[last]
 
@@ -272,3 +289,10 @@ class Engine:
             row = self.live[place]
             self._seen_RV[place] = False
             self._seen_RV[place, row.prompt_ids + row.token_ids] = True
+
+
+def _costs_of(model: PreTrainedModel) -> Costs:
+    """Return what steps of this model cost as far as known; engines of one model learn together."""
+    state = (str(model.device), model.dtype, torch.get_num_threads())
+    known: dict[object, Costs] = model.__dict__.setdefault("_orthrus_costs", {})
+    return known.setdefault(state, Costs())

@@ -17,8 +17,8 @@ class Stats:
     Attributes:
         cycles: draft + verify cycles.
         plain_steps: forward passes that carried no draft.
-        forwards: passes of the backbone: one prefill (however many chunks it took), two per cycle, one per plain
-            step (the paper's denominator, equation 9).
+        forwards: passes of the backbone: one prefill (however many chunks it took), two per cycle (one where the
+            pass before has drafted ahead), one per plain step (the paper's denominator, equation 9).
         drafted: draft tokens proposed.
         accepted: draft tokens emitted. Drafts the backbone agreed with past the end of the text do not count.
         emitted: tokens of the completion.
@@ -31,13 +31,14 @@ class Stats:
     drafted: int = 0
     accepted: int = 0
     emitted: int = 0
-    prefills: int = 1
+    forwards: int = 1
     proposed_per_position: list[int] = field(default_factory=list)
     accepted_at_position: list[int] = field(default_factory=list)
 
-    def record(self, *, drafted: int, accepted: int, emitted: int) -> None:
+    def record(self, *, drafted: int, accepted: int, emitted: int, forwards: int) -> None:
         """Add one step: `drafted` is 0 for a plain one; `accepted` and `emitted` count what the text got."""
         self.emitted += emitted
+        self.forwards += forwards
         if drafted == 0:
             self.plain_steps += 1
             return
@@ -46,11 +47,6 @@ class Stats:
         self.accepted += accepted
         _add(self.proposed_per_position, [1] * drafted)
         _add(self.accepted_at_position, [1] * accepted + [0] * (drafted - accepted))
-
-    @property
-    def forwards(self) -> int:
-        """Forward passes of the backbone, the prefill counted once."""
-        return self.prefills + 2 * self.cycles + self.plain_steps
 
     @property
     def tokens_per_forward(self) -> float:
@@ -76,14 +72,14 @@ class Stats:
     @classmethod
     def total(cls, parts: Iterable["Stats"]) -> "Stats":
         """Sum statistics over completions; ratios of the sum are the pooled figures."""
-        out = cls(prefills=0)
+        out = cls(forwards=0)
         for part in parts:
             out.cycles += part.cycles
             out.plain_steps += part.plain_steps
             out.drafted += part.drafted
             out.accepted += part.accepted
             out.emitted += part.emitted
-            out.prefills += part.prefills
+            out.forwards += part.forwards
             _add(out.proposed_per_position, part.proposed_per_position)
             _add(out.accepted_at_position, part.accepted_at_position)
         return out

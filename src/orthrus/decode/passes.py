@@ -8,6 +8,8 @@ Shapes: B rows, Q query rows, K block length, M drafts, V vocabulary.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -17,7 +19,7 @@ from orthrus.errors import ConfigError
 from orthrus.model import masks
 from orthrus.model.attach import config_of, windows_of
 from orthrus.model.cache import ScratchCache
-from orthrus.model.dual import View, ViewName
+from orthrus.model.dual import FusedView, View, ViewName
 
 _DENSE_MASKS = ("orthrus", "sdpa", "eager")
 
@@ -75,10 +77,11 @@ class Passes:
     def prefill(self, rows: slice, pending: Sequence[Sequence[int]], *, chunk: int) -> None:
         """Write the keys of each row's pending tokens, `chunk` positions at a time, and commit them; no logits.
 
-        Rows may differ in length, before and after: a shorter row writes filler into its own scratch.
+        Rows may differ in length, before and after: a shorter row writes filler into its own scratch. Those that
+        start level share passes, so that no filler runs past the longest of their texts.
         """
         fixed = self.geometry
-        parts = [rows] if fixed is None else [slice(i, i + 1) for i in range(rows.start, rows.stop)]
+        parts = self._level(rows) if fixed is None else [slice(i, i + 1) for i in range(rows.start, rows.stop)]
         chunk = chunk if fixed is None else fixed.chunk
         for part in parts:
             tokens = [pending[i - rows.start] for i in range(part.start, part.stop)]
@@ -114,6 +117,49 @@ class Passes:
         limit_BK = slot_BK[:, -1:].expand_as(slot_BK)
         return self._forward(rows, token_BK, slot_BK, limit_BQ=limit_BK, view="diffusion", logits=drafts)
 
+    def verify_tree(self, rows: slice, token_BP: Tensor, depth_BP: Tensor, ancestor_BPP: Tensor) -> Tensor:
+        """Run the AR view over the nodes of a draft tree, each seeing its own path; returns logits `[B, P, V]`.
+
+        Node i's keys lie in slot `length + i`, at position `length + depth`.
+        """
+        slot_BP = self._slots(rows, token_BP.shape[1])
+        position_BP = self.cache.length_R[rows, None] + depth_BP
+        end = self._begin(rows, slot_BP)
+        allowed = masks.tree(self.cache.length_R[rows], ancestor_BPP, span=end)
+        layer_masks = self._masks(allowed, position_BP, slot_BP, position_BP, end)
+        return self._call(token_BP, position_BP, View(name="ar", masks=layer_masks), keep=0)
+
+    def fused(self, rows: slice, token_BQ: Tensor, stop_BS: Tensor, drafts: int) -> tuple[Tensor, Tensor]:
+        """Verify and draft in one pass: AR rows for anchor and drafts, a block of masks for each stop.
+
+        Block s continues the text as if the AR view kept `stop_BS[:, s]` drafts; it does not know the token written
+        there (its first slot is a mask too), so its slot j predicts position `length + stop + 2 + j`.
+
+        Returns:
+            AR logits `[B, Q, V]` and the blocks' draft logits `[B, S, drafts, V]`.
+        """
+        (B, Q), S, K = token_BQ.shape, stop_BS.shape[1], drafts + 1
+        length_B = self.cache.length_R[rows]
+        slot_BT = self._slots(rows, Q + S * K)
+        ahead_BSK = (length_B[:, None] + stop_BS + 1)[:, :, None] + torch.arange(K, device=self.cache.device)
+        position_BT = torch.cat([slot_BT[:, :Q], ahead_BSK.flatten(1)], dim=1)
+        end = self._begin(rows, slot_BT)
+        causal = self._masks(masks.up_to(slot_BT[:, :Q], span=end), slot_BT[:, :Q], slot_BT, position_BT, end)
+        allowed = masks.ahead(length_B, stop_BS, rows=Q, block=K, span=end)
+        drafting = self._masks(allowed, position_BT[:, Q:], slot_BT, position_BT, end)
+        mask_BM = torch.full((B, S * K), self.config.mask, device=self.cache.device)
+        index = torch.arange(Q + S * K, device=self.cache.device)
+        keep = torch.cat([index[:Q], index[Q:].view(S, K)[:, :-1].flatten()])
+        view = FusedView(rows=Q, ar=causal, diffusion=drafting)
+        logits = self._call(torch.cat([token_BQ, mask_BM], dim=1), position_BT, view, keep=keep)
+        return logits[:, :Q], logits[:, Q:].unflatten(1, (S, drafts))
+
+    def _level(self, rows: slice) -> list[slice]:
+        """Cut rows into runs of equal length."""
+        lengths = self.cache.lengths
+        steps = [i for i in range(rows.start + 1, rows.stop) if lengths[i] != lengths[i - 1]]
+        return [slice(start, stop) for start, stop in pairwise([rows.start, *steps, rows.stop])]
+
     def _slots(self, rows: slice, width: int) -> Tensor:
         """Return the `[B, width]` slots after each row's valid positions."""
         return self.cache.length_R[rows, None] + torch.arange(width, device=self.cache.device)
@@ -121,31 +167,51 @@ class Passes:
     def _forward(
         self, rows: slice, token_BQ: Tensor, slot_BQ: Tensor, *, limit_BQ: Tensor, view: ViewName, logits: int | None
     ) -> Tensor:
-        """Call the model once; `logits` says how many leading slots to project (None: none at all)."""
-        end = max(self.cache.lengths[rows]) + token_BQ.shape[1]
-        if self.geometry is not None:
-            end = -(-end // self.geometry.span) * self.geometry.span
-        self.cache.begin(rows, slot_BQ, end=end)
-        layer_masks = masks.layer_masks(
-            masks.up_to(limit_BQ, span=end),
-            query_position_BQ=slot_BQ,
-            key_position_BS=torch.arange(end, device=slot_BQ.device)[None],
-            windows=self.windows,
-            dtype=self.dtype,
+        """Run a pass whose slots are its positions; `logits` says how many leading slots to project (None: none)."""
+        end = self._begin(rows, slot_BQ)
+        layer_masks = self._masks(masks.up_to(limit_BQ, span=end), slot_BQ, slot_BQ, slot_BQ, end)
+        keep = (
+            None if logits is None else 0 if logits == slot_BQ.shape[1] else torch.arange(logits, device=slot_BQ.device)
         )
-        arguments = {
+        return self._call(token_BQ, slot_BQ, View(name=view, masks=layer_masks), keep=keep)
+
+    def _begin(self, rows: slice, slot_BQ: Tensor) -> int:
+        """Point the cache at a pass's slots; returns one past the last slot in reach."""
+        end = max(self.cache.lengths[rows]) + slot_BQ.shape[1]
+        if self.geometry is not None:
+            end = min(-(-end // self.geometry.span) * self.geometry.span, self.cache.capacity)
+        self.cache.begin(rows, slot_BQ, end=end)
+        return end
+
+    def _masks(
+        self, allowed_BQS: Tensor, query_BQ: Tensor, written_BW: Tensor, position_BW: Tensor, end: int
+    ) -> masks.LayerMasks:
+        """Make a pass's masks dense; keys lie at the position of their slot but for those the pass itself writes."""
+        key_BS = torch.arange(end, device=query_BQ.device)[None]
+        if self.windows and position_BW is not written_BW:
+            key_BS = key_BS.expand(len(written_BW), -1).scatter(1, written_BW, position_BW)
+        return masks.layer_masks(
+            allowed_BQS, query_position_BQ=query_BQ, key_position_BS=key_BS, windows=self.windows, dtype=self.dtype
+        )
+
+    def _call(
+        self, token_BQ: Tensor, position_BQ: Tensor, view: View | FusedView, *, keep: int | Tensor | None
+    ) -> Tensor:
+        """Call the model once; `keep` picks the query rows to project (0: all, None: none, hidden states instead)."""
+        arguments: dict[str, Any] = {
             "input_ids": token_BQ,
-            "attention_mask": layer_masks.full,
-            "position_ids": slot_BQ,
+            "attention_mask": view.masks.full if isinstance(view, View) and view.masks else None,
+            "position_ids": position_BQ,
             "past_key_values": self.cache,
             "use_cache": True,
-            "view": View(name=view, masks=layer_masks),
+            "view": view,
         }
-        if self.geometry is not None and view == "ar":
+        if isinstance(view, FusedView):
+            arguments["attention_mask"] = view.ar.full
+        elif self.geometry is not None and view.name == "ar":
             arguments["tile"] = self.geometry.tile
-        if logits is None:
+        if keep is None:
             hidden: Tensor = self.model.base_model(**arguments).last_hidden_state
             return hidden
-        keep = 0 if logits == token_BQ.shape[1] else torch.arange(logits, device=slot_BQ.device)
-        out: Tensor = self.model(**arguments, logits_to_keep=keep).logits
-        return out
+        logits: Tensor = self.model(**arguments, logits_to_keep=keep).logits
+        return logits

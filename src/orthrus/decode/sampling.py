@@ -23,6 +23,7 @@ from transformers import (
 from orthrus.decode import accept, noise
 from orthrus.decode.accept import Verdict
 from orthrus.decode.options import Sampling
+from orthrus.decode.tree import Tree
 
 
 class Context(NamedTuple):
@@ -45,10 +46,16 @@ class Context(NamedTuple):
 
 
 class Drafts(NamedTuple):
-    """Tokens proposed for the positions after the anchor, and the scores they were drawn from (sampling only)."""
+    """Tokens proposed for the positions after the anchor, and the scores they were drawn from (rejection only)."""
 
     tokens_BM: Tensor
     scores_BMV: Tensor | None
+    likely_BM: Tensor | None = None
+
+    @property
+    def confidence_BM(self) -> Tensor:
+        """The probability with which each draft was proposed."""
+        return torch.ones_like(self.tokens_BM, dtype=torch.float32) if self.likely_BM is None else self.likely_BM
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,10 +74,11 @@ class Chooser:
         seen = None if context.seen_BV is None else context.seen_BV[:, None]
         scores = self.scores(logits_BMV, seen)
         if not self.sampling.do_sample:
-            return Drafts(scores.argmax(-1), None)
+            tokens = scores.argmax(-1)
+            return Drafts(tokens, None, _likely(scores, tokens))
         purpose = noise.TARGET if self.coupled else noise.DRAFT
-        noised = scores + self._gumbel(scores, context, purpose)
-        return Drafts(noised.argmax(-1), None if self.coupled else scores)
+        tokens = (scores + self._gumbel(scores, context, purpose)).argmax(-1)
+        return Drafts(tokens, None if self.coupled else scores, _likely(scores, tokens))
 
     def judge(self, drafts: Drafts, logits_BM1V: Tensor, context: Context) -> Verdict:
         """Say which drafts stay and what comes after them."""
@@ -88,6 +96,30 @@ class Chooser:
             accept_BM=noise.uniform(context.stream_B, position_BM, noise.ACCEPT, 1)[:, :, 0],
             residual_BM1V=self._gumbel(scores, context, noise.RESIDUAL),
         )
+
+    def branch(self, logits_BMV: Tensor, context: Context) -> Tensor:
+        """Return the scores `[B, M, V]` a draft tree is grown from; sampled trees share the backbone's noise."""
+        seen = None if context.seen_BV is None else context.seen_BV[:, None]
+        scores = self.scores(logits_BMV, seen)
+        if not self.sampling.do_sample:
+            return scores
+        position_BM = _positions(context.position_B, scores.shape[1])
+        return scores + noise.gumbel(context.stream_B, position_BM, noise.TARGET, scores.shape[2])
+
+    def choices(self, logits_BPV: Tensor, context: Context, tree: Tree) -> Tensor:
+        """Return what the backbone writes after each node of a tree: `[B, P]`."""
+        seen = None
+        if context.seen_BV is not None and self.sampling.repetition_penalty != 1.0:
+            token_BP = torch.nn.functional.pad(tree.token_BN, (1, 0))
+            token_BP[:, 0] = tree.token_BN[:, 0]  # the root adds nothing: the row contains its anchor already
+            own_BPV = torch.nn.functional.one_hot(token_BP, logits_BPV.shape[2]).float()
+            own_BPV[:, 0] = 0
+            seen = context.seen_BV[:, None] | (tree.ancestor_BPP.float() @ own_BPV > 0)
+        scores = self.scores(logits_BPV, seen)
+        if self.sampling.do_sample:
+            position_BP = context.position_B[:, None] + tree.depth_BP + 1
+            scores = scores + noise.gumbel(context.stream_B, position_BP, noise.TARGET, scores.shape[2])
+        return scores.argmax(-1)
 
     def scores(self, logits: Tensor, seen: Tensor | None) -> Tensor:
         """Process logits `[B, Q, V]` as the options say, in float32; greedy choosing skips what keeps the argmax."""
@@ -122,6 +154,11 @@ class Chooser:
     def _gumbel(self, scores: Tensor, context: Context, purpose: int) -> Tensor:
         position_BQ = _positions(context.position_B, scores.shape[1])
         return noise.gumbel(context.stream_B, position_BQ, purpose, scores.shape[2])
+
+
+def _likely(scores_BMV: Tensor, token_BM: Tensor) -> Tensor:
+    """Return the probability of each chosen token."""
+    return scores_BMV.softmax(-1).gather(2, token_BM[:, :, None])[:, :, 0]
 
 
 def _positions(position_B: Tensor, count: int) -> Tensor:

@@ -56,12 +56,19 @@ class ScratchCache:
 
     def update(self, key_BHQD: Tensor, value_BHQD: Tensor, layer_idx: int, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
         """Write one layer's keys and values into the pass's slots; return views `[B, H, span, D]` of all in reach."""
+        return self._write(key_BHQD, value_BHQD, layer_idx, self._slot_BQ)
+
+    def part(self, columns: slice) -> "CacheColumns":
+        """Return what stands in for this cache where only some query rows of the pass write."""
+        return CacheColumns(self, columns)
+
+    def _write(self, key_BHQD: Tensor, value_BHQD: Tensor, layer_idx: int, slot_BQ: Tensor) -> tuple[Tensor, Tensor]:
         while len(self.keys) <= layer_idx:
             self.keys.append(self._buffer(key_BHQD))
             self.values.append(self._buffer(value_BHQD))
         out = []
         for buffer, new in ((self.keys[layer_idx], key_BHQD), (self.values[layer_idx], value_BHQD)):
-            buffer[self._row_B1, self._slot_BQ] = new.transpose(1, 2)
+            buffer[self._row_B1, slot_BQ] = new.transpose(1, 2)
             out.append(buffer[self._rows, : self.span].transpose(1, 2))
         return out[0], out[1]
 
@@ -105,3 +112,19 @@ class ScratchCache:
     def nbytes(self) -> int:
         """Bytes held by all buffers."""
         return sum(buffer.numel() * buffer.element_size() for buffer in (*self.keys, *self.values))
+
+
+class CacheColumns:
+    """Some query rows' view of a cache in the middle of a pass: they write their own slots and see all of it."""
+
+    def __init__(self, cache: ScratchCache, columns: slice) -> None:
+        self._cache = cache
+        self._columns = columns
+
+    def update(self, key_BHQD: Tensor, value_BHQD: Tensor, layer_idx: int, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
+        """Write one layer's keys and values of these rows, as `ScratchCache.update` does for all."""
+        return self._cache._write(key_BHQD, value_BHQD, layer_idx, self._cache._slot_BQ[:, self._columns])
+
+    def get_seq_length(self, layer_idx: int = 0) -> int:
+        """Return the longest row."""
+        return self._cache.get_seq_length(layer_idx)

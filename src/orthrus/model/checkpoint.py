@@ -109,7 +109,9 @@ def fill(model: PreTrainedModel, tensors: dict[str, Tensor], *, where: str) -> N
     shapes = [n for n in own.keys() & tensors.keys() if own[n].shape != tensors[n].shape]
     if missing or unexpected or shapes:
         problems = [_names("missing", missing), _names("unexpected", unexpected)]
-        problems += [f"{n} is {list(tensors[n].shape)}, the model's is {list(own[n].shape)}" for n in sorted(shapes)[:3]]
+        problems += [
+            f"{n} is {list(tensors[n].shape)}, the model's is {list(own[n].shape)}" for n in sorted(shapes)[:3]
+        ]
         raise CheckpointError(f"{where} does not fit this backbone: {'; '.join(filter(None, problems))}")
     with torch.no_grad():
         for name, tensor in own.items():

@@ -31,7 +31,7 @@ class View:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class FusedView:
-    """Say that one pass carries AR rows first and draft rows after them (see `decode.fused`).
+    """Say that one pass carries AR rows first and draft rows after them (`Passes.fused`).
 
     Attributes:
         rows: number of AR rows at the head of the query axis; the rest go through the twin.
@@ -64,7 +64,9 @@ class DualAttention(nn.Module):
         except AttributeError:
             return getattr(super().__getattr__("ar"), name)
 
-    def forward(self, hidden_states: Tensor, *args: Any, view: View | FusedView | ViewName = "ar", **kwargs: Any) -> Any:
+    def forward(
+        self, hidden_states: Tensor, *args: Any, view: View | FusedView | ViewName = "ar", **kwargs: Any
+    ) -> Any:
         """Run the original, the twin, or both, with the arguments the model passes to its attention."""
         if isinstance(view, str):
             view = View(name=view)
@@ -84,6 +86,7 @@ class DualAttention(nn.Module):
         ):
             own = {name: _rows_of(value, part, hidden_states.shape[1]) for name, value in kwargs.items()}
             own["attention_mask"] = masks.of(self.window)
+            own["past_key_values"] = kwargs["past_key_values"].part(part)
             positional = [_rows_of(value, part, hidden_states.shape[1]) for value in args]
             outputs.append(half(hidden_states[:, part], *positional, **own))
         first, second = outputs

@@ -33,9 +33,7 @@ class LayerMasks:
 
 def additive(allowed: Tensor, dtype: torch.dtype) -> Tensor:
     """Turn a boolean mask into an additive one of the given dtype, same shape."""
-    return torch.zeros(allowed.shape, dtype=dtype, device=allowed.device).masked_fill_(
-        ~allowed, torch.finfo(dtype).min
-    )
+    return torch.zeros(allowed.shape, dtype=dtype, device=allowed.device).masked_fill_(~allowed, torch.finfo(dtype).min)
 
 
 def layer_masks(
@@ -80,6 +78,20 @@ def tree(length_B: Tensor, ancestors_BNN: Tensor, *, span: int) -> Tensor:
     return own_BNS | (node_BS < 0)[:, None]
 
 
+def ahead(length_B: Tensor, stop_BS: Tensor, *, rows: int, block: int, span: int) -> Tensor:
+    """Draft mask of a fused pass: `[B, S*K, span]` boolean.
+
+    Behind a row's `rows` AR slots lie its S blocks of K slots. A slot of block s sees the keys of the text up to the
+    place where acceptance stops after `stop_BS[:, s]` drafts, and its own block in both directions.
+    """
+    B, S = stop_BS.shape
+    slot_S = torch.arange(span, device=length_B.device)
+    text_BSS = slot_S <= (length_B[:, None] + stop_BS)[:, :, None]
+    owner_BS = (slot_S - (length_B + rows)[:, None]).div(block, rounding_mode="floor")
+    own_BSS = owner_BS[:, None] == torch.arange(S, device=length_B.device)[:, None]
+    return (text_BSS | own_BSS).repeat_interleave(block, dim=1)
+
+
 def packed(document_BT: Tensor) -> Tensor:
     """Causal attention inside each document of a packed row: `[B, T, T]` boolean; padding (-1) sees itself only."""
     T = document_BT.shape[1]
@@ -103,6 +115,4 @@ def training(document_BT: Tensor, anchor_BN: Tensor, valid_BN: Tensor, *, block:
     prefix_BNT = (index_T < anchor_BN[:, :, None]) & own_document_BNT & valid_BN[:, :, None]
     block_M = torch.arange(N * block, device=device) // block
     own_MM = block_M[:, None] == block_M[None, :]
-    return torch.cat(
-        [prefix_BNT.repeat_interleave(block, dim=1), own_MM.expand(B, N * block, N * block)], dim=2
-    )
+    return torch.cat([prefix_BNT.repeat_interleave(block, dim=1), own_MM.expand(B, N * block, N * block)], dim=2)

@@ -60,15 +60,11 @@ def sample(
 def starts(document_BT: Tensor, answer_BT: Tensor) -> Tensor:
     """Say where a block can start: the next token is an answer's, in the same document; `[B, T]` boolean."""
     follows = torch.zeros_like(answer_BT)
-    follows[:, :-1] = (
-        answer_BT[:, 1:] & (document_BT[:, 1:] == document_BT[:, :-1]) & (document_BT[:, 1:] >= 0)
-    )
+    follows[:, :-1] = answer_BT[:, 1:] & (document_BT[:, 1:] == document_BT[:, :-1]) & (document_BT[:, 1:] >= 0)
     return follows
 
 
-def targets(
-    document_BT: Tensor, answer_BT: Tensor, anchor_BN: Tensor, *, slots: int
-) -> tuple[Tensor, Tensor]:
+def targets(document_BT: Tensor, answer_BT: Tensor, anchor_BN: Tensor, *, slots: int) -> tuple[Tensor, Tensor]:
     """Return what each slot predicts and whether it counts: both `[B, N, J]`.
 
     Slot j predicts the token j + 1 places after the anchor; it counts as long as every token up to there belongs to

@@ -14,6 +14,7 @@ from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
 
 from orthrus.data.packing import NO_DOCUMENT, PackedRows
 from orthrus.model import masks
+from orthrus.train.checkpoints import load_trainable
 from orthrus.train.config import BackboneRecipe
 from orthrus.train.corpus import heldout_rows, mixed_documents, training_rows
 from orthrus.train.loop import Loss, Rows
@@ -25,7 +26,7 @@ EVALUATION_ROWS = 16  # rows of one held-out pass
 def build_backbone(recipe: BackboneRecipe, tokenizer: PreTrainedTokenizerFast) -> Qwen3ForCausalLM:
     """A Qwen3 model with random weights from `run.seed`, in float32."""
     torch.manual_seed(recipe.run.seed)
-    shape = recipe.model.model_dump(exclude={"rope_theta"})
+    shape = recipe.model.model_dump(exclude={"rope_theta", "start_from"})
     config = Qwen3Config(
         **shape,
         rope_parameters={"rope_type": "default", "rope_theta": recipe.model.rope_theta},
@@ -34,7 +35,10 @@ def build_backbone(recipe: BackboneRecipe, tokenizer: PreTrainedTokenizerFast) -
         bos_token_id=None,
         attn_implementation="eager",  # a fifth faster on CPUs than sdpa with a mask, at rows of 512
     )
-    return Qwen3ForCausalLM(config).to(recipe.run.device)
+    model = Qwen3ForCausalLM(config).to(recipe.run.device)
+    if recipe.model.start_from is not None:
+        load_trainable(dict(model.named_parameters()), Path(recipe.model.start_from) / "checkpoints")
+    return model
 
 
 def next_token_targets(rows: PackedRows, index: Rows | slice) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
@@ -51,7 +55,8 @@ class BackboneTask:
         self._recipe = recipe
         self._device = torch.device(recipe.run.device)
         folder = Path(recipe.run.output)
-        self._tokenizer = _tokenizer(recipe, folder / "tokenizer")
+        first = folder if recipe.model.start_from is None else Path(recipe.model.start_from)
+        self._tokenizer = _tokenizer(recipe, first / "tokenizer")
         self._rows = training_rows(recipe.data, self._tokenizer, folder / "data")
         self._heldout = heldout_rows(recipe.data, self._tokenizer, folder / "data")
         self._model = build_backbone(recipe, self._tokenizer)

@@ -19,9 +19,7 @@ from orthrus.errors import CheckpointError, ConfigError
 from orthrus.train.config import Recipe, changed_keys
 
 KEEP = 2
-FREE_TO_CHANGE = frozenset(
-    {"run.output", "run.threads", "run.log_every", "run.eval_every", "run.checkpoint_every"}
-)
+FREE_TO_CHANGE = frozenset({"run.output", "run.threads", "run.log_every", "run.eval_every", "run.checkpoint_every"})
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -75,15 +73,33 @@ def load_latest(folder: Path, recipe: Recipe) -> Checkpoint | None:
         raise CheckpointError(
             f"{path}: a whole checkpoint is required; {error}; delete it to resume from the one before"
         ) from error
-    changed = [
-        key for key in changed_keys(before, recipe.model_dump(mode="json")) if key not in FREE_TO_CHANGE
-    ]
+    changed = [key for key in changed_keys(before, recipe.model_dump(mode="json")) if key not in FREE_TO_CHANGE]
     if changed:
         raise ConfigError(
             f"{path}: a run resumes with the recipe that it started with, but these keys changed: "
             f"{', '.join(changed)}; restore them, choose another run.output, or start anew without resuming"
         )
     return Checkpoint(step=state["step"], trainable=state["trainable"], optimizers=state["optimizers"])
+
+
+def load_trainable(parameters: dict[str, torch.nn.Parameter], folder: Path) -> None:
+    """Start parameters from the last checkpoint of another run, whatever its recipe was.
+
+    Raises:
+        CheckpointError: there is none, it is damaged, or its tensors are others.
+    """
+    paths = checkpoint_paths(folder)
+    if not paths:
+        raise CheckpointError(f"{folder}: a checkpoint to start from is required; found none; train that recipe first")
+    try:
+        found = torch.load(paths[-1] / "state.pt", map_location="cpu", weights_only=True)["trainable"]
+    except Exception as error:
+        raise CheckpointError(f"{paths[-1]}: a whole checkpoint is required; {error}") from error
+    if {n: t.shape for n, t in found.items()} != {n: p.shape for n, p in parameters.items()}:
+        raise CheckpointError(f"{paths[-1]}: its tensors are not this model's; give both recipes the same shape")
+    with torch.no_grad():
+        for name, parameter in parameters.items():
+            parameter.copy_(found[name])
 
 
 def checkpoint_paths(folder: Path) -> list[Path]:

@@ -62,7 +62,13 @@ class DataSection(Section):
 
 
 class BackboneModel(Section):
-    """The shape of a Qwen3 backbone, in the words of transformers' Qwen3Config."""
+    """The shape of a Qwen3 backbone, in the words of transformers' Qwen3Config.
+
+    `start_from` names the output folder of an earlier run: its tokenizer and its last checkpoint's weights are the
+    start of this one, instead of random weights.
+    """
+
+    start_from: str | None = None
 
     vocab_size: Positive
     hidden_size: Positive
@@ -166,8 +172,7 @@ class RunSection(Section):
     def _parts_are_equal(self) -> "RunSection":
         if self.batch_rows % self.grad_accumulation:
             raise ValueError(
-                f"batch_rows ({self.batch_rows}) must be a multiple of "
-                f"grad_accumulation ({self.grad_accumulation})"
+                f"batch_rows ({self.batch_rows}) must be a multiple of grad_accumulation ({self.grad_accumulation})"
             )
         return self
 

@@ -56,9 +56,7 @@ def training_rows(data: DataSection, tokenizer: PreTrainedTokenizerFast, folder:
     return _rows(folder / "train", data, tokenizer, _train_encoded(data, tokenizer))
 
 
-def heldout_rows(
-    data: DataSection, tokenizer: PreTrainedTokenizerFast, folder: Path
-) -> dict[str, PackedRows]:
+def heldout_rows(data: DataSection, tokenizer: PreTrainedTokenizerFast, folder: Path) -> dict[str, PackedRows]:
     """Packed held-out rows by source, from `folder/heldout-NAME` or made and kept there."""
     return {
         source_name(source): _rows(
@@ -104,7 +102,5 @@ def _share(
             if tokens <= 0:
                 break
         if len(share) == before:
-            raise DataError(
-                f"{source_name(source)}: no document is left to train on; lower `heldout` or drop it"
-            )
+            raise DataError(f"{source_name(source)}: no document is left to train on; lower `heldout` or drop it")
     return share

@@ -33,11 +33,7 @@ def hidden_matrices(model: nn.Module, trainable: Mapping[str, nn.Parameter]) -> 
     """Names of the trainable matrices that Muon is made for: those of linear layers, less the output head."""
     get_head = model.get_output_embeddings  # of transformers' models
     head = get_head() if callable(get_head) else None
-    linear = {
-        id(module.weight)
-        for module in model.modules()
-        if isinstance(module, nn.Linear) and module is not head
-    }
+    linear = {id(module.weight) for module in model.modules() if isinstance(module, nn.Linear) and module is not head}
     return {name for name, parameter in trainable.items() if id(parameter) in linear}
 
 

@@ -110,15 +110,11 @@ class ViewTask:
         """Loss and agreement per held-out source, and what real decoding of its prompts gives."""
         figures: dict[str, float] = {}
         for name, rows in self._heldout.items():
-            loss = self._loss(
-                rows, np.arange(min(len(rows), 16)), block_length=self._recipe.model.block_size, step=-1
-            )
+            loss = self._loss(rows, np.arange(min(len(rows), 16)), block_length=self._recipe.model.block_size, step=-1)
             figures[f"heldout/{name}/loss"] = float(loss.total) / float(loss.weight)
             for metric, (total, count) in loss.metrics.items():
                 figures[f"heldout/{name}/{metric}"] = float(total) / max(float(count), 1.0)
-            figures[f"heldout/{name}/tokens_per_cycle"] = self._decode(
-                self._heldout_prompts[name]
-            ).tokens_per_cycle
+            figures[f"heldout/{name}/tokens_per_cycle"] = self._decode(self._heldout_prompts[name]).tokens_per_cycle
         return figures
 
     def save(self, path: Path) -> None:
@@ -132,8 +128,7 @@ class ViewTask:
     def _loss(self, packed: PackedRows, index: Rows, *, block_length: int, step: int) -> Loss:
         goal = self._recipe.objective
         document_BT, position_BT, token_BT, answer_BT = (
-            self._tensor(array[index])
-            for array in (packed.document, packed.position, packed.token_ids, packed.answer)
+            self._tensor(array[index]) for array in (packed.document, packed.position, packed.token_ids, packed.answer)
         )
         blocks = anchors.sample(
             document_BT,
@@ -149,9 +144,7 @@ class ViewTask:
         student_BNKC = self._student(keys, token_BT, document_BT, position_BT, blocks, block_length)
         return self._score(student_BNKC[:, :, :-1], teacher_BTC, token_BT, blocks)
 
-    def _teacher(
-        self, keys: TeacherKeys, token_BT: Tensor, document_BT: Tensor, position_BT: Tensor
-    ) -> Tensor:
+    def _teacher(self, keys: TeacherKeys, token_BT: Tensor, document_BT: Tensor, position_BT: Tensor) -> Tensor:
         """Run the frozen view over packed rows, keeping its keys; returns hidden states `[B, T, C]`."""
         allowed = masks.packed(document_BT)
         return self._forward(keys, token_BT, position_BT, position_BT, allowed, view="ar")
@@ -187,11 +180,7 @@ class ViewTask:
     def _forward(
         self, keys: TeacherKeys, tokens: Tensor, query: Tensor, key: Tensor, allowed: Tensor, *, view: Any
     ) -> Tensor:
-        dtype = (
-            torch.get_autocast_dtype(self._device.type)
-            if torch.is_autocast_enabled(self._device.type)
-            else None
-        )
+        dtype = torch.get_autocast_dtype(self._device.type) if torch.is_autocast_enabled(self._device.type) else None
         layer_masks = masks.layer_masks(
             allowed,
             query_position_BQ=query,
@@ -267,9 +256,7 @@ class ViewTask:
                 row_tokens=self._recipe.data.row_tokens,
             )
             shards = path.with_name(path.name + "-answers")
-            documents: list[EncodedDocument] = list(
-                answered(self._model, prompts(), how, shards, on_shard=_report)
-            )
+            documents: list[EncodedDocument] = list(answered(self._model, prompts(), how, shards, on_shard=_report))
             random.Random(self._recipe.data.seed).shuffle(documents)
             rows = pack(documents, row_tokens=how.row_tokens, pad_id=int(self._tokenizer.pad_token_id or 0))
             save_rows(rows, path, tokenizer=self._tokenizer, about=about)
@@ -305,9 +292,7 @@ def _load(recipe: ViewRecipe, device: torch.device) -> tuple[PreTrainedModel, Pr
     model, tokenizer = backbone_with_tokenizer(recipe.model.backbone)
     config = OrthrusConfig(
         block_size=recipe.model.block_size,
-        mask_token_id=tokenizer.convert_tokens_to_ids("<|mask|>")
-        if "<|mask|>" in tokenizer.get_vocab()
-        else None,
+        mask_token_id=tokenizer.convert_tokens_to_ids("<|mask|>") if "<|mask|>" in tokenizer.get_vocab() else None,
         backbone=recipe.model.backbone,
     )
     attach(model, config, attn_implementation="orthrus")

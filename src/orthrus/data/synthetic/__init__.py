@@ -62,9 +62,7 @@ def problem(domain: Domain, index: int, *, split: Split = "train", seed: int = 0
     unknown domain or split.
     """
     if domain not in DOMAINS:
-        raise DataError(
-            f"a domain must be one of {', '.join(DOMAINS)}; found {domain!r}: choose one of those"
-        )
+        raise DataError(f"a domain must be one of {', '.join(DOMAINS)}; found {domain!r}: choose one of those")
     if split not in ("train", "heldout", "phrasing"):
         raise DataError(f"a split must be train, heldout or phrasing; found {split!r}: choose one of those")
     _, draft = _drawn(domain, index, split, seed)

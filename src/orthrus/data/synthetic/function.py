@@ -3,7 +3,7 @@
 An answer has one sentence, the function with a docstring, and one example. Knows no family of problems.
 """
 
-# ruff: noqa: E501 - a phrasing stays on one line, so that it can be read and counted
+
 
 import operator
 from collections.abc import Callable, Sequence
@@ -88,9 +88,7 @@ def function(
         f"Here is the function `{name}`:\n\n```python\n" + "\n".join(lines) + "\n```\n\n"
         f"For {given} {working}it returns {_literal(examples[0][1])}."
     )
-    checks = tuple(
-        f"assert {name}({', '.join(map(_literal, args))}) == {_literal(value)}" for args, value in examples
-    )
+    checks = tuple(f"assert {name}({', '.join(map(_literal, args))}) == {_literal(value)}" for args, value in examples)
     return Draft(kind=f"code.{kind}", prompt=" ".join(prompt), answer=answer, check=checks)
 
 

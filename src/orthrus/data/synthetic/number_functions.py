@@ -50,12 +50,9 @@ def keep_where(draw: Draw) -> Draft:
     ))  # fmt: skip
     body = [f"return [value for value in {noun} if value {sign} {limit}]"]
     examples = [
-        ([values], [value for value in values if meaning(value, limit)])
-        for values in number_lists(draw, limit)
+        ([values], [value for value in values if meaning(value, limit)]) for values in number_lists(draw, limit)
     ]
-    return function(
-        draw, "keep_where", task, doc=f"Return the {noun} that are {words}.", body=body, examples=examples
-    )
+    return function(draw, "keep_where", task, doc=f"Return the {noun} that are {words}.", body=body, examples=examples)
 
 
 def sum_where(draw: Draw) -> Draft:

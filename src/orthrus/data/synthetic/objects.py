@@ -77,9 +77,7 @@ def order_json(draw: Draw) -> Draft:
         "The customer {name} from {city} bought {n} {as} and {m} {bs} with order number {number}.",
     ))  # fmt: skip
     items = [{"item": first, "quantity": n}, {"item": second, "quantity": m}]
-    return _json_draft(
-        draw, "order", facts, {"order": number, "customer": customer, "city": city, "items": items}
-    )
+    return _json_draft(draw, "order", facts, {"order": number, "customer": customer, "city": city, "items": items})
 
 
 def event_json(draw: Draw) -> Draft:

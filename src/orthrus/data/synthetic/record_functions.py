@@ -41,9 +41,7 @@ def pick_word(draw: Draw) -> Draft:
         "return best",
     ]
     examples = [([given], chosen(given, key=len)) for given in (words, words[::-1], ["a", "bb", "ccc", "bb"])]
-    return function(
-        draw, "pick_word", task, doc=f"Return the {which} of the {noun}.", body=body, examples=examples
-    )
+    return function(draw, "pick_word", task, doc=f"Return the {which} of the {noun}.", body=body, examples=examples)
 
 
 def words_by_length(draw: Draw) -> Draft:
@@ -84,11 +82,7 @@ def tally(draw: Draw) -> Draft:
         draw.choices("w", 2, WORDS),
         draw.choice("result", ("counts", "tally", "totals", "result", "seen")),
     )
-    given = (
-        [words[0], words[1], words[0]]
-        if draw.choice("order", ("aba", "abb")) == "aba"
-        else [*words, words[1]]
-    )
+    given = [words[0], words[1], words[0]] if draw.choice("order", ("aba", "abb")) == "aba" else [*words, words[1]]
     task = draw.phrase((
         "counts how often each of the {noun} occurs, in a dictionary `{result}`", "returns a dictionary `{result}` with the count of each of the {noun}",
         "builds a dictionary `{result}` from each of the {noun} to its number of occurrences",
@@ -103,8 +97,7 @@ def tally(draw: Draw) -> Draft:
         f"return {result}",
     ]
     examples = [
-        ([values], {value: values.count(value) for value in values})
-        for values in (given, [], ["x", "y", "x", "x"])
+        ([values], {value: values.count(value) for value in values}) for values in (given, [], ["x", "y", "x", "x"])
     ]
     return function(
         draw, "tally", task, doc=f"Count how often each of the {noun} occurs.", body=body, examples=examples
@@ -193,15 +186,10 @@ def best_record(draw: Draw) -> Draft:
     ))  # fmt: skip
     chosen, word = (max, "max") if which == "highest" else (min, "min")
     body = [f'best = {word}({noun}, key=lambda record: record["{key}"])', 'return best["name"]']
-    shown: list[dict[str, str | int]] = [
-        {"name": name, key: value} for name, value in zip(names, values, strict=True)
-    ]
-    hidden: list[dict[str, str | int]] = [
-        {"name": name, key: place} for place, name in enumerate(("b", "a", "c"))
-    ]
+    shown: list[dict[str, str | int]] = [{"name": name, key: value} for name, value in zip(names, values, strict=True)]
+    hidden: list[dict[str, str | int]] = [{"name": name, key: place} for place, name in enumerate(("b", "a", "c"))]
     examples = [
-        ([records], chosen(records, key=lambda record: int(record[key]))["name"])
-        for records in (shown, hidden)
+        ([records], chosen(records, key=lambda record: int(record[key]))["name"]) for records in (shown, hidden)
     ]
     doc = f"Return the name of the one with the {which} {key}."
     return function(draw, "best_record", task, doc=doc, body=body, examples=examples)
@@ -225,8 +213,6 @@ def dictionary_where(draw: Draw) -> Draft:
         "return result",
     ]
     mappings = [dict(zip(names, values, strict=True)), {"a": limit, "b": limit + 1, "c": limit - 1}, {}]
-    examples = [
-        ([mapping], [key for key, value in mapping.items() if meaning(value, limit)]) for mapping in mappings
-    ]
+    examples = [([mapping], [key for key, value in mapping.items() if meaning(value, limit)]) for mapping in mappings]
     doc = f"Return the keys whose value is {words}."
     return function(draw, "dictionary_where", task, doc=doc, body=body, examples=examples)

@@ -24,11 +24,7 @@ _TABLE_HEADS: Final = (
 def _facts(draw: Draw, templates: Sequence[str], rows: Sequence[dict[str, str | int]]) -> str:
     """All rows told with one phrasing each, as sentences or as a list."""
     sentences = [draw.phrase(templates, **row) for row in rows]
-    return (
-        " ".join(sentences)
-        if draw.coin()
-        else "\n" + "\n".join(f"- {sentence}" for sentence in sentences) + "\n"
-    )
+    return " ".join(sentences) if draw.coin() else "\n" + "\n".join(f"- {sentence}" for sentence in sentences) + "\n"
 
 
 def _rows(draw: Draw, count: int, **columns: Sequence[str] | tuple[int, int]) -> list[dict[str, str | int]]:
@@ -43,9 +39,7 @@ def _rows(draw: Draw, count: int, **columns: Sequence[str] | tuple[int, int]) ->
     return [{key: values[place] for key, values in drawn.items()} for place in range(count)]
 
 
-def _table_draft(
-    draw: Draw, kind: str, facts: str, rows: Sequence[Sequence[object]], *, more: str = ""
-) -> Draft:
+def _table_draft(draw: Draw, kind: str, facts: str, rows: Sequence[Sequence[object]], *, more: str = "") -> Draft:
     """The draft of a table whose first row is the header."""
     header = [str(cell) for cell in rows[0]]
     head = draw.phrase(_TABLE_HEADS, columns=listed(header)) + more
@@ -91,9 +85,7 @@ def score_table(draw: Draw) -> Draft:
         "First {first} and later {second} points go to {name}.", "{name} wins {first} points in the first round and {second} in the second.",
     ), [row | {"name": name} for row, name in zip(rows, names, strict=True)])  # fmt: skip
     sums = [int(row["first"]) + int(row["second"]) for row in rows]
-    body = [
-        (name, row["first"], row["second"], total) for name, row, total in zip(names, rows, sums, strict=True)
-    ]
+    body = [(name, row["first"], row["second"], total) for name, row, total in zip(names, rows, sums, strict=True)]
     more = draw.phrase((
         " Total is the sum of both.", " The total adds the two rounds.", " Add both scores for the total.",
         " For Total, add First and Second.", " Sum up the two for the last column.",

@@ -1,0 +1,90 @@
+"""`orthrus bench` from the command line, end to end on a tiny model."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from orthrus.bench.lines import read_records
+from orthrus.cli import main
+
+Bench = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture
+def bench(capsys: pytest.CaptureFixture[str]) -> Bench:
+    """Run `orthrus bench …` in this process; returns exit code, output and errors."""
+
+    def call(*arguments: object) -> tuple[int, str, str]:
+        capsys.readouterr()
+        code = main(["bench", *map(str, arguments)])
+        captured = capsys.readouterr()
+        return code, captured.out, captured.err
+
+    return call
+
+
+def test_run_then_report(bench: Bench, model_folder: Path, prompt_file: Path, tmp_path: Path) -> None:
+    """Prompts from a file and the generator, two modes, two plans; the report has all of them."""
+    output = tmp_path / "out" / "results.jsonl"
+    arguments = ["--suite", "tiny_bench", "--data", prompt_file.parent, "--suite", "synthetic:json@heldout"]
+    arguments += ["--modes", "ar,orthrus", "--plans", "full", "--plans", "fixed:4", "--dtype", "float32"]
+    arguments += ["--limit", 2, "--rounds", 1, "--max-new-tokens", 4, "--output", output]
+    code, _, errors = bench("run", model_folder, *arguments)
+    assert code == 0, errors
+    assert "4 prompts to answer" in errors
+    assert "12/12" in errors
+    assert len(read_records(output)) == 13
+    code, _, errors = bench("run", model_folder, *arguments)
+    assert code == 0
+    assert "0 prompts to answer" in errors
+    assert "4 done before" in errors
+    code, out, _ = bench("report", output, "--json", "--plots", tmp_path / "plots")
+    summaries = json.loads(out)["summaries"]
+    assert code == 0
+    assert {(s["suite"], s["mode"], s["plan"]) for s in summaries} >= {
+        ("tiny_bench", "ar", None),
+        ("synthetic:json@heldout", "orthrus", "full"),
+        ("all", "orthrus", "fixed:4"),
+    }
+    assert all(s["identical"] == 1.0 for s in summaries)
+    assert len(list((tmp_path / "plots").iterdir())) == 2
+    assert "| suite | domain | decoder |" in bench("report", output, "--markdown")[1]
+    assert "Drafts and texts" in bench("report", output)[1]
+
+
+def test_passes_then_report(bench: Bench, model_folder: Path, tmp_path: Path) -> None:
+    output = tmp_path / "passes.jsonl"
+    arguments = ["--width", "1,4", "--context", "8,16", "--repeats", 1, "--output", output]
+    code, _, errors = bench("passes", model_folder, *arguments)
+    assert code == 0, errors
+    records = read_records(output)
+    assert [record["kind"] for record in records] == ["provenance"] + ["pass"] * 6
+    assert "Cost of passes" in bench("report", output)[1]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "named"),
+    [
+        (["--suite", "synthetic:poems"], 1, "synthetic:poems"),
+        (["--suite", "synthetic:json", "--modes", "vllm"], 1, "vllm"),
+        (["--suite", "synthetic:json", "--dtype", "float32,float33"], 1, "float33"),
+        (["--suite", "synthetic:json", "--batch", "some"], 1, "some"),
+        (["--suite", "synthetic:json", "--rounds", "0"], 2, "rounds"),
+        ([], 2, "--suite"),
+    ],
+)
+def test_bad_options_are_named_and_nothing_is_written(
+    bench: Bench, model_folder: Path, tmp_path: Path, arguments: list[str], code: int, named: str
+) -> None:
+    output = tmp_path / "out.jsonl"
+    found, _, errors = bench("run", model_folder, *arguments, "--output", output)
+    assert found == code
+    assert named in errors
+    assert not output.exists()
+
+
+def test_a_report_of_nothing_is_an_error(bench: Bench, tmp_path: Path) -> None:
+    assert bench("report", tmp_path / "none.jsonl")[0] == 1
+    assert bench("report", tmp_path / "none.jsonl", "--json", "--markdown")[0] == 2

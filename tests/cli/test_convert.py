@@ -1,0 +1,112 @@
+"""`orthrus convert`: there and back again, equal; and nothing is written over by accident."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+import orthrus
+from orthrus.model import checkpoint
+from tests.cli.conftest import Ran
+
+Cli = Callable[..., Ran]
+
+
+def states(path: Path, dtype: str | None = None) -> dict[str, torch.Tensor]:
+    model, _ = orthrus.load(path, dtype=dtype)
+    return dict(model.state_dict())
+
+
+def equal(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
+    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+
+
+@pytest.fixture
+def official(cli: Cli, model_dir: Path, tmp_path: Path) -> Path:
+    ran = cli("convert", model_dir, tmp_path / "official", "--format", "official")
+    assert ran.code == 0, ran.err
+    return tmp_path / "official"
+
+
+def test_official_and_back_is_the_same_model(cli: Cli, model_dir: Path, official: Path, tmp_path: Path) -> None:
+    names = set(checkpoint.read_tensors(official, "model.safetensors"))
+    assert "model.layers.0.self_attn.q_proj_diff.weight" in names
+    assert not any(".diffusion." in name or ".ar." in name for name in names)
+    ran = cli("convert", official, tmp_path / "back", "--format", "adapter", "--with-backbone")
+    assert ran.code == 0
+    assert "orthrus.safetensors" in ran.out
+    assert equal(states(tmp_path / "back"), states(model_dir))
+    tokenizers = [orthrus.load(path)[1] for path in (model_dir, official, tmp_path / "back")]
+    assert len({t.apply_chat_template([{"role": "user", "content": "Hi"}], tokenize=False) for t in tokenizers}) == 1
+
+
+def test_the_backbone_beside_an_adapter_is_a_plain_model(cli: Cli, official: Path, tmp_path: Path) -> None:
+    """Nothing of the official layout stays in its configuration."""
+    assert cli("convert", official, tmp_path / "a", "--format", "adapter", "--with-backbone").code == 0
+    values = json.loads((tmp_path / "a" / "config.json").read_text())
+    assert (values["architectures"], values["use_cache"]) == (["Qwen3ForCausalLM"], True)
+    assert not {"auto_map", "block_size", "mask_token_id", "lora_alpha"} & values.keys()
+    plain = AutoModelForCausalLM.from_pretrained(tmp_path / "a")
+    backbone = checkpoint.backbone_tensors(orthrus.load(official)[0])
+    assert equal(dict(plain.named_parameters()), backbone)
+
+
+def test_an_adapter_alone_names_its_backbone(cli: Cli, official: Path, model_dir: Path, tmp_path: Path) -> None:
+    ran = cli("convert", official, tmp_path / "a", "--format", "adapter", "--backbone", model_dir)
+    assert ran.code == 0
+    assert not (tmp_path / "a" / "config.json").exists()
+    assert equal(states(tmp_path / "a"), states(model_dir))
+
+
+def test_an_adapter_without_any_backbone_is_refused(cli: Cli, official: Path, tmp_path: Path) -> None:
+    ran = cli("convert", official, tmp_path / "a", "--format", "adapter")
+    assert (ran.code, ran.out) == (1, "")
+    assert "--backbone" in ran.err
+    assert not (tmp_path / "a").exists()
+
+
+def test_the_precision_is_the_checkpoints_own_unless_given(cli: Cli, model_dir: Path, tmp_path: Path) -> None:
+    assert cli("convert", model_dir, tmp_path / "b", "--format", "official", "--dtype", "bfloat16").code == 0
+    assert cli("convert", tmp_path / "b", tmp_path / "c", "--format", "adapter", "--with-backbone").code == 0
+    tensors = checkpoint.read_tensors(tmp_path / "c", "orthrus.safetensors")
+    assert {tensor.dtype for tensor in tensors.values()} == {torch.bfloat16}
+    assert equal(states(tmp_path / "c", "bfloat16"), states(tmp_path / "b", "bfloat16"))
+
+
+def test_another_model_is_written_over_only_by_force(cli: Cli, model_dir: Path, official: Path, tmp_path: Path) -> None:
+    """By force, no file of the other layout stays behind; files that are no model's do."""
+    (official / "notes.txt").write_text("mine")
+    before = {file.name: file.read_bytes() for file in official.iterdir()}
+    command = ("convert", model_dir, official, "--format", "adapter", "--backbone", model_dir)
+    ran = cli(*command)
+    assert (ran.code, ran.out) == (1, "")
+    assert "holds a model already" in ran.err
+    assert {file.name: file.read_bytes() for file in official.iterdir()} == before
+    assert cli(*command, "--force").code == 0
+    assert not (official / "model.safetensors").exists()
+    assert (official / "notes.txt").read_text() == "mine"
+    assert equal(states(official), states(model_dir))
+
+
+def test_a_model_is_never_written_over_itself(cli: Cli, model_dir: Path, tmp_path: Path) -> None:
+    ran = cli("convert", model_dir, model_dir / ".." / model_dir.name, "--format", "official", "--force")
+    assert ran.code == 1
+    assert "is the model to convert" in ran.err
+    (tmp_path / "file").write_text("")
+    assert cli("convert", model_dir, tmp_path / "file", "--format", "official").code == 1
+
+
+def test_an_interrupted_conversion_leaves_the_old_model_whole(
+    cli: Cli, model_dir: Path, official: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    before = {file.name: file.read_bytes() for file in official.iterdir()}
+    monkeypatch.setattr("orthrus.model.checkpoint.official_config", interrupted)
+    assert cli("convert", model_dir, official, "--format", "official", "--force").code == 130
+    assert {file.name: file.read_bytes() for file in official.iterdir()} == before
+    assert [path.name for path in official.parent.iterdir()] == ["official"], "no scratch files either"

@@ -1,0 +1,99 @@
+"""`orthrus doctor`: facts, and a verdict that is right when decoding is not."""
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from orthrus import __version__, zoo
+from orthrus.cli import doctor
+from orthrus.cli.selfcheck import random_model
+from orthrus.decode import accept
+from orthrus.decode.accept import Verdict
+from tests.cli.conftest import BLOCK, Ran
+
+Cli = Callable[..., Ran]
+
+
+@pytest.fixture
+def bundled(model_dir: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Let the tiny model stand in for the bundled one, with less to write."""
+    monkeypatch.setattr(doctor, "_NANO_PROMPTS", 2)
+    monkeypatch.setattr(doctor, "_NANO_TOKENS", 8)
+    monkeypatch.setitem(zoo.BUNDLED, "nano", model_dir)
+    return model_dir
+
+
+def test_everything_is_told_as_data(cli: Cli, bundled: Path) -> None:
+    ran = cli("doctor", "--json")
+    assert ran.code == 0
+    facts: dict[str, Any] = json.loads(ran.out)
+    assert facts["versions"]["orthrus"] == __version__
+    assert facts["versions"]["torch"] == torch.__version__
+    assert facts["threads"] == torch.get_num_threads()
+    assert facts["dtypes"]["cpu"]["float32"] is True
+    assert (facts["bundled"]["present"], facts["bundled"]["block_size"]) == (True, BLOCK)
+    assert facts["bundled"]["view_parameters"] > 0
+    checks = {(c["model"], c["dtype"], c["device"]): c for c in facts["checks"]}
+    assert {("random", "float32", "cpu"), ("nano", "float32", "cpu")} <= checks.keys()
+    assert any(dtype == "bfloat16" for _, dtype, _ in checks)
+    assert all(c["passed"] for c in facts["checks"])
+    assert facts["passed"] is True
+
+
+def test_everything_is_told_in_words(cli: Cli, bundled: Path) -> None:
+    ran = cli("doctor")
+    assert ran.code == 0
+    for words in (f"orthrus       {__version__}", "4 of 4 texts identical", "decoding is lossless here"):
+        assert words in ran.out
+
+
+def test_an_absent_bundled_model_is_no_failure(cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(zoo.BUNDLED, "nano", tmp_path)
+    ran = cli("doctor")
+    assert ran.code == 0
+    assert "not in this installation" in ran.out
+
+
+def test_a_damaged_bundled_model_is_a_failure(
+    cli: Cli, model_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    home = Path(shutil.copytree(model_dir, tmp_path / "nano"))
+    (home / "orthrus.safetensors").write_bytes(b"no tensors")
+    monkeypatch.setitem(zoo.BUNDLED, "nano", home)
+    ran = cli("doctor", "--json")
+    assert ran.code == 1
+    facts = json.loads(ran.out)
+    assert "is damaged" in facts["bundled"]["error"]
+    assert facts["verdict"].startswith("the bundled model cannot be used")
+
+
+def test_decoding_that_is_not_lossless_is_found_out(cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Acceptance is broken on purpose: the first draft is always taken."""
+
+    def gullible(draft_BM, score_BM1V):  # type: ignore[no-untyped-def]
+        own = greedy(draft_BM, score_BM1V)
+        if draft_BM.shape[1]:
+            own.tokens_BM1[:, 0] = draft_BM[:, 0]
+        return Verdict(own.tokens_BM1, own.accepted_B.clamp(min=min(1, draft_BM.shape[1])))
+
+    greedy = accept.greedy
+    monkeypatch.setattr(accept, "greedy", gullible)
+    monkeypatch.setitem(zoo.BUNDLED, "nano", tmp_path)
+    ran = cli("doctor", "--json")
+    assert ran.code == 1
+    facts = json.loads(ran.out)
+    assert facts["passed"] is False
+    assert "NOT lossless here: random in float32 on cpu" in facts["verdict"]
+
+
+def test_the_random_model_is_always_the_same_and_leaves_the_generator_alone() -> None:
+    state = torch.get_rng_state()
+    one, other = random_model("cpu"), random_model("cpu")
+    assert torch.equal(state, torch.get_rng_state())
+    for a, b in zip(one.parameters(), other.parameters(), strict=True):
+        assert torch.equal(a, b)

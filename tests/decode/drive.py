@@ -1,0 +1,78 @@
+"""Drive an engine to the end, and drafters that stand in for the twin."""
+
+from collections.abc import Callable, Mapping, Sequence
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+import orthrus
+from orthrus.decode import plan
+from orthrus.decode.engine import Engine, Row
+from orthrus.decode.options import Options
+from orthrus.decode.passes import Passes
+from tests.families import perturb, tiny
+
+BLOCK = 8
+
+
+def dual(family: str = "qwen3", *, attn: str | None = "orthrus", **overrides: object) -> PreTrainedModel:
+    """A model whose view is an untrained one moved at random: sometimes right, mostly wrong."""
+    config = orthrus.OrthrusConfig(block_size=BLOCK)
+    model = orthrus.attach(tiny(family, **overrides), config, attn_implementation=attn)
+    perturb(model)
+    return model
+
+
+def engine_of(model: PreTrainedModel, *, rows: int = 3, capacity: int = 96, block: int = 4, **more: object) -> Engine:
+    """An engine of `fixed:block`, or of plain decoding for a block of 1."""
+    chosen = plan.parse("ar" if block == 1 else f"fixed:{block}")
+    return Engine(model, rows=rows, capacity=capacity, plan=chosen, **more)  # type: ignore[arg-type]
+
+
+def finish(engine: Engine) -> dict[int, Row]:
+    """Step until nothing is left; returns every row that moved, by id."""
+    rows: dict[int, Row] = {}
+    while engine.busy:
+        for progress in engine.step():
+            rows[progress.row.id] = progress.row
+    return rows
+
+
+def decode(engine: Engine, prompts: Sequence[Sequence[int]], options: Sequence[Options] | Options) -> list[Row]:
+    """Complete prompts, each with its own options or all with the same; returns their rows in order."""
+    each = [options] * len(prompts) if isinstance(options, Options) else options
+    ids = [engine.add(p, o, index=i) for i, (p, o) in enumerate(zip(prompts, each, strict=True))]
+    rows = finish(engine)
+    return [rows[id] for id in ids]
+
+
+class Double:
+    """A drafter that knows each row's text and is right about the token at place i when `right(row, i)` says so.
+
+    `texts` maps prompts to what the backbone says after them; past its end, drafts are anything.
+    """
+
+    def __init__(self, texts: Mapping[tuple[int, ...], list[int]], right: Callable[[Row, int], bool]) -> None:
+        self.texts = texts
+        self.right = right
+        self.engine: Engine | None = None
+
+    def __call__(self, passes: Passes, rows: slice, anchor_B: Tensor, drafts: int) -> Tensor:
+        assert self.engine is not None
+        assert anchor_B.tolist() == [row.anchor for row in self.engine.live[rows]]
+        vocabulary = self.engine.vocabulary
+        logits = torch.zeros(anchor_B.shape[0], drafts, vocabulary)
+        for b, row in enumerate(self.engine.live[rows]):
+            text = self.texts[tuple(row.prompt_ids)]
+            for j in range(drafts):
+                place = len(row.token_ids) + j
+                token = text[place] if place < len(text) else 0
+                logits[b, j, token if self.right(row, place) else (token + 1) % vocabulary] = 1.0
+        return logits
+
+
+def engine_with(double: Double, model: PreTrainedModel, **more: object) -> Engine:
+    """An engine whose drafts come from a double."""
+    double.engine = engine_of(model, drafter=double, **more)  # type: ignore[arg-type]
+    return double.engine

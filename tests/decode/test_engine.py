@@ -1,0 +1,274 @@
+"""The engine's text is the untouched backbone's own, whatever the family, the batch and the blocks."""
+
+from collections.abc import Sequence
+from functools import cache
+
+import pytest
+import torch
+
+from orthrus.decode.engine import Engine
+from orthrus.decode.options import Options, Sampling
+from orthrus.errors import CacheFull, PromptError
+from tests import reference
+from tests.decode.drive import BLOCK, decode, dual, engine_of, finish
+from tests.families import FAMILIES, VOCAB, WINDOWED, tiny
+
+PROMPTS = [[5, 6, 7], [8], [30, 31, 32, 33, 34, 35, 36, 37, 38, 39, 40, 41, 42], [9, 10, 11, 12, 13], [8, 9]]
+COUNTS = [20, 9, 14, 1, 20]
+VARIANTS = [*((family, {}) for family in FAMILIES), *WINDOWED.items()]
+
+
+@cache
+def generated(family: str, **overrides: object) -> list[list[int]]:
+    """What transformers' `generate` says after each prompt, alone, on a model that never had a view."""
+    model = tiny(family, **overrides)
+    texts = []
+    for prompt, count in zip(PROMPTS, COUNTS, strict=True):
+        out = model.generate(torch.tensor([prompt]), max_new_tokens=count, do_sample=False)
+        texts.append(out[0, len(prompt) :].tolist())
+    return texts
+
+
+def asked(counts: Sequence[int]) -> list[Options]:
+    return [Options(max_new_tokens=count) for count in counts]
+
+
+@pytest.mark.parametrize(("family", "overrides"), VARIANTS)
+def test_ragged_batches_equal_generate_row_by_row(family: str, overrides: dict[str, object]) -> None:
+    """Five prompts of 1 to 13 tokens and 1 to 20 new ones over three rows, which join and leave as they finish.
+
+    Plain decoding and blocks of 2, 5 and the trained 8, prompts read whole, two and three tokens at a time, with the
+    model's own attention function and with the package's. float32: token for token, always.
+    """
+    expected = generated(family, **overrides)
+    for attn, block, chunk in (("orthrus", 1, 512), (None, 2, 3), ("orthrus", 5, 512), ("orthrus", BLOCK, 2)):
+        engine = engine_of(dual(family, attn=attn, **overrides), block=block, prefill_chunk=chunk)
+        rows = decode(engine, PROMPTS, asked(COUNTS))
+        assert [row.token_ids for row in rows] == expected
+        assert {row.finish_reason for row in rows} == {"length"}
+        assert [row.stats.emitted for row in rows] == COUNTS
+
+
+MODEL = dual()
+"""One model for what does not depend on the family."""
+
+TEXTS = {tuple(p): reference.greedy_text(tiny("qwen3"), p, 24) for p in PROMPTS}
+
+
+@pytest.mark.parametrize("rows", [1, 2, 5, 8])
+def test_any_number_of_rows(rows: int) -> None:
+    """More prompts than rows, as many, fewer: the same texts."""
+    engine = engine_of(MODEL, rows=rows)
+    assert [r.token_ids for r in decode(engine, PROMPTS, Options(max_new_tokens=12))] == [
+        TEXTS[tuple(p)][:12] for p in PROMPTS
+    ]
+
+
+@pytest.mark.parametrize("block", range(1, BLOCK + 1))
+def test_end_of_text_in_the_middle_of_a_block(block: int) -> None:
+    """The text ends with the first end token, which belongs to it; what a cycle decided beyond is dropped.
+
+    Several rows end at different times, so that their places are taken by others.
+    """
+    options, expected = [], []
+    for place, prompt in enumerate(PROMPTS):
+        text = TEXTS[tuple(prompt)]
+        options.append(Options(max_new_tokens=20, eos_token_id=(text[3 + 2 * place], 0)))
+        expected.append(text[: text.index(text[3 + 2 * place]) + 1])
+    rows = decode(engine_of(MODEL, block=block), PROMPTS, options)
+    assert [row.token_ids for row in rows] == expected
+    assert {row.finish_reason for row in rows} == {"stop"}
+
+
+def test_end_of_text_in_the_prompt_ends_nothing() -> None:
+    """Only new tokens are looked at."""
+    prompt = PROMPTS[0]
+    text = TEXTS[tuple(prompt)][:10]
+    eos = next(token for token in prompt if token not in text)
+    row = decode(engine_of(MODEL), [prompt], Options(max_new_tokens=10, eos_token_id=(eos,)))[0]
+    assert (row.token_ids, row.finish_reason) == (text, "length")
+
+
+def test_repetition_penalty_equals_the_plain_loop() -> None:
+    """Each slot of a block has its own past; rows with and without a penalty share a batch, and joiners bring theirs."""
+    samplings = [Sampling(repetition_penalty=x) for x in (1.0, 1.7, 1.0, 1.3, 0.7)]
+    plain = tiny("qwen3")
+    expected = [reference.greedy_text(plain, p, 12, s) for p, s in zip(PROMPTS, samplings, strict=True)]
+    options = [Options(max_new_tokens=12, sampling=s) for s in samplings]
+    for rows, block in ((2, 1), (3, 4), (5, BLOCK)):
+        engine = engine_of(MODEL, rows=rows, block=block)
+        assert [row.token_ids for row in decode(engine, PROMPTS, options)] == expected
+        # Used again, without penalties this time, nothing of the past remains.
+        again = decode(engine, PROMPTS, Options(max_new_tokens=12))
+        assert [row.token_ids for row in again] == [TEXTS[tuple(p)][:12] for p in PROMPTS]
+
+
+# ---------------------------------------------------------------- leaving early
+
+
+def test_abort_frees_the_row_and_disturbs_nobody() -> None:
+    """A live completion and a waiting one are ended; the others' texts are whole."""
+    engine = engine_of(MODEL, rows=3)
+    ids = [engine.add(p, Options(max_new_tokens=12)) for p in PROMPTS]
+    engine.step()
+    aborted = engine.live[0]
+    assert engine.abort(ids[0])
+    assert engine.abort(ids[4])
+    assert not engine.abort(ids[0])
+    assert not engine.abort(99)
+    rows = finish(engine)
+    assert aborted.finish_reason == "abort"
+    assert aborted.token_ids == TEXTS[tuple(PROMPTS[0])][: len(aborted.token_ids)]
+    assert len(aborted.token_ids) < 12
+    assert ids[4] not in rows
+    assert [rows[ids[i]].token_ids for i in (1, 2, 3)] == [TEXTS[tuple(PROMPTS[i])][:12] for i in (1, 2, 3)]
+
+
+def test_aborting_everything_leaves_an_idle_engine() -> None:
+    """Which serves the next completion as if nothing had been."""
+    engine = engine_of(MODEL)
+    ids = [engine.add(p, Options(max_new_tokens=12)) for p in PROMPTS]
+    engine.step()
+    assert all(engine.abort(id) for id in ids)
+    assert not engine.busy
+    assert engine.step() == []
+    assert decode(engine, PROMPTS[:1], Options(max_new_tokens=12))[0].token_ids == TEXTS[tuple(PROMPTS[0])][:12]
+
+
+# ---------------------------------------------------------------- room
+
+
+def state(engine: Engine) -> tuple[object, ...]:
+    return (
+        list(engine.cache.lengths),
+        [(row.id, list(row.token_ids)) for row in engine.live],
+        [row.id for row in engine.waiting],
+        [buffer.clone() for buffer in (*engine.cache.keys, *engine.cache.values)],
+    )
+
+
+def same(a: tuple[object, ...], b: tuple[object, ...]) -> bool:
+    buffers = zip(a[3], b[3], strict=True)  # type: ignore[call-overload]
+    return a[:3] == b[:3] and all(torch.equal(x, y) for x, y in buffers)
+
+
+@pytest.mark.parametrize(
+    ("prompt", "count", "error", "message"),
+    [
+        ([5] * 20, 13, CacheFull, "20 prompt tokens, 13 new ones and .* need 37 cache positions, a row has 36"),
+        ([], 5, PromptError, "must hold at least one token, found none"),
+        ([5, VOCAB], 5, PromptError, f"ids from 0 to {VOCAB - 1}, found 5 to {VOCAB}"),
+        ([-1], 5, PromptError, f"ids from 0 to {VOCAB - 1}, found -1 to -1"),
+        ([5] * 256, 5, PromptError, "reads at most 256 tokens, the prompt has 256: shorten it"),
+    ],
+)
+def test_what_does_not_fit_is_refused_before_anything_changes(
+    prompt: list[int], count: int, error: type[Exception], message: str
+) -> None:
+    """In the middle of decoding others: cache, rows and queue stay as they are, and the others finish."""
+    engine = engine_of(MODEL, capacity=36)
+    id = engine.add(PROMPTS[0], Options(max_new_tokens=12))
+    engine.step()
+    before = state(engine)
+    with pytest.raises(error, match=message):
+        engine.add(prompt, Options(max_new_tokens=count))
+    assert same(before, state(engine))
+    assert finish(engine)[id].token_ids == TEXTS[tuple(PROMPTS[0])][:12]
+
+
+@pytest.mark.parametrize("block", [1, 4, BLOCK])
+def test_a_completion_may_fill_its_row_exactly(block: int) -> None:
+    """`room` is enough to the last position, for every row at once."""
+    capacity = Engine.room(3, 20, block)
+    engine = engine_of(MODEL, capacity=capacity, block=block)
+    texts = decode(engine, [PROMPTS[0]] * 3, Options(max_new_tokens=20))
+    assert [row.token_ids for row in texts] == [TEXTS[tuple(PROMPTS[0])][:20]] * 3
+    with pytest.raises(CacheFull):
+        engine.add(PROMPTS[0], Options(max_new_tokens=21))
+
+
+def test_the_context_ends_a_text() -> None:
+    """A model of 16 positions writes no more than fit, drafts beyond its end notwithstanding."""
+    model = dual(max_position_embeddings=16)
+    rows = decode(engine_of(model, block=BLOCK), [PROMPTS[0], PROMPTS[2]], Options(max_new_tokens=24))
+    assert [row.token_ids for row in rows] == [TEXTS[tuple(PROMPTS[0])][:13], TEXTS[tuple(PROMPTS[2])][:3]]
+    assert [row.finish_reason for row in rows] == ["length", "length"]
+
+
+# ---------------------------------------------------------------- what is read again
+
+
+def count_prefill(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> list[list[int]]:
+    """Note how many tokens of each row every prefill reads."""
+    read: list[list[int]] = []
+    real = engine.passes.prefill
+
+    def spy(rows: slice, pending: Sequence[Sequence[int]], *, chunk: int) -> None:
+        read.append([len(tokens) for tokens in pending])
+        real(rows, pending, chunk=chunk)
+
+    monkeypatch.setattr(engine.passes, "prefill", spy)
+    return read
+
+
+@pytest.mark.parametrize(("block", "unread"), [(1, 3), (4, 2)])
+def test_a_text_that_goes_on_is_not_read_again(block: int, unread: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A conversation: the next prompt is the last text and three tokens more; only what has no keys yet is read.
+
+    That is, of those three, all but the last, which becomes the anchor; and before them the old text's own last
+    token, unless a block that went on beyond the text wrote its keys too.
+    """
+    engine = engine_of(MODEL, rows=1, block=block)
+    read = count_prefill(engine, monkeypatch)
+    first = decode(engine, [PROMPTS[2]], Options(max_new_tokens=9))[0]
+    longer = [*PROMPTS[2], *first.token_ids, 50, 51, 52]
+    second = decode(engine, [longer], Options(max_new_tokens=9))[0]
+    assert second.token_ids == reference.greedy_text(tiny("qwen3"), longer, 9)
+    assert read == [[12], [unread]]
+    # The same prompt again needs nothing at all; another that shares 5 tokens with it needs the rest.
+    assert decode(engine, [longer], Options(max_new_tokens=9))[0].token_ids == second.token_ids
+    assert read == [[12], [unread]]
+    other = [*longer[:5], 60, 61, 62]
+    third = decode(engine, [other], Options(max_new_tokens=9))[0]
+    assert read == [[12], [unread], [2]]
+    assert third.token_ids == reference.greedy_text(tiny("qwen3"), other, 9)
+
+
+def test_an_aborted_text_is_kept_as_far_as_it_is_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ctrl-C in the middle of an answer: the next prompt reuses what was read and written."""
+    engine = engine_of(MODEL, rows=1)
+    read = count_prefill(engine, monkeypatch)
+    id = engine.add(PROMPTS[2], Options(max_new_tokens=20))
+    engine.step()
+    row = engine.step()[0].row
+    engine.abort(id)
+    longer = [*PROMPTS[2], *row.token_ids, 50]
+    text = decode(engine, [longer], Options(max_new_tokens=9))[0].token_ids
+    assert read == [[12], [1]]
+    assert text == reference.greedy_text(tiny("qwen3"), longer, 9)
+
+
+def test_reuse_beside_a_new_prompt_stays_within_the_row() -> None:
+    """One row keeps a long text while its neighbour reads a long prompt: together they need no more room than apart."""
+    prompt = [3 + i % 80 for i in range(40)]
+    capacity = Engine.room(40, 6, 4)
+    engine = engine_of(MODEL, rows=2, capacity=capacity)
+    expected = [reference.greedy_text(tiny("qwen3"), p, 6) for p in (prompt, prompt[::-1])]
+    assert decode(engine, [prompt], Options(max_new_tokens=6))[0].token_ids == expected[0]
+    both = decode(engine, [prompt, prompt[::-1]], Options(max_new_tokens=6))
+    assert [row.token_ids for row in both] == expected
+
+
+def test_rows_join_together_when_told_to_wait() -> None:
+    """`admit_free` holds newcomers back until so many rows are free; an empty engine never waits."""
+    engine = engine_of(MODEL, rows=3, admit_free=2)
+    counts = [1, 20, 20, 20, 20]
+    for prompt, count in zip(PROMPTS, counts, strict=True):
+        engine.add(prompt, Options(max_new_tokens=count))
+    live = []
+    while engine.busy:
+        engine.step()
+        live.append((len(engine.live), len(engine.waiting)))
+    assert live[0] == (2, 2)
+    assert (2, 2) in live
+    assert (3, 1) not in live

@@ -1,0 +1,156 @@
+"""Options are Hugging Face's by name; each is checked, and what is not honoured is refused by name."""
+
+import math
+
+import pytest
+from transformers import GenerationConfig
+
+from orthrus.decode.options import Options, Sampling, from_generation_config
+from orthrus.errors import ConfigError
+
+NAN = math.nan
+SAMPLE = {"do_sample": True}
+
+
+def test_defaults_are_greedy() -> None:
+    """Nothing asked: 256 tokens of greedy text, no end-of-text token, seed 0."""
+    assert Options.of() == Options(max_new_tokens=256, sampling=Sampling(), eos_token_id=(), stop_strings=(), seed=0)
+    assert Options.of(max_new_tokens=None, temperature=None, eos_token_id=None) == Options.of()
+
+
+def test_every_option_is_taken() -> None:
+    """Under Hugging Face's names, with lists where it has them."""
+    options = Options.of(
+        max_new_tokens=7, do_sample=True, temperature=0.7, top_k=5, top_p=0.9, min_p=0.1,
+        repetition_penalty=1.2, eos_token_id=[3, 4], stop_strings=["a", "b"], seed=9,
+    )  # fmt: skip
+    sampling = Sampling(do_sample=True, temperature=0.7, top_k=5, top_p=0.9, min_p=0.1, repetition_penalty=1.2)
+    assert options == Options(max_new_tokens=7, sampling=sampling, eos_token_id=(3, 4), stop_strings=("a", "b"), seed=9)
+    assert Options.of(eos_token_id=0, stop_strings="end").eos_token_id == (0,)
+    assert Options.of(stop_strings="end").stop_strings == ("end",)
+
+
+def test_end_of_text_comes_from_the_model_unless_asked() -> None:
+    """Only that: a model's own sampling defaults do not turn greedy decoding into sampling."""
+    defaults = GenerationConfig(eos_token_id=[5, 6], do_sample=True, temperature=0.6, top_k=20)
+    assert Options.of(defaults) == Options(eos_token_id=(5, 6))
+    assert Options.of(defaults, eos_token_id=7).eos_token_id == (7,)
+
+
+@pytest.mark.parametrize(
+    ("asked", "message"),
+    [
+        ({"max_new_tokens": 0}, "max_new_tokens must be an integer of at least 1, found 0"),
+        ({"max_new_tokens": -1}, "max_new_tokens must be an integer of at least 1, found -1"),
+        ({"max_new_tokens": 2.0}, "max_new_tokens must be an integer"),
+        ({"max_new_tokens": True}, "max_new_tokens must be an integer"),
+        ({"do_sample": 1}, "do_sample must be True or False, found 1"),
+        (SAMPLE | {"temperature": NAN}, "temperature must be a number above 0, found nan"),
+        (SAMPLE | {"temperature": 0}, "temperature must be above 0 .*, found 0"),
+        (SAMPLE | {"temperature": -0.5}, "temperature must be above 0"),
+        (SAMPLE | {"temperature": math.inf}, "temperature must be above 0 .* found inf"),
+        (SAMPLE | {"temperature": "hot"}, "temperature must be a number above 0, found 'hot'"),
+        (SAMPLE | {"temperature": True}, "temperature must be a number"),
+        (SAMPLE | {"top_p": 0}, "top_p must be above 0 and at most 1, found 0"),
+        (SAMPLE | {"top_p": 1.01}, "top_p must be above 0 and at most 1, found 1.01"),
+        (SAMPLE | {"top_p": NAN}, "top_p must be a number above 0 and at most 1, found nan"),
+        (SAMPLE | {"top_k": -1}, "top_k must be an integer of at least 0, found -1"),
+        (SAMPLE | {"top_k": 2.5}, "top_k must be an integer"),
+        (SAMPLE | {"min_p": 1.5}, "min_p must be from 0 to 1, found 1.5"),
+        (SAMPLE | {"min_p": NAN}, "min_p must be a number from 0 to 1, found nan"),
+        ({"repetition_penalty": 0.0}, "repetition_penalty must be above 0"),
+        ({"repetition_penalty": NAN}, "repetition_penalty must be a number"),
+        ({"eos_token_id": -1}, "eos_token_id must be an integer of at least 0, found -1"),
+        ({"eos_token_id": [2, "x"]}, "eos_token_id must be an integer of at least 0, found 'x'"),
+        ({"stop_strings": [""]}, "stop_strings must be non-empty text, found ''"),
+        ({"stop_strings": [3]}, "stop_strings must be non-empty text, found 3"),
+        ({"seed": -1}, "seed must be an integer of at least 0, found -1"),
+        ({"seed": 0.5}, "seed must be an integer"),
+        ({"temperature": 0.7}, "temperature has an effect only when sampling: add do_sample=True"),
+        ({"top_k": 5, "do_sample": False}, "top_k has an effect only when sampling"),
+        ({"min_p": 0.5}, "min_p has an effect only when sampling"),
+    ],
+)
+def test_values_out_of_range_are_refused(asked: dict[str, object], message: str) -> None:
+    """The option, the range and the value found are named."""
+    with pytest.raises(ConfigError, match=message):
+        Options.of(None, **asked)
+
+
+@pytest.mark.parametrize(
+    ("name", "hint"),
+    [
+        ("max_new_token", "did you mean 'max_new_tokens'"),
+        ("temprature", "did you mean 'temperature'"),
+        ("top_kk", "did you mean 'top_k'"),
+        ("num_beams", "it honours: do_sample, eos_token_id, max_new_tokens"),
+    ],
+)
+def test_unknown_options_are_refused_with_the_nearest(name: str, hint: str) -> None:
+    """A typo names what was meant; anything else gets the list."""
+    with pytest.raises(ConfigError, match=f"'{name}' is not honoured by this decoder.*{hint}"):
+        Options.of(None, **{name: 1})
+
+
+# ---------------------------------------------------------------- whole generation configs
+
+
+def filled(**values: object) -> GenerationConfig:
+    """A config as `generate` hands it over: every default written in."""
+    config = GenerationConfig(**values)
+    config.update(**config._get_default_generation_params(), defaults_only=True)
+    return config
+
+
+def test_a_whole_config_is_honoured() -> None:
+    """Values that `generate` writes in ask for nothing; sampling values of a greedy config are idle there too."""
+    assert from_generation_config(filled(max_new_tokens=5)) == Options(max_new_tokens=5)
+    assert from_generation_config(filled(max_new_tokens=5, eos_token_id=0)).eos_token_id == (0,)
+    sampled = from_generation_config(filled(max_new_tokens=5, do_sample=True, temperature=0.5, min_p=0.2))
+    assert sampled.sampling == Sampling(do_sample=True, temperature=0.5, top_k=50, min_p=0.2)
+    idle = GenerationConfig(max_new_tokens=5, repetition_penalty=1.5)
+    idle.temperature, idle.top_p = 0.6, 0.9
+    assert from_generation_config(idle).sampling == Sampling(repetition_penalty=1.5)
+    assert from_generation_config(GenerationConfig(max_length=99), max_new_tokens=4).max_new_tokens == 4
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("num_beams", 4),
+        ("min_length", 3),
+        ("min_new_tokens", 3),
+        ("no_repeat_ngram_size", 2),
+        ("bad_words_ids", [[3]]),
+        ("suppress_tokens", [3]),
+        ("typical_p", 0.5),
+        ("max_time", 1.0),
+        ("penalty_alpha", 0.6),
+        ("guidance_scale", 1.5),
+        ("num_return_sequences", 2),
+        ("output_scores", True),
+        ("prompt_lookup_num_tokens", 3),
+        ("made_up", 1),
+    ],
+)
+def test_settings_of_a_config_that_are_not_honoured_are_refused(name: str, value: object) -> None:
+    """By name, however they got there."""
+    config = filled(max_new_tokens=5, do_sample=True)
+    setattr(config, name, value)
+    with pytest.raises(ConfigError, match=f"'{name}' is not honoured"):
+        from_generation_config(config)
+
+
+@pytest.mark.parametrize(("name", "value"), [("max_new_tokens", 0), ("temperature", 0), ("top_p", 0.0)])
+def test_a_zero_in_a_config_is_not_taken_for_off(name: str, value: float) -> None:
+    """Zero is a value asked for, and out of range."""
+    config = filled(max_new_tokens=5, do_sample=True)
+    setattr(config, name, value)
+    with pytest.raises(ConfigError, match=name):
+        from_generation_config(config)
+
+
+def test_max_length_alone_is_refused() -> None:
+    """It counts the prompt too, which an option of one completion cannot."""
+    with pytest.raises(ConfigError, match="max_new_tokens is required"):
+        from_generation_config(GenerationConfig(max_length=20))

@@ -1,0 +1,170 @@
+"""Processed scores equal transformers' own and the float64 specification; coupled drafts equal plain sampling."""
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor
+from transformers import GenerationConfig, LogitsProcessorList, RepetitionPenaltyLogitsProcessor
+
+from orthrus.decode import noise
+from orthrus.decode.options import Sampling
+from orthrus.decode.sampling import Chooser, Context
+from tests import reference
+from tests.families import tiny
+
+V = 12
+
+samplings = st.builds(
+    Sampling,
+    do_sample=st.just(True),
+    temperature=st.sampled_from([0.3, 0.7, 1.0, 1.8]),
+    top_k=st.sampled_from([0, 1, 3, 50]),
+    top_p=st.sampled_from([0.05, 0.5, 0.9, 1.0]),
+    min_p=st.sampled_from([0.0, 0.05, 0.3, 1.0]),
+    repetition_penalty=st.sampled_from([0.8, 1.0, 1.3]),
+)
+
+
+def draw_logits(seed: int, *shape: int) -> Tensor:
+    return torch.randn(*shape, V, generator=torch.Generator().manual_seed(seed)) * 2
+
+
+def seen_mask(texts: list[list[int]]) -> Tensor:
+    mask = torch.zeros(len(texts), V, dtype=torch.bool)
+    for row, text in enumerate(texts):
+        mask[row, text] = True
+    return mask
+
+
+@given(samplings, st.integers(0, 1000), st.lists(st.integers(0, V - 1), min_size=1, max_size=6))
+def test_scores_equal_transformers_processors(sampling: Sampling, seed: int, text: list[int]) -> None:
+    """Bit for bit what `generate` would sample from, built by transformers itself in its own order."""
+    config = GenerationConfig(
+        do_sample=True,
+        temperature=sampling.temperature,
+        top_k=sampling.top_k,
+        top_p=sampling.top_p,
+        min_p=sampling.min_p or None,
+        repetition_penalty=sampling.repetition_penalty,
+    )
+    logits = draw_logits(seed, 1)
+    processors = PLAIN._get_logits_processor(prepared(config), input_ids_seq_length=len(text))
+    expected = processors(torch.tensor([text]), logits.clone())
+    made = Chooser(sampling).scores(logits[:, None], seen_mask([text])[:, None])[:, 0]
+    assert torch.equal(made, expected)
+
+
+PLAIN = tiny("llama", vocab_size=V)
+
+
+def prepared(config: GenerationConfig) -> GenerationConfig:
+    config._eos_token_tensor = None
+    return config
+
+
+@given(samplings, st.integers(0, 1000), st.lists(st.integers(0, V - 1), min_size=1, max_size=6))
+def test_scores_equal_the_specification(sampling: Sampling, seed: int, text: list[int]) -> None:
+    """And what transformers does is what the float64 specification says, tokens of chance zero included."""
+    logits = draw_logits(seed, 1)
+    made = Chooser(sampling).scores(logits[:, None], seen_mask([text])[:, None])[0, 0].softmax(-1)
+    expected = reference.distribution(logits[0].tolist(), set(text), sampling)
+    np.testing.assert_allclose(made.double().numpy(), expected, rtol=0, atol=1e-6)
+    assert ((made == 0).numpy() == (expected == 0)).all()
+
+
+@given(st.sampled_from([0.5, 1.0, 1.7]), st.integers(0, 1000), st.lists(st.integers(0, V - 1), min_size=1))
+def test_greedy_scores_are_only_penalised(penalty: float, seed: int, text: list[int]) -> None:
+    """The repetition penalty moves a greedy choice too; nothing else is computed."""
+    logits = draw_logits(seed, 1)
+    expected = LogitsProcessorList([RepetitionPenaltyLogitsProcessor(penalty)])(torch.tensor([text]), logits.clone())
+    made = Chooser(Sampling(repetition_penalty=penalty)).scores(logits[:, None], seen_mask([text])[:, None])
+    assert torch.equal(made[:, 0], expected)
+
+
+def test_half_precision_logits_are_processed_in_float32() -> None:
+    """Scores of a bfloat16 model lose nothing more."""
+    logits = draw_logits(0, 1, 1).to(torch.bfloat16)
+    scores = Chooser(Sampling(do_sample=True, temperature=0.7)).scores(logits, None)
+    assert scores.dtype == torch.float32
+    assert torch.equal(scores, logits.float() / 0.7)
+
+
+def test_every_verify_slot_has_its_own_context() -> None:
+    """Slot j is penalised for the text and for the drafts before it, not for those after it."""
+    sampling = Sampling(repetition_penalty=2.0)
+    logits = draw_logits(5, 1, 4)
+    drafts, text = [3, 4, 3], [0, 7]
+    context = Context(torch.tensor([1]), torch.tensor([9]), seen_mask([text]))
+    chooser = Chooser(sampling)
+    scores = chooser.scores(logits, chooser._seen_along(torch.tensor([drafts]), context))[0].tolist()
+    for slot in range(4):
+        expected = reference.scores(logits[0, slot].tolist(), {*text, *drafts[:slot]}, sampling)
+        assert scores[slot] == pytest.approx(expected, rel=1e-6)
+
+
+# ---------------------------------------------------------------- drafts and verdicts over a toy backbone
+
+
+def backbone(text: tuple[int, ...]) -> Tensor:
+    """Logits `[V]` after a text: random, but always the same for the same text."""
+    return draw_logits(hash(text) % 2**31)
+
+
+def plain_text(start: tuple[int, ...], count: int, sampling: Sampling, stream: int) -> list[int]:
+    """Sample token by token with the noise of purpose TARGET at each position."""
+    text = start
+    for _ in range(count):
+        scores = Chooser(sampling).scores(backbone(text)[None, None], seen_mask([list(text)])[:, None])
+        position = torch.tensor([[len(text)]])
+        noised = scores + noise.gumbel(torch.tensor([stream]), position, noise.TARGET, V)
+        text = (*text, int(noised.argmax()))
+    return list(text[len(start) :])
+
+
+@given(samplings, st.integers(0, 1000), st.integers(0, 4), st.sampled_from([0.0, 0.3, 1.0]))
+def test_coupled_cycles_equal_plain_sampling(sampling: Sampling, seed: int, drafts: int, blur: float) -> None:
+    """Token for token, for drafts near the backbone's logits, far from them, and none at all."""
+    stream, text, count = noise.stream_of(seed, 0), (1, 2, 3), 8
+    chooser, done = Chooser(sampling, coupled=True), (1, 2, 3)
+    while len(done) < len(text) + count:
+        context = Context(torch.tensor([stream]), torch.tensor([len(done) - 1]), seen_mask([list(done)]))
+        foreseen = [backbone(done)] * drafts
+        logits = torch.stack([*foreseen, torch.zeros(V)])[None, :drafts]
+        proposal = chooser.draft(logits + blur * draw_logits(seed + len(done), 1, drafts), context)
+        tokens = proposal.tokens_BM[0].tolist()
+        after = torch.stack([backbone((*done, *tokens[:i])) for i in range(drafts + 1)])[None]
+        verdict = chooser.judge(proposal, after, context)
+        done = (*done, *verdict.tokens_BM1[0, : int(verdict.accepted_B[0]) + 1].tolist())
+    assert list(done[3 : 3 + count]) == plain_text(text, count, sampling, stream)
+
+
+def test_coupled_good_drafts_are_all_kept() -> None:
+    """Where draft and backbone agree on the logits, shared noise makes them agree on the token."""
+    sampling = Sampling(do_sample=True, temperature=1.5)
+    chooser = Chooser(sampling, coupled=True)
+    context = Context(torch.tensor([4]), torch.tensor([7]))
+    logits = draw_logits(1, 1, 6)
+    proposal = chooser.draft(logits[:, :5], context)
+    assert proposal.scores_BMV is None
+    assert chooser.judge(proposal, logits, context).accepted_B.tolist() == [5]
+
+
+def test_rejection_uses_independent_noise_for_each_decision(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Draft, acceptance and replacement of one position never share a draw; positions are those decided."""
+    asked: list[tuple[int, list[int]]] = []
+    real = noise.uniform
+
+    def spy(stream_B: Tensor, position_BQ: Tensor, purpose: int, lanes: int) -> Tensor:
+        asked.append((purpose, position_BQ[0].tolist()))
+        return real(stream_B, position_BQ, purpose, lanes)
+
+    monkeypatch.setattr(noise, "uniform", spy)
+    chooser, context = Chooser(Sampling(do_sample=True)), Context(torch.tensor([4]), torch.tensor([7]))
+    chooser.judge(chooser.draft(draw_logits(1, 1, 2), context), draw_logits(2, 1, 3), context)
+    assert sorted(asked) == [
+        (noise.DRAFT, [8, 9]),
+        (noise.ACCEPT, [8, 9]),
+        (noise.RESIDUAL, [8, 9, 10]),
+    ]

@@ -1,0 +1,97 @@
+"""Completions that come, go and are given up at random: every one of them still says what the plain loop says."""
+
+import random
+from functools import lru_cache
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from orthrus.decode.engine import Engine, Row
+from orthrus.decode.options import Options, Sampling
+from tests import reference
+from tests.decode.drive import BLOCK, dual, engine_of
+from tests.families import tiny
+
+LONGEST = 14
+STEMS = [[5, 6, 7, 8, 9, 10, 11], [5, 6, 7, 40], [60, 61], [8]]
+PENALTIES = [1.0, 1.0, 1.4]
+MODEL, PLAIN = dual(), tiny("qwen3")
+
+
+@lru_cache(maxsize=None)
+def plain_text(prompt: tuple[int, ...], penalty: float) -> list[int]:
+    return reference.greedy_text(PLAIN, prompt, LONGEST, Sampling(repetition_penalty=penalty))
+
+
+class Schedule:
+    """One random life of an engine."""
+
+    def __init__(self, seed: int) -> None:
+        self.chance = random.Random(seed)
+        self.engine = self.random_engine()
+        self.rows: dict[int, Row] = {}
+        self.expected: dict[int, list[int]] = {}
+        self.aborted: set[int] = set()
+
+    def random_engine(self) -> Engine:
+        block = self.chance.randint(1, BLOCK)
+        return engine_of(
+            MODEL,
+            rows=self.chance.randint(1, 3),
+            capacity=Engine.room(max(map(len, STEMS)) + LONGEST, LONGEST, block),
+            block=block,
+            prefill_chunk=self.chance.choice([1, 3, 512]),
+            admit_free=self.chance.randint(1, 2),
+        )
+
+    def add(self) -> None:
+        """Ask for a completion of a known prompt, sometimes of an earlier text, as a conversation does."""
+        prompt = list(self.chance.choice(STEMS))
+        if self.chance.random() < 0.3:
+            prompt += plain_text(tuple(prompt), 1.0)[: self.chance.randint(1, LONGEST)]
+        penalty = self.chance.choice(PENALTIES)
+        text = plain_text(tuple(prompt), penalty)[: self.chance.randint(1, LONGEST)]
+        eos = (self.chance.choice(text),) if self.chance.random() < 0.4 else ()
+        options = Options(
+            max_new_tokens=len(text), eos_token_id=eos, sampling=Sampling(repetition_penalty=penalty)
+        )
+        id = self.engine.add(prompt, options)
+        self.expected[id] = text[: text.index(eos[0]) + 1] if eos else text
+
+    def step(self) -> None:
+        for progress in self.engine.step():
+            row = self.rows[progress.row.id] = progress.row
+            assert row.token_ids[-len(progress.token_ids) :] == progress.token_ids
+            assert 0 <= progress.accepted <= len(progress.token_ids)
+
+    def abort(self) -> None:
+        alive = [row.id for row in (*self.engine.live, *self.engine.waiting)]
+        if alive:
+            id = self.chance.choice(alive)
+            assert self.engine.abort(id)
+            self.aborted.add(id)
+
+    def run(self, events: int) -> None:
+        for _ in range(events):
+            self.chance.choices([self.add, self.step, self.abort], weights=[4, 6, 1])[0]()
+        while self.engine.busy:
+            self.step()
+
+    def check(self) -> None:
+        assert self.engine.live == []
+        for id, text in self.expected.items():
+            written = self.rows[id].token_ids if id in self.rows else []
+            if id in self.aborted:
+                assert written == text[: len(written)]
+            else:
+                assert written == text
+                assert self.rows[id].stats.emitted == len(text)
+
+
+@settings(max_examples=40)
+@given(st.integers(0, 2**32 - 1))
+def test_random_schedules_equal_the_plain_loop(seed: int) -> None:
+    """Rows, blocks, chunks, prompts, options, arrivals and abortions drawn at random."""
+    schedule = Schedule(seed)
+    schedule.run(25)
+    schedule.check()
