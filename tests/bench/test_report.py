@@ -11,7 +11,7 @@ from orthrus.bench.lines import Result
 from orthrus.bench.plots import plot
 from orthrus.bench.report import Report, Summary, read_report, summaries
 from orthrus.bench.tables import tables
-from orthrus.errors import DataError
+from orthrus.errors import ConfigError, DataError
 from tests.bench.lines_of import result, stats
 
 
@@ -74,6 +74,14 @@ def test_baselines_are_whom_one_asks_for_and_never_token_exact() -> None:
     assert slow.against["ar"].totals.value == 0.5
 
 
+def test_a_plan_can_be_a_baseline_and_what_is_no_mode_cannot() -> None:
+    (plain,) = [s for s in summaries(_both("0", 1.0), baselines=["orthrus:full"]) if s.mode == "ar"]
+    assert plain.against["orthrus:full"].totals.value == 1 / 4
+    for name in ("orthrus", "ar:full", "vllm"):
+        with pytest.raises(ConfigError, match=name):
+            summaries(_both("0", 1.0), baselines=[name])
+
+
 def test_files_are_read_together_and_a_line_counts_once(tmp_path: Path) -> None:
     one, two = tmp_path / "1.jsonl", tmp_path / "2.jsonl"
     lines.append(one, [_provenance(), *(line.to_record() for line in RESULTS[:4])])
@@ -102,7 +110,7 @@ def test_a_report_is_json_and_has_the_names_of_the_design() -> None:
 
 def test_tables_have_a_row_for_every_figure() -> None:
     speed, drafts, positions, passes, runs = tables(_report())
-    assert speed.title == "Speed: tiny · float32 · batch 1 · 2 threads · at most 64 tokens · 3 rounds"
+    assert speed.title == "Speed: tiny · float32 · batch 1 · threads 2 · at most 64 tokens · rounds 3"
     assert [
         "s",
         "y",

@@ -6,14 +6,16 @@ from functools import lru_cache
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from orthrus.decode import plan
 from orthrus.decode.engine import Engine, Row
 from orthrus.decode.options import Options, Sampling
 from tests import reference
-from tests.decode.drive import BLOCK, dual, engine_of
+from tests.decode.drive import BLOCK, dual
 from tests.families import tiny
 
 LONGEST = 14
 STEMS = [[5, 6, 7, 8, 9, 10, 11], [5, 6, 7, 40], [60, 61], [8]]
+PLANS = ["ar", "fixed:2", "fixed:5", "full", "tree:6", "onepass:2", "onepass", "auto"]
 PENALTIES = [1.0, 1.0, 1.4]
 MODEL, PLAIN = dual(), tiny("qwen3")
 
@@ -28,21 +30,29 @@ class Schedule:
 
     def __init__(self, seed: int) -> None:
         self.chance = random.Random(seed)
+        self.now = 0.0
         self.engine = self.random_engine()
         self.rows: dict[int, Row] = {}
         self.expected: dict[int, list[int]] = {}
         self.aborted: set[int] = set()
 
     def random_engine(self) -> Engine:
-        block = self.chance.randint(1, BLOCK)
-        return engine_of(
+        chosen = plan.parse(self.chance.choice(PLANS))
+        scratch = max(step.scratch for step in chosen.steps(BLOCK))
+        return Engine(
             MODEL,
             rows=self.chance.randint(1, 3),
-            capacity=Engine.room(max(map(len, STEMS)) + LONGEST, LONGEST, block),
-            block=block,
+            capacity=Engine.room(max(map(len, STEMS)) + LONGEST, LONGEST, scratch),
+            plan=chosen,
             prefill_chunk=self.chance.choice([1, 3, 512]),
             admit_free=self.chance.randint(1, 2),
+            clock=self.tick,
         )
+
+    def tick(self) -> float:
+        """A clock by which steps cost anything, so that `auto` tries everything."""
+        self.now += self.chance.random()
+        return self.now
 
     def add(self) -> None:
         """Ask for a completion of a known prompt, sometimes of an earlier text, as a conversation does."""
@@ -52,9 +62,7 @@ class Schedule:
         penalty = self.chance.choice(PENALTIES)
         text = plain_text(tuple(prompt), penalty)[: self.chance.randint(1, LONGEST)]
         eos = (self.chance.choice(text),) if self.chance.random() < 0.4 else ()
-        options = Options(
-            max_new_tokens=len(text), eos_token_id=eos, sampling=Sampling(repetition_penalty=penalty)
-        )
+        options = Options(max_new_tokens=len(text), eos_token_id=eos, sampling=Sampling(repetition_penalty=penalty))
         id = self.engine.add(prompt, options)
         self.expected[id] = text[: text.index(eos[0]) + 1] if eos else text
 
@@ -88,10 +96,10 @@ class Schedule:
                 assert self.rows[id].stats.emitted == len(text)
 
 
-@settings(max_examples=40)
+@settings(max_examples=24)
 @given(st.integers(0, 2**32 - 1))
 def test_random_schedules_equal_the_plain_loop(seed: int) -> None:
-    """Rows, blocks, chunks, prompts, options, arrivals and abortions drawn at random."""
+    """Rows, plans, chunks, prompts, options, arrivals and abortions drawn at random."""
     schedule = Schedule(seed)
     schedule.run(25)
     schedule.check()

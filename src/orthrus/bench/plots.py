@@ -67,26 +67,27 @@ def _ratios(part: Sequence[Summary], base: str, title: str) -> Draw:
         axes.set_xticks(range(len(places)), places, rotation=30, ha="right")
         axes.set_ylabel(f"tokens/s, ratio to {base}")
         axes.set_title(title)
-        axes.legend()
+        _legend(axes)
 
     return draw
 
 
 def _positions(part: Sequence[Summary], title: str) -> Draw:
-    """Draw one curve per domain and contender."""
+    """Draw one curve per domain (its colour) and contender (its dashes)."""
+    drafted = [summary for summary in part if summary.accepted_per_position]
 
     def draw(axes: "Axes") -> None:
-        for summary in part:
-            if summary.accepted_per_position:
-                slots = range(1, len(summary.accepted_per_position) + 1)
-                axes.plot(
-                    slots,
-                    summary.accepted_per_position,
-                    marker=".",
-                    label=f"{_place(summary)}, {summary.label}",
-                )
+        for summary in drafted:
+            axes.plot(
+                range(1, len(summary.accepted_per_position) + 1),
+                summary.accepted_per_position,
+                marker=".",
+                label=f"{_place(summary)}, {summary.label}",
+                color=_colour([_place(one) for one in drafted], _place(summary)),
+                linestyle=_dashes([one.label for one in drafted], summary.label),
+            )
         axes.set(xlabel="position in the block", ylabel="share of drafts accepted", ylim=(0, 1), title=title)
-        axes.legend(fontsize="small")
+        _legend(axes)
 
     return draw
 
@@ -103,26 +104,44 @@ def _throughput(summaries: Sequence[Summary]) -> Draw:
 
 
 def _passes(passes: Sequence[Record]) -> Draw:
-    """Draw milliseconds by width, one curve per kind of pass, precision, batch and context."""
+    """Draw milliseconds by width: drafts, and verifications from the plain step of width 1 on."""
     curves: dict[str, list[tuple[int, float]]] = {}
     for record in passes:
-        if record["pass"] != "ar":  # the one-row pass that every curve starts at
-            label = f"{record['pass']}, {record['dtype']}, batch {record['batch']}, context {record['context']}"
-            curves.setdefault(label, []).append((record["width"], 1000 * record["seconds"]))
-    return _curves(curves, xlabel="rows of the pass", ylabel="ms", title="Cost of passes by width")
+        kind = "draft" if record["pass"] == "draft" else "verify"
+        label = f"{kind}, {record['dtype']}, batch {record['batch']}, context {record['context']}"
+        curves.setdefault(label, []).append((record["width"], 1000 * record["seconds"]))
+    return _curves(curves, xlabel="positions of the pass", ylabel="ms", title="Cost of passes by width")
 
 
 def _curves(curves: dict[str, list[tuple[int, float]]], *, xlabel: str, ylabel: str, title: str) -> Draw:
+    """Draw curves over a logarithmic scale; the first word of a label picks the dashes, the rest the colour."""
+    firsts, rests = zip(*(label.partition(", ")[::2] for label in curves), strict=True)
+
     def draw(axes: "Axes") -> None:
-        for label, points in curves.items():
+        for (label, points), first, rest in zip(curves.items(), firsts, rests, strict=True):
             xs, ys = zip(*sorted(points), strict=True)
-            axes.plot(xs, ys, marker=".", label=label)
+            colour, dashes = _colour(rests, rest), _dashes(firsts, first)
+            axes.plot(xs, ys, marker=".", label=label, color=colour, linestyle=dashes)
+        ticks = sorted({x for points in curves.values() for x, _ in points})
         axes.set_xscale("log", base=2)
+        axes.set_xticks(ticks, map(str, ticks))
         axes.set(xlabel=xlabel, ylabel=ylabel, title=title)
         axes.set_ylim(bottom=0)
-        axes.legend(fontsize="small")
+        _legend(axes)
 
     return draw
+
+
+def _colour(names: Sequence[str], name: str) -> str:
+    return f"C{list(dict.fromkeys(names)).index(name) % 10}"
+
+
+def _dashes(names: Sequence[str], name: str) -> str:
+    return ("-", "--", ":", "-.")[list(dict.fromkeys(names)).index(name) % 4]
+
+
+def _legend(axes: "Axes") -> None:
+    axes.legend(fontsize="small", loc="upper left", bbox_to_anchor=(1.01, 1))
 
 
 def _place(summary: Summary) -> str:
@@ -144,4 +163,4 @@ def _figure() -> Any:
         from matplotlib.figure import Figure
     except ImportError as error:
         raise DataError("plots need matplotlib, which is not installed: pip install 'orthrus-lm[bench]'") from error
-    return Figure(figsize=(8, 4.5), layout="constrained")
+    return Figure(figsize=(10, 4.5), layout="constrained")

@@ -10,9 +10,10 @@ from pathlib import Path
 from typing import Any, Final, TypeAlias
 
 from orthrus.bench import lines, metrics
+from orthrus.bench.contenders import MODES, OWN
 from orthrus.bench.lines import Record, Result
 from orthrus.bench.metrics import Estimate, Ratio
-from orthrus.errors import DataError
+from orthrus.errors import ConfigError, DataError
 
 ALL: Final = "all"
 BASELINES: Final = ("ar", "hf", "hf-static")
@@ -114,11 +115,13 @@ def read_report(paths: Sequence[Path], *, baselines: Sequence[str] = BASELINES, 
 
     Args:
         paths: files that `orthrus bench run` or `orthrus bench passes` wrote.
-        baselines: modes that every other contender is compared with, where they ran.
+        baselines: modes (of `orthrus`, with a plan: "orthrus:full") that every other contender is compared with,
+            where they ran.
         seed: of the bootstrap.
 
     Raises:
         DataError: a file cannot be read, or there is nothing to report.
+        ConfigError: a baseline that is no mode.
     """
     provenances: dict[str, Record] = {}
     passes: list[Record] = []
@@ -144,11 +147,20 @@ def summaries(results: Sequence[Result], *, baselines: Sequence[str] = BASELINES
     for setting, of_setting in _split(results, lambda r: (r.configuration, r.dtype, r.batch)):
         for (suite, domain), part in _sections(of_setting):
             by_contender = dict(_split(part, lambda r: r.contender))
-            # What is asked to be exact to the token is slower: no baseline.
-            bases = {who[0]: base for who, base in by_contender.items() if who[0] in baselines and who[2] != "token"}
+            bases = {name: by_contender[who] for name in baselines if (who := _baseline(name)) in by_contender}
             for own in by_contender.values():
                 out.append(_summary(setting, suite, domain, own, bases, seed))
     return out
+
+
+def _baseline(name: str) -> lines.Who:
+    """Return who a baseline's name stands for; of our own modes the faster kind, not exact to the token."""
+    mode, _, plan = name.partition(":")
+    if mode not in MODES or bool(plan) != (mode == "orthrus"):
+        raise ConfigError(
+            f"a baseline is one of {', '.join(MODES)}, orthrus with a plan (orthrus:full); found {name!r}"
+        )
+    return mode, plan or None, "distribution" if mode in OWN else None
 
 
 def _summary(

@@ -49,9 +49,9 @@ def tables(report: Report) -> list[Grid]:
         facts = [str(known.get("model", configuration)), dtype, f"batch {batch}"]
         if known:
             facts += [
-                f"{known['threads']} threads",
+                f"threads {known['threads']}",
                 f"at most {known['max_new_tokens']} tokens",
-                f"{known['rounds']} rounds",
+                f"rounds {known['rounds']}",
             ]
         title = " · ".join(facts)
         grids = (_speed(title, part), _drafts(title, part), _positions(title, part))

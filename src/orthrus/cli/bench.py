@@ -170,7 +170,9 @@ def report(
     ],
     against: Annotated[
         list[str] | None,
-        typer.Option("--against", metavar="MODE,…", help="Baselines of the ratios; ar,hf,hf-static unless given."),
+        typer.Option(
+            "--against", metavar="MODE,…", help="Baselines of ratios, orthrus:PLAN too; ar,hf,hf-static unless given."
+        ),
     ] = None,
     markdown: Annotated[bool, typer.Option("--markdown", help="Print the tables in markdown.")] = False,
     plots: Annotated[Path | None, typer.Option("--plots", metavar="DIR", help="Draw plots into a directory.")] = None,

@@ -6,7 +6,6 @@ neither packing nor training.
 """
 
 import json
-import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -79,8 +78,8 @@ def answer(
             row = progress.row
             if row.finish_reason is not None:
                 written = np.arange(len(row.prompt_ids) + len(row.token_ids)) >= len(row.prompt_ids)
-                ids = np.array(row.prompt_ids + row.token_ids, dtype=np.int32)
-                yield EncodedDocument(token_ids=ids, answer=written)
+                tokens = np.array(row.prompt_ids + row.token_ids, dtype=np.int32)
+                yield EncodedDocument(token_ids=tokens, answer=written)
 
 
 def answered(
@@ -123,7 +122,7 @@ def _write(path: Path, documents: Sequence[EncodedDocument]) -> None:
             token_ids=np.concatenate([d.token_ids for d in documents] or empty),
             answer=np.concatenate([d.answer for d in documents] or empty).astype(np.bool_),
         )
-    os.replace(temporary, path)
+    temporary.replace(path)
 
 
 def _read(path: Path) -> list[EncodedDocument]:

@@ -180,8 +180,10 @@ def encode(tokenizer: PreTrainedTokenizerBase, prompt: Prompt) -> list[int]:
         raise PromptError("the chat must say something, found only empty messages")
     if tokenizer.chat_template is None:
         raise PromptError("a chat needs a tokenizer with a chat template, this one has none: give the prompt as text")
-    ids = tokenizer.apply_chat_template(prompt, add_generation_prompt=True, tokenize=True, return_dict=False)
-    return ids
+    chat: list[int] = tokenizer.apply_chat_template(
+        prompt, add_generation_prompt=True, tokenize=True, return_dict=False
+    )
+    return chat
 
 
 def _completion(tokenizer: PreTrainedTokenizerBase, prompt: Prompt, row: Row) -> Completion:

@@ -200,8 +200,8 @@ class Engine:
         needed = self.room(len(prompt_ids), limit, self.planner.scratch)
         if needed > self.capacity:
             raise CacheFull(
-                f"{len(prompt_ids)} prompt tokens, {limit} new ones and {self.planner.scratch} of scratch need {needed} "
-                f"cache positions, a row has {self.capacity}: ask for fewer tokens or a larger capacity"
+                f"{len(prompt_ids)} prompt tokens, {limit} new ones and {self.planner.scratch} of scratch need "
+                f"{needed} cache positions, a row has {self.capacity}: ask for fewer tokens or a larger capacity"
             )
         return limit
 

@@ -152,7 +152,7 @@ class Passes:
         keep = torch.cat([index[:Q], index[Q:].view(S, K)[:, :-1].flatten()])
         view = FusedView(rows=Q, ar=causal, diffusion=drafting)
         logits = self._call(torch.cat([token_BQ, mask_BM], dim=1), position_BT, view, keep=keep)
-        return logits[:, :Q], logits[:, Q:].unflatten(1, (S, drafts))
+        return logits[:, :Q], logits[:, Q:].view(B, S, drafts, -1)
 
     def _level(self, rows: slice) -> list[slice]:
         """Cut rows into runs of equal length."""

@@ -91,7 +91,7 @@ _ALL = 1 << 30
 
 def parse(text: str) -> Plan:
     """Read a plan's name; raises ConfigError for anything that is not one."""
-    kind, colon, number = text.partition(":")
+    kind, _, number = text.partition(":")
     value = int(number) if number.isdigit() else 0
     if text in ("auto", "ar", "full", "onepass"):
         steps = {"auto": None, "ar": Step(), "full": Step(_FULL), "onepass": Step(_FULL, stops=_ALL)}

@@ -141,7 +141,8 @@ class Chooser:
             warpers.append(MinPLogitsWarper(s.min_p))
         flat = scores.flatten(0, 1)
         # The warpers read scores only; the ids they are handed are never looked at.
-        return warpers(flat.new_empty(0, dtype=torch.long), flat).view_as(scores)
+        warped: Tensor = warpers(flat.new_empty(0, dtype=torch.long), flat)
+        return warped.view_as(scores)
 
     def _seen_along(self, draft_BM: Tensor, context: Context) -> Tensor | None:
         """Return what each verify slot's text contains, the drafts before it included: `[B, M+1, V]`."""

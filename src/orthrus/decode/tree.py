@@ -113,7 +113,7 @@ def walk(tree: Tree, choice_BP: Tensor, *, slots: int) -> Path:
         choice_BP: what the backbone writes after each node.
         slots: M, the length of the longest path.
     """
-    B, P = choice_BP.shape
+    P = choice_BP.shape[1]
     meets_BN = tree.token_BN == choice_BP.gather(1, tree.parent_BN)
     meets_BP = torch.nn.functional.pad(meets_BN, (1, 0), value=True)
     whole_BP = (meets_BP[:, None] | ~tree.ancestor_BPP).all(2)

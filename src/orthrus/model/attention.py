@@ -105,11 +105,11 @@ def _tiled(
     tiles = key.shape[2] // tile
 
     def cut(x: Tensor) -> Tensor:
-        return x.unflatten(2, (tiles, tile)).flatten(0, 2)
+        return x.reshape(B * heads * tiles, tile, x.shape[3])
 
     query = grouped[:, :, None].expand(B, heads, tiles, rows, D).flatten(0, 2)
     scores = torch.bmm(query, cut(key).transpose(1, 2)).view(B, heads, tiles, rows, tile) * scaling
-    reach = mask.unflatten(3, (tiles, tile)).transpose(2, 3)
+    reach = mask.reshape(*mask.shape[:3], tiles, tile).transpose(2, 3)
     scores = _masked(_capped(scores, softcap), reach).float()
     top = scores.amax(dim=(2, 4), keepdim=True)
     if sink_H is not None:

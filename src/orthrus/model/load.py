@@ -168,7 +168,7 @@ def _pretrained(cls: Any, home: Path | str, dtype: torch.dtype | str, **more: An
     if info["missing_keys"] or info.get("mismatched_keys"):
         missing = sorted(info["missing_keys"]) + [str(k) for k in info.get("mismatched_keys", ())]
         raise CheckpointError(f"the backbone {home} is not whole: {len(missing)} tensors missing, {missing[0]} first")
-    return model  # type: ignore[no-any-return]
+    return model
 
 
 def _json(file: Path) -> dict[str, Any]:

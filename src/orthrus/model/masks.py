@@ -84,7 +84,7 @@ def ahead(length_B: Tensor, stop_BS: Tensor, *, rows: int, block: int, span: int
     Behind a row's `rows` AR slots lie its S blocks of K slots. A slot of block s sees the keys of the text up to the
     place where acceptance stops after `stop_BS[:, s]` drafts, and its own block in both directions.
     """
-    B, S = stop_BS.shape
+    S = stop_BS.shape[1]
     slot_S = torch.arange(span, device=length_B.device)
     text_BSS = slot_S <= (length_B[:, None] + stop_BS)[:, :, None]
     owner_BS = (slot_S - (length_B + rows)[:, None]).div(block, rounding_mode="floor")

@@ -70,7 +70,7 @@ def targets(document_BT: Tensor, answer_BT: Tensor, anchor_BN: Tensor, *, slots:
     Slot j predicts the token j + 1 places after the anchor; it counts as long as every token up to there belongs to
     the same answer of the same document.
     """
-    B, T = document_BT.shape
+    T = document_BT.shape[1]
     index_BNJ = anchor_BN[:, :, None] + torch.arange(1, slots + 1, device=anchor_BN.device)
     inside = index_BNJ < T
     target_BNJ = index_BNJ.clamp_max(T - 1)

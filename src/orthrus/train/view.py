@@ -90,7 +90,8 @@ class ViewTask:
     @property
     def model(self) -> nn.Module:
         """The dual-view model."""
-        return self._model
+        module: nn.Module = self._model
+        return module
 
     @property
     def row_count(self) -> int:

@@ -3,8 +3,6 @@
 An answer has one sentence, the function with a docstring, and one example. Knows no family of problems.
 """
 
-
-
 import operator
 from collections.abc import Callable, Sequence
 from typing import Final
