@@ -21,8 +21,8 @@ Cli = Callable[..., Ran]
 def test_figures_are_of_the_built_in_prompts(cli: Cli, model_dir: Path) -> None:
     model, tokenizer = orthrus.load(model_dir)
     chosen = list(problems(3, split="heldout"))
-    expected = orthrus.generate(model, tokenizer, [p.messages[:1] for p in chosen], max_new_tokens=10)
-    ran = cli("demo", "-m", model_dir, "--prompts", 3, "--max-new-tokens", 10, "--json")
+    expected = orthrus.generate(model, tokenizer, [p.messages[:1] for p in chosen], max_new_tokens=10, plan="full")
+    ran = cli("demo", "-m", model_dir, "--prompts", 3, "--max-new-tokens", 10, "--plan", "full", "--json")
     assert ran.code == 0
     value = json.loads(ran.out)
     assert [(p["id"], p["domain"]) for p in value["prompts"]] == [(p.id, p.domain) for p in chosen]
@@ -85,7 +85,9 @@ def test_a_broken_promise_fails_in_float32(
 
     greedy = accept.greedy
     monkeypatch.setattr(accept, "greedy", gullible)
-    ran = cli("demo", "-m", model_dir, "--prompts", 1, "--max-new-tokens", 16, "--json", "--dtype", dtype)
+    ran = cli(
+        "demo", "-m", model_dir, "--prompts", 1, "--max-new-tokens", 16, "--json", "--dtype", dtype, "--plan", "full"
+    )
     assert ran.code == code
     assert json.loads(ran.out)["all"]["identical"] is False
 

@@ -100,7 +100,20 @@ def test_compare_tells_when_texts_differ_and_fails_in_float32(
 
     accept_greedy = accept.greedy
     monkeypatch.setattr(accept, "greedy", gullible)
-    ran = cli("generate", "Hi", "-m", model_dir, "--max-new-tokens", 16, "--compare", "--json", "--dtype", dtype)
+    ran = cli(
+        "generate",
+        "Hi",
+        "-m",
+        model_dir,
+        "--max-new-tokens",
+        16,
+        "--compare",
+        "--json",
+        "--dtype",
+        dtype,
+        "--plan",
+        "full",
+    )
     assert answered(ran, code)["identical"] is False
     assert answered(ran, code)["dtype"] == dtype
 
@@ -144,7 +157,7 @@ def test_sampling_follows_its_seed_and_temperature_0_is_greedy(cli: Cli, model_d
     """Two seeds give one text with odds far below 1e-9: 24 tokens over a flat distribution of 300."""
 
     def tokens(*more: object) -> list[int]:
-        ran = cli("generate", "Hi", "-m", model_dir, "--max-new-tokens", 24, "--json", *more)
+        ran = cli("generate", "Hi", "-m", model_dir, "--max-new-tokens", 24, "--plan", "full", "--json", *more)
         ids: list[int] = answered(ran)["completions"][0]["token_ids"]
         return ids
 

@@ -31,7 +31,9 @@ Model = Annotated[str, typer.Option("--model", "-m", help="A bundled model, a di
 Mode = Annotated[
     Literal["orthrus", "ar"], typer.Option(help="orthrus drafts and verifies, ar decodes plainly: same text.")
 ]
-Plan = Annotated[str | None, typer.Option(metavar="PLAN", help="Drafts per cycle: full, fixed:K or ar.")]
+Plan = Annotated[
+    str | None, typer.Option(metavar="PLAN", help="How cycles draft: auto, full, fixed:K, tree:N, onepass or ar.")
+]
 ExactName = Literal["distribution", "token"]
 Exact = Annotated[ExactName, typer.Option(help="Promise the distribution, or plain decoding's very tokens.")]
 Dtype = Annotated[
@@ -53,7 +55,9 @@ MinP = Annotated[
 RepetitionPenalty = Annotated[
     float | None, typer.Option(rich_help_panel=_SAMPLING, help="Above 1 makes repeating less likely.")
 ]
-Seed = Annotated[int, typer.Option(rich_help_panel=_SAMPLING, help="Fixes every draw of a sampled text.")]
+Seed = Annotated[
+    int, typer.Option(rich_help_panel=_SAMPLING, help="Fixes every draw (and the text, given a fixed --plan).")
+]
 
 
 def generation_options(

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from orthrus.decode.output import Chunk, Stats
 
 DRAFT, BONUS = "green", "bold magenta"
+COLOURS = {"ar": ("", ""), "orthrus": (DRAFT, BONUS)}
 _WARM_UP_TOKENS = 32
 
 Prompts = Annotated[int, typer.Option(min=1, help="How many prompts; maths, code, table and JSON in turn.")]
@@ -157,15 +158,15 @@ def _pair(
             exact=exact,
             max_new_tokens=max_new_tokens,
         )
-        texts.append(_timed(chunks, show=show))
+        texts.append(_timed(chunks, styles=COLOURS[mode] if show else None))
         if show:
             say(statistics_line(texts[-1].stats, texts[-1].seconds) + "\n", style="dim")
     plain, made = texts
     return Pair(name=problem.domain, ar=plain, orthrus=made, identical=plain.token_ids == made.token_ids)
 
 
-def _timed(chunks: "Iterable[Chunk]", *, show: bool) -> Timed:
-    """Follow a stream to its end; the clock stops while it is printed."""
+def _timed(chunks: "Iterable[Chunk]", *, styles: tuple[str, str] | None) -> Timed:
+    """Follow a stream to its end and show it in these styles, if any; the clock stops while it is printed."""
     watch = Watch()
     ids: list[int] = []
     text = ""
@@ -173,11 +174,10 @@ def _timed(chunks: "Iterable[Chunk]", *, show: bool) -> Timed:
         ids += chunk.token_ids
         text += chunk.text
         stats = chunk.stats
-        if show:
-            styles = (DRAFT, BONUS) if stats.cycles else ("", "")
+        if styles is not None:
             for part, style in zip((chunk.draft_text, chunk.bonus_text), styles, strict=True):
                 say(part, style=style, end="")
-    if show:
+    if styles is not None:
         say("")
     return Timed(token_ids=ids, text=text, stats=stats, seconds=watch.seconds)
 

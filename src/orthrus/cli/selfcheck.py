@@ -15,7 +15,8 @@ if TYPE_CHECKING:
 
 _VOCABULARY = 96
 _BLOCK = 8
-_TOKENS = 40
+_TOKENS = 32
+_PLANS = ("full", "fixed:3", "tree:12", "onepass", "auto")
 _PROMPT_LENGTHS = (1, 5, 23, 60)
 _NOISE = 0.05
 """How far the random model's twin is moved: enough for drafts to be right at times and wrong at times."""
@@ -48,21 +49,21 @@ class Check:
 
 
 def check_random(device: str) -> Check:
-    """Check a tiny random model in float32 whose twin often drafts wrongly, in ragged batches and alone."""
+    """Check a tiny random model in float32 whose twin often drafts wrongly, under every kind of plan."""
     from orthrus.decode.output import Stats
     from orthrus.decode.plan import parse
 
     model = random_model(device)
     plain, _ = _tokens(model, parse("ar"), rows=1)
-    made, stats = _tokens(model, parse("full"), rows=len(_PROMPT_LENGTHS))
+    runs = [_tokens(model, parse(plan), rows=len(_PROMPT_LENGTHS)) for plan in _PLANS]
     return Check(
         model="random",
         dtype="float32",
         device=device,
         required=True,
-        texts=len(plain),
-        identical=sum(a == b for a, b in zip(made, plain, strict=True)),
-        tokens_per_cycle=Stats.total(stats).tokens_per_cycle,
+        texts=len(plain) * len(_PLANS),
+        identical=sum(a == b for made, _ in runs for a, b in zip(made, plain, strict=True)),
+        tokens_per_cycle=Stats.total(part for _, parts in runs for part in parts).tokens_per_cycle,
     )
 
 
@@ -81,7 +82,7 @@ def check_loaded(
 
     chats = [problem.messages[:1] for problem in problems(prompts, split="heldout")]
     plain = generate(model, tokenizer, chats, mode="ar", max_new_tokens=max_new_tokens, batch_size=1)
-    made = generate(model, tokenizer, chats, mode="orthrus", max_new_tokens=max_new_tokens, batch_size=1)
+    made = generate(model, tokenizer, chats, plan="full", max_new_tokens=max_new_tokens, batch_size=1)
     dtype = str(model.dtype).removeprefix("torch.")
     return Check(
         model=name,

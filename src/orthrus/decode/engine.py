@@ -21,7 +21,7 @@ from orthrus.decode.noise import stream_of
 from orthrus.decode.options import Options, Sampling
 from orthrus.decode.output import FinishReason, Stats
 from orthrus.decode.passes import Passes
-from orthrus.decode.plan import Costs, Kind, Plan, Planner, Record, Step
+from orthrus.decode.plan import Experience, Kind, Plan, Planner, Record, Step
 from orthrus.decode.sampling import Chooser, Context
 from orthrus.decode.stop import Stopper
 from orthrus.errors import CacheFull, PromptError
@@ -89,7 +89,7 @@ class Engine:
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
         block = config_of(model).block_size
-        self.planner = Planner(plan, block=block, costs=_costs_of(model))
+        self.planner = Planner(plan, block=block, experience=_experience_of(model, exact))
         self.capacity = capacity
         self.finding = None if exact == "distribution" else finding_for(model, width=block)
         geometry = None if self.finding is None else self.finding.geometry
@@ -234,7 +234,8 @@ class Engine:
     def _batch(self, rows: slice, step: Step) -> Batch:
         """Describe the live rows to the cycle."""
         ready = [logits for logits in self._ready[rows] if logits is not None and len(logits) >= step.drafts]
-        ready_BMV = torch.stack([r[: step.drafts] for r in ready]) if len(ready) == len(self.live) else None
+        ahead = step.kind == "onepass" and len(ready) == len(self.live)
+        ready_BMV = torch.stack([logits[: step.drafts] for logits in ready]) if ahead else None
         device = self.cache.device
         anchor_B = torch.tensor([row.anchor for row in self.live], device=device)
         stream_B = torch.tensor([row.stream for row in self.live], device=device)
@@ -291,8 +292,8 @@ class Engine:
             self._seen_RV[place, row.prompt_ids + row.token_ids] = True
 
 
-def _costs_of(model: PreTrainedModel) -> Costs:
-    """Return what steps of this model cost as far as known; engines of one model learn together."""
-    state = (str(model.device), model.dtype, torch.get_num_threads())
-    known: dict[object, Costs] = model.__dict__.setdefault("_orthrus_costs", {})
-    return known.setdefault(state, Costs())
+def _experience_of(model: PreTrainedModel, exact: Exact) -> Experience:
+    """Return what is known of this model's steps on its device; its engines learn together."""
+    state = (str(model.device), model.dtype, torch.get_num_threads(), exact)
+    known: dict[object, Experience] = model.__dict__.setdefault("_orthrus_experience", {})
+    return known.setdefault(state, Experience())

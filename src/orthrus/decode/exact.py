@@ -34,7 +34,7 @@ class Finding:
     Attributes:
         geometry: the shapes under which a token's logits depend on its own text alone.
         holds: False when not even single rows at fixed width are independent of their place in the block; drafts
-            then cannot be verified exactly, and plain steps are the fallback.
+            then cannot be verified exactly, and plain steps are the fallback: rows alone, texts read from their start.
         broken: the kernels' dependencies that were seen, in words; empty where rows are independent.
     """
 
@@ -54,22 +54,22 @@ def probe(model: PreTrainedModel, *, width: int) -> Finding:
         bench = _Bench(model, width)
         broken = []
         whole = bench.block(group=1, place=0)
-        offsets = torch.equal(whole, bench.one_by_one())
-        if not offsets:
+        if not torch.equal(whole, bench.one_by_one()):
             broken.append("a token's logits depend on its place in the pass")
-        longer = torch.equal(whole, bench.block(group=1, place=0, span=3 * SPAN))
-        if not longer:
+        if not torch.equal(whole, bench.block(group=1, place=0, span=3 * SPAN)):
             broken.append("a token's logits depend on masked cache slots in reach")
-        group = 1
+        holds, group = not broken, 1
         for size in _GROUPS:
             if not all(torch.equal(whole, bench.block(group=size, place=p)) for p in (0, size // 2, size - 1)):
                 broken.append(f"a token's logits depend on its neighbours in a pass of {size} rows")
                 break
             group = size
-        keys = bench.keys(width)
-        chunk = next((c for c in _CHUNKS if c > width and torch.equal(keys, bench.keys(c))), width)
+        keys, wider = bench.keys(width), [c for c in _CHUNKS if c > width]
+        chunk = next((c for c in wider if torch.equal(keys, bench.keys(c))), width)
+        if chunk != max(wider, default=width):
+            broken.append(f"a token's keys depend on the width of its prefill pass beyond {chunk} tokens")
     geometry = Geometry(width=width, chunk=chunk, span=SPAN, tile=SPAN, group=group)
-    return Finding(geometry=geometry, holds=offsets and longer, broken=tuple(broken))
+    return Finding(geometry=geometry if holds else bench.fixed, holds=holds, broken=tuple(broken))
 
 
 def finding_for(model: PreTrainedModel, *, width: int) -> Finding:

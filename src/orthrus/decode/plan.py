@@ -103,7 +103,8 @@ def parse(text: str) -> Plan:
     if kind == "onepass" and value >= 1:
         return Plan(text, Step(_FULL, stops=value))
     raise ConfigError(
-        f"a plan is 'auto', 'ar', 'full', 'fixed:K' (K of at least 2), 'tree:N', 'onepass' or 'onepass:M', found {text!r}"
+        "a plan is 'auto', 'ar', 'full', 'fixed:K' (K of at least 2), 'tree:N', 'onepass' or 'onepass:M', "
+        f"found {text!r}"
     )
 
 
@@ -111,56 +112,52 @@ class Costs:
     """Seconds per step, as measured: the median of the last few of each shape, first runs (warm-up) left out."""
 
     def __init__(self, *, window: int = 9) -> None:
-        self._seen: dict[tuple[Step, int], deque[float]] = {}
-        self._runs: dict[tuple[Step, int], int] = {}
+        self._seen: dict[int, dict[Step, deque[float]]] = {}
+        self._runs: dict[tuple[int, Step], int] = {}
         self._window = window
 
     def observe(self, step: Step, rows: int, seconds: float) -> None:
         """Add one measured step over so many rows."""
-        key = (step, rows)
-        self._runs[key] = self._runs.get(key, 0) + 1
-        if self._runs[key] > 1:
-            self._seen.setdefault(key, deque(maxlen=self._window)).append(seconds)
+        self._runs[rows, step] = self._runs.get((rows, step), 0) + 1
+        if self._runs[rows, step] > 1:
+            self._seen.setdefault(rows, {}).setdefault(step, deque(maxlen=self._window)).append(seconds)
 
-    def known(self, step: Step, rows: int) -> float | None:
-        """Return what this very step costs, or None when it has not been measured yet."""
-        seen = self._seen.get((step, rows))
-        return median(seen) if seen else None
-
-    def runs(self, step: Step, rows: int) -> int:
-        """Return how often a step was run."""
-        return self._runs.get((step, rows), 0)
+    def basis(self, rows: int) -> int:
+        """Return the number of rows whose costs to go by: this one, or the nearest where steps can be compared."""
+        known = [r for r, steps in self._seen.items() if Step() in steps and any(s.kind == "chain" for s in steps)]
+        return min(known, key=lambda r: max(r, rows) / min(r, rows), default=rows)
 
     def estimate(self, step: Step, rows: int) -> float | None:
-        """Return the cost of a step, by interpolation between chains of other lengths where it was not measured."""
-        exact = self.known(step, rows)
-        if exact is not None or step.kind in ("tree", "onepass"):
-            return exact
-        points = sorted(
-            (s.drafts, median(seen)) for (s, r), seen in self._seen.items() if r == rows and s.kind == "chain"
-        )
-        if not points or step.kind == "plain":
+        """Return a step's cost as measured, for chains by interpolation over their length; None where unknown."""
+        seen = self._seen.get(rows, {})
+        if step in seen:
+            return median(seen[step])
+        points = sorted((s.drafts, median(times)) for s, times in seen.items() if s.kind == "chain")
+        if step.kind != "chain" or not points:
             return None
+        if Step() in seen:
+            points.insert(0, (0, 2 * median(seen[Step()])))  # the shortest chain there could be: two passes of one row
         below = [p for p in points if p[0] < step.drafts]
         above = [p for p in points if p[0] > step.drafts]
         if below and above:
             (x0, y0), (x1, y1) = below[-1], above[0]
             return y0 + (y1 - y0) * (step.drafts - x0) / (x1 - x0)
-        # Beyond the measured ones a pass costs at most what the longer one does, and at least what the shorter one did.
+        # Beyond the measured ones a pass costs at most what a longer one does, and at least what a shorter one did.
         return above[0][1] if above else below[-1][1]
 
     def table(self) -> list[dict[str, float | int | str]]:
         """Return everything measured, one record per shape and number of rows."""
         return [
             {
-                "kind": s.kind,
-                "drafts": s.drafts,
-                "nodes": s.nodes,
-                "stops": s.stops,
+                "kind": step.kind,
+                "drafts": step.drafts,
+                "nodes": step.nodes,
+                "stops": step.stops,
                 "rows": rows,
-                "seconds": median(seen),
+                "seconds": median(times),
             }
-            for (s, rows), seen in sorted(self._seen.items(), key=lambda item: (item[0][1], repr(item[0][0])))
+            for rows, steps in sorted(self._seen.items())
+            for step, times in sorted(steps.items(), key=lambda item: repr(item[0]))
         ]
 
 
@@ -170,53 +167,77 @@ class Record:
 
     tried: list[float] = field(default_factory=list)
     kept: list[float] = field(default_factory=list)
-    fade: float = 0.9
+    fade: float = 0.95
+
+    def relax(self) -> None:
+        """Forget a little, as text moves on that no draft was tried on."""
+        self.tried = [t * self.fade for t in self.tried]
+        self.kept = [k * self.fade for k in self.kept]
 
     def add(self, *, drafts: int, accepted: int) -> None:
         """Add one cycle."""
-        grow = drafts - len(self.tried)
-        self.tried = [t * self.fade for t in self.tried] + [0.0] * grow
-        self.kept = [k * self.fade for k in self.kept] + [0.0] * grow
+        self.relax()
+        self.tried += [0.0] * (drafts - len(self.tried))
+        self.kept += [0.0] * (drafts - len(self.kept))
         for j in range(min(accepted + 1, drafts)):
             self.tried[j] += 1
             self.kept[j] += j < accepted
 
     def expected(self, drafts: int, prior: "Record | None" = None) -> float:
-        """Return the tokens a chain of so many drafts is expected to give, the bonus included."""
-        general = _rate(sum(self.kept), sum(self.tried), 0.5 if prior is None else prior.rate)
+        """Return the tokens a chain of so many drafts is expected to give, the bonus included.
+
+        A slot that was hardly ever tried is taken to be worth what it is in `prior`, or what all slots are.
+        """
         tokens = run = 1.0
         for j in range(drafts):
-            tried = self.tried[j] if j < len(self.tried) else 0.0
-            kept = self.kept[j] if j < len(self.kept) else 0.0
-            run *= _rate(kept, tried, general)
+            run *= self.slot_rate(j, prior)
             tokens += run
         return tokens
 
-    @property
-    def rate(self) -> float:
-        """The share of all drafts kept."""
-        return _rate(sum(self.kept), sum(self.tried), 0.5)
+    def slot_rate(self, slot: int, prior: "Record | None" = None) -> float:
+        """Return how often a slot's draft is kept once all before it were."""
+        general = _rate(sum(self.kept), sum(self.tried), 0.5) if prior is None else prior.slot_rate(slot)
+        known = slot < len(self.tried)
+        return _rate(self.kept[slot] if known else 0.0, self.tried[slot] if known else 0.0, general)
 
 
-def _rate(kept: float, tried: float, prior: float, weight: float = 1.0) -> float:
+def _rate(kept: float, tried: float, prior: float, weight: float = 2.0) -> float:
     return (kept + prior * weight) / (tried + weight)
+
+
+@dataclass(slots=True)
+class Experience:
+    """What engines of one model have learned together: costs, what drafts were worth lately, what may be spent.
+
+    Attributes:
+        costs: seconds per step.
+        worth: records over all rows, by kind of step: a new row's prior.
+        allowance: seconds that may be spent on looking at steps other than the best known one.
+        turn: steps seen so far.
+        used: the turn at which each kind was last used.
+    """
+
+    costs: Costs = field(default_factory=Costs)
+    worth: dict[Kind, Record] = field(default_factory=dict)
+    allowance: float | None = None
+    turn: int = 0
+    used: dict[Kind, int] = field(default_factory=dict)
 
 
 class Planner:
     """Choose each step. One per engine; rows share costs and, as a prior, what other rows' drafts were worth.
 
-    `auto` maximises expected tokens per second over the live rows. A kind of step that has not been measured is tried
-    only from an allowance: a small share of the time spent since, so that looking for better costs a bounded part.
+    `auto` maximises expected tokens per second over the live rows. Kinds of step that are not in use are looked at
+    again from an allowance, a small share of the time spent, so that looking for better costs a bounded part.
     """
 
     PROBE_SHARE = 0.02
+    FIRST_PROBES = 4
 
-    def __init__(self, plan: Plan, *, block: int, costs: Costs | None = None) -> None:
+    def __init__(self, plan: Plan, *, block: int, experience: Experience | None = None) -> None:
         self.plan = plan
         self.steps = plan.steps(block)
-        self.costs = costs or Costs()
-        self.shared: dict[Kind, Record] = {}
-        self.allowance = 0.0
+        self.known = experience or Experience()
 
     @property
     def scratch(self) -> int:
@@ -227,56 +248,62 @@ class Planner:
         """Return the next step for rows with these records."""
         if len(self.steps) == 1:
             return self.steps[0]
-        count = len(rows)
-        plain = self.costs.known(self.steps[0], count)
-        if plain is None:
-            return self.steps[0]
-        chains = [s for s in self.steps if s.kind == "chain"]
-        if all(self.costs.known(s, count) is None for s in chains):
-            return chains[-1]
-        scored = {s: self._speed(s, rows, count) for s in self.steps}
-        best = max(self.steps, key=lambda s: scored[s] or 0.0)
-        probe = self._probe(best, rows, count, plain)
-        return probe or best
+        costs = self.known.costs
+        basis = costs.basis(len(rows))
+        plain, longest = self.steps[0], max((s for s in self.steps if s.kind == "chain"), key=lambda s: s.drafts)
+        for needed in (longest, plain):
+            cost = costs.estimate(needed, basis)
+            if cost is None:
+                return needed
+            if self.known.allowance is None:
+                self.known.allowance = self.FIRST_PROBES * cost
+        speed = {step: self._speed(step, rows, basis) for step in self.steps}
+        best = max(self.steps, key=speed.__getitem__)
+        return self._probe(best, speed, basis) or best
 
     def observe(self, step: Step, rows: Sequence[dict[Kind, Record]], accepted: Sequence[int], seconds: float) -> None:
         """Learn from a finished step: what each row's drafts were worth and what it cost."""
-        self.costs.observe(step, len(rows), seconds)
-        self.allowance += seconds * self.PROBE_SHARE
+        known = self.known
+        known.costs.observe(step, len(rows), seconds)
+        known.turn += 1
+        known.used[step.kind] = known.turn
+        if known.allowance is not None:
+            known.allowance += seconds * self.PROBE_SHARE
         if step.kind == "plain":
+            for record in rows:
+                for kind in record:
+                    record[kind].relax()
             return
+        worth = known.worth.setdefault(step.kind, Record(fade=0.99))
         for record, kept in zip(rows, accepted, strict=True):
-            for place in (record, self.shared):
-                place.setdefault(step.kind, Record(fade=0.9 if place is record else 0.98)).add(
-                    drafts=step.drafts, accepted=kept
-                )
+            worth.add(drafts=step.drafts, accepted=kept)
+            record.setdefault(step.kind, Record()).add(drafts=step.drafts, accepted=kept)
 
-    def _speed(self, step: Step, rows: Sequence[dict[Kind, Record]], count: int) -> float | None:
-        """Return expected tokens per second, or None for a step whose cost or worth nobody knows."""
-        cost = self.costs.estimate(step, count)
-        if cost is None:
-            return None
-        return sum(self._expected(step, row) for row in rows) / max(cost, 1e-9)
+    def _speed(self, step: Step, rows: Sequence[dict[Kind, Record]], basis: int) -> float:
+        """Return expected tokens per second; 0 for a step whose cost nobody knows."""
+        cost = self.known.costs.estimate(step, basis)
+        return 0.0 if cost is None else sum(self._expected(step, row) for row in rows) / max(cost, 1e-9)
 
     def _expected(self, step: Step, row: dict[Kind, Record]) -> float:
         if step.kind == "plain":
             return 1.0
-        shared = self.shared.get(step.kind)
-        own = row.get(step.kind)
-        if own is None:
-            return (shared or Record()).expected(step.drafts)
-        return own.expected(step.drafts, prior=shared)
+        return row.get(step.kind, Record()).expected(step.drafts, prior=self.known.worth.get(step.kind))
 
-    def _probe(self, best: Step, rows: Sequence[dict[Kind, Record]], count: int, plain: float) -> Step | None:
-        """Return the step worth another look, when the allowance covers what it may lose."""
-        others = [s for s in self.steps if s.kind not in ("plain", best.kind) or (best.kind == "plain" and s.drafts)]
-        for step in sorted(others, key=lambda s: self._looked(s, count)):
-            cost = self.costs.estimate(step, count) or plain * 4
-            if self.allowance >= cost:
-                self.allowance = 0.0
-                return step
-        return None
+    def _probe(self, best: Step, speed: dict[Step, float], basis: int) -> Step | None:
+        """Return another kind of step at its best length, when the allowance covers what it costs.
 
-    def _looked(self, step: Step, count: int) -> tuple[int, int]:
-        """Order steps by how little is known of them; long chains say more than short ones."""
-        return (self.costs.runs(step, count), -step.drafts)
+        Kinds never measured come first; from plain decoding the most promising one is looked at every other time.
+        """
+        costs, used = self.known.costs, self.known.used
+        kinds = sorted({step.kind for step in self.steps} - {"plain", best.kind}, key=lambda k: (used.get(k, 0), k))
+        if not kinds:
+            return None
+        candidates = [max((s for s in self.steps if s.kind == kind), key=speed.__getitem__) for kind in kinds]
+        step = candidates[0]
+        if best.kind == "plain" and speed[step] and self.known.turn % 2:
+            step = max(candidates, key=speed.__getitem__)
+        cost = costs.estimate(step, basis) or 3 * (costs.estimate(self.steps[0], basis) or 0.0)
+        if self.known.allowance is None or self.known.allowance < cost:
+            return None
+        self.known.allowance -= cost
+        return step
