@@ -27,7 +27,11 @@ FAMILIES: dict[str, dict[str, object]] = {
     "llama": {},
     "mistral": {"sliding_window": None},
     "gemma2": {"sliding_window": 8, "query_pre_attn_scalar": 12},
-    "gemma3_text": {"sliding_window": 8, "query_pre_attn_scalar": 12},
+    "gemma3_text": {
+        "sliding_window": 8,
+        "query_pre_attn_scalar": 12,
+        "layer_types": ["sliding_attention", "full_attention"],
+    },
     "olmo2": {},
     "phi3": {"sliding_window": None},
     "smollm3": {},

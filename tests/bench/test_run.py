@@ -111,10 +111,11 @@ def test_a_larger_limit_adds_prompts_and_other_settings_add_runs(start: Start) -
 
 def test_a_wrong_text_is_not_identical(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
     """A contender whose fourth token is wrong, on the second prompt only, in the second round only."""
-    monkeypatch.setattr(bench, "decoders", _with_a_mistake(bench.decoders, call=4, place=3))
+    wrong = Contender("orthrus", "full", "distribution")
+    monkeypatch.setattr(bench, "decoders", _with_a_mistake(bench.decoders, wrong, call=4, place=3))
     found = start(warmup=0)
-    wrong = [(line.id, line.mode, line.diverges_at) for line in found if not line.identical]
-    assert wrong == [("t/1", "orthrus", 3)]
+    mistakes = [(line.id, line.mode, line.diverges_at) for line in found if not line.identical]
+    assert mistakes == [("t/1", "orthrus", 3)]
 
 
 def test_without_plain_decoding_identity_is_not_known(start: Start) -> None:
@@ -122,13 +123,20 @@ def test_without_plain_decoding_identity_is_not_known(start: Start) -> None:
     assert [(line.identical, line.diverges_at) for line in found] == [(None, None)] * 2
 
 
-def test_token_exactness_is_compared_with_plain_decoding_as_exact(start: Start) -> None:
-    found = start(contenders=contenders(["ar", "orthrus"], ["full"], ["distribution", "token"]), limit=1)
+def test_token_exactness_is_compared_with_plain_decoding_as_exact(
+    start: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A mistake of plain decoding with `exact="distribution"` touches nobody who is exact to the token."""
+    wrong = Contender("ar", None, "distribution")
+    monkeypatch.setattr(bench, "decoders", _with_a_mistake(bench.decoders, wrong, call=1, place=0))
+    made = contenders(["ar", "orthrus", "hf"], ["full"], ["distribution", "token"])
+    found = start(contenders=made, limit=1, rounds=1, warmup=0)
     assert [(line.mode, line.exact, line.identical) for line in found] == [
         ("ar", "distribution", True),
         ("ar", "token", True),
-        ("orthrus", "distribution", True),
+        ("orthrus", "distribution", False),
         ("orthrus", "token", True),
+        ("hf", None, False),
     ]
 
 
@@ -211,12 +219,13 @@ def _loader(folder: Path) -> Callable[[str], tuple[PreTrainedModel, PreTrainedTo
     return lambda dtype: load(folder, dtype=dtype, device="cpu")
 
 
-def _with_a_mistake(make: Callable[..., dict[Contender, Decoder]], *, call: int, place: int) -> Callable[..., Any]:
-    """Change one token of what mode `orthrus` writes when it is called for the `call`-th time."""
+def _with_a_mistake(
+    make: Callable[..., dict[Contender, Decoder]], contender: Contender, *, call: int, place: int
+) -> Callable[..., dict[Contender, Decoder]]:
+    """Change one token of what a contender writes when it is called for the `call`-th time."""
 
     def made(*arguments: Any) -> dict[Contender, Decoder]:
         run = make(*arguments)
-        contender = next(c for c in run if c.mode == "orthrus")
         honest, calls = run[contender], iter(range(1, 100))
 
         def wrong(prompts: Sequence[Sequence[int]], max_new_tokens: int) -> list[Answer]:

@@ -98,6 +98,7 @@ def test_decoding_that_is_not_lossless_is_found_out(cli: Cli, tmp_path: Path, mo
 
 
 def test_the_random_model_is_always_the_same_and_leaves_the_generator_alone() -> None:
+    torch.manual_seed(123)
     state = torch.get_rng_state()
     one, other = random_model("cpu"), random_model("cpu")
     assert torch.equal(state, torch.get_rng_state())

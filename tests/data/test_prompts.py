@@ -13,6 +13,9 @@ from orthrus.data.prompts import PromptRecord, read_prompts, user_prompt
 from orthrus.errors import ConfigError, DataError
 
 
+GZIPPED = gzip.compress(b"x" * 5000)
+
+
 def user(text: str) -> dict[str, str]:
     return {"role": "user", "content": text}
 
@@ -101,7 +104,9 @@ def test_a_broken_record_is_named_by_file_and_line(tmp_path: Path, line: str, me
         read_prompts(file)
 
 
-@pytest.mark.parametrize("content", [b"\xff\xfe", b"\x1f\x8b not gzip at all", gzip.compress(b"x" * 5000)[:-20]])
+@pytest.mark.parametrize(
+    "content", [b"\xff\xfe", b"\x1f\x8b not gzip at all", GZIPPED[:-20], GZIPPED[:12] + b"\xff" * 50]
+)
 def test_an_unreadable_file_is_named(tmp_path: Path, content: bytes) -> None:
     file = tmp_path / ("a.txt.gz" if content[:1] == b"\x1f" else "a.txt")
     file.write_bytes(content)

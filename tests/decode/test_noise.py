@@ -97,6 +97,20 @@ def test_streams_positions_and_purposes_differ() -> None:
         assert abs(float(correlation)) < 6 / math.sqrt(base.numel())
 
 
+def test_cycles_draw_afresh() -> None:
+    """The same position, decided in cycles that began at others, gets unrelated numbers; the same cycle the same."""
+    stream = torch.tensor([noise.stream_of(0, i) for i in range(100)])
+    position = torch.full((100, 1), 40)
+    numbers = [
+        noise.uniform(noise.fresh(stream, torch.full((100,), start)), position, noise.DRAFT, 50).flatten()
+        for start in (37, 38, 38)
+    ]
+    assert torch.equal(numbers[1], numbers[2])
+    correlation = torch.corrcoef(torch.stack([numbers[0], numbers[1]]))[0, 1]
+    assert abs(float(correlation)) < 6 / math.sqrt(numbers[0].numel())
+    assert chi_square_uniform(torch.cat(numbers[:2]), 100) > 1e-7
+
+
 def test_a_purpose_does_not_run_into_the_next_position() -> None:
     """Position and purpose are packed into one key: four purposes per position, no two keys alike."""
     u = torch.stack([many(1, 200, 1, purpose)[0, :, 0] for purpose in PURPOSES])

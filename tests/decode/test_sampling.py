@@ -104,6 +104,21 @@ def test_every_verify_slot_has_its_own_context() -> None:
         assert scores[slot] == pytest.approx(expected, rel=1e-6)
 
 
+@pytest.mark.parametrize("coupled", [False, True])
+def test_only_coupled_cycles_meet_the_same_noise_twice(coupled: bool) -> None:
+    """Position 9, drafted in a cycle that began at 7 and again in one that began at 8, over equal logits.
+
+    Drafts of rejected cycles must not foretell those of the next (else a proposal chosen by how the last one went
+    is no fair draw); coupled ones must, as there the noise of a position decides its token.
+    """
+    chooser = Chooser(Sampling(do_sample=True, temperature=2.0), coupled=coupled)
+    stream = torch.tensor([noise.stream_of(1, i) for i in range(200)])
+    logits = draw_logits(3, 1, 1).expand(200, 2, V)
+    first = chooser.draft(logits, Context(stream, torch.full((200,), 7))).tokens_BM[:, 1]
+    again = chooser.draft(logits, Context(stream, torch.full((200,), 8))).tokens_BM[:, 0]
+    assert torch.equal(first, again) is coupled
+
+
 # ---------------------------------------------------------------- drafts and verdicts over a toy backbone
 
 

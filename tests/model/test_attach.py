@@ -9,7 +9,7 @@ import orthrus
 from orthrus.errors import ConfigError, UnsupportedModel
 from orthrus.model import masks
 from orthrus.model.attach import config_of, duals, is_attached, use_attention, windows_of
-from orthrus.model.dual import DualAttention, FusedView, View
+from orthrus.model.dual import DualAttention, View
 from tests.families import FAMILIES, MOE, VOCAB, WINDOWED, perturb, tiny
 
 VARIANTS = [*((family, {}) for family in FAMILIES), *WINDOWED.items()]
@@ -108,39 +108,6 @@ def test_draft_mask_reaches_the_twin(family: str) -> None:
     assert not torch.equal(first, second)
     # Experts group their rows with their neighbours', which moves the last bits (DESIGN, section 5).
     torch.testing.assert_close(plain[0], plain[1], rtol=0, atol=1e-5 if family in MOE else 0)
-
-
-@pytest.mark.parametrize("family", [f for f in FAMILIES if f != "gpt_oss"])
-def test_fused_pass_equals_its_two_halves(family: str) -> None:
-    """AR rows and draft rows in one forward give what an AR pass, and a draft pass over its keys, give apart."""
-    model = orthrus.attach(tiny(family, attn="eager"), CONFIG)
-    perturb(model)
-    mask = config_of(model).mask
-    ids, A = torch.tensor([[5, 6, 7, 8, 9, 9, mask, mask]]), 5
-    position = torch.tensor([[0, 1, 2, 3, 4, 5, 6, 7]])
-
-    def layer_masks(limits: list[int], rows: slice, keys: int) -> masks.LayerMasks:
-        return masks.layer_masks(
-            masks.up_to(torch.tensor([limits]), span=keys),
-            query_position_BQ=position[:, rows],
-            key_position_BS=position[:, :keys],
-            windows=windows_of(model),
-            dtype=torch.float32,
-        )
-
-    ar = layer_masks([0, 1, 2, 3, 4], slice(None, A), A)
-    # In one forward, the halves of a layer see the keys of that layer: without a cache, their own rows only.
-    draft = layer_masks([2, 2, 2], slice(A, None), 3)
-    shifted = View(name="diffusion", masks=draft)
-    with torch.no_grad():
-        fused = model(
-            input_ids=ids, position_ids=position, use_cache=False, view=FusedView(rows=A, ar=ar, diffusion=draft)
-        ).logits
-        first = model(
-            input_ids=ids[:, :A], position_ids=position[:, :A], use_cache=False, view=View(name="ar", masks=ar)
-        ).logits
-        second = model(input_ids=ids[:, A:], position_ids=position[:, A:], use_cache=False, view=shifted).logits
-    torch.testing.assert_close(fused, torch.cat([first, second], dim=1), rtol=0, atol=2e-5)
 
 
 def test_windows_are_the_layers_own() -> None:

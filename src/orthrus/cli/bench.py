@@ -33,6 +33,11 @@ Batches = Annotated[
     list[str] | None, typer.Option("--batch", metavar="N,…", help="Prompts decoded together; 1 unless given.")
 ]
 Threads = Annotated[int | None, typer.Option(min=1, help="Threads of torch on the CPU; its own choice unless given.")]
+Limit = Annotated[
+    int | None,
+    typer.Option(min=1, help="Prompts of each suite; all of a file and 100 problems unless given."),
+]
+Data = Annotated[Path | None, typer.Option("--data", metavar="DIR", help="Where suites are looked for by name.")]
 Suites = Annotated[
     list[str],
     typer.Option(
@@ -58,9 +63,7 @@ def run(
     suite: Suites,
     output: Output,
     model: Model = "nano",
-    data: Annotated[
-        Path | None, typer.Option("--data", metavar="DIR", help="Where suites are looked for by name.")
-    ] = None,
+    data: Data = None,
     modes: Annotated[
         list[str] | None,
         typer.Option(
@@ -79,10 +82,7 @@ def run(
     ] = None,
     batch: Batches = None,
     dtype: Dtypes = None,
-    limit: Annotated[
-        int | None,
-        typer.Option(min=1, help="Prompts of each suite; all of a file and 100 problems unless given."),
-    ] = None,
+    limit: Limit = None,
     max_new_tokens: common.MaxNewTokens = 256,
     rounds: Annotated[int, typer.Option(min=1, help="How often everyone answers every prompt.")] = 3,
     warmup: Annotated[int, typer.Option(min=0, help="Rounds over the first prompts that do not count.")] = 1,

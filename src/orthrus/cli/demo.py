@@ -199,7 +199,7 @@ def _sum(pairs: list[Pair]) -> Pair:
 
 def _table(pairs: list[Pair], whole: Pair, caption: str) -> None:
     """Print one line per prompt and one for all of them, and what the colours mean."""
-    table = Table(caption=caption, caption_justify="left")
+    table = Table()
     table.add_column("prompt")
     for heading in (
         "tokens",
@@ -226,4 +226,5 @@ def _table(pairs: list[Pair], whole: Pair, caption: str) -> None:
         )
     console = out()
     console.print(table)
+    say(caption, style="dim")
     console.print(f"[{DRAFT}]accepted drafts[/] · [{BONUS}]bonus token of each cycle[/] · prompts unseen in training")

@@ -102,7 +102,8 @@ class Engine:
         room = capacity if geometry is None else geometry.capacity(capacity)
         self.cache = ScratchCache(rows=rows, capacity=room, device=model.device)
         self.passes = Passes(model, self.cache, geometry)
-        self.coupled = exact == "token"
+        # Trees find far more sampled text with the backbone's own noise, and no other step of theirs needs rejection.
+        self.coupled = exact == "token" or all(step.kind == "tree" for step in self.planner.steps)
         self.prefill_chunk = prefill_chunk
         self.admit_free = admit_free
         self.drafter = drafter
@@ -224,7 +225,9 @@ class Engine:
     def _reuse(self, place: int, prompt_ids: list[int]) -> list[int]:
         """Keep what the row's keys have in common with a new prompt; return the tokens still to be read."""
         common = 0
-        for old, new in zip(self._cached_ids[place], prompt_ids, strict=False):
+        # Where a token's place in a pass changes its keys, texts are comparable only when all are read from the start.
+        cached_ids = self._cached_ids[place] if self.finding is None or self.finding.holds else []
+        for old, new in zip(cached_ids, prompt_ids, strict=False):
             if old != new:
                 break
             common += 1

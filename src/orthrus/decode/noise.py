@@ -1,7 +1,8 @@
 """Randomness as a pure function of (stream, position, purpose, lane): no generator, no state, no order.
 
-A row's noise depends on its own stream and the position of the token it decides, never on the batch it runs in,
-the block length or the device, so sampled text can be reproduced anywhere. Knows no model and no probabilities.
+A row's noise depends on its own stream, the position of the token it decides and, unless draft and backbone share it,
+the position its cycle began at; never on the batch it runs in or the device, so sampled text can be reproduced
+anywhere. Knows no model and no probabilities.
 
 Shapes: B rows, Q positions, L lanes (vocabulary entries, or 1 for a single draw).
 """
@@ -21,6 +22,16 @@ def stream_of(seed: int, index: int) -> int:
     """Return the stream of one row: a 64-bit integer that depends on the user's seed and the prompt's index."""
     mixed = _mix(torch.tensor([seed & 0x7FFFFFFFFFFFFFFF, index]) * _GOLDEN)
     return int(_mix(mixed[:1] + mixed[1:] * _GOLDEN).item())
+
+
+def fresh(stream_B: Tensor, anchor_B: Tensor) -> Tensor:
+    """Return the stream of one cycle of each row, which no cycle that starts at another position draws from.
+
+    A cycle's course (which stops it drafts ahead for, which nodes a tree gets) depends on draws for positions past
+    the one where it stops. The next cycle decides those positions anew: meeting the same draws again, it would choose
+    its proposals by the very noise it then draws with, and the text's distribution would shift.
+    """
+    return _mix(stream_B ^ _mix((anchor_B + 1) * _GOLDEN))
 
 
 def uniform(stream_B: Tensor, position_BQ: Tensor, purpose: int, lanes: int) -> Tensor:

@@ -15,9 +15,9 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from orthrus.errors import ConfigError
+from orthrus.errors import ConfigError, UnsupportedModel
 from orthrus.model import masks
-from orthrus.model.attach import config_of, windows_of
+from orthrus.model.attach import config_of, duals, windows_of
 from orthrus.model.cache import ScratchCache
 from orthrus.model.dual import FusedView, View, ViewName
 
@@ -68,6 +68,7 @@ class Passes:
         self.config = config_of(model)
         self.windows = windows_of(model)
         self.dtype = model.dtype
+        require_reach(model)
         if model.config._attn_implementation not in _DENSE_MASKS:
             raise ConfigError(
                 f"decoding needs an attention function that takes dense masks ({', '.join(_DENSE_MASKS)}), found "
@@ -215,3 +216,30 @@ class Passes:
             return hidden
         logits: Tensor = self.model(**arguments, logits_to_keep=keep).logits
         return logits
+
+
+def require_reach(model: PreTrainedModel) -> None:
+    """Check once, with a pass over one token, that `view=` reaches every attention module of a model.
+
+    Raises:
+        UnsupportedModel: the architecture does not hand keyword arguments on to its attention.
+    """
+    if model.__dict__.get("_orthrus_reached"):
+        return
+    reached: list[bool] = []
+    hooks = [
+        dual.register_forward_pre_hook(lambda _, __, kwargs: reached.append("view" in kwargs), with_kwargs=True)
+        for dual in duals(model)
+    ]
+    try:
+        with torch.no_grad():
+            model.base_model(input_ids=torch.zeros(1, 1, dtype=torch.long, device=model.device), view="ar")
+    finally:
+        for hook in hooks:
+            hook.remove()
+    if len(reached) != len(hooks) or not all(reached):
+        raise UnsupportedModel(
+            f"{type(model).__name__} does not hand keyword arguments on to its attention, found {sum(reached)} of "
+            f"{len(hooks)} layers reached by view=: its diffusion view could never be run"
+        )
+    model.__dict__["_orthrus_reached"] = True

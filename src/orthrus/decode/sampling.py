@@ -93,18 +93,21 @@ class Chooser:
             drafts.tokens_BM,
             drafts.scores_BMV,
             scores,
-            accept_BM=noise.uniform(context.stream_B, position_BM, noise.ACCEPT, 1)[:, :, 0],
+            accept_BM=noise.uniform(self._stream(context), position_BM, noise.ACCEPT, 1)[:, :, 0],
             residual_BM1V=self._gumbel(scores, context, noise.RESIDUAL),
         )
 
     def branch(self, logits_BMV: Tensor, context: Context) -> Tensor:
-        """Return the scores `[B, M, V]` a draft tree is grown from; sampled trees share the backbone's noise."""
+        """Return the scores `[B, M, V]` a draft tree is grown from; coupled trees share the backbone's noise.
+
+        Others must not: which nodes there are decides where a cycle stops, and a stop chosen by the noise of positions
+        that the next cycle draws anew would bias them.
+        """
         seen = None if context.seen_BV is None else context.seen_BV[:, None]
         scores = self.scores(logits_BMV, seen)
-        if not self.sampling.do_sample:
+        if not (self.sampling.do_sample and self.coupled):
             return scores
-        position_BM = _positions(context.position_B, scores.shape[1])
-        return scores + noise.gumbel(context.stream_B, position_BM, noise.TARGET, scores.shape[2])
+        return scores + self._gumbel(scores, context, noise.TARGET)
 
     def choices(self, logits_BPV: Tensor, context: Context, tree: Tree) -> Tensor:
         """Return what the backbone writes after each node of a tree: `[B, P]`."""
@@ -118,7 +121,7 @@ class Chooser:
         scores = self.scores(logits_BPV, seen)
         if self.sampling.do_sample:
             position_BP = context.position_B[:, None] + tree.depth_BP + 1
-            scores = scores + noise.gumbel(context.stream_B, position_BP, noise.TARGET, scores.shape[2])
+            scores = scores + noise.gumbel(self._stream(context), position_BP, noise.TARGET, scores.shape[2])
         return scores.argmax(-1)
 
     def scores(self, logits: Tensor, seen: Tensor | None) -> Tensor:
@@ -152,9 +155,15 @@ class Chooser:
         drafted = torch.nn.functional.one_hot(draft_BM, V).cumsum(1).bool()
         return context.seen_BV[:, None] | torch.nn.functional.pad(drafted, (0, 0, 1, 0))
 
+    def _stream(self, context: Context) -> Tensor:
+        """Return whose noise to draw: one per text where draft and backbone share it, else one per cycle."""
+        if self.coupled:
+            return context.stream_B
+        return noise.fresh(context.stream_B, context.position_B)
+
     def _gumbel(self, scores: Tensor, context: Context, purpose: int) -> Tensor:
         position_BQ = _positions(context.position_B, scores.shape[1])
-        return noise.gumbel(context.stream_B, position_BQ, purpose, scores.shape[2])
+        return noise.gumbel(self._stream(context), position_BQ, purpose, scores.shape[2])
 
 
 def _likely(scores_BMV: Tensor, token_BM: Tensor) -> Tensor:

@@ -18,6 +18,9 @@ from orthrus.decode.accept import Verdict
 BRANCH = 8
 """Likeliest tokens of a slot that may become nodes."""
 
+_LEAST = -30.0
+_TOLL = 1e-3
+
 
 class Tree(NamedTuple):
     """A draft tree for each row, the root (the anchor) first, parents before children.
@@ -57,7 +60,9 @@ def grow(score_BMV: Tensor, *, nodes: int) -> Tree:
     """
     B, M, V = score_BMV.shape
     logp_BMK, token_BMK = score_BMV.log_softmax(-1).topk(min(BRANCH, V), dim=-1)
-    logp_BMK = logp_BMK - 1e-4  # a certain token is still less probable than its prefix, so that parents win ties
+    # Each token costs something, even a certain one, and none costs so much that float32 loses this something in a sum
+    # over the block (impossible ones would all cost the same): a path never ties with its prefix, so parents come first.
+    logp_BMK = logp_BMK.clamp_min(_LEAST) - _TOLL
     path_BF = score_BMV.new_zeros(B, 1)
     scores, tokens, parents = [], [], []
     for slot in range(min(M, nodes)):

@@ -1,0 +1,228 @@
+"""`exact="token"`: in bfloat16 every plan, batch and block writes plain decoding's very tokens, or falls back aloud."""
+
+import warnings
+from collections.abc import Callable
+from functools import cache
+from typing import TypeAlias
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+import orthrus
+from orthrus.decode import exact, plan
+from orthrus.decode.engine import Engine
+from orthrus.decode.exact import SPAN, Finding
+from orthrus.decode.options import Options, Sampling
+from orthrus.model.attention import attention
+from orthrus.model.config import OrthrusConfig
+from tests.decode.drive import BLOCK, decode, dual
+from tests.families import perturb, tiny
+
+PROMPTS = [[5, 6, 7], [*range(30, 43)], [*range(30, 33), *range(60, 70)], [8], [9, 10, 11, 12, 13]]
+PLANS = ("ar", "full", "fixed:4", "tree:6", "onepass", "auto")
+GREEDY = Options(max_new_tokens=8)
+SAMPLED = Options(max_new_tokens=8, sampling=Sampling(do_sample=True, temperature=0.8, top_k=20), seed=3)
+
+Noise: TypeAlias = Callable[[Tensor], Tensor | float]
+"""From a layer's input `[B, Q, C]` to what its output moves by, relatively."""
+
+
+@cache
+def low(family: str) -> PreTrainedModel:
+    """A tiny dual-view model in bfloat16, where near-ties are everywhere."""
+    return dual(family).to(torch.bfloat16)
+
+
+def texts(
+    model: PreTrainedModel, name: str, *, batch: int = 1, options: Options = GREEDY, count: int = len(PROMPTS)
+) -> list[list[int]]:
+    """What `exact="token"` writes after the first so many prompts with this plan, so many rows at once."""
+    engine = Engine(model, rows=batch, capacity=96, plan=plan.parse(name), exact="token")
+    return [row.token_ids for row in decode(engine, PROMPTS[:count], options)]
+
+
+@pytest.mark.parametrize("options", [GREEDY, SAMPLED], ids=["greedy", "sampled"])
+@pytest.mark.parametrize("family", ["qwen3", "gemma3_text", "mixtral"])
+def test_bfloat16_texts_equal_plain_decoding(family: str, options: Options) -> None:
+    """Six plans, alone and four rows at once with rows that join as others end: not one token differs."""
+    model = low(family)
+    expected = texts(model, "ar", options=options)
+    assert len({tuple(text) for text in expected}) == len(PROMPTS)
+    for name in PLANS:
+        for batch, count in ((1, 2), (4, 5)):
+            found = texts(model, name, batch=batch, options=options, count=count)
+            assert found == expected[:count], (name, batch)
+
+
+def test_sampled_texts_do_not_depend_on_the_trained_block() -> None:
+    """One seed, one text: views trained for blocks of 8 and of 5 verify in passes of other widths, in float32."""
+    found = set()
+    for block in (8, 5):
+        model = orthrus.attach(tiny("qwen3"), OrthrusConfig(block_size=block), attn_implementation="orthrus")
+        perturb(model)
+        found |= {str(texts(model, name, batch=2, options=SAMPLED, count=3)) for name in ("ar", "full", "fixed:3")}
+    assert len(found) == 1
+    other = Options(max_new_tokens=8, sampling=SAMPLED.sampling, seed=4)
+    assert str(texts(model, "full", options=other, count=3)) not in found
+
+
+# ---------------------------------------------------------------- what the probe finds
+
+
+def test_the_probe_finds_a_geometry_once_per_state_of_the_model(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Single rows at fixed width hold on the CPU; asking again probes only when dtype or threads have changed."""
+    model = dual()
+    finding = exact.finding_for(model, width=BLOCK)
+    assert finding.holds
+    assert (finding.geometry.width, finding.geometry.span % finding.geometry.tile) == (BLOCK, 0)
+    probed: list[torch.dtype] = []
+
+    def count(model: PreTrainedModel, *, width: int) -> Finding:
+        probed.append(model.dtype)
+        return finding
+
+    monkeypatch.setattr(exact, "probe", count)
+    assert exact.finding_for(model, width=BLOCK) is finding
+    assert probed == []
+    exact.finding_for(model.to(torch.bfloat16), width=BLOCK)
+    exact.finding_for(model, width=BLOCK)
+    assert probed == [torch.bfloat16]
+
+
+class Noisy(nn.Module):
+    """An MLP whose result moves with the shape of the pass it runs in, as a kernel's might."""
+
+    def __init__(self, mlp: nn.Module, noise: Noise) -> None:
+        super().__init__()
+        self.mlp = mlp
+        self.noise = noise
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.mlp(x)
+        return out * (1 + self.noise(x))
+
+
+def by_rows(x: Tensor) -> float:
+    """Depend on how many texts share the pass."""
+    return 0.05 * x.shape[0]
+
+
+def by_tokens(x: Tensor) -> float:
+    """Depend on how many tokens the pass has in all."""
+    return 0.002 * x.shape[0] * x.shape[1]
+
+
+def by_place(x: Tensor) -> Tensor:
+    """Depend on where in the pass a token stands."""
+    return 0.3 * torch.arange(x.shape[1], dtype=x.dtype)[:, None]
+
+
+def noisy(noise: Noise) -> PreTrainedModel:
+    model = dual()
+    for layer in model.model.layers:
+        layer.mlp = Noisy(layer.mlp, noise)
+    return model
+
+
+@pytest.mark.parametrize("noise", [by_rows, by_tokens])
+def test_noise_that_depends_on_the_pass_is_named_and_rows_then_decode_alone(noise: Noise) -> None:
+    """Without the contract such kernels change texts; with it they do not, and the drafts still count."""
+    disturbed = noisy(noise)
+    finding = exact.probe(disturbed, width=BLOCK)
+    assert "a token's logits depend on its neighbours in a pass of 2 rows" in finding.broken
+    assert (finding.holds, finding.geometry.group) == (True, 1)
+    loose = [loosely(disturbed, "ar", 1), loosely(disturbed, "ar", 4), loosely(disturbed, "full", 4)]
+    assert not loose[0] == loose[1] == loose[2]
+    expected = texts(disturbed, "ar")
+    for name in ("ar", "full", "tree:6"):
+        assert texts(disturbed, name, batch=4) == expected
+
+
+def loosely(model: PreTrainedModel, name: str, batch: int) -> list[list[int]]:
+    """What `exact="distribution"` writes."""
+    engine = Engine(model, rows=batch, capacity=96, plan=plan.parse(name))
+    return [row.token_ids for row in decode(engine, PROMPTS, GREEDY)]
+
+
+def test_noise_by_tokens_narrows_the_prefill_pass() -> None:
+    """Keys of wide prefill passes would differ from those that decoding writes: prompts are read block by block."""
+    finding = exact.probe(noisy(by_tokens), width=BLOCK)
+    assert f"a token's keys depend on the width of its prefill pass beyond {BLOCK} tokens" in finding.broken
+    assert finding.geometry.chunk == BLOCK
+    assert exact.probe(noisy(by_rows), width=BLOCK).geometry.chunk > BLOCK
+
+
+def test_noise_by_place_leaves_only_plain_decoding_and_says_so() -> None:
+    """Where not even one row's slots agree, no draft can be verified: plain steps, with a warning, and equal texts.
+
+    Prompts that begin alike are read from their start again, since reading on would put tokens in other places.
+    """
+    model = noisy(by_place)
+    finding = exact.finding_for(model, width=BLOCK)
+    assert (finding.holds, finding.geometry.group, finding.geometry.chunk) == (False, 1, BLOCK)
+    with pytest.warns(UserWarning, match="cannot verify drafts here .a token's logits depend on its place"):
+        expected = texts(model, "ar")
+    for name in ("ar", "full", "tree:6"):
+        for batch in (1, 4):
+            with pytest.warns(UserWarning, match="decoding plainly"):
+                engine = Engine(model, rows=batch, capacity=96, plan=plan.parse(name), exact="token")
+            rows = decode(engine, PROMPTS, GREEDY)
+            assert [row.token_ids for row in rows] == expected, (name, batch)
+            assert {row.stats.cycles for row in rows} == {0}
+
+
+def test_no_warning_where_the_contract_holds() -> None:
+    """Nor does the default ask the probe anything."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        Engine(low("qwen3"), rows=1, capacity=96, plan=plan.parse("full"), exact="token")
+        assert Engine(low("qwen3"), rows=1, capacity=96, plan=plan.parse("full")).finding is None
+
+
+# ---------------------------------------------------------------- attention by tiles
+
+TILE = 4
+
+
+@given(
+    groups=st.sampled_from([1, 2]),
+    queries=st.integers(1, 4),
+    softcap=st.sampled_from([None, 2.0]),
+    sinks=st.booleans(),
+    dtype=st.sampled_from([torch.float32, torch.bfloat16]),
+    seed=st.integers(0, 9),
+)
+def test_masked_tiles_change_no_bit_of_tiled_attention(
+    groups: int, queries: int, softcap: float | None, sinks: bool, dtype: torch.dtype, seed: int
+) -> None:
+    """Whatever the slots out of reach hold, however many they are; and the result is plain attention's, rounded."""
+    generator = torch.Generator().manual_seed(seed)
+    heads, reach, keys = 2, 2 * TILE - 1, 8 * TILE
+    query = torch.randn(2, heads * groups, queries, 8, generator=generator).to(dtype)
+    key, value = (torch.randn(2, heads, keys, 8, generator=generator).to(dtype) for _ in range(2))
+    mask = torch.zeros(2, 1, queries, keys, dtype=dtype)
+    mask[..., reach:] = torch.finfo(dtype).min
+    more = {"scaling": 0.4, "softcap": softcap, "s_aux": torch.linspace(-1, 1, heads * groups) if sinks else None}
+
+    def tiled(slots: int) -> Tensor:
+        cut = key[:, :, :slots], value[:, :, :slots], mask[..., :slots]
+        return attention(nn.Identity(), query, *cut, tile=TILE, **more)[0]
+
+    first = tiled(2 * TILE)
+    for slots in (3 * TILE, 5 * TILE, keys):
+        assert torch.equal(tiled(slots), first)
+    wide = [x.float() for x in (query, key[:, :, :reach], value[:, :, :reach], mask[..., :reach])]
+    plain = attention(nn.Identity(), *wide, **more)[0]
+    torch.testing.assert_close(first.float(), plain, rtol=0, atol=2e-6 if dtype == torch.float32 else 3e-2)
+
+
+def test_fixed_shapes_cut_rows_into_powers_of_two() -> None:
+    """Seven rows with at most four to a pass: four, two and one; capacity leaves room for fillers, in whole spans."""
+    geometry = exact.Geometry(width=8, chunk=32, span=SPAN, tile=SPAN, group=4)
+    assert geometry.parts(slice(2, 9)) == [slice(2, 6), slice(6, 8), slice(8, 9)]
+    assert geometry.capacity(SPAN - 32) == SPAN
+    assert geometry.capacity(SPAN - 31) == 2 * SPAN
