@@ -12,7 +12,6 @@ import pytest
 from orthrus.data.prompts import PromptRecord, read_prompts, user_prompt
 from orthrus.errors import ConfigError, DataError
 
-
 GZIPPED = gzip.compress(b"x" * 5000)
 
 
@@ -105,7 +104,9 @@ def test_a_broken_record_is_named_by_file_and_line(tmp_path: Path, line: str, me
 
 
 @pytest.mark.parametrize(
-    "content", [b"\xff\xfe", b"\x1f\x8b not gzip at all", GZIPPED[:-20], GZIPPED[:12] + b"\xff" * 50]
+    "content",
+    [b"\xff\xfe", b"\x1f\x8b not gzip at all", GZIPPED[:-20], GZIPPED[:12] + b"\xff" * 50],
+    ids=["not UTF-8", "not gzip", "truncated", "damaged"],
 )
 def test_an_unreadable_file_is_named(tmp_path: Path, content: bytes) -> None:
     file = tmp_path / ("a.txt.gz" if content[:1] == b"\x1f" else "a.txt")

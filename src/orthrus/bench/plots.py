@@ -34,13 +34,13 @@ def plot(report: Report, folder: Path) -> list[Path]:
         name = "-".join((setting[0][:6], setting[1], f"batch{setting[2]}"))
         title = f"{report.settings_of(setting[0]).get('model', setting[0])}, {setting[1]}, batch {setting[2]}"
         for base in dict.fromkeys(base for summary in part for base in summary.against):
-            out.append(_save(folder / f"ratio-{base}-{name}.png", _ratios(part, base, title)))
+            out.append(save(folder / f"ratio-{base}-{name}.png", _ratios(part, base, title)))
         if any(summary.accepted_per_position for summary in part):
-            out.append(_save(folder / f"accepted-{name}.png", _positions(part, title)))
+            out.append(save(folder / f"accepted-{name}.png", _positions(part, title)))
     if len({summary.setting[2] for summary in report.summaries}) > 1:
-        out.append(_save(folder / "throughput.png", _throughput(report.summaries)))
+        out.append(save(folder / "throughput.png", _throughput(report.summaries)))
     if report.passes:
-        out.append(_save(folder / "passes.png", _passes(report.passes)))
+        out.append(save(folder / "passes.png", _passes(report.passes)))
     return out
 
 
@@ -148,7 +148,7 @@ def _place(summary: Summary) -> str:
     return summary.suite if summary.domain in summary.suite else f"{summary.suite} {summary.domain}"
 
 
-def _save(path: Path, draw: Draw) -> Path:
+def save(path: Path, draw: Draw) -> Path:
     figure = _figure()
     draw(figure.add_subplot())
     temporary = path.with_name(path.name + ".tmp")

@@ -130,7 +130,7 @@ def run(
     """
     items = [item for suite in job.suites for item in read_suite(suite, folder=job.folder, limit=job.limit)]
     model, tokenizer = load(job.dtypes[0])
-    prompts, too_long = _encoded(items, model, tokenizer)
+    prompts, too_long = encoded(items, model, tokenizer)
     settings = configuration(job, model)
     done = lines.take_up(output, digest(settings), {b: _who(job.contenders_at(b)) for b in job.batches})
     outlook = _outlook(job, prompts, digest(settings), done, too_long)
@@ -173,7 +173,7 @@ def weights_digest(model: PreTrainedModel) -> str:
     return hashed.hexdigest()[:12]
 
 
-def _encoded(
+def encoded(
     items: Sequence[Item], model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
 ) -> tuple[list[Encoded], int]:
     """Return the prompts that leave room for an answer in the model's context, and how many do not."""

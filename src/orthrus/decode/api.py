@@ -110,6 +110,8 @@ def _stream(
         while engine.busy:
             for progress in engine.step():
                 texts = [decoder.push(token) for token in progress.token_ids]
+                if progress.row.finish_reason is not None and texts:
+                    texts[-1] += decoder.rest()
                 yield Chunk(
                     draft_text="".join(texts[: progress.accepted]),
                     bonus_text="".join(texts[progress.accepted :]),

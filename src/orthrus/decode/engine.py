@@ -102,8 +102,10 @@ class Engine:
         room = capacity if geometry is None else geometry.capacity(capacity)
         self.cache = ScratchCache(rows=rows, capacity=room, device=model.device)
         self.passes = Passes(model, self.cache, geometry)
-        # Trees find far more sampled text with the backbone's own noise, and no other step of theirs needs rejection.
-        self.coupled = exact == "token" or all(step.kind == "tree" for step in self.planner.steps)
+        # Trees find far more sampled text with the backbone's own noise; and a plan that follows the clock must not
+        # decide what a seed gives. Chains of one length keep more drafts by rejection.
+        varies = len(self.planner.steps) > 1 or self.planner.steps[0].kind == "tree"
+        self.coupled = exact == "token" or varies
         self.prefill_chunk = prefill_chunk
         self.admit_free = admit_free
         self.drafter = drafter
@@ -211,12 +213,13 @@ class Engine:
         first = len(self.live)
         if first and self.cache.rows - first < self.admit_free:
             return
+        pending = []
         while self.waiting and len(self.live) < self.cache.rows:
+            pending.append(self._reuse(len(self.live), self.waiting[0].prompt_ids[:-1]))
             self.live.append(self.waiting.popleft())
         joined = range(first, len(self.live))
         if not joined:
             return
-        pending = [self._reuse(place, self.live[place].prompt_ids[:-1]) for place in joined]
         if any(pending):
             self.passes.prefill(slice(first, len(self.live)), pending, chunk=self.prefill_chunk)
         for place in joined:
@@ -232,6 +235,7 @@ class Engine:
                 break
             common += 1
         self.cache.set_length(place, common)
+        self._cached_ids[place] = prompt_ids[:common]
         return prompt_ids[common:]
 
     def _batch(self, rows: slice, step: Step) -> Batch:

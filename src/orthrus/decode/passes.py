@@ -68,12 +68,12 @@ class Passes:
         self.config = config_of(model)
         self.windows = windows_of(model)
         self.dtype = model.dtype
-        require_reach(model)
         if model.config._attn_implementation not in _DENSE_MASKS:
             raise ConfigError(
                 f"decoding needs an attention function that takes dense masks ({', '.join(_DENSE_MASKS)}), found "
                 f"{model.config._attn_implementation!r}: orthrus.model.use_attention(model, 'orthrus')"
             )
+        require_reach(model)
 
     def prefill(self, rows: slice, pending: Sequence[Sequence[int]], *, chunk: int) -> None:
         """Write the keys of each row's pending tokens, `chunk` positions at a time, and commit them; no logits.

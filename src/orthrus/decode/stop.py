@@ -59,7 +59,17 @@ class TextStream:
             )
         self._backend = backend
         self._stream = DecodeStream(skip_special_tokens=True)
+        self._tokens: list[int] = []
+        self._given = ""
 
     def push(self, token: int) -> str:
         """Return the text that this token completes."""
-        return self._stream.step(self._backend, token) or ""
+        piece = self._stream.step(self._backend, token) or ""
+        self._tokens.append(token)
+        self._given += piece
+        return piece
+
+    def rest(self) -> str:
+        """Return what is left of an unfinished character once no token will follow."""
+        whole: str = self._backend.decode(self._tokens, skip_special_tokens=True)
+        return whole[len(self._given) :] if whole.startswith(self._given) else ""

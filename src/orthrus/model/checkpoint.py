@@ -155,7 +155,8 @@ def official_tensors(model: PreTrainedModel) -> dict[str, Tensor]:
 def official_config(model: PreTrainedModel) -> dict[str, Any]:
     """Return the published layout's config.json: Qwen3's fields and what the Orthrus code reads beside them."""
     config = config_of(model)
-    fields: dict[str, Any] = model.config.to_dict()
+    local = ("_name_or_path", "id2label", "label2id", "problem_type")
+    fields = {name: value for name, value in model.config.to_dict().items() if name not in local}
     return fields | {
         "architectures": ["OrthrusLM"],
         "model_type": "qwen3",

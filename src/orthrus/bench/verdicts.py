@@ -1,0 +1,158 @@
+"""What an audit writes down: the reference text of each prompt, and how every other text compares with it.
+
+Knows token ids, gaps between logits and records of JSON; knows no model. Lines are those of `orthrus.bench.lines`
+with what an audit adds under "audit", so that `orthrus bench report` reads them too.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
+from typing import Any, Final, TypeAlias
+
+from orthrus.bench import lines
+from orthrus.bench.lines import Record, Result
+from orthrus.bench.race import first_difference
+from orthrus.errors import DataError
+
+REFERENCE: Final = "reference"
+MARGINS: Final = (0.001, 0.01, 0.1, 0.5)
+"""Gaps between the two best logits below which a recheck might look at a position again."""
+
+Key: TypeAlias = tuple[str, str, str, str]
+"""Precision, exactness, suite, id: the text that others are compared with."""
+
+
+@dataclass(frozen=True, slots=True)
+class Parting:
+    """Where a text leaves the reference.
+
+    Attributes:
+        at: position of the first token that differs, an end counting as one.
+        gap: best logit minus second best in the pass that wrote the reference's token there; None where the
+            reference has no token there, or the two texts do not share what comes before.
+    """
+
+    at: int
+    gap: float | None
+
+    @classmethod
+    def of(cls, text: Sequence[int], reference: Sequence[int], gaps: Sequence[float]) -> "Parting | None":
+        """Compare a text with the reference, whose gaps are one a token; None where the two are equal."""
+        at = first_difference(text, reference)
+        return None if at is None else cls(at, gaps[at] if at < len(gaps) else None)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Reference:
+    """Plain decoding of one prompt, alone, by this engine.
+
+    Attributes:
+        provenance, configuration: as of the result lines.
+        suite, id, domain: the prompt.
+        dtype, exact: precision by name, and what was promised.
+        tokens: length of the text.
+        token_hash: digest of its tokens.
+        perplexity: of the text under the backbone in float32, all of it read at once.
+        close: for each of `MARGINS`, the positions whose gap is below it.
+        hf: where Hugging Face's `generate` of the untouched backbone leaves it; None where the texts are equal.
+    """
+
+    provenance: str
+    configuration: str
+    suite: str
+    id: str
+    domain: str
+    dtype: str
+    exact: str
+    tokens: int
+    token_hash: str
+    perplexity: float
+    close: list[int]
+    hf: Parting | None
+
+    @property
+    def key(self) -> Key:
+        """What the text is the reference of."""
+        return self.dtype, self.exact, self.suite, self.id
+
+    def to_record(self) -> Record:
+        """Return the reference as plain JSON values."""
+        return {"kind": REFERENCE, **asdict(self)}
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Verdict:
+    """One measured text, compared.
+
+    Attributes:
+        result: the line as `orthrus bench` has it; "identical" and "diverges_at" compare with the reference.
+        gap: the reference's gap where the texts part (`Parting`).
+        hf: where the text leaves Hugging Face's; gaps are the reference's, where it says the same up to there.
+        conditions: device, attention function, threads, and the probe's finding (`orthrus.decode.exact`).
+    """
+
+    result: Result
+    gap: float | None
+    hf: Parting | None
+    conditions: Mapping[str, Any]
+
+    @property
+    def key(self) -> Key:
+        """Which reference the text was compared with."""
+        return self.result.dtype, str(self.result.exact), self.result.suite, self.result.id
+
+    def to_record(self) -> Record:
+        """Return the line as plain JSON values."""
+        hf = None if self.hf is None else asdict(self.hf)
+        return {**self.result.to_record(), "audit": {"gap": self.gap, "hf": hf, "conditions": dict(self.conditions)}}
+
+
+def close(gaps: Sequence[float]) -> list[int]:
+    """Count the gaps below each of `MARGINS`."""
+    return [sum(gap < margin for gap in gaps) for margin in MARGINS]
+
+
+def from_hf(text: Sequence[int], hf: Sequence[int], reference: Sequence[int], gaps: Sequence[float]) -> Parting | None:
+    """Say where a text leaves Hugging Face's, with the reference's gap there as long as it says the same."""
+    at, own = first_difference(text, hf), first_difference(text, reference)
+    if at is None:
+        return None
+    return Parting(at, gaps[at] if at < len(gaps) and (own is None or at <= own) else None)
+
+
+def read(records: Iterable[Record], configuration: str, *, where: str) -> tuple[list[Reference], list[Verdict]]:
+    """Return an audit's references and verdicts among records, those of one configuration.
+
+    Raises DataError for a line of a result or reference that no audit wrote.
+    """
+    references: dict[Key, Reference] = {}
+    verdicts: list[Verdict] = []
+    for record in records:
+        if record.get("configuration") != configuration:
+            continue
+        if record.get("kind") == REFERENCE:
+            reference = _reference(record, where)
+            references[reference.key] = reference
+        elif record.get("kind") == lines.RESULT:
+            verdicts.append(_verdict(record, where))
+    return list(references.values()), verdicts
+
+
+def _reference(record: Record, where: str) -> Reference:
+    try:
+        values = {f.name: record[f.name] for f in fields(Reference)}
+        return Reference(**{**values, "hf": _parting(values["hf"])})
+    except (KeyError, TypeError) as error:
+        raise DataError(f"{where}: a reference line must have the fields of an audit, found {error}") from None
+
+
+def _verdict(record: Record, where: str) -> Verdict:
+    (result,) = lines.results([record], where=where)
+    try:
+        added = record["audit"]
+        return Verdict(result=result, gap=added["gap"], hf=_parting(added["hf"]), conditions=added["conditions"])
+    except (KeyError, TypeError) as error:
+        raise DataError(f"{where}: a result line must hold what an audit adds, found none of {error}") from None
+
+
+def _parting(value: Mapping[str, Any] | None) -> Parting | None:
+    return None if value is None else Parting(**value)
