@@ -4,6 +4,7 @@ Written from the definitions, with loops over single numbers, and sharing nothin
 its options. Shapes: B rows, Q query rows, S cache slots, V vocabulary; `[V]` alone is a list or a numpy array.
 """
 
+import heapq
 import itertools
 import math
 from collections.abc import Callable, Sequence
@@ -41,6 +42,19 @@ def tree(length: list[int], parent: list[list[int | None]], span: int) -> Grid:
                 at = parents[at]
             rows.append([s < n or s - n in path for s in range(span)])
         grid.append(rows)
+    return grid
+
+
+def ahead(length: list[int], stop: list[list[int]], rows: int, block: int, span: int) -> Grid:
+    """A slot of block s sees the text up to the s-th stop, and the slots of block s; blocks lie behind the AR rows."""
+    grid: Grid = []
+    for n, stops in zip(length, stop, strict=True):
+        seen = []
+        for s, accepted in enumerate(stops):
+            first = n + rows + s * block
+            for _ in range(block):
+                seen.append([slot <= n + accepted or first <= slot < first + block for slot in range(span)])
+        grid.append(seen)
     return grid
 
 
@@ -222,6 +236,19 @@ def chi_square(counts: dict[tuple[int, ...], int], chances: dict[tuple[int, ...]
     return float(torch.special.gammaincc(freedom, torch.tensor(statistic / 2, dtype=torch.float64)))
 
 
+def coupled_text(
+    model: nn.Module, prompt: Sequence[int], count: int, sampling: Sampling, noise: Callable[[int], Distribution]
+) -> list[int]:
+    """Plain sampling with given noise: the likeliest token once position p's Gumbel noise is added, one by one."""
+    ids = list(prompt)
+    with torch.no_grad(), np.errstate(divide="ignore"):
+        for _ in range(count):
+            logits = model(input_ids=torch.tensor([ids]), use_cache=False).logits[0, -1].tolist()
+            chances = distribution(logits, set(ids), sampling)
+            ids.append(int(np.argmax(np.log(chances) + noise(len(ids)))))
+    return ids[len(prompt) :]
+
+
 # ---------------------------------------------------------------- acceptance
 
 
@@ -294,6 +321,35 @@ def emitted_chances(
             chance *= keep
         go_on(drafts, chance)
     return chances
+
+
+# ---------------------------------------------------------------- trees
+
+
+def best_first(logp: Sequence[Sequence[float]], nodes: int, branch: int) -> list[tuple[float, tuple[int, ...]]]:
+    """The likeliest paths, best first, by a heap: whatever is taken offers its children; impossible tokens are none."""
+    likely = [
+        [t for t in sorted(range(len(slot)), key=lambda t: -slot[t])[:branch] if slot[t] > -math.inf] for slot in logp
+    ]
+    heap = [(-logp[0][token], (token,)) for token in likely[0]]
+    heapq.heapify(heap)
+    taken = []
+    while heap and len(taken) < nodes:
+        cost, path = heapq.heappop(heap)
+        taken.append((-cost, path))
+        if len(path) < len(logp):
+            for token in likely[len(path)]:
+                heapq.heappush(heap, (cost - logp[len(path)][token], (*path, token)))
+    return taken
+
+
+def walk(paths: Sequence[tuple[int, ...]], choice: Callable[[tuple[int, ...]], int]) -> list[int]:
+    """Write what `choice` says after each prefix; where that is no path of the tree, it is the last token."""
+    text: tuple[int, ...] = ()
+    while True:
+        text = (*text, choice(text))
+        if text not in paths:
+            return list(text)
 
 
 # ---------------------------------------------------------------- statistics

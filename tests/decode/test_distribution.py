@@ -7,17 +7,16 @@ right implementation fails once in more than three million reseedings; with the 
 
 from collections import Counter
 from collections.abc import Callable
-from functools import lru_cache
+from functools import cache
 
 import pytest
 import torch
 from torch import Tensor
 
-from orthrus.decode import accept
+from orthrus.decode import accept, plan
 from orthrus.decode.accept import Verdict
-from orthrus.decode.options import Options, Sampling
 from orthrus.decode.engine import Engine
-from orthrus.decode import plan
+from orthrus.decode.options import Options, Sampling
 from tests import reference
 from tests.decode.drive import BLOCK, dual, finish
 from tests.families import tiny
@@ -25,7 +24,7 @@ from tests.families import tiny
 V = 8
 PROMPT = [3, 1, 4]
 LENGTH = 3
-TEXTS = 2000
+TEXTS = 1500
 ALARM = 1e-8
 
 MODEL = dual(vocab_size=V)
@@ -42,7 +41,9 @@ SAMPLINGS = {
 }
 
 
-def sample(sampling: Sampling, name: str = "fixed:4", *, texts: int = TEXTS, seed: int = 11) -> Counter[tuple[int, ...]]:
+def sample(
+    sampling: Sampling, name: str = "fixed:4", *, texts: int = TEXTS, seed: int = 11
+) -> Counter[tuple[int, ...]]:
     """Count the texts that one prompt gets, asked again and again in batches of 500."""
     chosen = plan.parse(name)
     capacity = Engine.room(len(PROMPT), LENGTH, max(step.scratch for step in chosen.steps(BLOCK)))
@@ -53,7 +54,7 @@ def sample(sampling: Sampling, name: str = "fixed:4", *, texts: int = TEXTS, see
     return Counter(tuple(row.token_ids) for row in finish(engine).values())
 
 
-@lru_cache(maxsize=None)
+@cache
 def exact(sampling: Sampling) -> dict[tuple[int, ...], float]:
     return reference.chain(PLAIN, PROMPT, LENGTH, V, sampling)
 

@@ -90,7 +90,7 @@ def test_end_of_text_in_the_prompt_ends_nothing() -> None:
 
 
 def test_repetition_penalty_equals_the_plain_loop() -> None:
-    """Each slot of a block has its own past; rows with and without a penalty share a batch, and joiners bring theirs."""
+    """Each slot of a block has its own past; rows with and without a penalty share a batch, joiners bring theirs."""
     samplings = [Sampling(repetition_penalty=x) for x in (1.0, 1.7, 1.0, 1.3, 0.7)]
     plain = tiny("qwen3")
     expected = [reference.greedy_text(plain, p, 12, s) for p, s in zip(PROMPTS, samplings, strict=True)]

@@ -1,7 +1,7 @@
 """Completions that come, go and are given up at random: every one of them still says what the plain loop says."""
 
 import random
-from functools import lru_cache
+from functools import cache
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -20,9 +20,9 @@ PENALTIES = [1.0, 1.0, 1.4]
 MODEL, PLAIN = dual(), tiny("qwen3")
 
 
-@lru_cache(maxsize=None)
+@cache
 def plain_text(prompt: tuple[int, ...], penalty: float) -> list[int]:
-    return reference.greedy_text(PLAIN, prompt, LONGEST, Sampling(repetition_penalty=penalty))
+    return reference.greedy_text(PLAIN, prompt, 2 * LONGEST, Sampling(repetition_penalty=penalty))
 
 
 class Schedule:
@@ -56,11 +56,12 @@ class Schedule:
 
     def add(self) -> None:
         """Ask for a completion of a known prompt, sometimes of an earlier text, as a conversation does."""
-        prompt = list(self.chance.choice(STEMS))
-        if self.chance.random() < 0.3:
-            prompt += plain_text(tuple(prompt), 1.0)[: self.chance.randint(1, LONGEST)]
-        penalty = self.chance.choice(PENALTIES)
-        text = plain_text(tuple(prompt), penalty)[: self.chance.randint(1, LONGEST)]
+        prompt, penalty, start = list(self.chance.choice(STEMS)), self.chance.choice(PENALTIES), 0
+        text = plain_text(tuple(prompt), penalty)
+        if penalty == 1.0 and self.chance.random() < 0.5:
+            start = self.chance.randint(1, LONGEST)
+            prompt += text[:start]
+        text = text[start : start + self.chance.randint(1, LONGEST)]
         eos = (self.chance.choice(text),) if self.chance.random() < 0.4 else ()
         options = Options(max_new_tokens=len(text), eos_token_id=eos, sampling=Sampling(repetition_penalty=penalty))
         id = self.engine.add(prompt, options)

@@ -75,7 +75,7 @@ def test_stop_strings_need_a_tokenizer() -> None:
 
 def test_streaming_needs_a_fast_tokenizer() -> None:
     """The message says how to get one."""
-    with pytest.raises(ConfigError, match="need a fast tokenizer, found Slow.*use_fast=True"):
+    with pytest.raises(ConfigError, match=r"need a fast tokenizer, found Slow.*use_fast=True"):
         TextStream(Slow())  # type: ignore[arg-type]
 
 

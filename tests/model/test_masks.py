@@ -39,6 +39,16 @@ def test_tree(rows: int, nodes: int, data: st.DataObject) -> None:
     assert torch.equal(made, boolean(reference.tree(length, parent, span)))
 
 
+@given(rows=small, verified=st.integers(1, 4), stops=small, block=small, data=st.data())
+def test_ahead(rows: int, verified: int, stops: int, block: int, data: st.DataObject) -> None:
+    """Text up to the stop, rejected drafts unseen, the own block both ways, other blocks and what lies past unseen."""
+    length = data.draw(st.lists(st.integers(0, 5), min_size=rows, max_size=rows))
+    stop = data.draw(matrix(rows, stops, st.integers(0, verified - 1)))
+    span = max(length) + verified + stops * block + data.draw(st.integers(0, 2))
+    made = masks.ahead(torch.tensor(length), torch.tensor(stop), rows=verified, block=block, span=span)
+    assert torch.equal(made, boolean(reference.ahead(length, stop, verified, block, span)))
+
+
 @given(rows=small, length=st.integers(1, 10), data=st.data())
 def test_packed(rows: int, length: int, data: st.DataObject) -> None:
     """Causal inside a document; padding sees itself, so no softmax is empty."""

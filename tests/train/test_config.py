@@ -15,7 +15,7 @@ from orthrus.train.config import (
 )
 
 RECIPES = Path(__file__).parents[2] / "recipes"
-NANO = RECIPES / "nano-backbone.toml"
+NANO = RECIPES / "nano-backbone-start.toml"
 
 
 def refusal(*overrides: str) -> str:

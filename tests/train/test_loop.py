@@ -129,9 +129,10 @@ def test_the_log_has_every_report_once(whole: tuple[Path, dict[str, Tensor]]) ->
     lines = [json.loads(line) for line in (whole[0] / "log.jsonl").read_text().splitlines()]
     reports = [(line["event"], line["step"]) for line in lines]
     assert reports == [
-        ("step", 2), ("step", 4), ("evaluation", 4), ("step", 6), ("step", 8), ("evaluation", 8),
+        ("start", 0), ("step", 2), ("step", 4), ("evaluation", 4), ("step", 6), ("step", 8), ("evaluation", 8),
     ]  # fmt: skip
-    assert {"loss", "answer_loss", "prompt_loss", "grad_norm"} <= lines[0].keys()
+    assert {"commit", "threads", "torch"} <= lines[0]["provenance"].keys()
+    assert {"loss", "answer_loss", "prompt_loss", "grad_norm"} <= lines[1].keys()
     assert "heldout/maths" in lines[-1]
     rates = [line["lr_factor"] for line in lines if line["event"] == "step"]
     schedule = tiny_recipe(whole[0]).schedule

@@ -29,6 +29,7 @@ from orthrus.decode.engine import Row
 from orthrus.decode.exact import Exact, finding_for
 from orthrus.errors import ConfigError
 from orthrus.model.attach import config_of
+from orthrus.model.load import DTYPES
 from orthrus.provenance import device_name, digest, provenance
 
 SCORER: Final = "float32"
@@ -68,6 +69,9 @@ class Job:
             values = getattr(self, name)
             if not values or len(set(values)) < len(values):
                 raise ConfigError(f"{name} must name at least one, and each one once; found {list(values)}")
+        for dtype in self.dtypes:
+            if dtype not in DTYPES:
+                raise ConfigError(f"a precision is one of {', '.join(DTYPES)}, found {dtype!r}")
         for name, least in (("batches", min(self.batches)), ("max_new_tokens", self.max_new_tokens)):
             if least < 1:
                 raise ConfigError(f"{name} must be at least 1, found {least}")
@@ -114,7 +118,7 @@ def run(
     scorer, tokenizer = load(SCORER)
     prompts, too_long = encoded(items, scorer, tokenizer)
     settings = configuration(job, scorer)
-    everyone = {(c.mode, c.plan, c.exact) for c in job.contenders()}
+    everyone: set[lines.Who] = {(c.mode, c.plan, c.exact) for c in job.contenders()}
     done = lines.take_up(output, digest(settings), dict.fromkeys(job.batches, everyone))
     outlook = _outlook(job, prompts, digest(settings), done, too_long)
     on_start(outlook)
@@ -125,11 +129,12 @@ def run(
     lines.append(output, [{"kind": lines.PROVENANCE, "id": digest(head), "configuration": digest(settings), **head}])
     for dtype in dict.fromkeys(heat.dtype for heat in outlook.heats):
         model = scorer if dtype == SCORER else load(dtype)[0]
-        audit = _Audit(job, Writer(model, tokenizer, job.max_new_tokens), scorer, labels, clock, on_lap)
+        writer = Writer(model, tokenizer, job.max_new_tokens)
+        audit = _Audit(job=job, writer=writer, scorer=scorer, labels=labels, clock=clock, on_lap=on_lap)
         for turn, heat in enumerate(heat for heat in outlook.heats if heat.dtype == dtype):
             references, verdicts = audit.chunk(heat, turn)
             new = [verdict for verdict in verdicts if verdict.result.prompt not in done]
-            lines.append(output, [line.to_record() for line in (*references, *new)])
+            lines.append(output, [*(r.to_record() for r in references), *(v.to_record() for v in new)])
     return digest(settings)
 
 
@@ -152,7 +157,7 @@ def has_experts(model: PreTrainedModel) -> bool:
     return any(name.rpartition(".")[2] == "experts" for name, _ in model.named_modules())
 
 
-def conditions(model: PreTrainedModel, exact: Exact) -> dict[str, Any]:
+def conditions(model: PreTrainedModel, exact: Exact | None) -> dict[str, Any]:
     """Return what a promise depends on: device, attention function, threads, and what the probe found if asked."""
     finding = finding_for(model, width=config_of(model).block_size) if exact == "token" else None
     return {
@@ -163,37 +168,119 @@ def conditions(model: PreTrainedModel, exact: Exact) -> dict[str, Any]:
     }
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
 class _Audit:
     """One precision of the model, and how its texts become lines."""
 
-    def __init__(
-        self,
-        job: Job,
-        writer: Writer,
-        scorer: PreTrainedModel,
-        labels: dict[str, str],
-        clock: Clock,
-        on_lap: Callable[[], None],
-    ) -> None:
-        self.job = job
-        self.writer = writer
-        self.scorer = scorer
-        self.labels = labels
-        self.clock = clock
-        self.on_lap = on_lap
-        self.conditions: dict[str | None, dict[str, Any]] = {
-            contender.exact: conditions(writer.model, contender.exact)
-            for contender in job.contenders()
-            if contender.exact is not None
-        }
+    job: Job
+    writer: Writer
+    scorer: PreTrainedModel
+    labels: dict[str, str]
+    clock: Clock
+    on_lap: Callable[[], None]
 
     def chunk(self, heat: Heat, turn: int) -> tuple[list[Reference], list[Verdict]]:
         """Answer a chunk of prompts in every way; the order moves on with each turn, and the first is warmed up."""
         ids = [prompt.token_ids for prompt in heat.prompts]
         hf = [self.writer.hf(prompt) for prompt in ids]
         self.on_lap()
-        plain: dict[str | None, list[Plain]] = {}
+        plain: dict[Exact | None, list[Plain]] = {}
         references: list[Reference] = []
-        for exact in self.job.exacts:
-            ...
-        return references, []
+        for exact in dict.fromkeys(who.exact for who in self.job.contenders() if who.exact is not None):
+            plain[exact] = [self.writer.plain(prompt, exact) for prompt in ids]
+            trios = zip(heat.prompts, plain[exact], hf, strict=True)
+            references += [self._reference(heat.dtype, exact, *trio) for trio in trios]
+            self.on_lap()
+        verdicts: list[Verdict] = []
+        seats = self.job.seats()
+        first = turn % len(seats)
+        for who, batch in seats[first:] + seats[:first]:
+            if turn == 0:
+                self.writer.answers(ids[:1], who, 1)
+            began = self.clock()
+            rows = self.writer.answers(ids, who, batch)
+            seconds = (self.clock() - began) / len(rows)
+            texts = zip(heat.prompts, rows, plain[who.exact], hf, strict=True)
+            verdicts += [self._verdict(heat, who, batch, seconds, *text) for text in texts]
+            self.on_lap()
+        return references, verdicts
+
+    def _reference(self, dtype: str, exact: Exact, prompt: Encoded, own: Plain, hf_ids: list[int]) -> Reference:
+        return Reference(
+            **self.labels,
+            suite=prompt.item.suite,
+            id=prompt.item.id,
+            domain=prompt.item.domain,
+            dtype=dtype,
+            exact=exact,
+            tokens=len(own.token_ids),
+            token_hash=_hash(own.token_ids),
+            perplexity=perplexity(self.scorer, prompt.token_ids, own.token_ids),
+            close=close(own.gaps),
+            hf=from_hf(own.token_ids, hf_ids, own.token_ids, own.gaps),
+        )
+
+    def _verdict(
+        self,
+        heat: Heat,
+        who: Contender,
+        batch: int,
+        seconds: float,
+        prompt: Encoded,
+        row: Row,
+        own: Plain,
+        hf_ids: list[int],
+    ) -> Verdict:
+        parting = Parting.of(row.token_ids, own.token_ids, own.gaps)
+        result = Result(
+            **self.labels,
+            suite=prompt.item.suite,
+            id=prompt.item.id,
+            domain=prompt.item.domain,
+            mode=who.mode,
+            plan=who.plan,
+            exact=who.exact,
+            dtype=heat.dtype,
+            batch=batch,
+            rows=min(batch, len(heat.prompts)),
+            group=heat.prompts[0].item.id,
+            prompt_tokens=len(prompt.token_ids),
+            seconds=seconds,
+            rounds_seconds=[seconds],
+            stats=row.stats.to_dict(),
+            proposed_per_position=row.stats.proposed_per_position,
+            accepted_at_position=row.stats.accepted_at_position,
+            token_hash=_hash(row.token_ids),
+            identical=parting is None,
+            diverges_at=None if parting is None else parting.at,
+            right=None,
+        )
+        return Verdict(
+            result=result,
+            gap=None if parting is None else parting.gap,
+            hf=from_hf(row.token_ids, hf_ids, own.token_ids, own.gaps),
+            conditions=conditions(self.writer.model, who.exact),
+        )
+
+
+def _outlook(
+    job: Job, prompts: Sequence[Encoded], configuration: str, done: set[lines.Prompt], too_long: int
+) -> Outlook:
+    heats: list[Heat] = []
+    for dtype in job.dtypes:
+        for suite in dict.fromkeys(prompt.item.suite for prompt in prompts):
+            pending = [
+                prompt
+                for prompt in prompts
+                if prompt.item.suite == suite
+                and any((configuration, dtype, batch, suite, prompt.item.id) not in done for batch in job.batches)
+            ]
+            cuts = range(0, len(pending), job.chunk)
+            heats += [Heat(dtype=dtype, batch=job.chunk, prompts=pending[cut : cut + job.chunk]) for cut in cuts]
+    wanted = len(prompts) * len(job.dtypes)
+    laps = len(heats) * (1 + len(job.exacts) + len(job.seats()))
+    return Outlook(heats=heats, laps=laps, done=wanted - sum(len(heat.prompts) for heat in heats), too_long=too_long)
+
+
+def _hash(token_ids: list[int]) -> str:
+    return hashlib.sha256(json.dumps(token_ids).encode()).hexdigest()[:16]

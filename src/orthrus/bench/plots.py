@@ -149,6 +149,7 @@ def _place(summary: Summary) -> str:
 
 
 def save(path: Path, draw: Draw) -> Path:
+    """Draw one figure into a PNG file; raises DataError when matplotlib is not installed."""
     figure = _figure()
     draw(figure.add_subplot())
     temporary = path.with_name(path.name + ".tmp")

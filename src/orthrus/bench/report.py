@@ -4,10 +4,10 @@ Knows which results belong together and who is compared with whom; the arithmeti
 `tables`' and `plots`'.
 """
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final, TypeAlias
+from typing import Any, Final, TypeAlias, TypeVar
 
 from orthrus.bench import lines, metrics
 from orthrus.bench.contenders import MODES, OWN
@@ -17,6 +17,9 @@ from orthrus.errors import ConfigError, DataError
 
 ALL: Final = "all"
 BASELINES: Final = ("ar", "hf", "hf-static")
+
+T = TypeVar("T")
+K = TypeVar("K")
 
 Setting: TypeAlias = tuple[str, str, int]
 """Configuration, dtype and batch: results that share them come from comparable runs."""
@@ -144,9 +147,9 @@ def read_report(paths: Sequence[Path], *, baselines: Sequence[str] = BASELINES, 
 def summaries(results: Sequence[Result], *, baselines: Sequence[str] = BASELINES, seed: int = 0) -> list[Summary]:
     """Return figures for every setting, each domain of each suite and all together, and every contender."""
     out = []
-    for setting, of_setting in _split(results, lambda r: (r.configuration, r.dtype, r.batch)):
-        for (suite, domain), part in _sections(of_setting):
-            by_contender = dict(_split(part, lambda r: r.contender))
+    for setting, of_setting in split(results, lambda r: (r.configuration, r.dtype, r.batch)):
+        for (suite, domain), part in sections(of_setting):
+            by_contender = dict(split(part, lambda r: r.contender))
             bases = {name: by_contender[who] for name in baselines if (who := _baseline(name)) in by_contender}
             for own in by_contender.values():
                 out.append(_summary(setting, suite, domain, own, bases, seed))
@@ -194,11 +197,11 @@ def _summary(
     )
 
 
-def _sections(results: Sequence[Result]) -> Iterator[tuple[tuple[str, str], list[Result]]]:
+def sections(results: Sequence[Result]) -> Iterator[tuple[tuple[str, str], list[Result]]]:
     """Yield each domain of each suite, each suite of several domains, and several suites together."""
-    suites = list(_split(results, lambda r: r.suite))
+    suites = list(split(results, lambda r: r.suite))
     for suite, of_suite in suites:
-        domains = list(_split(of_suite, lambda r: r.domain))
+        domains = list(split(of_suite, lambda r: r.domain))
         for domain, part in domains:
             yield (suite, domain), part
         if len(domains) > 1:
@@ -207,11 +210,11 @@ def _sections(results: Sequence[Result]) -> Iterator[tuple[tuple[str, str], list
         yield (ALL, ALL), list(results)
 
 
-def _split(results: Iterable[Result], key: Any) -> Iterable[tuple[Any, list[Result]]]:
-    """Group results by a key, in the order in which keys first appear."""
-    groups: dict[Any, list[Result]] = {}
-    for result in results:
-        groups.setdefault(key(result), []).append(result)
+def split(items: Iterable[T], key: Callable[[T], K]) -> Iterable[tuple[K, list[T]]]:
+    """Group items by a key, in the order in which keys first appear."""
+    groups: dict[K, list[T]] = {}
+    for item in items:
+        groups.setdefault(key(item), []).append(item)
     return groups.items()
 
 

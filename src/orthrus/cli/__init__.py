@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from orthrus import __version__
-from orthrus.cli import bench, chat, convert, demo, doctor, generate, train
+from orthrus.cli import audit, bench, chat, convert, demo, doctor, generate, train
 from orthrus.cli.common import err, say
 from orthrus.errors import OrthrusError
 
@@ -49,6 +49,7 @@ def application() -> typer.Typer:
     app.command()(train.train)
     app.command()(convert.convert)
     app.command()(doctor.doctor)
+    app.command()(audit.audit)
     app.add_typer(bench.application(), name="bench")
     return app
 

@@ -1,25 +1,17 @@
 """`orthrus bench run`, `orthrus bench passes`, `orthrus bench report`: measure, and read what was measured.
 
-Knows the options, the progress on the terminal and how a report is printed; measuring is `orthrus.bench`'s.
+Knows the options and how a report is printed; measuring is `orthrus.bench`'s.
 """
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from time import monotonic
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeElapsedColumn, TimeRemainingColumn
 
 from orthrus.cli import common
 from orthrus.cli.common import err, out, print_json, say
+from orthrus.cli.measuring import Threads, loader, progress, set_threads, words
 from orthrus.errors import ConfigError
-
-if TYPE_CHECKING:
-    from orthrus.bench.run import Loader, Outlook
-
-_PLAIN_LINES = 20  # progress reports where standard error is no terminal
 
 Model = Annotated[str, typer.Argument(help="A bundled model, a directory, or a Hub id.")]
 Output = Annotated[
@@ -32,7 +24,6 @@ Dtypes = Annotated[
 Batches = Annotated[
     list[str] | None, typer.Option("--batch", metavar="N,…", help="Prompts decoded together; 1 unless given.")
 ]
-Threads = Annotated[int | None, typer.Option(min=1, help="Threads of torch on the CPU; its own choice unless given.")]
 Limit = Annotated[
     int | None,
     typer.Option(min=1, help="Prompts of each suite; all of a file and 100 problems unless given."),
@@ -108,13 +99,13 @@ def run(
         rounds=rounds,
         warmup=warmup,
     )
-    _set_threads(threads)
-    with _progress() as (start, lap):
+    set_threads(threads)
+    with progress() as (start, lap):
         bench.run(
             job,
             output,
-            load=_loader(model, device),
-            on_start=lambda outlook: start(outlook.laps, _words(outlook)),
+            load=loader(model, device),
+            on_start=lambda outlook: start(outlook.laps, words(outlook)),
             on_lap=lap,
         )
     say(f"{output}: complete; orthrus bench report {output}", to=err)
@@ -142,15 +133,15 @@ def passes(
     from orthrus.bench.passes import costs, kinds
     from orthrus.provenance import digest, provenance
 
-    _set_threads(threads)
+    set_threads(threads)
     dtypes = _dtypes(dtype)
     wide, long, many = (
         _numbers(widths, "1,2,4,8,16,32,64", "--width"),
         _numbers(contexts, "256", "--context"),
         _numbers(batch, "1", "--batch"),
     )
-    load, head = _loader(model, device), ""
-    with _progress() as (start, lap):
+    load, head = loader(model, device), ""
+    with progress() as (start, lap):
         start(len(dtypes) * len(long) * len(many) * len(kinds(wide)) * repeats, "")
         for name in dtypes:
             loaded, _ = load(name)
@@ -199,14 +190,6 @@ def report(
             out().print(grid.to_rich())
 
 
-def _words(outlook: "Outlook") -> str:
-    todo = sum(len(heat.prompts) for heat in outlook.heats)
-    parts = [f"{todo} prompts to answer (each batch size and precision counted)"]
-    parts += [f"{outlook.done} done before"] if outlook.done else []
-    parts += [f"{outlook.too_long} left out, longer than the model's context"] if outlook.too_long else []
-    return " · ".join(parts)
-
-
 def _listed(given: list[str] | None, otherwise: str) -> list[str]:
     """Take an option's values, repeated or with commas between them."""
     return [part.strip() for value in given or [otherwise] for part in value.split(",") if part.strip()]
@@ -229,48 +212,3 @@ def _dtypes(given: list[str] | None) -> tuple[str, ...]:
         if name not in DTYPES:
             raise ConfigError(f"--dtype must be one of {', '.join(DTYPES)}, found {name!r}")
     return tuple(names)
-
-
-def _set_threads(threads: int | None) -> None:
-    import torch
-
-    if threads is not None:
-        torch.set_num_threads(threads)
-
-
-def _loader(model: str, device: str | None) -> "Loader":
-    """Load without a display of its own: the progress bar is on the terminal already."""
-    from transformers.utils import logging
-
-    from orthrus.model.load import load
-
-    logging.disable_progress_bar()
-    return lambda dtype: load(model, dtype=dtype, device=device)
-
-
-@contextmanager
-def _progress() -> Iterator[tuple[Callable[[int, str], None], Callable[[], None]]]:
-    """Show how far a measurement is and when it ends: a bar on a terminal, a few plain lines elsewhere.
-
-    Yields a function to call with the number of laps and a remark, and one to call after each lap.
-    """
-    console = err()
-    columns = (BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console, disable=not console.is_terminal, speed_estimate_period=600) as bar:
-        task = bar.add_task("", total=None)
-        began = monotonic()
-
-        def start(laps: int, remark: str) -> None:
-            bar.update(task, total=laps)
-            if remark:
-                console.print(remark, markup=False, soft_wrap=True)
-
-        def lap() -> None:
-            bar.advance(task)
-            done, total = int(bar.tasks[0].completed), int(bar.tasks[0].total or 0)
-            if not console.is_terminal and done * _PLAIN_LINES // total > (done - 1) * _PLAIN_LINES // total:
-                minutes = (monotonic() - began) / 60
-                left = minutes / done * (total - done)
-                console.print(f"{done}/{total}  {minutes:.1f} min, {left:.1f} min left", soft_wrap=True)
-
-        yield start, lap

@@ -15,7 +15,6 @@ from orthrus.errors import ConfigError
 _WITHOUT_EFFECT = {
     # Bookkeeping of transformers that changes no token here.
     "transformers_version",
-    "_from_model_config",
     "pad_token_id",
     "bos_token_id",
     "use_cache",
@@ -122,7 +121,7 @@ def from_generation_config(config: GenerationConfig, **asked: Any) -> Options:
 
 def _asks(name: str, value: Any) -> bool:
     """Tell settings that could change a token from bookkeeping and from values that stand for "off"."""
-    if value is None or value is False or name in _WITHOUT_EFFECT:
+    if value is None or value is False or name in _WITHOUT_EFFECT or name.startswith("_"):
         return False
     return name not in _ASKS_NOTHING or bool(value != _ASKS_NOTHING[name])
 

@@ -50,6 +50,10 @@ class Journal:
         self._progress.stop()
         self._file.close()
 
+    def write_start(self, step: int, about: Mapping[str, object]) -> None:
+        """Write where the figures that follow come from."""
+        self._write({"event": "start", "step": step, **about})
+
     def add(self, sums: Mapping[str, tuple[float, float]]) -> None:
         """Add the (sum, count) pairs of one step."""
         for name, (total, count) in sums.items():

@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from orthrus.errors import ConfigError, DataError
+from orthrus.provenance import provenance
 from orthrus.train.checkpoints import Checkpoint, load_latest, save_checkpoint
 from orthrus.train.config import Recipe
 from orthrus.train.journal import Journal
@@ -130,6 +131,8 @@ def train(task: Task, recipe: Recipe, *, resume: bool = True) -> TrainResult:
         Journal(output / "log.jsonl", steps=recipe.schedule.steps, start=step) as journal,
         _stop_signals() as stop,
     ):
+        about = provenance(dtypes=[run.dtype], device=run.device)
+        journal.write_start(step, {"provenance": about, "recipe": recipe.model_dump(mode="json")})
         while step < recipe.schedule.steps and not stop.requested:
             journal.add(_one_step(task, recipe, trainable, optimizers, step))
             step += 1

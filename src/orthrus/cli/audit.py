@@ -1,0 +1,119 @@
+"""`orthrus audit MODEL`: is what is promised about texts true here, and how far from it is what is not promised?
+
+Knows the options, how a report is printed, and that a broken promise is an error; auditing is `orthrus.bench`'s.
+"""
+
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from orthrus.cli import common
+from orthrus.cli.common import err, out, print_json, say
+from orthrus.cli.measuring import Threads, loader, progress, set_threads, words
+
+if TYPE_CHECKING:
+    from orthrus.bench.audit import Job
+    from orthrus.bench.audit_report import AuditReport
+
+_SUITES = [f"synthetic:{domain}" for domain in ("maths", "code", "table", "json")]
+
+
+def audit(
+    model: Annotated[str, typer.Argument(help="A bundled model, a directory, or a Hub id.")] = "nano",
+    suite: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="SUITE",
+            help="Prompts, as `orthrus bench run` takes them; may be repeated. The generator's four unless given.",
+        ),
+    ] = None,
+    data: Annotated[
+        Path | None, typer.Option("--data", metavar="DIR", help="Where suites are looked for by name.")
+    ] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="Prompts of each suite.")] = None,
+    dtype: Annotated[
+        list[str] | None,
+        typer.Option(metavar="DTYPE", help="Precision, may be repeated; float32 and bfloat16 unless given."),
+    ] = None,
+    exact: Annotated[
+        list[str] | None,
+        typer.Option(metavar="EXACT", help="distribution or token, may be repeated; both unless given."),
+    ] = None,
+    plan: Annotated[
+        list[str] | None, typer.Option(metavar="PLAN", help="Drafts per cycle, may be repeated; auto unless given.")
+    ] = None,
+    batch_size: Annotated[
+        list[int] | None, typer.Option(min=1, help="Rows at once, may be repeated; 1 and 4 unless given.")
+    ] = None,
+    max_new_tokens: common.MaxNewTokens = 128,
+    epsilon: Annotated[
+        float, typer.Option(min=0, help="Mixtures of experts may part where two logits are this close.")
+    ] = 1e-3,
+    output: Annotated[
+        Path | None,
+        typer.Option("--output", "-o", help="A file of JSON lines; added to, and taken up where it ended."),
+    ] = None,
+    plots: Annotated[Path | None, typer.Option("--plots", metavar="DIR", help="Draw plots into a directory.")] = None,
+    json: common.Json = False,
+    threads: Threads = None,
+    device: common.Device = None,
+) -> None:
+    """Compare the text of every plan, batch size and precision with plain decoding's; exit code 1 if a promise breaks.
+
+    Promised are float32, and at any precision exact="token". The rest is reported: how many texts are identical, by
+    domain and by how surprising the text is, where the others part and how close the choice was there, agreement with
+    Hugging Face's generate, tokens per cycle and speed.
+    """
+    from orthrus.bench.audit import Job
+
+    set_threads(threads)
+    job = Job(
+        model=model,
+        suites=tuple(suite or _SUITES),
+        folder=data,
+        limit=limit,
+        dtypes=tuple(dtype or ("float32", "bfloat16")),
+        exacts=tuple(exact or ("distribution", "token")),
+        plans=tuple(plan or ("auto",)),
+        batches=tuple(batch_size or (1, 4)),
+        max_new_tokens=max_new_tokens,
+    )
+    with TemporaryDirectory() as folder:
+        report = _run(job, output or Path(folder) / "audit.jsonl", device, epsilon)
+    _show(report, plots, json)
+    if not report.contract.holds:
+        raise typer.Exit(1)
+
+
+def _run(job: "Job", output: Path, device: str | None, epsilon: float) -> "AuditReport":
+    """Audit with progress on the terminal; the report is on all that the file holds of this configuration."""
+    from orthrus.bench import audit
+    from orthrus.bench.audit_report import read_audit
+
+    with progress() as (start, lap):
+        configuration = audit.run(
+            job,
+            output,
+            load=loader(job.model, device),
+            on_start=lambda outlook: start(outlook.laps, words(outlook, counted="precision")),
+            on_lap=lap,
+        )
+    return read_audit(output, configuration, epsilon=epsilon)
+
+
+def _show(report: "AuditReport", plots: Path | None, json: bool) -> None:
+    """Print tables or one JSON object on standard output, plots' names and the verdict on standard error."""
+    from orthrus.bench.audit_plots import plot
+    from orthrus.bench.audit_tables import tables, verdict
+
+    if plots is not None:
+        for path in plot(report, plots):
+            say(str(path), to=err)
+    if json:
+        print_json(report.to_dict())
+    else:
+        for grid in tables(report):
+            out().print(grid.to_rich())
+    say(verdict(report.contract), style="green" if report.contract.holds else "bold red", to=err)

@@ -1,0 +1,76 @@
+"""What verbs that measure share: a progress display, threads, and loading without a display of its own.
+
+Knows the terminal; knows nothing of what is measured.
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from time import monotonic
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeElapsedColumn, TimeRemainingColumn
+
+from orthrus.cli.common import err
+
+if TYPE_CHECKING:
+    from orthrus.bench.run import Loader, Outlook
+
+_PLAIN_LINES = 20  # progress reports where standard error is no terminal
+
+Threads = Annotated[int | None, typer.Option(min=1, help="Threads of torch on the CPU; its own choice unless given.")]
+
+
+def words(outlook: "Outlook", *, counted: str = "batch size and precision") -> str:
+    """Say what a measurement is about to do; `counted` names what prompts are answered anew for."""
+    todo = sum(len(heat.prompts) for heat in outlook.heats)
+    parts = [f"{todo} prompts to answer (each {counted} counted)"]
+    parts += [f"{outlook.done} done before"] if outlook.done else []
+    parts += [f"{outlook.too_long} left out, longer than the model's context"] if outlook.too_long else []
+    return " · ".join(parts)
+
+
+def set_threads(threads: int | None) -> None:
+    """Let torch use so many threads on the CPU; None leaves it its own choice."""
+    import torch
+
+    if threads is not None:
+        torch.set_num_threads(threads)
+
+
+def loader(model: str, device: str | None) -> "Loader":
+    """Load without a display of its own: the progress bar is on the terminal already."""
+    from transformers.utils import logging
+
+    from orthrus.model.load import load
+
+    logging.disable_progress_bar()
+    return lambda dtype: load(model, dtype=dtype, device=device)
+
+
+@contextmanager
+def progress() -> Iterator[tuple[Callable[[int, str], None], Callable[[], None]]]:
+    """Show how far a measurement is and when it ends: a bar on a terminal, a few plain lines elsewhere.
+
+    Yields a function to call with the number of laps and a remark, and one to call after each lap.
+    """
+    console = err()
+    columns = (BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console, disable=not console.is_terminal, speed_estimate_period=600) as bar:
+        task = bar.add_task("", total=None)
+        began = monotonic()
+
+        def start(laps: int, remark: str) -> None:
+            bar.update(task, total=laps)
+            if remark:
+                console.print(remark, markup=False, soft_wrap=True)
+
+        def lap() -> None:
+            bar.advance(task)
+            done, total = int(bar.tasks[0].completed), int(bar.tasks[0].total or 0)
+            if not console.is_terminal and done * _PLAIN_LINES // total > (done - 1) * _PLAIN_LINES // total:
+                minutes = (monotonic() - began) / 60
+                left = minutes / done * (total - done)
+                console.print(f"{done}/{total}  {minutes:.1f} min, {left:.1f} min left", soft_wrap=True)
+
+        yield start, lap
