@@ -6,6 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
+from orthrus.model import masks
 from orthrus.model.attention import NAME, attention, register
 from tests import reference
 from tests.families import tiny
@@ -109,3 +110,25 @@ def test_registered_function_serves_whole_models(family: str, seed: int) -> None
         after = model(input_ids=ids, attention_mask=mask, use_cache=False).logits
     torch.testing.assert_close(after[0], before[0], rtol=0, atol=2e-5)
     torch.testing.assert_close(after[1, 5:], before[1, 5:], rtol=0, atol=2e-5)
+
+
+@pytest.mark.parametrize("softcap", [None, 3.0])
+@pytest.mark.parametrize("sinks", [False, True])
+@pytest.mark.parametrize("window", [None, 3])
+def test_a_block_mask_gives_what_the_dense_mask_gives(softcap: float | None, sinks: bool, window: int | None) -> None:
+    """FlexAttention (its plain form; compiled on CUDA only) over the training mask equals dense attention."""
+    torch.manual_seed(0)
+    document = torch.tensor([[0] * 9 + [1] * 7, [0] * 14 + [-1] * 2])
+    position = torch.tensor([[*range(9), *range(7)], [*range(14), 0, 0]])
+    anchor, valid = torch.tensor([[2, 11], [5, 9]]), torch.tensor([[True, True], [True, False]])
+    block = 4
+    allowed = masks.training(document, anchor, valid, block=block)
+    query = (position.gather(1, anchor)[:, :, None] + torch.arange(block)).flatten(1)
+    where = {"query_position_BQ": query, "key_position_BS": torch.cat([position, query], 1)}
+    dense = masks.layer_masks(allowed, windows=(3,), dtype=torch.float32, **where)
+    flex = masks.block_masks(allowed, windows=(3,), **where)
+    q, k, v = torch.randn(2, 4, 8, 16), torch.randn(2, 2, 24, 16), torch.randn(2, 2, 24, 16)
+    more = {"scaling": 0.3, "softcap": softcap, "s_aux": torch.randn(4) if sinks else None}
+    left, _ = attention(torch.nn.Identity(), q, k, v, dense.of(window), **more)
+    right, _ = attention(torch.nn.Identity(), q, k, v, flex.of(window), **more)
+    torch.testing.assert_close(left, right, rtol=1e-5, atol=1e-5)

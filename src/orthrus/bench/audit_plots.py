@@ -1,6 +1,6 @@
 """An audit's plots, as PNG files.
 
-Needs matplotlib; knows which curves answer which question.
+Needs matplotlib; knows which curves answer which question. Plans are taken together: what they promise is the same.
 """
 
 from collections.abc import Sequence
@@ -9,53 +9,59 @@ from typing import TYPE_CHECKING
 
 from orthrus.bench.audit_report import AuditReport, Summary, widest
 from orthrus.bench.plots import Draw, save
+from orthrus.bench.report import split
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 
 def plot(report: AuditReport, folder: Path) -> list[Path]:
-    """Draw shares by domain and by perplexity, and every parting, into a folder (made if need be).
+    """Draw shares by domain and by perplexity, for each batch size, and every parting, into a folder (made if need be).
 
     Raises DataError when matplotlib is not installed.
     """
     folder.mkdir(parents=True, exist_ok=True)
     every = widest(report.summaries)
+    out = []
+    for batch in dict.fromkeys(summary.setting.batch for summary in report.summaries):
+        part = [summary for summary in report.summaries if summary.setting.batch == batch]
+        out.append(save(folder / f"identical-batch{batch}.png", _domains(part, batch)))
+        out.append(save(folder / f"perplexity-batch{batch}.png", _quantiles(widest(part), batch)))
     parted = [summary for summary in every if summary.gaps]
-    out = [
-        save(folder / "identical.png", _bars(report.summaries)),
-        save(folder / "perplexity.png", _quantiles(every)),
-    ]
     return [*out, save(folder / "partings.png", _partings(parted))] if parted else out
 
 
-def _bars(summaries: Sequence[Summary]) -> Draw:
-    """Draw a bar per domain and setting."""
-    places = list(dict.fromkeys(f"{s.suite} {s.domain}" for s in summaries))
-    names = list(dict.fromkeys(map(_name, summaries)))
+def _domains(summaries: Sequence[Summary], batch: int) -> Draw:
+    """Draw a bar per domain and curve."""
+    places = list(dict.fromkeys(map(_place, summaries)))
+    curves = list(split(summaries, _curve))
 
     def draw(axes: "Axes") -> None:
-        width = 0.8 / len(names)
-        for number, name in enumerate(names):
-            own = [s for s in summaries if _name(s) == name]
-            lefts = [places.index(f"{s.suite} {s.domain}") + (number + 0.5) * width - 0.4 for s in own]
-            axes.bar(lefts, [s.identical / s.prompts for s in own], width, label=name)
+        width = 0.8 / len(curves)
+        for number, (label, own) in enumerate(curves):
+            shares = {place: _share([(s.identical, s.prompts) for s in part]) for place, part in split(own, _place)}
+            lefts = [places.index(place) + (number + 0.5) * width - 0.4 for place in shares]
+            axes.bar(lefts, list(shares.values()), width, label=label)
         axes.set_xticks(range(len(places)), places, rotation=30, ha="right")
-        axes.set(ylabel="share of identical texts", ylim=(0, 1.02))
+        axes.set(ylabel="share of identical texts", ylim=(0, 1.02), title=f"batch {batch}")
         _legend(axes)
 
     return draw
 
 
-def _quantiles(summaries: Sequence[Summary]) -> Draw:
-    """Draw the share of identical texts over the perplexity of their references."""
+def _quantiles(summaries: Sequence[Summary], batch: int) -> Draw:
+    """Draw a curve over the quantiles of perplexity, each a little apart, because many of them lie at 1."""
 
     def draw(axes: "Axes") -> None:
-        for s in summaries:
-            middles = [(quantile.low * quantile.high) ** 0.5 for quantile in s.by_perplexity]
-            axes.plot(middles, [q.identical / q.prompts for q in s.by_perplexity], marker=".", label=_name(s))
-        axes.set_xscale("log")
-        axes.set(xlabel="perplexity of plain decoding's text", ylabel="share of identical texts", ylim=(0, 1.02))
+        most = 0
+        for number, (label, own) in enumerate(split(summaries, _curve)):
+            parts = list(zip(*(s.by_perplexity for s in own), strict=True))
+            shares = [_share([(quantile.identical, quantile.prompts) for quantile in part]) for part in parts]
+            axes.plot([i + 1 + 0.03 * number for i in range(len(shares))], shares, marker=".", label=label)
+            most = max(most, len(shares))
+        axes.set_xticks(range(1, most + 1))
+        axes.set(xlabel="quantile of the perplexity of plain decoding's text", ylabel="share of identical texts")
+        axes.set(ylim=(0, 1.02), title=f"batch {batch}")
         _legend(axes)
 
     return draw
@@ -65,9 +71,9 @@ def _partings(summaries: Sequence[Summary]) -> Draw:
     """Draw a point per text that parts: where, and how close the two best logits were."""
 
     def draw(axes: "Axes") -> None:
-        for s in summaries:
-            known = [(parting.at, parting.gap) for parting in s.partings if parting.gap is not None]
-            axes.plot(*zip(*known, strict=True), ".", label=_name(s))
+        for label, own in split(summaries, _curve):
+            partings = [parting for s in own for parting in s.partings if parting.gap is not None]
+            axes.plot([parting.at for parting in partings], [parting.gap for parting in partings], ".", label=label)
         axes.set_yscale("symlog", linthresh=1e-4)
         axes.set(xlabel="position of the first token that differs", ylabel="best logit minus second best")
         _legend(axes)
@@ -75,9 +81,17 @@ def _partings(summaries: Sequence[Summary]) -> Draw:
     return draw
 
 
-def _name(summary: Summary) -> str:
+def _curve(summary: Summary) -> str:
     s = summary.setting
-    return f"{s.dtype} {s.exact} {s.label}, batch {s.batch}"
+    return f"{s.dtype} {s.exact} {s.mode}"
+
+
+def _place(summary: Summary) -> str:
+    return summary.suite if summary.domain in summary.suite else f"{summary.suite} {summary.domain}"
+
+
+def _share(counts: Sequence[tuple[int, int]]) -> float:
+    return sum(part for part, _ in counts) / sum(whole for _, whole in counts)
 
 
 def _legend(axes: "Axes") -> None:

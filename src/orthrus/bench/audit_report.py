@@ -268,14 +268,15 @@ def summaries(references: Sequence[Reference], verdicts: Sequence[Verdict], *, s
     """Return figures for every setting, on each domain of each suite and on all together."""
     perplexities = {reference.key: reference.perplexity for reference in references}
     verdict_of = {(v.result.prompt, v.result.contender): v for v in verdicts}
+    order = _order(verdicts)
     out = []
     for (suite, domain), results in sections([verdict.result for verdict in verdicts]):
         section = [verdict_of[result.prompt, result.contender] for result in results]
         by_setting = dict(split(section, Setting.of))
-        for setting, part in by_setting.items():
+        for setting in filter(by_setting.__contains__, order):
             plain = Setting(dtype=setting.dtype, exact=setting.exact, mode="ar", plan=None, batch=setting.batch)
             against = by_setting.get(plain, []) if setting.mode != "ar" else []
-            out.append(_summary(setting, suite, domain, part, against, perplexities, seed))
+            out.append(_summary(setting, suite, domain, by_setting[setting], against, perplexities, seed))
     return out
 
 
@@ -283,6 +284,12 @@ def widest(summaries: Sequence[Summary]) -> list[Summary]:
     """Return the summaries of all suites and domains together."""
     last = summaries[-1]
     return [s for s in summaries if (s.suite, s.domain) == (last.suite, last.domain)]
+
+
+def _order(verdicts: Sequence[Verdict]) -> list[Setting]:
+    """Return all settings as they first appear, those of one precision and promise together."""
+    groups = split(dict.fromkeys(map(Setting.of, verdicts)), lambda setting: (setting.dtype, setting.exact))
+    return [setting for _, group in groups for setting in group]
 
 
 def _summary(

@@ -61,7 +61,7 @@ def grow(score_BMV: Tensor, *, nodes: int) -> Tree:
     B, M, V = score_BMV.shape
     logp_BMK, token_BMK = score_BMV.log_softmax(-1).topk(min(BRANCH, V), dim=-1)
     # Each token costs something, even a certain one, and none costs so much that float32 loses this something in a sum
-    # over the block (impossible ones would all cost the same): a path never ties with its prefix, so parents come first.
+    # over the block (impossible ones would all cost the same): a path never ties with its prefix; parents are first.
     logp_BMK = logp_BMK.clamp_min(_LEAST) - _TOLL
     path_BF = score_BMV.new_zeros(B, 1)
     scores, tokens, parents = [], [], []

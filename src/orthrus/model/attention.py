@@ -7,10 +7,12 @@ Knows no view and no cache.
 Shapes: B rows, H query heads, G queries per key/value head, Q query rows, S keys, D head dimension.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.attention.flex_attention import BlockMask, flex_attention
 from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.masking_utils import sdpa_mask
@@ -23,7 +25,7 @@ def attention(
     query_BHQD: Tensor,
     key: Tensor,
     value: Tensor,
-    attention_mask: Tensor | None,
+    attention_mask: Tensor | BlockMask | None,
     scaling: float | None = None,
     dropout: float = 0.0,
     softcap: float | None = None,
@@ -35,7 +37,8 @@ def attention(
     """Attend with `[B, H, Q, D]` queries over `[B, H/G, S, D]` keys and values; returns `[B, Q, H, D]`.
 
     Args:
-        attention_mask: additive or boolean, `[B, 1, Q, S]`; None means causal for several queries, all for one.
+        attention_mask: additive or boolean, `[B, 1, Q, S]`, or FlexAttention's block mask (training on CUDA); None
+            means causal for several queries, all for one.
         softcap: scores become `softcap * tanh(score / softcap)` before the mask (Gemma 2).
         s_aux: one sink logit per head, which takes part in the softmax and in nothing else (gpt-oss).
         tile: keys are taken so many at a time (S a multiple of it), by operations whose shapes and order do not
@@ -43,6 +46,8 @@ def attention(
     """
     B, H, Q, D = query_BHQD.shape
     heads = key.shape[1]
+    if isinstance(attention_mask, BlockMask):
+        return _flex(query_BHQD, key, value, attention_mask, scaling, softcap, s_aux), None
     causal = getattr(module, "is_causal", True) if is_causal is None else is_causal
     if attention_mask is None and Q > 1 and causal:
         attention_mask = torch.ones(Q, key.shape[2], dtype=torch.bool, device=key.device).tril(key.shape[2] - Q)
@@ -58,6 +63,36 @@ def attention(
     else:
         out = _explicit(grouped, key, value, mask, scaling or D**-0.5, softcap, s_aux, Q)
     return out.reshape(B, H, Q, value.shape[-1]).transpose(1, 2).contiguous(), None
+
+
+def _flex(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    mask: BlockMask,
+    scaling: float | None,
+    softcap: float | None,
+    sink_H: Tensor | None,
+) -> Tensor:
+    def cap(score: Tensor, b: Tensor, h: Tensor, q: Tensor, k: Tensor) -> Tensor:
+        return _capped(score, softcap)
+
+    attend: Callable[..., tuple[Tensor, Tensor]] = flex_attention
+    out, log_total = (torch.compile(attend) if query.is_cuda else attend)(
+        query,
+        key,
+        value,
+        score_mod=None if softcap is None else cap,
+        block_mask=mask,
+        scale=scaling,
+        enable_gqa=query.shape[1] != key.shape[1],
+        return_lse=True,
+    )
+    if sink_H is not None:
+        # A sink takes its share of the softmax: exp(sink) joins a total that was exp(log_total).
+        out = out * torch.sigmoid(log_total - sink_H[None, :, None])[..., None].to(out.dtype)
+    attended: Tensor = out.transpose(1, 2).contiguous()
+    return attended
 
 
 def _fold(mask_B1QS: Tensor, groups: int) -> Tensor:

@@ -1,17 +1,18 @@
 """Masks are pure functions of positions: who may look at whom, in one place.
 
 Slots of the cache are numbered by position, so "sees everything up to position p" is a comparison. Every mask is
-written once as a boolean rule and made dense here (a 4-D additive tensor, which every architecture takes).
-Knows no model and no cache.
+written once as a boolean rule and made dense here (a 4-D additive tensor, which every architecture takes), or
+handed to FlexAttention as a block mask, which skips what nobody sees. Knows no model and no cache.
 
 Shapes: B rows, Q query rows of a pass, S cache slots in view, T positions of a packed row, N blocks, K block length.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
+from torch.nn.attention.flex_attention import BlockMask, create_block_mask
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -19,14 +20,15 @@ class LayerMasks:
     """The additive masks of one pass: one for full attention, one for each sliding window in the model.
 
     Attributes:
-        full: `[B, 1, Q, S]`, 0 where a query may look and the dtype's lowest value where it may not.
+        full: `[B, 1, Q, S]`, 0 where a query may look and the dtype's lowest value where it may not; or the same
+            as a block mask.
         windowed: the same, narrowed to each window length.
     """
 
-    full: Tensor
-    windowed: dict[int, Tensor] = field(default_factory=dict)
+    full: Tensor | BlockMask
+    windowed: Mapping[int, Tensor | BlockMask] = field(default_factory=dict)
 
-    def of(self, window: int | None) -> Tensor:
+    def of(self, window: int | None) -> Tensor | BlockMask:
         """Return the mask of a layer with this window (None: full attention)."""
         return self.full if window is None else self.windowed[window]
 
@@ -53,6 +55,27 @@ def layer_masks(
         full=additive(allowed_BQS, dtype)[:, None],
         windowed={w: additive(allowed_BQS & (distance_BQS < w), dtype)[:, None] for w in windows},
     )
+
+
+def block_masks(
+    allowed_BQS: Tensor, *, query_position_BQ: Tensor, key_position_BS: Tensor, windows: Iterable[int]
+) -> LayerMasks:
+    """Make the masks of one pass for FlexAttention, from the same rule and with the same windows as `layer_masks`.
+
+    Blocks of the score matrix that nobody looks at are skipped, which is most of them where many blocks draft at once.
+    """
+    B, Q, S = allowed_BQS.shape
+
+    def make(window: int | None) -> BlockMask:
+        def sees(b: Tensor, h: Tensor, q: Tensor, k: Tensor) -> Tensor:
+            seen = allowed_BQS[b, q, k]
+            if window is None:
+                return seen
+            return seen & (query_position_BQ[b, q] - key_position_BS[b, k] < window)
+
+        return create_block_mask(sees, B, None, Q, S, device=allowed_BQS.device)
+
+    return LayerMasks(full=make(None), windowed={w: make(w) for w in windows})
 
 
 def up_to(limit_BQ: Tensor, *, span: int) -> Tensor:

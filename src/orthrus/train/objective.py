@@ -63,7 +63,8 @@ def chunked(
     """
     total = student_MC.new_zeros((), dtype=torch.float32)
     agrees = []
-    for part in torch.arange(len(target_M), device=target_M.device).split(chunk):
+    for start in range(0, len(target_M), chunk):
+        part = slice(start, start + chunk)
         teacher = None if teacher_MC is None else teacher_MC[part]
         value, agree = checkpoint(
             _part, loss, head, student_MC[part], teacher, target_M[part], weight_M[part], use_reentrant=False

@@ -182,13 +182,13 @@ class ViewTask:
         self, keys: TeacherKeys, tokens: Tensor, query: Tensor, key: Tensor, allowed: Tensor, *, view: Any
     ) -> Tensor:
         dtype = torch.get_autocast_dtype(self._device.type) if torch.is_autocast_enabled(self._device.type) else None
-        layer_masks = masks.layer_masks(
-            allowed,
-            query_position_BQ=query,
-            key_position_BS=key,
-            windows=self._windows,
-            dtype=dtype or self._model.dtype,
-        )
+        positions = {"query_position_BQ": query, "key_position_BS": key}
+        if self._device.type == "cuda":
+            layer_masks = masks.block_masks(allowed, windows=self._windows, **positions)
+        else:  # FlexAttention has no backward pass on CPUs
+            layer_masks = masks.layer_masks(
+                allowed, windows=self._windows, dtype=dtype or self._model.dtype, **positions
+            )
         hidden: Tensor = self._model.base_model(
             input_ids=tokens,
             position_ids=query,

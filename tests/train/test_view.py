@@ -1,0 +1,181 @@
+"""View training end to end on tiny backbones: the block pass is the decoder's own draft pass, and it learns."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+from transformers import PreTrainedTokenizerFast
+
+from orthrus.data.packing import EncodedDocument, pack
+from orthrus.decode.passes import Passes
+from orthrus.model import checkpoint
+from orthrus.model.attach import attach
+from orthrus.model.cache import ScratchCache
+from orthrus.train.config import ViewRecipe, recipe_from_mapping
+from orthrus.train.loop import train
+from orthrus.train.tokenizer import train_tokenizer
+from orthrus.train.view import TeacherKeys, ViewTask
+from tests.families import tiny
+
+TEXTS = ["the cat sat on the mat and the dog sat on the log", "one two three four five six seven eight nine ten"]
+
+
+@pytest.fixture(scope="module")
+def tokenizer() -> PreTrainedTokenizerFast:
+    """A small tokenizer with the chat template."""
+    return train_tokenizer(TEXTS * 40, vocab_size=300, max_length=256)
+
+
+def saved_backbone(folder: Path, tokenizer: PreTrainedTokenizerFast, family: str) -> Path:
+    """Write a tiny random backbone as `from_pretrained` reads it."""
+    model = tiny(family, vocab_size=300)
+    model.generation_config.eos_token_id = tokenizer.eos_token_id
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+def view_recipe(backbone: Path, output: Path, **sections: dict[str, Any]) -> ViewRecipe:
+    """A view recipe small enough for a test."""
+    tables: dict[str, Any] = {
+        "kind": "view",
+        "model": {"backbone": str(backbone), "block_size": 6},
+        "data": {
+            "tokens": 1000,
+            "row_tokens": 200,
+            "sources": [{"kind": "synthetic", "domain": "json", "weight": 1.0, "heldout": 2}],
+        },
+        "responses": {"prompts": 6, "max_new_tokens": 24, "rows": 4, "eval_prompts": 2, "eval_tokens": 12},
+        "objective": {"loss": "kl", "block_lengths": [6, 4], "blocks_per_row": 12, "blind_anchor_share": 0.3},
+        "optimizer": {"name": "adamw", "lr": 0.01},
+        "schedule": {"steps": 6, "warmup_steps": 1},
+        "run": {
+            "output": str(output),
+            "batch_rows": 2,
+            "threads": 1,
+            "checkpoint_every": 2,
+            "log_every": 2,
+            "eval_every": 3,
+        },
+    }
+    for name, keys in sections.items():
+        tables[name] = {**tables[name], **keys}
+    recipe = recipe_from_mapping(tables)
+    assert isinstance(recipe, ViewRecipe)
+    return recipe
+
+
+@pytest.fixture
+def task(tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> ViewTask:
+    """A view task on a tiny Qwen3 backbone."""
+    return ViewTask(view_recipe(saved_backbone(tmp_path / "backbone", tokenizer, "qwen3"), tmp_path / "run"))
+
+
+@pytest.mark.parametrize("family", ["qwen3", "gemma3_text", "gpt_oss", "llama"])
+@pytest.mark.parametrize("loss", ["kl", "cross_entropy"])
+def test_the_training_pass_is_the_decoders_draft_pass(
+    family: str, loss: str, tmp_path: Path, tokenizer: PreTrainedTokenizerFast
+) -> None:
+    """For every drawn block, hidden states from the packed pass give the logits a draft pass gives at that place.
+
+    The second document of a packed row must look as if it stood alone; windows are shorter than the texts.
+    """
+    backbone = saved_backbone(tmp_path / "backbone", tokenizer, family)
+    task = ViewTask(view_recipe(backbone, tmp_path / "run", objective={"loss": loss}))
+    model = task.model
+    documents = [np.random.default_rng(i).integers(5, 300, n).astype(np.int32) for i, n in enumerate((23, 31))]
+    packed = pack(
+        [EncodedDocument(token_ids=d, answer=np.arange(len(d)) >= 4) for d in documents], row_tokens=64, pad_id=0
+    )
+    tensors = [task._tensor(a) for a in (packed.document, packed.position, packed.token_ids, packed.answer)]
+    document, position, token, answer = tensors
+    from orthrus.train import anchors
+
+    blocks = anchors.sample(
+        document, answer, blocks=10, block_length=6, blind_share=0.4, generators=[torch.Generator().manual_seed(0)]
+    )
+    keys = TeacherKeys()
+    with torch.no_grad():
+        task._teacher(keys, token, document, position)
+        hidden = task._student(keys, token, document, position, blocks, 6)
+        logits = task._head(hidden)
+    for n in range(10):
+        anchor = int(blocks.anchor_BN[0, n])
+        own = (document[0] == document[0, anchor]).nonzero()[0]
+        prefix = token[0, int(own) : anchor].tolist()
+        first = torch.where(blocks.blind_BN[:, n], model.orthrus_config.mask, token[:, anchor])  # type: ignore[operator,union-attr]
+        expected = drafted(model, prefix, first)
+        torch.testing.assert_close(logits[0, n, :-1], expected, rtol=1e-4, atol=1e-4)
+
+
+def drafted(model: Any, prefix: list[int], anchor: Tensor) -> Tensor:
+    """Return the decoder's own draft logits after a prefix."""
+    cache = ScratchCache(rows=1, capacity=80)
+    passes = Passes(model, cache)
+    with torch.no_grad():
+        if prefix:
+            passes.prefill(slice(0, 1), [prefix], chunk=64)
+        return passes.draft(slice(0, 1), anchor, 5)[0]
+
+
+def test_training_moves_every_twin_tensor_and_no_other_bit(task: ViewTask, tmp_path: Path) -> None:
+    """After a few steps the saved view, loaded onto a fresh backbone, drafts the same; the backbone is untouched."""
+    model = task.model
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    result = train(task, task._recipe)
+    assert result.finished
+    after = model.state_dict()
+    moved = {name for name in after if not torch.equal(after[name], before[name])}
+    assert moved == {name for name in after if ".diffusion." in name}
+    fresh = tiny("qwen3", vocab_size=300)
+    attach(fresh, checkpoint.read_config(tmp_path / "run" / "model"), attn_implementation="orthrus")
+    checkpoint.load_adapter(fresh, tmp_path / "run" / "model")
+    prompt = [5, 6, 7, 8]
+    assert torch.equal(drafted(fresh, prompt, torch.tensor([9])), drafted(model, prompt, torch.tensor([9])))
+
+
+def test_an_interrupted_view_run_ends_with_the_same_weights(tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> None:
+    """Stopped after two steps and taken up by a new process' objects, the run ends bit for bit as if never stopped."""
+    backbone = saved_backbone(tmp_path / "backbone", tokenizer, "qwen3")
+    whole = ViewTask(view_recipe(backbone, tmp_path / "whole"))
+    train(whole, whole._recipe)
+    recipe = view_recipe(backbone, tmp_path / "parts")
+
+    class Crash(Exception):
+        pass
+
+    class Crashing(ViewTask):
+        def loss(self, rows: Any, step: int) -> Any:
+            if step == 3:
+                raise Crash
+            return super().loss(rows, step)
+
+    with pytest.raises(Crash):
+        train(Crashing(recipe), recipe)
+    resumed = ViewTask(recipe)
+    train(resumed, recipe)
+    left, right = whole.model.state_dict(), resumed.model.state_dict()
+    assert all(torch.equal(left[name], right[name]) for name in left)
+
+
+def test_a_memorised_set_is_drafted_almost_whole(tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> None:
+    """Trained on one prompt's answer until it knows it, the view drafts more than 4 of 5 tokens a cycle there."""
+    backbone = saved_backbone(tmp_path / "backbone", tokenizer, "qwen3")
+    task = ViewTask(
+        view_recipe(
+            backbone,
+            tmp_path / "run",
+            responses={"prompts": 1, "eval_prompts": 1, "eval_tokens": 24},
+            objective={"loss": "cross_entropy", "block_lengths": [6], "blind_anchor_share": 0.0, "blocks_per_row": 24},
+            optimizer={"lr": 0.02},
+            schedule={"steps": 150, "warmup_steps": 5, "kind": "cosine"},
+            run={"batch_rows": 1, "eval_every": 1000, "checkpoint_every": 1000, "log_every": 50},
+        )
+    )
+    prompts = task._train_prompts()
+    untrained = task._decode(prompts).acceptance_length
+    train(task, task._recipe)
+    assert task._decode(prompts).acceptance_length > max(4.0, untrained)
