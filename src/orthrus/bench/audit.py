@@ -8,7 +8,7 @@ end. Knows the order of things; texts are `texts`', comparing is `verdicts`', fi
 import dataclasses
 import hashlib
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from time import perf_counter
@@ -130,7 +130,15 @@ def run(
     for dtype in dict.fromkeys(heat.dtype for heat in outlook.heats):
         model = scorer if dtype == SCORER else load(dtype)[0]
         writer = Writer(model, tokenizer, job.max_new_tokens)
-        audit = _Audit(job=job, writer=writer, scorer=scorer, labels=labels, clock=clock, on_lap=on_lap)
+        audit = _Audit(
+            job=job,
+            writer=writer,
+            scorer=scorer,
+            labels=labels,
+            conditions={exact: conditions(model, exact) for exact in job.exacts},
+            clock=clock,
+            on_lap=on_lap,
+        )
         for turn, heat in enumerate(heat for heat in outlook.heats if heat.dtype == dtype):
             references, verdicts = audit.chunk(heat, turn)
             new = [verdict for verdict in verdicts if verdict.result.prompt not in done]
@@ -147,6 +155,7 @@ def configuration(job: Job, model: PreTrainedModel) -> dict[str, Any]:
         "experts": has_experts(model),
         "contenders": [[c.mode, c.plan, c.exact] for c in job.contenders()],
         "max_new_tokens": job.max_new_tokens,
+        "rounds": 1,
         "device": device_name(model.device),
         "threads": torch.get_num_threads(),
     }
@@ -157,7 +166,7 @@ def has_experts(model: PreTrainedModel) -> bool:
     return any(name.rpartition(".")[2] == "experts" for name, _ in model.named_modules())
 
 
-def conditions(model: PreTrainedModel, exact: Exact | None) -> dict[str, Any]:
+def conditions(model: PreTrainedModel, exact: str) -> dict[str, Any]:
     """Return what a promise depends on: device, attention function, threads, and what the probe found if asked."""
     finding = finding_for(model, width=config_of(model).block_size) if exact == "token" else None
     return {
@@ -175,7 +184,8 @@ class _Audit:
     job: Job
     writer: Writer
     scorer: PreTrainedModel
-    labels: dict[str, str]
+    labels: Mapping[str, str]
+    conditions: Mapping[str, Mapping[str, Any]]
     clock: Clock
     on_lap: Callable[[], None]
 
@@ -259,7 +269,7 @@ class _Audit:
             result=result,
             gap=None if parting is None else parting.gap,
             hf=from_hf(row.token_ids, hf_ids, own.token_ids, own.gaps),
-            conditions=conditions(self.writer.model, who.exact),
+            conditions=self.conditions[str(who.exact)],
         )
 
 

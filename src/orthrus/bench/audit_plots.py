@@ -55,7 +55,7 @@ def _quantiles(summaries: Sequence[Summary], batch: int) -> Draw:
     def draw(axes: "Axes") -> None:
         most = 0
         for number, (label, own) in enumerate(split(summaries, _curve)):
-            parts = list(zip(*(s.by_perplexity for s in own), strict=True))
+            parts = list(zip(*(s.by_perplexity for s in own), strict=False))
             shares = [_share([(quantile.identical, quantile.prompts) for quantile in part]) for part in parts]
             axes.plot([i + 1 + 0.03 * number for i in range(len(shares))], shares, marker=".", label=label)
             most = max(most, len(shares))
@@ -72,9 +72,10 @@ def _partings(summaries: Sequence[Summary]) -> Draw:
 
     def draw(axes: "Axes") -> None:
         for label, own in split(summaries, _curve):
-            partings = [parting for s in own for parting in s.partings if parting.gap is not None]
-            axes.plot([parting.at for parting in partings], [parting.gap for parting in partings], ".", label=label)
+            known = [(parting.at, parting.gap) for s in own for parting in s.partings if parting.gap is not None]
+            axes.plot([at for at, _ in known], [gap for _, gap in known], ".", label=label)
         axes.set_yscale("symlog", linthresh=1e-4)
+        axes.set_ylim(bottom=0)
         axes.set(xlabel="position of the first token that differs", ylabel="best logit minus second best")
         _legend(axes)
 

@@ -1,0 +1,130 @@
+"""The bundled model: it is small, whole, lossless, and draws from its backbone's distribution."""
+
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import orthrus
+from orthrus.data.synthetic import DOMAINS, problem
+from orthrus.decode import accept
+from orthrus.decode.accept import Verdict
+from orthrus.decode.output import Stats
+from orthrus.decode.passes import Passes
+from orthrus.model.cache import ScratchCache
+from orthrus.zoo import BUNDLED
+
+CHATS = [problem(domain, index, split="heldout").messages[:1] for index in range(2) for domain in DOMAINS]
+"""Questions with names, things and numbers never trained on together."""
+
+DRAWS = 4000
+
+
+@pytest.fixture(scope="module")
+def nano() -> tuple[Any, Any]:
+    """The bundled model in float32."""
+    return orthrus.load("nano", dtype="float32", device="cpu")
+
+
+def test_the_bundled_files_are_small_and_complete() -> None:
+    """At most 40 MB in all; backbone, view, tokenizer and card are there."""
+    files = {file.name: file.stat().st_size for file in Path(BUNDLED["nano"]).iterdir()}
+    assert sum(files.values()) <= 40e6
+    assert {"model.safetensors", "orthrus.safetensors", "orthrus_config.json", "tokenizer.json", "README.md"} <= set(
+        files
+    )
+
+
+@pytest.mark.parametrize("plan", ["full", "fixed:5", "tree:24", "onepass:2", "auto"])
+@pytest.mark.parametrize("batch_size", [1, 8])
+def test_greedy_texts_equal_plain_decoding(nano: tuple[Any, Any], plan: str, batch_size: int) -> None:
+    """In float32 every plan writes the same tokens as plain decoding, alone and in a batch."""
+    ask = {"max_new_tokens": 96, "batch_size": batch_size}
+    plain = orthrus.generate(*nano, CHATS, mode="ar", **ask)
+    drafted = orthrus.generate(*nano, CHATS, plan=plan, **ask)
+    assert [d.token_ids for d in drafted] == [p.token_ids for p in plain]
+    assert [d.finish_reason for d in drafted] == [p.finish_reason for p in plain]
+
+
+def test_drafts_are_worth_their_pass(nano: tuple[Any, Any]) -> None:
+    """The trained view gives at least five tokens a cycle on its own domain (its card has the measured figure)."""
+    outs = orthrus.generate(*nano, CHATS, plan="full", max_new_tokens=128)
+    assert Stats.total(out.stats for out in outs).tokens_per_cycle >= 5
+
+
+def test_exact_token_in_bfloat16(nano: tuple[Any, Any]) -> None:
+    """In bfloat16 `exact="token"` writes plain decoding's tokens for every plan and batch, greedy and sampled."""
+    model, tokenizer = orthrus.load("nano", dtype="bfloat16", device="cpu")
+    for more in ({}, {"do_sample": True, "temperature": 0.9, "seed": 5}):
+        ask = {"exact": "token", "max_new_tokens": 64, **more}
+        plain = orthrus.generate(model, tokenizer, CHATS, mode="ar", batch_size=1, **ask)
+        for plan, batch_size in (("full", 1), ("full", 8), ("fixed:6", 3), ("auto", 5)):
+            drafted = orthrus.generate(model, tokenizer, CHATS, plan=plan, batch_size=batch_size, **ask)
+            assert [d.token_ids for d in drafted] == [p.token_ids for p in plain]
+
+
+def chi_square(observed: Counter[tuple[int, ...]], expected: dict[tuple[int, ...], float]) -> float:
+    """Return the p-value of counts against probabilities; outcomes expected fewer than 8 times share one bin."""
+    total = sum(observed.values())
+    bins = [key for key, p in expected.items() if p * total >= 8]
+    rest_expected = total * (1 - sum(expected[key] for key in bins))
+    rest_observed = total - sum(observed[key] for key in bins)
+    statistic = sum((observed[key] - expected[key] * total) ** 2 / (expected[key] * total) for key in bins)
+    if rest_expected >= 8:
+        statistic += (rest_observed - rest_expected) ** 2 / rest_expected
+    freedom = len(bins) - (rest_expected < 8)
+    return float(torch.special.gammaincc(torch.tensor(freedom / 2).double(), torch.tensor(statistic / 2).double()))
+
+
+def first_two(
+    nano: tuple[Any, Any], *, temperature: float
+) -> tuple[Counter[tuple[int, ...]], dict[tuple[int, ...], float]]:
+    """Return how often each pair of first tokens was drawn with drafts, and its probability in the backbone."""
+    model, tokenizer = nano
+    prompt = "The"
+    outs = orthrus.generate(
+        model, tokenizer, [prompt] * DRAWS, plan="full", do_sample=True, temperature=temperature, top_k=12,
+        max_new_tokens=2, batch_size=64, eos_token_id=[],
+    )  # fmt: skip
+    observed = Counter(tuple(out.token_ids) for out in outs)
+    ids = tokenizer(prompt)["input_ids"]
+
+    def after(tokens: list[int]) -> torch.Tensor:
+        cache = ScratchCache(rows=1, capacity=64)
+        passes = Passes(model, cache)
+        with torch.inference_mode():
+            logits = passes.verify(slice(0, 1), torch.tensor([tokens]))[0, -1] / temperature
+        top = logits.topk(12)
+        return torch.full_like(logits, -torch.inf).scatter(0, top.indices, top.values).softmax(-1)
+
+    first = after(ids)
+    expected = {}
+    for a in first.nonzero()[:, 0].tolist():
+        second = after([*ids, a])
+        for b in second.nonzero()[:, 0].tolist():
+            expected[a, b] = float(first[a] * second[b])
+    return observed, expected
+
+
+@pytest.mark.parametrize("temperature", [0.7, 1.0])
+def test_sampled_tokens_follow_the_backbone(nano: tuple[Any, Any], temperature: float) -> None:
+    """Chi-square over pairs of first tokens; the chance of a false alarm is 1e-7 per temperature."""
+    observed, expected = first_two(nano, temperature=temperature)
+    assert abs(sum(expected.values()) - 1) < 1e-4
+    assert set(observed) <= set(expected)
+    assert chi_square(observed, expected) > 1e-7
+
+
+def test_the_chi_square_catches_a_broken_rule(nano: tuple[Any, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    """A rule that keeps every draft gives the diffusion view's distribution, and is caught."""
+    honest = accept.rejection
+
+    def gullible(draft_BM: torch.Tensor, *args: Any, **kwargs: Any) -> Verdict:
+        kwargs["accept_BM"] = torch.zeros_like(kwargs["accept_BM"])
+        return honest(draft_BM, *args, **kwargs)
+
+    monkeypatch.setattr(accept, "rejection", gullible)
+    observed, expected = first_two(nano, temperature=1.0)
+    assert chi_square(observed, expected) < 1e-7
