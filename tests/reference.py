@@ -30,7 +30,7 @@ def up_to(limit: list[list[int]], span: int) -> Grid:
 
 
 def tree(length: list[int], parent: list[list[int | None]], span: int) -> Grid:
-    """Node i sees the prefix and every node on its path to the root; the root is its own parentless node."""
+    """Node i sees the prefix and every node on its path to the root; a root has no parent."""
     grid: Grid = []
     for n, parents in zip(length, parent, strict=True):
         rows = []

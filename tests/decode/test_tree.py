@@ -5,7 +5,7 @@ once in more than three million reseedings; with the seeds fixed, always or neve
 """
 
 from collections import Counter
-from functools import lru_cache
+from functools import cache
 
 import numpy as np
 import pytest
@@ -41,7 +41,9 @@ def draw_scores(seed: int, *shape: int) -> Tensor:
 def paths_of(grown: Tree, row: int) -> list[Path]:
     """Each node's tokens from the root on, in the nodes' order; parents must come first."""
     paths: list[Path] = [()]
-    for node, (token, parent) in enumerate(zip(grown.token_BN[row].tolist(), grown.parent_BN[row].tolist(), strict=True)):
+    for node, (token, parent) in enumerate(
+        zip(grown.token_BN[row].tolist(), grown.parent_BN[row].tolist(), strict=True)
+    ):
         assert parent <= node
         paths.append((*paths[parent], token))
     return paths
@@ -173,12 +175,12 @@ PROMPTS = [[5, 6, 7], [8], [30, 31, 32, 33, 34, 35, 36, 37, 38, 39, 40, 41, 42],
 COUNTS = [17, 9, 14, 20]
 
 
-@lru_cache(maxsize=None)
+@cache
 def pair(family: str) -> tuple[PreTrainedModel, PreTrainedModel]:
     return tiny(family), dual(family)
 
 
-@lru_cache(maxsize=None)
+@cache
 def plain_texts(family: str) -> dict[Path, list[int]]:
     return {tuple(p): reference.greedy_text(pair(family)[0], p, max(COUNTS) + BLOCK) for p in PROMPTS}
 
@@ -218,7 +220,9 @@ def test_accepted_keys_end_where_prefill_would_have_put_them(family: str) -> Non
 
 def test_a_tree_cycle_accepts_at_least_what_a_chain_cycle_does() -> None:
     """The same rows, the same draft logits (a twin's of two slots), all of the tree there is."""
-    model = orthrus.attach(tiny("qwen3", vocab_size=8), orthrus.OrthrusConfig(block_size=3), attn_implementation="orthrus")
+    model = orthrus.attach(
+        tiny("qwen3", vocab_size=8), orthrus.OrthrusConfig(block_size=3), attn_implementation="orthrus"
+    )
     perturb(model)
     rng = np.random.default_rng(0)
     prompts = [rng.integers(0, 8, rng.integers(1, 9)).tolist() for _ in range(40)]
@@ -264,7 +268,7 @@ SAMPLED = [
 ]
 
 
-@lru_cache(maxsize=None)
+@cache
 def small_pair() -> tuple[PreTrainedModel, PreTrainedModel]:
     """Four tokens, two draft slots."""
     config = orthrus.OrthrusConfig(block_size=3)
@@ -283,7 +287,7 @@ def test_sampled_trees_write_what_the_same_noise_writes_plainly(sampling: Sampli
         for seed in seeds
     ]
     assert len({tuple(text) for text in expected}) > 20
-    for nodes in (1, 2, 3, 9, 50):
+    for nodes in (2, 5, 50):
         engine = Engine(model, rows=40, capacity=80, plan=plan.parse(f"tree:{nodes}"))
         options = [Options(max_new_tokens=count, sampling=sampling, seed=seed) for seed in seeds]
         ids = [engine.add(prompt, each) for each in options]
@@ -298,17 +302,16 @@ def noise_at(seed: int, position: int) -> np.ndarray:
 
 
 def test_sampled_trees_have_the_backbone_s_distribution() -> None:
-    """All 64 texts of three tokens against their exact chances; 4,000 draws, budgets that cut off half the tree."""
+    """All 64 texts of three tokens against their exact chances; 2,500 draws, budgets that cut off half the tree."""
     plain, model = small_pair()
     engine = Engine(model, rows=500, capacity=40, plan=plan.parse("tree:5"))
-    for index in range(4000):
+    for index in range(2500):
         engine.add([1, 2], Options(max_new_tokens=3, sampling=SAMPLED[1], seed=5), index=index)
     counts = Counter(tuple(row.token_ids) for row in finish(engine).values())
     assert reference.chi_square(counts, reference.chain(plain, [1, 2], 3, V, SAMPLED[1])) > ALARM
 
 
-@pytest.mark.parametrize("nodes", [2, 3, 5])
-@pytest.mark.parametrize("coupled", [False, True])
+@pytest.mark.parametrize(("coupled", "nodes"), [(False, 2), (False, 3), (True, 2)])
 def test_plain_steps_after_trees_leave_the_distribution(coupled: bool, nodes: int) -> None:
     """A tree of two slots over a toy backbone, then a plain step where only one token came of it: 200,000 pairs.
 

@@ -25,16 +25,17 @@ def test_up_to(rows: int, queries: int, span: int, data: st.DataObject) -> None:
 
 @given(rows=small, nodes=st.integers(1, 6), data=st.data())
 def test_tree(rows: int, nodes: int, data: st.DataObject) -> None:
-    """The prefix and the path to the root; siblings and what lies past the tree stay unseen."""
+    """The prefix and the path to a root; siblings, other trees and what lies past them all stay unseen."""
     length = data.draw(st.lists(st.integers(0, 5), min_size=rows, max_size=rows))
-    parent = [[None, *(data.draw(st.integers(0, node - 1)) for node in range(1, nodes))] for _ in range(rows)]
+    above = [st.none(), *(st.none() | st.integers(0, node - 1) for node in range(1, nodes))]
+    parent = [[data.draw(choice) for choice in above] for _ in range(rows)]
     span = max(length) + nodes + data.draw(st.integers(0, 2))
     ancestors = torch.zeros(rows, nodes, nodes, dtype=torch.bool)
     for row, parents in enumerate(parent):
-        for node, above in enumerate(parents):
+        for node, up in enumerate(parents):
             ancestors[row, node, node] = True
-            if above is not None:
-                ancestors[row, node] |= ancestors[row, above]
+            if up is not None:
+                ancestors[row, node] |= ancestors[row, up]
     made = masks.tree(torch.tensor(length), ancestors, span=span)
     assert torch.equal(made, boolean(reference.tree(length, parent, span)))
 

@@ -1,0 +1,140 @@
+"""`plan="auto"` under a clock that talks nonsense: speed is all it can change, and nothing is left behind."""
+
+import math
+import random
+from functools import cache
+
+import pytest
+
+from orthrus.decode import plan
+from orthrus.decode.engine import Engine, Row
+from orthrus.decode.options import Options, Sampling
+from orthrus.decode.plan import Experience, Step
+from tests import reference
+from tests.decode.drive import BLOCK, dual
+from tests.families import tiny
+
+LONGEST = 10
+STEMS = [[5, 6, 7, 8, 9, 10, 11], [5, 6, 7, 40], [60, 61], [8]]
+MODEL, PLAIN = dual(num_hidden_layers=1), tiny("qwen3", num_hidden_layers=1)
+PLAN = plan.parse("auto")
+CAPACITY = Engine.room(max(map(len, STEMS)) + LONGEST, LONGEST, max(step.scratch for step in PLAN.steps(BLOCK)))
+
+
+@cache
+def plain_text(prompt: tuple[int, ...], penalty: float) -> list[int]:
+    return reference.greedy_text(PLAIN, prompt, LONGEST, Sampling(repetition_penalty=penalty))
+
+
+class Nonsense:
+    """A clock that stands still, crawls, leaps by ages, and now and then runs backwards or past the end of time."""
+
+    def __init__(self, chance: random.Random) -> None:
+        self.chance = chance
+        self.now = 0.0
+
+    def __call__(self) -> float:
+        self.now += self.chance.choice([0.0, 0.0, 1e-12, 1e-3, 1.0, 1e9, 1e200, -5.0])
+        if self.chance.random() < 0.01:
+            return math.inf
+        return self.now
+
+
+class Life:
+    """A few hundred completions that come, go and are given up at random, in one engine."""
+
+    def __init__(self, seed: int, rows: int) -> None:
+        self.chance = random.Random(seed)
+        MODEL.__dict__.pop("_orthrus_experience", None)  # what other tests' engines have learned
+        self.engine = Engine(MODEL, rows=rows, capacity=CAPACITY, plan=PLAN, clock=Nonsense(self.chance))
+        self.kinds: set[str] = set()
+        self.expected: dict[int, list[int]] = {}
+        self.rows: dict[int, Row] = {}
+        self.aborted: set[int] = set()
+
+    def add(self) -> None:
+        prompt = self.chance.choice(STEMS)
+        if self.chance.random() < 0.3:
+            prompt = prompt + plain_text(tuple(prompt), 1.0)[: self.chance.randint(1, LONGEST)]
+        penalty = self.chance.choice([1.0, 1.0, 1.4])
+        count = self.chance.randint(1, LONGEST)
+        sampling = Sampling(repetition_penalty=penalty)
+        id = self.engine.add(prompt, Options(max_new_tokens=count, sampling=sampling))
+        self.expected[id] = plain_text(tuple(prompt), penalty)[:count]
+
+    def abort(self) -> None:
+        alive = [row.id for row in (*self.engine.live, *self.engine.waiting)]
+        if alive:
+            self.aborted.add(id := self.chance.choice(alive))
+            assert self.engine.abort(id)
+
+    def step(self) -> None:
+        for progress in self.engine.step():
+            self.rows[progress.row.id] = progress.row
+            self.kinds |= set(progress.row.records)
+
+    def run(self, admissions: int) -> None:
+        while len(self.expected) < admissions:
+            self.chance.choices([self.add, self.step, self.abort], weights=[4, 5, 1])[0]()
+        while self.engine.busy:
+            self.step()
+
+
+@pytest.mark.parametrize(("rows", "admissions"), [(1, 70), (3, 200)])
+def test_nonsense_costs_change_no_text_and_leave_nothing_behind(rows: int, admissions: int) -> None:
+    """Texts equal the plain loop's; afterwards no row is live or waiting, nothing is ready, the cache has not grown.
+
+    Every kind of step was taken on the way, so none of this is for want of trying.
+    """
+    life = Life(seed=rows, rows=rows)
+    life.run(1)
+    engine = life.engine
+    buffers = [buffer.data_ptr() for buffer in engine.cache.keys + engine.cache.values]
+    life.run(admissions)
+    for id, text in life.expected.items():
+        written = life.rows[id].token_ids if id in life.rows else []
+        assert written == (text[: len(written)] if id in life.aborted else text)
+    assert life.kinds == {"chain", "tree", "onepass"}
+    assert len(life.aborted) > admissions / 20
+    assert (engine.live, list(engine.waiting), engine._ready) == ([], [], [None] * rows)
+    assert [buffer.data_ptr() for buffer in engine.cache.keys + engine.cache.values] == buffers
+    assert engine.cache.lengths == engine.cache.length_R.tolist()
+    assert all(len(ids) <= n for ids, n in zip(engine._cached_ids, engine.cache.lengths, strict=True))
+    assert engine._seen_RV is not None
+    assert engine._seen_RV.shape == (rows, engine.vocabulary)
+
+
+def test_what_is_remembered_of_steps_is_bounded() -> None:
+    """A few figures per shape and number of rows, however many steps were taken."""
+    known = Experience()
+    for turn in range(1000):
+        known.costs.observe(Step(turn % 7), 1 + turn % 2, 1.0)
+    assert all(len(times) <= 9 for steps in known.costs._seen.values() for times in steps.values())
+    assert len(known.costs.table()) == 14
+
+
+def test_what_a_row_leaves_behind_is_reused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """After a whole life of trees, chains and fused passes, keys that are kept are as good as freshly read ones.
+
+    Each text is asked for twice in a row: the second time its prompt has keys already (if the row is the same), and
+    says the same.
+    """
+    life = Life(seed=7, rows=1)
+    life.run(20)
+    engine, read = life.engine, []
+    real = engine.passes.prefill
+
+    def spy(rows: slice, pending: list[list[int]], *, chunk: int) -> None:
+        read.append(sum(map(len, pending)))
+        real(rows, pending, chunk=chunk)
+
+    monkeypatch.setattr(engine.passes, "prefill", spy)
+    for prompt in STEMS:
+        text = plain_text(tuple(prompt), 1.0)
+        longer = prompt + text[:5]
+        for asked, expected in ((prompt, text), (longer, text[5:])):
+            id = engine.add(asked, Options(max_new_tokens=len(expected)))
+            while engine.busy:
+                life.step()
+            assert life.rows[id].token_ids == expected
+    assert sum(read) < sum(len(p) for p in STEMS) + 4

@@ -1,0 +1,383 @@
+"""One pass that verifies and drafts: it equals the separate passes, and whatever it drafts ahead, the text is AR's."""
+
+import random
+from collections.abc import Callable
+from functools import cache
+
+import pytest
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from orthrus.decode import cycle as cycles
+from orthrus.decode import plan
+from orthrus.decode.cycle import likely_stops
+from orthrus.decode.engine import Engine, Row
+from orthrus.decode.options import Options, Sampling
+from orthrus.decode.passes import Passes
+from orthrus.decode.plan import Step
+from orthrus.errors import CacheFull
+from orthrus.model.attach import config_of, windows_of
+from orthrus.model.cache import ScratchCache
+from orthrus.model.dual import View
+from orthrus.model.masks import LayerMasks
+from tests import reference
+from tests.decode.drive import BLOCK, Double, decode, dual, finish
+from tests.families import VOCAB, tiny
+
+FAMILIES = ["qwen3", "llama", "gemma3_text", "gpt_oss", "qwen3_moe"]
+LENGTHS = [11, 3, 17]
+"""Positions of each row with keys; the windows are 8 long."""
+
+ROWS = slice(0, 3)
+
+
+@cache
+def model_of(family: str) -> PreTrainedModel:
+    return dual(family)
+
+
+def random_tokens(seed: int, *shape: int) -> Tensor:
+    return torch.randint(VOCAB, shape, generator=torch.Generator().manual_seed(seed))
+
+
+def prefilled(model: PreTrainedModel, texts: list[list[int]], *, room: int) -> Passes:
+    cache = ScratchCache(rows=len(texts), capacity=max(map(len, texts)) + room)
+    passes = Passes(model, cache)
+    passes.prefill(slice(0, len(texts)), texts, chunk=512)
+    return passes
+
+
+# ---------------------------------------------------------------- fused equals unfused
+
+
+def blind_draft(model: PreTrainedModel, text: list[int], count: int) -> Tensor:
+    """Draft after a text whose next token nobody knows: `count` + 1 masks behind it, seeing it and one another.
+
+    One row alone, with masks written out by hand; the first slot stands where the unknown token will, so slot j's
+    logits `[count, V]` are about the token after that and j more.
+    """
+    n, K = len(text), count + 1
+    passes = prefilled(model, [text], room=K)
+    position = torch.arange(n, n + K)[None]
+    passes.cache.begin(slice(0, 1), position, end=n + K)
+
+    def mask(window: int | None) -> Tensor:
+        seen = [[window is None or s > n + j - window for s in range(n + K)] for j in range(K)]
+        return torch.zeros(1, 1, K, n + K).masked_fill(~torch.tensor(seen), torch.finfo(torch.float32).min)
+
+    masks = LayerMasks(full=mask(None), windowed={w: mask(w) for w in windows_of(model)})
+    logits: Tensor = model(
+        input_ids=torch.full((1, K), config_of(model).mask),
+        attention_mask=masks.full,
+        position_ids=position,
+        past_key_values=passes.cache,
+        use_cache=True,
+        view=View(name="diffusion", masks=masks),
+    ).logits
+    return logits[0, :count]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@torch.inference_mode()
+def test_fused_equals_verify_and_separate_blind_drafts(family: str) -> None:
+    """Three rows of different lengths, stops in any order, to 1e-5 in float32 and with the very same best tokens.
+
+    The AR rows' keys and values are those of a verify pass too, and what the draft rows write lies past them.
+    """
+    model, drafts = model_of(family), 4
+    texts = [random_tokens(row, length).tolist() for row, length in enumerate(LENGTHS)]
+    token_BQ = random_tokens(9, 3, drafts + 1)
+    stop_BS = torch.tensor([[0, 1, 2, 3, 4], [4, 2, 0, 1, 3], [3, 4, 1, 0, 2]])
+    fused, apart = (prefilled(model, texts, room=Step(drafts, stops=5).scratch) for _ in range(2))
+    ar, ahead = fused.fused(ROWS, token_BQ, stop_BS, drafts)
+    verified = apart.verify(ROWS, token_BQ)
+    torch.testing.assert_close(ar, verified, rtol=1e-5, atol=1e-5)
+    assert torch.equal(ar.argmax(-1), verified.argmax(-1))
+    for one, other in zip(fused.cache.keys + fused.cache.values, apart.cache.keys + apart.cache.values, strict=True):
+        for row, length in enumerate(LENGTHS):
+            written = length + drafts + 1
+            torch.testing.assert_close(one[row, :written], other[row, :written], rtol=1e-5, atol=1e-5)
+    assert fused.cache.lengths == LENGTHS
+    for row, text in enumerate(texts):
+        for place, stop in enumerate(stop_BS[row].tolist()):
+            alone = blind_draft(model, text + token_BQ[row, : stop + 1].tolist(), drafts)
+            torch.testing.assert_close(ahead[row, place], alone, rtol=1e-5, atol=1e-5)
+            assert torch.equal(ahead[row, place].argmax(-1), alone.argmax(-1))
+
+
+@torch.inference_mode()
+def test_stops_do_not_see_one_another() -> None:
+    """A block drafted for one stop alone, or beside others, or for two rows in one order and another: the same."""
+    model, drafts = model_of("gemma3_text"), 3
+    texts = [random_tokens(row, length).tolist() for row, length in enumerate(LENGTHS)]
+    token_BQ = random_tokens(9, 3, drafts + 1)
+    passes = prefilled(model, texts, room=Step(drafts, stops=4).scratch)
+    _, all_four = passes.fused(ROWS, token_BQ, torch.arange(4).expand(3, 4), drafts)
+    for stop in range(4):
+        _, alone = passes.fused(ROWS, token_BQ, torch.full((3, 1), stop), drafts)
+        torch.testing.assert_close(alone[:, 0], all_four[:, stop], rtol=1e-5, atol=1e-5)
+
+
+def test_likely_stops_are_those_of_a_chain_of_independent_drafts() -> None:
+    """The chance to stop after a drafts is that of a good ones and then a bad one; the bonus follows a whole block."""
+    sure, doubtful = [0.9, 0.9, 0.9], [0.2, 0.9, 0.5]
+    confidence = torch.tensor([sure, doubtful])
+    # 0.1, 0.09, 0.081, 0.729 and 0.8, 0.02, 0.09, 0.09 (the last two a tie)
+    assert likely_stops(confidence, 2).tolist()[0] == [3, 0]
+    assert likely_stops(confidence, 1).tolist()[1] == [0]
+    assert sorted(likely_stops(confidence, 9)[0].tolist()) == [0, 1, 2, 3]
+
+
+# ---------------------------------------------------------------- texts and counts
+
+PROMPTS = [[5, 6, 7], [8], [30, 31, 32, 33, 34, 35], [9, 10, 11, 12, 13]]
+COUNTS = [23, 7, 16, 1]
+MODEL = dual()
+TEXTS = {tuple(p): reference.greedy_text(tiny("qwen3"), p, 24) for p in PROMPTS}
+
+Right = Callable[[Row, int], bool]
+Stops = Callable[[Tensor, int], Tensor]
+
+
+class Ahead(Double):
+    """A double that also says what fused passes draft ahead, and notes which stops they were asked for."""
+
+    asked: list[list[list[int]]]
+
+    def serve(self, engine: Engine) -> Engine:
+        self.engine, self.asked = engine, []
+        real = engine.passes.fused
+
+        def fused(rows: slice, token_BQ: Tensor, stop_BS: Tensor, drafts: int) -> tuple[Tensor, Tensor]:
+            logits, ahead = real(rows, token_BQ, stop_BS, drafts)
+            self.asked.append(stop_BS.tolist())
+            for b, row in enumerate(engine.live[rows]):
+                for s, stop in enumerate(stop_BS[b].tolist()):
+                    ahead[b, s] = self.beliefs(row, len(row.token_ids) + stop + 1, drafts)
+            return logits, ahead
+
+        engine.passes.fused = fused  # type: ignore[method-assign]
+        return engine
+
+    def beliefs(self, row: Row, start: int, drafts: int) -> Tensor:
+        text = self.texts[tuple(row.prompt_ids)]
+        logits = torch.zeros(drafts, VOCAB)
+        for j, place in enumerate(range(start, start + drafts)):
+            token = text[place] if place < len(text) else 0
+            logits[j, token if self.right(row, place) else (token + 1) % VOCAB] = 1.0
+        return logits
+
+
+def coin(row: Row, place: int) -> bool:
+    """Fall heads two times in three, always the same way for the same row and place."""
+    return hash((row.prompt_ids[0], place)) % 3 != 0
+
+
+DOUBLES: dict[str, Right] = {
+    "always right": lambda *_: True,
+    "never right": lambda *_: False,
+    "right by a coin": coin,
+}
+
+
+def at_random(confidence_BM: Tensor, stops: int) -> Tensor:
+    """Any stops, one of them twice even."""
+    B, M = confidence_BM.shape
+    return torch.randint(M + 1, (B, min(stops, M + 1)))
+
+
+def the_unlikeliest(confidence_BM: Tensor, stops: int) -> Tensor:
+    """Where everything is in doubt, or nothing is, these are all wrong."""
+    B, M = confidence_BM.shape
+    return likely_stops(confidence_BM, M + 1)[:, M + 1 - min(stops, M + 1) :]
+
+
+STOPS: dict[str, Stops] = {"likeliest": likely_stops, "random": at_random, "unlikeliest": the_unlikeliest}
+
+
+@pytest.mark.parametrize("choice", STOPS)
+@pytest.mark.parametrize("double", DOUBLES)
+def test_stops_and_drafts_never_show_in_the_text(double: str, choice: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Four prompts over three rows, which join and leave: AR's text for one, two and all stops."""
+    torch.manual_seed(0)
+    monkeypatch.setattr(cycles, "likely_stops", STOPS[choice])
+    for name in ("onepass:1", "onepass:2", "onepass"):
+        ahead = Ahead(TEXTS, DOUBLES[double])
+        engine = ahead.serve(Engine(MODEL, rows=3, capacity=110, plan=plan.parse(name), drafter=ahead))
+        for row in decode(engine, PROMPTS, [Options(max_new_tokens=count) for count in COUNTS]):
+            assert row.token_ids == TEXTS[tuple(row.prompt_ids)][: row.options.max_new_tokens]
+            assert row.stats.emitted == row.options.max_new_tokens
+            assert 1 + row.stats.cycles < row.stats.forwards <= 1 + 2 * row.stats.cycles
+
+
+@pytest.mark.parametrize("choice", STOPS)
+@pytest.mark.parametrize("family", ["qwen3", "gemma3_text", "gpt_oss"])
+def test_the_view_s_own_drafts_never_show_in_the_text(
+    family: str, choice: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Real draft logits from real fused passes, ragged rows, windows shorter than the texts."""
+    torch.manual_seed(0)
+    monkeypatch.setattr(cycles, "likely_stops", STOPS[choice])
+    for name in ("onepass:1", "onepass"):
+        engine = Engine(model_of(family), rows=2, capacity=110, plan=plan.parse(name))
+        rows = decode(engine, PROMPTS[:3], Options(max_new_tokens=12))
+        assert [row.token_ids for row in rows] == greedy_texts(family)
+
+
+@cache
+def greedy_texts(family: str) -> list[list[int]]:
+    return [reference.greedy_text(tiny(family), p, 12) for p in PROMPTS[:3]]
+
+
+def expected_forwards(length: int, right: Callable[[int], bool], hit: Callable[[int], bool]) -> int:
+    """Count by hand: one prefill; each cycle one pass, and one more where the pass before did not draft for its stop."""
+    forwards, done, ready = 1, 0, False
+    while done < length:
+        forwards += 1 if ready else 2
+        accepted = 0
+        while accepted < BLOCK - 1 and right(done + accepted):
+            accepted += 1
+        done, ready = done + accepted + 1, hit(accepted)
+    return forwards
+
+
+@pytest.mark.parametrize(
+    ("double", "name", "hit"),
+    [
+        ("always right", "onepass", lambda accepted: True),
+        ("never right", "onepass", lambda accepted: True),
+        ("right by a coin", "onepass", lambda accepted: True),
+        # Beliefs of a double are faint (1.0 against 95 zeros), so the likeliest stops are the first ones.
+        ("always right", "onepass:1", lambda accepted: accepted == 0),
+        ("never right", "onepass:1", lambda accepted: accepted == 0),
+        ("right by a coin", "onepass:2", lambda accepted: accepted <= 1),
+        ("right by a coin", "onepass:7", lambda accepted: accepted <= 6),
+    ],
+)
+def test_forwards_are_counted(double: str, name: str, hit: Callable[[int], bool]) -> None:
+    """One pass where the pass before has drafted for the very stop, two elsewhere; all else as for chains."""
+    right = DOUBLES[double]
+    for prompt in PROMPTS[:3]:
+        ahead = Ahead(TEXTS, right)
+        engine = ahead.serve(Engine(MODEL, rows=1, capacity=110, plan=plan.parse(name), drafter=ahead))
+        row = decode(engine, [prompt], Options(max_new_tokens=23))[0]
+        at = lambda place, row=row: right(row, place)  # noqa: E731
+        trace = reference.trace(23, BLOCK - 1, at)
+        assert row.stats.forwards == expected_forwards(23, at, hit)
+        assert (row.stats.cycles, row.stats.accepted, row.stats.emitted) == (trace.cycles, trace.accepted, 23)
+        assert row.stats.accepted_at_position == trace.accepted_at
+        assert row.stats.plain_steps == 0
+
+
+def test_a_trace_counted_by_hand() -> None:
+    """24 tokens in blocks of 8 from an oracle: a prefill, a draft, three fused passes; 24 tokens for 5 forwards."""
+    ahead = Ahead(TEXTS, DOUBLES["always right"])
+    engine = ahead.serve(Engine(MODEL, rows=1, capacity=110, plan=plan.parse("onepass"), drafter=ahead))
+    stats = decode(engine, PROMPTS[:1], Options(max_new_tokens=24))[0].stats
+    assert (stats.forwards, stats.cycles, stats.drafted, stats.accepted) == (5, 3, 21, 21)
+    assert stats.tokens_per_forward == 24 / 5
+
+
+def test_rows_beside_one_that_missed_draft_again_with_it() -> None:
+    """One row always right, one never, only stop 0 drafted for: the pair takes two passes until the first is done."""
+    ahead = Ahead(TEXTS, lambda row, _: row.prompt_ids == PROMPTS[0])
+    engine = ahead.serve(Engine(MODEL, rows=2, capacity=110, plan=plan.parse("onepass:1"), drafter=ahead))
+    right, wrong = decode(engine, PROMPTS[:2], [Options(max_new_tokens=16), Options(max_new_tokens=7)])
+    assert (right.stats.cycles, right.stats.forwards) == (2, 1 + 2 + 2)
+    assert (wrong.stats.cycles, wrong.stats.forwards) == (7, 1 + 2 + 2 + 5)
+
+
+def test_where_passes_have_fixed_shapes_a_cycle_takes_two() -> None:
+    """`exact="token"` falls back to draft and verify, and the text is the same."""
+    engine = Engine(MODEL, rows=1, capacity=110, plan=plan.parse("onepass"), exact="token")
+    row = decode(engine, PROMPTS[:1], Options(max_new_tokens=12))[0]
+    assert row.token_ids == TEXTS[tuple(PROMPTS[0])][:12]
+    assert row.stats.forwards == 1 + 2 * row.stats.cycles
+
+
+# ---------------------------------------------------------------- room
+
+
+@pytest.mark.parametrize("name", ["onepass:1", "onepass:2", "onepass"])
+def test_a_completion_may_fill_its_row_exactly(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What `Engine.add` accepts never runs out of cache, drafters right, wrong or both; one position less is refused.
+
+    And no pass writes more than `Step.scratch` rows past a row's length, nor does the cache grow by a byte.
+    """
+    scratch = plan.parse(name).steps(BLOCK)[0].scratch
+    capacity = Engine.room(3, 20, scratch)
+    small = Engine(MODEL, rows=1, capacity=capacity - 1, plan=plan.parse(name))
+    with pytest.raises(CacheFull, match=f"need {capacity} cache positions, a row has {capacity - 1}"):
+        small.add(PROMPTS[0], Options(max_new_tokens=20))
+    for double in DOUBLES.values():
+        ahead = Ahead(TEXTS, double)
+        engine = ahead.serve(Engine(MODEL, rows=2, capacity=capacity, plan=plan.parse(name), drafter=ahead))
+        widths: list[int] = []
+        real = engine.cache.begin
+
+        def spy(
+            rows: slice,
+            slot_BQ: Tensor,
+            *,
+            end: int,
+            engine: Engine = engine,
+            widths: list[int] = widths,
+            real: Callable[..., None] = real,
+        ) -> None:
+            lengths = torch.tensor(engine.cache.lengths[rows])
+            widths.append(int((slot_BQ - lengths[:, None]).max()) + 1)
+            assert end <= max(engine.cache.lengths[rows]) + scratch
+            real(rows, slot_BQ, end=end)
+
+        monkeypatch.setattr(engine.cache, "begin", spy)
+        rows = decode(engine, [PROMPTS[0], PROMPTS[1], PROMPTS[0]], Options(max_new_tokens=20))
+        assert [row.token_ids for row in rows] == [TEXTS[tuple(p)][:20] for p in (PROMPTS[0], PROMPTS[1], PROMPTS[0])]
+        assert max(widths) == scratch
+        plain = Engine(MODEL, rows=2, capacity=capacity, plan=plan.parse("ar"))
+        decode(plain, PROMPTS[:1], Options(max_new_tokens=2))
+        assert engine.cache.nbytes == plain.cache.nbytes
+
+
+def test_drafts_may_run_past_the_end_of_the_context() -> None:
+    """A model of 16 positions writes what fits, whatever was drafted beyond."""
+    model = dual(max_position_embeddings=16)
+    engine = Engine(model, rows=2, capacity=16 + Step(BLOCK - 1, stops=BLOCK).scratch, plan=plan.parse("onepass"))
+    rows = decode(engine, [PROMPTS[0], PROMPTS[2]], Options(max_new_tokens=24))
+    assert [row.token_ids for row in rows] == [TEXTS[tuple(PROMPTS[0])][:13], TEXTS[tuple(PROMPTS[2])][:10]]
+    assert {row.finish_reason for row in rows} == {"length"}
+
+
+def test_what_was_drafted_ahead_dies_with_its_row() -> None:
+    """Rows end, are aborted and make room at random: a row's next cycle never meets another's drafts.
+
+    The doubles are always right, so a single draft of another row would show in what is accepted.
+    """
+    chance = random.Random(0)
+    ahead = Ahead(TEXTS, DOUBLES["always right"])
+    engine = ahead.serve(Engine(MODEL, rows=3, capacity=110, plan=plan.parse("onepass"), drafter=ahead))
+    prompt_of = {
+        engine.add(p := chance.choice(PROMPTS), Options(max_new_tokens=chance.randint(1, 24))): p for _ in range(40)
+    }
+    while engine.busy:
+        for progress in engine.step():
+            row = progress.row
+            assert row.token_ids == TEXTS[tuple(prompt_of[row.id])][: len(row.token_ids)]
+            assert len(progress.token_ids) == BLOCK or row.finish_reason is not None
+        if chance.random() < 0.3 and engine.live:
+            engine.abort(chance.choice(engine.live).id)
+    assert engine._ready == [None] * 3
+    assert finish(engine) == {}
+
+
+def test_a_sampled_row_s_text_is_its_own() -> None:
+    """Whether its neighbours' drafts were ready or not, and whoever they are: it is what plain sampling draws."""
+    sampled = Options(max_new_tokens=16, sampling=Sampling(do_sample=True, temperature=0.8), seed=5)
+
+    def texts(name: str, rows: int) -> list[list[int]]:
+        engine = Engine(MODEL, rows=rows, capacity=110, plan=plan.parse(name))
+        return [row.token_ids for row in decode(engine, PROMPTS, sampled)]
+
+    plain = texts("ar", 1)
+    for name in ("onepass:2", "tree:12", "auto"):
+        assert texts(name, 1) == texts(name, 2) == texts(name, 4) == plain
