@@ -49,9 +49,9 @@ def test_greedy_texts_equal_plain_decoding(nano: tuple[Any, Any], plan: str, bat
 
 
 def test_drafts_are_worth_their_pass(nano: tuple[Any, Any]) -> None:
-    """The trained view gives at least five tokens a cycle on its own domain (its card has the measured figure)."""
+    """The trained view gives at least three tokens a cycle on its own domain (its card has the measured figure)."""
     outs = orthrus.generate(*nano, CHATS, plan="full", max_new_tokens=128)
-    assert Stats.total(out.stats for out in outs).tokens_per_cycle >= 5
+    assert Stats.total(out.stats for out in outs).tokens_per_cycle >= 3
 
 
 def test_exact_token_in_bfloat16(nano: tuple[Any, Any]) -> None:
