@@ -189,7 +189,7 @@ def at_random(confidence_BM: Tensor, stops: int) -> Tensor:
 
 def the_unlikeliest(confidence_BM: Tensor, stops: int) -> Tensor:
     """Where everything is in doubt, or nothing is, these are all wrong."""
-    B, M = confidence_BM.shape
+    M = confidence_BM.shape[1]
     return likely_stops(confidence_BM, M + 1)[:, M + 1 - min(stops, M + 1) :]
 
 
@@ -231,7 +231,7 @@ def greedy_texts(family: str) -> list[list[int]]:
 
 
 def expected_forwards(length: int, right: Callable[[int], bool], hit: Callable[[int], bool]) -> int:
-    """Count by hand: one prefill; each cycle one pass, and one more where the pass before did not draft for its stop."""
+    """Count by hand: one prefill; each cycle one pass, and one more where the pass before had not drafted for it."""
     forwards, done, ready = 1, 0, False
     while done < length:
         forwards += 1 if ready else 2

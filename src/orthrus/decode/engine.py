@@ -102,9 +102,9 @@ class Engine:
         room = capacity if geometry is None else geometry.capacity(capacity)
         self.cache = ScratchCache(rows=rows, capacity=room, device=model.device)
         self.passes = Passes(model, self.cache, geometry)
-        # Chains of one length keep the most drafts by rejection. Under any other plan a row's cycles depend on the clock,
-        # on the rows beside it, or (trees) on noise still to come; none of them may decide what a seed gives, so these
-        # texts are what plain sampling draws with the same noise, and trees find far more of them that way.
+        # Chains of one length keep the most drafts by rejection. Under any other plan a row's cycles depend on the
+        # clock, on the rows beside it, or (trees) on noise still to come; none of them may decide what a seed gives, so
+        # these texts are what plain sampling draws with the same noise, and trees find far more of them that way.
         chains = {step.kind for step in self.planner.steps} == {"chain"}
         self.coupled = exact == "token" or not chains
         self.prefill_chunk = prefill_chunk

@@ -27,7 +27,7 @@ def stream_of(seed: int, index: int) -> int:
 def fresh(stream_B: Tensor, anchor_B: Tensor) -> Tensor:
     """Return the stream of one cycle of each row, which no cycle that starts at another position draws from.
 
-    A cycle's course (which stops it drafts ahead for, which nodes a tree gets) depends on draws for positions past
+    A cycle's course (which stops it drafts ahead for, how sure its drafts look) depends on draws for positions past
     the one where it stops. The next cycle decides those positions anew: meeting the same draws again, it would choose
     its proposals by the very noise it then draws with, and the text's distribution would shift.
     """
