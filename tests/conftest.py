@@ -6,8 +6,6 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 # Help and usage messages are compared as plain text, also where the surroundings ask for colour.
 os.environ["_TYPER_FORCE_DISABLE_TERMINAL"] = "1"
-for name in ("FORCE_COLOR", "PY_COLORS", "GITHUB_ACTIONS"):
-    os.environ.pop(name, None)
 
 import pytest
 import torch
