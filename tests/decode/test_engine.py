@@ -5,7 +5,9 @@ from functools import cache
 
 import pytest
 import torch
+from transformers import AutoConfig, AutoModelForCausalLM
 
+import orthrus
 from orthrus.decode.engine import Engine
 from orthrus.decode.options import Options, Sampling
 from orthrus.errors import CacheFull, PromptError
@@ -193,6 +195,27 @@ def test_the_context_ends_a_text() -> None:
     rows = decode(engine_of(model, block=BLOCK), [PROMPTS[0], PROMPTS[2]], Options(max_new_tokens=24))
     assert [row.token_ids for row in rows] == [TEXTS[tuple(PROMPTS[0])][:13], TEXTS[tuple(PROMPTS[2])][:3]]
     assert [row.finish_reason for row in rows] == ["length", "length"]
+
+
+@pytest.mark.parametrize("kind", ["gpt2", "opt"])
+def test_learned_positions_end_with_the_context(kind: str) -> None:
+    """Models that look positions up in a table of 32 rows: drafts past its end look nowhere, the text is whole."""
+    sizes = {
+        "gpt2": {"n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 32},
+        "opt": {"hidden_size": 32, "ffn_dim": 32, "num_hidden_layers": 2, "num_attention_heads": 4,
+                "max_position_embeddings": 32, "word_embed_proj_dim": 32},
+    }  # fmt: skip
+    torch.manual_seed(0)
+    config = AutoConfig.for_model(kind, vocab_size=VOCAB, eos_token_id=None, pad_token_id=0, **sizes[kind])
+    model = AutoModelForCausalLM.from_config(config).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.normal_(0, 0.2)
+    prompts = [[5, 6, 7, 8, 9], [10]]
+    texts = [reference.greedy_text(model, prompt, 32 - len(prompt)) for prompt in prompts]
+    orthrus.attach(model, orthrus.OrthrusConfig(block_size=BLOCK))
+    rows = decode(engine_of(model, block=BLOCK), prompts, Options(max_new_tokens=40))
+    assert [row.token_ids for row in rows] == texts
 
 
 # ---------------------------------------------------------------- what is read again

@@ -3,7 +3,7 @@
 import warnings
 from collections.abc import Callable
 from functools import cache
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import pytest
 import torch
@@ -17,6 +17,7 @@ from orthrus.decode import exact, plan
 from orthrus.decode.engine import Engine
 from orthrus.decode.exact import SPAN, Finding
 from orthrus.decode.options import Options, Sampling
+from orthrus.model import attention as functions
 from orthrus.model.attention import attention
 from orthrus.model.config import OrthrusConfig
 from tests.decode.drive import BLOCK, decode, dual
@@ -154,6 +155,25 @@ def test_noise_by_tokens_narrows_the_prefill_pass() -> None:
     assert f"a token's keys depend on the width of its prefill pass beyond {BLOCK} tokens" in finding.broken
     assert finding.geometry.chunk == BLOCK
     assert exact.probe(noisy(by_rows), width=BLOCK).geometry.chunk > BLOCK
+
+
+def test_noise_by_reach_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Attention that moves with the number of slots it is handed, masked ones included, cannot verify drafts."""
+    real = functions._tiled
+
+    def moving(grouped: Tensor, key: Tensor, *rest: Any) -> Tensor:
+        return real(grouped, key, *rest) * (1 + 1e-3 * key.shape[2])
+
+    monkeypatch.setattr(functions, "_tiled", moving)
+    finding = exact.probe(dual(), width=BLOCK)
+    assert finding.broken == ("a token's logits depend on masked cache slots in reach",)
+    assert (finding.holds, finding.geometry.group) == (False, 1)
+
+
+@pytest.mark.parametrize("attn", ["sdpa", "eager"])
+def test_attention_without_tiles_is_never_trusted(attn: str) -> None:
+    """It may agree at the lengths that are probed and part at longer ones."""
+    assert "a token's logits depend on masked cache slots in reach" in exact.probe(dual(attn=attn), width=BLOCK).broken
 
 
 def test_noise_by_place_leaves_only_plain_decoding_and_says_so() -> None:

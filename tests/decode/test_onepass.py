@@ -25,16 +25,24 @@ from tests import reference
 from tests.decode.drive import BLOCK, Double, decode, dual, finish
 from tests.families import VOCAB, tiny
 
-FAMILIES = ["qwen3", "llama", "gemma3_text", "gpt_oss", "qwen3_moe"]
+FAMILIES: dict[str, dict[str, object]] = {
+    "qwen3": {},
+    "llama": {},
+    "gemma3_text": {"sliding_window": 3},
+    "gpt_oss": {"sliding_window": 8},
+    "qwen3_moe": {},
+}
+"""Windows are shorter than the texts, one of them than a block."""
+
 LENGTHS = [11, 3, 17]
-"""Positions of each row with keys; the windows are 8 long."""
+"""Positions of each row with keys."""
 
 ROWS = slice(0, 3)
 
 
 @cache
 def model_of(family: str) -> PreTrainedModel:
-    return dual(family)
+    return dual(family, **FAMILIES[family])
 
 
 def random_tokens(seed: int, *shape: int) -> Tensor:
@@ -227,7 +235,7 @@ def test_the_view_s_own_drafts_never_show_in_the_text(
 
 @cache
 def greedy_texts(family: str) -> list[list[int]]:
-    return [reference.greedy_text(tiny(family), p, 12) for p in PROMPTS[:3]]
+    return [reference.greedy_text(tiny(family, **FAMILIES[family]), p, 12) for p in PROMPTS[:3]]
 
 
 def expected_forwards(length: int, right: Callable[[int], bool], hit: Callable[[int], bool]) -> int:
@@ -268,6 +276,21 @@ def test_forwards_are_counted(double: str, name: str, hit: Callable[[int], bool]
         assert (row.stats.cycles, row.stats.accepted, row.stats.emitted) == (trace.cycles, trace.accepted, 23)
         assert row.stats.accepted_at_position == trace.accepted_at
         assert row.stats.plain_steps == 0
+
+
+@pytest.mark.parametrize("double", DOUBLES)
+def test_only_drafts_made_for_the_very_stop_are_used(double: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Stops 5, 2 and 7 in this order, whatever was likely: after any other, and after no other, the next cycle drafts."""
+    monkeypatch.setattr(cycles, "likely_stops", lambda confidence, _: torch.tensor([[5, 2, 7]] * len(confidence)))
+    right = DOUBLES[double]
+    ahead = Ahead(TEXTS, right)
+    engine = ahead.serve(Engine(MODEL, rows=1, capacity=110, plan=plan.parse("onepass:3"), drafter=ahead))
+    for prompt in PROMPTS[:3]:
+        row = decode(engine, [prompt], Options(max_new_tokens=24))[0]
+        at = lambda place, row=row: right(row, place)  # noqa: E731
+        trace = reference.trace(24, BLOCK - 1, at)
+        assert row.stats.forwards == expected_forwards(24, at, lambda accepted: accepted in (5, 2, 7))
+        assert row.stats.accepted_at_position == trace.accepted_at
 
 
 def test_a_trace_counted_by_hand() -> None:

@@ -188,6 +188,7 @@ def test_a_truncated_file_is_refused(tmp_path: Path) -> None:
         ("[1, 2]", CheckpointError, "must hold one JSON object, found list"),
         ('{"block_size": 8, "blok": 1}', ConfigError, "unknown key 'blok'"),
         ('{"block_size": "8"}', ConfigError, "block_size must be an integer"),
+        ('{"mask_token_id": "x"}', ConfigError, "mask_token_id must be an integer of at least 0, found 'x'"),
     ],
 )
 def test_a_broken_configuration_is_refused(text: str, error: type, message: str, tmp_path: Path) -> None:
@@ -215,6 +216,15 @@ def test_missing_files_are_named(tmp_path: Path, characters: PreTrainedTokenizer
         orthrus.load("no/such")
 
 
+@pytest.mark.parametrize("family", ["qwen3", "llama", "gemma2"])
+def test_a_model_without_its_tokenizer_is_refused(family: str, tmp_path: Path) -> None:
+    """Some families would get one of special tokens alone, which reads every prompt as nothing."""
+    tiny(family).save_pretrained(tmp_path)
+    orthrus.save(trained(family), tmp_path)
+    with pytest.raises(CheckpointError, match="must hold the model's tokenizer, found none"):
+        orthrus.load(tmp_path)
+
+
 def test_unusable_places_are_refused(tmp_path: Path) -> None:
     """An unknown dtype, device or format is told before anything is read or written."""
     with pytest.raises(ConfigError, match="dtype must be one of float32, bfloat16, float16 or auto, found 'int4'"):
@@ -226,6 +236,10 @@ def test_unusable_places_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="needs a model with a diffusion view, found a plain one"):
         orthrus.save(tiny("qwen3"), tmp_path / "out")
     assert not (tmp_path / "out").exists()
+    (tmp_path / "file").write_text("a text")
+    with pytest.raises(ConfigError, match="written to a directory, found the file"):
+        orthrus.save(trained(), tmp_path / "file")
+    assert (tmp_path / "file").read_text() == "a text"
 
 
 @pytest.mark.parametrize("format", ["adapter", "official"])

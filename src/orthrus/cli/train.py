@@ -17,12 +17,8 @@ STOPPED = 3
 
 def train(recipe: Recipe, overrides: Set = None, resume: Resume = True) -> None:
     """Train by a recipe; exit code 3 when stopped before its end (run it again to continue)."""
-    from orthrus.train.backbone import BackboneTask
-    from orthrus.train.config import BackboneRecipe, load_recipe
-    from orthrus.train.loop import train as run
-    from orthrus.train.view import ViewTask
+    from orthrus.train.config import load_recipe
+    from orthrus.train.run import run
 
-    read = load_recipe(recipe, overrides or [])
-    task = BackboneTask(read) if isinstance(read, BackboneRecipe) else ViewTask(read)
-    if not run(task, read, resume=resume).finished:
+    if not run(load_recipe(recipe, overrides or []), resume=resume).finished:
         raise typer.Exit(STOPPED)

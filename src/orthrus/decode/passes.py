@@ -68,6 +68,7 @@ class Passes:
         self.config = config_of(model)
         self.windows = windows_of(model)
         self.dtype = model.dtype
+        self.last_position: int = model.config.get_text_config().max_position_embeddings - 1
         if model.config._attn_implementation not in _DENSE_MASKS:
             raise ConfigError(
                 f"decoding needs an attention function that takes dense masks ({', '.join(_DENSE_MASKS)}), found "
@@ -202,7 +203,8 @@ class Passes:
         arguments: dict[str, Any] = {
             "input_ids": token_BQ,
             "attention_mask": view.masks.full if isinstance(view, View) and view.masks else None,
-            "position_ids": position_BQ,
+            # Fillers and drafts may stand past the context, where learned position embeddings have no row.
+            "position_ids": position_BQ.clamp_max(self.last_position),
             "past_key_values": self.cache,
             "use_cache": True,
             "view": view,

@@ -42,7 +42,7 @@ def save(model: PreTrainedModel, path: str | Path, *, format: Format = "adapter"
             reads (tokenizer files are the caller's to add).
 
     Raises:
-        ConfigError: an unknown format, or a model without a view.
+        ConfigError: an unknown format, a file where the directory should be, or a model without a view.
         UnsupportedModel: the official layout is defined for Qwen3 backbones only.
     """
     config = config_of(model)
@@ -190,6 +190,8 @@ def read_tensors(path: Path, name: str) -> dict[str, Tensor]:
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
     """Give a scratch directory whose files replace those of `path` when the block ends without an error."""
+    if path.exists() and not path.is_dir():
+        raise ConfigError(f"a model is written to a directory, found the file {path}: name another place")
     path.parent.mkdir(parents=True, exist_ok=True)
     scratch = Path(tempfile.mkdtemp(prefix=f".{path.name}-", dir=path.parent))
     try:

@@ -35,8 +35,9 @@ class OrthrusConfig:
             raise ConfigError(
                 f"block_size must be an integer of at least 2 (an anchor and one mask), found {self.block_size!r}"
             )
-        if self.mask_token_id is not None and self.mask_token_id < 0:
-            raise ConfigError(f"mask_token_id must not be negative, found {self.mask_token_id!r}")
+        mask = self.mask_token_id
+        if mask is not None and (isinstance(mask, bool) or not isinstance(mask, int) or mask < 0):
+            raise ConfigError(f"mask_token_id must be an integer of at least 0, found {mask!r}")
 
     @property
     def mask(self) -> int:

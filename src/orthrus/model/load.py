@@ -60,7 +60,7 @@ def load(
         model, home = _load_adapter(path, wanted, backbone)
     else:
         model, home = _load_official(path, wanted), path
-    tokenizer = AutoTokenizer.from_pretrained(home)
+    tokenizer = _tokenizer(home)
     model.to(place)
     model.eval()
     return model, tokenizer
@@ -70,7 +70,7 @@ def backbone_with_tokenizer(name: str | Path, *, revision: str | None = None) ->
     """Load a plain causal LM in float32, and its tokenizer, from a bundled name, a directory or the Hub."""
     home = locate(name, revision)
     model = _pretrained(AutoModelForCausalLM, home, torch.float32)
-    return model, AutoTokenizer.from_pretrained(home)
+    return model, _tokenizer(home)
 
 
 def locate(name: str | Path, revision: str | None = None) -> Path:
@@ -169,6 +169,18 @@ def _pretrained(cls: Any, home: Path | str, dtype: torch.dtype | str, **more: An
         missing = sorted(info["missing_keys"]) + [str(k) for k in info.get("mismatched_keys", ())]
         raise CheckpointError(f"the backbone {home} is not whole: {len(missing)} tensors missing, {missing[0]} first")
     return model
+
+
+def _tokenizer(home: Path | str) -> PreTrainedTokenizerBase:
+    missing = f"{home} must hold the model's tokenizer, found none: copy its tokenizer files there"
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(home)
+    except (OSError, ValueError, KeyError) as error:
+        raise CheckpointError(f"{missing} ({str(error).splitlines()[0]})") from error
+    # Where files are missing, some families of transformers 5 give a tokenizer of special tokens alone.
+    if set(tokenizer.get_vocab()) <= set(tokenizer.all_special_tokens):
+        raise CheckpointError(missing)
+    return tokenizer
 
 
 def _json(file: Path) -> dict[str, Any]:

@@ -4,10 +4,8 @@ import argparse
 import sys
 
 from orthrus.errors import OrthrusError
-from orthrus.train.backbone import BackboneTask
-from orthrus.train.config import BackboneRecipe, load_recipe
-from orthrus.train.loop import train
-from orthrus.train.view import ViewTask
+from orthrus.train.config import load_recipe
+from orthrus.train.run import run
 
 
 def main() -> int:
@@ -19,8 +17,7 @@ def main() -> int:
     options = parser.parse_args()
     try:
         recipe = load_recipe(options.recipe, options.overrides)
-        task = BackboneTask(recipe) if isinstance(recipe, BackboneRecipe) else ViewTask(recipe)
-        result = train(task, recipe, resume=options.resume)
+        result = run(recipe, resume=options.resume)
     except OrthrusError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

@@ -3,6 +3,7 @@
 Knows the architecture's shape and the next-token loss; the loop, the optimizers and the data are elsewhere.
 """
 
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -55,8 +56,7 @@ class BackboneTask:
         self._recipe = recipe
         self._device = torch.device(recipe.run.device)
         folder = Path(recipe.run.output)
-        first = folder if recipe.model.start_from is None else Path(recipe.model.start_from)
-        self._tokenizer = _tokenizer(recipe, first / "tokenizer")
+        self._tokenizer = _tokenizer(recipe, folder / "tokenizer")
         self._rows = training_rows(recipe.data, self._tokenizer, folder / "data")
         self._heldout = heldout_rows(recipe.data, self._tokenizer, folder / "data")
         self._model = build_backbone(recipe, self._tokenizer)
@@ -125,7 +125,9 @@ class BackboneTask:
 
 
 def _tokenizer(recipe: BackboneRecipe, path: Path) -> PreTrainedTokenizerFast:
-    if not path.exists():
+    if not path.exists() and recipe.model.start_from is not None:
+        shutil.copytree(Path(recipe.model.start_from) / "tokenizer", path)
+    elif not path.exists():
         characters = recipe.tokenizer.train_characters
         texts = training_texts(mixed_documents(recipe.data, characters=characters), characters=characters)
         tokenizer = train_tokenizer(

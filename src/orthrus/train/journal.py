@@ -4,6 +4,7 @@ Knows names and means; knows nothing of training.
 """
 
 import json
+import os
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -23,12 +24,17 @@ from rich.progress import (
 class Journal:
     """Collects sums and counts over steps, and writes their means; a context manager.
 
-    A log that goes past `start` belongs to steps that will be done again: it is cut back first.
+    A log that goes past `start` belongs to steps that will be done again: it is cut back first. A silent one, of a
+    process that is not the main one, collects and writes nothing.
     """
 
-    def __init__(self, path: Path, *, steps: int, start: int) -> None:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        _cut_back(path, start)
+    def __init__(self, path: Path, *, steps: int, start: int, silent: bool = False) -> None:
+        if silent:
+            path = Path(os.devnull)
+        else:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            _cut_back(path, start)
+        self._silent = silent
         self._file = path.open("a", encoding="utf-8")
         self._steps, self._start, self._began = steps, start, time.monotonic()
         self._sums: dict[str, tuple[float, float]] = {}
@@ -36,7 +42,7 @@ class Journal:
         self._progress = Progress(
             TextColumn("step"), MofNCompleteColumn(), BarColumn(), TextColumn("{task.description}"),
             TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn(),
-            console=self._console, disable=not self._console.is_terminal,
+            console=self._console, disable=silent or not self._console.is_terminal,
         )  # fmt: skip
         self._bar = self._progress.add_task("", total=steps, completed=start)
 
@@ -87,7 +93,8 @@ class Journal:
         self._print(f"step {step}/{self._steps}  {text}  {elapsed / 60:.1f} min, {left / 60:.1f} min left")
 
     def _print(self, line: str) -> None:
-        self._console.print(line, highlight=False, markup=False, soft_wrap=True)
+        if not self._silent:
+            self._console.print(line, highlight=False, markup=False, soft_wrap=True)
 
 
 def _cut_back(path: Path, start: int) -> None:

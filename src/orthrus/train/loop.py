@@ -2,8 +2,8 @@
 
 Knows nothing of what is trained: a `Task` gives the loss of some rows. All randomness is a pure function of
 (seed, step, row), so a run resumes from weights, optimizer states and the step alone, and on the CPU ends
-with the same weights, bit for bit, as a run that was never interrupted. One process; the seam for several is
-`_accumulate`, which adds up plain sums: gradients and weight only need an all-reduce there.
+with the same weights, bit for bit, as a run that was never interrupted. Several processes (`Ranks`) share the rows
+of every step and add up gradients and weights, so that all of them make the same step.
 """
 
 import hashlib
@@ -29,6 +29,7 @@ from orthrus.train.checkpoints import Checkpoint, load_latest, save_checkpoint
 from orthrus.train.config import Recipe
 from orthrus.train.journal import Journal
 from orthrus.train.optim import build_optimizers, learning_rate_factor, set_learning_rate
+from orthrus.train.ranks import Ranks
 
 Rows = NDArray[np.int64]
 
@@ -121,28 +122,32 @@ def train(task: Task, recipe: Recipe, *, resume: bool = True) -> TrainResult:
     checkpoints = output / "checkpoints"
     if run.threads is not None:
         torch.set_num_threads(run.threads)
+    ranks = Ranks(run.device)
     trainable = task.trainable()
     optimizers = build_optimizers(task.model, trainable, recipe.optimizer)
-    if not resume:
+    if not resume and ranks.main:
         shutil.rmtree(checkpoints, ignore_errors=True)
+    ranks.wait()
     step = _restore(load_latest(checkpoints, recipe), trainable, optimizers)
     metrics: dict[str, float] = {}
     with (
-        Journal(output / "log.jsonl", steps=recipe.schedule.steps, start=step) as journal,
+        Journal(output / "log.jsonl", steps=recipe.schedule.steps, start=step, silent=not ranks.main) as journal,
         _stop_signals() as stop,
     ):
-        about = provenance(dtypes=[run.dtype], device=run.device)
+        about = provenance(dtypes=[run.dtype], device=run.device) | {"processes": ranks.count}
         journal.write_start(step, {"provenance": about, "recipe": recipe.model_dump(mode="json")})
-        while step < recipe.schedule.steps and not stop.requested:
-            journal.add(_one_step(task, recipe, trainable, optimizers, step))
+        stopping = False
+        while step < recipe.schedule.steps and not stopping:
+            journal.add(_one_step(task, recipe, ranks, trainable, optimizers, step))
             step += 1
+            stopping = ranks.any(stop.requested)
             last = step == recipe.schedule.steps
             if step % run.log_every == 0 or last:
                 journal.write_step(step)
-            if step % run.eval_every == 0 or last:
+            if ranks.main and (step % run.eval_every == 0 or last):
                 metrics = _evaluate(task, recipe, step)
                 journal.write_evaluation(step, metrics)
-            if step % run.checkpoint_every == 0 or last or stop.requested:
+            if ranks.main and (step % run.checkpoint_every == 0 or last or stopping):
                 state = Checkpoint(
                     step=step,
                     trainable={name: parameter.detach() for name, parameter in trainable.items()},
@@ -150,13 +155,17 @@ def train(task: Task, recipe: Recipe, *, resume: bool = True) -> TrainResult:
                 )
                 save_checkpoint(checkpoints, state, recipe)
     finished = step == recipe.schedule.steps
-    model = _save_model(task, output / "model") if finished else None
+    model = output / "model" if finished else None
+    if model is not None and ranks.main:
+        _save_model(task, model)
+    ranks.wait()
     return TrainResult(step=step, finished=finished, metrics=metrics, model=model)
 
 
 def _one_step(
     task: Task,
     recipe: Recipe,
+    ranks: Ranks,
     trainable: Mapping[str, nn.Parameter],
     optimizers: list[torch.optim.Optimizer],
     step: int,
@@ -165,7 +174,8 @@ def _one_step(
     started = time.perf_counter()
     factor = learning_rate_factor(step, recipe.schedule)
     set_learning_rate(optimizers, factor)
-    sums = _accumulate(task, recipe, step)
+    sums = ranks.add(_accumulate(task, recipe, ranks, step))
+    ranks.add_gradients(trainable.values())
     total, weight = sums["loss"]
     if not np.isfinite(total):
         raise ConfigError(f"step {step}: the loss must be finite, found {total}; lower the learning rates")
@@ -185,15 +195,15 @@ def _one_step(
     }
 
 
-def _accumulate(task: Task, recipe: Recipe, step: int) -> dict[str, tuple[float, float]]:
-    """Add up gradients of the step's parts; returns the (sum, count) pairs of the loss and the metrics."""
+def _accumulate(task: Task, recipe: Recipe, ranks: Ranks, step: int) -> dict[str, tuple[float, float]]:
+    """Add up gradients of this process's share of the step's parts; returns the (sum, count) pairs of the loss and the metrics."""
     run = recipe.run
     rows = rows_of_step(step, row_count=task.row_count, batch_rows=run.batch_rows, seed=run.seed)
     sums: dict[str, tuple[float, float]] = {}
     task.model.train()
     for part in np.split(rows, run.grad_accumulation):
         with _autocast(recipe):
-            loss = task.loss(part, step)
+            loss = task.loss(ranks.share(part), step)
         loss.total.backward()  # type: ignore[no-untyped-call]
         for name, (total, count) in {"loss": (loss.total, loss.weight), **loss.metrics}.items():
             before = sums.get(name, (0.0, 0.0))
@@ -226,13 +236,13 @@ def _restore(
     return checkpoint.step
 
 
-def _save_model(task: Task, path: Path) -> Path:
+def _save_model(task: Task, path: Path) -> None:
     temporary = path.with_name(path.name + ".tmp")
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
     task.save(temporary)
     shutil.rmtree(path, ignore_errors=True)
-    return temporary.rename(path)
+    temporary.rename(path)
 
 
 @dataclass(slots=True)

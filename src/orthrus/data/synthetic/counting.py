@@ -15,7 +15,7 @@ def shopping(draw: Draw) -> Draft:
     name, first, second = draw.name(), draw.thing("a"), draw.thing("b")
     money = draw.choice("money", CURRENCIES)
     draw.choice("place", PLACES)
-    n, p, m, q = (draw.number(slot, 2, 12) for slot in ("n", "p", "m", "q"))
+    n, p, m, q = (draw.number(slot, 2, 9) for slot in ("n", "p", "m", "q"))
     facts = draw.phrase((
         "{name} buys {n} {as} for {p} {money} each and {m} {bs} for {q} {money} each at the {place}.",
         "At the {place}, {name} buys {n} {as} and {m} {bs}. Each {a} costs {p} {money} and each {b} costs {q} {money}.",
@@ -48,8 +48,8 @@ def shopping(draw: Draw) -> Draft:
 def change(draw: Draw) -> Draft:
     """The money left after buying several of one thing."""
     name, things, money = draw.name(), draw.thing(), draw.choice("money", CURRENCIES)
-    n, p = draw.number("n", 2, 12), draw.number("p", 2, 12)
-    paid = draw.number("paid", n * p // 10 + 1, 20) * 10
+    n, p = draw.number("n", 2, 9), draw.number("p", 2, 9)
+    paid = draw.number("paid", n * p // 10 + 1, 10) * 10
     draw.slots["paid"] = paid
     facts = draw.phrase((
         "{name} has {paid} {money} and buys {n} {things} at {p} {money} each.",
@@ -74,7 +74,7 @@ def change(draw: Draw) -> Draft:
 def sharing(draw: Draw) -> Draft:
     """Division with remainder."""
     name, things, box = draw.name(), draw.thing(), draw.choice("box", CONTAINERS)
-    size, full = draw.number("size", 3, 12), draw.number("full", 2, 12)
+    size, full = draw.number("size", 3, 10), draw.number("full", 2, 9)
     rest = draw.number("rest", 1, size - 1)
     total = size * full + rest
     del draw.slots["full"], draw.slots["rest"]
@@ -133,7 +133,7 @@ def comparing(draw: Draw) -> Draft:
 def doubling(draw: Draw) -> Draft:
     """Twice, three times or half as many."""
     name, other, things = draw.name(), draw.name("other"), draw.thing()
-    n, times = 2 * draw.number("n", 3, 40), draw.choice("times", ("twice", "half", "three times"))
+    n, times = 2 * draw.number("n", 3, 25), draw.choice("times", ("twice", "half", "three times"))
     draw.slots["n"] = n
     working, second = {
         "twice": (f"2 x {n}", 2 * n), "half": (f"{n} / 2", n // 2), "three times": (f"3 x {n}", 3 * n),
@@ -162,9 +162,9 @@ def giving(draw: Draw) -> Draft:
     """Some at first, some bought in packs, some given away."""
     name, other, things = draw.name(), draw.name("other"), draw.thing()
     box = draw.choice("box", CONTAINERS[:6])
-    start, packs, size = draw.number("start", 3, 50), draw.number("packs", 2, 9), draw.number("size", 2, 12)
+    start, packs, size = draw.number("start", 3, 30), draw.number("packs", 2, 9), draw.number("size", 2, 9)
     middle = start + packs * size
-    gone = draw.number("gone", 2, middle - 2)
+    gone = draw.number("gone", 2, min(middle - 2, 20))
     bought = draw.phrase((
         "{name} has {start} {things} and buys {packs} {box} with {size} {things} in each.",
         "{name} starts with {start} {things}. Then {name} buys {packs} {box} of {size} {things}.",
@@ -202,7 +202,7 @@ def giving(draw: Draw) -> Draft:
 def percent(draw: Draw) -> Draft:
     """A price lowered or raised by tens of percent."""
     _, _, money = draw.name(), draw.thing(), draw.choice("money", CURRENCIES[:3])
-    rate, price = 10 * draw.number("rate", 1, 9), 10 * draw.number("price", 2, 40)
+    rate, price = 10 * draw.number("rate", 1, 9), 10 * draw.number("price", 2, 20)
     draw.slots |= {"rate": rate, "price": price}
     way = draw.choice("way", ("lower", "higher"))
     part, tenth, thing = price * rate // 100, price // 10, draw.slots["thing"]
@@ -233,8 +233,8 @@ def budget(draw: Draw) -> Draft:
     name, money = draw.name(), draw.choice("money", CURRENCIES)
     draw.thing()
     thing = draw.slots["thing"]
-    start, weekly = draw.number("start", 5, 80), draw.number("weekly", 2, 12)
-    weeks, spent = draw.number("weeks", 2, 12), draw.number("spent", 2, 5)
+    start, weekly = draw.number("start", 5, 60), draw.number("weekly", 2, 9)
+    weeks, spent = draw.number("weeks", 2, 9), draw.number("spent", 2, 5)
     total = start + weekly * weeks
     saved = draw.phrase((
         "{name} has {start} {money} and saves {weekly} {money} every week for {weeks} weeks.",

@@ -17,7 +17,7 @@ def distance(draw: Draw) -> Draft:
     """Distance from speed and time, with a part already travelled."""
     vehicle, start_town, end_town = draw.choice("vehicle", VEHICLES), *draw.choices("city", 2, TOWNS)
     speed, hours, start = (
-        draw.number("speed", 2, 12) * 5,
+        draw.number("speed", 2, 9) * 10,
         draw.number("hours", 2, 9),
         draw.number("start", 2, 60),
     )
@@ -46,7 +46,7 @@ def distance(draw: Draw) -> Draft:
 def rectangle(draw: Draw) -> Draft:
     """Area or perimeter of a rectangle."""
     area, unit = draw.choice("area", AREAS), draw.choice("unit", LENGTHS)
-    long, short = draw.number("long", 4, 30), draw.number("short", 2, 12)
+    long, short = draw.number("long", 4, 20), draw.number("short", 2, 9)
     wanted = draw.choice("wanted", ("area", "perimeter"))
     facts = draw.phrase((
         "A {area} is {long} {unit} long and {short} {unit} wide.",
@@ -81,7 +81,7 @@ def average(draw: Draw) -> Draft:
     name = draw.name()
     draw.choice("activity", ("points", "pages", "laps", "goals", "letters", "photos"))
     days = draw.choices("day", 3, WEEKDAYS)
-    a, b = draw.number("v0", 3, 40), draw.number("v1", 3, 40)
+    a, b = draw.number("v0", 3, 30), draw.number("v1", 3, 30)
     c = 3 * draw.number("v2", 1, 12) + -(a + b) % 3  # so that 3 divides the sum
     draw.slots["v2"] = c
     total = a + b + c
@@ -165,8 +165,8 @@ def conversion(draw: Draw) -> Draft:
 def equation(draw: Draw) -> Draft:
     """A linear equation with a whole solution."""
     letter = draw.choice("letter", ("x", "y", "z", "n", "t", "a", "k", "m"))
-    a, x, sign = draw.number("a", 2, 12), draw.number("x", 2, 12), draw.choice("sign", ("+", "-"))
-    b = draw.number("b", 1, 40 if sign == "+" else min(40, a * x - 1))
+    a, x, sign = draw.number("a", 2, 9), draw.number("x", 2, 9), draw.choice("sign", ("+", "-"))
+    b = draw.number("b", 1, 20 if sign == "+" else min(20, a * x - 1))
     c = a * x + b if sign == "+" else a * x - b
     del draw.slots["x"]
     draw.slots["c"] = c
@@ -187,7 +187,7 @@ def equation(draw: Draw) -> Draft:
 
 def sequence(draw: Draw) -> Draft:
     """The terms that follow in an arithmetic sequence."""
-    start, step = draw.number("start", 1, 60), draw.number("step", 2, 15)
+    start, step = draw.number("start", 1, 40), draw.number("step", 2, 12)
     terms = [start + place * step for place in range(7)]
     draw.slots["shown"] = ", ".join(map(str, terms[:4]))
     ahead = draw.number("ahead", 2, 3)

@@ -1,6 +1,7 @@
 """Markdown tables to write from records told in words.
 
-Every value stands in the question or is a sum of two that do; an answer is one fixed sentence and the table.
+Every value stands in the question or is a sum of two that do; an answer is one fixed sentence and the table, a sorted one
+after a line with its numbers in order.
 """
 
 # ruff: noqa: E501 - a phrasing stays on one line, so that it can be read and counted
@@ -39,13 +40,15 @@ def _rows(draw: Draw, count: int, **columns: Sequence[str] | tuple[int, int]) ->
     return [{key: values[place] for key, values in drawn.items()} for place in range(count)]
 
 
-def _table_draft(draw: Draw, kind: str, facts: str, rows: Sequence[Sequence[object]], *, more: str = "") -> Draft:
-    """The draft of a table whose first row is the header."""
+def _table_draft(
+    draw: Draw, kind: str, facts: str, rows: Sequence[Sequence[object]], *, more: str = "", working: str = ""
+) -> Draft:
+    """The draft of a table whose first row is the header; `working` is a line of the answer before it."""
     header = [str(cell) for cell in rows[0]]
     head = draw.phrase(_TABLE_HEADS, columns=listed(header)) + more
     lines = ["| " + " | ".join(map(str, row)) + " |" for row in rows]
     rule = "|" + " --- |" * len(header)
-    answer = "\n".join((f"Here is the table with {listed(header)}:", "", lines[0], rule, *lines[1:]))
+    answer = "\n".join((working + f"Here is the table with {listed(header)}:", "", lines[0], rule, *lines[1:]))
     return Draft(kind=f"table.{kind}", prompt=ordered(draw, head, facts), answer=answer, check=tuple(lines))
 
 
@@ -111,7 +114,7 @@ def schedule_table(draw: Draw) -> Draft:
 
 def sorted_table(draw: Draw) -> Draft:
     """Things sorted by a number."""
-    rows = _rows(draw, 3, item=THINGS, number=(10, 99))
+    rows = _rows(draw, 3, item=THINGS, number=(2, 50))
     key = draw.choice("key", ("Weight", "Price", "Stock", "Length", "Height", "Width"))
     draw.slots["low_key"] = key.lower()
     way = draw.choice("way", ("smallest", "largest"))
@@ -125,9 +128,9 @@ def sorted_table(draw: Draw) -> Draft:
         " Put the {way} {low_key} at the top.",
     ))  # fmt: skip
     ranked = sorted(rows, key=lambda row: int(row["number"]), reverse=way == "largest")
-    return _table_draft(
-        draw, "sorted", facts, [("Item", key), *((row["item"], row["number"]) for row in ranked)], more=more
-    )
+    working = f"From the {way}: {', '.join(str(row['number']) for row in ranked)}.\n"
+    body = [(row["item"], row["number"]) for row in ranked]
+    return _table_draft(draw, "sorted", facts, [("Item", key), *body], more=more, working=working)
 
 
 def stock_table(draw: Draw) -> Draft:
