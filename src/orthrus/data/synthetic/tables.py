@@ -1,7 +1,6 @@
 """Markdown tables to write from records told in words.
 
-Every value stands in the question or is a sum of two that do; an answer is one fixed sentence and the table, a sorted one
-after a line with its numbers in order.
+Every value stands in the question or is a sum of two that do; an answer is one fixed sentence and the table.
 """
 
 # ruff: noqa: E501 - a phrasing stays on one line, so that it can be read and counted
@@ -40,15 +39,13 @@ def _rows(draw: Draw, count: int, **columns: Sequence[str] | tuple[int, int]) ->
     return [{key: values[place] for key, values in drawn.items()} for place in range(count)]
 
 
-def _table_draft(
-    draw: Draw, kind: str, facts: str, rows: Sequence[Sequence[object]], *, more: str = "", working: str = ""
-) -> Draft:
-    """The draft of a table whose first row is the header; `working` is a line of the answer before it."""
+def _table_draft(draw: Draw, kind: str, facts: str, rows: Sequence[Sequence[object]], *, more: str = "") -> Draft:
+    """The draft of a table whose first row is the header."""
     header = [str(cell) for cell in rows[0]]
     head = draw.phrase(_TABLE_HEADS, columns=listed(header)) + more
     lines = ["| " + " | ".join(map(str, row)) + " |" for row in rows]
     rule = "|" + " --- |" * len(header)
-    answer = "\n".join((working + f"Here is the table with {listed(header)}:", "", lines[0], rule, *lines[1:]))
+    answer = "\n".join((f"Here is the table with {listed(header)}:", "", lines[0], rule, *lines[1:]))
     return Draft(kind=f"table.{kind}", prompt=ordered(draw, head, facts), answer=answer, check=tuple(lines))
 
 
@@ -112,27 +109,6 @@ def schedule_table(draw: Draw) -> Draft:
     return _table_draft(draw, "schedule", facts, [("Class", "Day", "Time", "Room"), *body])
 
 
-def sorted_table(draw: Draw) -> Draft:
-    """Things sorted by a number."""
-    rows = _rows(draw, 3, item=THINGS, number=(2, 50))
-    key = draw.choice("key", ("Weight", "Price", "Stock", "Length", "Height", "Width"))
-    draw.slots["low_key"] = key.lower()
-    way = draw.choice("way", ("smallest", "largest"))
-    facts = _facts(draw, (
-        "The {item} has a {low_key} of {number}.", "The {low_key} of the {item} is {number}.", "Item {item}: {low_key} {number}.",
-        "For the {item} the {low_key} is {number}.", "A {low_key} of {number} belongs to the {item}.", "We have a {low_key} of {number} for the {item}.",
-    ), rows)  # fmt: skip
-    more = draw.phrase((
-        " Sort it by {low_key}, {way} first.", " Order the rows by {low_key} with the {way} first.",
-        " Begin with the {way} {low_key}.", " The {way} {low_key} comes first.", " Let the rows follow the {low_key}, the {way} on top.",
-        " Put the {way} {low_key} at the top.",
-    ))  # fmt: skip
-    ranked = sorted(rows, key=lambda row: int(row["number"]), reverse=way == "largest")
-    working = f"From the {way}: {', '.join(str(row['number']) for row in ranked)}.\n"
-    body = [(row["item"], row["number"]) for row in ranked]
-    return _table_draft(draw, "sorted", facts, [("Item", key), *body], more=more, working=working)
-
-
 def stock_table(draw: Draw) -> Draft:
     """Coloured things on shelves, and their number."""
     rows = _rows(draw, 3, item=THINGS, colour=COLOURS, shelf=(1, 30), number=(2, 80))
@@ -146,5 +122,5 @@ def stock_table(draw: Draw) -> Draft:
 
 
 FAMILIES: Final[tuple[Callable[[Draw], Draft], ...]] = (
-    people_table, order_table, score_table, schedule_table, sorted_table, stock_table,
+    people_table, order_table, score_table, schedule_table, stock_table,
 )  # fmt: skip
