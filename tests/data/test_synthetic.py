@@ -44,11 +44,11 @@ def test_texts_stay_what_models_were_trained_on() -> None:
     made = problem("maths", 12)
     assert made.id == "synthetic/maths/train/12"
     assert made.kind == "maths.equation"
-    assert made.prompt == "For which m is 6m + 20 = 74? Work it out step by step."
-    assert made.answer.splitlines()[1] == "Step 1: Subtract 20 on both sides: 6m = 74 - 20 = 54."
-    assert made.check == ("9",)
+    assert made.prompt == "For which m is 4m + 10 = 38? Work it out step by step."
+    assert made.answer.splitlines()[1] == "Step 1: Subtract 10 on both sides: 4m = 38 - 10 = 28."
+    assert made.check == ("7",)
     texts = [each.prompt + each.answer for split in SPLITS for each in problems(120, split=split)]
-    assert sha256("\0".join(texts).encode()).hexdigest()[:16] == "d950e9b5f35d06c8"
+    assert sha256("\0".join(texts).encode()).hexdigest()[:16] == "716cf622678d89cb"
 
 
 def test_problems_take_the_domains_in_turn() -> None:

@@ -257,6 +257,24 @@ def test_a_text_that_goes_on_is_not_read_again(block: int, unread: int, monkeypa
     assert third.token_ids == reference.greedy_text(tiny("qwen3"), other, 9)
 
 
+def test_a_shared_start_is_read_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Requests that begin alike: keys of the start come from a live row, from an ended one, and are never shared."""
+    engine = engine_of(MODEL, rows=3)
+    read = count_prefill(engine, monkeypatch)
+    system = [3 + i % 70 for i in range(20)]
+    prompts = [[*system, 80 + i, 90 + i] for i in range(4)]
+    texts = {tuple(prompt): reference.greedy_text(tiny("qwen3"), prompt, 9) for prompt in prompts}
+    engine.add(prompts[0], Options(max_new_tokens=9))
+    done = [p.row for p in engine.step() if p.row.finish_reason]
+    for prompt in prompts[1:3]:  # beside a live row
+        engine.add(prompt, Options(max_new_tokens=9))
+    while engine.busy:
+        done += [p.row for p in engine.step() if p.row.finish_reason]
+    done += decode(engine, [prompts[3]], Options(max_new_tokens=9))  # after all have ended
+    assert read == [[21], [1, 1], [1]]
+    assert {tuple(row.prompt_ids): row.token_ids for row in done} == texts
+
+
 def test_an_aborted_text_is_kept_as_far_as_it_is_whole(monkeypatch: pytest.MonkeyPatch) -> None:
     """Ctrl-C in the middle of an answer: the next prompt reuses what was read and written."""
     engine = engine_of(MODEL, rows=1)

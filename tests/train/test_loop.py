@@ -210,6 +210,18 @@ def test_a_changed_recipe_refuses_to_resume_and_names_the_keys(
     assert result.finished
 
 
+def test_a_checkpoint_older_than_a_key_resumes(prepared: Path, whole: tuple[Path, dict[str, Tensor]]) -> None:
+    """A key that the stored recipe does not have counts as its default: no change, unless the recipe changes it."""
+    shutil.copytree(whole[0] / "checkpoints", prepared / "checkpoints")
+    stored = checkpoint_paths(prepared / "checkpoints")[-1] / "recipe.json"
+    recipe = json.loads(stored.read_text())
+    del recipe["schedule"]["kind"], recipe["objective"]
+    stored.write_text(json.dumps(recipe))
+    assert run(tiny_recipe(prepared))[0].finished
+    with pytest.raises(ConfigError, match=r"these keys changed: schedule\.kind;"):
+        run(tiny_recipe(prepared, schedule={"kind": "constant"}))
+
+
 def test_a_damaged_checkpoint_is_refused_and_kept(prepared: Path, whole: tuple[Path, dict[str, Tensor]]) -> None:
     shutil.copytree(whole[0] / "checkpoints", prepared / "checkpoints")
     state = checkpoint_paths(prepared / "checkpoints")[-1] / "state.pt"

@@ -1,4 +1,7 @@
-"""The chunked objective against the plain one: equal in value and in gradient."""
+"""The objective against a plain specification of one slot at a time: equal in value and in gradient."""
+
+import math
+from typing import Any
 
 import pytest
 import torch
@@ -6,43 +9,134 @@ from torch import Tensor, nn
 
 from orthrus.train import objective
 
-
-def plain_kl(student: Tensor, teacher: Tensor) -> Tensor:
-    """Forward KL by the book: a sum over the vocabulary of p (log p - log q), one slot at a time."""
-    total = []
-    for s, t in zip(student, teacher, strict=True):
-        p, q = torch.softmax(t, -1), torch.softmax(s, -1)
-        total.append(sum(p[v] * (p[v].log() - q[v].log()) for v in range(len(p))))
-    return torch.stack(total)
+C, V, R, B, N, J = 5, 11, 9, 2, 3, 4
+SCORED = torch.tensor([[[1, 1, 1, 1], [1, 1, 0, 0], [0, 0, 0, 0]], [[1, 0, 0, 0], [1, 1, 1, 0], [1, 1, 1, 1]]]).bool()
+"""Blocks of full length, cut short by the end of an answer, and one that is not there."""
 
 
-@pytest.mark.parametrize("name", ["kl", "cross_entropy"])
-@pytest.mark.parametrize("chunk", [1, 3, 7, 100])
-def test_chunked_equals_plain_in_value_and_gradient(name: str, chunk: int) -> None:
-    """Seven slots, float64: the same sum, the same gradients for the student, none for the teacher."""
-    torch.manual_seed(0)
-    head = nn.Linear(5, 11, dtype=torch.float64).requires_grad_(False)
-    student = torch.randn(7, 5, dtype=torch.float64, requires_grad=True)
-    teacher = torch.randn(7, 5, dtype=torch.float64)
-    target = torch.randint(0, 11, (7,))
-    weight = torch.rand(7)
-    wide = objective.chunked(
-        objective.LOSSES[name], student, teacher, target, weight, head=lambda h: head(h), chunk=chunk
+def specified(
+    student: Tensor,
+    teacher: Tensor,
+    row: Tensor,
+    target: Tensor,
+    head: nn.Linear,
+    *,
+    terms: dict[str, float],
+    acceptance: str = "target",
+    decay: float | None = None,
+    prefix: bool = False,
+    focus: float = 0.0,
+    chain: float = 0.0,
+) -> tuple[Tensor, float]:
+    """Rows, blocks, slots and words in plain loops; returns the sum and the weight."""
+    total, whole = torch.zeros(()), 0.0
+    for b in range(B):
+        for n in range(N):
+            reached = torch.ones(())
+            for j in range(J):
+                if not SCORED[b, n, j]:
+                    continue
+                q = torch.softmax(head(student[b, n, j]).float(), -1)
+                p = torch.softmax(head(teacher[row[b, n, j]]).float(), -1)
+                goal = int(target[b, n, j])
+                kl = sum((p[v] * (p[v].log() - q[v].log()) for v in range(V)), torch.zeros(()))
+                overlap = sum((min(p[v], q[v]) for v in range(V)), torch.zeros(()))
+                variation = 1 - overlap
+                share = math.exp(-3.0 * overlap.item())
+                losses = {
+                    "kl": kl,
+                    "cross_entropy": -q[goal].log(),
+                    "tv": variation,
+                    "lk": share * kl + (1 - share) * variation,
+                }
+                kept = q[goal] if acceptance == "target" else overlap
+                weight = 1.0 if decay is None else math.exp(-j / decay)
+                if prefix:
+                    weight *= reached.item()
+                if focus:
+                    weight *= 1 + focus * reached.item() * (1 - kept.item())
+                reached = reached * kept
+                total = total + weight * sum(losses[name] * factor for name, factor in terms.items())
+                total = total + chain * (1 - reached)
+                whole += weight
+    return total, whole
+
+
+CASES: list[dict[str, Any]] = [
+    {"terms": {"kl": 1.0}},
+    {"terms": {"cross_entropy": 1.0}, "decay": 7.0},
+    {"terms": {"tv": 1.0}},
+    {"terms": {"lk": 1.0}},
+    {"terms": {"tv": 0.9, "cross_entropy": 0.1}},
+    {"terms": {"kl": 1.0}, "prefix": True},
+    {"terms": {"kl": 1.0}, "focus": 2.0, "decay": 4.0},
+    {"terms": {"cross_entropy": 1.0}, "chain": 0.5},
+    {"terms": {"lk": 0.7}, "acceptance": "overlap", "prefix": True, "focus": 1.5, "chain": 2.0, "decay": 3.0},
+]
+
+
+@pytest.mark.parametrize("chunk", [1, 4, 100])
+@pytest.mark.parametrize("case", CASES, ids=lambda case: "-".join(f"{k}" for k in [*case["terms"], *list(case)[1:]]))
+def test_the_objective_is_the_specified_one(case: dict[str, Any], chunk: int) -> None:
+    """Values to 1e-6 and gradients to 1e-5, whatever the chunk; the teacher gets none."""
+    torch.manual_seed(1)
+    head = nn.Linear(C, V, dtype=torch.float64).requires_grad_(False)
+    student = torch.randn(B, N, J, C, dtype=torch.float64, requires_grad=True)
+    teacher = torch.randn(R, C, dtype=torch.float64, requires_grad=True)
+    row, target = torch.randint(0, R, (B, N, J)), torch.randint(0, V, (B, N, J))
+    acceptance = case.get("acceptance", "target")
+    scores = objective.chunked(
+        objective.mixture(case["terms"], lk_decay=3.0),
+        student[SCORED],
+        objective.Teacher(teacher, row[SCORED]),
+        target[SCORED],
+        head=head,
+        kept=objective.ACCEPTANCE[acceptance],
+        chunk=chunk,
     )
-    (gradient,) = torch.autograd.grad(wide.total, student)
-    # The objective computes in float32 on purpose; so does the specification.
-    logits, goal = head(student).float(), head(teacher).float()
-    slots = plain_kl(logits, goal) if name == "kl" else -logits.log_softmax(-1)[torch.arange(7), target]
-    expected = (slots * weight).sum()
-    torch.testing.assert_close(wide.total.detach(), expected.detach(), rtol=1e-6, atol=1e-6)
-    torch.testing.assert_close(gradient, torch.autograd.grad(expected, student)[0], rtol=1e-5, atol=1e-6)
-    assert wide.agrees_M.tolist() == (logits.argmax(-1) == target).tolist()
+    total, weight = objective.combine(
+        scores,
+        SCORED,
+        objective.slot_weights(J, case.get("decay")),
+        prefix_weighting=case.get("prefix", False),
+        first_error_focus=case.get("focus", 0.0),
+        chain_weight=case.get("chain", 0.0),
+    )
+    expected, whole = specified(student, teacher, row, target, head, **case)
+    torch.testing.assert_close(total, expected, rtol=1e-6, atol=1e-6)
+    assert float(weight) == pytest.approx(whole, rel=1e-5)
+    mine, other = torch.autograd.grad(total, [student, teacher], allow_unused=True)
+    assert other is None
+    torch.testing.assert_close(mine, torch.autograd.grad(expected, student)[0], rtol=1e-5, atol=1e-6)
+    chosen = head(student).float().argmax(-1)[SCORED]
+    assert scores.agrees_M.tolist() == (chosen == target[SCORED]).tolist()
+
+
+def test_the_teachers_logits_are_computed_once_per_row() -> None:
+    """Twelve slots that learn from three rows: the head sees twelve rows of the student and three of the teacher."""
+    seen: list[int] = []
+
+    def head(hidden: Tensor) -> Tensor:
+        seen.append(len(hidden))
+        return hidden
+
+    rows = torch.arange(12) % 3
+    with torch.no_grad():
+        objective.chunked(
+            objective.forward_kl,
+            torch.randn(12, C),
+            objective.Teacher(torch.randn(R, C), rows),
+            torch.zeros(12, dtype=torch.long),
+            head=head,
+        )
+    assert seen == [12, 3]
 
 
 def test_kl_of_equal_distributions_is_zero_and_pulls_nowhere() -> None:
     """A view that says what the backbone says has nothing to learn."""
     logits = torch.randn(3, 8, requires_grad=True)
-    loss = objective.forward_kl(logits, logits.detach() + 5.0, torch.zeros(3, dtype=torch.long)).sum()
+    known = logits.detach().log_softmax(-1)
+    loss = objective.forward_kl(logits.log_softmax(-1), known, torch.zeros(3, dtype=torch.long)).sum()
     (gradient,) = torch.autograd.grad(loss, logits)
     torch.testing.assert_close(loss.detach(), torch.tensor(0.0), atol=1e-6, rtol=0)
     torch.testing.assert_close(gradient, torch.zeros_like(gradient), atol=1e-6, rtol=0)
@@ -50,12 +144,16 @@ def test_kl_of_equal_distributions_is_zero_and_pulls_nowhere() -> None:
 
 def test_no_slots_no_loss() -> None:
     """A batch without a scored slot gives zero, not an error."""
-    empty = torch.empty(0, 5)
-    score = objective.chunked(
-        objective.cross_entropy, empty, None, torch.empty(0).long(), torch.empty(0), head=nn.Linear(5, 4)
+    scores = objective.chunked(
+        objective.cross_entropy,
+        torch.empty(0, C, requires_grad=True),
+        None,
+        torch.empty(0).long(),
+        head=nn.Linear(C, V),
     )
-    assert float(score.total) == 0.0
-    assert score.agrees_M.numel() == 0
+    total, weight = objective.combine(scores, torch.zeros(1, 2, J).bool(), torch.ones(J), chain_weight=1.0)
+    total.backward()
+    assert (total.item(), float(weight), scores.agrees_M.numel()) == (0.0, 0.0, 0)
 
 
 def test_slot_weights_fade() -> None:

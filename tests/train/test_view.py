@@ -16,6 +16,7 @@ from orthrus.model.attach import attach
 from orthrus.model.cache import ScratchCache
 from orthrus.train.config import ViewRecipe, recipe_from_mapping
 from orthrus.train.loop import train
+from orthrus.train.prepare import train_prompts
 from orthrus.train.tokenizer import train_tokenizer
 from orthrus.train.view import TeacherKeys, ViewTask
 from tests.families import tiny
@@ -62,7 +63,7 @@ def view_recipe(backbone: Path, output: Path, **sections: dict[str, Any]) -> Vie
         },
     }
     for name, keys in sections.items():
-        tables[name] = {**tables[name], **keys}
+        tables[name] = {**tables.get(name, {}), **keys}
     recipe = recipe_from_mapping(tables)
     assert isinstance(recipe, ViewRecipe)
     return recipe
@@ -137,6 +138,25 @@ def test_training_moves_every_twin_tensor_and_no_other_bit(task: ViewTask, tmp_p
     assert torch.equal(drafted(fresh, prompt, torch.tensor([9])), drafted(model, prompt, torch.tensor([9])))
 
 
+@pytest.mark.parametrize("family", ["qwen3", "gemma3_text"])
+def test_computing_the_block_pass_again_changes_no_gradient(
+    family: str, tmp_path: Path, tokenizer: PreTrainedTokenizerFast
+) -> None:
+    """With gradient checkpointing, loss and every gradient are those without, bit for bit; decoding is untouched."""
+    backbone = saved_backbone(tmp_path / "backbone", tokenizer, family)
+    found = []
+    for again in (False, True):
+        model = {"backbone": str(backbone), "block_size": 6, "gradient_checkpointing": again}
+        task = ViewTask(view_recipe(backbone, tmp_path / "run", model=model))
+        loss = task.loss(np.array([0]), step=0)
+        loss.total.backward()
+        found.append((loss.total.detach(), {name: p.grad for name, p in task.trainable().items()}))
+        assert not any("forward" in vars(module) for module in task.model.modules())
+    (plain, expected), (total, gradients) = found
+    assert torch.equal(total, plain)
+    assert all(torch.equal(gradients[name], gradient) for name, gradient in expected.items())
+
+
 def test_an_interrupted_view_run_ends_with_the_same_weights(tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> None:
     """Stopped after two steps and taken up by a new process' objects, the run ends bit for bit as if never stopped."""
     backbone = saved_backbone(tmp_path / "backbone", tokenizer, "qwen3")
@@ -175,7 +195,7 @@ def test_a_memorised_set_is_drafted_almost_whole(tmp_path: Path, tokenizer: PreT
             run={"batch_rows": 1, "eval_every": 1000, "checkpoint_every": 1000, "log_every": 50},
         )
     )
-    prompts = task._train_prompts()
+    prompts = [prompt.token_ids for prompt in train_prompts(task._recipe, tokenizer)]
     untrained = task._decode(prompts).acceptance_length
     train(task, task._recipe)
     assert task._decode(prompts).acceptance_length > max(4.0, untrained)

@@ -1,9 +1,16 @@
 """`orthrus train`: run a recipe. A thin door to `orthrus.train`, which knows everything about training."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
+from rich.table import Table
+
+from orthrus.cli.common import Json, out, print_json
+from orthrus.errors import ConfigError
+
+if TYPE_CHECKING:
+    from orthrus.train.plan import Plan
 
 Recipe = Annotated[Path, typer.Argument(help="A recipe in TOML, such as recipes/nano.toml.", show_default=False)]
 Set = Annotated[
@@ -12,13 +19,64 @@ Set = Annotated[
 ]
 Resume = Annotated[bool, typer.Option("--resume/--no-resume", help="Continue where an earlier run of it stopped.")]
 
+Planned = Annotated[bool, typer.Option("--plan", help="Say what it takes and do nothing; reads no weights.")]
+Devices = Annotated[int, typer.Option(min=1, help="With --plan: how many equal devices share a step.")]
+
 STOPPED = 3
 
 
-def train(recipe: Recipe, overrides: Set = None, resume: Resume = True) -> None:
+def train(
+    recipe: Recipe,
+    overrides: Set = None,
+    resume: Resume = True,
+    planned: Planned = False,
+    devices: Devices = 1,
+    as_json: Json = False,
+) -> None:
     """Train by a recipe; exit code 3 when stopped before its end (run it again to continue)."""
     from orthrus.train.config import load_recipe
+
+    if planned:
+        from orthrus.train.plan import plan
+
+        show(plan(load_recipe(recipe, overrides or []), devices=devices), as_json=as_json)
+        return
+    if as_json:
+        raise ConfigError("--json prints a plan: give --plan too, or read log.jsonl of the run")
     from orthrus.train.run import run
 
     if not run(load_recipe(recipe, overrides or []), resume=resume).finished:
         raise typer.Exit(STOPPED)
+
+
+def show(plan: "Plan", *, as_json: bool = False) -> None:
+    """Print a plan as tables, or as one JSON object."""
+    if as_json:
+        print_json(plan.to_dict())
+        return
+    shapes = plan.shapes
+    facts = {
+        "steps": f"{plan.steps:,}",
+        "tokens read": f"{plan.tokens:,}",
+        "slots drafted": f"{plan.drafted:,}",
+        "parameters": f"{shapes.total:,}, {shapes.trainable:,} of them trained",
+        "operations a step": f"{plan.operations:.3g}",
+        "memory a device": f"{sum(plan.memory.values()) / 1e9:.2f} GB ("
+        + ", ".join(f"{name} {size / 1e9:.2f}" for name, size in plan.memory.items())
+        + ")",
+    }
+    for name, value in facts.items():
+        out().print(f"{name:18} {value}", soft_wrap=True)
+    out().print(_hours(plan))
+
+
+def _hours(plan: "Plan") -> Table:
+    from orthrus.train.plan import HARDWARE
+
+    table = Table("device", "devices", "share of peak", "seconds a step", "hours", "fits")
+    need = sum(plan.memory.values())
+    for name, device in HARDWARE.items():
+        fits = "" if device.memory is None else "yes" if need < device.memory else "no"
+        share = "measured" if device.share == 1 else f"{device.share:.0%}"
+        table.add_row(name, str(plan.devices), share, f"{plan.seconds[name]:.3g}", f"{plan.hours[name]:.3g}", fits)
+    return table

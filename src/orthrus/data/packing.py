@@ -175,11 +175,16 @@ def tokenizer_fingerprint(tokenizer: PreTrainedTokenizerFast) -> str:
 
 
 def save_rows(
-    rows: PackedRows, path: str | Path, *, tokenizer: PreTrainedTokenizerFast, about: Mapping[str, Any]
+    rows: PackedRows,
+    path: str | Path,
+    *,
+    tokenizer: PreTrainedTokenizerFast,
+    about: Mapping[str, Any],
+    notes: Mapping[str, Any] | None = None,
 ) -> None:
     """Write rows as a directory of `.npy` files and a `manifest.json`; complete, or not there at all.
 
-    `about` is kept in the manifest and must equal what `load_rows` is given.
+    `about` is kept in the manifest and must equal what `load_rows` is given; `notes` are for readers.
     """
     path = Path(path)
     temporary = path.with_name(path.name + ".tmp")
@@ -196,6 +201,7 @@ def save_rows(
         "tokenizer": tokenizer_fingerprint(tokenizer),
         "sha256": {name: _sha256(temporary / f"{name}.npy") for name in ARRAYS},
         "about": about,
+        **(notes or {}),
     }
     (temporary / "manifest.json").write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
     shutil.rmtree(path, ignore_errors=True)

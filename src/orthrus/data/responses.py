@@ -1,14 +1,14 @@
-"""Answers written by a model itself: what a diffusion view is trained to foresee.
+"""Prompts and the answers to them: what a diffusion view is trained to foresee.
 
-Takes prompts from documents, lets the backbone answer them greedily through the engine, and keeps the tokens as
-they were written (decoding and encoding again need not give them back). Shards on disk make it resumable. Knows
-neither packing nor training.
+Takes prompts from documents, and lets the backbone answer them greedily through the engine, keeping the tokens as
+they were written (decoding and encoding again need not give them back), or takes answers that are given. Knows
+neither files nor packing nor training.
 """
 
-import json
-from collections.abc import Callable, Iterable, Iterator, Sequence
+import re
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -18,9 +18,16 @@ from orthrus.data.packing import EncodedDocument
 from orthrus.decode import plan
 from orthrus.decode.engine import Engine
 from orthrus.decode.options import Options
-from orthrus.errors import DataError
+from orthrus.errors import ConfigError, DataError
 
-SHARD = 512  # prompts whose answers are written to disk together
+_THOUGHT = re.compile(r"<think>\s*\S.*?</think>", re.DOTALL)
+
+
+class Prompt(NamedTuple):
+    """What a model is asked, as tokens, and the answer that its document gives (None for texts and open chats)."""
+
+    token_ids: list[int]
+    answer: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -31,37 +38,53 @@ class Answering:
     rows: int
     row_tokens: int
 
+    def room(self, prompt: Prompt) -> int:
+        """How many tokens an answer may have; 0 where the prompt fills its row."""
+        return max(0, min(self.max_new_tokens, self.row_tokens - len(prompt.token_ids)))
 
-def prompt_ids(tokenizer: PreTrainedTokenizerBase, document: Document, *, choice: int) -> list[int]:
-    """Return the tokens a model answers to: one of a chat's assistant turns, or the first third of a text.
+    def usable(self, prompts: Iterable[Prompt]) -> list[Prompt]:
+        """Prompts that leave room for two tokens of an answer, the shortest first."""
+        usable = [p for p in prompts if 0 < len(p.token_ids) < self.row_tokens - 1]
+        return sorted(usable, key=lambda prompt: len(prompt.token_ids))
 
-    `choice` picks the turn (modulo their number), so that a corpus sees early and late turns alike.
+
+def prompt_of(
+    tokenizer: PreTrainedTokenizerBase, document: Document, *, choice: int, thinking: bool | None = None
+) -> Prompt:
+    """Return what a model answers to: one of a chat's assistant turns, or the first third of a text.
+
+    `choice` picks the turn (modulo their number), so that a corpus sees early and late turns alike. `thinking` is
+    given to the chat template as `enable_thinking`; None leaves the template's own way.
+
+    Raises:
+        ConfigError: thinking is set, but the chat template knows no such thing.
     """
-    if document.messages:
-        turns = [i for i, message in enumerate(document.messages) if message["role"] == "assistant"]
-        end = turns[choice % len(turns)] if turns else len(document.messages)
-        ids: list[int] = tokenizer.apply_chat_template(
-            list(document.messages[:end]), add_generation_prompt=True, tokenize=True, return_dict=False
+    if not document.messages:
+        whole: list[int] = tokenizer(document.text)["input_ids"]
+        return Prompt(whole[: max(1, len(whole) // 3)])
+    turns = [i for i, message in enumerate(document.messages) if message["role"] == "assistant"]
+    end = turns[choice % len(turns)] if turns else len(document.messages)
+    setting = {} if thinking is None else {"enable_thinking": thinking}
+    if setting and "enable_thinking" not in str(tokenizer.chat_template):
+        raise ConfigError(
+            f"answers.thinking = '{'on' if thinking else 'off'}' needs a chat template that knows enable_thinking, "
+            "found one that does not: leave it to the 'template'"
         )
-        return ids
-    whole: list[int] = tokenizer(document.text)["input_ids"]
-    return whole[: max(1, len(whole) // 3)]
+    ids: list[int] = tokenizer.apply_chat_template(
+        list(document.messages[:end]), add_generation_prompt=True, tokenize=True, return_dict=False, **setting
+    )
+    return Prompt(ids, document.messages[end]["content"] if turns else None)
 
 
 def answer(
-    model: PreTrainedModel,
-    prompts: Sequence[Sequence[int]],
-    how: Answering,
-    *,
-    decode: str = "ar",
+    model: PreTrainedModel, prompts: Sequence[Prompt], how: Answering, *, decode: str = "ar"
 ) -> Iterator[EncodedDocument]:
     """Let the model continue each prompt greedily to its end-of-text token; yields documents as they end.
 
     Prompts that leave no room for an answer in `row_tokens` are left out. `decode` is a plan ("ar" until a view is
     trained; the text is the same).
     """
-    room = how.row_tokens - 1
-    usable = sorted((list(p) for p in prompts if 0 < len(p) < room), key=len)
+    usable = how.usable(prompts)
     if not usable:
         return
     scheme = plan.parse(decode)
@@ -70,67 +93,46 @@ def answer(
         model, rows=how.rows, capacity=how.row_tokens + width, plan=scheme, admit_free=max(1, how.rows // 4)
     )
     options = Options.of(model.generation_config)
-    for ids in usable:
-        new = min(how.max_new_tokens, how.row_tokens - len(ids))
-        engine.add(ids, Options(max_new_tokens=new, eos_token_id=options.eos_token_id))
+    for prompt in usable:
+        engine.add(prompt.token_ids, Options(max_new_tokens=how.room(prompt), eos_token_id=options.eos_token_id))
     while engine.busy:
         for progress in engine.step():
             row = progress.row
             if row.finish_reason is not None:
-                written = np.arange(len(row.prompt_ids) + len(row.token_ids)) >= len(row.prompt_ids)
-                tokens = np.array(row.prompt_ids + row.token_ids, dtype=np.int32)
-                yield EncodedDocument(token_ids=tokens, answer=written)
+                yield joined(row.prompt_ids, row.token_ids)
 
 
-def answered(
-    model: PreTrainedModel,
-    prompts: Sequence[Sequence[int]],
-    how: Answering,
-    folder: Path,
-    *,
-    on_shard: Callable[[int, int], None] | None = None,
-) -> Iterable[EncodedDocument]:
-    """Return answers to all prompts, shard by shard from `folder`; shards that are missing are written first.
+def given_answers(
+    tokenizer: PreTrainedTokenizerBase, prompts: Sequence[Prompt], how: Answering
+) -> Iterator[EncodedDocument]:
+    """Take the documents' own answers as they are, ended by the end-of-text token, cut where `how` leaves no room."""
+    for prompt in how.usable(prompts):
+        assert prompt.answer is not None
+        ids = tokenizer(prompt.answer, add_special_tokens=False)["input_ids"] + [int(tokenizer.eos_token_id or 0)]
+        yield joined(prompt.token_ids, ids[: how.room(prompt)])
 
-    `on_shard` is called with (done, all) after each one.
+
+def check_given(prompts: Iterable[Prompt], *, thinking: bool | None) -> None:
+    """Refuse prompts whose answers are missing, empty, or think where others or the setting do not.
 
     Raises:
-        DataError: a shard in the folder is damaged.
+        DataError: with the prompt's number.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    starts = range(0, len(prompts), SHARD)
-    documents: list[EncodedDocument] = []
-    for number, start in enumerate(starts):
-        path = folder / f"{number:05d}.npz"
-        if not path.exists():
-            _write(path, list(answer(model, prompts[start : start + SHARD], how)))
-        documents += _read(path)
-        if on_shard is not None:
-            on_shard(number + 1, len(starts))
-    (folder / "done.json").write_text(json.dumps({"prompts": len(prompts), "answers": len(documents)}) + "\n")
-    return documents
+    first: bool | None = thinking
+    for number, prompt in enumerate(prompts):
+        if prompt.answer is None or not prompt.answer.strip():
+            raise DataError(f"prompt {number}: an answer is required (answers.by = 'given'), found none; leave it out")
+        thinks = _THOUGHT.search(prompt.answer) is not None
+        first = thinks if first is None else first
+        if thinks != first:
+            raise DataError(
+                f"prompt {number}: answers that {'think' if first else 'do not think'} are required, as "
+                f"{'those before' if thinking is None else 'answers.thinking says'}, found one that "
+                f"{'thinks' if thinks else 'does not'}: a view trained on a mix halves acceptance; separate them"
+            )
 
 
-def _write(path: Path, documents: Sequence[EncodedDocument]) -> None:
-    lengths = np.array([len(d.token_ids) for d in documents], dtype=np.int64)
-    empty: list[np.ndarray] = [np.empty(0, dtype=np.int32)]
-    temporary = path.with_suffix(".tmp")
-    with temporary.open("wb") as file:
-        np.savez(
-            file,
-            lengths=lengths,
-            token_ids=np.concatenate([d.token_ids for d in documents] or empty),
-            answer=np.concatenate([d.answer for d in documents] or empty).astype(np.bool_),
-        )
-    temporary.replace(path)
-
-
-def _read(path: Path) -> list[EncodedDocument]:
-    try:
-        with np.load(path) as arrays:
-            cuts = np.cumsum(arrays["lengths"])[:-1]
-            ids, answers = np.split(arrays["token_ids"], cuts), np.split(arrays["answer"], cuts)
-            count = len(arrays["lengths"])
-    except (OSError, ValueError, KeyError) as error:
-        raise DataError(f"{path}: a shard of answers is required, found {error}; delete it to write it again") from None
-    return [EncodedDocument(token_ids=i, answer=a) for i, a in zip(ids[:count], answers[:count], strict=False)]
+def joined(prompt_ids: Sequence[int], answer_ids: Sequence[int]) -> EncodedDocument:
+    """A prompt with its answer as one document."""
+    tokens = np.array([*prompt_ids, *answer_ids], dtype=np.int32)
+    return EncodedDocument(token_ids=tokens, answer=np.arange(len(tokens)) >= len(prompt_ids))

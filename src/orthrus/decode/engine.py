@@ -227,17 +227,28 @@ class Engine:
             self._see(place)
 
     def _reuse(self, place: int, prompt_ids: list[int]) -> list[int]:
-        """Keep what the row's keys have in common with a new prompt; return the tokens still to be read."""
-        common = 0
+        """Keep the keys that any row, live or ended, has of a new prompt's start; return the tokens still to be read.
+
+        Another row's keys are copied once, here; a shared start (a system prompt, say) is so read once and not for
+        every request.
+        """
+        common = [0] * self.cache.rows
         # Where a token's place in a pass changes its keys, texts are comparable only when all are read from the start.
-        cached_ids = self._cached_ids[place] if self.finding is None or self.finding.holds else []
-        for old, new in zip(cached_ids, prompt_ids, strict=False):
-            if old != new:
-                break
-            common += 1
-        self.cache.set_length(place, common)
-        self._cached_ids[place] = prompt_ids[:common]
-        return prompt_ids[common:]
+        if self.finding is None or self.finding.holds:
+            common = [_common_start(self._cached(row), prompt_ids) for row in range(self.cache.rows)]
+        source = max(range(self.cache.rows), key=lambda row: (common[row], row == place))
+        if source != place:
+            self.cache.copy_start(source, place, common[source])
+        self.cache.set_length(place, common[source])
+        self._cached_ids[place] = prompt_ids[: common[source]]
+        return prompt_ids[common[source] :]
+
+    def _cached(self, place: int) -> list[int]:
+        """Return the tokens whose keys a row holds."""
+        if place >= len(self.live):
+            return self._cached_ids[place]
+        row = self.live[place]
+        return (row.prompt_ids + row.token_ids)[: self.cache.lengths[place]]
 
     def _batch(self, rows: slice, step: Step) -> Batch:
         """Describe the live rows to the cycle."""
@@ -298,6 +309,14 @@ class Engine:
             row = self.live[place]
             self._seen_RV[place] = False
             self._seen_RV[place, row.prompt_ids + row.token_ids] = True
+
+
+def _common_start(one: Sequence[int], other: Sequence[int]) -> int:
+    """Return how many tokens two texts have in common at their start."""
+    for place, (a, b) in enumerate(zip(one, other, strict=False)):
+        if a != b:
+            return place
+    return min(len(one), len(other))
 
 
 def _experience_of(model: PreTrainedModel, exact: Exact) -> Experience:

@@ -93,10 +93,14 @@ class ScratchCache:
     def move_row(self, source: int, target: int) -> None:
         """Put the valid positions of one row in another's place (once per finished row, never per cycle)."""
         length = self.lengths[source]
-        for buffer in (*self.keys, *self.values):
-            buffer[target, :length] = buffer[source, :length]
+        self.copy_start(source, target, length)
         self.set_length(target, length)
         self.set_length(source, 0)
+
+    def copy_start(self, source: int, target: int, length: int) -> None:
+        """Copy the first positions of one row to another, whose length is the caller's to set (once per request)."""
+        for buffer in (*self.keys, *self.values):
+            buffer[target, :length] = buffer[source, :length]
 
     def move_slots(self, rows: slice, source_BM: Tensor, target_BM: Tensor) -> None:
         """Copy a few slots within each row, as a tree's accepted path needs; `[B, M]` slots each."""

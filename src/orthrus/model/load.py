@@ -73,6 +73,11 @@ def backbone_with_tokenizer(name: str | Path, *, revision: str | None = None) ->
     return model, _tokenizer(home)
 
 
+def tokenizer_of(name: str | Path) -> PreTrainedTokenizerBase:
+    """Load a model's tokenizer without its weights, from a bundled name, a directory or the Hub."""
+    return _tokenizer(BUNDLED.get(str(name), str(name)))
+
+
 def locate(name: str | Path, revision: str | None = None) -> Path:
     """Return the directory of a model: bundled, local, or fetched from the Hub."""
     if str(name) in BUNDLED:

@@ -16,10 +16,20 @@ from typing import Any
 import torch
 
 from orthrus.errors import CheckpointError, ConfigError
-from orthrus.train.config import Recipe, changed_keys
+from orthrus.train.config import Recipe, changed_keys, recipe_from_mapping
 
 KEEP = 2
-FREE_TO_CHANGE = frozenset({"run.output", "run.threads", "run.log_every", "run.eval_every", "run.checkpoint_every"})
+FREE_TO_CHANGE = frozenset(
+    {
+        "run.output",
+        "run.threads",
+        "run.log_every",
+        "run.eval_every",
+        "run.checkpoint_every",
+        "answers.url",
+        "run.trackers",
+    }
+)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -67,7 +77,7 @@ def load_latest(folder: Path, recipe: Recipe) -> Checkpoint | None:
         return None
     path = paths[-1]
     try:
-        before = json.loads((path / "recipe.json").read_text(encoding="utf-8"))
+        before = _with_defaults(json.loads((path / "recipe.json").read_text(encoding="utf-8")))
         state = torch.load(path / "state.pt", map_location="cpu", weights_only=True)
     except Exception as error:
         raise CheckpointError(
@@ -80,6 +90,14 @@ def load_latest(folder: Path, recipe: Recipe) -> Checkpoint | None:
             f"{', '.join(changed)}; restore them, choose another run.output, or start anew without resuming"
         )
     return Checkpoint(step=state["step"], trainable=state["trainable"], optimizers=state["optimizers"])
+
+
+def _with_defaults(recipe: dict[str, Any]) -> dict[str, Any]:
+    """A stored recipe with the keys that it is older than, at their defaults: those are not changes."""
+    try:
+        return recipe_from_mapping(recipe).model_dump(mode="json")
+    except ConfigError:  # a key that is no more: the comparison names it
+        return recipe
 
 
 def load_trainable(parameters: dict[str, torch.nn.Parameter], folder: Path) -> None:

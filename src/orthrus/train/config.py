@@ -20,6 +20,7 @@ from orthrus.errors import ConfigError
 
 Positive = Annotated[int, Field(gt=0)]
 Share = Annotated[float, Field(ge=0, le=1)]
+LossName = Literal["kl", "cross_entropy", "tv", "lk"]
 
 
 class Section(BaseModel):
@@ -47,9 +48,40 @@ class JsonlSource(Section):
     split_characters: Positive | None = Field(
         default=None, description="cut texts longer than this into pieces, at blank lines where possible"
     )
+    licence: str | None = Field(default=None, description="for the manifest")
 
 
-Source = Annotated[SyntheticSource | JsonlSource, Field(discriminator="kind")]
+class DatasetColumns(Section):
+    """Which column holds whole chats (`messages`), a question and its answer (`prompt`, `answer`), or a `text`."""
+
+    messages: str | None = None
+    prompt: str | None = None
+    answer: str | None = None
+    text: str | None = None
+
+    @model_validator(mode="after")
+    def _one_of_three(self) -> "DatasetColumns":
+        if [self.messages, self.prompt, self.text].count(None) != 2 or (self.answer and not self.prompt):
+            raise ValueError("one of messages, prompt and text is required, and answer with prompt only")
+        return self
+
+
+class DatasetSource(Section):
+    """A Hugging Face dataset by Hub id or directory, repeated when it has fewer rows than its share."""
+
+    kind: Literal["dataset"]
+    name: str
+    config: str | None = None
+    revision: str | None = Field(default=None, description="a commit or tag; without one, whatever is newest")
+    split: str = "train"
+    columns: DatasetColumns
+    streaming: bool = True
+    licence: str | None = Field(default=None, description="for the manifest")
+    weight: float = Field(gt=0)
+    heldout: int = Field(default=0, ge=0, description="first rows kept back to evaluate on")
+
+
+Source = Annotated[SyntheticSource | JsonlSource | DatasetSource, Field(discriminator="kind")]
 
 
 class DataSection(Section):
@@ -99,16 +131,32 @@ class ViewModel(Section):
 
     backbone: str
     block_size: Annotated[int, Field(ge=2)]
+    gradient_checkpointing: bool = Field(default=False, description="compute the block pass again, layer by layer")
 
 
 class ViewObjective(Section):
     """Loss of the diffusion view over the masked slots of blocks anchored inside answers."""
 
-    loss: Literal["kl", "cross_entropy"] = "kl"
+    loss: LossName = "kl"
+    terms: Annotated[dict[LossName, Annotated[float, Field(gt=0)]], Field(min_length=1)] | None = Field(
+        default=None, description="a weighted sum of losses instead of `loss` alone"
+    )
+    lk_decay: float = Field(default=3.0, ge=0, description="how fast lk goes from KL to total variation")
     slot_decay: float | None = Field(default=None, gt=0, description="slot j weighs exp(-(j-1)/slot_decay)")
+    acceptance: Literal["target", "overlap"] = Field(
+        default="target", description="chance of being kept in the next three: of greedy decoding, or of sampling"
+    )
+    prefix_weighting: bool = Field(default=False, description="slots weigh the chance that all before are kept")
+    first_error_focus: float = Field(default=0.0, ge=0, description="extra weight of the first slot refused")
+    chain_weight: float = Field(default=0.0, ge=0, description="weight of the expected accepted length")
     block_lengths: Annotated[list[Annotated[int, Field(ge=2)]], Field(min_length=1)]
     blocks_per_row: Positive
     blind_anchor_share: Share = 0.0
+
+    @property
+    def mixture(self) -> dict[str, float]:
+        """Losses by name with their weights: `terms`, or `loss` alone."""
+        return {self.loss: 1.0} if self.terms is None else {str(name): weight for name, weight in self.terms.items()}
 
 
 class ResponsesSection(Section):
@@ -119,6 +167,32 @@ class ResponsesSection(Section):
     rows: Positive = Field(default=64, description="answers written at once")
     eval_prompts: Positive = 16
     eval_tokens: Positive = 128
+
+
+class AnswersSection(Section):
+    """Who answers the prompts, and whether it thinks first.
+
+    `backbone` writes them here, through the engine; `given` takes those of the documents as they are; `server` asks
+    an OpenAI-compatible server that serves the backbone as `served_as` under `url`.
+    """
+
+    by: Literal["backbone", "given", "server"] = "backbone"
+    thinking: Literal["on", "off", "template"] = Field(
+        default="template", description="enable_thinking of the chat template, or its own default"
+    )
+    url: str | None = Field(default=None, description="the server's address up to /v1")
+    served_as: str | None = None
+
+    @model_validator(mode="after")
+    def _a_server_has_an_address(self) -> "AnswersSection":
+        if (self.by == "server") != (self.url is not None):
+            raise ValueError("url is required with by = 'server' and has no meaning without it")
+        return self
+
+    @property
+    def enable_thinking(self) -> bool | None:
+        """What the chat template is told; None leaves it alone."""
+        return None if self.thinking == "template" else self.thinking == "on"
 
 
 class OptimizerSection(Section):
@@ -167,6 +241,7 @@ class RunSection(Section):
     checkpoint_every: Positive = 500
     log_every: Positive = 10
     eval_every: Positive = 500
+    trackers: list[Literal["tensorboard", "wandb", "trackio"]] = []
 
     @model_validator(mode="after")
     def _parts_are_equal(self) -> "RunSection":
@@ -197,6 +272,7 @@ class ViewRecipe(Section):
     model: ViewModel
     data: DataSection
     responses: ResponsesSection
+    answers: AnswersSection = AnswersSection()
     objective: ViewObjective
     optimizer: OptimizerSection
     schedule: ScheduleSection
@@ -235,14 +311,15 @@ def recipe_from_mapping(raw: Mapping[str, Any], *, origin: str = "recipe") -> Re
 
 def changed_keys(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[str]:
     """Dotted keys whose values differ between two recipes dumped as plain tables, sorted."""
-    old, new = dict(_flatten(before)), dict(_flatten(after))
+    old, new = dict(flat(before)), dict(flat(after))
     return sorted(key for key in old.keys() | new.keys() if old.get(key) != new.get(key))
 
 
-def _flatten(table: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+def flat(table: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield the dotted keys of nested tables with their values."""
     for key, value in table.items():
         if isinstance(value, Mapping):
-            yield from _flatten(value, f"{prefix}{key}.")
+            yield from flat(value, f"{prefix}{key}.")
         else:
             yield f"{prefix}{key}", value
 

@@ -12,31 +12,51 @@ from typing import Any
 from transformers import PreTrainedTokenizerFast
 
 from orthrus.data.documents import Document, jsonl_documents, synthetic_documents
+from orthrus.data.hub import Columns, Dataset, dataset_documents
 from orthrus.data.packing import EncodedDocument, PackedRows, encode_documents, load_rows, pack, save_rows
 from orthrus.errors import DataError
-from orthrus.train.config import DataSection, JsonlSource, Source
+from orthrus.train.config import DataSection, DatasetSource, JsonlSource, Source, SyntheticSource
 
 
 def source_name(source: Source) -> str:
-    """A short name of a source: its domain, or its file's name without endings."""
-    return Path(source.path).name.split(".")[0] if isinstance(source, JsonlSource) else source.domain
+    """A short name of a source: its domain, its file's name without endings, or its dataset's with the split."""
+    match source:
+        case JsonlSource():
+            return Path(source.path).name.split(".")[0]
+        case DatasetSource():
+            return f"{Path(source.name).name}-{source.split}"
+    return source.domain
 
 
 def train_documents(source: Source, *, seed: int) -> Iterator[Document]:
     """The training documents of a source, once; endless for the generator. Held-back ones are left out."""
-    if isinstance(source, JsonlSource):
-        documents = jsonl_documents(source.path, split_characters=source.split_characters)
-        return itertools.islice(documents, source.heldout, None)
-    return synthetic_documents(source.domain, split="train", seed=seed)
+    if isinstance(source, SyntheticSource):
+        return synthetic_documents(source.domain, split="train", seed=seed)
+    return itertools.islice(_stored(source), source.heldout, None)
 
 
 def heldout_documents(source: Source, *, seed: int) -> list[Document]:
     """The documents of a source that are never trained on."""
-    if isinstance(source, JsonlSource):
-        documents = jsonl_documents(source.path, split_characters=source.split_characters)
-    else:
+    if isinstance(source, SyntheticSource):
         documents = synthetic_documents(source.domain, split="heldout", seed=seed)
+    else:
+        documents = _stored(source)
     return list(itertools.islice(documents, source.heldout))
+
+
+def _stored(source: JsonlSource | DatasetSource) -> Iterator[Document]:
+    if isinstance(source, JsonlSource):
+        return jsonl_documents(source.path, split_characters=source.split_characters)
+    return dataset_documents(
+        Dataset(
+            name=source.name,
+            config=source.config,
+            revision=source.revision,
+            split=source.split,
+            columns=Columns(**source.columns.model_dump()),
+            streaming=source.streaming,
+        )
+    )
 
 
 def mixed_documents(data: DataSection, *, characters: int) -> Iterator[Document]:
@@ -49,6 +69,11 @@ def mixed_documents(data: DataSection, *, characters: int) -> Iterator[Document]
             budget -= len(document.text) + sum(len(message["content"]) for message in document.messages)
             if budget <= 0:
                 break
+
+
+def corpus_about(data: DataSection) -> dict[str, Any]:
+    """What a packed corpus depends on; a licence is for readers only."""
+    return data.model_dump(mode="json", exclude={"sources": {"__all__": {"licence"}}})
 
 
 def training_rows(data: DataSection, tokenizer: PreTrainedTokenizerFast, folder: Path) -> PackedRows:
@@ -73,7 +98,7 @@ def heldout_rows(data: DataSection, tokenizer: PreTrainedTokenizerFast, folder: 
 def _rows(
     path: Path, data: DataSection, tokenizer: PreTrainedTokenizerFast, encoded: Iterable[EncodedDocument]
 ) -> PackedRows:
-    about: dict[str, Any] = data.model_dump(mode="json")
+    about = corpus_about(data)
     if not path.exists():
         rows = pack(encoded, row_tokens=data.row_tokens, pad_id=int(tokenizer.pad_token_id or 0))
         save_rows(rows, path, tokenizer=tokenizer, about=about)

@@ -1,4 +1,4 @@
-"""What a run says while it goes: one JSON line per report in `log.jsonl`, and a progress bar or plain lines.
+"""What a run says while it goes: a JSON line per report in `log.jsonl`, trackers, and a progress bar or plain lines.
 
 Knows names and means; knows nothing of training.
 """
@@ -6,7 +6,7 @@ Knows names and means; knows nothing of training.
 import json
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 
@@ -20,21 +20,26 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
+from orthrus.train.trackers import Tracker
+
 
 class Journal:
     """Collects sums and counts over steps, and writes their means; a context manager.
 
     A log that goes past `start` belongs to steps that will be done again: it is cut back first. A silent one, of a
-    process that is not the main one, collects and writes nothing.
+    process that is not the main one, collects and writes nothing. `trackers` get every figure too.
     """
 
-    def __init__(self, path: Path, *, steps: int, start: int, silent: bool = False) -> None:
+    def __init__(
+        self, path: Path, *, steps: int, start: int, silent: bool = False, trackers: Sequence[Tracker] = ()
+    ) -> None:
         if silent:
             path = Path(os.devnull)
         else:
             path.parent.mkdir(parents=True, exist_ok=True)
             _cut_back(path, start)
         self._silent = silent
+        self._trackers = trackers
         self._file = path.open("a", encoding="utf-8")
         self._steps, self._start, self._began = steps, start, time.monotonic()
         self._sums: dict[str, tuple[float, float]] = {}
@@ -72,13 +77,19 @@ class Journal:
         means = {name: total / count for name, (total, count) in self._sums.items() if count}
         self._sums.clear()
         self._write({"event": "step", "step": step, **means})
+        self._track(step, means)
         self._say(step, f"loss {means.get('loss', float('nan')):.4f}")
 
     def write_evaluation(self, step: int, metrics: Mapping[str, float]) -> None:
         """Write the figures of an evaluation."""
         self._write({"event": "evaluation", "step": step, **metrics})
+        self._track(step, metrics)
         text = "  ".join(f"{name} {value:.4f}" for name, value in metrics.items())
         self._print(f"step {step}: {text}")
+
+    def _track(self, step: int, figures: Mapping[str, float]) -> None:
+        for tracker in self._trackers:
+            tracker.log(dict(figures), step=step)
 
     def _write(self, line: Mapping[str, object]) -> None:
         self._file.write(json.dumps(line) + "\n")

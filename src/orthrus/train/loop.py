@@ -25,11 +25,13 @@ from torch import Tensor, nn
 
 from orthrus.errors import ConfigError, DataError
 from orthrus.provenance import provenance
+from orthrus.train.card import write_card
 from orthrus.train.checkpoints import Checkpoint, load_latest, save_checkpoint
-from orthrus.train.config import Recipe
+from orthrus.train.config import Recipe, flat
 from orthrus.train.journal import Journal
 from orthrus.train.optim import build_optimizers, learning_rate_factor, set_learning_rate
 from orthrus.train.ranks import Ranks
+from orthrus.train.trackers import trackers
 
 Rows = NDArray[np.int64]
 
@@ -108,7 +110,8 @@ def rows_of_step(step: int, *, row_count: int, batch_rows: int, seed: int) -> Ro
 
 
 def train(task: Task, recipe: Recipe, *, resume: bool = True) -> TrainResult:
-    """Train a task by its recipe, into `run.output`: `log.jsonl`, `checkpoints/` and at the end `model/`.
+    """Train a task by its recipe, into `run.output`: `log.jsonl`, `checkpoints/` and at the end `model/`, `RUN.md` and
+    `curves.png`.
 
     SIGTERM and SIGINT end the step at hand, write a checkpoint and return. With `resume` a run goes on from
     its last checkpoint; without, what an earlier run left in `checkpoints/` and `log.jsonl` is removed.
@@ -130,12 +133,16 @@ def train(task: Task, recipe: Recipe, *, resume: bool = True) -> TrainResult:
     ranks.wait()
     step = _restore(load_latest(checkpoints, recipe), trainable, optimizers)
     metrics: dict[str, float] = {}
+    tables = recipe.model_dump(mode="json")
     with (
-        Journal(output / "log.jsonl", steps=recipe.schedule.steps, start=step, silent=not ranks.main) as journal,
+        trackers(run.trackers, output, dict(flat(tables)), main=ranks.main) as tracked,
+        Journal(
+            output / "log.jsonl", steps=recipe.schedule.steps, start=step, silent=not ranks.main, trackers=tracked
+        ) as journal,
         _stop_signals() as stop,
     ):
         about = provenance(dtypes=[run.dtype], device=run.device) | {"processes": ranks.count}
-        journal.write_start(step, {"provenance": about, "recipe": recipe.model_dump(mode="json")})
+        journal.write_start(step, {"provenance": about, "recipe": tables})
         stopping = False
         while step < recipe.schedule.steps and not stopping:
             journal.add(_one_step(task, recipe, ranks, trainable, optimizers, step))
@@ -158,6 +165,7 @@ def train(task: Task, recipe: Recipe, *, resume: bool = True) -> TrainResult:
     model = output / "model" if finished else None
     if model is not None and ranks.main:
         _save_model(task, model)
+        write_card(recipe, output)
     ranks.wait()
     return TrainResult(step=step, finished=finished, metrics=metrics, model=model)
 
@@ -196,7 +204,7 @@ def _one_step(
 
 
 def _accumulate(task: Task, recipe: Recipe, ranks: Ranks, step: int) -> dict[str, tuple[float, float]]:
-    """Add up gradients of this process's share of the step's parts; returns the (sum, count) pairs of the loss and the metrics."""
+    """Add up gradients of this process's share of the step; returns the (sum, count) pairs of loss and metrics."""
     run = recipe.run
     rows = rows_of_step(step, row_count=task.row_count, batch_rows=run.batch_rows, seed=run.seed)
     sums: dict[str, tuple[float, float]] = {}

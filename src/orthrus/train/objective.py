@@ -1,87 +1,181 @@
 """What the diffusion view is trained towards: losses between its slots and the backbone, never holding all logits.
 
-A loss maps student logits, teacher logits and target tokens to one number per slot. `chunked` applies it a few
-slots at a time and recomputes logits in the backward pass, so that memory does not grow with slots times
-vocabulary. Knows hidden states and an output head; knows no model, rows or anchors.
+A loss maps log-probabilities of both views and target tokens to one number per slot; `mixture` adds several up.
+`chunked` applies it a few slots at a time and recomputes logits in the backward pass, so that memory does not grow
+with slots times vocabulary; `combine` weighs the slots of a block by how likely decoding is to reach them. Knows
+hidden states and an output head; knows no model, rows or anchors.
 
-Shapes: M slots, C hidden size, V vocabulary.
+Shapes: M slots, C hidden size, V vocabulary, R rows of the backbone, B rows, N blocks, J predicted slots of a block.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from functools import partial
 from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 SlotLoss = Callable[[Tensor, Tensor, Tensor], Tensor]
+"""Student and teacher log-probabilities `[M, V]` and targets `[M]` to one number per slot, `[M]`."""
 Head = Callable[[Tensor], Tensor]
 
 
 def forward_kl(student_MV: Tensor, teacher_MV: Tensor, target_M: Tensor) -> Tensor:
     """KL(teacher || student) per slot, over the whole vocabulary (paper, equation 5)."""
-    teacher = teacher_MV.log_softmax(-1)
-    return (teacher.exp() * (teacher - student_MV.log_softmax(-1))).sum(-1)
+    return (teacher_MV.exp() * (teacher_MV - student_MV)).sum(-1)
 
 
 def cross_entropy(student_MV: Tensor, teacher_MV: Tensor, target_M: Tensor) -> Tensor:
-    """Negative log-probability of the target token per slot; the teacher's logits are not looked at."""
-    return F.cross_entropy(student_MV, target_M, reduction="none")
+    """Negative log-probability of the target token per slot; the teacher is not looked at."""
+    return -log_probability(student_MV, target_M)
 
 
-LOSSES: dict[str, SlotLoss] = {"kl": forward_kl, "cross_entropy": cross_entropy}
-NEEDS_TEACHER = frozenset({"kl"})
+def total_variation(student_MV: Tensor, teacher_MV: Tensor, target_M: Tensor) -> Tensor:
+    """Half the absolute difference of the distributions: the chance that rejection sampling refuses the draft."""
+    return (teacher_MV.exp() - student_MV.exp()).abs().sum(-1) / 2
+
+
+def likely_kept(student_MV: Tensor, teacher_MV: Tensor, target_M: Tensor, *, decay: float) -> Tensor:
+    """KL while drafts are mostly refused, total variation once they are kept (the LK hybrid, arXiv 2602.23881).
+
+    KL weighs `exp(-decay * chance of being kept)`, without a gradient, and total variation the rest.
+    """
+    variation = total_variation(student_MV, teacher_MV, target_M)
+    share = torch.exp(-decay * (1 - variation.detach()))
+    return share * forward_kl(student_MV, teacher_MV, target_M) + (1 - share) * variation
+
+
+LOSSES: dict[str, SlotLoss] = {"kl": forward_kl, "cross_entropy": cross_entropy, "tv": total_variation}
+NEEDS_TEACHER = frozenset({"kl", "tv", "lk"})
+
+
+def mixture(terms: Mapping[str, float], *, lk_decay: float) -> SlotLoss:
+    """The weighted sum of losses by name: those of `LOSSES`, and "lk" with its decay."""
+    parts = [(LOSSES.get(name, partial(likely_kept, decay=lk_decay)), weight) for name, weight in terms.items()]
+
+    def loss(student_MV: Tensor, teacher_MV: Tensor, target_M: Tensor) -> Tensor:
+        return torch.stack([part(student_MV, teacher_MV, target_M) * weight for part, weight in parts]).sum(0)
+
+    return loss
+
+
+def log_probability(student_MV: Tensor, target_M: Tensor) -> Tensor:
+    """The log-probability that a slot gives its target."""
+    return student_MV.gather(-1, target_M[:, None])[:, 0]
+
+
+def kept_greedily(student_MV: Tensor, teacher_MV: Tensor, target_M: Tensor) -> Tensor:
+    """The chance that a draft drawn from the student is the target: what greedy verification keeps."""
+    return log_probability(student_MV, target_M).exp()
+
+
+def kept_by_sampling(student_MV: Tensor, teacher_MV: Tensor, target_M: Tensor) -> Tensor:
+    """The mass that both distributions share: what rejection sampling keeps of the student's drafts."""
+    return torch.minimum(student_MV, teacher_MV).exp().sum(-1)
+
+
+ACCEPTANCE: dict[str, SlotLoss] = {"target": kept_greedily, "overlap": kept_by_sampling}
+
+
+class Teacher(NamedTuple):
+    """The backbone's hidden states `[R, C]`, and the row of them that each slot learns from, `[M]`."""
+
+    hidden_RC: Tensor
+    row_M: Tensor
 
 
 class SlotScores(NamedTuple):
-    """The weighted sum of slot losses (a scalar with a gradient) and which slots chose the target: `[M]` boolean."""
+    """Per slot: its loss and the chance that it is kept (with gradients), and whether it chose the target (boolean)."""
 
-    total: Tensor
+    loss_M: Tensor
+    kept_M: Tensor
     agrees_M: Tensor
 
 
 def chunked(
     loss: SlotLoss,
     student_MC: Tensor,
-    teacher_MC: Tensor | None,
+    teacher: Teacher | None,
     target_M: Tensor,
-    weight_M: Tensor,
     *,
     head: Head,
+    kept: SlotLoss = kept_greedily,
     chunk: int = 1024,
 ) -> SlotScores:
-    """Sum `weight * loss` over slots, `chunk` of them at a time; equal to the plain sum in value and gradient.
+    """Score slots `chunk` at a time; equal to scoring all at once in value and gradient.
+
+    Slots go in the order of their teacher's rows, so that overlapping blocks share the teacher's logits.
 
     Args:
         student_MC: the diffusion view's hidden states.
-        teacher_MC: the backbone's hidden states at the rows that predict the same tokens; None when the loss does
-            not look at the teacher.
+        teacher: the backbone's side; None when neither `loss` nor `kept` looks at it.
         target_M: token ids.
-        weight_M: float32 weights.
         head: hidden states to logits.
     """
-    total = student_MC.new_zeros((), dtype=torch.float32)
-    agrees = []
+    order_M = torch.arange(len(target_M), device=target_M.device) if teacher is None else teacher.row_M.argsort()
+    parts = []
     for start in range(0, len(target_M), chunk):
-        part = slice(start, start + chunk)
-        teacher = None if teacher_MC is None else teacher_MC[part]
-        value, agree = checkpoint(
-            _part, loss, head, student_MC[part], teacher, target_M[part], weight_M[part], use_reentrant=False
-        )
-        total = total + value
-        agrees.append(agree)
-    return SlotScores(total, torch.cat(agrees) if agrees else target_M.bool())
+        part = order_M[start : start + chunk]
+        own = None if teacher is None else Teacher(teacher.hidden_RC, teacher.row_M[part])
+        parts.append(checkpoint(_part, loss, kept, head, student_MC[part], own, target_M[part], use_reentrant=False))
+    if not parts:
+        nothing = student_MC.sum(-1).float()  # empty, but a gradient can go through
+        return SlotScores(nothing, nothing, target_M.bool())
+    back_M = order_M.argsort()
+    return SlotScores(*(torch.cat(column)[back_M] for column in zip(*parts, strict=True)))
 
 
 def _part(
-    loss: SlotLoss, head: Head, student: Tensor, teacher: Tensor | None, target: Tensor, weight: Tensor
-) -> tuple[Tensor, Tensor]:
+    loss: SlotLoss, kept: SlotLoss, head: Head, student: Tensor, teacher: Teacher | None, target: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
     logits = head(student).float()
     with torch.no_grad():
-        teacher_logits = logits.new_empty(0) if teacher is None else head(teacher).float()
+        known = logits.new_empty(0) if teacher is None else _teacher_log_probabilities(head, teacher)
         agree = logits.argmax(-1) == target
-    return (loss(logits, teacher_logits, target) * weight).sum(), agree
+    spoken = logits.log_softmax(-1)
+    return loss(spoken, known, target), kept(spoken, known, target), agree
+
+
+def _teacher_log_probabilities(head: Head, teacher: Teacher) -> Tensor:
+    """`[M, V]` from rows in ascending order: each different row goes through the head once."""
+    rows, place = torch.unique_consecutive(teacher.row_M, return_inverse=True)
+    return head(teacher.hidden_RC[rows]).float().log_softmax(-1)[place]
+
+
+def combine(
+    scores: SlotScores,
+    scored_BNJ: Tensor,
+    weight_J: Tensor,
+    *,
+    prefix_weighting: bool = False,
+    first_error_focus: float = 0.0,
+    chain_weight: float = 0.0,
+) -> tuple[Tensor, Tensor]:
+    """Add up slots over blocks; returns the sum, with a gradient, and the sum of the weights, without.
+
+    Args:
+        scores: of the slots where `scored_BNJ` is true, in its order.
+        weight_J: what a slot weighs by its place alone.
+        prefix_weighting: a slot also weighs the chance that all before it are kept (dynamic, arXiv 2605.18810).
+        first_error_focus: a slot weighs one plus this many times the chance that it is the first one refused
+            (arXiv 2606.11552).
+        chain_weight: this many times the scored slots less the expected number kept in a row is added; its gradient
+            goes through every factor of the products (the chain loss of arXiv 2606.11552).
+    """
+    loss_BNJ = torch.zeros_like(scored_BNJ, dtype=torch.float32).masked_scatter(scored_BNJ, scores.loss_M)
+    kept_BNJ = torch.ones_like(loss_BNJ).masked_scatter(scored_BNJ, scores.kept_M)
+    run_BNJ = kept_BNJ.cumprod(2)
+    weight_BNJ = weight_J * scored_BNJ
+    reached_BNJ = torch.cat([torch.ones_like(run_BNJ[:, :, :1]), run_BNJ[:, :, :-1]], 2).detach()
+    if prefix_weighting:
+        weight_BNJ = weight_BNJ * reached_BNJ
+    if first_error_focus:
+        weight_BNJ = weight_BNJ * (1 + first_error_focus * reached_BNJ * (1 - kept_BNJ.detach()))
+    total = (loss_BNJ * weight_BNJ).sum()
+    if chain_weight:
+        total = total + chain_weight * ((1 - run_BNJ) * scored_BNJ).sum()
+    return total, weight_BNJ.sum()
 
 
 def slot_weights(slots: int, decay: float | None) -> Tensor:

@@ -32,6 +32,11 @@ class Ranks:
         return int(self._state.num_processes)
 
     @property
+    def index(self) -> int:
+        """Which one this is, from 0."""
+        return int(self._state.process_index)
+
+    @property
     def main(self) -> bool:
         """Whether this one writes logs, checkpoints and models."""
         return bool(self._state.is_main_process)
@@ -47,7 +52,7 @@ class Ranks:
                 f"rows of a part of a step (run.batch_rows / run.grad_accumulation) must be a multiple of the "
                 f"processes ({self.count}), found {len(rows)}"
             )
-        return np.split(rows, self.count)[self._state.process_index]
+        return np.split(rows, self.count)[self.index]
 
     def add_gradients(self, parameters: Iterable[nn.Parameter]) -> None:
         """Replace every gradient by its sum over all processes."""
@@ -57,7 +62,7 @@ class Ranks:
         gradients = [torch.zeros_like(p) if p.grad is None else p.grad for p in held]
         whole = torch.cat([gradient.flatten() for gradient in gradients])
         torch.distributed.all_reduce(whole)
-        for parameter, part in zip(held, whole.split([p.numel() for p in held]), strict=True):
+        for parameter, part in zip(held, torch.split(whole, [p.numel() for p in held]), strict=True):
             parameter.grad = part.view_as(parameter)
 
     def add(self, sums: Mapping[str, tuple[float, float]]) -> Sums:

@@ -7,9 +7,7 @@ and the loop are elsewhere.
 Shapes: B rows, T positions, N blocks, K block length, J = K - 1 predicted slots, C hidden size.
 """
 
-import itertools
 import random
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,24 +17,26 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
-from orthrus.data.packing import EncodedDocument, PackedRows, load_rows, pack, save_rows
-from orthrus.data.responses import Answering, answered, prompt_ids
+from orthrus.data.packing import PackedRows
+from orthrus.data.shards import SHARD
 from orthrus.decode import plan
 from orthrus.decode.api import engine_for
 from orthrus.decode.options import Options
 from orthrus.decode.output import Stats
 from orthrus.model import masks
 from orthrus.model.attach import attach, windows_of
-from orthrus.model.checkpoint import fingerprint, save
+from orthrus.model.checkpoint import save
 from orthrus.model.config import OrthrusConfig
 from orthrus.model.dual import View
 from orthrus.model.head import output_head
 from orthrus.model.load import backbone_with_tokenizer
 from orthrus.train import anchors, objective
 from orthrus.train.anchors import Blocks
-from orthrus.train.config import Source, ViewRecipe
-from orthrus.train.corpus import heldout_documents, source_name, train_documents
+from orthrus.train.config import ViewRecipe
 from orthrus.train.loop import Loss, Rows, row_generator
+from orthrus.train.prepare import prepare
+from orthrus.train.ranks import Ranks
+from orthrus.train.recompute import decoder_layers, recomputed
 
 
 class TeacherKeys:
@@ -60,32 +60,19 @@ class TeacherKeys:
 
 
 class ViewTask:
-    """The loop's task for a view recipe; `run.output/data` keeps the backbone's answers and the packed rows."""
+    """The loop's task for a view recipe; `orthrus.train.prepare` makes its rows."""
 
     def __init__(self, recipe: ViewRecipe) -> None:
         self._recipe = recipe
         self._device = torch.device(recipe.run.device)
         if recipe.run.threads is not None:
             torch.set_num_threads(recipe.run.threads)
-        self._model, self._tokenizer = _load(recipe, self._device)
+        self._model, self._tokenizer = load_backbone(recipe, self._device)
         self._windows = windows_of(self._model)
+        self._layers = decoder_layers(self._model) if recipe.model.gradient_checkpointing else []
         self._head = output_head(self._model)
-        folder = Path(recipe.run.output) / "data"
-        made_from = {
-            "data": recipe.data.model_dump(mode="json"),
-            "responses": recipe.responses.model_dump(mode="json"),
-            "backbone": fingerprint(self._model),
-        }
-        self._rows = self._packed(folder / "train", made_from, self._train_prompts)
-        self._heldout_prompts = {
-            source_name(source): self._prompts(heldout_documents(source, seed=recipe.data.seed))
-            for source in recipe.data.sources
-            if source.heldout
-        }
-        self._heldout = {
-            name: self._packed(folder / f"heldout-{name}", made_from, lambda prompts=prompts: prompts)
-            for name, prompts in self._heldout_prompts.items()
-        }
+        ranks = Ranks(recipe.run.device)
+        self._data = prepare(recipe, self._tokenizer, self._model, ranks=ranks, on_progress=_report)
 
     @property
     def model(self) -> nn.Module:
@@ -96,7 +83,7 @@ class ViewTask:
     @property
     def row_count(self) -> int:
         """Rows of the training set."""
-        return len(self._rows)
+        return len(self._data.rows)
 
     def trainable(self) -> dict[str, nn.Parameter]:
         """The twin's parameters."""
@@ -105,17 +92,19 @@ class ViewTask:
     def loss(self, rows: Rows, step: int) -> Loss:
         """The weighted loss of the masked slots of freshly drawn blocks."""
         self._model.eval()
-        return self._loss(self._rows, rows, block_length=self._block_length(step), step=step)
+        return self._loss(self._data.rows, rows, block_length=self._block_length(step), step=step)
 
     def evaluate(self, step: int) -> dict[str, float]:
         """Loss and agreement per held-out source, and what real decoding of its prompts gives."""
         figures: dict[str, float] = {}
-        for name, rows in self._heldout.items():
+        for name, rows in self._data.heldout.items():
             loss = self._loss(rows, np.arange(min(len(rows), 16)), block_length=self._recipe.model.block_size, step=-1)
             figures[f"heldout/{name}/loss"] = float(loss.total) / float(loss.weight)
             for metric, (total, count) in loss.metrics.items():
                 figures[f"heldout/{name}/{metric}"] = float(total) / max(float(count), 1.0)
-            figures[f"heldout/{name}/tokens_per_cycle"] = self._decode(self._heldout_prompts[name]).tokens_per_cycle
+            figures[f"heldout/{name}/tokens_per_cycle"] = self._decode(
+                self._data.heldout_prompts[name]
+            ).tokens_per_cycle
         return figures
 
     def save(self, path: Path) -> None:
@@ -168,14 +157,15 @@ class ViewTask:
         position_BM = (position_BN[:, :, None] + torch.arange(K, device=self._device)).flatten(1)
         allowed = masks.training(document_BT, blocks.anchor_BN, blocks.valid_BN, block=K)
         keys.recording = False
-        hidden_BMC = self._forward(
-            keys,
-            token_BNK.flatten(1),
-            position_BM,
-            torch.cat([position_BT, position_BM], 1),
-            allowed,
-            view="diffusion",
-        )
+        with recomputed(self._layers if torch.is_grad_enabled() else ()):
+            hidden_BMC = self._forward(
+                keys,
+                token_BNK.flatten(1),
+                position_BM,
+                torch.cat([position_BT, position_BM], 1),
+                allowed,
+                view="diffusion",
+            )
         return hidden_BMC.view(B, N, K, -1)
 
     def _forward(
@@ -204,27 +194,34 @@ class ViewTask:
         goal = self._recipe.objective
         scored = blocks.scored_BNJ
         target_BNJ = token_BT.gather(1, blocks.target_BNJ.flatten(1)).view_as(blocks.target_BNJ)
-        slots = scored.shape[2]
-        weight_J = objective.slot_weights(slots, goal.slot_decay).to(self._device)
-        teacher_MC = None
-        if goal.loss in objective.NEEDS_TEACHER:
-            row_B11 = torch.arange(len(token_BT), device=self._device)[:, None, None]
-            teacher_MC = teacher_BTC[row_B11, blocks.target_BNJ - 1][scored]
+        terms = goal.mixture
+        teacher = None
+        if goal.acceptance == "overlap" or objective.NEEDS_TEACHER & terms.keys():
+            first_B11 = torch.arange(len(token_BT), device=self._device)[:, None, None] * token_BT.shape[1]
+            teacher = objective.Teacher(teacher_BTC.flatten(0, 1), (first_B11 + blocks.target_BNJ - 1)[scored])
         scores = objective.chunked(
-            objective.LOSSES[goal.loss],
+            objective.mixture(terms, lk_decay=goal.lk_decay),
             student_BNJC[scored],
-            teacher_MC,
+            teacher,
             target_BNJ[scored],
-            weight_J.expand_as(scored)[scored],
             head=self._head,
+            kept=objective.ACCEPTANCE[goal.acceptance],
+        )
+        total, weight = objective.combine(
+            scores,
+            scored,
+            objective.slot_weights(scored.shape[2], goal.slot_decay).to(self._device),
+            prefix_weighting=goal.prefix_weighting,
+            first_error_focus=goal.first_error_focus,
+            chain_weight=goal.chain_weight,
         )
         agree_BNJ = torch.zeros_like(scored).masked_scatter(scored, scores.agrees_M)
         kept = agree_BNJ.long().cumprod(2).bool()
         began = scored[:, :, 0]
         known = began & ~blocks.blind_BN
         return Loss(
-            total=scores.total,
-            weight=(weight_J * scored).sum(),
+            total=total,
+            weight=weight,
             metrics={
                 "agreement": (scores.agrees_M.sum(), scored.sum()),
                 "accepted_known": (kept.sum(2)[known].sum(), known.sum()),
@@ -248,47 +245,12 @@ class ViewTask:
                 done += [p.row.stats for p in engine.step() if p.row.finish_reason is not None]
         return Stats.total(done)
 
-    def _packed(self, path: Path, about: dict[str, Any], prompts: Any) -> PackedRows:
-        """Return packed answers from `path`, or have the backbone write them and keep them there."""
-        if not path.exists():
-            how = Answering(
-                max_new_tokens=self._recipe.responses.max_new_tokens,
-                rows=self._recipe.responses.rows,
-                row_tokens=self._recipe.data.row_tokens,
-            )
-            shards = path.with_name(path.name + "-answers")
-            documents: list[EncodedDocument] = list(answered(self._model, prompts(), how, shards, on_shard=_report))
-            random.Random(self._recipe.data.seed).shuffle(documents)
-            rows = pack(documents, row_tokens=how.row_tokens, pad_id=int(self._tokenizer.pad_token_id or 0))
-            save_rows(rows, path, tokenizer=self._tokenizer, about=about)
-        return load_rows(path, tokenizer=self._tokenizer, about=about)
-
-    def _train_prompts(self) -> list[list[int]]:
-        """Take prompts from each source by its weight, `responses.prompts` in all; sources start over at their end."""
-        data = self._recipe.data
-        whole = sum(source.weight for source in data.sources)
-        prompts: list[list[int]] = []
-        for source in data.sources:
-            share = round(self._recipe.responses.prompts * source.weight / whole)
-            prompts += self._prompts(itertools.islice(_again(source, seed=data.seed), share))
-        random.Random(data.seed).shuffle(prompts)
-        return prompts
-
-    def _prompts(self, documents: Any) -> list[list[int]]:
-        return [prompt_ids(self._tokenizer, document, choice=i) for i, document in enumerate(documents)]
-
     def _tensor(self, array: NDArray[Any]) -> Tensor:
         tensor = torch.from_numpy(np.array(array)).to(self._device)
         return tensor if tensor.dtype == torch.bool else tensor.long()
 
 
-def _again(source: Source, *, seed: int) -> Iterator[Any]:
-    """A source's documents, over and over; a chat then answers at another of its turns."""
-    while True:
-        yield from train_documents(source, seed=seed)
-
-
-def _load(recipe: ViewRecipe, device: torch.device) -> tuple[PreTrainedModel, PreTrainedTokenizerFast]:
+def load_backbone(recipe: ViewRecipe, device: torch.device) -> tuple[PreTrainedModel, PreTrainedTokenizerFast]:
     """Load the frozen backbone and give it an untrained view."""
     model, tokenizer = backbone_with_tokenizer(recipe.model.backbone)
     config = OrthrusConfig(
@@ -300,5 +262,6 @@ def _load(recipe: ViewRecipe, device: torch.device) -> tuple[PreTrainedModel, Pr
     return model.to(device).eval(), tokenizer
 
 
-def _report(done: int, whole: int) -> None:
-    print(f"answers: shard {done} of {whole}", flush=True)
+def _report(name: str, done: int, whole: int) -> None:
+    if done % SHARD == 0 or done == whole:
+        print(f"{name}: {done} of {whole} prompts answered", flush=True)

@@ -1,0 +1,97 @@
+"""`orthrus prepare`: a view recipe's prompts, answers and packed rows, before any training."""
+
+import json
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+
+from orthrus.cli.common import Json, err, out, print_json
+from orthrus.cli.train import Recipe, Set
+from orthrus.errors import ConfigError
+
+if TYPE_CHECKING:
+    from orthrus.train.config import ViewRecipe
+
+
+def prepare(recipe: Recipe, overrides: Set = None, as_json: Json = False) -> None:
+    """Have the recipe's prompts answered and packed into rows; stopped and started again, it goes on.
+
+    Under torchrun or accelerate launch, processes share the answering.
+    """
+    from orthrus.train.config import ViewRecipe, load_recipe
+
+    checked = load_recipe(recipe, overrides or [])
+    if not isinstance(checked, ViewRecipe):
+        raise ConfigError(f"{recipe}: kind = 'view' is required, found {checked.kind!r}: backbones pack as they train")
+    if not _run(checked):
+        return
+    folder = Path(checked.run.output) / "data"
+    manifests = {path.parent.name: json.loads(path.read_text()) for path in sorted(folder.glob("*/manifest.json"))}
+    if as_json:
+        print_json(manifests)
+        return
+    for name, manifest in manifests.items():
+        out().print(f"{folder / name}: {_summary(manifest)}", soft_wrap=True)
+
+
+def _run(recipe: "ViewRecipe") -> bool:
+    """Prepare; returns whether this is the process that reports."""
+    import torch
+
+    from orthrus.model.load import tokenizer_of
+    from orthrus.train.prepare import prepare as make
+    from orthrus.train.ranks import Ranks
+    from orthrus.train.view import load_backbone
+
+    if recipe.run.threads is not None:
+        torch.set_num_threads(recipe.run.threads)
+    model, tokenizer = None, None
+    if recipe.answers.by == "backbone":
+        model, tokenizer = load_backbone(recipe, torch.device(recipe.run.device))
+    ranks = Ranks(recipe.run.device)
+    with _progress() as note:
+        make(recipe, tokenizer or tokenizer_of(recipe.model.backbone), model, ranks=ranks, on_progress=note)
+    return ranks.main
+
+
+def _summary(manifest: dict[str, Any]) -> str:
+    parts = [
+        f"{manifest['rows']} rows of {manifest['row_tokens']}",
+        f"{manifest['documents']} answers",
+        f"{manifest['answer_tokens']} answer tokens",
+        f"{manifest.get('answers_cut_short', 0)} cut short",
+        f"{manifest.get('prompts_too_long', 0)} prompts too long",
+    ]
+    return " · ".join(parts)
+
+
+@contextmanager
+def _progress() -> Iterator[Callable[[str, int, int], None]]:
+    """Show prompts answered and the time left, on a terminal; else a line per tenth."""
+    console = err()
+    columns = (
+        TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("prompts"),
+        TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn(),
+    )  # fmt: skip
+    tasks: dict[str, TaskID] = {}
+    with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
+
+        def note(name: str, done: int, whole: int) -> None:
+            if name not in tasks:
+                tasks[name] = bar.add_task(name, total=whole)
+            bar.update(tasks[name], completed=done)
+            if not console.is_terminal and (done == whole or done % max(1, whole // 10) == 0):
+                console.print(f"{name}: {done} of {whole} prompts", soft_wrap=True)
+
+        yield note

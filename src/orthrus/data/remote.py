@@ -1,0 +1,90 @@
+"""Answers from a running OpenAI-compatible server, asked with token ids so that templates cannot differ.
+
+Knows the `/completions` endpoint and its errors; knows neither files nor training.
+"""
+
+import json
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from dataclasses import dataclass
+from typing import Any
+
+from transformers import PreTrainedTokenizerBase
+
+from orthrus.data.packing import EncodedDocument
+from orthrus.data.responses import Answering, Prompt, joined
+from orthrus.errors import DataError
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Server:
+    """Where answers come from: the address up to `/v1` and the model's name there; how patiently it is asked."""
+
+    url: str
+    model: str
+    timeout: float = 600.0
+    attempts: int = 5
+    pause: float = 2.0
+
+
+def served_answers(
+    server: Server, tokenizer: PreTrainedTokenizerBase, prompts: Sequence[Prompt], how: Answering
+) -> Iterator[EncodedDocument]:
+    """Let a server continue each prompt greedily, `how.rows` at once; yields documents as they end.
+
+    Tokens are the server's where it gives them (`return_token_ids`, as vLLM does), else its text encoded again.
+
+    Raises:
+        DataError: the server cannot be reached, refuses, or answers something else than a completion.
+    """
+    usable = how.usable(prompts)
+    with ThreadPoolExecutor(max_workers=how.rows) as pool:
+        asked = {pool.submit(_complete, server, prompt, how.room(prompt)): prompt for prompt in usable}
+        try:
+            for future in as_completed(asked):
+                prompt = asked.pop(future)
+                yield joined(prompt.token_ids, _tokens(future.result(), tokenizer)[: how.room(prompt)])
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+
+def _tokens(choice: dict[str, Any], tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    ids = choice.get("token_ids") or tokenizer(choice["text"], add_special_tokens=False)["input_ids"]
+    end = tokenizer.eos_token_id
+    return [*ids, end] if choice.get("finish_reason") == "stop" and ids[-1:] != [end] else list(ids)
+
+
+def _complete(server: Server, prompt: Prompt, max_tokens: int) -> dict[str, Any]:
+    url = server.url.rstrip("/") + "/completions"
+    body = {
+        "model": server.model,
+        "prompt": prompt.token_ids,
+        "max_tokens": max_tokens,
+        "temperature": 0,
+        "return_token_ids": True,
+    }
+    request = urllib.request.Request(url, json.dumps(body).encode(), {"Content-Type": "application/json"})
+    reason = ""
+    for attempt in range(server.attempts):
+        if attempt:
+            time.sleep(server.pause * 2 ** (attempt - 1))
+        try:
+            with urllib.request.urlopen(request, timeout=server.timeout) as response:
+                return _choice(json.loads(response.read()), url)
+        except urllib.error.HTTPError as error:
+            reason = f"status {error.code}: {error.read(200).decode(errors='replace')}"
+            if error.code < 500 and error.code != 429:
+                break
+        except (OSError, ValueError) as error:
+            reason = str(error)
+    raise DataError(f"{url}: a server that completes prompts of token ids is required; {reason}; shards done are kept")
+
+
+def _choice(reply: Any, url: str) -> dict[str, Any]:
+    match reply:
+        case {"choices": [{"text": str()} as choice, *_]}:
+            return dict(choice)
+    raise DataError(f"{url}: a completion with choices[0].text is required, found {str(reply)[:200]}")

@@ -1,0 +1,233 @@
+"""What a recipe will cost, before it runs: tokens, steps, memory and hours, from the model's shapes alone.
+
+Builds the model on torch's meta device, so no weight is read or made. Knows how many operations the passes of a step
+take and how fast a few machines are; sliding windows are counted as if they were none, so that the plan is on the
+safe side. Peak rates are the vendors' for dense bfloat16; the share of them that training reaches is stated.
+
+Units: operations are floating-point operations (a multiply-add is two), memory is bytes.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, Qwen3Config
+
+from orthrus.errors import CheckpointError
+from orthrus.model.attach import attach, duals
+from orthrus.train.config import BackboneRecipe, Recipe, ViewRecipe
+from orthrus.train.objective import NEEDS_TEACHER
+from orthrus.zoo import BUNDLED
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Hardware:
+    """A device: operations per second at peak, the share of them that a step reaches, memory in bytes."""
+
+    rate: float
+    share: float
+    memory: float | None
+
+
+HARDWARE = {
+    "A100 80GB": Hardware(rate=312e12, share=0.35, memory=80e9),
+    "H100 80GB": Hardware(rate=989e12, share=0.35, memory=80e9),
+    "H200": Hardware(rate=989e12, share=0.35, memory=141e9),
+    "RTX 4090": Hardware(rate=165e12, share=0.35, memory=24e9),
+    # Measured: training the bundled backbone (results/train-nano-backbone.jsonl), not a peak.
+    "one thread of an AMD EPYC": Hardware(rate=90e9, share=1.0, memory=None),
+}
+"""Shares on GPUs are assumptions; on the CPU the rate is what a run reached."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Shapes:
+    """Sizes of a model: parameters by role, and what one token costs.
+
+    `active` are the parameters of matrices that one token goes through, the output head and the twin left out;
+    `head` those of the output head; `activations` numbers kept per token for the backward pass, over all layers.
+    """
+
+    total: int
+    trainable: int
+    active: int
+    head: int
+    layers: int
+    hidden: int
+    attention: int
+    keys: int
+    vocabulary: int
+    activations: int
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Plan:
+    """What a run takes on a number of equal devices.
+
+    `seconds` per step and `hours` in all by hardware; `memory` in bytes on each device.
+    """
+
+    shapes: Shapes
+    steps: int
+    tokens: int
+    drafted: int
+    operations: float
+    devices: int
+    memory: dict[str, float]
+    seconds: dict[str, float]
+    hours: dict[str, float]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON values."""
+        return {
+            "steps": self.steps,
+            "tokens": self.tokens,
+            "drafted_slots": self.drafted,
+            "operations_per_step": self.operations,
+            "devices": self.devices,
+            "parameters": self.shapes.total,
+            "trainable": self.shapes.trainable,
+            "memory_bytes": {**self.memory, "all": sum(self.memory.values())},
+            "seconds_per_step": self.seconds,
+            "hours": self.hours,
+        }
+
+
+def plan(recipe: Recipe, *, devices: int = 1) -> Plan:
+    """Work out what a recipe takes on so many devices of each kind.
+
+    Raises:
+        CheckpointError: the backbone's configuration cannot be read.
+    """
+    shapes = shapes_of(recipe)
+    operations = step_operations(recipe, shapes)
+    steps, rows = recipe.schedule.steps, recipe.run.batch_rows
+    seconds = {name: operations / (hw.rate * hw.share * devices) for name, hw in HARDWARE.items()}
+    return Plan(
+        shapes=shapes,
+        steps=steps,
+        tokens=steps * rows * recipe.data.row_tokens,
+        drafted=steps * rows * _slots(recipe),
+        operations=operations,
+        devices=devices,
+        memory=_memory(recipe, shapes, rows / recipe.run.grad_accumulation / devices),
+        seconds=seconds,
+        hours={name: value * steps / 3600 for name, value in seconds.items()},
+    )
+
+
+def shapes_of(recipe: Recipe) -> Shapes:
+    """Count a model's parameters by role, without making them."""
+    config = _config(recipe)
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config)
+    if isinstance(recipe, ViewRecipe):
+        attach(model)
+    trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    text = config.get_text_config()
+    # For configurations that do not say it, as transformers' models read them.
+    head_dim = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
+    active, activations = _per_token(model, getattr(text, "num_experts_per_tok", None) or 1)
+    return Shapes(
+        total=sum(p.numel() for p in model.parameters()),
+        trainable=trainable,
+        active=active,
+        head=text.vocab_size * text.hidden_size,
+        layers=text.num_hidden_layers,
+        hidden=text.hidden_size,
+        attention=text.num_attention_heads * head_dim,
+        keys=2 * text.num_key_value_heads * head_dim,
+        vocabulary=text.vocab_size,
+        activations=activations,
+    )
+
+
+def step_operations(recipe: Recipe, shapes: Shapes) -> float:
+    """Operations of one optimizer step over the whole batch: this is the floor that a step's time is held against."""
+    T = recipe.data.row_tokens
+    pair = 4 * shapes.attention * shapes.layers  # of a query with one key: a score, and its share of a value
+    if isinstance(recipe, BackboneRecipe):
+        per_row = 6 * (shapes.active + shapes.head) * T + 3 * pair * T * T
+        return float(per_row * recipe.run.batch_rows)
+    M, scored = _slots(recipe), _scored(recipe)
+    again = 2 if recipe.model.gradient_checkpointing else 1
+    # FlexAttention on CUDA skips what a mask hides: half of a causal row, the other blocks and what follows an anchor.
+    sparse = recipe.run.device == "cuda"
+    seen, read = (T / 2, T / 2 + recipe.model.block_size) if sparse else (T, T + M)
+    teacher = 2 * shapes.active * T + pair * T * seen
+    student = 2 * shapes.active * M * (again + 1) + 2 * shapes.trainable * M + pair * M * read * (again + 2)
+    rows_read = min(T, scored) if _needs_teacher(recipe) else 0
+    head = 2 * shapes.head * (3 * scored + 2 * rows_read)  # logits are computed again in the backward pass
+    return float((teacher + student + head) * recipe.run.batch_rows)
+
+
+def _memory(recipe: Recipe, shapes: Shapes, rows: float) -> dict[str, float]:
+    """Bytes on one device that computes so many rows at a time, by what they hold."""
+    width = 2 if recipe.run.dtype == "bfloat16" else 4
+    T = recipe.data.row_tokens
+    tokens = T if isinstance(recipe, BackboneRecipe) else _slots(recipe)
+    held = float(shapes.activations)
+    masks = float(T * T)
+    keys = 0.0
+    if isinstance(recipe, ViewRecipe):
+        keys = rows * T * shapes.layers * shapes.keys * width
+        masks = float(tokens * (tokens + T))
+        if recipe.model.gradient_checkpointing:
+            held = shapes.activations / shapes.layers + 2 * shapes.hidden * shapes.layers
+    return {
+        "weights": 4.0 * shapes.total,
+        "gradients": 4.0 * shapes.trainable,
+        "optimizer": (8.0 if recipe.optimizer.name == "adamw" else 4.0) * shapes.trainable,
+        "teacher_keys": keys,
+        "activations": rows * tokens * held * width,
+        "masks": rows * masks * (1 if recipe.run.device == "cuda" else 1 + width),
+        "logits": 4 * 4.0 * shapes.vocabulary * min(1024.0, rows * tokens),
+    }
+
+
+def _per_token(model: nn.Module, experts: int) -> tuple[int, int]:
+    """Parameters of matrices that a token passes, and the numbers it leaves behind for the backward pass.
+
+    The twin stands beside the original, so it is left out. Stacked experts are matrices of three dimensions.
+    """
+    twin = {id(p) for dual in duals(model) for p in dual.diffusion.parameters()}
+    outside = {id(module.weight) for module in model.modules() if isinstance(module, nn.Embedding)}
+    head = model.get_output_embeddings  # of transformers' models
+    outside |= {id(head().weight)} if callable(head) else set()
+    active = activations = 0
+    for parameter in model.parameters():
+        if parameter.ndim < 2 or id(parameter) in twin | outside:
+            continue
+        times = experts if parameter.ndim == 3 else 1
+        active += parameter[0].numel() * times if parameter.ndim == 3 else parameter.numel()
+        activations += (parameter.shape[-1] + parameter.shape[-2]) * times
+    return active, activations
+
+
+def _slots(recipe: Recipe) -> int:
+    """Slots of the block pass per row, anchors included."""
+    return recipe.objective.blocks_per_row * recipe.model.block_size if isinstance(recipe, ViewRecipe) else 0
+
+
+def _scored(recipe: ViewRecipe) -> int:
+    """Slots per row that have something to predict, at most."""
+    return recipe.objective.blocks_per_row * (recipe.model.block_size - 1)
+
+
+def _needs_teacher(recipe: ViewRecipe) -> bool:
+    goal = recipe.objective
+    return goal.acceptance == "overlap" or bool(NEEDS_TEACHER & goal.mixture.keys())
+
+
+def _config(recipe: Recipe) -> PreTrainedConfig:
+    if isinstance(recipe, BackboneRecipe):
+        return Qwen3Config(**recipe.model.model_dump(exclude={"rope_theta", "start_from"}))
+    name = recipe.model.backbone
+    try:
+        return AutoConfig.from_pretrained(BUNDLED.get(name, Path(name) if Path(name).is_dir() else name))
+    except (OSError, ValueError) as error:
+        raise CheckpointError(
+            f"{name}: a backbone's config.json is required to plan, found none: {str(error).splitlines()[0]}"
+        ) from error

@@ -1,0 +1,224 @@
+"""From a view recipe to packed rows on disk: prompts, answers in shards, rows with a manifest, made once.
+
+Knows what a recipe asks for and how processes share it; who answers, how shards are kept and how rows are packed
+is `orthrus.data`'s.
+"""
+
+import hashlib
+import itertools
+import random
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from transformers import PreTrainedModel, PreTrainedTokenizerFast
+
+from orthrus.data import responses, shards
+from orthrus.data.documents import Document
+from orthrus.data.packing import EncodedDocument, PackedRows, load_rows, pack, save_rows
+from orthrus.data.remote import Server, served_answers
+from orthrus.data.responses import Answering, Prompt, prompt_of
+from orthrus.errors import DataError
+from orthrus.model.checkpoint import fingerprint
+from orthrus.train.config import AnswersSection, DatasetSource, Source, SyntheticSource, ViewRecipe
+from orthrus.train.corpus import corpus_about, heldout_documents, source_name, train_documents
+from orthrus.train.ranks import Ranks
+
+OnProgress = Callable[[str, int, int], None]
+"""Called with the name of a set, prompts answered and all prompts."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Prepared:
+    """What a view is trained and measured on: packed rows, and held-out rows and prompts by source."""
+
+    rows: PackedRows
+    heldout: dict[str, PackedRows]
+    heldout_prompts: dict[str, list[list[int]]]
+
+
+def prepare(
+    recipe: ViewRecipe,
+    tokenizer: PreTrainedTokenizerFast,
+    model: PreTrainedModel | None,
+    *,
+    ranks: Ranks,
+    on_progress: OnProgress | None = None,
+) -> Prepared:
+    """Make what is missing of `run.output/data` and open it; all processes of a run call it together.
+
+    Args:
+        model: the backbone with a view attached; needed where it writes the answers itself.
+        on_progress: hears of this process's share.
+
+    Raises:
+        DataError: sources or answers that cannot be read or do not fit together, or data made by another recipe.
+        ConfigError: a thinking setting that the chat template does not know.
+    """
+    make = partial(_packed, recipe, tokenizer, model, ranks, on_progress)
+    heldout = {
+        source_name(source): _prompts(recipe, tokenizer, heldout_documents(source, seed=recipe.data.seed))
+        for source in recipe.data.sources
+        if source.heldout
+    }
+    return Prepared(
+        rows=make("train", lambda: train_prompts(recipe, tokenizer)),
+        heldout={name: make(f"heldout-{name}", partial(list, prompts)) for name, prompts in heldout.items()},
+        heldout_prompts={name: [prompt.token_ids for prompt in prompts] for name, prompts in heldout.items()},
+    )
+
+
+def train_prompts(recipe: ViewRecipe, tokenizer: PreTrainedTokenizerFast) -> list[Prompt]:
+    """Take prompts from each source by its weight, `responses.prompts` in all; sources start over at their end."""
+    data = recipe.data
+    whole = sum(source.weight for source in data.sources)
+    prompts: list[Prompt] = []
+    for source in data.sources:
+        share = round(recipe.responses.prompts * source.weight / whole)
+        prompts += _prompts(recipe, tokenizer, itertools.islice(_again(source, seed=data.seed), share))
+    random.Random(data.seed).shuffle(prompts)
+    return prompts
+
+
+def made_from(recipe: ViewRecipe, model: PreTrainedModel | None) -> dict[str, Any]:
+    """What rows depend on; rows made from anything else are refused."""
+    own = recipe.answers.by == "backbone" and model is not None
+    about = {
+        "data": corpus_about(recipe.data),
+        "responses": recipe.responses.model_dump(mode="json"),
+        "backbone": fingerprint(model) if own and model is not None else recipe.model.backbone,
+    }
+    if recipe.answers != AnswersSection():
+        about["answers"] = recipe.answers.model_dump(mode="json", exclude={"url"})
+    return about
+
+
+def _packed(
+    recipe: ViewRecipe,
+    tokenizer: PreTrainedTokenizerFast,
+    model: PreTrainedModel | None,
+    ranks: Ranks,
+    on_progress: OnProgress | None,
+    name: str,
+    ask: Callable[[], list[Prompt]],
+) -> PackedRows:
+    """Return packed answers, or have them written, all processes together, and packed by the first."""
+    path = Path(recipe.run.output) / "data" / name
+    about = made_from(recipe, model)
+    if ranks.any(not path.exists()):
+        prompts = ask()
+        if recipe.answers.by == "given":
+            responses.check_given(prompts, thinking=recipe.answers.enable_thinking)
+        folder = path.with_name(path.name + "-answers")
+        shards.write_shards(
+            folder,
+            prompts,
+            _writer(recipe, tokenizer, model),
+            about=about,
+            share=(ranks.index, ranks.count),
+            on_progress=None if on_progress is None else partial(on_progress, name),
+        )
+        ranks.wait()
+        if ranks.main:
+            _pack(recipe, tokenizer, prompts, shards.read_shards(folder, len(prompts)), path, about)
+        ranks.wait()
+    return load_rows(path, tokenizer=tokenizer, about=about)
+
+
+def _writer(recipe: ViewRecipe, tokenizer: PreTrainedTokenizerFast, model: PreTrainedModel | None) -> shards.Writer:
+    how = _how(recipe)
+    match recipe.answers.by:
+        case "given":
+            return lambda prompts: responses.given_answers(tokenizer, prompts, how)
+        case "server":
+            served_as = recipe.answers.served_as or recipe.model.backbone
+            server = Server(url=str(recipe.answers.url), model=served_as)
+            return lambda prompts: served_answers(server, tokenizer, prompts, how)
+    if model is None:
+        raise DataError("answers.by = 'backbone' needs the backbone, found none loaded; give prepare() the model")
+    return lambda prompts: responses.answer(model, prompts, how)
+
+
+def _how(recipe: ViewRecipe) -> Answering:
+    return Answering(
+        max_new_tokens=recipe.responses.max_new_tokens,
+        rows=recipe.responses.rows,
+        row_tokens=recipe.data.row_tokens,
+    )
+
+
+def _pack(
+    recipe: ViewRecipe,
+    tokenizer: PreTrainedTokenizerFast,
+    prompts: Sequence[Prompt],
+    documents: list[EncodedDocument],
+    path: Path,
+    about: dict[str, Any],
+) -> None:
+    if not documents:
+        raise DataError(
+            f"{path}: a prompt shorter than data.row_tokens ({recipe.data.row_tokens}) is required; "
+            f"found none of {len(prompts)}; make rows longer"
+        )
+    notes = _notes(recipe, tokenizer, prompts, documents)
+    random.Random(recipe.data.seed).shuffle(documents)
+    rows = pack(documents, row_tokens=recipe.data.row_tokens, pad_id=int(tokenizer.pad_token_id or 0))
+    save_rows(rows, path, tokenizer=tokenizer, about=about, notes=notes)
+
+
+def _notes(
+    recipe: ViewRecipe,
+    tokenizer: PreTrainedTokenizerFast,
+    prompts: Sequence[Prompt],
+    documents: Sequence[EncodedDocument],
+) -> dict[str, Any]:
+    """What a reader of the manifest wants to know of answers: counts, lengths, tokens, template, sources."""
+    written = [document.token_ids[document.answer] for document in documents]
+    lengths = Counter(2 ** int(len(answer) - 1).bit_length() for answer in written if len(answer))
+    counts = np.bincount(np.concatenate(written))
+    top = counts.argsort(kind="stable")[::-1][:20]
+    end = tokenizer.eos_token_id
+    return {
+        "prompts": len(prompts),
+        "prompts_too_long": len(prompts) - len(documents),
+        "answers_cut_short": sum(1 for answer in written if answer[-1:].tolist() != [end]),
+        "answer_lengths_up_to": {str(length): lengths[length] for length in sorted(lengths)},
+        "tokens_distinct": int((counts > 0).sum()),
+        "tokens_most_frequent": [[int(token), int(counts[token])] for token in top if counts[token]],
+        "chat_template": hashlib.sha256(str(tokenizer.chat_template).encode()).hexdigest(),
+        "thinking": recipe.answers.thinking,
+        "answers_by": recipe.answers.by,
+        "backbone_name": recipe.model.backbone,
+        "sources": [_source_note(source) for source in recipe.data.sources],
+    }
+
+
+def _source_note(source: Source) -> dict[str, Any]:
+    note: dict[str, Any] = {"name": source_name(source), "kind": source.kind, "weight": source.weight}
+    if isinstance(source, DatasetSource):
+        note |= {"dataset": source.name, "config": source.config, "revision": source.revision}
+    if not isinstance(source, SyntheticSource):
+        note["licence"] = source.licence
+    return note
+
+
+def _prompts(recipe: ViewRecipe, tokenizer: PreTrainedTokenizerFast, documents: Iterable[Document]) -> list[Prompt]:
+    return [
+        prompt_of(tokenizer, document, choice=i, thinking=recipe.answers.enable_thinking)
+        for i, document in enumerate(documents)
+    ]
+
+
+def _again(source: Source, *, seed: int) -> Iterator[Document]:
+    """A source's documents, over and over; a chat then answers at another of its turns."""
+    while True:
+        empty = True
+        for document in train_documents(source, seed=seed):
+            empty = False
+            yield document
+        if empty:
+            raise DataError(f"{source_name(source)}: no document is left to train on; lower `heldout` or drop it")

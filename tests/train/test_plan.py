@@ -1,0 +1,129 @@
+"""What a plan says, against models that are really made and runs that really happened."""
+
+import json
+import statistics
+from pathlib import Path
+from typing import Any
+
+import pytest
+from torch import nn
+from transformers import AutoConfig
+
+from orthrus.cli import main
+from orthrus.errors import CheckpointError
+from orthrus.model.attach import attach
+from orthrus.train.config import ViewRecipe, load_recipe, recipe_from_mapping
+from orthrus.train.plan import plan, shapes_of
+from tests.families import FAMILIES, tiny
+from tests.train.test_view import view_recipe
+
+ROOT = Path(__file__).parents[2]
+THREAD = "one thread of an AMD EPYC"
+PUBLISHED = {
+    # Hugging Face's config.json of Qwen/Qwen3-NAME, in short.
+    "0.6B": {"hidden_size": 1024, "num_hidden_layers": 28, "num_attention_heads": 16, "intermediate_size": 3072},
+    "8B": {
+        "hidden_size": 4096, "num_hidden_layers": 36, "num_attention_heads": 32, "intermediate_size": 12288,
+        "tie_word_embeddings": False,
+    },
+}  # fmt: skip
+
+
+def config_in(folder: Path, family: str, **values: Any) -> Path:
+    """A folder with a configuration and no weights."""
+    AutoConfig.for_model(family, **values).save_pretrained(folder)
+    return folder
+
+
+@pytest.mark.parametrize("family", ["qwen3", "llama", "gemma3_text", "qwen3_moe"])
+def test_shapes_are_those_of_the_model(family: str, tmp_path: Path) -> None:
+    """Parameters in all, of the twin, and per token: all matrices, or the chosen experts' share of theirs."""
+    model = tiny(family)
+    model.config.save_pretrained(tmp_path)
+    shapes = shapes_of(view_recipe(tmp_path, tmp_path))
+    linear = sum(m.weight.numel() for m in model.modules() if isinstance(m, nn.Linear))
+    linear -= model.get_output_embeddings().weight.numel()
+    experts = [p for p in model.parameters() if p.ndim == 3]
+    assert bool(experts) == (family == "qwen3_moe")
+    routers = sum(p.numel() for n, p in model.named_parameters() if experts and n.endswith("mlp.gate.weight"))
+    chosen = int(FAMILIES[family].get("num_experts_per_tok", 1))  # type: ignore[call-overload]
+    assert shapes.active == linear + routers + sum(chosen * p[0].numel() for p in experts)
+    attach(model)
+    assert shapes.total == sum(p.numel() for p in model.parameters())
+    assert shapes.trainable == sum(p.numel() for p in model.parameters() if p.requires_grad)
+
+
+@pytest.mark.parametrize("name", ["train-nano.jsonl", "train-nano-backbone.jsonl", "train-nano-backbone-start.jsonl"])
+def test_nanos_steps_took_what_the_plan_says(name: str) -> None:
+    """The median step of each committed run lies within a factor of two of the plan, on a busy machine."""
+    lines = [json.loads(line) for line in (ROOT / "results" / name).read_text().splitlines()]
+    start = lines[0]
+    tables = start["recipe"]
+    if tables["kind"] == "view":
+        tables = {**tables, "model": {**tables["model"], "backbone": "nano"}}
+    took = statistics.median(line["step_seconds"] for line in lines if line["event"] == "step")
+    devices = start["provenance"].get("processes", 1) * start["provenance"]["threads"]
+    planned = plan(recipe_from_mapping(tables), devices=devices).seconds[THREAD]
+    assert 1 / 2 < planned / took < 2
+
+
+def test_the_papers_recipe_reads_what_the_paper_read(tmp_path: Path) -> None:
+    """Two epochs of 0.96 billion tokens, and about 242 million blocks over them; a sixth of the model is trained."""
+    qwen = {"num_key_value_heads": 8, "head_dim": 128, "vocab_size": 151936, "tie_word_embeddings": True}
+    backbone = config_in(tmp_path, "qwen3", **{**qwen, **PUBLISHED["8B"]})
+    recipe = load_recipe(ROOT / "recipes" / "paper-qwen3-8b.toml", [f"model.backbone={backbone}"])
+    made = plan(recipe, devices=8)
+    assert made.tokens == pytest.approx(2 * 0.9666e9, rel=1e-3)
+    assert made.drafted / 32 == pytest.approx(241.6e6, rel=1e-3)
+    assert made.shapes.total - made.shapes.trainable == pytest.approx(8.19e9, rel=1e-2)
+    assert 0.14 < made.shapes.trainable / made.shapes.total < 0.17
+    assert 5 < made.hours["H200"] < 48, "the authors took less than 24 hours on eight"
+
+
+def test_memory_falls_with_smaller_parts_and_recomputation(tmp_path: Path) -> None:
+    """What a device holds per row shrinks with accumulation, devices and checkpointing; weights do not."""
+    backbone = config_in(tmp_path, "qwen3", num_key_value_heads=8, vocab_size=151936, **PUBLISHED["0.6B"])
+    path, place = ROOT / "recipes" / "paper-qwen3-0.6b.toml", f"model.backbone={backbone}"
+    whole = plan(load_recipe(path, [place, "run.grad_accumulation=1"])).memory
+    parts = plan(load_recipe(path, [place]), devices=8).memory
+    again = plan(load_recipe(path, [place, "model.gradient_checkpointing=true"]), devices=8).memory
+    assert whole["activations"] == pytest.approx(128 * parts["activations"])
+    assert again["activations"] < parts["activations"] / 5
+    assert whole["weights"] == parts["weights"] == again["weights"]
+
+
+def test_the_command_prints_a_table_or_json_and_trains_nothing(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    """No output folder appears; JSON is one object; --json without --plan is refused."""
+    arguments = ["train", str(ROOT / "recipes" / "nano.toml"), "--set", "model.backbone=nano"]
+    arguments += ["--set", f"run.output={tmp_path / 'run'}"]
+    assert main([*arguments, "--plan"]) == 0
+    assert "memory a device" in capsys.readouterr().out
+    assert main([*arguments, "--plan", "--json", "--devices", "2"]) == 0
+    printed = json.loads(capsys.readouterr().out)
+    assert (printed["devices"], printed["trainable"]) == (2, 1_180_416)
+    assert main([*arguments, "--json"]) == 1
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_backbone_without_a_configuration_is_named(tmp_path: Path) -> None:
+    """An empty folder cannot be planned for."""
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(CheckpointError, match=r"empty: a backbone's config\.json is required"):
+        plan(view_recipe(tmp_path / "empty", tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [("llama-3.2-1b", "template"), ("gemma-3-1b", "template"), ("qwen3-30b-a3b", "off"), ("paper-qwen3-4b", "off")],
+)
+def test_other_backbones_are_a_few_lines_away(name: str, kind: str) -> None:
+    """Each differs from the paper's smallest recipe in its backbone, its folder and little else."""
+    base = load_recipe(ROOT / "recipes" / "paper-qwen3-0.6b.toml")
+    recipe = load_recipe(ROOT / "recipes" / f"{name}.toml")
+    assert isinstance(recipe, ViewRecipe)
+    assert isinstance(base, ViewRecipe)
+    assert (recipe.objective, recipe.optimizer, recipe.schedule) == (base.objective, base.optimizer, base.schedule)
+    assert (recipe.data, recipe.answers.thinking) == (base.data, kind)
+    assert recipe.model.backbone != base.model.backbone

@@ -1,0 +1,422 @@
+"""`orthrus prepare`: every source and every kind of answers, resumed, shared out, and refused with words that help."""
+
+import json
+import os
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from transformers import PreTrainedTokenizerFast
+
+from orthrus.data import shards
+from orthrus.data.packing import PackedRows, load_rows
+from orthrus.data.responses import Answering, Prompt
+from orthrus.errors import ConfigError, DataError
+from orthrus.train.config import ViewRecipe
+from orthrus.train.prepare import Prepared, prepare
+from orthrus.train.ranks import Ranks
+from orthrus.train.tokenizer import train_tokenizer
+from orthrus.train.view import load_backbone
+from tests.train.ranks_of import in_processes
+from tests.train.test_view import TEXTS, saved_backbone, view_recipe
+
+QUESTIONS = [{"question": f"what is {n} and {n}?", "answer": f"it is {2 * n}.", "id": n} for n in range(6)]
+COLUMNS = {"prompt": "question", "answer": "answer"}
+
+
+@pytest.fixture(scope="module")
+def tokenizer() -> PreTrainedTokenizerFast:
+    """A small tokenizer with a chat template."""
+    return train_tokenizer(TEXTS * 40, vocab_size=300, max_length=256)
+
+
+@pytest.fixture
+def backbone(tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> Path:
+    """A tiny random backbone in a folder."""
+    return saved_backbone(tmp_path / "backbone", tokenizer, "qwen3")
+
+
+@pytest.fixture
+def dataset(tmp_path: Path) -> Path:
+    """A directory that `datasets` can load: six questions with answers."""
+    return written(tmp_path / "questions", QUESTIONS)
+
+
+def written(folder: Path, records: list[dict[str, Any]]) -> Path:
+    folder.mkdir()
+    (folder / "train.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
+    return folder
+
+
+def recipe_of(backbone: Path, output: Path, dataset: Path | None = None, **more: Any) -> ViewRecipe:
+    """A recipe whose prompts come from a dataset, or from the generator."""
+    sections: dict[str, Any] = {"responses": {"prompts": 6, "max_new_tokens": 8, "rows": 4}, **more}
+    if dataset is not None:
+        source = {"kind": "dataset", "name": str(dataset), "columns": COLUMNS, "weight": 1.0, "licence": "CC0-1.0"}
+        sections["data"] = {"sources": [source | sections.pop("source", {})]}
+    return view_recipe(backbone, output, **sections)
+
+
+def made(recipe: ViewRecipe, tokenizer: PreTrainedTokenizerFast) -> Prepared:
+    """Prepare with the backbone loaded where it is needed."""
+    own = recipe.answers.by == "backbone"
+    model = load_backbone(recipe, torch.device("cpu"))[0] if own else None
+    return prepare(recipe, tokenizer, model, ranks=Ranks("cpu"))
+
+
+def texts_of(rows: PackedRows, tokenizer: PreTrainedTokenizerFast) -> set[tuple[str, str]]:
+    """Every document of a packed set as (prompt, answer)."""
+    found = set()
+    for row in range(len(rows)):
+        for document in range(rows.document[row].max() + 1):
+            here = rows.document[row] == document
+            ids, answer = rows.token_ids[row][here], rows.answer[row][here]
+            found.add((tokenizer.decode(ids[~answer]), tokenizer.decode(ids[answer])))
+    return found
+
+
+def manifest_of(output: Path) -> dict[str, Any]:
+    """The manifest of the training rows."""
+    manifest: dict[str, Any] = json.loads((output / "data" / "train" / "manifest.json").read_text())
+    return manifest
+
+
+def expected_prompt(tokenizer: PreTrainedTokenizerFast, question: str) -> str:
+    """A question as the chat template puts it."""
+    chat = [{"role": "user", "content": question}]
+    return str(tokenizer.apply_chat_template(chat, add_generation_prompt=True, tokenize=False))
+
+
+@pytest.mark.parametrize("streaming", [True, False])
+def test_answers_that_a_dataset_gives_are_taken_as_they_are(
+    backbone: Path,
+    dataset: Path,
+    tmp_path: Path,
+    tokenizer: PreTrainedTokenizerFast,
+    streaming: bool,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Column mapping, chat template, answer and end token; the manifest says where they are from."""
+    monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "cache"))
+    recipe = recipe_of(
+        backbone,
+        tmp_path / "run",
+        dataset,
+        answers={"by": "given"},
+        responses={"prompts": 6, "max_new_tokens": 40},
+        source={"streaming": streaming},
+    )
+    rows = made(recipe, tokenizer).rows
+    expected = {
+        (expected_prompt(tokenizer, str(q["question"])), f"{q['answer']}{tokenizer.eos_token}") for q in QUESTIONS
+    }
+    assert texts_of(rows, tokenizer) == expected
+    manifest = manifest_of(tmp_path / "run")
+    assert (manifest["prompts"], manifest["documents"], manifest["answers_cut_short"]) == (6, 6, 0)
+    assert manifest["answer_tokens"] == int(rows.answer.sum())
+    assert sum(manifest["answer_lengths_up_to"].values()) == 6
+    top = dict(manifest["tokens_most_frequent"])
+    assert top[tokenizer.eos_token_id] == 6
+    [source] = manifest["sources"]
+    assert (source["licence"], source["dataset"], source["revision"]) == ("CC0-1.0", str(dataset), None)
+
+
+def test_the_backbone_answers_a_dataset(
+    backbone: Path, dataset: Path, tmp_path: Path, tokenizer: PreTrainedTokenizerFast
+) -> None:
+    """Every prompt is there once, with an answer of the backbone's own; a second call makes nothing again."""
+    recipe = recipe_of(backbone, tmp_path / "run", dataset)
+    found = texts_of(made(recipe, tokenizer).rows, tokenizer)
+    assert {prompt for prompt, _ in found} == {expected_prompt(tokenizer, str(q["question"])) for q in QUESTIONS}
+    before = manifest_of(tmp_path / "run")
+    stamps = {path: path.stat().st_mtime_ns for path in (tmp_path / "run" / "data").rglob("*.np*")}
+    made(recipe, tokenizer)
+    assert manifest_of(tmp_path / "run") == before
+    assert {path: path.stat().st_mtime_ns for path in stamps} == stamps
+
+
+@dataclass
+class Stub:
+    """What a local server of the standard library was asked, and what it says."""
+
+    url: str
+    status: int = 200
+    asked: list[dict[str, Any]] = field(default_factory=list)
+
+
+@pytest.fixture
+def server() -> Iterator[Stub]:
+    """An OpenAI-compatible server that answers every prompt with its number of tokens."""
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+            stub.asked.append(body | {"path": self.path})
+            text = f"{len(body['prompt'])} it is"
+            reply = json.dumps({"choices": [{"text": text, "finish_reason": "stop"}]}).encode()
+            self.send_response(stub.status)
+            self.end_headers()
+            self.wfile.write(reply if stub.status == 200 else b"no such model")
+
+        def log_message(self, *_: Any) -> None:
+            pass
+
+    listening = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    stub = Stub(f"http://127.0.0.1:{listening.server_port}/v1/")
+    thread = threading.Thread(target=listening.serve_forever, daemon=True)
+    thread.start()
+    yield stub
+    listening.shutdown()
+    listening.server_close()
+    thread.join()
+
+
+def test_a_server_answers_token_ids_greedily(
+    backbone: Path, dataset: Path, tmp_path: Path, tokenizer: PreTrainedTokenizerFast, server: Stub
+) -> None:
+    """The server is asked with the template's own tokens; its text is encoded, ended and packed."""
+    recipe = recipe_of(
+        backbone,
+        tmp_path / "run",
+        dataset,
+        answers={"by": "server", "url": server.url, "served_as": "tiny"},
+        responses={"prompts": 6, "max_new_tokens": 40, "rows": 2},
+    )
+    found = texts_of(made(recipe, tokenizer).rows, tokenizer)
+    prompts = [expected_prompt(tokenizer, str(q["question"])) for q in QUESTIONS]
+    lengths = {prompt: len(tokenizer(prompt)["input_ids"]) for prompt in prompts}
+    assert found == {(prompt, f"{lengths[prompt]} it is{tokenizer.eos_token}") for prompt in prompts}
+    assert {tokenizer.decode(body["prompt"]) for body in server.asked} == set(prompts)
+    assert {(b["path"], b["model"], b["temperature"]) for b in server.asked} == {("/v1/completions", "tiny", 0)}
+
+
+def test_a_server_that_refuses_is_named(
+    backbone: Path, dataset: Path, tmp_path: Path, tokenizer: PreTrainedTokenizerFast, server: Stub
+) -> None:
+    """What the server says reaches the user, without asking again and again."""
+    server.status = 404
+    recipe = recipe_of(
+        backbone,
+        tmp_path / "run",
+        dataset,
+        answers={"by": "server", "url": server.url},
+        responses={"prompts": 6, "rows": 1},
+    )
+    with pytest.raises(DataError, match=r"/v1/completions: a server .* status 404: no such model"):
+        made(recipe, tokenizer)
+    assert len(server.asked) <= 6
+
+
+HOW = Answering(max_new_tokens=4, rows=2, row_tokens=32)
+PROMPTS = [Prompt([5, 6, n], "x") for n in range(7, 17)]
+
+
+def copied(prompts: Any) -> Any:
+    """Answer every prompt with its own tokens."""
+    from orthrus.data.responses import joined
+
+    return [joined(p.token_ids, p.token_ids) for p in prompts]
+
+
+def test_shards_that_are_there_are_not_written_again(tmp_path: Path) -> None:
+    """Stopped in the third shard of four, the next run writes two; the documents are all there, in order."""
+    calls: list[int] = []
+
+    def dies(prompts: Any) -> Any:
+        calls.append(len(prompts))
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        return copied(prompts)
+
+    ask = {"about": {"a": 1}, "size": 3}
+    with pytest.raises(KeyboardInterrupt):
+        shards.write_shards(tmp_path, PROMPTS, dies, **ask)
+    told: list[tuple[int, int]] = []
+    shards.write_shards(tmp_path, PROMPTS, dies, on_progress=lambda *at: told.append(at), **ask)
+    assert calls == [3, 3, 3, 3, 1]
+    assert told == sorted(told)
+    assert told[-1] == (10, 10)
+    documents = shards.read_shards(tmp_path, 10, size=3)
+    assert [d.token_ids.tolist() for d in documents] == [[*p.token_ids, *p.token_ids] for p in PROMPTS]
+
+
+def test_processes_share_the_shards(tmp_path: Path) -> None:
+    """Two processes write every shard once, between them."""
+    wrote: list[list[int]] = [[], []]
+
+    def writer(rank: int) -> Callable[[Any], Any]:
+        def write(prompts: Any) -> Any:
+            wrote[rank].extend(p.token_ids[-1] for p in prompts)
+            return copied(prompts)
+
+        return write
+
+    for rank in (0, 1):
+        shards.write_shards(tmp_path, PROMPTS, writer(rank), about={}, share=(rank, 2), size=3)
+    assert wrote == [[7, 8, 9, 13, 14, 15], [10, 11, 12, 16]]
+    assert len(shards.read_shards(tmp_path, 10, size=3)) == 10
+
+
+def prepare_in(rank: int, backbone: Path, output: Path, dataset: Path) -> None:
+    """What each of two processes does; notes how many prompts were its own."""
+    recipe = recipe_of(backbone, output, dataset)
+    model, tokenizer = load_backbone(recipe, torch.device("cpu"))
+    shards.write_shards.__kwdefaults__["size"] = 2
+    shards.read_shards.__kwdefaults__["size"] = 2
+    own: list[int] = []
+    prepare(recipe, tokenizer, model, ranks=Ranks("cpu"), on_progress=lambda name, done, whole: own.append(whole))
+    (output / f"own-{rank}").write_text(str(own[-1]))
+
+
+def test_two_processes_prepare_what_one_does(
+    backbone: Path, dataset: Path, tmp_path: Path, tokenizer: PreTrainedTokenizerFast
+) -> None:
+    """Rows are equal, array for array; each process answered a part."""
+    alone = made(recipe_of(backbone, tmp_path / "one", dataset), tokenizer).rows
+    (tmp_path / "two").mkdir()
+    assert in_processes(2, prepare_in, backbone, tmp_path / "two", dataset) == [0, 0]
+    both = load_rows(tmp_path / "two" / "data" / "train", tokenizer=tokenizer)
+    assert texts_of(both, tokenizer) == texts_of(alone, tokenizer)
+    assert [int((tmp_path / "two" / f"own-{rank}").read_text()) for rank in (0, 1)] == [4, 2]
+
+
+def test_a_damaged_shard_is_named_and_nothing_else_is_lost(tmp_path: Path) -> None:
+    """The message says which file to delete; the others stay."""
+    shards.write_shards(tmp_path, PROMPTS, copied, about={}, size=3)
+    path = tmp_path / "00001.npz"
+    path.write_bytes(path.read_bytes()[:50])
+    with pytest.raises(DataError, match=r"00001\.npz: a shard of answers is required"):
+        shards.read_shards(tmp_path, 10, size=3)
+    path.unlink()
+    shards.write_shards(tmp_path, PROMPTS, copied, about={}, size=3)
+    assert len(shards.read_shards(tmp_path, 10, size=3)) == 10
+
+
+def test_other_settings_do_not_take_up_old_answers(tmp_path: Path) -> None:
+    """Thinking switched on half-way is refused by name; so is a folder that does not say what it is made from."""
+    shards.write_shards(tmp_path / "a", PROMPTS, copied, about={"thinking": False}, size=3)
+    with pytest.raises(DataError, match="these differ: thinking"):
+        shards.write_shards(tmp_path / "a", PROMPTS, copied, about={"thinking": True}, size=3)
+    (tmp_path / "a" / "about.json").unlink()
+    with pytest.raises(DataError, match=r"about\.json"):
+        shards.write_shards(tmp_path / "a", PROMPTS, copied, about={"thinking": False}, size=3)
+
+
+THOUGHT = {"question": "why?", "answer": "<think>\nhm\n</think>\n\nbecause"}
+EMPTY_THOUGHT = {"question": "how?", "answer": "<think>\n\n</think>\n\nso"}
+
+
+@pytest.mark.parametrize(
+    ("records", "answers", "words"),
+    [
+        ([QUESTIONS[0], THOUGHT], {}, "answers that .* are required, as those before"),
+        ([THOUGHT, QUESTIONS[0]], {}, "answers that .* are required, as those before"),
+        ([{"question": "why?", "answer": " "}], {}, "an answer is required"),
+        ([{"question": "why?"}], {}, "the columns answer are required, found question"),
+        ([{"question": 3, "answer": "x"}], {}, "row 0: a text is required, found 3"),
+        ([QUESTIONS[0]], {"thinking": "on"}, "needs a chat template that knows enable_thinking"),
+    ],
+)
+def test_answers_that_do_not_fit_are_refused(
+    backbone: Path,
+    tmp_path: Path,
+    tokenizer: PreTrainedTokenizerFast,
+    records: list[dict[str, Any]],
+    answers: dict[str, Any],
+    words: str,
+) -> None:
+    """A mix of thinking and not, empty answers, missing columns, a template without the setting."""
+    recipe = recipe_of(
+        backbone, tmp_path / "run", written(tmp_path / "set", records), answers={"by": "given"} | answers
+    )
+    with pytest.raises((DataError, ConfigError), match=words):
+        made(recipe, tokenizer)
+
+
+@pytest.mark.parametrize(("thinking", "good"), [("on", THOUGHT), ("off", EMPTY_THOUGHT)])
+def test_thinking_is_the_templates_and_the_answers_alike(
+    backbone: Path, tmp_path: Path, thinking: str, good: dict[str, Any]
+) -> None:
+    """The template is told, the manifest says it, and answers of the other kind are refused."""
+    knowing = train_tokenizer(TEXTS * 40, vocab_size=300, max_length=256)
+    knowing.chat_template = (
+        "{% for m in messages %}{{ m['content'] }}|{% endfor %}"
+        "{% if enable_thinking %}with{% else %}without{% endif %}:"
+    )
+    recipe = recipe_of(
+        backbone,
+        tmp_path / "run",
+        written(tmp_path / "good", [good]),
+        answers={"by": "given", "thinking": thinking},
+        responses={"prompts": 1, "max_new_tokens": 99},
+    )
+    [(prompt, answer)] = texts_of(made(recipe, knowing).rows, knowing)
+    assert prompt == good["question"] + ("|with:" if thinking == "on" else "|without:")
+    assert answer == good["answer"] + str(knowing.eos_token)
+    assert manifest_of(tmp_path / "run")["thinking"] == thinking
+    other = written(tmp_path / "other", [THOUGHT, EMPTY_THOUGHT])
+    mixed = recipe_of(backbone, tmp_path / "mixed", other, answers={"by": "given", "thinking": thinking})
+    with pytest.raises(DataError, match=r"as answers\.thinking says"):
+        made(mixed, knowing)
+
+
+def test_prompts_longer_than_a_row_are_counted_and_not_all_of_them_may_be(
+    backbone: Path, tmp_path: Path, tokenizer: PreTrainedTokenizerFast
+) -> None:
+    """One of three does not fit and the manifest says so; where none fits, that is an error."""
+    long = {"question": "seven " * 300, "answer": "x"}
+    sources = written(tmp_path / "set", [*QUESTIONS[:2], long])
+    made(recipe_of(backbone, tmp_path / "run", sources, answers={"by": "given"}, responses={"prompts": 3}), tokenizer)
+    manifest = manifest_of(tmp_path / "run")
+    assert (manifest["prompts"], manifest["prompts_too_long"]) == (3, 1)
+    hopeless = written(tmp_path / "long", [long])
+    with pytest.raises(DataError, match=r"shorter than data\.row_tokens \(200\) is required"):
+        made(recipe_of(backbone, tmp_path / "none", hopeless, answers={"by": "given"}), tokenizer)
+
+
+def test_the_command_reports_its_manifests(
+    backbone: Path, dataset: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """`orthrus prepare` prints a line a set, or one JSON object; a backbone's recipe is refused."""
+    from orthrus.cli import main
+
+    text = f"""
+        kind = "view"
+        model = {{ backbone = "{backbone}", block_size = 6 }}
+        answers = {{ by = "given" }}
+        responses = {{ prompts = 6, max_new_tokens = 40 }}
+        objective = {{ block_lengths = [6], blocks_per_row = 8 }}
+        optimizer = {{ name = "adamw", lr = 0.01 }}
+        schedule = {{ steps = 2 }}
+        run = {{ output = "{tmp_path / "run"}", batch_rows = 1 }}
+        [data]
+        tokens = 1000
+        row_tokens = 128
+        [[data.sources]]
+        kind = "dataset"
+        name = "{dataset}"
+        columns = {{ prompt = "question", answer = "answer" }}
+        weight = 1.0
+    """
+    (tmp_path / "recipe.toml").write_text(text)
+    assert main(["prepare", str(tmp_path / "recipe.toml")]) == 0
+    assert "6 answers" in capsys.readouterr().out
+    assert main(["prepare", str(tmp_path / "recipe.toml"), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["train"]["documents"] == 6
+    backbones = Path(__file__).parents[2] / "recipes" / "nano-backbone-start.toml"
+    assert main(["prepare", os.fspath(backbones)]) == 1
+    assert "kind = 'view' is required" in capsys.readouterr().err
+
+
+def test_token_ids_are_kept_as_int32(
+    backbone: Path, dataset: Path, tmp_path: Path, tokenizer: PreTrainedTokenizerFast
+) -> None:
+    """Rows are what training maps into memory."""
+    rows = made(recipe_of(backbone, tmp_path / "run", dataset, answers={"by": "given"}), tokenizer).rows
+    assert (rows.token_ids.dtype, rows.answer.dtype) == (np.int32, np.bool_)

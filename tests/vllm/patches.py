@@ -1,0 +1,89 @@
+"""Changes to vLLM that only tests make, in every process of an engine: found as a plugin of their own.
+
+`expand` repairs a defect of the CPU build 0.32.0: values expanded from rows to drafts are written to a copy, so a
+sampled row with drafts reads an uninitialised temperature. `attention` compares every layer's draft attention with a
+float64 softmax over the cache.
+"""
+
+import os
+from typing import Any
+
+
+def apply() -> None:
+    """Make the changes that the environment names."""
+    from orthrus.integrations.vllm.dispatch import when_imported
+
+    named = os.environ.get("ORTHRUS_VLLM_PATCHES", "").split(",")
+    if "expand" in named:
+        when_imported("vllm.v1.sample.rejection_sampler", _expand)
+    if "attention" in named:
+        when_imported("orthrus.integrations.vllm.v1", _attention)
+
+
+def _expand(module: Any) -> None:
+    import torch
+
+    def expand(x: Any, cu_num_tokens: Any, num_tokens: int, replace_from: int = 0, replace_to: int = 0) -> Any:
+        counts = torch.diff(cu_num_tokens, prepend=cu_num_tokens.new_zeros(1)).long()
+        expanded = x.repeat_interleave(counts)
+        return torch.where(expanded == replace_from, replace_to, expanded) if replace_from != replace_to else expanded
+
+    module.expand_batch_to_tokens = expand
+
+
+def _attention(module: Any) -> None:
+    """Record queries and outputs of each layer in the draft pass, and compare them with what the cache holds."""
+    import torch
+    from vllm.forward_context import get_forward_context
+    from vllm.model_executor.layers.attention.attention import Attention
+
+    stock_forward, stock_pass = Attention.forward, module.OrthrusProposer._draft_pass
+
+    def draft_pass(self: Any, block: Any, verified: Any) -> Any:
+        calls: list[tuple[Any, Any, Any]] = []
+
+        def forward(layer: Any, query: Any, key: Any, value: Any, *args: Any, **kwargs: Any) -> Any:
+            out = stock_forward(layer, query, key, value, *args, **kwargs)
+            metadata = get_forward_context().attn_metadata[layer.layer_name]
+            assert metadata.causal is False
+            calls.append((layer, query.clone(), out.clone()))
+            return out
+
+        Attention.forward = forward
+        try:
+            hidden = stock_pass(self, block, verified)
+        finally:
+            Attention.forward = stock_forward
+        for layer, query, out in calls:
+            expected = attend(layer, query, block, verified.block_table_tensor, self.block_size)
+            worst = (out.view_as(expected).double() - expected).abs().max().item()
+            assert worst < 1e-5, f"{layer.layer_name} differs from float64 attention by {worst}"
+        assert len(calls) == len(self._draft_attn_layer_names)
+        return hidden
+
+    def attend(layer: Any, query: Any, block: Any, pages: Any, size: int) -> Any:
+        B, K = block.token_BK.shape
+        query = query.view(B, K, layer.num_heads, layer.head_size).double()
+        rows = []
+        for row in range(B):
+            seen = int(block.seen_B[row])
+            at = torch.arange(seen)
+            slots = pages[row].long()[at // size] * size + at % size
+            key, value = cached(layer, slots)
+            shared = layer.num_heads // layer.num_kv_heads
+            key, value = (x.double().repeat_interleave(shared, dim=1) for x in (key, value))
+            scores = torch.einsum("khd,shd->hks", query[row], key) * layer.impl.scale
+            rows.append(torch.einsum("hks,shd->khd", scores.softmax(-1), value).reshape(K, -1))
+        return torch.cat(rows)
+
+    def cached(layer: Any, slots: Any) -> tuple[Any, Any]:
+        """Read keys and values `[S, heads, D]` out of the CPU cache; keys lie transposed within their page."""
+        page_key, page_value = layer.kv_cache.chunk(2, dim=-1)
+        size, width = page_key.shape[2], page_key.shape[3]
+        page, inside = slots // size, slots % size
+        value = page_value[page, :, inside]
+        flat = page_key[page].reshape(len(slots), layer.num_kv_heads, -1)
+        key = flat.view(len(slots), layer.num_kv_heads, width, size)
+        return key[torch.arange(len(slots)), :, :, inside], value
+
+    module.OrthrusProposer._draft_pass = draft_pass
