@@ -97,8 +97,8 @@ def test_train_runs_the_recipe_as_asked(cli: Cli, monkeypatch: pytest.MonkeyPatc
         seen.append((recipe, resume))
         return Result()
 
-    monkeypatch.setattr("orthrus.train.loop.train", loop)
-    monkeypatch.setattr("orthrus.train.backbone.BackboneTask", lambda recipe: None)
+    monkeypatch.setattr("orthrus.train.run.train", loop)
+    monkeypatch.setattr("orthrus.train.run.BackboneTask", lambda recipe: None)
     assert cli("train", RECIPE, "--no-resume", "--set", "run.seed=7").code == code
     [(recipe, resume)] = seen
     assert not resume

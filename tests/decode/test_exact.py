@@ -158,7 +158,10 @@ def test_noise_by_tokens_narrows_the_prefill_pass() -> None:
 
 
 def test_noise_by_reach_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Attention that moves with the number of slots it is handed, masked ones included, cannot verify drafts."""
+    """Attention that moves with the number of slots it is handed, masked ones included, cannot verify drafts.
+
+    Nor may a prompt be read in passes wider than a span, whose first tokens have more slots in reach.
+    """
     real = functions._tiled
 
     def moving(grouped: Tensor, key: Tensor, *rest: Any) -> Tensor:
@@ -166,7 +169,10 @@ def test_noise_by_reach_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(functions, "_tiled", moving)
     finding = exact.probe(dual(), width=BLOCK)
-    assert finding.broken == ("a token's logits depend on masked cache slots in reach",)
+    assert finding.broken == (
+        "a token's logits depend on masked cache slots in reach",
+        f"a token's keys depend on the width of its prefill pass beyond {SPAN} tokens",
+    )
     assert (finding.holds, finding.geometry.group) == (False, 1)
 
 

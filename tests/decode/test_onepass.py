@@ -280,7 +280,7 @@ def test_forwards_are_counted(double: str, name: str, hit: Callable[[int], bool]
 
 @pytest.mark.parametrize("double", DOUBLES)
 def test_only_drafts_made_for_the_very_stop_are_used(double: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Stops 5, 2 and 7 in this order, whatever was likely: after any other, and after no other, the next cycle drafts."""
+    """Stops 5, 2 and 7 in this order, whatever was likely: after any other the next cycle drafts."""
     monkeypatch.setattr(cycles, "likely_stops", lambda confidence, _: torch.tensor([[5, 2, 7]] * len(confidence)))
     right = DOUBLES[double]
     ahead = Ahead(TEXTS, right)

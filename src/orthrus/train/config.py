@@ -127,9 +127,14 @@ class TokenizerSection(Section):
 
 
 class ViewModel(Section):
-    """Which backbone gets a diffusion view, and the longest block it drafts."""
+    """Which backbone gets a diffusion view, and the longest block it drafts.
+
+    `start_from` is an Orthrus checkpoint of the same backbone (a directory, a bundled name or a Hub id, either layout)
+    whose view is trained further, instead of a copy of the backbone's attention.
+    """
 
     backbone: str
+    start_from: str | None = None
     block_size: Annotated[int, Field(ge=2)]
     gradient_checkpointing: bool = Field(default=False, description="compute the block pass again, layer by layer")
 

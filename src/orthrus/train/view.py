@@ -8,6 +8,7 @@ Shapes: B rows, T positions, N blocks, K block length, J = K - 1 predicted slots
 """
 
 import random
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,12 +25,12 @@ from orthrus.decode.api import engine_for
 from orthrus.decode.options import Options
 from orthrus.decode.output import Stats
 from orthrus.model import masks
-from orthrus.model.attach import attach, windows_of
+from orthrus.model.attach import attach, config_of, windows_of
 from orthrus.model.checkpoint import save
 from orthrus.model.config import OrthrusConfig
 from orthrus.model.dual import View
 from orthrus.model.head import output_head
-from orthrus.model.load import backbone_with_tokenizer
+from orthrus.model.load import backbone_with_tokenizer, load
 from orthrus.train import anchors, objective
 from orthrus.train.anchors import Blocks
 from orthrus.train.config import ViewRecipe
@@ -251,12 +252,18 @@ class ViewTask:
 
 
 def load_backbone(recipe: ViewRecipe, device: torch.device) -> tuple[PreTrainedModel, PreTrainedTokenizerFast]:
-    """Load the frozen backbone and give it an untrained view."""
-    model, tokenizer = backbone_with_tokenizer(recipe.model.backbone)
+    """Load the frozen backbone in float32 with an untrained view, or with the view that `model.start_from` holds."""
+    wanted = recipe.model
+    if wanted.start_from is not None:
+        model, tokenizer = load(wanted.start_from, dtype="float32", device="cpu", backbone=wanted.backbone)
+        started = config_of(model)
+        model.orthrus_config = replace(started, block_size=wanted.block_size, backbone=wanted.backbone)
+        return model.to(device).eval(), tokenizer
+    model, tokenizer = backbone_with_tokenizer(wanted.backbone)
     config = OrthrusConfig(
-        block_size=recipe.model.block_size,
+        block_size=wanted.block_size,
         mask_token_id=tokenizer.convert_tokens_to_ids("<|mask|>") if "<|mask|>" in tokenizer.get_vocab() else None,
-        backbone=recipe.model.backbone,
+        backbone=wanted.backbone,
     )
     attach(model, config, attn_implementation="orthrus")
     return model.to(device).eval(), tokenizer
