@@ -7,19 +7,21 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor
-from transformers import PreTrainedTokenizerFast
+from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
 from orthrus.data.packing import EncodedDocument, pack
 from orthrus.decode.passes import Passes
+from orthrus.errors import CheckpointError
 from orthrus.model import checkpoint
-from orthrus.model.attach import attach
+from orthrus.model.attach import attach, config_of
 from orthrus.model.cache import ScratchCache
+from orthrus.model.config import OrthrusConfig
 from orthrus.train.config import ViewRecipe, recipe_from_mapping
 from orthrus.train.loop import train
 from orthrus.train.prepare import train_prompts
 from orthrus.train.tokenizer import train_tokenizer
 from orthrus.train.view import TeacherKeys, ViewTask
-from tests.families import tiny
+from tests.families import perturb, tiny
 
 TEXTS = ["the cat sat on the mat and the dog sat on the log", "one two three four five six seven eight nine ten"]
 
@@ -199,3 +201,33 @@ def test_a_memorised_set_is_drafted_almost_whole(tmp_path: Path, tokenizer: PreT
     untrained = task._decode(prompts).acceptance_length
     train(task, task._recipe)
     assert task._decode(prompts).acceptance_length > max(4.0, untrained)
+
+
+@pytest.mark.parametrize("layout", ["adapter", "official"])
+def test_a_view_is_trained_further_from_a_checkpoint(
+    layout: checkpoint.Format, tmp_path: Path, tokenizer: PreTrainedTokenizerFast
+) -> None:
+    """`start_from` gives the twin the checkpoint's tensors, the recipe its block length, and training moves them."""
+    backbone = saved_backbone(tmp_path / "backbone", tokenizer, "qwen3")
+    model = attach(AutoModelForCausalLM.from_pretrained(backbone), OrthrusConfig(block_size=8, mask_token_id=7))
+    perturb(model)
+    begun = checkpoint.save(model, tmp_path / "begun", format=layout)
+    if layout == "official":
+        tokenizer.save_pretrained(begun)
+    recipe = view_recipe(backbone, tmp_path / "run", model={"start_from": str(begun)}, schedule={"steps": 2})
+    task = ViewTask(recipe)
+    expected = {name: tensor for name, tensor in model.state_dict().items() if ".diffusion." in name}
+    assert task.trainable().keys() == expected.keys()
+    assert all(torch.equal(tensor, expected[name]) for name, tensor in task.trainable().items())
+    assert config_of(task.model).block_size == 6
+    assert config_of(task.model).mask == 7
+    assert train(task, recipe).finished
+    assert not any(torch.equal(tensor, expected[name]) for name, tensor in task.trainable().items())
+
+
+def test_a_view_of_another_backbone_is_not_trained_further(tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> None:
+    """The fingerprint that an adapter carries must be the backbone's."""
+    backbone = saved_backbone(tmp_path / "backbone", tokenizer, "qwen3")
+    begun = checkpoint.save(attach(tiny("qwen3", vocab_size=300, seed=1)), tmp_path / "begun")
+    with pytest.raises(CheckpointError, match="another backbone|fingerprint"):
+        ViewTask(view_recipe(backbone, tmp_path / "run", model={"start_from": str(begun)}))

@@ -56,9 +56,14 @@ def drafting(model: Path, drafts: int = DRAFTS, **more: Any) -> dict[str, Any]:
 
 
 def serve(
-    model: Path, engine: dict[str, Any], calls: list[dict[str, Any]], *, patches: str = "", timeout: int = 3000
+    model: Path,
+    engine: dict[str, Any],
+    calls: list[dict[str, Any]],
+    *,
+    patches: dict[str, str] | None = None,
+    timeout: int = 3000,
 ) -> list[dict[str, Any]]:
-    """Run calls in a fresh engine; `patches` names functions of `tests.vllm.patches` for its processes."""
+    """Run calls in a fresh engine; `patches` names changes of `tests.vllm.patches` to its processes."""
     with tempfile.TemporaryDirectory() as name:
         place = Path(name)
         request, result = place / "request.json", place / "result.json"
@@ -70,10 +75,11 @@ def serve(
         surroundings = {
             **os.environ,
             "PYTHONPATH": f"{ROOT}:{place}",
-            "ORTHRUS_VLLM_PATCHES": patches,
+            "ORTHRUS_VLLM_PATCHES": json.dumps(patches or {}),
             "VLLM_CPU_KVCACHE_SPACE": "1",
             "VLLM_CPU_OMP_THREADS_BIND": "nobind",
             "OMP_NUM_THREADS": "1",
+            "VLLM_ALLOW_INSECURE_SERIALIZATION": "1",  # so that workers can be asked what they hold
             "HF_HUB_OFFLINE": "1",
         }
         command = [sys.executable, "-m", "tests.vllm.serving", str(request), str(result)]
@@ -87,3 +93,8 @@ def serve(
 def texts(call: dict[str, Any]) -> list[list[int]]:
     """The one answer to each prompt."""
     return [tokens[0] for tokens in call["tokens"]]
+
+
+def agreement(found: list[list[int]], expected: list[list[int]]) -> str:
+    """How many texts are the same, for the record."""
+    return f"{sum(a == b for a, b in zip(found, expected, strict=True))} of {len(expected)}"

@@ -2,22 +2,24 @@
 
 `expand` repairs a defect of the CPU build 0.32.0: values expanded from rows to drafts are written to a copy, so a
 sampled row with drafts reads an uninitialised temperature. `attention` compares every layer's draft attention with a
-float64 softmax over the cache.
+float64 softmax over the cache, and writes to a file, for each pass, the lengths of its rows and the largest difference.
 """
 
+import json
 import os
+from pathlib import Path
 from typing import Any
 
 
 def apply() -> None:
-    """Make the changes that the environment names."""
+    """Make the changes that the environment names: a JSON object of names and what each one is told."""
     from orthrus.integrations.vllm.dispatch import when_imported
 
-    named = os.environ.get("ORTHRUS_VLLM_PATCHES", "").split(",")
+    named = json.loads(os.environ.get("ORTHRUS_VLLM_PATCHES", "{}"))
     if "expand" in named:
         when_imported("vllm.v1.sample.rejection_sampler", _expand)
     if "attention" in named:
-        when_imported("orthrus.integrations.vllm.v1", _attention)
+        when_imported("orthrus.integrations.vllm.v1", lambda module: _attention(module, Path(named["attention"])))
 
 
 def _expand(module: Any) -> None:
@@ -31,7 +33,7 @@ def _expand(module: Any) -> None:
     module.expand_batch_to_tokens = expand
 
 
-def _attention(module: Any) -> None:
+def _attention(module: Any, notes: Path) -> None:
     """Record queries and outputs of each layer in the draft pass, and compare them with what the cache holds."""
     import torch
     from vllm.forward_context import get_forward_context
@@ -54,11 +56,13 @@ def _attention(module: Any) -> None:
             hidden = stock_pass(self, block, verified)
         finally:
             Attention.forward = stock_forward
+        differences = []
         for layer, query, out in calls:
             expected = attend(layer, query, block, verified.block_table_tensor, self.block_size)
-            worst = (out.view_as(expected).double() - expected).abs().max().item()
-            assert worst < 1e-5, f"{layer.layer_name} differs from float64 attention by {worst}"
+            differences.append((out.view_as(expected).double() - expected).abs().max().item())
         assert len(calls) == len(self._draft_attn_layer_names)
+        with notes.open("a") as file:
+            file.write(json.dumps({"seen": block.seen_B.tolist(), "worst": max(differences)}) + "\n")
         return hidden
 
     def attend(layer: Any, query: Any, block: Any, pages: Any, size: int) -> Any:
@@ -77,13 +81,14 @@ def _attention(module: Any) -> None:
         return torch.cat(rows)
 
     def cached(layer: Any, slots: Any) -> tuple[Any, Any]:
-        """Read keys and values `[S, heads, D]` out of the CPU cache; keys lie transposed within their page."""
-        page_key, page_value = layer.kv_cache.chunk(2, dim=-1)
-        size, width = page_key.shape[2], page_key.shape[3]
+        """Read keys and values `[S, heads, D]` out of the CPU cache.
+
+        A page holds, for each head, its keys and then its values; keys lie transposed.
+        """
+        pages, heads, size, both = layer.kv_cache.shape
+        keys, values = layer.kv_cache.view(pages, heads, 2 * size, both // 2).chunk(2, dim=2)
         page, inside = slots // size, slots % size
-        value = page_value[page, :, inside]
-        flat = page_key[page].reshape(len(slots), layer.num_kv_heads, -1)
-        key = flat.view(len(slots), layer.num_kv_heads, width, size)
-        return key[torch.arange(len(slots)), :, :, inside], value
+        transposed = keys[page].reshape(len(slots), heads, both // 2, size)
+        return transposed[torch.arange(len(slots)), :, :, inside], values[page, :, inside]
 
     module.OrthrusProposer._draft_pass = draft_pass

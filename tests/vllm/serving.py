@@ -1,8 +1,8 @@
 """One vLLM engine in a process of its own: `python -m tests.vllm.serving REQUEST RESULT`, both JSON files.
 
 The request names the model, the engine's arguments and a list of calls; the result holds, for each call, the tokens of
-each answer, how many prompt tokens came from the prefix cache, what vLLM's own counters say of the drafts, and how
-many blocks the cache has.
+each answer, how many prompt tokens came from the prefix cache, what vLLM's own counters say of the drafts, how many
+blocks the cache has, and which classes serve.
 """
 
 import json
@@ -21,7 +21,7 @@ def main(request_file: str, result_file: str) -> None:
     prompts: list[list[list[int]]] = []
     for call in request["calls"]:
         prompts.append(call.get("prompts") or continued(prompts, results, **call["continue"]))
-        results.append(answer(llm, prompts[-1], call["sampling"]))
+        results.append({**answer(llm, prompts[-1], call["sampling"]), **llm.collective_rpc(classes)[0]})
     Path(result_file).write_text(json.dumps(results))
 
 
@@ -40,6 +40,20 @@ def answer(llm: Any, prompts: list[list[int]], sampling: dict[str, Any]) -> dict
         "blocks": llm.llm_engine.vllm_config.cache_config.num_gpu_blocks,
         **{name: subtract(after[name], before[name]) for name in after},
     }
+
+
+def classes(worker: Any) -> dict[str, Any]:
+    """Name what a worker serves with; a drafter of ours holds no weights of its own."""
+    runner = worker.model_runner
+    found: dict[str, Any] = {"model_class": _name(runner.model)}
+    if getattr(runner, "drafter", None) is not None:
+        found["drafter_class"] = _name(runner.drafter)
+        found["drafter_weights"] = sum(weight.numel() for weight in runner.drafter.model.parameters())
+    return found
+
+
+def _name(thing: Any) -> str:
+    return f"{type(thing).__module__}.{type(thing).__qualname__}"
 
 
 def continued(prompts: list[Any], results: list[Any], *, call: int, kept: int) -> list[list[int]]:

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from tests.vllm.drive import BASE, CONTEXT, drafting, prompts, serve, texts
+from tests.vllm.drive import BASE, CONTEXT, agreement, drafting, prompts, serve, texts
 
 pytestmark = pytest.mark.vllm
 
@@ -20,6 +20,7 @@ CONFIGURATIONS: dict[str, dict[str, Any]] = {
     "chunked prefill": {"max_num_batched_tokens": 64},
     "few blocks": {"num_gpu_blocks_override": 40},
     "tensor parallel": {"tensor_parallel_size": 2},
+    "compiled": {"enforce_eager": False},
 }
 
 
@@ -36,23 +37,35 @@ def calls(checkpoint: Path) -> list[dict[str, Any]]:
 
 
 @pytest.fixture(scope="module")
-def plain(checkpoint: Path) -> list[dict[str, Any]]:
+def plain(converted: Path) -> list[dict[str, Any]]:
     """What vLLM says without drafts."""
-    return serve(checkpoint, BASE, calls(checkpoint))
+    return serve(converted, BASE, calls(converted))
 
 
 @pytest.mark.timeout(7200)
 @pytest.mark.parametrize("name", CONFIGURATIONS)
-def test_greedy_text_is_the_plain_text(name: str, checkpoint: Path, plain: list[dict[str, Any]]) -> None:
+def test_greedy_text_is_the_plain_text(
+    name: str, checkpoint: Path, plain: list[dict[str, Any]], record_property: Any
+) -> None:
     """Fresh, from cached prompts, to the context's end, and from cached generated blocks."""
     engine = {**BASE, **drafting(checkpoint), **CONFIGURATIONS[name]}
     fresh, again, to_the_end, continued = serve(checkpoint, engine, calls(checkpoint))
-    assert texts(fresh) == texts(plain[0])
-    assert texts(again) == texts(plain[0])
-    assert texts(to_the_end) == texts(plain[2])
+    rest = [tokens[KEPT:] for tokens in texts(plain[2])]
+    pairs = {
+        "fresh": (fresh, texts(plain[0])),
+        "cached prompts": (again, texts(plain[0])),
+        "to the context's end": (to_the_end, texts(plain[2])),
+        "continued from cached text": (continued, rest),
+    }
+    record_property("texts", {kind: agreement(texts(call), expected) for kind, (call, expected) in pairs.items()})
+    for count in ("drafts", "accepted", "preemptions", "blocks"):
+        record_property(count, [call[count] for call, _ in pairs.values()])
+    record_property("tokens from the cache", [sum(call["cached"]) for call, _ in pairs.values()])
+    for kind, (call, expected) in pairs.items():
+        assert texts(call) == expected, kind
     assert [len(p) + len(t) for p, t in zip(to_the_end["prompts"], texts(to_the_end), strict=True)] == [CONTEXT] * 12
-    assert texts(continued) == [tokens[KEPT:] for tokens in texts(plain[2])]
     assert fresh["accepted"] > fresh["drafts"] > 0
+    assert fresh["drafter_weights"] == 0
     if name in ("defaults", "chunked prefill"):  # the same memory holds as many blocks as without drafts
         assert fresh["blocks"] == plain[0]["blocks"]
     if name == "few blocks":
