@@ -2,7 +2,7 @@
 
 The request names the model, the engine's arguments and a list of calls; the result holds, for each call, the tokens of
 each answer, how many prompt tokens came from the prefix cache, what vLLM's own counters say of the drafts, how many
-blocks the cache has, and which classes serve.
+blocks the cache has, how the model is compiled, and which classes serve.
 """
 
 import json
@@ -38,6 +38,7 @@ def answer(llm: Any, prompts: list[list[int]], sampling: dict[str, Any]) -> dict
         "tokens": [[list(one.token_ids) for one in output.outputs] for output in outputs],
         "cached": [output.num_cached_tokens for output in outputs],
         "blocks": llm.llm_engine.vllm_config.cache_config.num_gpu_blocks,
+        "compilation": llm.llm_engine.vllm_config.compilation_config.mode.name,
         **{name: subtract(after[name], before[name]) for name in after},
     }
 

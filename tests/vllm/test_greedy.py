@@ -60,12 +60,14 @@ def test_greedy_text_is_the_plain_text(
     record_property("texts", {kind: agreement(texts(call), expected) for kind, (call, expected) in pairs.items()})
     for count in ("drafts", "accepted", "preemptions", "blocks"):
         record_property(count, [call[count] for call, _ in pairs.values()])
+    record_property("compilation", fresh["compilation"])
     record_property("tokens from the cache", [sum(call["cached"]) for call, _ in pairs.values()])
     for kind, (call, expected) in pairs.items():
         assert texts(call) == expected, kind
     assert [len(p) + len(t) for p, t in zip(to_the_end["prompts"], texts(to_the_end), strict=True)] == [CONTEXT] * 12
     assert fresh["accepted"] > fresh["drafts"] > 0
     assert fresh["drafter_weights"] == 0
+    assert (fresh["compilation"] != "NONE") == (name == "compiled")
     if name in ("defaults", "chunked prefill"):  # the same memory holds as many blocks as without drafts
         assert fresh["blocks"] == plain[0]["blocks"]
     if name == "few blocks":
