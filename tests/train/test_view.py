@@ -229,5 +229,5 @@ def test_a_view_of_another_backbone_is_not_trained_further(tmp_path: Path, token
     """The fingerprint that an adapter carries must be the backbone's."""
     backbone = saved_backbone(tmp_path / "backbone", tokenizer, "qwen3")
     begun = checkpoint.save(attach(tiny("qwen3", vocab_size=300, seed=1)), tmp_path / "begun")
-    with pytest.raises(CheckpointError, match="another backbone|fingerprint"):
+    with pytest.raises(CheckpointError, match="with fingerprint"):
         ViewTask(view_recipe(backbone, tmp_path / "run", model={"start_from": str(begun)}))

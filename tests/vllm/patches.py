@@ -2,7 +2,8 @@
 
 `expand` repairs a defect of the CPU build 0.32.0: values expanded from rows to drafts are written to a copy, so a
 sampled row with drafts reads an uninitialised temperature. `attention` compares every layer's draft attention with a
-float64 softmax over the cache, and writes to a file, for each pass, the lengths of its rows and the largest difference.
+float64 softmax over the cache, and writes to a file, for each pass, the lengths of its rows and, for each layer, the
+largest output and how far from float64 it lies, as vLLM computes it and as torch does in float32.
 """
 
 import json
@@ -56,18 +57,20 @@ def _attention(module: Any, notes: Path) -> None:
             hidden = stock_pass(self, block, verified)
         finally:
             Attention.forward = stock_forward
-        differences = []
+        layers = []
         for layer, query, out in calls:
-            expected = attend(layer, query, block, verified.block_table_tensor, self.block_size)
-            differences.append((out.view_as(expected).double() - expected).abs().max().item())
+            given = (layer, query, block, verified.block_table_tensor, self.block_size)
+            exact, plain = (attend(*given, dtype=dtype) for dtype in (torch.float64, torch.float32))
+            found = {"largest": exact, "vllm": out.view_as(exact) - exact, "torch": plain - exact}
+            layers.append({name: x.abs().max().item() for name, x in found.items()})
         assert len(calls) == len(self._draft_attn_layer_names)
         with notes.open("a") as file:
-            file.write(json.dumps({"seen": block.seen_B.tolist(), "worst": max(differences)}) + "\n")
+            file.write(json.dumps({"seen": block.seen_B.tolist(), "layers": layers}) + "\n")
         return hidden
 
-    def attend(layer: Any, query: Any, block: Any, pages: Any, size: int) -> Any:
+    def attend(layer: Any, query: Any, block: Any, pages: Any, size: int, *, dtype: Any) -> Any:
         B, K = block.token_BK.shape
-        query = query.view(B, K, layer.num_heads, layer.head_size).double()
+        query = query.view(B, K, layer.num_heads, layer.head_size).to(dtype)
         rows = []
         for row in range(B):
             seen = int(block.seen_B[row])
@@ -75,7 +78,7 @@ def _attention(module: Any, notes: Path) -> None:
             slots = pages[row].long()[at // size] * size + at % size
             key, value = cached(layer, slots)
             shared = layer.num_heads // layer.num_kv_heads
-            key, value = (x.double().repeat_interleave(shared, dim=1) for x in (key, value))
+            key, value = (x.to(dtype).repeat_interleave(shared, dim=1) for x in (key, value))
             scores = torch.einsum("khd,shd->hks", query[row], key) * layer.impl.scale
             rows.append(torch.einsum("hks,shd->khd", scores.softmax(-1), value).reshape(K, -1))
         return torch.cat(rows)

@@ -15,14 +15,20 @@ pytestmark = pytest.mark.vllm
 def test_draft_attention_equals_float64_over_prefix_and_block(
     checkpoint: Path, tmp_path: Path, record_property: Any
 ) -> None:
-    """Each layer, each pass, rows of different lengths: within 1e-5."""
+    """Each layer, each pass, rows of different lengths: within 1e-6 of the layer's largest output.
+
+    Values of a trained model reach tens, so a bound that does not grow with them would measure float32 itself.
+    """
     notes = tmp_path / "notes.jsonl"
     calls = [{"prompts": prompts(checkpoint)[::20], "sampling": {"temperature": 0.0, "max_tokens": 24}}]
     (call,) = serve(checkpoint, {**BASE, **drafting(checkpoint)}, calls, patches={"attention": str(notes)})
     passes = [json.loads(line) for line in notes.read_text().splitlines()]
-    worst = max(one["worst"] for one in passes)
+    layers = [layer for one in passes for layer in one["layers"]]
     record_property("draft passes", len(passes))
-    record_property("largest difference", worst)
+    for name in ("largest", "vllm", "torch"):
+        record_property(name, max(layer[name] for layer in layers))
+    worst = max(layer["vllm"] / layer["largest"] for layer in layers)
+    record_property("largest relative difference", worst)
     assert call["drafts"] > 0
     assert any(len(set(one["seen"])) > 1 for one in passes), "no pass held rows of different lengths"
-    assert worst < 1e-5
+    assert worst < 1e-6
