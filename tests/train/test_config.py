@@ -5,14 +5,8 @@ from pathlib import Path
 import pytest
 
 from orthrus.errors import ConfigError
-from orthrus.train.config import (
-    BackboneRecipe,
-    JsonlSource,
-    SyntheticSource,
-    ViewRecipe,
-    changed_keys,
-    load_recipe,
-)
+from orthrus.train.config import changed_keys, load_recipe
+from orthrus.train.sections import BackboneRecipe, JsonlSource, SyntheticSource, ViewRecipe
 
 RECIPES = Path(__file__).parents[2] / "recipes"
 NANO = RECIPES / "nano-backbone-start.toml"

@@ -16,9 +16,10 @@ from torch import Tensor
 from orthrus.errors import CheckpointError, ConfigError, DataError
 from orthrus.train.backbone import BackboneTask
 from orthrus.train.checkpoints import checkpoint_paths
-from orthrus.train.config import BackboneRecipe
-from orthrus.train.loop import Loss, Rows, TrainResult, row_generator, rows_of_step, train
+from orthrus.train.loop import TrainResult, train
 from orthrus.train.optim import learning_rate_factor
+from orthrus.train.sections import BackboneRecipe
+from orthrus.train.step import Loss, Rows, row_generator, rows_of_step
 from tests.train.tiny import tiny_recipe
 
 DIES_AT_STEP_4 = """

@@ -5,7 +5,7 @@ import torch
 from transformers import Qwen3Config, Qwen3ForCausalLM
 
 from orthrus.errors import ConfigError
-from orthrus.train.config import OptimizerSection, ScheduleSection
+from orthrus.train.sections import OptimizerSection, ScheduleSection
 from orthrus.train.optim import build_optimizers, hidden_matrices, learning_rate_factor, set_learning_rate
 
 

@@ -12,8 +12,9 @@ from transformers import AutoConfig
 from orthrus.cli import main
 from orthrus.errors import CheckpointError
 from orthrus.model.attach import attach
-from orthrus.train.config import ViewRecipe, load_recipe, recipe_from_mapping
+from orthrus.train.config import load_recipe, recipe_from_mapping
 from orthrus.train.plan import plan, shapes_of
+from orthrus.train.sections import ViewRecipe
 from tests.families import FAMILIES, tiny
 from tests.train.test_view import view_recipe
 

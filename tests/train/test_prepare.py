@@ -18,9 +18,9 @@ from orthrus.data import shards
 from orthrus.data.packing import PackedRows, load_rows
 from orthrus.data.responses import Answering, Prompt
 from orthrus.errors import ConfigError, DataError
-from orthrus.train.config import ViewRecipe
 from orthrus.train.prepare import Prepared, prepare
 from orthrus.train.ranks import Ranks
+from orthrus.train.sections import ViewRecipe
 from orthrus.train.tokenizer import train_tokenizer
 from orthrus.train.view import load_backbone
 from tests.train.ranks_of import in_processes

@@ -14,8 +14,9 @@ import torch
 from orthrus.errors import ConfigError
 from orthrus.train.backbone import BackboneTask
 from orthrus.train.checkpoints import checkpoint_paths
-from orthrus.train.loop import Loss, Rows, train
+from orthrus.train.loop import train
 from orthrus.train.ranks import Ranks
+from orthrus.train.step import Loss, Rows
 from tests.train.ranks_of import in_processes, last_state
 from tests.train.tiny import tiny_recipe
 

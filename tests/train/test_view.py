@@ -16,9 +16,10 @@ from orthrus.model import checkpoint
 from orthrus.model.attach import attach, config_of
 from orthrus.model.cache import ScratchCache
 from orthrus.model.config import OrthrusConfig
-from orthrus.train.config import ViewRecipe, recipe_from_mapping
+from orthrus.train.config import recipe_from_mapping
 from orthrus.train.loop import train
 from orthrus.train.prepare import train_prompts
+from orthrus.train.sections import ViewRecipe
 from orthrus.train.tokenizer import train_tokenizer
 from orthrus.train.view import TeacherKeys, ViewTask
 from tests.families import perturb, tiny

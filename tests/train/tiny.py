@@ -3,7 +3,8 @@
 from pathlib import Path
 from typing import Any
 
-from orthrus.train.config import BackboneRecipe, recipe_from_mapping
+from orthrus.train.config import recipe_from_mapping
+from orthrus.train.sections import BackboneRecipe
 
 TABLES: dict[str, Any] = {
     "kind": "backbone",

@@ -15,9 +15,10 @@ pytestmark = pytest.mark.vllm
 def test_draft_attention_equals_float64_over_prefix_and_block(
     checkpoint: Path, tmp_path: Path, record_property: Any
 ) -> None:
-    """Each layer, each pass, rows of different lengths: within 1e-6 of the layer's largest output.
+    """Each layer, each pass, rows of different lengths: as near as float32 comes.
 
-    Values of a trained model reach tens, so a bound that does not grow with them would measure float32 itself.
+    How near that is depends on a model's scores and values, so the measure is torch's own float32 softmax over the same
+    keys: vLLM's differs from float64 by at most twice as much. A key too many or too few differs a thousand times that.
     """
     notes = tmp_path / "notes.jsonl"
     calls = [{"prompts": prompts(checkpoint)[::20], "sampling": {"temperature": 0.0, "max_tokens": 24}}]
@@ -25,10 +26,8 @@ def test_draft_attention_equals_float64_over_prefix_and_block(
     passes = [json.loads(line) for line in notes.read_text().splitlines()]
     layers = [layer for one in passes for layer in one["layers"]]
     record_property("draft passes", len(passes))
-    for name in ("largest", "vllm", "torch"):
-        record_property(name, max(layer[name] for layer in layers))
-    worst = max(layer["vllm"] / layer["largest"] for layer in layers)
-    record_property("largest relative difference", worst)
+    worst = {name: max(layer[name] for layer in layers) for name in ("largest", "vllm", "torch")}
+    record_property("largest output and differences", worst)
     assert call["drafts"] > 0
     assert any(len(set(one["seen"])) > 1 for one in passes), "no pass held rows of different lengths"
-    assert worst < 1e-6
+    assert worst["vllm"] <= 2 * worst["torch"]

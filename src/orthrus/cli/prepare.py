@@ -21,7 +21,7 @@ from orthrus.cli.train import Recipe, Set
 from orthrus.errors import ConfigError
 
 if TYPE_CHECKING:
-    from orthrus.train.config import ViewRecipe
+    from orthrus.train.sections import ViewRecipe
 
 
 def prepare(recipe: Recipe, overrides: Set = None, as_json: Json = False) -> None:
@@ -29,7 +29,8 @@ def prepare(recipe: Recipe, overrides: Set = None, as_json: Json = False) -> Non
 
     Under torchrun or accelerate launch, processes share the answering.
     """
-    from orthrus.train.config import ViewRecipe, load_recipe
+    from orthrus.train.config import load_recipe
+    from orthrus.train.sections import ViewRecipe
 
     checked = load_recipe(recipe, overrides or [])
     if not isinstance(checked, ViewRecipe):

@@ -16,9 +16,9 @@ from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
 from orthrus.data.packing import NO_DOCUMENT, PackedRows
 from orthrus.model import masks
 from orthrus.train.checkpoints import load_trainable
-from orthrus.train.config import BackboneRecipe
 from orthrus.train.corpus import heldout_rows, mixed_documents, training_rows
-from orthrus.train.loop import Loss, Rows
+from orthrus.train.sections import BackboneRecipe
+from orthrus.train.step import Loss, Rows
 from orthrus.train.tokenizer import load_tokenizer, train_tokenizer, training_texts
 
 EVALUATION_ROWS = 16  # rows of one held-out pass

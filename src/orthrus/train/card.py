@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from orthrus.train.config import Recipe
+from orthrus.train.sections import Recipe
 
 Line = Mapping[str, Any]
 

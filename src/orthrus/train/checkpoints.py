@@ -16,7 +16,8 @@ from typing import Any
 import torch
 
 from orthrus.errors import CheckpointError, ConfigError
-from orthrus.train.config import Recipe, changed_keys, recipe_from_mapping
+from orthrus.train.config import changed_keys, recipe_from_mapping
+from orthrus.train.sections import Recipe
 
 KEEP = 2
 FREE_TO_CHANGE = frozenset(

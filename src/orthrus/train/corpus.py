@@ -15,7 +15,7 @@ from orthrus.data.documents import Document, jsonl_documents, synthetic_document
 from orthrus.data.hub import Columns, Dataset, dataset_documents
 from orthrus.data.packing import EncodedDocument, PackedRows, encode_documents, load_rows, pack, save_rows
 from orthrus.errors import DataError
-from orthrus.train.config import DataSection, DatasetSource, JsonlSource, Source, SyntheticSource
+from orthrus.train.sections import DataSection, DatasetSource, JsonlSource, Source, SyntheticSource
 
 
 def source_name(source: Source) -> str:

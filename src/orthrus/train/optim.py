@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from orthrus.errors import ConfigError
-from orthrus.train.config import OptimizerSection, ScheduleSection
+from orthrus.train.sections import OptimizerSection, ScheduleSection
 
 
 def learning_rate_factor(step: int, schedule: ScheduleSection) -> float:

@@ -33,11 +33,11 @@ from orthrus.model.head import output_head
 from orthrus.model.load import backbone_with_tokenizer, load
 from orthrus.train import anchors, objective
 from orthrus.train.anchors import Blocks
-from orthrus.train.config import ViewRecipe
-from orthrus.train.loop import Loss, Rows, row_generator
 from orthrus.train.prepare import prepare
 from orthrus.train.ranks import Ranks
 from orthrus.train.recompute import decoder_layers, recomputed
+from orthrus.train.sections import ViewRecipe
+from orthrus.train.step import Loss, Rows, row_generator
 
 
 class TeacherKeys:

@@ -1,0 +1,279 @@
+"""Recipes: what a training run is, key by key, with types and bounds.
+
+Knows the sections and what fits together inside one; knows neither files nor models nor documents. A recipe is frozen:
+a run can be compared with the checkpoint that it resumes.
+"""
+
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from orthrus.data.synthetic import Domain
+
+Positive = Annotated[int, Field(gt=0)]
+Share = Annotated[float, Field(ge=0, le=1)]
+LossName = Literal["kl", "cross_entropy", "tv", "lk"]
+
+
+class Section(BaseModel):
+    """A frozen table of a recipe that accepts no unknown key and converts no types."""
+
+    model_config = ConfigDict(strict=True, frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+class SyntheticSource(Section):
+    """Problems of one domain of the procedural generator, `orthrus.data.synthetic`."""
+
+    kind: Literal["synthetic"]
+    domain: Domain
+    weight: float = Field(gt=0)
+    heldout: int = Field(default=0, ge=0, description="documents of the held-out split to evaluate on")
+
+
+class JsonlSource(Section):
+    """Records of a JSONL file, `.gz` too, repeated when they are fewer than their share."""
+
+    kind: Literal["jsonl"]
+    path: str
+    weight: float = Field(gt=0)
+    heldout: int = Field(default=0, ge=0, description="first documents of the file kept back to evaluate on")
+    split_characters: Positive | None = Field(
+        default=None, description="cut texts longer than this into pieces, at blank lines where possible"
+    )
+    licence: str | None = Field(default=None, description="for the manifest")
+
+
+class DatasetColumns(Section):
+    """Which column holds whole chats (`messages`), a question and its answer (`prompt`, `answer`), or a `text`."""
+
+    messages: str | None = None
+    prompt: str | None = None
+    answer: str | None = None
+    text: str | None = None
+
+    @model_validator(mode="after")
+    def _one_of_three(self) -> "DatasetColumns":
+        if [self.messages, self.prompt, self.text].count(None) != 2 or (self.answer and not self.prompt):
+            raise ValueError("one of messages, prompt and text is required, and answer with prompt only")
+        return self
+
+
+class DatasetSource(Section):
+    """A Hugging Face dataset by Hub id or directory, repeated when it has fewer rows than its share."""
+
+    kind: Literal["dataset"]
+    name: str
+    config: str | None = None
+    revision: str | None = Field(default=None, description="a commit or tag; without one, whatever is newest")
+    split: str = "train"
+    columns: DatasetColumns
+    streaming: bool = True
+    licence: str | None = Field(default=None, description="for the manifest")
+    weight: float = Field(gt=0)
+    heldout: int = Field(default=0, ge=0, description="first rows kept back to evaluate on")
+
+
+Source = Annotated[SyntheticSource | JsonlSource | DatasetSource, Field(discriminator="kind")]
+
+
+class DataSection(Section):
+    """Which documents, in which proportions of tokens, packed into rows of which length."""
+
+    sources: Annotated[list[Source], Field(min_length=1)]
+    tokens: Positive = Field(description="size of the packed corpus, shared out by the sources' weights")
+    row_tokens: Positive
+    seed: int = 0
+
+
+class BackboneModel(Section):
+    """The shape of a Qwen3 backbone, in the words of transformers' Qwen3Config.
+
+    `start_from` names the output folder of an earlier run: its tokenizer and its last checkpoint's weights are the
+    start of this one, instead of random weights.
+    """
+
+    start_from: str | None = None
+
+    vocab_size: Positive
+    hidden_size: Positive
+    num_hidden_layers: Positive
+    num_attention_heads: Positive
+    num_key_value_heads: Positive
+    head_dim: Positive
+    intermediate_size: Positive
+    max_position_embeddings: Positive
+    rope_theta: float = Field(default=10_000.0, gt=0)
+    tie_word_embeddings: bool = True
+
+
+class BackboneObjective(Section):
+    """Next-token cross-entropy; tokens of answers weigh one."""
+
+    prompt_weight: Share = Field(default=0.3, description="weight of tokens outside answers")
+
+
+class TokenizerSection(Section):
+    """The byte-level BPE tokenizer trained for a backbone; its size is `model.vocab_size`."""
+
+    train_characters: Positive = 8_000_000
+
+
+class ViewModel(Section):
+    """Which backbone gets a diffusion view, and the longest block it drafts.
+
+    `start_from` is an Orthrus checkpoint of the same backbone (a directory, a bundled name or a Hub id, either layout)
+    whose view is trained further, instead of a copy of the backbone's attention.
+    """
+
+    backbone: str
+    start_from: str | None = None
+    block_size: Annotated[int, Field(ge=2)]
+    gradient_checkpointing: bool = Field(default=False, description="compute the block pass again, layer by layer")
+
+
+class ViewObjective(Section):
+    """Loss of the diffusion view over the masked slots of blocks anchored inside answers."""
+
+    loss: LossName = "kl"
+    terms: Annotated[dict[LossName, Annotated[float, Field(gt=0)]], Field(min_length=1)] | None = Field(
+        default=None, description="a weighted sum of losses instead of `loss` alone"
+    )
+    lk_decay: float = Field(default=3.0, ge=0, description="how fast lk goes from KL to total variation")
+    slot_decay: float | None = Field(default=None, gt=0, description="slot j weighs exp(-(j-1)/slot_decay)")
+    acceptance: Literal["target", "overlap"] = Field(
+        default="target", description="chance of being kept in the next three: of greedy decoding, or of sampling"
+    )
+    prefix_weighting: bool = Field(default=False, description="slots weigh the chance that all before are kept")
+    first_error_focus: float = Field(default=0.0, ge=0, description="extra weight of the first slot refused")
+    chain_weight: float = Field(default=0.0, ge=0, description="weight of the expected accepted length")
+    block_lengths: Annotated[list[Annotated[int, Field(ge=2)]], Field(min_length=1)]
+    blocks_per_row: Positive
+    blind_anchor_share: Share = 0.0
+
+    @property
+    def mixture(self) -> dict[str, float]:
+        """Losses by name with their weights: `terms`, or `loss` alone."""
+        return {self.loss: 1.0} if self.terms is None else {str(name): weight for name, weight in self.terms.items()}
+
+
+class ResponsesSection(Section):
+    """The backbone's own answers: how many prompts, how long, how many are decoded at an evaluation."""
+
+    prompts: Positive
+    max_new_tokens: Positive = 256
+    rows: Positive = Field(default=64, description="answers written at once")
+    eval_prompts: Positive = 16
+    eval_tokens: Positive = 128
+
+
+class AnswersSection(Section):
+    """Who answers the prompts, and whether it thinks first.
+
+    `backbone` writes them here, through the engine; `given` takes those of the documents as they are; `server` asks
+    an OpenAI-compatible server that serves the backbone as `served_as` under `url`.
+    """
+
+    by: Literal["backbone", "given", "server"] = "backbone"
+    thinking: Literal["on", "off", "template"] = Field(
+        default="template", description="enable_thinking of the chat template, or its own default"
+    )
+    url: str | None = Field(default=None, description="the server's address up to /v1")
+    served_as: str | None = None
+
+    @model_validator(mode="after")
+    def _a_server_has_an_address(self) -> "AnswersSection":
+        if (self.by == "server") != (self.url is not None):
+            raise ValueError("url is required with by = 'server' and has no meaning without it")
+        return self
+
+    @property
+    def enable_thinking(self) -> bool | None:
+        """What the chat template is told; None leaves it alone."""
+        return None if self.thinking == "template" else self.thinking == "on"
+
+
+class OptimizerSection(Section):
+    """Muon for hidden matrices and AdamW for the rest, or AdamW for everything.
+
+    `muon_lr` is scaled to the update size of AdamW (torch's `adjust_lr_fn="match_rms_adamw"`), so that both
+    rates live on one scale whatever the shape of a matrix.
+    """
+
+    name: Literal["muon+adamw", "adamw"]
+    lr: float = Field(gt=0)
+    muon_lr: float | None = Field(default=None, gt=0)
+    weight_decay: float = Field(default=0.0, ge=0)
+    betas: tuple[Share, Share] = (0.9, 0.95)
+    clip: float | None = Field(default=1.0, gt=0, description="largest norm of the whole gradient")
+
+    @model_validator(mode="after")
+    def _muon_has_a_rate(self) -> "OptimizerSection":
+        if (self.name == "muon+adamw") != (self.muon_lr is not None):
+            raise ValueError("muon_lr is required with name = 'muon+adamw' and has no meaning without it")
+        return self
+
+
+class ScheduleSection(Section):
+    """Learning rate over steps: linear warm-up, then down to `final_fraction` of the full rate."""
+
+    steps: Positive
+    warmup_steps: int = Field(default=0, ge=0)
+    kind: Literal["cosine", "linear", "constant"] = "cosine"
+    final_fraction: Share = 0.0
+
+
+class RunSection(Section):
+    """How and where a run happens.
+
+    `batch_rows` is the rows of one optimizer step, computed in `grad_accumulation` equal parts.
+    """
+
+    output: str
+    batch_rows: Positive
+    grad_accumulation: Positive = 1
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    device: Literal["cpu", "cuda"] = "cpu"
+    seed: int = 0
+    threads: Positive | None = None
+    checkpoint_every: Positive = 500
+    log_every: Positive = 10
+    eval_every: Positive = 500
+    trackers: list[Literal["tensorboard", "wandb", "trackio"]] = []
+
+    @model_validator(mode="after")
+    def _parts_are_equal(self) -> "RunSection":
+        if self.batch_rows % self.grad_accumulation:
+            raise ValueError(
+                f"batch_rows ({self.batch_rows}) must be a multiple of grad_accumulation ({self.grad_accumulation})"
+            )
+        return self
+
+
+class BackboneRecipe(Section):
+    """Train a small backbone from nothing."""
+
+    kind: Literal["backbone"]
+    model: BackboneModel
+    tokenizer: TokenizerSection = TokenizerSection()
+    data: DataSection
+    objective: BackboneObjective = BackboneObjective()
+    optimizer: OptimizerSection
+    schedule: ScheduleSection
+    run: RunSection
+
+
+class ViewRecipe(Section):
+    """Train the diffusion view of a frozen backbone."""
+
+    kind: Literal["view"]
+    model: ViewModel
+    data: DataSection
+    responses: ResponsesSection
+    answers: AnswersSection = AnswersSection()
+    objective: ViewObjective
+    optimizer: OptimizerSection
+    schedule: ScheduleSection
+    run: RunSection
+
+
+Recipe = BackboneRecipe | ViewRecipe

@@ -1,0 +1,116 @@
+Rows = NDArray[np.int64]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Loss:
+    """A sum over targets and its weight; the step's loss is all sums over all weights.
+
+    `total` is a scalar with a gradient, `weight` a scalar tensor without; `metrics` maps names to (sum,
+    count) pairs of scalars without gradients, averaged over rows and steps between two lines of the log.
+    """
+
+    total: Tensor
+    weight: Tensor
+    metrics: Mapping[str, tuple[Tensor, Tensor]] = field(default_factory=dict)
+
+
+class Task(Protocol):
+    """What is trained: a model, the loss of some rows, and how to measure and publish it."""
+
+    @property
+    def model(self) -> nn.Module: ...
+
+    @property
+    def row_count(self) -> int:
+        """How many rows the training set has."""
+        ...
+
+    def trainable(self) -> dict[str, nn.Parameter]:
+        """The parameters that the optimizers move, by name; nothing else may change."""
+        ...
+
+    def loss(self, rows: Rows, step: int) -> Loss:
+        """The loss of rows (indices [B] into the training set) at a step; draws from `row_generator` only."""
+        ...
+
+    def evaluate(self, step: int) -> dict[str, float]:
+        """Named figures on held-out data."""
+        ...
+
+    def save(self, path: Path) -> None:
+        """Write the trained model into an empty directory."""
+        ...
+
+
+def row_generator(seed: int, step: int, row: int) -> torch.Generator:
+    """A generator for whatever is drawn for one row at one step."""
+    digest = hashlib.blake2b(f"{seed}/{step}/{row}".encode(), digest_size=8).digest()
+    return torch.Generator().manual_seed(int.from_bytes(digest, "little") >> 1)
+
+
+def rows_of_step(step: int, *, row_count: int, batch_rows: int, seed: int) -> Rows:
+    """Indices [batch_rows] of the rows of a step: every epoch is a permutation from (seed, epoch)."""
+    if row_count < 1:
+        raise DataError("at least one training row is required; found none")
+    index = np.arange(step * batch_rows, (step + 1) * batch_rows)
+    rows = np.empty(batch_rows, dtype=np.int64)
+    for epoch in np.unique(index // row_count):
+        here = index // row_count == epoch
+        order = np.random.default_rng((seed, int(epoch))).permutation(row_count)
+        rows[here] = order[index[here] % row_count]
+    return rows
+
+
+def _one_step(
+    task: Task,
+    recipe: Recipe,
+    ranks: Ranks,
+    trainable: Mapping[str, nn.Parameter],
+    optimizers: list[torch.optim.Optimizer],
+    step: int,
+) -> dict[str, tuple[float, float]]:
+    """One optimizer step; returns (sum, count) pairs for the journal."""
+    started = time.perf_counter()
+    factor = learning_rate_factor(step, recipe.schedule)
+    set_learning_rate(optimizers, factor)
+    sums = ranks.add(_accumulate(task, recipe, ranks, step))
+    ranks.add_gradients(trainable.values())
+    total, weight = sums["loss"]
+    if not np.isfinite(total):
+        raise ConfigError(f"step {step}: the loss must be finite, found {total}; lower the learning rates")
+    for parameter in trainable.values():
+        if parameter.grad is not None:
+            parameter.grad.div_(weight)
+    norm = nn.utils.clip_grad_norm_(trainable.values(), recipe.optimizer.clip or float("inf"))
+    for optimizer in optimizers:
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+    seconds = time.perf_counter() - started
+    return {
+        **sums,
+        "grad_norm": (float(norm), 1.0),
+        "lr_factor": (factor, 1.0),
+        "step_seconds": (seconds, 1.0),
+    }
+
+
+def _accumulate(task: Task, recipe: Recipe, ranks: Ranks, step: int) -> dict[str, tuple[float, float]]:
+    """Add up gradients of this process's share of the step; returns the (sum, count) pairs of loss and metrics."""
+    run = recipe.run
+    rows = rows_of_step(step, row_count=task.row_count, batch_rows=run.batch_rows, seed=run.seed)
+    sums: dict[str, tuple[float, float]] = {}
+    task.model.train()
+    for part in np.split(rows, run.grad_accumulation):
+        with _autocast(recipe):
+            loss = task.loss(ranks.share(part), step)
+        loss.total.backward()  # type: ignore[no-untyped-call]
+        for name, (total, count) in {"loss": (loss.total, loss.weight), **loss.metrics}.items():
+            before = sums.get(name, (0.0, 0.0))
+            sums[name] = (before[0] + float(total.detach()), before[1] + float(count))
+    return sums
+
+
+def _autocast(recipe: Recipe) -> torch.autocast:
+    return torch.autocast(recipe.run.device, dtype=torch.bfloat16, enabled=recipe.run.dtype == "bfloat16")
+
+
