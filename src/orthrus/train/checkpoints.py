@@ -28,6 +28,7 @@ FREE_TO_CHANGE = frozenset(
         "run.eval_every",
         "run.checkpoint_every",
         "answers.url",
+        "answers.view",
         "run.trackers",
     }
 )
@@ -35,35 +36,52 @@ FREE_TO_CHANGE = frozenset(
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Checkpoint:
-    """The state after `step` optimizer steps."""
+    """The state after `step` optimizer steps, each computed in so many `parts`."""
 
     step: int
+    parts: int = 1
     trainable: dict[str, torch.Tensor]
     optimizers: list[dict[str, Any]]
 
 
 def save_checkpoint(folder: Path, checkpoint: Checkpoint, recipe: Recipe) -> Path:
-    """Write `folder/step-NNNNNNNN` atomically and delete all but the last two checkpoints."""
+    """Write `folder/step-NNNNNNNN` atomically and delete all but the last two checkpoints.
+
+    Raises:
+        CheckpointError: it cannot be written (a full disk); those before it stay.
+    """
     target = folder / f"step-{checkpoint.step:08d}"
     temporary = folder / f"{target.name}.tmp"
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir(parents=True)
-    state = {
-        "step": checkpoint.step,
-        "trainable": checkpoint.trainable,
-        "optimizers": checkpoint.optimizers,
-    }
-    with (temporary / "state.pt").open("wb") as file:
-        torch.save(state, file)
-        file.flush()
-        os.fsync(file.fileno())
-    (temporary / "recipe.json").write_text(recipe.model_dump_json(indent=2) + "\n", encoding="utf-8")
-    shutil.rmtree(target, ignore_errors=True)
-    temporary.rename(target)
-    _fsync_directory(folder)
+    try:
+        _write(temporary, checkpoint, recipe)
+        shutil.rmtree(target, ignore_errors=True)
+        temporary.rename(target)
+        _fsync_directory(folder)
+    except (OSError, RuntimeError) as error:  # torch tells of some failed writes by a RuntimeError
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise CheckpointError(
+            f"{target}: cannot be written: {error}; the checkpoints before it are whole: make room, and run the same "
+            "command again"
+        ) from error
     for old in checkpoint_paths(folder)[:-KEEP]:
         shutil.rmtree(old)
     return target
+
+
+def _write(folder: Path, checkpoint: Checkpoint, recipe: Recipe) -> None:
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    state = {
+        "step": checkpoint.step,
+        "parts": checkpoint.parts,
+        "trainable": checkpoint.trainable,
+        "optimizers": checkpoint.optimizers,
+    }
+    with (folder / "state.pt").open("wb") as file:
+        torch.save(state, file)
+        file.flush()
+        os.fsync(file.fileno())
+    (folder / "recipe.json").write_text(recipe.model_dump_json(indent=2) + "\n", encoding="utf-8")
 
 
 def load_latest(folder: Path, recipe: Recipe) -> Checkpoint | None:
@@ -90,7 +108,12 @@ def load_latest(folder: Path, recipe: Recipe) -> Checkpoint | None:
             f"{path}: a run resumes with the recipe that it started with, but these keys changed: "
             f"{', '.join(changed)}; restore them, choose another run.output, or start anew without resuming"
         )
-    return Checkpoint(step=state["step"], trainable=state["trainable"], optimizers=state["optimizers"])
+    return Checkpoint(
+        step=state["step"],
+        parts=state.get("parts", 1),  # checkpoints older than the key
+        trainable=state["trainable"],
+        optimizers=state["optimizers"],
+    )
 
 
 def _with_defaults(recipe: dict[str, Any]) -> dict[str, Any]:

@@ -114,14 +114,14 @@ def _explain(fault: ErrorDetails, raw: Mapping[str, Any], recipe_class: type[Rec
 
 
 def _dotted(loc: tuple[int | str, ...], raw: Any) -> str:
-    """The key as the recipe writes it: union tags, which pydantic adds to the location, are left out."""
+    """The key as the recipe writes it: tags of unions, which pydantic adds to the location, are left out."""
     parts: list[str] = []
     here = raw
     for depth, part in enumerate(loc):
         present = part in here if isinstance(here, Mapping) else isinstance(part, int)
         if present:
             here = here[part]
-        elif depth < len(loc) - 1:
+        elif depth < len(loc) - 1 or not isinstance(here, Mapping):
             continue
         parts.append(str(part))
     return ".".join(parts)

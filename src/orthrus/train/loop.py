@@ -1,37 +1,34 @@
-"""The training loop: steps, accumulation, evaluation, checkpoints, resuming and clean stops.
+"""The training loop: steps, evaluation, checkpoints, resuming and clean stops.
 
-Knows nothing of what is trained: a `Task` gives the loss of some rows. All randomness is a pure function of
-(seed, step, row), so a run resumes from weights, optimizer states and the step alone, and on the CPU ends
-with the same weights, bit for bit, as a run that was never interrupted. Several processes (`Ranks`) share the rows
-of every step and add up gradients and weights, so that all of them make the same step.
+What a step does is `step`'s, and all its randomness is a pure function of (seed, step, row); so a run resumes from
+weights, optimizer states and the step alone, and on the CPU ends with the same weights, bit for bit, as a run that was
+never interrupted.
 """
 
-import hashlib
 import shutil
 import signal
 import threading
-import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
-from typing import Protocol
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import nn
 
-from orthrus.errors import ConfigError, DataError
 from orthrus.provenance import provenance
 from orthrus.train.card import write_card
 from orthrus.train.checkpoints import Checkpoint, load_latest, save_checkpoint
-from orthrus.train.config import Recipe, flat
+from orthrus.train.config import flat
+from orthrus.train.fit import parts_of_step
 from orthrus.train.journal import Journal
-from orthrus.train.optim import build_optimizers, learning_rate_factor, set_learning_rate
+from orthrus.train.optim import build_optimizers
 from orthrus.train.ranks import Ranks
+from orthrus.train.sections import Recipe
+from orthrus.train.step import Task, autocast, one_step
 from orthrus.train.trackers import trackers
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TrainResult:
@@ -55,7 +52,7 @@ def train(task: Task, recipe: Recipe, *, resume: bool = True) -> TrainResult:
 
     Raises:
         ConfigError: the recipe changed since the checkpoint, or the loss is no longer finite.
-        CheckpointError: the checkpoint is damaged.
+        CheckpointError: the checkpoint is damaged, or none can be written.
     """
     run = recipe.run
     output = Path(run.output)
@@ -68,7 +65,9 @@ def train(task: Task, recipe: Recipe, *, resume: bool = True) -> TrainResult:
     if not resume and ranks.main:
         shutil.rmtree(checkpoints, ignore_errors=True)
     ranks.wait()
-    step = _restore(load_latest(checkpoints, recipe), trainable, optimizers)
+    before = load_latest(checkpoints, recipe)
+    step = _restore(before, trainable, optimizers)
+    parts = parts_of_step(task, recipe, ranks, optimizers, step=step, at_least=before.parts if before else 1)
     metrics: dict[str, float] = {}
     tables = recipe.model_dump(mode="json")
     with (
@@ -79,10 +78,10 @@ def train(task: Task, recipe: Recipe, *, resume: bool = True) -> TrainResult:
         _stop_signals() as stop,
     ):
         about = provenance(dtypes=[run.dtype], device=run.device) | {"processes": ranks.count}
-        journal.write_start(step, {"provenance": about, "recipe": tables})
+        journal.write_start(step, {"provenance": about, "grad_accumulation": parts, "recipe": tables})
         stopping = False
         while step < recipe.schedule.steps and not stopping:
-            journal.add(_one_step(task, recipe, ranks, trainable, optimizers, step))
+            journal.add(one_step(task, recipe, ranks, trainable, optimizers, step=step, parts=parts))
             step += 1
             stopping = ranks.any(stop.requested)
             last = step == recipe.schedule.steps
@@ -94,6 +93,7 @@ def train(task: Task, recipe: Recipe, *, resume: bool = True) -> TrainResult:
             if ranks.main and (step % run.checkpoint_every == 0 or last or stopping):
                 state = Checkpoint(
                     step=step,
+                    parts=parts,
                     trainable={name: parameter.detach() for name, parameter in trainable.items()},
                     optimizers=[optimizer.state_dict() for optimizer in optimizers],
                 )
@@ -109,7 +109,7 @@ def train(task: Task, recipe: Recipe, *, resume: bool = True) -> TrainResult:
 
 def _evaluate(task: Task, recipe: Recipe, step: int) -> dict[str, float]:
     task.model.eval()
-    with torch.inference_mode(), _autocast(recipe):
+    with torch.inference_mode(), autocast(recipe):
         return task.evaluate(step)
 
 

@@ -4,7 +4,7 @@ Knows which parameter gets which optimizer and how rates move with the step; kno
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import nn
@@ -72,7 +72,7 @@ def build_optimizers(
     return optimizers
 
 
-def set_learning_rate(optimizers: list[torch.optim.Optimizer], factor: float) -> None:
+def set_learning_rate(optimizers: Sequence[torch.optim.Optimizer], factor: float) -> None:
     """Set every group to its full rate times `factor`."""
     for optimizer in optimizers:
         for group in optimizer.param_groups:

@@ -96,7 +96,7 @@ class Plan:
 
 
 def plan(recipe: Recipe, *, devices: int = 1) -> Plan:
-    """Work out what a recipe takes on so many devices of each kind.
+    """Work out what a recipe takes on so many devices of each kind; `grad_accumulation = "auto"` counts as one part.
 
     Raises:
         CheckpointError: the backbone's configuration cannot be read.
@@ -104,6 +104,7 @@ def plan(recipe: Recipe, *, devices: int = 1) -> Plan:
     shapes = shapes_of(recipe)
     operations = step_operations(recipe, shapes)
     steps, rows = recipe.schedule.steps, recipe.run.batch_rows
+    parts = 1 if recipe.run.grad_accumulation == "auto" else recipe.run.grad_accumulation
     seconds = {name: operations / (hw.rate * hw.share * devices) for name, hw in HARDWARE.items()}
     return Plan(
         shapes=shapes,
@@ -112,7 +113,7 @@ def plan(recipe: Recipe, *, devices: int = 1) -> Plan:
         drafted=steps * rows * _slots(recipe),
         operations=operations,
         devices=devices,
-        memory=_memory(recipe, shapes, rows / recipe.run.grad_accumulation / devices),
+        memory=_memory(recipe, shapes, rows / parts / devices),
         seconds=seconds,
         hours={name: value * steps / 3600 for name, value in seconds.items()},
     )

@@ -170,7 +170,8 @@ class AnswersSection(Section):
     """Who answers the prompts, and whether it thinks first.
 
     `backbone` writes them here, through the engine; `given` takes those of the documents as they are; `server` asks
-    an OpenAI-compatible server that serves the backbone as `served_as` under `url`.
+    an OpenAI-compatible server that serves the backbone as `served_as` under `url`. `view` names an adapter of the same
+    backbone that drafts while the backbone writes: the same answers, in fewer passes.
     """
 
     by: Literal["backbone", "given", "server"] = "backbone"
@@ -179,11 +180,14 @@ class AnswersSection(Section):
     )
     url: str | None = Field(default=None, description="the server's address up to /v1")
     served_as: str | None = None
+    view: str | None = Field(default=None, description="an adapter: a directory, a bundled name or a Hub id")
 
     @model_validator(mode="after")
-    def _a_server_has_an_address(self) -> "AnswersSection":
+    def _each_way_has_its_own_keys(self) -> "AnswersSection":
         if (self.by == "server") != (self.url is not None):
             raise ValueError("url is required with by = 'server' and has no meaning without it")
+        if self.view is not None and self.by != "backbone":
+            raise ValueError("view drafts what the backbone writes here: leave it out, or take by = 'backbone'")
         return self
 
     @property
@@ -225,12 +229,13 @@ class ScheduleSection(Section):
 class RunSection(Section):
     """How and where a run happens.
 
-    `batch_rows` is the rows of one optimizer step, computed in `grad_accumulation` equal parts.
+    `batch_rows` is the rows of one optimizer step, computed in `grad_accumulation` equal parts; "auto" takes as few as
+    fit in memory.
     """
 
     output: str
     batch_rows: Positive
-    grad_accumulation: Positive = 1
+    grad_accumulation: Positive | Literal["auto"] = 1
     dtype: Literal["float32", "bfloat16"] = "float32"
     device: Literal["cpu", "cuda"] = "cpu"
     seed: int = 0
@@ -242,7 +247,7 @@ class RunSection(Section):
 
     @model_validator(mode="after")
     def _parts_are_equal(self) -> "RunSection":
-        if self.batch_rows % self.grad_accumulation:
+        if self.grad_accumulation != "auto" and self.batch_rows % self.grad_accumulation:
             raise ValueError(
                 f"batch_rows ({self.batch_rows}) must be a multiple of grad_accumulation ({self.grad_accumulation})"
             )

@@ -1,3 +1,27 @@
+"""One optimizer step: whose rows it reads, how parts of it add up, and what moves.
+
+Knows nothing of what is trained: a `Task` gives the loss of some rows. All randomness is a pure function of
+(seed, step, row). Several processes (`Ranks`) share the rows of every step and add up gradients and weights, so that
+all of them make the same step.
+"""
+
+import hashlib
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from orthrus.errors import ConfigError, DataError
+from orthrus.train.optim import learning_rate_factor, set_learning_rate
+from orthrus.train.ranks import Ranks, Sums
+from orthrus.train.sections import Recipe
+
 Rows = NDArray[np.int64]
 
 
@@ -61,26 +85,34 @@ def rows_of_step(step: int, *, row_count: int, batch_rows: int, seed: int) -> Ro
     return rows
 
 
-def _one_step(
+def one_step(
     task: Task,
     recipe: Recipe,
     ranks: Ranks,
     trainable: Mapping[str, nn.Parameter],
-    optimizers: list[torch.optim.Optimizer],
+    optimizers: Sequence[torch.optim.Optimizer],
+    *,
     step: int,
-) -> dict[str, tuple[float, float]]:
-    """One optimizer step; returns (sum, count) pairs for the journal."""
+    parts: int,
+) -> Sums:
+    """Make one optimizer step, computed in so many parts; returns (sum, count) pairs for the journal.
+
+    A step without a single target moves nothing but what the optimizers do by themselves.
+
+    Raises:
+        ConfigError: the loss is no longer finite.
+    """
     started = time.perf_counter()
     factor = learning_rate_factor(step, recipe.schedule)
     set_learning_rate(optimizers, factor)
-    sums = ranks.add(_accumulate(task, recipe, ranks, step))
+    sums = ranks.add(accumulate(task, recipe, ranks, step=step, parts=parts))
     ranks.add_gradients(trainable.values())
     total, weight = sums["loss"]
     if not np.isfinite(total):
         raise ConfigError(f"step {step}: the loss must be finite, found {total}; lower the learning rates")
     for parameter in trainable.values():
         if parameter.grad is not None:
-            parameter.grad.div_(weight)
+            parameter.grad.div_(weight or 1.0)
     norm = nn.utils.clip_grad_norm_(trainable.values(), recipe.optimizer.clip or float("inf"))
     for optimizer in optimizers:
         optimizer.step()
@@ -94,14 +126,14 @@ def _one_step(
     }
 
 
-def _accumulate(task: Task, recipe: Recipe, ranks: Ranks, step: int) -> dict[str, tuple[float, float]]:
+def accumulate(task: Task, recipe: Recipe, ranks: Ranks, *, step: int, parts: int) -> Sums:
     """Add up gradients of this process's share of the step; returns the (sum, count) pairs of loss and metrics."""
     run = recipe.run
     rows = rows_of_step(step, row_count=task.row_count, batch_rows=run.batch_rows, seed=run.seed)
-    sums: dict[str, tuple[float, float]] = {}
+    sums: Sums = {}
     task.model.train()
-    for part in np.split(rows, run.grad_accumulation):
-        with _autocast(recipe):
+    for part in np.split(rows, parts):
+        with autocast(recipe):
             loss = task.loss(ranks.share(part), step)
         loss.total.backward()  # type: ignore[no-untyped-call]
         for name, (total, count) in {"loss": (loss.total, loss.weight), **loss.metrics}.items():
@@ -110,7 +142,6 @@ def _accumulate(task: Task, recipe: Recipe, ranks: Ranks, step: int) -> dict[str
     return sums
 
 
-def _autocast(recipe: Recipe) -> torch.autocast:
+def autocast(recipe: Recipe) -> torch.autocast:
+    """Compute in the recipe's dtype; weights stay in float32."""
     return torch.autocast(recipe.run.device, dtype=torch.bfloat16, enabled=recipe.run.dtype == "bfloat16")
-
-

@@ -1,0 +1,39 @@
+"""Answers drafted by a view that was trained before: the backbone's own words, in fewer passes.
+
+Knows how a model's twin is lent to another view and gets its own tensors back; knows neither prompts nor files of
+answers.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from orthrus.model import checkpoint
+from orthrus.model.attach import config_of, duals
+from orthrus.model.load import locate
+
+PLAIN = "ar"
+DRAFTED = "auto"  # drafts only where that is faster here
+
+
+@contextmanager
+def drafting(model: PreTrainedModel | None, view: str | None) -> Iterator[str]:
+    """Yield the plan to write answers by; inside the block the model's twin holds `view`'s tensors, where one is named.
+
+    Raises:
+        CheckpointError: `view` is no adapter, or one of another backbone.
+    """
+    if model is None or view is None:
+        yield PLAIN
+        return
+    config, own = config_of(model), {name: tensor.clone() for name, tensor in _twin(model).items()}
+    home = locate(view)
+    model.orthrus_config = checkpoint.read_config(home)
+    try:
+        checkpoint.load_adapter(model, home)
+        yield DRAFTED
+    finally:
+        checkpoint.fill(model, own, where="the view to train")
+        model.orthrus_config = config

@@ -1,0 +1,95 @@
+"""In how many parts a step is computed: as few as fit in memory, when a recipe asks for that.
+
+Parts add up to the same step, up to rounding, so nothing but memory depends on their number. Knows how running out of
+memory looks; knows nothing of what is trained.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from accelerate.utils.memory import clear_device_cache, should_reduce_batch_size
+
+from orthrus.errors import ConfigError
+from orthrus.train.ranks import Ranks
+from orthrus.train.sections import Recipe
+from orthrus.train.step import Task, accumulate
+
+
+def parts_of_step(
+    task: Task,
+    recipe: Recipe,
+    ranks: Ranks,
+    optimizers: Sequence[torch.optim.Optimizer],
+    *,
+    step: int,
+    at_least: int = 1,
+) -> int:
+    """Return `run.grad_accumulation`, or, where that is "auto", the first of 1, 2, 4, … whose parts fit on every process.
+
+    Each is tried by computing the gradients of `step` and throwing them away.
+
+    Args:
+        at_least: what a run that is taken up again was computed in, so that it goes on bit for bit.
+
+    Raises:
+        ConfigError: not even the smallest parts fit, or rows cannot be shared by the processes.
+    """
+    run = recipe.run
+    if run.grad_accumulation != "auto":
+        return run.grad_accumulation
+    choices = [parts for parts in doublings(run.batch_rows, ranks.count) if parts >= at_least]
+    for parts in choices:
+        if not ranks.any(not _fits(task, recipe, ranks, optimizers, step=step, parts=parts)):
+            return parts
+    raise ConfigError(
+        f"run.grad_accumulation = 'auto': a step that fits in memory is required, but neither {_listed(choices)} part(s) "
+        f"of {run.batch_rows} rows do on {ranks.count} process(es): take shorter rows, fewer blocks_per_row, "
+        "model.gradient_checkpointing, or a device with more memory"
+    )
+
+
+def doublings(rows: int, processes: int) -> list[int]:
+    """Return the numbers of equal parts worth trying: each at least twice the one before, down to a row a process.
+
+    Raises:
+        ConfigError: the processes cannot share the rows equally.
+    """
+    if rows % processes:
+        raise ConfigError(f"run.batch_rows must be a multiple of the processes ({processes}), found {rows}")
+    possible = [parts for parts in range(1, rows + 1) if rows % (parts * processes) == 0]
+    chosen = [1]
+    for parts in possible:
+        if parts >= 2 * chosen[-1]:
+            chosen.append(parts)
+    return chosen if chosen[-1] == possible[-1] else [*chosen, possible[-1]]
+
+
+def _fits(
+    task: Task,
+    recipe: Recipe,
+    ranks: Ranks,
+    optimizers: Sequence[torch.optim.Optimizer],
+    *,
+    step: int,
+    parts: int,
+) -> bool:
+    """Whether this process can compute the gradients of a step beside what its optimizers keep from the first on."""
+    kept = () if any(optimizer.state for optimizer in optimizers) else task.trainable().values()
+    room = []
+    try:
+        room = [torch.empty_like(parameter) for parameter in kept for _ in range(2)]
+        accumulate(task, recipe, ranks, step=step, parts=parts)
+    except RuntimeError as error:
+        if not should_reduce_batch_size(error):
+            raise
+        fits = False
+    else:
+        fits = True
+    task.model.zero_grad(set_to_none=True)
+    room.clear()
+    clear_device_cache(garbage_collection=True)  # behind the handler: the error holds on to the pass that failed
+    return fits
+
+
+def _listed(choices: Sequence[int]) -> str:
+    return ", ".join(map(str, choices))
