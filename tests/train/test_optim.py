@@ -5,8 +5,8 @@ import torch
 from transformers import Qwen3Config, Qwen3ForCausalLM
 
 from orthrus.errors import ConfigError
-from orthrus.train.sections import OptimizerSection, ScheduleSection
 from orthrus.train.optim import build_optimizers, hidden_matrices, learning_rate_factor, set_learning_rate
+from orthrus.train.sections import OptimizerSection, ScheduleSection
 
 
 def tiny_model(*, tied: bool) -> Qwen3ForCausalLM:

@@ -48,7 +48,7 @@ def save(model: PreTrainedModel, path: str | Path, *, format: Format = "adapter"
     config = config_of(model)
     if format == "adapter":
         described = OrthrusConfig.from_dict({**config.to_dict(), "fingerprint": fingerprint(model)})
-        tensors = {name: t for name, t in model.state_dict().items() if _TWIN in name}
+        tensors = twin_tensors(model)
         files = {CONFIG_FILE: described.to_dict()}
     elif format == "official":
         tensors = official_tensors(model)
@@ -104,7 +104,7 @@ def read_config(path: Path) -> OrthrusConfig:
 
 def fill(model: PreTrainedModel, tensors: dict[str, Tensor], *, where: str) -> None:
     """Copy tensors into the twin by name; nothing is copied unless every one of them fits."""
-    own = {name: t for name, t in model.state_dict().items() if _TWIN in name}
+    own = twin_tensors(model)
     missing, unexpected = sorted(own.keys() - tensors.keys()), sorted(tensors.keys() - own.keys())
     shapes = [n for n in own.keys() & tensors.keys() if own[n].shape != tensors[n].shape]
     if missing or unexpected or shapes:
@@ -127,6 +127,11 @@ def fingerprint(model: PreTrainedModel) -> str:
         digest.update(f"{name} {list(tensor.shape)}".encode())
         digest.update(samples.numpy().tobytes())
     return digest.hexdigest()[:32]
+
+
+def twin_tensors(model: PreTrainedModel) -> dict[str, Tensor]:
+    """Return the trainable view's tensors by name, as they are stored: not copies."""
+    return {name: tensor for name, tensor in model.state_dict().items() if _TWIN in name}
 
 
 def backbone_tensors(model: PreTrainedModel) -> dict[str, Tensor]:

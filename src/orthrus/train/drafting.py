@@ -7,11 +7,10 @@ answers.
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from torch import Tensor
 from transformers import PreTrainedModel
 
 from orthrus.model import checkpoint
-from orthrus.model.attach import config_of, duals
+from orthrus.model.attach import config_of
 from orthrus.model.load import locate
 
 PLAIN = "ar"
@@ -28,7 +27,8 @@ def drafting(model: PreTrainedModel | None, view: str | None) -> Iterator[str]:
     if model is None or view is None:
         yield PLAIN
         return
-    config, own = config_of(model), {name: tensor.clone() for name, tensor in _twin(model).items()}
+    config = config_of(model)
+    own = {name: tensor.clone() for name, tensor in checkpoint.twin_tensors(model).items()}
     home = locate(view)
     model.orthrus_config = checkpoint.read_config(home)
     try:

@@ -24,7 +24,7 @@ def parts_of_step(
     step: int,
     at_least: int = 1,
 ) -> int:
-    """Return `run.grad_accumulation`, or, where that is "auto", the first of 1, 2, 4, … whose parts fit on every process.
+    """Return `run.grad_accumulation`, or, where that is "auto", the first of 1, 2, 4, … whose parts fit everywhere.
 
     Each is tried by computing the gradients of `step` and throwing them away.
 
@@ -42,8 +42,8 @@ def parts_of_step(
         if not ranks.any(not _fits(task, recipe, ranks, optimizers, step=step, parts=parts)):
             return parts
     raise ConfigError(
-        f"run.grad_accumulation = 'auto': a step that fits in memory is required, but neither {_listed(choices)} part(s) "
-        f"of {run.batch_rows} rows do on {ranks.count} process(es): take shorter rows, fewer blocks_per_row, "
+        f"run.grad_accumulation = 'auto': a step that fits in memory is required, but neither {_listed(choices)} "
+        f"part(s) of {run.batch_rows} rows do on {ranks.count} process(es): take shorter rows, fewer blocks_per_row, "
         "model.gradient_checkpointing, or a device with more memory"
     )
 

@@ -17,8 +17,8 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, Qwe
 
 from orthrus.errors import CheckpointError
 from orthrus.model.attach import attach, duals
-from orthrus.train.sections import BackboneRecipe, Recipe, ViewRecipe
 from orthrus.train.objective import NEEDS_TEACHER
+from orthrus.train.sections import BackboneRecipe, Recipe, ViewRecipe
 from orthrus.zoo import BUNDLED
 
 

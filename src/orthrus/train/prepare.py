@@ -24,9 +24,9 @@ from orthrus.data.remote import Server, served_answers
 from orthrus.data.responses import Answering, Prompt, prompt_of
 from orthrus.errors import DataError
 from orthrus.model.checkpoint import fingerprint
-from orthrus.train.sections import AnswersSection, DatasetSource, Source, SyntheticSource, ViewRecipe
 from orthrus.train.corpus import corpus_about, heldout_documents, source_name, train_documents
 from orthrus.train.ranks import Ranks
+from orthrus.train.sections import AnswersSection, DatasetSource, Source, SyntheticSource, ViewRecipe
 
 OnProgress = Callable[[str, int, int], None]
 """Called with the name of a set, prompts answered and all prompts."""

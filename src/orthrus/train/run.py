@@ -1,9 +1,9 @@
 """From a recipe to a trained model: the task that the recipe describes, and the loop over it."""
 
 from orthrus.train.backbone import BackboneTask
-from orthrus.train.sections import Recipe, ViewRecipe
 from orthrus.train.loop import TrainResult, train
 from orthrus.train.ranks import Ranks
+from orthrus.train.sections import Recipe, ViewRecipe
 from orthrus.train.view import ViewTask
 
 
