@@ -1,11 +1,12 @@
 """The planner as a pure function: simulated drafts and a simulated clock, no model, no time."""
 
+import math
 import random
 from collections.abc import Callable
 
 import pytest
 
-from orthrus.decode.plan import Costs, Kind, Planner, Record, Step, parse
+from orthrus.decode.plan import KINDS, Costs, Planner, Record, Step, expected, parse
 from orthrus.errors import ConfigError
 
 BLOCK = 16
@@ -22,7 +23,7 @@ def simulate(
     """Run a planner until so many tokens are out; `accept` says how many drafts would be right this time."""
     planner = planner or Planner(parse(plan), block=BLOCK)
     rng = random.Random(0)
-    record: dict[Kind, Record] = {}
+    record = Record()
     seconds, done, steps = 0.0, 0, []
     while done < tokens:
         step = planner.choose([record])
@@ -43,6 +44,8 @@ def linear(wide: float) -> Callable[[Step], float]:
 
         if step.kind == "plain":
             return one(1)
+        if step.lookup:
+            return one(step.drafts + 1)
         if step.kind == "onepass":
             return one((step.drafts + 1) * (step.stops + 1))
         return one(step.drafts + 1) + one(1 + (step.nodes or step.drafts))
@@ -114,12 +117,14 @@ def test_fixed_plans_never_change_their_mind() -> None:
         "tree:7": Step(15, nodes=7),
         "onepass:2": Step(15, stops=2),
         "onepass": Step(15, stops=16),
+        "lookup": Step(15, lookup=True),
+        "lookup:3": Step(3, lookup=True),
     }.items():
         _, steps = simulate(lambda rng: 0, price=linear(9.0), tokens=30, plan=name)
         assert set(steps) == {step}
 
 
-@pytest.mark.parametrize("text", ["", "fixed", "fixed:1", "fixed:x", "tree:0", "onepass:0", "fast", "ar:2"])
+@pytest.mark.parametrize("text", ["", "fixed", "fixed:1", "fixed:x", "tree:0", "onepass:0", "lookup:0", "fast", "ar:2"])
 def test_other_names_are_refused(text: str) -> None:
     """The message lists the plans there are."""
     with pytest.raises(ConfigError, match="a plan is 'auto'"):
@@ -147,6 +152,13 @@ def test_costs_interpolate_between_measured_chains() -> None:
         costs.observe(Step(), 1, seconds)
     assert costs.estimate(Step(1), 1) == 2 + (3 - 2) / 3
     assert costs.estimate(Step(15, nodes=31), 1) is None
+    assert costs.estimate(Step(15, lookup=True), 1) == 4.5
+    for seconds in (100.0, 5.0):
+        costs.observe(Step(15, lookup=True), 1, seconds)
+    assert costs.estimate(Step(3, lookup=True), 1) == 1 + (5 - 1) * 3 / 15
+    assert costs.estimates((Step(), Step(15), Step(15, nodes=31)), 1) == pytest.approx(
+        [1.0, 9.0, math.nan], nan_ok=True
+    )
 
 
 def test_costs_of_the_nearest_number_of_rows_serve_until_there_are_own_ones() -> None:
@@ -160,10 +172,55 @@ def test_costs_of_the_nearest_number_of_rows_serve_until_there_are_own_ones() ->
 
 
 def test_expected_tokens_of_a_certain_and_a_hopeless_record() -> None:
-    """Expectations tend to drafts + 1 and to 1 as evidence grows."""
-    sure, hopeless = Record(), Record()
+    """Expectations tend to drafts + 1 and to 1 as evidence grows; the prior decides where there is none."""
+    sure, hopeless, prior = Record(), Record(), Record()
     for _ in range(200):
-        sure.add(drafts=4, accepted=4)
-        hopeless.add(drafts=4, accepted=0)
-    assert sure.expected(4) > 4.2
-    assert hopeless.expected(4) < 1.3
+        sure.add("chain", drafts=4, accepted=4)
+        hopeless.add("chain", drafts=4, accepted=0)
+        prior.add("lookup", drafts=4, accepted=4)
+    tokens = expected([sure, hopeless], prior)
+    chain, tree, _, lookup = range(4)
+    assert tokens[0, chain, 4] > 4.2
+    assert tokens[1, chain, 4] < 1.3
+    assert (tokens[:, lookup, 4] > 4.2).all()
+    assert (tokens[:, tree, :3] == [1, 1.5, 1.75]).all()
+
+
+def test_expected_tokens_are_those_of_the_slow_reckoning() -> None:
+    """Row after row and slot after slot, as the definition says."""
+    rng = random.Random(3)
+    prior, rows = Record(fade=0.99), [Record() for _ in range(3)]
+    for _ in range(60):
+        row, drafts = rng.choice(rows), rng.randint(1, 15)
+        kept = rng.randint(0, drafts)
+        kind = rng.choice(list(KINDS))
+        for record in (row, prior):
+            record.add(kind, drafts=drafts, accepted=kept)
+
+    def rate(kept: float, tried: float, otherwise: float) -> float:
+        return (kept + 2 * otherwise) / (tried + 2)
+
+    tokens = expected(rows, prior)
+    for b, row in enumerate(rows):
+        for k in range(len(KINDS)):
+            total = run = 1.0
+            general = rate(prior.counts[1, k].sum(), prior.counts[0, k].sum(), 0.5)
+            for slot in range(64):
+                usual = rate(prior.counts[1, k, slot], prior.counts[0, k, slot], general)
+                run *= rate(row.counts[1, k, slot], row.counts[0, k, slot], usual)
+                total += run
+                assert tokens[b, k, slot + 1] == pytest.approx(total)
+
+
+def test_copies_are_made_only_where_something_was_found() -> None:
+    """However good copying has been, rows without anything to copy do not count on it."""
+    planner, record = Planner(parse("auto"), block=BLOCK), Record()
+    price = linear(1.2)
+    for step in (Step(15), Step(), Step(15), Step()):
+        planner.observe(step, [record], [0], price(step))
+    for _ in range(50):
+        planner.observe(Step(15, lookup=True), [record], [15], 1.2)
+    planner.known.allowance = 0.0
+    assert planner.choose([record], [True]) == Step(15, lookup=True)
+    assert not planner.choose([record], [False]).lookup
+    assert planner.choose([record] * 4, [True, False, False, False]).lookup

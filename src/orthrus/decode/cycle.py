@@ -1,8 +1,8 @@
 """One cycle for all rows at once: draft, verify, accept. Everything that decodes calls this and nothing else does it.
 
-A step says whether the drafts form a chain or a tree, and whether the verify pass drafts the next block too. Knows
-passes and choosers; ends no text (the engine does, once it has seen the tokens). The only wait for the device is the
-transfer of the verdict.
+A step says whether the drafts form a chain or a tree or are copied, and whether the verify pass drafts the next block
+too. Knows passes and choosers; ends no text (the engine does, once it has seen the tokens). The only wait for the
+device is the transfer of the verdict.
 
 Shapes: B rows, M drafts, S stops, V vocabulary.
 """
@@ -34,6 +34,7 @@ class Batch:
         context: noise streams, positions, tokens seen.
         groups: choosers and the rows each one serves; None for all of them.
         ready_BMV: draft logits that the pass before has made already; None when a draft pass is needed.
+        copied_BM: drafts that each row's own text supplies, for steps that look them up.
     """
 
     rows: slice
@@ -41,6 +42,7 @@ class Batch:
     context: Context
     groups: list[tuple[Chooser, Tensor | None]]
     ready_BMV: Tensor | None = None
+    copied_BM: Tensor | None = None
 
 
 class Outcome(NamedTuple):
@@ -69,6 +71,8 @@ def cycle(passes: Passes, batch: Batch, step: Step, *, drafter: Drafter = twin) 
     if step.kind == "plain":
         none = Drafts(batch.anchor_B.new_empty(len(batch.anchor_B), 0), None)
         return Outcome(_commit(passes, batch, _verify(passes, batch, none)), 1)
+    if batch.copied_BM is not None:
+        return Outcome(_commit(passes, batch, _verify(passes, batch, Drafts(batch.copied_BM, None))), 1)
     logits_BMV, drew = batch.ready_BMV, 0
     if logits_BMV is None or logits_BMV.shape[1] < step.drafts:
         logits_BMV, drew = drafter(passes, batch.rows, batch.anchor_B, step.drafts), 1

@@ -17,11 +17,12 @@ from transformers import PreTrainedModel
 from orthrus.decode import plan as plans
 from orthrus.decode.cycle import Batch, Drafter, Outcome, cycle, twin
 from orthrus.decode.exact import Exact, finding_for
+from orthrus.decode.lookup import Lookup
 from orthrus.decode.noise import stream_of
 from orthrus.decode.options import Options, Sampling
 from orthrus.decode.output import FinishReason, Stats
 from orthrus.decode.passes import Passes
-from orthrus.decode.plan import Experience, Kind, Plan, Planner, Record, Step
+from orthrus.decode.plan import Experience, Plan, Planner, Record, Step
 from orthrus.decode.sampling import Chooser, Context
 from orthrus.decode.stop import Stopper
 from orthrus.errors import CacheFull, PromptError
@@ -40,7 +41,8 @@ class Row:
     stream: int
     token_ids: list[int] = field(default_factory=list)
     stats: Stats = field(default_factory=Stats)
-    records: dict[Kind, Record] = field(default_factory=dict)
+    record: Record = field(default_factory=Record)
+    lookup: Lookup = field(default_factory=Lookup)
     finish_reason: FinishReason | None = None
 
     @property
@@ -175,8 +177,8 @@ class Engine:
         if not self.live:
             return []
         rows = slice(0, len(self.live))
-        records = [row.records for row in self.live]
-        step = self.planner.choose(records)
+        records = [row.record for row in self.live]
+        step = self.planner.choose(records, self._look_up() if self.planner.copies else None)
         started = self.clock()
         outcome = cycle(self.passes, self._batch(rows, step), step, drafter=self.drafter)
         accepted = [len(tokens) - 1 for tokens in outcome.tokens]
@@ -186,6 +188,13 @@ class Engine:
             if self.live[place].finish_reason is not None:
                 self._remove(place)
         return progress
+
+    def _look_up(self) -> list[bool]:
+        """Bring the live rows' lookups up to their texts; returns which of them have found something to copy."""
+        for row in self.live:
+            row.lookup.extend(row.prompt_ids[len(row.lookup) :])
+            row.lookup.extend(row.token_ids[len(row.lookup) - len(row.prompt_ids) :])
+        return [row.lookup.found for row in self.live]
 
     def _limit(self, prompt_ids: Sequence[int], options: Options) -> int:
         """Check a request against vocabulary, context and cache; return how many tokens it may write."""
@@ -256,6 +265,8 @@ class Engine:
         ahead = step.kind == "onepass" and len(ready) == len(self.live)
         ready_BMV = torch.stack([logits[: step.drafts] for logits in ready]) if ahead else None
         device = self.cache.device
+        copies = [row.lookup.drafts(step.drafts) for row in self.live] if step.lookup else None
+        copied_BM = None if copies is None else torch.tensor(copies, device=device)
         anchor_B = torch.tensor([row.anchor for row in self.live], device=device)
         stream_B = torch.tensor([row.stream for row in self.live], device=device)
         seen_BV = None if self._seen_RV is None else self._seen_RV[rows]
@@ -267,7 +278,9 @@ class Engine:
             groups: list[tuple[Chooser, Tensor | None]] = [(Chooser(next(iter(places)), self.coupled), None)]
         else:
             groups = [(Chooser(s, self.coupled), torch.tensor(index, device=device)) for s, index in places.items()]
-        return Batch(rows=rows, anchor_B=anchor_B, context=context, groups=groups, ready_BMV=ready_BMV)
+        return Batch(
+            rows=rows, anchor_B=anchor_B, context=context, groups=groups, ready_BMV=ready_BMV, copied_BM=copied_BM
+        )
 
     def _keep(self, place: int, tokens: list[int], step: Step, outcome: Outcome) -> Progress:
         """Add a cycle's tokens to a row, as far as its text goes."""

@@ -1,4 +1,4 @@
-"""What each cycle does: a plain step, a chain of drafts, a tree of them, or one pass that verifies and drafts at once.
+"""What each cycle does: a plain step, a chain of drafts, a tree of them, a copy from the text, or one fused pass.
 
 `parse` reads what was asked for; a `Planner` decides step by step from what was accepted lately and from what steps
 were measured to cost. Decisions are a pure function of those numbers: the clock is the engine's, and no plan ever
@@ -7,16 +7,22 @@ changes a text. Knows neither model nor tensors.
 
 from collections import deque
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from statistics import median
-from typing import Literal
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
 
 from orthrus.errors import ConfigError
 
-Kind = Literal["plain", "chain", "tree", "onepass"]
+Kind = Literal["plain", "chain", "tree", "onepass", "lookup"]
 
 LADDER = (1, 2, 3, 4, 6, 8, 11, 15, 23, 31, 47, 63)
 """Draft counts `auto` chooses among, up to the block it was trained for."""
+
+LOOKUPS = (3, 7, 15, 31, 63)
+"""Numbers of tokens `auto` may copy, up to the same."""
 
 _TREE_NODES = 31
 _ONEPASS_STOPS = 2
@@ -31,18 +37,20 @@ class Step:
         nodes: tree nodes verified; 0 verifies the chain of drafts.
         stops: places where acceptance may stop for which the same pass drafts the next block; 0 drafts in a pass of
             its own.
+        lookup: drafts are copied from the row's own text (`decode.lookup`), which takes no pass.
     """
 
     drafts: int = 0
     nodes: int = 0
     stops: int = 0
+    lookup: bool = False
 
     @property
     def kind(self) -> Kind:
         """Return the step's kind."""
         if self.drafts == 0:
             return "plain"
-        return "tree" if self.nodes else "onepass" if self.stops else "chain"
+        return "lookup" if self.lookup else "tree" if self.nodes else "onepass" if self.stops else "chain"
 
     @property
     def scratch(self) -> int:
@@ -56,7 +64,8 @@ class Plan:
     """What was asked for: always the same step, or `auto`.
 
     Attributes:
-        name: "auto", "ar", "full", "fixed:K", "tree:N", "onepass" or "onepass:M".
+        name: "auto", "ar", "full", "fixed:K", "tree:N", "onepass", "onepass:M", "lookup" or
+            "lookup:M".
         step: the step of a fixed plan; None for `auto`.
     """
 
@@ -74,7 +83,9 @@ class Plan:
         chains = [Step(m) for m in LADDER if m < block]
         if block - 1 not in LADDER:
             chains.append(Step(block - 1))
-        return (Step(), *chains, Step(block - 1, nodes=_TREE_NODES), Step(block - 1, stops=min(_ONEPASS_STOPS, block)))
+        copies = [Step(m, lookup=True) for m in LOOKUPS if m < block]
+        tree = Step(block - 1, nodes=_TREE_NODES)
+        return (Step(), *chains, tree, Step(block - 1, stops=min(_ONEPASS_STOPS, block)), *copies)
 
     def _fitted(self, step: Step, block: int) -> Step:
         if step.drafts >= block:
@@ -82,7 +93,7 @@ class Plan:
                 f"plan {self.name!r} asks for blocks of {step.drafts + 1}, this view was trained for at most {block}"
             )
         drafts = block - 1 if step.drafts < 0 else step.drafts
-        return Step(drafts, step.nodes, min(step.stops, drafts + 1))
+        return replace(step, drafts=drafts, stops=min(step.stops, drafts + 1))
 
 
 _FULL = -1  # stands for "as many as the view was trained for" inside a parsed plan only
@@ -93,18 +104,26 @@ def parse(text: str) -> Plan:
     """Read a plan's name; raises ConfigError for anything that is not one."""
     kind, _, number = text.partition(":")
     value = int(number) if number.isdigit() else 0
-    if text in ("auto", "ar", "full", "onepass"):
-        steps = {"auto": None, "ar": Step(), "full": Step(_FULL), "onepass": Step(_FULL, stops=_ALL)}
-        return Plan(text, steps[text])
+    named = {
+        "auto": None,
+        "ar": Step(),
+        "full": Step(_FULL),
+        "onepass": Step(_FULL, stops=_ALL),
+        "lookup": Step(_FULL, lookup=True),
+    }
+    if text in named:
+        return Plan(text, named[text])
     if kind == "fixed" and value >= 2:
         return Plan(text, Step(value - 1))
     if kind == "tree" and value >= 1:
         return Plan(text, Step(_FULL, nodes=value))
     if kind == "onepass" and value >= 1:
         return Plan(text, Step(_FULL, stops=value))
+    if kind == "lookup" and value >= 1:
+        return Plan(text, Step(value, lookup=True))
     raise ConfigError(
-        "a plan is 'auto', 'ar', 'full', 'fixed:K' (K of at least 2), 'tree:N', 'onepass' or 'onepass:M', "
-        f"found {text!r}"
+        "a plan is 'auto', 'ar', 'full', 'fixed:K' (K of at least 2), 'tree:N', 'onepass', 'onepass:M', 'lookup' or "
+        f"'lookup:M', found {text!r}"
     )
 
 
@@ -115,28 +134,45 @@ class Costs:
         self._seen: dict[int, dict[Step, deque[float]]] = {}
         self._runs: dict[tuple[int, Step], int] = {}
         self._window = window
+        self._vectors: dict[tuple[int, tuple[Step, ...]], NDArray[np.float64]] = {}
 
     def observe(self, step: Step, rows: int, seconds: float) -> None:
         """Add one measured step over so many rows."""
-        self._runs[rows, step] = self._runs.get((rows, step), 0) + 1
-        if self._runs[rows, step] > 1:
+        runs = self._runs[rows, step] = self._runs.get((rows, step), 0) + 1
+        if runs > 1:
             self._seen.setdefault(rows, {}).setdefault(step, deque(maxlen=self._window)).append(seconds)
+        if runs <= self._window or runs % self._window == 0:
+            self._vectors.clear()
 
     def basis(self, rows: int) -> int:
         """Return the number of rows whose costs to go by: this one, or the nearest where steps can be compared."""
         known = [r for r, steps in self._seen.items() if Step() in steps and any(s.kind == "chain" for s in steps)]
         return min(known, key=lambda r: max(r, rows) / min(r, rows), default=rows)
 
+    def estimates(self, steps: tuple[Step, ...], rows: int) -> NDArray[np.float64]:
+        """Return `estimate` of each step, nan where unknown; reckoned anew once per window of observations."""
+        if (rows, steps) not in self._vectors:
+            costs = [self.estimate(step, rows) for step in steps]
+            self._vectors[rows, steps] = np.array([np.nan if cost is None else cost for cost in costs])
+        return self._vectors[rows, steps]
+
     def estimate(self, step: Step, rows: int) -> float | None:
-        """Return a step's cost as measured, for chains by interpolation over their length; None where unknown."""
+        """Return a step's cost as measured, by interpolation over the length of chains and copies; None where unknown.
+
+        A copy that was never measured is taken to cost half of what a chain of its length does: one of two passes.
+        """
         seen = self._seen.get(rows, {})
         if step in seen:
             return median(seen[step])
-        points = sorted((s.drafts, median(times)) for s, times in seen.items() if s.kind == "chain")
-        if step.kind != "chain" or not points:
+        if step.kind not in ("chain", "lookup"):
             return None
+        points = sorted((s.drafts, median(times)) for s, times in seen.items() if s.kind == step.kind)
+        if not points:
+            chain = self.estimate(Step(step.drafts), rows) if step.lookup else None
+            return None if chain is None else chain / 2
         if Step() in seen:
-            points.insert(0, (0, 2 * median(seen[Step()])))  # the shortest chain there could be: two passes of one row
+            # The shortest there could be: passes of one row.
+            points.insert(0, (0, (1 if step.lookup else 2) * median(seen[Step()])))
         below = [p for p in points if p[0] < step.drafts]
         above = [p for p in points if p[0] > step.drafts]
         if below and above:
@@ -161,47 +197,59 @@ class Costs:
         ]
 
 
-@dataclass(slots=True)
-class Record:
-    """How often each slot's draft was kept, given that all before it were; old cycles fade."""
+KINDS: tuple[Kind, ...] = ("chain", "tree", "onepass", "lookup")
+"""Kinds of step that draft, in the order of a record's arrays."""
 
-    tried: list[float] = field(default_factory=list)
-    kept: list[float] = field(default_factory=list)
-    fade: float = 0.95
+_SLOTS = 64
+_TRIED, _KEPT = 0, 1
+
+
+class Record:
+    """How often each slot's draft was tried and kept, given that all before it were; by kind of step.
+
+    Old cycles fade. Arrays, because a planner asks before every cycle: `counts[tried or kept, kind, slot]`.
+    """
+
+    __slots__ = ("counts", "fade", "kinds")
+
+    def __init__(self, *, slots: int = _SLOTS, fade: float = 0.95) -> None:
+        self.counts: NDArray[np.float64] = np.zeros((2, len(KINDS), slots))
+        self.fade = fade
+        self.kinds: set[Kind] = set()
 
     def relax(self) -> None:
         """Forget a little, as text moves on that no draft was tried on."""
-        self.tried = [t * self.fade for t in self.tried]
-        self.kept = [k * self.fade for k in self.kept]
+        self.counts *= self.fade
 
-    def add(self, *, drafts: int, accepted: int) -> None:
+    def add(self, kind: Kind, *, drafts: int, accepted: int) -> None:
         """Add one cycle."""
-        self.relax()
-        self.tried += [0.0] * (drafts - len(self.tried))
-        self.kept += [0.0] * (drafts - len(self.kept))
-        for j in range(min(accepted + 1, drafts)):
-            self.tried[j] += 1
-            self.kept[j] += j < accepted
-
-    def expected(self, drafts: int, prior: "Record | None" = None) -> float:
-        """Return the tokens a chain of so many drafts is expected to give, the bonus included.
-
-        A slot that was hardly ever tried is taken to be worth what it is in `prior`, or what all slots are.
-        """
-        tokens = run = 1.0
-        for j in range(drafts):
-            run *= self.slot_rate(j, prior)
-            tokens += run
-        return tokens
-
-    def slot_rate(self, slot: int, prior: "Record | None" = None) -> float:
-        """Return how often a slot's draft is kept once all before it were."""
-        general = _rate(sum(self.kept), sum(self.tried), 0.5) if prior is None else prior.slot_rate(slot)
-        known = slot < len(self.tried)
-        return _rate(self.kept[slot] if known else 0.0, self.tried[slot] if known else 0.0, general)
+        self.kinds.add(kind)
+        tried_kept = self.counts[:, KINDS.index(kind)]
+        tried_kept *= self.fade
+        tried_kept[_TRIED, : min(accepted + 1, drafts)] += 1
+        tried_kept[_KEPT, :accepted] += 1
 
 
-def _rate(kept: float, tried: float, prior: float, weight: float = 2.0) -> float:
+def expected(records: Sequence[Record], prior: Record) -> NDArray[np.float64]:
+    """Return the tokens each kind of step is expected to give each row by its number of drafts, the bonus included.
+
+    A slot that a row hardly ever tried is taken to be worth what it is in `prior`, and one hardly ever tried there
+    what all slots of the kind are.
+
+    Returns:
+        Array `[rows, kinds, slots + 1]`, in the order of the kinds.
+    """
+    tried, kept = prior.counts
+    general = _rate(kept.sum(1, keepdims=True), tried.sum(1, keepdims=True), 0.5)
+    counts = np.stack([record.counts for record in records], axis=1)
+    rates = _rate(counts[_KEPT], counts[_TRIED], _rate(kept, tried, general))
+    tokens = np.ones((*rates.shape[:2], rates.shape[2] + 1))
+    np.cumsum(np.cumprod(rates, axis=2, out=rates), axis=2, out=rates)
+    tokens[:, :, 1:] += rates
+    return tokens
+
+
+def _rate(kept: Any, tried: Any, prior: Any, weight: float = 2.0) -> Any:
     return (kept + prior * weight) / (tried + weight)
 
 
@@ -211,14 +259,14 @@ class Experience:
 
     Attributes:
         costs: seconds per step.
-        worth: records over all rows, by kind of step: a new row's prior.
+        worth: the record over all rows: a new row's prior.
         allowance: seconds that may be spent on looking at steps other than the best known one.
         turn: steps seen so far.
         used: the turn at which each kind was last used.
     """
 
     costs: Costs = field(default_factory=Costs)
-    worth: dict[Kind, Record] = field(default_factory=dict)
+    worth: Record = field(default_factory=lambda: Record(fade=0.99))
     allowance: float | None = None
     turn: int = 0
     used: dict[Kind, int] = field(default_factory=dict)
@@ -238,30 +286,37 @@ class Planner:
         self.plan = plan
         self.steps = plan.steps(block)
         self.known = experience or Experience()
+        self.copies = any(step.lookup for step in self.steps)
+        self._kinds: list[Kind] = [step.kind for step in self.steps]
+        self._kind_S = np.array([KINDS.index(k) if k != "plain" else 0 for k in self._kinds])
+        self._drafts_S = np.array([min(step.drafts, _SLOTS) for step in self.steps])
+        self._copies_S = np.array([step.lookup for step in self.steps])
+        self._longest = max(range(len(self.steps)), key=lambda i: (self._kinds[i] == "chain", self._drafts_S[i]))
 
     @property
     def scratch(self) -> int:
         """Cache positions past a row's length that any step of the plan writes."""
         return max(step.scratch for step in self.steps)
 
-    def choose(self, rows: Sequence[dict[Kind, Record]]) -> Step:
-        """Return the next step for rows with these records."""
+    def choose(self, rows: Sequence[Record], found: Sequence[bool] | None = None) -> Step:
+        """Return the next step for rows with these records; `found` says whose texts have something to copy."""
         if len(self.steps) == 1:
             return self.steps[0]
-        costs = self.known.costs
-        basis = costs.basis(len(rows))
-        plain, longest = self.steps[0], max((s for s in self.steps if s.kind == "chain"), key=lambda s: s.drafts)
-        for needed in (longest, plain):
-            cost = costs.estimate(needed, basis)
-            if cost is None:
-                return needed
-            if self.known.allowance is None:
-                self.known.allowance = self.FIRST_PROBES * cost
-        speed = {step: self._speed(step, rows, basis) for step in self.steps}
-        best = max(self.steps, key=speed.__getitem__)
-        return self._probe(best, speed, basis) or best
+        known = self.known
+        cost_S = known.costs.estimates(self.steps, known.costs.basis(len(rows)))
+        for needed in (self._longest, 0):
+            if np.isnan(cost_S[needed]):
+                return self.steps[needed]
+            if known.allowance is None:
+                known.allowance = self.FIRST_PROBES * float(cost_S[needed])
+        token_BS = expected(rows, known.worth)[:, self._kind_S, self._drafts_S]
+        nothing = ~np.array(found if found is not None else [False] * len(rows))
+        token_BS[np.ix_(nothing, self._copies_S)] = 1.0
+        speed_S = np.nan_to_num(token_BS.sum(0) / np.maximum(cost_S, 1e-9), nan=0.0)
+        best = int(speed_S.argmax())
+        return self._probe(best, speed_S, cost_S, copies=not nothing.all()) or self.steps[best]
 
-    def observe(self, step: Step, rows: Sequence[dict[Kind, Record]], accepted: Sequence[int], seconds: float) -> None:
+    def observe(self, step: Step, rows: Sequence[Record], accepted: Sequence[int], seconds: float) -> None:
         """Learn from a finished step: what each row's drafts were worth and what it cost."""
         known = self.known
         known.costs.observe(step, len(rows), seconds)
@@ -269,41 +324,33 @@ class Planner:
         known.used[step.kind] = known.turn
         if known.allowance is not None:
             known.allowance += seconds * self.PROBE_SHARE
-        if step.kind == "plain":
-            for record in rows:
-                for kind in record:
-                    record[kind].relax()
-            return
-        worth = known.worth.setdefault(step.kind, Record(fade=0.99))
         for record, kept in zip(rows, accepted, strict=True):
-            worth.add(drafts=step.drafts, accepted=kept)
-            record.setdefault(step.kind, Record()).add(drafts=step.drafts, accepted=kept)
+            if step.kind == "plain":
+                record.relax()
+            else:
+                record.add(step.kind, drafts=step.drafts, accepted=kept)
+                known.worth.add(step.kind, drafts=step.drafts, accepted=kept)
 
-    def _speed(self, step: Step, rows: Sequence[dict[Kind, Record]], basis: int) -> float:
-        """Return expected tokens per second; 0 for a step whose cost nobody knows."""
-        cost = self.known.costs.estimate(step, basis)
-        return 0.0 if cost is None else sum(self._expected(step, row) for row in rows) / max(cost, 1e-9)
-
-    def _expected(self, step: Step, row: dict[Kind, Record]) -> float:
-        if step.kind == "plain":
-            return 1.0
-        return row.get(step.kind, Record()).expected(step.drafts, prior=self.known.worth.get(step.kind))
-
-    def _probe(self, best: Step, speed: dict[Step, float], basis: int) -> Step | None:
+    def _probe(
+        self, best: int, speed_S: NDArray[np.float64], cost_S: NDArray[np.float64], *, copies: bool
+    ) -> Step | None:
         """Return another kind of step at its best length, when the allowance covers what it costs.
 
         Kinds never measured come first; from plain decoding the most promising one is looked at every other time.
         """
-        costs, used = self.known.costs, self.known.used
-        kinds = sorted({step.kind for step in self.steps} - {"plain", best.kind}, key=lambda k: (used.get(k, 0), k))
+        known = self.known
+        if known.allowance is None or known.allowance < cost_S[0]:
+            return None
+        kinds = {k for k in self._kinds if copies or k != "lookup"} - {"plain", self._kinds[best]}
         if not kinds:
             return None
-        candidates = [max((s for s in self.steps if s.kind == kind), key=speed.__getitem__) for kind in kinds]
-        step = candidates[0]
-        if best.kind == "plain" and speed[step] and self.known.turn % 2:
-            step = max(candidates, key=speed.__getitem__)
-        cost = costs.estimate(step, basis) or 3 * (costs.estimate(self.steps[0], basis) or 0.0)
-        if self.known.allowance is None or self.known.allowance < cost:
+        speed = {kind: max((speed_S[i], i) for i, k in enumerate(self._kinds) if k == kind) for kind in kinds}
+        order = sorted(kinds, key=lambda kind: (known.used.get(kind, 0), kind))
+        _, index = speed[order[0]]
+        if self._kinds[best] == "plain" and speed_S[index] and known.turn % 2:
+            _, index = max(speed.values())
+        cost = float(3 * cost_S[0] if np.isnan(cost_S[index]) else cost_S[index])
+        if known.allowance < cost:
             return None
-        self.known.allowance -= cost
-        return step
+        known.allowance -= cost
+        return self.steps[index]

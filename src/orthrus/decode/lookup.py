@@ -1,0 +1,54 @@
+"""Drafts that a text supplies itself: what followed when its last few tokens were last written.
+
+Costs no pass, so that a cycle is one verify pass; worth it on texts that repeat themselves or their prompt (prompt
+lookup decoding; Saxena, 2023). Knows token ids only.
+"""
+
+from collections.abc import Iterable
+
+NGRAM = 3
+
+
+class Lookup:
+    """An index over one text, grown with it: where each run of `NGRAM` tokens was last continued."""
+
+    __slots__ = ("_next", "_source", "_text")
+
+    def __init__(self, token_ids: Iterable[int] = ()) -> None:
+        self._text: list[int] = []
+        self._next: dict[tuple[int, ...], int] = {}
+        self._source: int | None = None
+        self.extend(token_ids)
+
+    def __len__(self) -> int:
+        """Return the number of tokens indexed."""
+        return len(self._text)
+
+    @property
+    def found(self) -> bool:
+        """True when the text's last tokens were written before."""
+        return self._source is not None
+
+    def extend(self, token_ids: Iterable[int]) -> None:
+        """Append tokens to the text."""
+        text, places = self._text, self._next
+        key: tuple[int, ...] | None = None
+        for token in token_ids:
+            if len(text) >= NGRAM:
+                places[tuple(text[-NGRAM:])] = len(text)
+            text.append(token)
+        if len(text) >= NGRAM:
+            key = tuple(text[-NGRAM:])
+        self._source = None if key is None else places.get(key)
+
+    def drafts(self, count: int) -> list[int]:
+        """Return the tokens expected next; a copy that reaches the text's end goes round from where it began.
+
+        Without anything found, the last token is repeated: a guess like any other.
+        """
+        text = self._text
+        source = len(text) - 1 if self._source is None else self._source
+        copied = text[source : source + count]
+        while len(copied) < count:
+            copied += copied[: count - len(copied)]
+        return copied

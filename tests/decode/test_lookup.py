@@ -1,0 +1,76 @@
+"""Copies from the row's own text: the index against a search by hand, and texts that stay the backbone's own."""
+
+import random
+
+import pytest
+
+from orthrus.decode import plan
+from orthrus.decode.engine import Engine
+from orthrus.decode.lookup import NGRAM, Lookup
+from orthrus.decode.options import Options, Sampling
+from tests import reference
+from tests.decode.drive import BLOCK, decode, dual
+from tests.families import tiny
+
+MODEL, PLAIN = dual(num_hidden_layers=1), tiny("qwen3", num_hidden_layers=1)
+PROMPTS = [[5, 6, 7, 8] * 4, [9, 10, 11], [3]]
+
+
+def searched(text: list[int], count: int) -> list[int] | None:
+    """Look for the latest earlier place of the last tokens, and go on from there, round and round."""
+    if len(text) <= NGRAM:
+        return None
+    for end in range(len(text) - 1, NGRAM - 1, -1):
+        if text[end - NGRAM : end] == text[-NGRAM:]:
+            tail = text[end:]
+            return [tail[i % len(tail)] for i in range(count)]
+    return None
+
+
+def test_drafts_are_what_a_search_through_the_text_finds() -> None:
+    """Whatever pieces the text comes in; texts over two letters, so that most have something to copy."""
+    rng = random.Random(0)
+    copied = 0
+    for _ in range(400):
+        text = [rng.randrange(2) for _ in range(rng.randint(1, 40))]
+        lookup, start = Lookup(), 0
+        while start < len(text):
+            size = rng.randint(1, 7)
+            lookup.extend(text[start : start + size])
+            start += size
+        expected = searched(text, 11)
+        assert len(lookup) == len(text)
+        assert lookup.found == (expected is not None)
+        assert lookup.drafts(11) == (expected or [text[-1]] * 11)
+        copied += lookup.found
+    assert 200 < copied < 400
+
+
+@pytest.mark.parametrize("name", ["lookup", "lookup:2"])
+@pytest.mark.parametrize("rows", [1, 3])
+@pytest.mark.parametrize("penalty", [1.0, 1.3])
+def test_texts_are_those_of_the_plain_loop(name: str, rows: int, penalty: float) -> None:
+    """One pass a cycle, and whatever is copied, what is kept is what plain decoding writes."""
+    sampling = Sampling(repetition_penalty=penalty)
+    engine = Engine(MODEL, rows=rows, capacity=96, plan=plan.parse(name))
+    done = decode(engine, PROMPTS, Options(max_new_tokens=24, sampling=sampling))
+    for prompt, row in zip(PROMPTS, done, strict=True):
+        assert row.token_ids == reference.greedy_text(PLAIN, prompt, 24, sampling)
+        assert row.stats.forwards == row.stats.cycles + 1  # prefill
+    assert penalty != 1.0 or sum(row.stats.accepted for row in done) > 0
+
+
+def test_a_seed_gives_the_text_of_plain_sampling() -> None:
+    """Copies know nothing of the noise; what plain sampling draws with it decides which of them stay."""
+    options = Options(max_new_tokens=24, sampling=Sampling(do_sample=True, temperature=0.4), seed=11)
+    texts = [
+        [row.token_ids for row in decode(Engine(MODEL, rows=2, capacity=96, plan=plan.parse(name)), PROMPTS, options)]
+        for name in ("ar", "lookup")
+    ]
+    assert texts[0] == texts[1]
+
+
+def test_copies_are_as_long_as_blocks_at_most() -> None:
+    """Verify passes keep the shapes they were prepared for."""
+    with pytest.raises(plan.ConfigError, match=f"at most {BLOCK}"):
+        Engine(MODEL, rows=1, capacity=96, plan=plan.parse(f"lookup:{BLOCK}"))
