@@ -32,7 +32,7 @@ Mode = Annotated[
     Literal["orthrus", "ar"], typer.Option(help="orthrus drafts and verifies, ar decodes plainly: same text.")
 ]
 Plan = Annotated[
-    str | None, typer.Option(metavar="PLAN", help="How cycles draft: auto, full, fixed:K, tree:N, onepass or ar.")
+    str | None, typer.Option(metavar="PLAN", help="How cycles draft: auto, full, fixed:K, tree:N, onepass, lookup, ar.")
 ]
 ExactName = Literal["distribution", "token"]
 Exact = Annotated[ExactName, typer.Option(help="Promise the distribution, or plain decoding's very tokens.")]

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 _VOCABULARY = 96
 _BLOCK = 8
 _TOKENS = 32
-_PLANS = ("full", "fixed:3", "tree:12", "onepass", "auto")
+_PLANS = ("full", "fixed:3", "tree:12", "onepass", "lookup", "auto")
 _PROMPT_LENGTHS = (1, 5, 23, 60)
 _NOISE = 0.05
 """How far the random model's twin is moved: enough for drafts to be right at times and wrong at times."""
