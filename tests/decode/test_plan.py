@@ -224,3 +224,6 @@ def test_copies_are_made_only_where_something_was_found() -> None:
     assert planner.choose([record], [True]) == Step(15, lookup=True)
     assert not planner.choose([record], [False]).lookup
     assert planner.choose([record] * 4, [True, False, False, False]).lookup
+    before = record.counts.copy()
+    planner.observe(Step(15, lookup=True), [record], [0], 1.2, [False])
+    assert (record.counts == record.fade * before).all()

@@ -1,28 +1,37 @@
 """Completions that come, go and are given up at random: every one of them still says what the plain loop says."""
 
+import gc
 import random
 from functools import cache
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from transformers import PreTrainedModel
 
 from orthrus.decode import plan
 from orthrus.decode.engine import Engine, Row
 from orthrus.decode.options import Options, Sampling
 from tests import reference
 from tests.decode.drive import BLOCK, dual
-from tests.families import tiny
+from tests.families import FAMILIES, tiny
 
 LONGEST = 14
-STEMS = [[5, 6, 7, 8, 9, 10, 11], [5, 6, 7, 40], [60, 61], [8]]
-PLANS = ["ar", "fixed:2", "fixed:5", "full", "tree:6", "onepass:2", "onepass", "auto"]
+STEMS = [[5, 6, 7, 8, 9, 10, 11], [5, 6, 7, 40], [60, 61, 60, 61, 60], [8]]
+PLANS = ["ar", "fixed:2", "fixed:5", "full", "tree:6", "onepass:2", "onepass", "lookup", "auto"]
 PENALTIES = [1.0, 1.0, 1.4]
-MODEL, PLAIN = dual(num_hidden_layers=1), tiny("qwen3", num_hidden_layers=1)
+
+EVERY = list(FAMILIES)
 
 
 @cache
-def plain_text(prompt: tuple[int, ...], penalty: float) -> list[int]:
-    return reference.greedy_text(PLAIN, prompt, 2 * LONGEST, Sampling(repetition_penalty=penalty))
+def model_of(family: str) -> PreTrainedModel:
+    return dual(family)
+
+
+@cache
+def plain_text(family: str, prompt: tuple[int, ...], penalty: float) -> list[int]:
+    plain = tiny(family)
+    return reference.greedy_text(plain, prompt, 2 * LONGEST, Sampling(repetition_penalty=penalty))
 
 
 class Schedule:
@@ -31,6 +40,7 @@ class Schedule:
     def __init__(self, seed: int) -> None:
         self.chance = random.Random(seed)
         self.now = 0.0
+        self.family = self.chance.choice(EVERY)
         self.engine = self.random_engine()
         self.rows: dict[int, Row] = {}
         self.expected: dict[int, list[int]] = {}
@@ -40,7 +50,7 @@ class Schedule:
         chosen = plan.parse(self.chance.choice(PLANS))
         scratch = max(step.scratch for step in chosen.steps(BLOCK))
         return Engine(
-            MODEL,
+            model_of(self.family),
             rows=self.chance.randint(1, 3),
             capacity=Engine.room(max(map(len, STEMS)) + LONGEST, LONGEST, scratch),
             plan=chosen,
@@ -57,7 +67,7 @@ class Schedule:
     def add(self) -> None:
         """Ask for a completion of a known prompt, sometimes of an earlier text, as a conversation does."""
         prompt, penalty, start = list(self.chance.choice(STEMS)), self.chance.choice(PENALTIES), 0
-        text = plain_text(tuple(prompt), penalty)
+        text = plain_text(self.family, tuple(prompt), penalty)
         if penalty == 1.0 and self.chance.random() < 0.5:
             start = self.chance.randint(1, LONGEST)
             prompt += text[:start]
@@ -100,7 +110,35 @@ class Schedule:
 @settings(max_examples=24)
 @given(st.integers(0, 2**32 - 1))
 def test_random_schedules_equal_the_plain_loop(seed: int) -> None:
-    """Rows, plans, chunks, prompts, options, arrivals and abortions drawn at random."""
+    """Families, rows, plans, chunks, prompts, options, arrivals and abortions drawn at random."""
     schedule = Schedule(seed)
     schedule.run(18)
     schedule.check()
+
+
+def test_ten_thousand_completions_leave_nothing_behind() -> None:
+    """Asked for, admitted, given up before or after: no row, key, length or object stays, and no buffer grows."""
+    chance = random.Random(0)
+    engine = Engine(model_of("qwen3"), rows=4, capacity=40, plan=plan.parse("full"))
+    options = Options(max_new_tokens=2)
+
+    def live_through(completions: int) -> int:
+        for _ in range(completions // 20):
+            asked = [engine.add(chance.choice(STEMS), options) for _ in range(20)]
+            chance.shuffle(asked)
+            for id in asked[:15]:
+                assert engine.abort(id)
+            engine.step()
+            while len(engine.waiting) > 4:
+                engine.step()
+        while engine.busy:
+            engine.step()
+        gc.collect()
+        return len(gc.get_objects())
+
+    before, held = live_through(500), engine.cache.nbytes
+    after = live_through(10_000)
+    assert after <= before + 50
+    assert engine.cache.nbytes == held
+    assert (engine.live, list(engine.waiting), engine._ready) == ([], [], [None] * 4)
+    assert all(len(ids) <= engine.capacity for ids in engine._cached_ids)

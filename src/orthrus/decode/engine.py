@@ -178,11 +178,12 @@ class Engine:
             return []
         rows = slice(0, len(self.live))
         records = [row.record for row in self.live]
-        step = self.planner.choose(records, self._look_up() if self.planner.copies else None)
+        found = self._look_up() if self.planner.copies else None
+        step = self.planner.choose(records, found)
         started = self.clock()
         outcome = cycle(self.passes, self._batch(rows, step), step, drafter=self.drafter)
         accepted = [len(tokens) - 1 for tokens in outcome.tokens]
-        self.planner.observe(step, records, accepted, self.clock() - started)
+        self.planner.observe(step, records, accepted, self.clock() - started, found)
         progress = [self._keep(place, tokens, step, outcome) for place, tokens in enumerate(outcome.tokens)]
         for place in reversed(range(len(self.live))):
             if self.live[place].finish_reason is not None:

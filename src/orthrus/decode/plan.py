@@ -9,7 +9,7 @@ from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from statistics import median
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -202,6 +202,7 @@ KINDS: tuple[Kind, ...] = ("chain", "tree", "onepass", "lookup")
 
 _SLOTS = 64
 _TRIED, _KEPT = 0, 1
+_LOOKUP = KINDS.index("lookup")
 
 
 class Record:
@@ -230,7 +231,7 @@ class Record:
         tried_kept[_KEPT, :accepted] += 1
 
 
-def expected(records: Sequence[Record], prior: Record) -> NDArray[np.float64]:
+def expected(records: Sequence[Record], prior: Record, *, slots: int = _SLOTS) -> NDArray[np.float64]:
     """Return the tokens each kind of step is expected to give each row by its number of drafts, the bonus included.
 
     A slot that a row hardly ever tried is taken to be worth what it is in `prior`, and one hardly ever tried there
@@ -240,17 +241,18 @@ def expected(records: Sequence[Record], prior: Record) -> NDArray[np.float64]:
         Array `[rows, kinds, slots + 1]`, in the order of the kinds.
     """
     tried, kept = prior.counts
-    general = _rate(kept.sum(1, keepdims=True), tried.sum(1, keepdims=True), 0.5)
-    counts = np.stack([record.counts for record in records], axis=1)
-    rates = _rate(counts[_KEPT], counts[_TRIED], _rate(kept, tried, general))
-    tokens = np.ones((*rates.shape[:2], rates.shape[2] + 1))
-    np.cumsum(np.cumprod(rates, axis=2, out=rates), axis=2, out=rates)
-    tokens[:, :, 1:] += rates
-    return tokens
+    usual = _rate(kept, tried, _rate(kept.sum(1), tried.sum(1), 0.5)[:, None])
+    counts = np.array([record.counts[:, :, :slots] for record in records])
+    rates = _rate(counts[:, _KEPT], counts[:, _TRIED], usual[:, :slots])
+    tokens = np.ones((*rates.shape[:2], slots + 1))
+    np.cumprod(rates, axis=2, out=tokens[:, :, 1:])
+    return tokens.cumsum(axis=2)
 
 
-def _rate(kept: Any, tried: Any, prior: Any, weight: float = 2.0) -> Any:
-    return (kept + prior * weight) / (tried + weight)
+def _rate(
+    kept: NDArray[np.float64], tried: NDArray[np.float64], prior: NDArray[np.float64] | float
+) -> NDArray[np.float64]:
+    return (kept + 2.0 * prior) / (tried + 2.0)
 
 
 @dataclass(slots=True)
@@ -288,10 +290,12 @@ class Planner:
         self.known = experience or Experience()
         self.copies = any(step.lookup for step in self.steps)
         self._kinds: list[Kind] = [step.kind for step in self.steps]
-        self._kind_S = np.array([KINDS.index(k) if k != "plain" else 0 for k in self._kinds])
-        self._drafts_S = np.array([min(step.drafts, _SLOTS) for step in self.steps])
-        self._copies_S = np.array([step.lookup for step in self.steps])
-        self._longest = max(range(len(self.steps)), key=lambda i: (self._kinds[i] == "chain", self._drafts_S[i]))
+        drafts = [min(step.drafts, _SLOTS) for step in self.steps]
+        self._slots = max(drafts)
+        # A step's place in a table of expected tokens, kind after kind; no drafts give one token in any of them.
+        kinds = [KINDS.index(kind) if kind != "plain" else 0 for kind in self._kinds]
+        self._place_S = np.array([k * (self._slots + 1) + m for k, m in zip(kinds, drafts, strict=True)])
+        self._longest = max(range(len(self.steps)), key=lambda i: (self._kinds[i] == "chain", drafts[i]))
 
     @property
     def scratch(self) -> int:
@@ -309,23 +313,32 @@ class Planner:
                 return self.steps[needed]
             if known.allowance is None:
                 known.allowance = self.FIRST_PROBES * float(cost_S[needed])
-        token_BS = expected(rows, known.worth)[:, self._kind_S, self._drafts_S]
-        nothing = ~np.array(found if found is not None else [False] * len(rows))
-        token_BS[np.ix_(nothing, self._copies_S)] = 1.0
-        speed_S = np.nan_to_num(token_BS.sum(0) / np.maximum(cost_S, 1e-9), nan=0.0)
+        token_BKM = expected(rows, known.worth, slots=self._slots)
+        nothing = [row for row, hit in enumerate(found or [False] * len(rows)) if not hit]
+        token_BKM[nothing, _LOOKUP] = 1.0
+        speed_S = token_BKM.sum(axis=0).take(self._place_S) / np.maximum(cost_S, 1e-9)
+        speed_S[np.isnan(cost_S)] = 0.0
         best = int(speed_S.argmax())
-        return self._probe(best, speed_S, cost_S, copies=not nothing.all()) or self.steps[best]
+        return self._probe(best, speed_S, cost_S, copies=len(nothing) < len(rows)) or self.steps[best]
 
-    def observe(self, step: Step, rows: Sequence[Record], accepted: Sequence[int], seconds: float) -> None:
-        """Learn from a finished step: what each row's drafts were worth and what it cost."""
+    def observe(
+        self,
+        step: Step,
+        rows: Sequence[Record],
+        accepted: Sequence[int],
+        seconds: float,
+        found: Sequence[bool] | None = None,
+    ) -> None:
+        """Learn from a finished step: what each row's drafts were worth and what it cost; `found` as in `choose`."""
         known = self.known
         known.costs.observe(step, len(rows), seconds)
         known.turn += 1
         known.used[step.kind] = known.turn
         if known.allowance is not None:
             known.allowance += seconds * self.PROBE_SHARE
-        for record, kept in zip(rows, accepted, strict=True):
-            if step.kind == "plain":
+        tried = found if step.lookup and found is not None else [step.kind != "plain"] * len(rows)
+        for record, kept, drafted in zip(rows, accepted, tried, strict=True):
+            if not drafted:
                 record.relax()
             else:
                 record.add(step.kind, drafts=step.drafts, accepted=kept)
