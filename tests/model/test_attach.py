@@ -220,6 +220,16 @@ def test_attention_function_can_be_switched_either_way() -> None:
     assert torch.equal(logits_of(model), before)
 
 
+@pytest.mark.parametrize("family", FAMILIES)
+def test_twins_call_the_attention_function_the_model_is_set_to(family: str) -> None:
+    """Both halves read it from the one configuration, whenever it was set."""
+    model = orthrus.attach(tiny(family), CONFIG)
+    use_attention(model, "orthrus")
+    for dual in duals(model):
+        assert dual.diffusion.config is dual.ar.config
+        assert dual.diffusion.config._attn_implementation == "orthrus"
+
+
 @pytest.mark.parametrize("block_size", [1, 0, -3, 2.0, "8", True])
 def test_block_size_must_hold_an_anchor_and_a_mask(block_size: object) -> None:
     """Anything but an integer of at least 2 is refused."""

@@ -334,7 +334,7 @@ class Planner:
         known.costs.observe(step, len(rows), seconds)
         known.turn += 1
         known.used[step.kind] = known.turn
-        if known.allowance is not None:
+        if known.allowance is not None and len(self.steps) > 1:
             known.allowance += seconds * self.PROBE_SHARE
         tried = found if step.lookup and found is not None else [step.kind != "plain"] * len(rows)
         for record, kept, drafted in zip(rows, accepted, tried, strict=True):

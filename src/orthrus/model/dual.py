@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
+from transformers import PreTrainedConfig
 
 from orthrus.model.masks import LayerMasks
 
@@ -54,7 +55,9 @@ class DualAttention(nn.Module):
     def __init__(self, attention: nn.Module, *, window: int | None) -> None:
         super().__init__()
         self.ar = attention.requires_grad_(False)
-        self.diffusion = copy.deepcopy(attention).requires_grad_(True)
+        # Modules read from the model's configuration which attention function to call; twins must follow it too.
+        shared = {id(value): value for value in vars(attention).values() if isinstance(value, PreTrainedConfig)}
+        self.diffusion = copy.deepcopy(attention, shared).requires_grad_(True)
         self.window = window
 
     def __getattr__(self, name: str) -> Any:
