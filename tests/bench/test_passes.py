@@ -1,12 +1,17 @@
 """Passes are timed one by one, in turns, and leave the cache as it was."""
 
 import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from orthrus.bench import passes as module
 from orthrus.bench.passes import Pass, costs, kinds
+from orthrus.bench.report import Report
+from orthrus.bench.tables import tables
 from orthrus.decode.passes import Passes
 from orthrus.errors import ConfigError
+from orthrus.model.cache import ScratchCache
 from tests.bench.conftest import Ticks
 
 Loaded = tuple[PreTrainedModel, PreTrainedTokenizerBase]
@@ -69,3 +74,33 @@ def test_passes_take_turns_over_a_cache_of_the_right_length(loaded: Loaded, monk
 def test_numbers_that_cannot_be_are_refused(loaded: Loaded, given: dict[str, object]) -> None:
     with pytest.raises(ConfigError, match="must"):
         list(costs(loaded[0], **given))
+
+
+def test_the_floor_multiplies_by_every_matrix_of_a_verify_pass(loaded: Loaded) -> None:
+    """Counted by torch (which does not count attention on a CPU); drafting's own matrices are left out."""
+    model, counts = loaded[0], []
+    for kind in ("verify", "matmul"):
+        cache = ScratchCache(rows=2, capacity=40)
+        passes, rows = Passes(model, cache), slice(0, 2)
+        token_BQ = torch.zeros(2, 4, dtype=torch.long)
+        with torch.inference_mode():
+            passes.verify(rows, token_BQ)
+            cache.set_lengths_of(rows, [20, 20])
+            with FlopCounterMode(display=False) as counter:
+                module._run(passes, rows, token_BQ, Pass(kind, 4))
+        counts.append(counter.get_flop_counts()["Global"])
+    verify, floor = counts
+    assert floor[torch.ops.aten.mm] == verify[torch.ops.aten.mm] > 0
+    config = model.config
+    queries, keys = 2 * 4 * config.num_attention_heads, 24
+    assert floor[torch.ops.aten.bmm] == config.num_hidden_layers * 4 * queries * keys * config.head_dim
+
+
+def test_the_floor_comes_last_and_its_columns_when_asked_for() -> None:
+    assert kinds([1, 4], floor=True)[-3:] == [Pass("matmul", 1), Pass("matmul", 4), Pass("read", 1)]
+    seconds = {("ar", 1): 1.0, ("draft", 4): 3.0, ("verify", 4): 5.0, ("matmul", 4): 1.5, ("read", 1): 0.5}
+    place = {"model": "tiny", "dtype": "float32", "batch": 1, "context": 9}
+    passes = [{**place, "pass": kind, "width": width, "seconds": s / 1000} for (kind, width), s in seconds.items()]
+    (grid,) = tables(Report(provenances=[], summaries=[], passes=passes))[:1]
+    assert grid.header[-3:] == ["matmul ms", "read ms", "cycle / floor"]
+    assert grid.rows[-1][-6:] == ["–", "3.00", "5.00", "1.50", "–", "2.00"]

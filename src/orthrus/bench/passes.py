@@ -1,6 +1,6 @@
-"""What single passes cost: an AR step, drafts and verifications, by width, context and batch.
+"""What single passes cost: an AR step, drafts and verifications, by width, context and batch, and what they could.
 
-Knows how to bring a cache to a length and how to time one pass; plans and reports take it from here. Tokens
+Knows how to bring a cache to a length and how to time one pass; plans and reports take it from here. Tokens and keys
 are drawn from a seed: what a pass costs does not depend on them.
 """
 
@@ -11,20 +11,27 @@ from time import perf_counter
 from typing import Any, Final
 
 import torch
+from torch import nn
 from transformers import PreTrainedModel
 
 from orthrus.bench.race import Clock
 from orthrus.decode.passes import Passes
 from orthrus.errors import ConfigError
+from orthrus.model.attach import duals
 from orthrus.model.cache import ScratchCache
 
 WIDTHS: Final = (1, 2, 4, 8, 16, 32, 64)
-_PREFILL_CHUNK = 512
 
 
 @dataclass(frozen=True, slots=True)
 class Pass:
-    """A kind of pass ("ar", "draft", "verify") and the positions it reads per prompt, anchor included."""
+    """A kind of pass and the positions it reads per prompt, anchor included.
+
+    Attributes:
+        kind: "ar", "draft" or "verify"; "matmul" for a pass's matrix products alone, those of attention included;
+            "read" for reading all cached keys and values once, which is of no width.
+        width: positions.
+    """
 
     kind: str
     width: int
@@ -63,6 +70,7 @@ def costs(
     contexts: Sequence[int] = (256,),
     batches: Sequence[int] = (1,),
     repeats: int = 20,
+    floor: bool = False,
     clock: Clock = perf_counter,
     on_pass: Callable[[], None] = lambda: None,
 ) -> Iterator[Cost]:
@@ -74,6 +82,7 @@ def costs(
         contexts: tokens in the cache before the pass.
         batches: prompts per pass.
         repeats: how often each pass is timed, after one that is not.
+        floor: whether to time what a pass cannot do without, too ("matmul", "read").
         clock: seconds, from any moment on.
         on_pass: called after every timed pass.
 
@@ -95,13 +104,14 @@ def costs(
         )
     for batch in batches:
         for context in contexts:
-            yield from _costs_at(model, kinds(widths), batch, context, repeats, clock, on_pass)
+            yield from _costs_at(model, kinds(widths, floor=floor), batch, context, repeats, clock, on_pass)
 
 
-def kinds(widths: Sequence[int]) -> list[Pass]:
-    """Return the passes of these widths: the plain step first, then drafts and verifications."""
+def kinds(widths: Sequence[int], *, floor: bool = False) -> list[Pass]:
+    """Return the passes of these widths: the plain step first, then drafts and verifications, then their floor."""
     wider = sorted(width for width in set(widths) if width > 1)
-    return [Pass("ar", 1)] + [Pass(kind, width) for width in wider for kind in ("draft", "verify")]
+    passes = [Pass("ar", 1)] + [Pass(kind, width) for width in wider for kind in ("draft", "verify")]
+    return passes + ([Pass("matmul", width) for width in (1, *wider)] + [Pass("read", 1)] if floor else [])
 
 
 @torch.inference_mode()
@@ -119,9 +129,12 @@ def _costs_at(
     cache = ScratchCache(rows=batch, capacity=context + widest, device=model.device)
     passes, rows = Passes(model, cache), slice(0, batch)
     random = torch.Generator().manual_seed(0)
-    drawn = torch.randint(model.get_input_embeddings().weight.shape[0], (batch, context + widest), generator=random)
-    passes.prefill(rows, drawn[:, :context].tolist(), chunk=_PREFILL_CHUNK)
-    token_BQ = drawn[:, context:].to(model.device)
+    drawn = torch.randint(model.get_input_embeddings().weight.shape[0], (batch, widest), generator=random)
+    token_BQ = drawn.to(model.device)
+    passes.verify(rows, token_BQ[:, :1])
+    for buffer in (*cache.keys, *cache.values):
+        buffer.normal_()
+    cache.set_lengths_of(rows, [context] * batch)
     seconds: dict[Pass, list[float]] = {one: [] for one in what}
     for repeat in range(repeats + 1):
         first = repeat % len(what)
@@ -137,8 +150,33 @@ def _costs_at(
 
 def _run(passes: Passes, rows: slice, token_BQ: torch.Tensor, what: Pass) -> None:
     """Run one pass and wait for its tokens, as a cycle does."""
-    if what.kind == "draft":
-        logits = passes.draft(rows, token_BQ[:, 0], what.width - 1)
+    if what.kind == "matmul":
+        _multiply(passes, rows, what.width).tolist()
+    elif what.kind == "read":
+        live = slice(0, passes.cache.lengths[0])
+        torch.stack([buffer[rows, live].sum() for buffer in (*passes.cache.keys, *passes.cache.values)]).tolist()
+    elif what.kind == "draft":
+        passes.draft(rows, token_BQ[:, 0], what.width - 1).argmax(-1).tolist()
     else:
-        logits = passes.verify(rows, token_BQ[:, : what.width])
-    logits.argmax(-1).tolist()
+        passes.verify(rows, token_BQ[:, : what.width]).argmax(-1).tolist()
+
+
+def _multiply(passes: Passes, rows: slice, width: int) -> torch.Tensor:
+    """Multiply by every matrix that a verify pass does, and by the keys and values in reach; nothing in between."""
+    skipped = {id(linear) for dual in duals(passes.model) for linear in dual.diffusion.modules()}
+    linears = [m for m in passes.model.modules() if isinstance(m, nn.Linear) and id(m) not in skipped]
+    batch, device, dtype = rows.stop - rows.start, passes.cache.device, passes.dtype
+    inputs = {n: torch.ones(batch, width, n, device=device, dtype=dtype) for n in {m.in_features for m in linears}}
+    total = torch.zeros(())
+    for linear in linears:
+        total = linear(inputs[linear.in_features])
+    config = passes.model.config.get_text_config()
+    end = passes.cache.lengths[rows.start] + width
+    for keys, values in zip(passes.cache.keys, passes.cache.values, strict=True):
+        reach = slice(0, end)
+        heads, size = keys.shape[2:]
+        grouped = width * config.num_attention_heads // heads
+        query = torch.ones(batch, heads, grouped, size, device=device, dtype=dtype)
+        weights = query @ keys[rows, reach].permute(0, 2, 3, 1)
+        total = weights @ values[rows, reach].transpose(1, 2)
+    return total.flatten()[:1]

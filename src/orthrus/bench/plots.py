@@ -107,6 +107,8 @@ def _passes(passes: Sequence[Record]) -> Draw:
     """Draw milliseconds by width: drafts, and verifications from the plain step of width 1 on."""
     curves: dict[str, list[tuple[int, float]]] = {}
     for record in passes:
+        if record["pass"] in ("matmul", "read"):
+            continue
         kind = "draft" if record["pass"] == "draft" else "verify"
         label = f"{kind}, {record['dtype']}, batch {record['batch']}, context {record['context']}"
         curves.setdefault(label, []).append((record["width"], 1000 * record["seconds"]))

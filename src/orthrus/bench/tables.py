@@ -116,16 +116,31 @@ def _positions(title: str, part: Sequence[Summary]) -> Grid:
     return Grid(title=f"Accepted per position: {title}", header=header, rows=rows, labels=3)
 
 
+_PASSES = ("ar", "draft", "verify")
+
+
 def _passes(passes: Iterable[Record]) -> Grid:
-    """Put the passes of one width side by side."""
-    kinds = ("ar", "draft", "verify")
-    cells: dict[tuple[str, ...], dict[str, str]] = {}
+    """Put the passes of one width side by side; where it was measured, what they cannot do without.
+
+    The floor of a cycle is the matrix products of its two passes, and one read of the keys in each.
+    """
+    milliseconds: dict[tuple[str, ...], dict[str, float]] = {}
     for record in passes:
         place = tuple(str(record[name]) for name in ("model", "dtype", "batch", "context", "width"))
-        cells.setdefault(place, {})[record["pass"]] = _number(1000 * record["seconds"], 2)
-    rows = [[*place, *(found.get(kind, _NONE) for kind in kinds)] for place, found in cells.items()]
+        milliseconds.setdefault(place, {})[record["pass"]] = 1000 * record["seconds"]
+    measured = {kind for found in milliseconds.values() for kind in found}
+    kinds = [kind for kind in ("ar", "draft", "verify", "matmul", "read") if kind in measured or kind in _PASSES]
+    rows = []
+    for place, found in milliseconds.items():
+        row = [*place, *(_number(found[kind], 2) if kind in found else _NONE for kind in kinds)]
+        if "matmul" in kinds:
+            read = milliseconds.get((*place[:-1], "1"), {}).get("read")
+            whole = read is not None and {"draft", "verify", "matmul"} <= found.keys()
+            floor = 2 * (found["matmul"] + read) if whole and read is not None else None
+            row.append(_NONE if floor is None else _number((found["draft"] + found["verify"]) / floor, 2))
+        rows.append(row)
     header = ["model", "dtype", "batch", "context", "width", *(f"{kind} ms" for kind in kinds)]
-    return Grid(title="Cost of passes", header=header, rows=rows, labels=2)
+    return Grid(title="Cost of passes", header=header + ["cycle / floor"] * ("matmul" in kinds), rows=rows, labels=2)
 
 
 def _runs(provenances: Iterable[Record]) -> Grid:

@@ -125,6 +125,13 @@ def passes(
     batch: Batches = None,
     dtype: Dtypes = None,
     repeats: Annotated[int, typer.Option(min=1, help="How often every pass is timed.")] = 20,
+    floor: Annotated[bool, typer.Option("--floor", help="Time a pass's matrix products alone, and a read of keys.")] = (
+        False
+    ),
+    positions: Annotated[
+        int | None,
+        typer.Option(min=2, metavar="N", help="Positions the model is taken to have, beyond what it was trained for."),
+    ] = None,
     threads: Threads = None,
     device: common.Device = None,
 ) -> None:
@@ -142,15 +149,19 @@ def passes(
     )
     load, head = loader(model, device), ""
     with progress() as (start, lap):
-        start(len(dtypes) * len(long) * len(many) * len(kinds(wide)) * repeats, "")
+        start(len(dtypes) * len(long) * len(many) * len(kinds(wide, floor=floor)) * repeats, "")
         for name in dtypes:
             loaded, _ = load(name)
+            if positions is not None:
+                loaded.config.get_text_config().max_position_embeddings = positions
             if not head:
                 facts = provenance(dtypes=dtypes, device=loaded.device)
                 head = digest(facts)
                 lines.append(output, [{"kind": lines.PROVENANCE, "id": head, **facts}])
             labels = {"kind": lines.PASS, "provenance": head, "model": model, "dtype": name}
-            for cost in costs(loaded, widths=wide, contexts=long, batches=many, repeats=repeats, on_pass=lap):
+            for cost in costs(
+                loaded, widths=wide, contexts=long, batches=many, repeats=repeats, floor=floor, on_pass=lap
+            ):
                 lines.append(output, [{**labels, **cost.to_dict()}])
     say(f"{output}: complete; orthrus bench report {output}", to=err)
 
