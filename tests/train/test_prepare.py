@@ -14,15 +14,18 @@ import pytest
 import torch
 from transformers import PreTrainedTokenizerFast
 
+import orthrus
 from orthrus.data import shards
 from orthrus.data.packing import PackedRows, load_rows
 from orthrus.data.responses import Answering, Prompt
 from orthrus.errors import ConfigError, DataError
+from orthrus.train.drafting import drafting
 from orthrus.train.prepare import Prepared, prepare
 from orthrus.train.ranks import Ranks
 from orthrus.train.sections import ViewRecipe
 from orthrus.train.tokenizer import train_tokenizer
 from orthrus.train.view import load_backbone
+from tests.families import perturb
 from tests.train.ranks_of import in_processes
 from tests.train.test_view import TEXTS, saved_backbone, view_recipe
 
@@ -139,6 +142,39 @@ def test_the_backbone_answers_a_dataset(
     made(recipe, tokenizer)
     assert manifest_of(tmp_path / "run") == before
     assert {path: path.stat().st_mtime_ns for path in stamps} == stamps
+
+
+def test_an_earlier_view_drafts_the_same_answers(
+    backbone: Path, dataset: Path, tmp_path: Path, tokenizer: PreTrainedTokenizerFast
+) -> None:
+    """Same words, counted passes; the view to be trained gets its own tensors back."""
+    plain = texts_of(made(recipe_of(backbone, tmp_path / "plain", dataset), tokenizer).rows, tokenizer)
+    earlier, _ = load_backbone(recipe_of(backbone, tmp_path / "none", dataset), torch.device("cpu"))
+    perturb(earlier)
+    orthrus.save(earlier, tmp_path / "earlier")
+    recipe = recipe_of(backbone, tmp_path / "drafted", dataset, answers={"view": str(tmp_path / "earlier")})
+    model, _ = load_backbone(recipe, torch.device("cpu"))
+    own = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    rows = prepare(recipe, tokenizer, model, ranks=Ranks("cpu")).rows
+    assert texts_of(rows, tokenizer) == plain
+    manifest = manifest_of(tmp_path / "drafted")
+    assert manifest["drafted_by"] == str(tmp_path / "earlier")
+    assert 0 < manifest["tokens_per_forward"] < 6
+    with drafting(model, recipe.answers.view) as decode:
+        assert decode == "auto"
+        twin = {name: tensor for name, tensor in model.state_dict().items() if "diffusion" in name}
+        assert any(not torch.equal(tensor, own[name]) for name, tensor in twin.items())
+    assert all(torch.equal(tensor, own[name]) for name, tensor in model.state_dict().items())
+
+
+def test_answers_do_not_depend_on_who_drafted_them(
+    backbone: Path, dataset: Path, tmp_path: Path, tokenizer: PreTrainedTokenizerFast
+) -> None:
+    """Rows made with an earlier view serve a recipe without one: they are the same rows."""
+    first = recipe_of(backbone, tmp_path / "run", dataset)
+    before = texts_of(made(first, tokenizer).rows, tokenizer)
+    second = recipe_of(backbone, tmp_path / "run", dataset, answers={"view": "nowhere, and never looked for"})
+    assert texts_of(made(second, tokenizer).rows, tokenizer) == before
 
 
 @dataclass

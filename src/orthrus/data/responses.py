@@ -18,6 +18,7 @@ from orthrus.data.packing import EncodedDocument
 from orthrus.decode import plan
 from orthrus.decode.engine import Engine
 from orthrus.decode.options import Options
+from orthrus.decode.output import Stats
 from orthrus.errors import ConfigError, DataError
 
 _THOUGHT = re.compile(r"<think>\s*\S.*?</think>", re.DOTALL)
@@ -77,12 +78,12 @@ def prompt_of(
 
 
 def answer(
-    model: PreTrainedModel, prompts: Sequence[Prompt], how: Answering, *, decode: str = "ar"
+    model: PreTrainedModel, prompts: Sequence[Prompt], how: Answering, *, decode: str = "ar", spent: Stats | None = None
 ) -> Iterator[EncodedDocument]:
     """Let the model continue each prompt greedily to its end-of-text token; yields documents as they end.
 
     Prompts that leave no room for an answer in `row_tokens` are left out. `decode` is a plan ("ar" until a view is
-    trained; the text is the same).
+    trained; the text is the same); what the rows took is added to `spent`.
     """
     usable = how.usable(prompts)
     if not usable:
@@ -99,6 +100,8 @@ def answer(
         for progress in engine.step():
             row = progress.row
             if row.finish_reason is not None:
+                if spent is not None:
+                    spent.add(row.stats)
                 yield joined(row.prompt_ids, row.token_ids)
 
 

@@ -48,6 +48,17 @@ class Stats:
         _add(self.proposed_per_position, [1] * drafted)
         _add(self.accepted_at_position, [1] * accepted + [0] * (drafted - accepted))
 
+    def add(self, part: "Stats") -> None:
+        """Add another completion's counts."""
+        self.cycles += part.cycles
+        self.plain_steps += part.plain_steps
+        self.drafted += part.drafted
+        self.accepted += part.accepted
+        self.emitted += part.emitted
+        self.forwards += part.forwards
+        _add(self.proposed_per_position, part.proposed_per_position)
+        _add(self.accepted_at_position, part.accepted_at_position)
+
     @property
     def tokens_per_forward(self) -> float:
         """Emitted tokens per forward pass (the paper's TPF)."""
@@ -74,14 +85,7 @@ class Stats:
         """Sum statistics over completions; ratios of the sum are the pooled figures."""
         out = cls(forwards=0)
         for part in parts:
-            out.cycles += part.cycles
-            out.plain_steps += part.plain_steps
-            out.drafted += part.drafted
-            out.accepted += part.accepted
-            out.emitted += part.emitted
-            out.forwards += part.forwards
-            _add(out.proposed_per_position, part.proposed_per_position)
-            _add(out.accepted_at_position, part.accepted_at_position)
+            out.add(part)
         return out
 
     def to_dict(self) -> dict[str, Any]:

@@ -22,9 +22,11 @@ from orthrus.data.documents import Document
 from orthrus.data.packing import EncodedDocument, PackedRows, load_rows, pack, save_rows
 from orthrus.data.remote import Server, served_answers
 from orthrus.data.responses import Answering, Prompt, prompt_of
+from orthrus.decode.output import Stats
 from orthrus.errors import DataError
 from orthrus.model.checkpoint import fingerprint
 from orthrus.train.corpus import corpus_about, heldout_documents, source_name, train_documents
+from orthrus.train.drafting import drafting
 from orthrus.train.ranks import Ranks
 from orthrus.train.sections import AnswersSection, DatasetSource, Source, SyntheticSource, ViewRecipe
 
@@ -92,8 +94,9 @@ def made_from(recipe: ViewRecipe, model: PreTrainedModel | None) -> dict[str, An
         "responses": recipe.responses.model_dump(mode="json"),
         "backbone": fingerprint(model) if own and model is not None else recipe.model.backbone,
     }
-    if recipe.answers != AnswersSection():
-        about["answers"] = recipe.answers.model_dump(mode="json", exclude={"url"})
+    how = recipe.answers.model_copy(update={"url": None, "view": None})  # neither changes a word
+    if how != AnswersSection():
+        about["answers"] = how.model_dump(mode="json", exclude={"url", "view"})
     return about
 
 
@@ -114,22 +117,38 @@ def _packed(
         if recipe.answers.by == "given":
             responses.check_given(prompts, thinking=recipe.answers.enable_thinking)
         folder = path.with_name(path.name + "-answers")
-        shards.write_shards(
-            folder,
-            prompts,
-            _writer(recipe, tokenizer, model),
-            about=about,
-            share=(ranks.index, ranks.count),
-            on_progress=None if on_progress is None else partial(on_progress, name),
-        )
+        spent = Stats(forwards=0)
+        with drafting(model, recipe.answers.view) as decode:
+            shards.write_shards(
+                folder,
+                prompts,
+                _writer(recipe, tokenizer, model, decode, spent),
+                about=about,
+                share=(ranks.index, ranks.count),
+                on_progress=None if on_progress is None else partial(on_progress, name),
+            )
         ranks.wait()
         if ranks.main:
-            _pack(recipe, tokenizer, prompts, shards.read_shards(folder, len(prompts)), path, about)
+            documents = shards.read_shards(folder, len(prompts))
+            _pack(recipe, tokenizer, prompts, documents, path, about, _gain(recipe, spent))
         ranks.wait()
     return load_rows(path, tokenizer=tokenizer, about=about)
 
 
-def _writer(recipe: ViewRecipe, tokenizer: PreTrainedTokenizerFast, model: PreTrainedModel | None) -> shards.Writer:
+def _gain(recipe: ViewRecipe, spent: Stats) -> dict[str, Any]:
+    """What drafting saved, as far as answers were written by this process just now."""
+    if recipe.answers.view is None or not spent.forwards:
+        return {}
+    return {"drafted_by": recipe.answers.view, "tokens_per_forward": round(spent.tokens_per_forward, 3)}
+
+
+def _writer(
+    recipe: ViewRecipe,
+    tokenizer: PreTrainedTokenizerFast,
+    model: PreTrainedModel | None,
+    decode: str,
+    spent: Stats,
+) -> shards.Writer:
     how = _how(recipe)
     match recipe.answers.by:
         case "given":
@@ -140,7 +159,7 @@ def _writer(recipe: ViewRecipe, tokenizer: PreTrainedTokenizerFast, model: PreTr
             return lambda prompts: served_answers(server, tokenizer, prompts, how)
     if model is None:
         raise DataError("answers.by = 'backbone' needs the backbone, found none loaded; give prepare() the model")
-    return lambda prompts: responses.answer(model, prompts, how)
+    return lambda prompts: responses.answer(model, prompts, how, decode=decode, spent=spent)
 
 
 def _how(recipe: ViewRecipe) -> Answering:
@@ -158,13 +177,14 @@ def _pack(
     documents: list[EncodedDocument],
     path: Path,
     about: dict[str, Any],
+    gain: dict[str, Any],
 ) -> None:
     if not documents:
         raise DataError(
             f"{path}: a prompt shorter than data.row_tokens ({recipe.data.row_tokens}) is required; "
             f"found none of {len(prompts)}; make rows longer"
         )
-    notes = _notes(recipe, tokenizer, prompts, documents)
+    notes = _notes(recipe, tokenizer, prompts, documents) | gain
     random.Random(recipe.data.seed).shuffle(documents)
     rows = pack(documents, row_tokens=recipe.data.row_tokens, pad_id=int(tokenizer.pad_token_id or 0))
     save_rows(rows, path, tokenizer=tokenizer, about=about, notes=notes)
