@@ -79,6 +79,7 @@ def run(
     warmup: Annotated[int, typer.Option(min=0, help="Rounds over the first prompts that do not count.")] = 1,
     threads: Threads = None,
     device: common.Device = None,
+    compile: common.Compile = False,
 ) -> None:
     """Let decoders race over prompts, greedily, one after another on each; run again to continue.
 
@@ -104,7 +105,7 @@ def run(
         bench.run(
             job,
             output,
-            load=loader(model, device),
+            load=loader(model, device, compile=compile),
             on_start=lambda outlook: start(outlook.laps, words(outlook)),
             on_lap=lap,
         )
@@ -134,6 +135,7 @@ def passes(
     ] = None,
     threads: Threads = None,
     device: common.Device = None,
+    compile: common.Compile = False,
 ) -> None:
     """Time single passes (a plain step, drafts, verifications) by width, context and batch."""
     from orthrus.bench import lines
@@ -147,7 +149,7 @@ def passes(
         _numbers(contexts, "256", "--context"),
         _numbers(batch, "1", "--batch"),
     )
-    load, head = loader(model, device), ""
+    load, head = loader(model, device, compile=compile), ""
     with progress() as (start, lap):
         start(len(dtypes) * len(long) * len(many) * len(kinds(wide, floor=floor)) * repeats, "")
         for name in dtypes:

@@ -53,6 +53,7 @@ def chat(
     seed: common.Seed = 0,
     dtype: common.Dtype = None,
     device: common.Device = None,
+    compile: common.Compile = False,
 ) -> None:
     """Talk with a model; /help lists what else can be said."""
     options = common.generation_options(
@@ -66,7 +67,7 @@ def chat(
         seed=seed,
         max_new_tokens=max_new_tokens,
     )
-    loaded, tokenizer = common.load(model, dtype=dtype, device=device)
+    loaded, tokenizer = common.load(model, dtype=dtype, device=device, compile=compile)
     talk = Conversation(loaded, tokenizer, mode=mode, plan=plan, exact=exact, window=window, options=options)
     talk.system = system
     say(

@@ -41,6 +41,7 @@ Dtype = Annotated[
     typer.Option(help="Precision; float32 on a CPU and the checkpoint's own elsewhere, unless given."),
 ]
 Device = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, mps …; CUDA if there is one, unless given.")]
+Compile = Annotated[bool, typer.Option("--compile", help="Compile decoding passes; the first of each kind waits.")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on standard output.")]
 MaxNewTokens = Annotated[int, typer.Option(help="Tokens to write at most.")]
 Stop = Annotated[list[str] | None, typer.Option(metavar="TEXT", help="End at this text; may be repeated.")]
@@ -99,7 +100,7 @@ def generation_options(
 
 
 def load(
-    name: str, *, dtype: str | None = None, device: str | None = None
+    name: str, *, dtype: str | None = None, device: str | None = None, compile: bool = False
 ) -> tuple["PreTrainedModel", "PreTrainedTokenizerBase"]:
     """Load a model and its tokenizer, with a sign of life on the terminal; raises as `orthrus.load` does."""
     with err().status(f"loading {name} …"):
@@ -108,7 +109,7 @@ def load(
         from orthrus.model.load import load as load_model
 
         logging.disable_progress_bar()
-        return load_model(name, dtype=dtype, device=device)
+        return load_model(name, dtype=dtype, device=device, compile=compile)
 
 
 def precision(model: "PreTrainedModel") -> str:

@@ -49,6 +49,7 @@ def generate(
     seed: common.Seed = 0,
     dtype: common.Dtype = None,
     device: common.Device = None,
+    compile: common.Compile = False,
     batch_size: BatchSize = 1,
     input: Input = None,
     limit: Limit = None,
@@ -77,7 +78,7 @@ def generate(
     records = _records(prompt, input, limit)
     if turns == "first":
         records = [dataclasses.replace(record, turns=record.turns[:1]) for record in records]
-    loaded, tokenizer = common.load(model, dtype=dtype, device=device)
+    loaded, tokenizer = common.load(model, dtype=dtype, device=device, compile=compile)
     job = Job(
         model=loaded,
         tokenizer=tokenizer,

@@ -18,6 +18,7 @@ from transformers import PreTrainedModel
 from orthrus.decode.passes import Geometry, Passes
 from orthrus.model import attention
 from orthrus.model.cache import ScratchCache
+from orthrus.model.compiled import is_compiled
 
 Exact = Literal["distribution", "token"]
 EXACT: tuple[Exact, ...] = ("distribution", "token")
@@ -77,8 +78,9 @@ def probe(model: PreTrainedModel, *, width: int) -> Finding:
 
 
 def finding_for(model: PreTrainedModel, *, width: int) -> Finding:
-    """Return the probe's finding for a model as it stands (device, dtype, attention, threads), probing once."""
-    state = (width, str(model.device), model.dtype, model.config._attn_implementation, torch.get_num_threads())
+    """Return the probe's finding for a model as it stands (device, dtype, kernels, threads), probing once."""
+    kernels = (model.config._attn_implementation, is_compiled(model))
+    state = (width, str(model.device), model.dtype, *kernels, torch.get_num_threads())
     known: dict[object, Finding] = model.__dict__.setdefault("_orthrus_findings", {})
     if state not in known:
         known[state] = probe(model, width=width)

@@ -16,7 +16,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from orthrus.errors import ConfigError, UnsupportedModel
-from orthrus.model import masks
+from orthrus.model import compiled, masks
 from orthrus.model.attach import config_of, duals, windows_of
 from orthrus.model.cache import ScratchCache
 from orthrus.model.dual import FusedView, View, ViewName
@@ -65,6 +65,7 @@ class Passes:
         self.model = model
         self.cache = cache
         self.geometry = geometry
+        self.compiled = compiled.is_compiled(model)
         self.config = config_of(model)
         self.windows = windows_of(model)
         self.dtype = model.dtype
@@ -182,6 +183,8 @@ class Passes:
         end = max(self.cache.lengths[rows]) + slot_BQ.shape[1]
         if self.geometry is not None:
             end = min(-(-end // self.geometry.span) * self.geometry.span, self.cache.capacity)
+        elif self.compiled:
+            end = min(-(-end // compiled.SPAN) * compiled.SPAN, self.cache.capacity)
         self.cache.begin(rows, slot_BQ, end=end)
         return end
 
@@ -216,7 +219,10 @@ class Passes:
         if keep is None:
             hidden: Tensor = self.model.base_model(**arguments).last_hidden_state
             return hidden
-        logits: Tensor = self.model(**arguments, logits_to_keep=keep).logits
+        arguments["logits_to_keep"] = keep
+        if self.compiled and self.cache.keys:
+            return compiled.run(self.model, arguments)
+        logits: Tensor = self.model(**arguments).logits
         return logits
 
 

@@ -74,7 +74,10 @@ class ScratchCache:
 
     def _buffer(self, like_BHQD: Tensor) -> Tensor:
         _, heads, _, dim = like_BHQD.shape
-        return like_BHQD.new_zeros(self.rows, self.capacity, heads, dim)
+        buffer = like_BHQD.new_zeros(self.rows, self.capacity, heads, dim)
+        if buffer.is_cuda:
+            torch._dynamo.mark_static_address(buffer)  # a CUDA graph may write to it where it lies
+        return buffer
 
     def commit(self, rows: slice, counts: list[int]) -> None:
         """Keep `counts[i]` more positions of each row; what lies past them stays scratch."""

@@ -18,13 +18,13 @@ SPAN = 256
 _RECOMPILES = 64  # views, widths of one and more, one row and more, which rows are projected
 
 
-def compile_passes(model: PreTrainedModel) -> None:
+def compile_passes(model: PreTrainedModel, *, backend: "str | Callable[..., Any]" = "inductor") -> None:
     """Compile a model's decoding passes from now on, at their first use; on CUDA with CUDA graphs.
 
-    Prefill stays eager. Texts are those of eager passes up to rounding, as between any two kernels.
+    Prefill stays eager. Logits are those of eager passes up to rounding, as between any two kernels.
     """
-    mode = "reduce-overhead" if model.device.type == "cuda" else None
-    model.__dict__[_ATTRIBUTE] = torch.compile(model.forward, dynamic=True, mode=mode)
+    mode = "reduce-overhead" if model.device.type == "cuda" and backend == "inductor" else None
+    model.__dict__[_ATTRIBUTE] = torch.compile(model.forward, dynamic=True, mode=mode, backend=backend)
 
 
 def is_compiled(model: PreTrainedModel) -> bool:
@@ -39,7 +39,7 @@ def run(model: PreTrainedModel, arguments: dict[str, Any]) -> Tensor:
         if model.device.type != "cuda":
             logits: Tensor = forward(**arguments).logits
             return logits
-        torch.compiler.cudagraph_mark_step_begin()
+        torch.compiler.cudagraph_mark_step_begin()  # type: ignore[no-untyped-call]
         # What a CUDA graph returns is overwritten by its next run.
         copied: Tensor = forward(**arguments).logits.clone()
         return copied

@@ -24,6 +24,7 @@ from transformers.utils import logging
 from orthrus.errors import CheckpointError, ConfigError
 from orthrus.model import checkpoint
 from orthrus.model.attach import attach
+from orthrus.model.compiled import compile_passes
 from orthrus.model.config import OrthrusConfig
 from orthrus.zoo import BUNDLED
 
@@ -37,6 +38,7 @@ def load(
     dtype: str | torch.dtype | None = None,
     device: str | torch.device | None = None,
     backbone: str | Path | None = None,
+    compile: bool = False,
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """Load a trained dual-view model and its tokenizer.
 
@@ -47,6 +49,8 @@ def load(
         dtype: "float32", "bfloat16", "float16", a torch dtype, or "auto" for the checkpoint's own; None takes
             float32 on the CPU and the checkpoint's own elsewhere.
         device: where to put it; None takes CUDA if there is one.
+        compile: whether decoding passes go through torch.compile, with CUDA graphs on CUDA; the first of each kind
+            takes its time.
         backbone: where an adapter's backbone is, when not where its configuration says.
 
     Raises:
@@ -63,6 +67,8 @@ def load(
     tokenizer = _tokenizer(home)
     model.to(place)
     model.eval()
+    if compile:
+        compile_passes(model)
     return model, tokenizer
 
 

@@ -1,0 +1,68 @@
+"""Contexts of 64k tokens, with the rotary scaling that a configuration asks for."""
+
+import pytest
+import torch
+from transformers import PreTrainedModel
+
+import orthrus
+from orthrus.decode import plan
+from orthrus.decode.engine import Engine
+from orthrus.decode.options import Options
+from tests.decode.drive import BLOCK, decode
+from tests.families import perturb, tiny
+
+POSITIONS = 65_536
+YARN = {"rope_type": "yarn", "factor": 16.0, "original_max_position_embeddings": 4096, "rope_theta": 10_000.0}
+
+
+def long_model() -> PreTrainedModel:
+    """One layer of one key/value head."""
+    model = tiny(
+        "qwen3",
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        head_dim=8,
+        max_position_embeddings=POSITIONS,
+        rope_parameters=YARN,
+    )
+    orthrus.attach(model, orthrus.OrthrusConfig(block_size=BLOCK), attn_implementation="orthrus")
+    perturb(model)
+    return model
+
+
+@pytest.mark.slow
+def test_a_prompt_of_64k_tokens_gets_the_text_of_plain_decoding() -> None:
+    """Drafts and verifications at the far end of the context change nothing, and the context's end ends the text."""
+    model = long_model()
+    length = POSITIONS - 24
+    prompt = torch.randint(90, (length,), generator=torch.Generator().manual_seed(0)).tolist()
+    engines = {
+        name: Engine(model, rows=1, capacity=POSITIONS + 16, plan=plan.parse(name), prefill_chunk=1024)
+        for name in ("ar", "full", "tree:6")
+    }
+    plain, *drafted = (decode(engine, [prompt], Options(max_new_tokens=100))[0] for engine in engines.values())
+    assert len(plain.token_ids) == 24
+    assert plain.finish_reason == "length"
+    assert all(row.token_ids == plain.token_ids for row in drafted)
+
+
+def test_what_a_cycle_allocates_does_not_grow_with_the_context(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No tensor of the cache's length is made in a cycle but masks: keys and values are read where they lie."""
+    model = long_model()
+    engine = Engine(model, rows=1, capacity=4096, plan=plan.parse("full"))
+    decode(engine, [list(range(1, 60)) * 50], Options(max_new_tokens=1))
+    addresses = [buffer.data_ptr() for buffer in engine.cache.keys + engine.cache.values]
+    seen: list[tuple[int, ...]] = []
+    real = torch.nn.functional.scaled_dot_product_attention
+
+    def spy(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, **more: object) -> torch.Tensor:
+        seen.append(tuple(key.shape))
+        assert key.data_ptr() in addresses
+        assert value.data_ptr() in addresses
+        return real(query, key, value, **more)  # type: ignore[arg-type]
+
+    monkeypatch.setattr("orthrus.model.attention.scaled_dot_product_attention", spy)
+    decode(engine, [list(range(1, 60)) * 50 + [3]], Options(max_new_tokens=12))
+    assert len(seen) > 4
+    assert {shape[2] > 2900 for shape in seen} == {True}
