@@ -79,7 +79,6 @@ def run(
     warmup: Annotated[int, typer.Option(min=0, help="Rounds over the first prompts that do not count.")] = 1,
     threads: Threads = None,
     device: common.Device = None,
-    compile: common.Compile = False,
 ) -> None:
     """Let decoders race over prompts, greedily, one after another on each; run again to continue.
 
@@ -105,7 +104,7 @@ def run(
         bench.run(
             job,
             output,
-            load=loader(model, device, compile=compile),
+            load=loader(model, device),
             on_start=lambda outlook: start(outlook.laps, words(outlook)),
             on_lap=lap,
         )
@@ -160,7 +159,8 @@ def passes(
                 facts = provenance(dtypes=dtypes, device=loaded.device)
                 head = digest(facts)
                 lines.append(output, [{"kind": lines.PROVENANCE, "id": head, **facts}])
-            labels = {"kind": lines.PASS, "provenance": head, "model": model, "dtype": name}
+            kind = f"{name} compiled" if compile else name
+            labels = {"kind": lines.PASS, "provenance": head, "model": model, "dtype": kind}
             for cost in costs(
                 loaded, widths=wide, contexts=long, batches=many, repeats=repeats, floor=floor, on_pass=lap
             ):
