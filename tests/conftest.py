@@ -30,6 +30,15 @@ settings.register_profile(
 )
 settings.load_profile("orthrus")
 
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leave slow tests to those who ask for them: `pytest -m slow`."""
+    if "slow" not in config.getoption("-m"):
+        for item in items:
+            if item.get_closest_marker("slow"):
+                item.add_marker(pytest.mark.skip(reason="slow: pytest -m slow runs it"))
+
+
 SPECIAL = ["<pad>", "<bos>", "<eos>"]
 CHAT_TEMPLATE = (
     "{% for m in messages %}{{ m['role'][0] }}:{{ m['content'] }};{% endfor %}"

@@ -1,4 +1,4 @@
-"""Contexts of 64k tokens, with the rotary scaling that a configuration asks for."""
+"""Contexts up to 64k tokens, with the rotary scaling that a configuration asks for."""
 
 import pytest
 import torch
@@ -11,11 +11,10 @@ from orthrus.decode.options import Options
 from tests.decode.drive import BLOCK, decode
 from tests.families import perturb, tiny
 
-POSITIONS = 65_536
 YARN = {"rope_type": "yarn", "factor": 16.0, "original_max_position_embeddings": 4096, "rope_theta": 10_000.0}
 
 
-def long_model() -> PreTrainedModel:
+def long_model(positions: int) -> PreTrainedModel:
     """One layer of one key/value head."""
     model = tiny(
         "qwen3",
@@ -23,7 +22,7 @@ def long_model() -> PreTrainedModel:
         num_attention_heads=2,
         num_key_value_heads=1,
         head_dim=8,
-        max_position_embeddings=POSITIONS,
+        max_position_embeddings=positions,
         rope_parameters=YARN,
     )
     orthrus.attach(model, orthrus.OrthrusConfig(block_size=BLOCK), attn_implementation="orthrus")
@@ -31,14 +30,14 @@ def long_model() -> PreTrainedModel:
     return model
 
 
-@pytest.mark.slow
-def test_a_prompt_of_64k_tokens_gets_the_text_of_plain_decoding() -> None:
+@pytest.mark.parametrize("positions", [6_144, pytest.param(65_536, marks=pytest.mark.slow)])
+def test_a_long_prompt_gets_the_text_of_plain_decoding(positions: int) -> None:
     """Drafts and verifications at the far end of the context change nothing, and the context's end ends the text."""
-    model = long_model()
-    length = POSITIONS - 24
+    model = long_model(positions)
+    length = positions - 24
     prompt = torch.randint(90, (length,), generator=torch.Generator().manual_seed(0)).tolist()
     engines = {
-        name: Engine(model, rows=1, capacity=POSITIONS + 16, plan=plan.parse(name), prefill_chunk=1024)
+        name: Engine(model, rows=1, capacity=positions + 16, plan=plan.parse(name), prefill_chunk=1024)
         for name in ("ar", "full", "tree:6")
     }
     plain, *drafted = (decode(engine, [prompt], Options(max_new_tokens=100))[0] for engine in engines.values())
@@ -49,7 +48,7 @@ def test_a_prompt_of_64k_tokens_gets_the_text_of_plain_decoding() -> None:
 
 def test_what_a_cycle_allocates_does_not_grow_with_the_context(monkeypatch: pytest.MonkeyPatch) -> None:
     """No tensor of the cache's length is made in a cycle but masks: keys and values are read where they lie."""
-    model = long_model()
+    model = long_model(4096)
     engine = Engine(model, rows=1, capacity=4096, plan=plan.parse("full"))
     decode(engine, [list(range(1, 60)) * 50], Options(max_new_tokens=1))
     addresses = [buffer.data_ptr() for buffer in engine.cache.keys + engine.cache.values]
