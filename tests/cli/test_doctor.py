@@ -49,12 +49,15 @@ def test_everything_is_told_as_data(cli: Cli, bundled: Path) -> None:
     assert any(dtype == "bfloat16" for _, dtype, _ in checks)
     assert all(c["passed"] for c in facts["checks"])
     assert facts["passed"] is True
+    passes = {(c["pass"], c["width"]) for c in facts["costs"] if (c["model"], c["dtype"]) == ("nano", "float32")}
+    assert passes == {("ar", 1), ("draft", 4), ("verify", 4), ("draft", 8), ("verify", 8)}
+    assert all(c["seconds"] > 0 and c["device"] == "cpu" for c in facts["costs"])
 
 
 def test_everything_is_told_in_words(cli: Cli, bundled: Path) -> None:
     ran = cli("doctor")
     assert ran.code == 0
-    for words in (f"orthrus       {__version__}", "20 of 20 texts identical", "decoding is lossless here"):
+    for words in (f"orthrus       {__version__}", "24 of 24 texts identical", "verify 8", "decoding is lossless here"):
         assert words in ran.out
 
 

@@ -6,7 +6,7 @@ Knows how facts are gathered and told; the lossless check itself is `cli.selfche
 import os
 import platform
 from importlib.metadata import version
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import typer
 
@@ -16,8 +16,13 @@ from orthrus.cli.common import err, print_json, say
 from orthrus.cli.selfcheck import Check
 from orthrus.errors import OrthrusError
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
 _NANO_PROMPTS = 8
 _NANO_TOKENS = 96
+_CONTEXT = 256
+_REPEATS = 5
 _PACKAGES = ("torch", "transformers", "tokenizers", "safetensors", "numpy")
 
 
@@ -34,6 +39,7 @@ def doctor(json: common.Json = False) -> None:
     passed = bool(checks) and all(check.passed for check in checks) and "error" not in facts["bundled"]
     facts |= {
         "checks": [check.to_dict() for check in checks],
+        "costs": facts["bundled"].pop("costs", []),
         "passed": passed,
         "verdict": _verdict(checks, passed),
     }
@@ -131,9 +137,23 @@ def _check_bundled(bundled: dict[str, Any], dtype: str) -> Check:
         "block_size": config_of(model).block_size,
     }
     with err().status(f"checking {bundled['name']} in {dtype} …"):
-        return selfcheck.check_loaded(
+        check = selfcheck.check_loaded(
             bundled["name"], model, tokenizer, prompts=_NANO_PROMPTS, max_new_tokens=_NANO_TOKENS
         )
+        bundled.setdefault("costs", []).extend(_costs(bundled["name"], model, dtype))
+    return check
+
+
+def _costs(name: str, model: "PreTrainedModel", dtype: str) -> list[dict[str, Any]]:
+    """Time what a plan weighs: a plain step, drafts and verifications of a half and a whole block."""
+    from orthrus.bench.passes import costs
+    from orthrus.model.attach import config_of
+
+    block = config_of(model).block_size
+    context = min(_CONTEXT, model.config.get_text_config().max_position_embeddings - block)
+    measured = costs(model, widths=(1, max(2, block // 2), block), contexts=(context,), repeats=_REPEATS)
+    labels = {"model": name, "dtype": dtype, "device": str(model.device)}
+    return [{**labels, **{k: v for k, v in cost.to_dict().items() if k != "repeats_seconds"}} for cost in measured]
 
 
 def _verdict(checks: list[Check], passed: bool) -> str:
@@ -157,6 +177,10 @@ def _tell(facts: dict[str, Any]) -> None:
         cycles = f"{check['tokens_per_cycle']:.1f} tokens per cycle"
         remark = "" if check["required"] else " (identity is not promised at this precision)"
         say(f"{'check':<14}{check['model']}, {check['dtype']}, {check['device']}: {same}, {cycles}{remark}")
+    for place in dict.fromkeys((cost["model"], cost["dtype"], cost["device"]) for cost in facts["costs"]):
+        own = [cost for cost in facts["costs"] if (cost["model"], cost["dtype"], cost["device"]) == place]
+        told = (f"{cost['pass']} {cost['width']} {1000 * cost['seconds']:.1f} ms" for cost in own)
+        say(f"{'passes':<14}{', '.join(place)}: {', '.join(told)}")
     say(facts["verdict"], style="bold green" if facts["passed"] else "bold red")
 
 
