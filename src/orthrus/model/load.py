@@ -81,7 +81,7 @@ def backbone_with_tokenizer(name: str | Path, *, revision: str | None = None) ->
 
 def tokenizer_of(name: str | Path) -> PreTrainedTokenizerBase:
     """Load a model's tokenizer without its weights, from a bundled name, a directory or the Hub."""
-    return _tokenizer(BUNDLED.get(str(name), str(name)))
+    return _tokenizer(_bundled(name))
 
 
 def locate(name: str | Path, revision: str | None = None) -> Path:
@@ -131,17 +131,22 @@ def _load_adapter(
     config = checkpoint.read_config(path)
     home: Path | str
     if backbone is not None:
-        home = Path(backbone) if Path(backbone).is_dir() else str(backbone)
+        home = _bundled(backbone)
     elif (path / "config.json").exists():
         home = path
     elif config.backbone is not None:
-        home = config.backbone
+        home = _bundled(config.backbone)
     else:
         raise CheckpointError(f"{path} does not say which backbone it belongs to: pass backbone=…")
     model = _pretrained(AutoModelForCausalLM, home, dtype, revision=None if home == path else config.revision)
     attach(model, config, attn_implementation="orthrus")
     checkpoint.load_adapter(model, path)
     return model, home
+
+
+def _bundled(name: str | Path) -> Path | str:
+    """Return where a bundled model lies; any other name as it is, for transformers to find."""
+    return BUNDLED.get(str(name), str(name))
 
 
 def _load_official(path: Path, dtype: torch.dtype | str) -> PreTrainedModel:
