@@ -45,15 +45,19 @@ def tree(length: list[int], parent: list[list[int | None]], span: int) -> Grid:
     return grid
 
 
-def ahead(length: list[int], stop: list[list[int]], rows: int, block: int, span: int) -> Grid:
-    """A slot of block s sees the text up to the s-th stop, and the slots of block s; blocks lie behind the AR rows."""
+def ahead(length: list[int], stop: list[list[int]], rows: int, block: int, span: int, causal: bool = False) -> Grid:
+    """A slot of block s sees the text up to the s-th stop, and the slots of block s; blocks lie behind the AR rows.
+
+    In causal blocks it sees those up to itself.
+    """
     grid: Grid = []
     for n, stops in zip(length, stop, strict=True):
         seen = []
         for s, accepted in enumerate(stops):
             first = n + rows + s * block
-            for _ in range(block):
-                seen.append([slot <= n + accepted or first <= slot < first + block for slot in range(span)])
+            for j in range(block):
+                last = first + (j if causal else block - 1)
+                seen.append([slot <= n + accepted or first <= slot <= last for slot in range(span)])
         grid.append(seen)
     return grid
 
@@ -67,15 +71,19 @@ def packed(document: list[list[int]]) -> Grid:
     return grid
 
 
-def training(document: list[list[int]], anchor: list[list[int]], valid: list[list[bool]], block: int) -> Grid:
-    """Draft row (b, j) sees AR keys of its document before its anchor, and all of block b."""
+def training(
+    document: list[list[int]], anchor: list[list[int]], valid: list[list[bool]], block: int, causal: bool = False
+) -> Grid:
+    """Draft row (b, j) sees AR keys of its document before its anchor, and all of block b; if causal, up to itself."""
     grid: Grid = []
     for row, anchors, alive in zip(document, anchor, valid, strict=True):
         rows = []
         for b, a in enumerate(anchors):
-            for _ in range(block):
+            for j in range(block):
                 prefix = [alive[b] and k < a and row[k] == row[a] for k in range(len(row))]
-                own = [other // block == b for other in range(len(anchors) * block)]
+                own = [
+                    other // block == b and (not causal or other % block <= j) for other in range(len(anchors) * block)
+                ]
                 rows.append(prefix + own)
         grid.append(rows)
     return grid

@@ -85,8 +85,8 @@ def first_two(
     model, tokenizer = nano
     prompt = "The"
     outs = orthrus.generate(
-        model, tokenizer, [prompt] * DRAWS, plan="full", do_sample=True, temperature=temperature, top_k=12,
-        max_new_tokens=2, batch_size=500, eos_token_id=[],
+        model, tokenizer, [prompt] * DRAWS, plan="fixed:3", do_sample=True, temperature=temperature, top_k=12,
+        max_new_tokens=2, batch_size=200, eos_token_id=[],
     )  # fmt: skip
     observed = Counter(tuple(out.token_ids) for out in outs)
     ids = tokenizer(prompt)["input_ids"]

@@ -56,12 +56,14 @@ def test_run_then_report(bench: Bench, model_folder: Path, prompt_file: Path, tm
 
 def test_passes_then_report(bench: Bench, model_folder: Path, tmp_path: Path) -> None:
     output = tmp_path / "passes.jsonl"
-    arguments = ["--width", "1,4", "--context", "8,16", "--repeats", 1, "--output", output]
+    arguments = ["--width", "1,4", "--stops", "1,all", "--context", "8,16", "--repeats", 1, "--output", output]
     code, _, errors = bench("passes", model_folder, *arguments)
     assert code == 0, errors
     records = read_records(output)
-    assert [record["kind"] for record in records] == ["provenance"] + ["pass"] * 6
+    assert [record["kind"] for record in records] == ["provenance"] + ["pass"] * 10
+    assert [record["stops"] for record in records if record.get("pass") == "fused"] == [1, 4] * 2
     assert "Cost of passes" in bench("report", output)[1]
+    assert "Cost of fused passes" in bench("report", output)[1]
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from orthrus.bench import passes as module
-from orthrus.bench.passes import Pass, costs, kinds
+from orthrus.bench.passes import ALL, Pass, costs, kinds
 from orthrus.bench.report import Report
 from orthrus.bench.tables import tables
 from orthrus.decode.passes import Passes
@@ -48,6 +48,46 @@ def test_every_pass_has_its_repeats_at_every_context_and_batch(loaded: Loaded, t
     assert len(counted) == 36
 
 
+def test_fused_passes_come_by_width_and_stops_and_carry_a_block_for_each_stop(
+    loaded: Loaded, ticks: Ticks, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All stops of a pass are as many as it verifies; more than that are no pass of their own."""
+    rows: list[tuple[int, int]] = []
+    real = Passes.fused
+
+    def spy(passes: Passes, where: slice, token_BQ: torch.Tensor, stop_BS: torch.Tensor, drafts: int) -> object:
+        rows.append((token_BQ.shape[1], stop_BS.shape[1] * (drafts + 1)))
+        return real(passes, where, token_BQ, stop_BS, drafts)
+
+    monkeypatch.setattr(Passes, "fused", spy)
+    found = [
+        cost
+        for cost in costs(
+            loaded[0], widths=(1, 2, 4), stops=(1, 2, ALL), contexts=(5,), batches=(2,), repeats=1, clock=ticks
+        )
+        if cost.what.kind == "fused"
+    ]
+    assert [cost.what for cost in found] == [Pass("fused", *place) for place in ((2, 1), (2, 2), (4, 1), (4, 2), (4, 4))]
+    assert rows[:5] == [(one.what.width, one.what.rows - one.what.width) for one in found]
+    assert found[-1].to_dict()["stops"] == 4
+
+
+def test_fused_passes_are_reported_in_plain_passes() -> None:
+    """Rows in all, milliseconds, and two ratios: 20 rows that cost three plain passes, three quarters of two passes."""
+    place = {"model": "tiny", "dtype": "float32", "batch": 1, "context": 9}
+    seconds = {("ar", 1, 0): 1.0, ("draft", 4, 0): 1.5, ("verify", 4, 0): 2.5, ("fused", 4, 4): 3.0, ("fused", 8, 1): 2}
+    passes = [
+        {**place, "pass": kind, "width": width, "stops": stops, "seconds": s / 1000}
+        for (kind, width, stops), s in seconds.items()
+    ]
+    apart, fused = tables(Report(provenances=[], summaries=[], passes=passes))
+    assert [row[4] for row in apart.rows] == ["1", "4"]
+    assert fused.rows == [
+        ["tiny", "float32", "1", "9", "4", "4", "20", "3.00", "3.00", "0.75"],
+        ["tiny", "float32", "1", "9", "8", "1", "16", "2.00", "2.00", "–"],
+    ]
+
+
 def test_passes_take_turns_over_a_cache_of_the_right_length(loaded: Loaded, monkeypatch: pytest.MonkeyPatch) -> None:
     """The first time round is the warm-up; each time round begins one further on."""
     order: list[str] = []
@@ -68,6 +108,7 @@ def test_passes_take_turns_over_a_cache_of_the_right_length(loaded: Loaded, monk
         {"contexts": ()},
         {"batches": (0,)},
         {"repeats": 0},
+        {"stops": (0,)},
         {"contexts": (500,), "widths": (64,)},
     ],
 )

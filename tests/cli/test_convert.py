@@ -1,11 +1,13 @@
-"""`orthrus convert`: there and back again, equal; and nothing is written over by accident."""
+"""`orthrus convert`: there and back again, equal; what its card says; and nothing is written over by accident."""
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
+from huggingface_hub import ModelCard
 from transformers import AutoModelForCausalLM
 
 import orthrus
@@ -89,6 +91,59 @@ def test_another_model_is_written_over_only_by_force(cli: Cli, model_dir: Path, 
     assert not (official / "model.safetensors").exists()
     assert (official / "notes.txt").read_text() == "mine"
     assert equal(states(official), states(model_dir))
+
+
+def test_the_card_says_what_it_is_and_how_to_load_it(cli: Cli, model_dir: Path, official: Path, tmp_path: Path) -> None:
+    """Its head is the Hub's; the official layout names its other readers, an adapter its backbone."""
+    card = ModelCard((official / "README.md").read_text())
+    assert card.data.to_dict() == {
+        "library_name": "orthrus-lm",
+        "pipeline_tag": "text-generation",
+        "tags": ["orthrus", "speculative-decoding", "diffusion", "qwen3"],
+    }
+    assert "| Block size | 8: an anchor and up to 7 drafts |" in card.text
+    assert r"(`<\|mask\|>`)" in card.text
+    assert 'orthrus.load("./official")' in card.text
+    assert "modeling_orthrus.py" in card.text
+    assert '"num_speculative_tokens": 7' in card.text
+    assert "## Licence\n\nTo be filled in" in card.text
+    assert "## Training" not in card.text
+    assert cli("convert", official, tmp_path / "a", "--format", "adapter", "--backbone", model_dir).code == 0
+    text = (tmp_path / "a" / "README.md").read_text()
+    assert f"| Backbone | `{model_dir}`; qwen3" in text
+    assert "base_model" not in text, "a directory is none that the Hub knows"
+    assert "vllm" not in text
+
+
+def test_the_card_takes_over_licence_and_training(cli: Cli, model_dir: Path, tmp_path: Path) -> None:
+    """From the source's own card and from the run that it came out of; both stay as they were."""
+    source, run_card = tmp_path / "run" / "model", "# run\n\n| | |\n|---|---|\n| Steps | 7 of 7 |\n\n## Recipe\n\n{}\n"
+    shutil.copytree(model_dir, source)
+    values = json.loads((source / "orthrus_config.json").read_text())
+    named = {**values, "backbone": "some-one/Some-Model", "revision": "abc"}
+    (source / "orthrus_config.json").write_text(json.dumps(named))
+    (source / "README.md").write_text("---\nlicense: mit\n---\n\nMine.\n")
+    (source.parent / "RUN.md").write_text(run_card)
+    assert cli("convert", source, tmp_path / "b", "--format", "official").code == 0
+    card = ModelCard((tmp_path / "b" / "README.md").read_text())
+    assert (card.data.license, card.data.base_model) == ("mit", "some-one/Some-Model")
+    assert "`some-one/Some-Model`, revision `abc`" in card.text
+    assert "## Training\n\n| | |\n|---|---|\n| Steps | 7 of 7 |\n\n## Licence\n\nmit\n" in card.text
+    assert (source / "README.md").read_text().endswith("Mine.\n")
+    assert (source.parent / "RUN.md").read_text() == run_card
+
+
+def test_a_card_that_is_there_stays(cli: Cli, model_dir: Path, tmp_path: Path) -> None:
+    """Also by force, and the command says so."""
+    out = tmp_path / "o"
+    out.mkdir()
+    (out / "README.md").write_text("mine")
+    ran = cli("convert", model_dir, out, "--format", "official")
+    assert ran.code == 0
+    assert "stays as it was" in ran.err
+    assert cli("convert", model_dir, out, "--format", "official", "--force").code == 0
+    assert (out / "README.md").read_text() == "mine"
+    assert equal(states(out), states(model_dir))
 
 
 def test_a_model_is_never_written_over_itself(cli: Cli, model_dir: Path, tmp_path: Path) -> None:

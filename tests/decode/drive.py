@@ -1,6 +1,8 @@
 """Drive an engine to the end, and drafters that stand in for the twin."""
 
-from collections.abc import Callable, Mapping, Sequence
+import gc
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from types import FunctionType, ModuleType
 
 import torch
 from torch import Tensor
@@ -45,6 +47,18 @@ def decode(engine: Engine, prompts: Sequence[Sequence[int]], options: Sequence[O
     ids = [engine.add(p, o, index=i) for i, (p, o) in enumerate(zip(prompts, each, strict=True))]
     rows = finish(engine)
     return [rows[id] for id in ids]
+
+
+def held(engine: Engine) -> Iterator[object]:
+    """Everything that an engine holds, each entry of each list, dictionary and the like, but for its model."""
+    met: set[int] = set()
+    queue: list[object] = [engine]
+    while queue:
+        thing = queue.pop()
+        yield thing
+        if id(thing) not in met and not isinstance(thing, torch.nn.Module | type | FunctionType | ModuleType):
+            met.add(id(thing))
+            queue += gc.get_referents(thing)
 
 
 class Double:

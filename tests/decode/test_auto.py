@@ -2,14 +2,19 @@
 
 import math
 import random
+import time
+from collections.abc import Callable
 from functools import cache
+from typing import Any
 
 import pytest
+from torch import Tensor, nn
 
 from orthrus.decode import plan
 from orthrus.decode.engine import Engine, Row
 from orthrus.decode.options import Options, Sampling
-from orthrus.decode.plan import Experience, Step
+from orthrus.decode.passes import Passes
+from orthrus.decode.plan import Experience, Planner, Record, Step
 from tests import reference
 from tests.decode.drive import BLOCK, dual
 from tests.families import tiny
@@ -47,7 +52,6 @@ class Life:
         self.chance = random.Random(seed)
         MODEL.__dict__.pop("_orthrus_experience", None)  # what other tests' engines have learned
         self.engine = Engine(MODEL, rows=rows, capacity=CAPACITY, plan=PLAN, clock=Nonsense(self.chance))
-        self.kinds: set[str] = set()
         self.expected: dict[int, list[int]] = {}
         self.rows: dict[int, Row] = {}
         self.aborted: set[int] = set()
@@ -71,7 +75,6 @@ class Life:
     def step(self) -> None:
         for progress in self.engine.step():
             self.rows[progress.row.id] = progress.row
-            self.kinds |= progress.row.record.kinds
 
     def run(self, admissions: int) -> None:
         while len(self.expected) < admissions:
@@ -94,7 +97,7 @@ def test_nonsense_costs_change_no_text_and_leave_nothing_behind(rows: int, admis
     for id, text in life.expected.items():
         written = life.rows[id].token_ids if id in life.rows else []
         assert written == (text[: len(written)] if id in life.aborted else text)
-    assert life.kinds == {"chain", "tree", "onepass", "lookup"}
+    assert set(engine.planner.known.used) == {"plain", "chain", "tree", "onepass", "lookup"}
     assert len(life.aborted) > admissions / 20
     assert (engine.live, list(engine.waiting), engine._ready) == ([], [], [None] * rows)
     assert [buffer.data_ptr() for buffer in engine.cache.keys + engine.cache.values] == buffers
@@ -138,3 +141,81 @@ def test_what_a_row_leaves_behind_is_reused(monkeypatch: pytest.MonkeyPatch) -> 
                 life.step()
             assert life.rows[id].token_ids == expected
     assert sum(read) < sum(len(p) for p in STEMS) + 4
+
+
+# ---------------------------------------------------------------- what it decides by
+
+
+def test_a_recorded_trace_gives_the_same_decisions(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a planner was told in an engine's life, told again to a fresh one, gives the same steps; nobody reads a
+    clock but the engine's own.
+    """
+    for name in ("perf_counter", "monotonic", "process_time", "time"):
+        monkeypatch.setattr(time, name, lambda: pytest.fail("a clock was read"))
+    life = Life(seed=5, rows=3)
+    planner, records = life.engine.planner, dict[int, tuple[Record, Record]]()
+    trace: list[tuple[str, tuple[Any, ...], dict[str, Any], Step | None]] = []
+
+    def twin_of(value: Any) -> Any:
+        """Replace a row's record, known by its identity, by one of our own; copy any other list."""
+        if isinstance(value, Record):
+            return records.setdefault(id(value), (value, Record()))[1]
+        return [twin_of(part) for part in value] if isinstance(value, list) else value
+
+    def noted(name: str, real: Callable[..., Step | None]) -> Callable[..., Step | None]:
+        def call(*args: Any, **more: Any) -> Step | None:
+            told = twin_of(list(args)), {key: twin_of(value) for key, value in more.items()}
+            trace.append((name, *told, out := real(*args, **more)))
+            return out
+
+        return call
+
+    for name in ("choose", "observe"):
+        monkeypatch.setattr(planner, name, noted(name, getattr(planner, name)))
+    life.run(80)
+    fresh = Planner(PLAN, block=BLOCK)
+    for name, args, more, decided in trace:
+        assert getattr(fresh, name)(*args, **more) == decided
+    assert len({decided for *_, decided in trace}) > 8
+
+
+@pytest.mark.parametrize(("rows", "wide"), [(1, 1.2), (4, 2.0)])
+def test_a_drafter_that_is_always_wrong_costs_three_percent_more_passes_at_most(rows: int, wide: float) -> None:
+    """Passes of an engine whose view drafts what it thinks least likely, counted from the 100th token on.
+
+    Plain decoding takes one pass a step. Of the clock a pass over a block takes `wide` times what one token does; the
+    texts are drawn at random, so that there is hardly anything to copy either.
+    """
+    seconds, passes = 0.0, 0
+
+    def take(_: nn.Module, __: tuple[object, ...], given: dict[str, Tensor]) -> None:
+        nonlocal seconds, passes
+        seconds += 1 + (wide - 1) * (given["input_ids"].shape[1] - 1) / (BLOCK - 1)
+        passes += 1
+
+    model = dual(num_hidden_layers=1, max_position_embeddings=1024)
+    model.register_forward_pre_hook(take, with_kwargs=True)
+    room = Engine.room(3, 600, max(step.scratch for step in PLAN.steps(BLOCK)))
+    engine = Engine(model, rows=rows, capacity=room, plan=PLAN, drafter=wrong, clock=lambda: seconds)
+    fused = engine.passes.fused
+
+    def wrong_ahead(*args: Any) -> tuple[Tensor, Tensor]:
+        logits, ahead = fused(*args)
+        return logits, -100 * ahead
+
+    engine.passes.fused = wrong_ahead  # type: ignore[method-assign]
+    for index in range(rows):
+        sampled = Options(max_new_tokens=600, sampling=Sampling(do_sample=True))
+        engine.add([5, 6, 7], sampled, index=index)
+    accepted = steps = 0
+    while engine.busy:
+        if steps == 100:
+            passes = 0
+        steps += 1
+        accepted += sum(progress.accepted for progress in engine.step())
+    assert accepted <= 5
+    assert passes <= 1.03 * (steps - 100)
+
+
+def wrong(passes: Passes, rows: slice, anchor_B: Tensor, drafts: int) -> Tensor:
+    return -100 * passes.draft(rows, anchor_B, drafts)

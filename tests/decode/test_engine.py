@@ -12,7 +12,7 @@ from orthrus.decode.engine import Engine
 from orthrus.decode.options import Options, Sampling
 from orthrus.errors import CacheFull, PromptError
 from tests import reference
-from tests.decode.drive import BLOCK, decode, dual, engine_of, finish
+from tests.decode.drive import BLOCK, decode, dual, engine_of, finish, held
 from tests.families import FAMILIES, VOCAB, WINDOWED, tiny
 
 PROMPTS = [[5, 6, 7], [8], [30, 31, 32, 33, 34, 35, 36, 37, 38, 39, 40, 41, 42], [9, 10, 11, 12, 13], [8, 9]]
@@ -187,6 +187,29 @@ def test_a_completion_may_fill_its_row_exactly(block: int) -> None:
     assert [row.token_ids for row in texts] == [TEXTS[tuple(PROMPTS[0])][:20]] * 3
     with pytest.raises(CacheFull):
         engine.add(PROMPTS[0], Options(max_new_tokens=21))
+
+
+@pytest.mark.parametrize("length", [3, 120])
+def test_drafts_take_no_memory_of_their_own(length: int) -> None:
+    """In the middle of a text an engine with drafts holds the keys of a plain one and a block of scratch per row, at
+    whatever context; with the same capacity, not a byte more. All else it holds is less than that scratch.
+    """
+    held_by, cached_by = [], []
+    for block in (1, BLOCK):
+        for capacity in (Engine.room(length, 20, block), 160):
+            engine = engine_of(MODEL, rows=2, capacity=capacity, block=block)
+            for _ in range(2):
+                engine.add([9] * length, Options(max_new_tokens=20))
+            engine.step()
+            assert len(engine.live) == 2
+            buffers = {id(thing): thing for thing in held(engine) if isinstance(thing, torch.Tensor)}
+            held_by.append(sum(buffer.nbytes for buffer in buffers.values()))
+            cached_by.append(engine.cache.nbytes)
+    scratch = 2 * (BLOCK - 1) * 2 * 2 * 2 * 12 * 4  # rows, positions, layers, keys and values, heads of 12 float32
+    plain, plain_roomy, drafting, drafting_roomy = cached_by
+    assert (drafting - plain, drafting_roomy - plain_roomy) == (scratch, 0)
+    assert held_by[2] - held_by[0] < 2 * scratch
+    assert held_by[3] - held_by[1] < scratch
 
 
 def test_the_context_ends_a_text() -> None:

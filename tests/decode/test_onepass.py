@@ -21,18 +21,16 @@ from orthrus.model.attach import config_of, windows_of
 from orthrus.model.cache import ScratchCache
 from orthrus.model.dual import View
 from orthrus.model.masks import LayerMasks
-from tests import reference
+from tests import families, reference
 from tests.decode.drive import BLOCK, Double, decode, dual, finish
 from tests.families import VOCAB, tiny
 
 FAMILIES: dict[str, dict[str, object]] = {
-    "qwen3": {},
-    "llama": {},
+    **{family: {} for family in families.FAMILIES},
+    **families.WINDOWED,
     "gemma3_text": {"sliding_window": 3},
-    "gpt_oss": {"sliding_window": 8},
-    "qwen3_moe": {},
 }
-"""Windows are shorter than the texts, one of them than a block."""
+"""Windows, where a family knows any, are shorter than the texts, one of them than a block."""
 
 LENGTHS = [11, 3, 17]
 """Positions of each row with keys."""
@@ -220,7 +218,7 @@ def test_stops_and_drafts_never_show_in_the_text(double: str, choice: str, monke
 
 
 @pytest.mark.parametrize("choice", STOPS)
-@pytest.mark.parametrize("family", ["qwen3", "gemma3_text", "gpt_oss"])
+@pytest.mark.parametrize("family", FAMILIES)
 def test_the_view_s_own_drafts_never_show_in_the_text(
     family: str, choice: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -362,12 +360,21 @@ def test_a_completion_may_fill_its_row_exactly(name: str, monkeypatch: pytest.Mo
         assert engine.cache.nbytes == plain.cache.nbytes
 
 
-def test_drafts_may_run_past_the_end_of_the_context() -> None:
+@pytest.mark.parametrize("family", FAMILIES)
+def test_drafts_may_run_past_the_end_of_the_context(family: str) -> None:
     """A model of 16 positions writes what fits, whatever was drafted beyond."""
-    model = dual(max_position_embeddings=16)
-    engine = Engine(model, rows=2, capacity=16 + Step(BLOCK - 1, stops=BLOCK).scratch, plan=plan.parse("onepass"))
-    rows = decode(engine, [PROMPTS[0], PROMPTS[2]], Options(max_new_tokens=24))
-    assert [row.token_ids for row in rows] == [TEXTS[tuple(PROMPTS[0])][:13], TEXTS[tuple(PROMPTS[2])][:10]]
+    shape = {**FAMILIES[family], "max_position_embeddings": 16}
+    engine = Engine(
+        dual(family, **shape),
+        rows=2,
+        capacity=16 + Step(BLOCK - 1, stops=BLOCK).scratch,
+        plan=plan.parse("onepass"),
+    )
+    prompts = [PROMPTS[0], PROMPTS[2]]
+    rows = decode(engine, prompts, Options(max_new_tokens=24))
+    assert [row.token_ids for row in rows] == [
+        reference.greedy_text(tiny(family, **shape), prompt, 16 - len(prompt)) for prompt in prompts
+    ]
     assert {row.finish_reason for row in rows} == {"length"}
 
 

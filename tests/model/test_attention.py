@@ -132,3 +132,40 @@ def test_a_block_mask_gives_what_the_dense_mask_gives(softcap: float | None, sin
     left, _ = attention(torch.nn.Identity(), q, k, v, dense.of(window), **more)
     right, _ = attention(torch.nn.Identity(), q, k, v, flex.of(window), **more)
     torch.testing.assert_close(left, right, rtol=1e-5, atol=1e-5)
+
+
+@given(
+    groups=st.sampled_from([1, 2]),
+    blocks=st.integers(1, 3),
+    before=st.integers(0, 5),
+    softcap=st.sampled_from([None, 2.0]),
+    sinks=st.booleans(),
+    window=st.sampled_from([None, 2, 4]),
+    seed=st.integers(0, 9),
+)
+def test_in_blocks_equals_the_dense_mask(
+    groups: int, blocks: int, before: int, softcap: float | None, sinks: bool, window: int | None, seed: int
+) -> None:
+    """A mask in blocks gives what the same rule gives made dense: values, and gradients of queries, keys and values."""
+    K, generator = 3, torch.Generator().manual_seed(seed)
+    rows = blocks * K
+    heads = [x.requires_grad_() for x in random_heads(groups, rows, before + rows, seed=seed)]
+    prefix_BQT = torch.rand(2, rows, before, generator=generator) < 0.6
+    block_Q = torch.arange(rows) // K
+    own_QQ = block_Q[:, None] == block_Q[None, :]
+    allowed_BQS = torch.cat([prefix_BQT, own_QQ.expand(2, rows, rows)], dim=2)
+    start_BN = torch.randint(before + 1, (2, blocks), generator=generator)
+    query_BQ = (start_BN[:, :, None] + torch.arange(K)).flatten(1)
+    rule = {
+        "query_position_BQ": query_BQ,
+        "key_position_BS": torch.cat([torch.arange(before).expand(2, before), query_BQ], dim=1),
+        "windows": [] if window is None else [window],
+        "dtype": torch.float32,
+    }
+    options = {"scaling": SCALING, "softcap": softcap, "s_aux": torch.linspace(-1, 1, 2 * groups) if sinks else None}
+    found = []
+    for layer_masks in (masks.layer_masks(allowed_BQS, **rule), masks.in_blocks(allowed_BQS, block=K, **rule)):  # type: ignore[arg-type]
+        out, _ = attention(CAUSAL, *heads, layer_masks.of(window), **options)  # type: ignore[arg-type]
+        found.append((out, *torch.autograd.grad(out.square().sum(), heads)))
+    for dense, inside in zip(*found, strict=True):
+        torch.testing.assert_close(inside, dense, rtol=0, atol=5e-6)

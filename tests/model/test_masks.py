@@ -40,14 +40,16 @@ def test_tree(rows: int, nodes: int, data: st.DataObject) -> None:
     assert torch.equal(made, boolean(reference.tree(length, parent, span)))
 
 
-@given(rows=small, verified=st.integers(1, 4), stops=small, block=small, data=st.data())
-def test_ahead(rows: int, verified: int, stops: int, block: int, data: st.DataObject) -> None:
-    """Text up to the stop, rejected drafts unseen, the own block both ways, other blocks and what lies past unseen."""
+@given(rows=small, verified=st.integers(1, 4), stops=small, block=small, causal=st.booleans(), data=st.data())
+def test_ahead(rows: int, verified: int, stops: int, block: int, causal: bool, data: st.DataObject) -> None:
+    """Text up to the stop, rejected drafts unseen, other blocks and what lies past unseen; the own block both ways,
+    or up to the slot itself.
+    """
     length = data.draw(st.lists(st.integers(0, 5), min_size=rows, max_size=rows))
     stop = data.draw(matrix(rows, stops, st.integers(0, verified - 1)))
     span = max(length) + verified + stops * block + data.draw(st.integers(0, 2))
-    made = masks.ahead(torch.tensor(length), torch.tensor(stop), rows=verified, block=block, span=span)
-    assert torch.equal(made, boolean(reference.ahead(length, stop, verified, block, span)))
+    made = masks.ahead(torch.tensor(length), torch.tensor(stop), rows=verified, block=block, span=span, causal=causal)
+    assert torch.equal(made, boolean(reference.ahead(length, stop, verified, block, span, causal)))
 
 
 @given(rows=small, length=st.integers(1, 10), data=st.data())
@@ -59,14 +61,14 @@ def test_packed(rows: int, length: int, data: st.DataObject) -> None:
     assert made.any(-1).all()
 
 
-@given(rows=small, length=st.integers(1, 10), blocks=small, block=small, data=st.data())
-def test_training(rows: int, length: int, blocks: int, block: int, data: st.DataObject) -> None:
-    """Keys of the own document strictly before the anchor, the own block both ways, nothing else."""
+@given(rows=small, length=st.integers(1, 10), blocks=small, block=small, causal=st.booleans(), data=st.data())
+def test_training(rows: int, length: int, blocks: int, block: int, causal: bool, data: st.DataObject) -> None:
+    """Keys of the own document strictly before the anchor, the own block both ways or up to the slot, nothing else."""
     document = data.draw(matrix(rows, length, st.integers(0, 2)))
     anchor = data.draw(matrix(rows, blocks, st.integers(0, length - 1)))
     valid = data.draw(matrix(rows, blocks, st.booleans()))
-    made = masks.training(torch.tensor(document), torch.tensor(anchor), torch.tensor(valid), block=block)
-    assert torch.equal(made, boolean(reference.training(document, anchor, valid, block)))
+    made = masks.training(torch.tensor(document), torch.tensor(anchor), torch.tensor(valid), block=block, causal=causal)
+    assert torch.equal(made, boolean(reference.training(document, anchor, valid, block, causal)))
     assert made.any(-1).all()
 
 

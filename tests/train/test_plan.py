@@ -93,6 +93,20 @@ def test_memory_falls_with_smaller_parts_and_recomputation(tmp_path: Path) -> No
     assert whole["weights"] == parts["weights"] == again["weights"]
 
 
+def test_sharding_divides_all_but_the_head(tmp_path: Path) -> None:
+    """On eight devices weights, gradients and optimizer are an eighth, but for the head; one device has nobody."""
+    backbone = config_in(tmp_path, "qwen3", num_key_value_heads=8, vocab_size=151936, **PUBLISHED["8B"])
+    path, place = ROOT / "recipes" / "paper-qwen3-8b.toml", f"model.backbone={backbone}"
+    recipe = load_recipe(path, [place, "run.sharding=fsdp2"])
+    whole, alone, eight = plan(load_recipe(path, [place]), devices=8), plan(recipe), plan(recipe, devices=8)
+    head = 4 * eight.shapes.head
+    assert eight.memory["weights"] - head == pytest.approx((whole.memory["weights"] - head) / 8)
+    for part in ("gradients", "optimizer"):
+        assert eight.memory[part] == pytest.approx(whole.memory[part] / 8)
+    assert alone.memory["weights"] == whole.memory["weights"]
+    assert sum(eight.memory.values()) < sum(whole.memory.values()) / 2
+
+
 def test_the_command_prints_a_table_or_json_and_trains_nothing(
     capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:

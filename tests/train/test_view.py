@@ -10,6 +10,10 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
 from orthrus.data.packing import EncodedDocument, pack
+from orthrus.decode import plan
+from orthrus.decode.api import engine_for
+from orthrus.decode.options import Options
+from orthrus.decode.output import Stats
 from orthrus.decode.passes import Passes
 from orthrus.errors import CheckpointError
 from orthrus.model import checkpoint
@@ -202,6 +206,26 @@ def test_a_memorised_set_is_drafted_almost_whole(tmp_path: Path, tokenizer: PreT
     untrained = task._decode(prompts).acceptance_length
     train(task, task._recipe)
     assert task._decode(prompts).acceptance_length > max(4.0, untrained)
+
+
+def test_an_evaluation_says_what_each_plan_gives(task: ViewTask) -> None:
+    """Both plans' figures are those of real decoding under `full` and under `onepass` with a block per stop."""
+    perturb(task.model)
+    prompts = next(iter(task._data.heldout_prompts.values()))
+    options = Options.of(task._model.generation_config, max_new_tokens=12)
+    with torch.no_grad():
+        figures = task.evaluate(0)
+    for name, prefix in (("full", ""), ("onepass", "onepass_")):
+        engine = engine_for(task._model, prompts, options, plan.parse(name), rows=1)
+        for ids in prompts:
+            engine.add(ids, options)
+        done = []
+        while engine.busy:
+            done += [p.row.stats for p in engine.step() if p.row.finish_reason is not None]
+        stats = Stats.total(done)
+        (source,) = task._data.heldout
+        for metric in ("tokens_per_cycle", "tokens_per_forward"):
+            assert figures[f"heldout/{source}/{prefix}{metric}"] == getattr(stats, metric)
 
 
 @pytest.mark.parametrize("layout", ["adapter", "official"])

@@ -15,6 +15,7 @@ from orthrus.errors import DataError
 PROVENANCE: Final = "provenance"
 RESULT: Final = "result"
 PASS: Final = "pass"
+STEP: Final = "step"
 
 Record: TypeAlias = dict[str, Any]
 Prompt: TypeAlias = tuple[str, str, int, str, str]

@@ -1,4 +1,4 @@
-"""What single passes cost: an AR step, drafts and verifications, by width, context and batch, and what they could.
+"""What single passes cost: a plain step, drafts, verifications and both fused, by width, context and batch.
 
 Knows how to bring a cache to a length and how to time one pass; plans and reports take it from here. Tokens and keys
 are drawn from a seed: what a pass costs does not depend on them.
@@ -22,19 +22,30 @@ from orthrus.model.cache import ScratchCache
 
 WIDTHS: Final = (1, 2, 4, 8, 16, 32, 64)
 
+ALL: Final = 1 << 30
+"""As a number of stop points: all there are."""
+
 
 @dataclass(frozen=True, slots=True)
 class Pass:
     """A kind of pass and the positions it reads per prompt, anchor included.
 
     Attributes:
-        kind: "ar", "draft" or "verify"; "matmul" for a pass's matrix products alone, those of attention included;
-            "read" for reading all cached keys and values once, which is of no width.
-        width: positions.
+        kind: "ar", "draft", "verify", or "fused" for a verification that drafts as long a block for each stop point;
+            "matmul" for a pass's matrix products alone, those of attention included; "read" for reading all cached
+            keys and values once, which is of no width.
+        width: positions; of a fused pass those verified.
+        stops: stop points that a fused pass drafts for.
     """
 
     kind: str
     width: int
+    stops: int = 0
+
+    @property
+    def rows(self) -> int:
+        """Positions per prompt in all, draft blocks included."""
+        return self.width * (1 + self.stops)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -56,6 +67,7 @@ class Cost:
         return {
             "pass": self.what.kind,
             "width": self.what.width,
+            "stops": self.what.stops,
             "batch": self.batch,
             "context": self.context,
             "seconds": self.seconds,
@@ -67,6 +79,7 @@ def costs(
     model: PreTrainedModel,
     *,
     widths: Sequence[int] = WIDTHS,
+    stops: Sequence[int] = (),
     contexts: Sequence[int] = (256,),
     batches: Sequence[int] = (1,),
     repeats: int = 20,
@@ -79,6 +92,7 @@ def costs(
     Args:
         model: a dual-view model.
         widths: positions per prompt; a plain step is a verification of width 1, and drafts need 2.
+        stops: numbers of stop points of fused passes; `ALL` for one per position verified.
         contexts: tokens in the cache before the pass.
         batches: prompts per pass.
         repeats: how often each pass is timed, after one that is not.
@@ -95,6 +109,7 @@ def costs(
         ("contexts", contexts),
         ("batches", batches),
         ("repeats", [repeats]),
+        ("stops", stops or [ALL]),
     ):
         if not values or min(values) < 1:
             raise ConfigError(f"{name} must be at least 1, found {list(values)}")
@@ -104,13 +119,14 @@ def costs(
         )
     for batch in batches:
         for context in contexts:
-            yield from _costs_at(model, kinds(widths, floor=floor), batch, context, repeats, clock, on_pass)
+            yield from _costs_at(model, kinds(widths, stops, floor=floor), batch, context, repeats, clock, on_pass)
 
 
-def kinds(widths: Sequence[int], *, floor: bool = False) -> list[Pass]:
-    """Return the passes of these widths: the plain step first, then drafts and verifications, then their floor."""
+def kinds(widths: Sequence[int], stops: Sequence[int] = (), *, floor: bool = False) -> list[Pass]:
+    """Return the passes of these widths: the plain step, drafts and verifications, fused passes, then their floor."""
     wider = sorted(width for width in set(widths) if width > 1)
     passes = [Pass("ar", 1)] + [Pass(kind, width) for width in wider for kind in ("draft", "verify")]
+    passes += [Pass("fused", width, count) for width in wider for count in sorted({min(m, width) for m in stops})]
     return passes + ([Pass("matmul", width) for width in (1, *wider)] + [Pass("read", 1)] if floor else [])
 
 
@@ -125,7 +141,7 @@ def _costs_at(
     on_pass: Callable[[], None],
 ) -> list[Cost]:
     """Time the passes over one filled cache; none of them moves its length."""
-    widest = max(one.width for one in what)
+    widest = max(one.rows for one in what)
     cache = ScratchCache(rows=batch, capacity=context + widest, device=model.device)
     passes, rows = Passes(model, cache), slice(0, batch)
     random = torch.Generator().manual_seed(0)
@@ -155,6 +171,9 @@ def _run(passes: Passes, rows: slice, token_BQ: torch.Tensor, what: Pass) -> Non
     elif what.kind == "read":
         live = slice(0, passes.cache.lengths[0])
         torch.stack([buffer[rows, live].sum() for buffer in (*passes.cache.keys, *passes.cache.values)]).tolist()
+    elif what.kind == "fused":
+        stop_BS = torch.arange(what.stops, device=token_BQ.device).expand(len(token_BQ), -1)
+        passes.fused(rows, token_BQ[:, : what.width], stop_BS, what.width - 1)[0].argmax(-1).tolist()
     elif what.kind == "draft":
         passes.draft(rows, token_BQ[:, 0], what.width - 1).argmax(-1).tolist()
     else:

@@ -22,7 +22,7 @@ def plot(report: Report, folder: Path) -> list[Path]:
 
     Per setting: the ratio of tokens per second by domain with its intervals, one file per baseline, and the
     share of drafts accepted by position; over all settings: tokens per second by batch; cost of passes by
-    width.
+    width, fused ones apart.
 
     Raises:
         DataError: matplotlib is not installed.
@@ -41,6 +41,8 @@ def plot(report: Report, folder: Path) -> list[Path]:
         out.append(save(folder / "throughput.png", _throughput(report.summaries)))
     if report.passes:
         out.append(save(folder / "passes.png", _passes(report.passes)))
+    if any(record["pass"] == "fused" for record in report.passes):
+        out.append(save(folder / "fused.png", _fused(report.passes)))
     return out
 
 
@@ -107,12 +109,24 @@ def _passes(passes: Sequence[Record]) -> Draw:
     """Draw milliseconds by width: drafts, and verifications from the plain step of width 1 on."""
     curves: dict[str, list[tuple[int, float]]] = {}
     for record in passes:
-        if record["pass"] in ("matmul", "read"):
+        if record["pass"] in ("fused", "matmul", "read"):
             continue
         kind = "draft" if record["pass"] == "draft" else "verify"
         label = f"{kind}, {record['dtype']}, batch {record['batch']}, context {record['context']}"
         curves.setdefault(label, []).append((record["width"], 1000 * record["seconds"]))
     return _curves(curves, xlabel="positions of the pass", ylabel="ms", title="Cost of passes by width")
+
+
+def _fused(passes: Sequence[Record]) -> Draw:
+    """Draw milliseconds of fused passes by positions verified, a curve per number of stop points."""
+    curves: dict[str, list[tuple[int, float]]] = {}
+    for record in passes:
+        if record["pass"] != "fused":
+            continue
+        stops = "all" if record["stops"] == record["width"] else str(record["stops"])
+        label = f"{stops} stops, {record['dtype']}, batch {record['batch']}, context {record['context']}"
+        curves.setdefault(label, []).append((record["width"], 1000 * record["seconds"]))
+    return _curves(curves, xlabel="positions verified", ylabel="ms", title="Cost of fused passes by width")
 
 
 def _curves(curves: dict[str, list[tuple[int, float]]], *, xlabel: str, ylabel: str, title: str) -> Draw:

@@ -5,7 +5,7 @@ Knows which results belong together and who is compared with whom; the arithmeti
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final, TypeAlias, TypeVar
 
@@ -93,11 +93,13 @@ class Report:
         provenances: the runs' provenance records, in the order of the files.
         summaries: figures of completions.
         passes: costs of single passes, as measured.
+        steps: costs of training steps, as measured.
     """
 
     provenances: list[Record]
     summaries: list[Summary]
     passes: list[Record]
+    steps: list[Record] = field(default_factory=list)
 
     def settings_of(self, configuration: str) -> Mapping[str, Any]:
         """Return the settings that a configuration's id stands for; empty where no provenance record says."""
@@ -110,6 +112,7 @@ class Report:
             "provenance": self.provenances,
             "summaries": [summary.to_dict() for summary in self.summaries],
             "passes": self.passes,
+            "steps": self.steps,
         }
 
 
@@ -117,7 +120,7 @@ def read_report(paths: Sequence[Path], *, baselines: Sequence[str] = BASELINES, 
     """Read files of results and work their figures out.
 
     Args:
-        paths: files that `orthrus bench run` or `orthrus bench passes` wrote.
+        paths: files that `orthrus bench run`, `orthrus bench passes` or `orthrus bench train` wrote.
         baselines: modes (of `orthrus`, with a plan: "orthrus:full") that every other contender is compared with,
             where they ran.
         seed: of the bootstrap.
@@ -128,19 +131,22 @@ def read_report(paths: Sequence[Path], *, baselines: Sequence[str] = BASELINES, 
     """
     provenances: dict[str, Record] = {}
     passes: list[Record] = []
+    steps: list[Record] = []
     answered: dict[tuple[lines.Prompt, lines.Who], Result] = {}
     for path in paths:
         records = lines.read_records(path)
         provenances |= {r["id"]: r for r in records if r.get("kind") == lines.PROVENANCE}
         passes += [r for r in records if r.get("kind") == lines.PASS]
+        steps += [r for r in records if r.get("kind") == lines.STEP]
         # The same line of two files (or of one, given twice) counts once.
         answered |= {(r.prompt, r.contender): r for r in lines.results(records, where=str(path))}
-    if not answered and not passes:
+    if not answered and not passes and not steps:
         raise DataError(f"{', '.join(map(str, paths))}: at least one result line is required, found none")
     return Report(
         provenances=list(provenances.values()),
         summaries=summaries(list(answered.values()), baselines=baselines, seed=seed),
         passes=passes,
+        steps=steps,
     )
 
 

@@ -40,7 +40,9 @@ class Grid:
 
 
 def tables(report: Report) -> list[Grid]:
-    """Return a report's tables: speed, drafts and positions of each setting; costs of passes; runs."""
+    """Return a report's tables: speed, drafts and positions of each setting; costs of passes, fused ones apart, and of
+    training steps; runs.
+    """
     out = []
     for setting in dict.fromkeys(summary.setting for summary in report.summaries):
         part = [summary for summary in report.summaries if summary.setting == setting]
@@ -57,7 +59,9 @@ def tables(report: Report) -> list[Grid]:
         grids = (_speed(title, part), _drafts(title, part), _positions(title, part))
         out += [grid for grid in grids if grid.rows]
     if report.passes:
-        out.append(_passes(report.passes))
+        out += [grid for grid in (_passes(report.passes), _fused(report.passes)) if grid.rows]
+    if report.steps:
+        out.append(steps(report.steps))
     if report.provenances:
         out.append(_runs(report.provenances))
     return out
@@ -126,6 +130,8 @@ def _passes(passes: Iterable[Record]) -> Grid:
     """
     milliseconds: dict[tuple[str, ...], dict[str, float]] = {}
     for record in passes:
+        if record["pass"] == "fused":
+            continue
         place = tuple(str(record[name]) for name in ("model", "dtype", "batch", "context", "width"))
         milliseconds.setdefault(place, {})[record["pass"]] = 1000 * record["seconds"]
     measured = {kind for found in milliseconds.values() for kind in found}
@@ -141,6 +147,63 @@ def _passes(passes: Iterable[Record]) -> Grid:
         rows.append(row)
     header = ["model", "dtype", "batch", "context", "width", *(f"{kind} ms" for kind in kinds)]
     return Grid(title="Cost of passes", header=header + ["cycle / floor"] * ("matmul" in kinds), rows=rows, labels=2)
+
+
+def _fused(passes: Iterable[Record]) -> Grid:
+    """Say what each fused pass costs in plain passes, and beside the draft and the verification it stands for."""
+    records = list(passes)
+    seconds = {_place(record): record["seconds"] for record in records}
+    rows = []
+    for record in records:
+        if record["pass"] != "fused":
+            continue
+        where, (_, width, stops) = _place(record)
+        plain, draft, verify = (
+            seconds.get((where, kind)) for kind in (("ar", 1, 0), ("draft", width, 0), ("verify", width, 0))
+        )
+        fused = record["seconds"]
+        rows.append(
+            [
+                *map(str, (*where, width, stops, width * (1 + stops))),
+                _number(1000 * fused, 2),
+                _NONE if plain is None else _number(fused / plain, 2),
+                _NONE if draft is None or verify is None else _number(fused / (draft + verify), 2),
+            ]
+        )
+    header = ["model", "dtype", "batch", "context", "verified", "stops", "rows", "ms", "plain passes"]
+    return Grid(title="Cost of fused passes", header=[*header, "× draft and verify"], rows=rows, labels=2)
+
+
+def steps(records: Sequence[Record]) -> Grid:
+    """Put what training steps took side by side, a recipe in a column."""
+    described = [_step(record) for record in records]
+    rows = [[name, *(facts[name] for facts in described)] for name in described[0]]
+    header = ["", *(record["recipe"] for record in records)]
+    return Grid(title="Training steps", header=header, rows=rows, labels=1)
+
+
+def _step(record: Record) -> dict[str, str]:
+    """Say what a training step took; shares of phases are of their sum, which medians make differ from the step's."""
+    whole = sum(record["phases"].values())
+    return {
+        "backbone": record["backbone"],
+        "where": f"{record['device']}, {record['dtype']}, {record['threads']} thread(s)",
+        "rows": f"{record['batch_rows']} of {record['row_tokens']} in {record['parts']} part(s)",
+        "step": f"{record['seconds']:.3g} s, median of {len(record['steps_seconds'])}",
+        "tokens/s": _number(record["tokens_per_second"], 0),
+        **{f"  {name}": f"{s:.3g} s, {100 * s / whole:.0f} %" for name, s in record["phases"].items()},
+        "peak memory": f"{record['memory_bytes'] / 1e9:.2f} GB",
+        "operations": f"{record['operations']:.3g}",
+        "matrix product": f"{record['operations_per_second']:.3g} operations/s",
+        "floor": f"{record['floor_seconds']:.3g} s",
+        "floor / step": _percent(record["floor_share"]),
+    }
+
+
+def _place(record: Record) -> tuple[tuple[str, ...], tuple[str, int, int]]:
+    """Return where a pass was timed, and which one it was: kind, width, stop points."""
+    where = tuple(str(record[name]) for name in ("model", "dtype", "batch", "context"))
+    return where, (record["pass"], record["width"], record.get("stops", 0))
 
 
 def _runs(provenances: Iterable[Record]) -> Grid:

@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from orthrus import __version__
-from orthrus.cli import audit, bench, chat, convert, demo, doctor, generate, prepare, train
+from orthrus.cli import audit, bench, chat, convert, demo, doctor, generate, prepare, sweep, train
 from orthrus.cli.common import err, say
 from orthrus.errors import OrthrusError
 
@@ -48,6 +48,7 @@ def application() -> typer.Typer:
     app.command()(demo.demo)
     app.command()(prepare.prepare)
     app.command()(train.train)
+    app.command()(sweep.sweep)
     app.command()(convert.convert)
     app.command()(doctor.doctor)
     app.command()(audit.audit)

@@ -1,6 +1,6 @@
-"""`orthrus bench run`, `orthrus bench passes`, `orthrus bench report`: measure, and read what was measured.
+"""`orthrus bench run`, `passes`, `train` and `report`: measure, and read what was measured.
 
-Knows the options and how a report is printed; measuring is `orthrus.bench`'s.
+Knows the options and how a report is printed; measuring is `orthrus.bench`'s, of training `orthrus.train.measure`'s.
 """
 
 from pathlib import Path
@@ -11,6 +11,7 @@ import typer
 from orthrus.cli import common
 from orthrus.cli.common import err, out, print_json, say
 from orthrus.cli.measuring import Threads, loader, progress, set_threads, words
+from orthrus.cli.train import Recipe, Set
 from orthrus.errors import ConfigError
 
 Model = Annotated[str, typer.Argument(help="A bundled model, a directory, or a Hub id.")]
@@ -43,9 +44,10 @@ Suites = Annotated[
 
 def application() -> typer.Typer:
     """Put the commands of `orthrus bench` together."""
-    app = typer.Typer(help="Measure decoding, and report what was measured.", no_args_is_help=True)
+    app = typer.Typer(help="Measure decoding and training, and report what was measured.", no_args_is_help=True)
     app.command()(run)
     app.command()(passes)
+    app.command()(train)
     app.command()(report)
     return app
 
@@ -118,6 +120,10 @@ def passes(
         list[str] | None,
         typer.Option("--width", metavar="N,…", help="Positions of a pass; 1,2,4,8,16,32,64 unless given."),
     ] = None,
+    stops: Annotated[
+        list[str] | None,
+        typer.Option("--stops", metavar="M,…", help="Fused passes for so many stop points, or all; none unless given."),
+    ] = None,
     contexts: Annotated[
         list[str] | None,
         typer.Option("--context", metavar="N,…", help="Tokens in the cache; 256 unless given."),
@@ -136,9 +142,9 @@ def passes(
     device: common.Device = None,
     compile: common.Compile = False,
 ) -> None:
-    """Time single passes (a plain step, drafts, verifications) by width, context and batch."""
+    """Time single passes (a plain step, drafts, verifications, fused ones) by width, context and batch."""
     from orthrus.bench import lines
-    from orthrus.bench.passes import costs, kinds
+    from orthrus.bench.passes import ALL, costs, kinds
     from orthrus.provenance import digest, provenance
 
     set_threads(threads)
@@ -148,9 +154,10 @@ def passes(
         _numbers(contexts, "256", "--context"),
         _numbers(batch, "1", "--batch"),
     )
+    fused = [ALL if text == "all" else _numbers([text], "", "--stops")[0] for text in _listed(stops, "")]
     load, head = loader(model, device, compile=compile), ""
     with progress() as (start, lap):
-        start(len(dtypes) * len(long) * len(many) * len(kinds(wide, floor=floor)) * repeats, "")
+        start(len(dtypes) * len(long) * len(many) * len(kinds(wide, fused, floor=floor)) * repeats, "")
         for name in dtypes:
             loaded, _ = load(name)
             if positions is not None:
@@ -162,15 +169,72 @@ def passes(
             kind = f"{name} compiled" if compile else name
             labels = {"kind": lines.PASS, "provenance": head, "model": model, "dtype": kind}
             for cost in costs(
-                loaded, widths=wide, contexts=long, batches=many, repeats=repeats, floor=floor, on_pass=lap
+                loaded,
+                widths=wide,
+                stops=fused,
+                contexts=long,
+                batches=many,
+                repeats=repeats,
+                floor=floor,
+                on_pass=lap,
             ):
                 lines.append(output, [{**labels, **cost.to_dict()}])
     say(f"{output}: complete; orthrus bench report {output}", to=err)
 
 
+def train(
+    recipe: Recipe,
+    overrides: Set = None,
+    steps: Annotated[int, typer.Option(min=1, help="Optimizer steps that count.")] = 10,
+    warmup: Annotated[int, typer.Option(min=0, help="Steps before them that do not.")] = 2,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", metavar="FILE", help="A file of JSON lines; added to.")
+    ] = None,
+    json: common.Json = False,
+) -> None:
+    """Time a view recipe's training steps on random rows, beside the machine's matrix products; no run is touched."""
+    from transformers.utils import logging
+
+    from orthrus.bench import lines
+    from orthrus.bench.tables import steps as table
+    from orthrus.provenance import digest, provenance
+    from orthrus.train.config import load_recipe
+    from orthrus.train.measure import measure
+    from orthrus.train.sections import ViewRecipe
+
+    checked = load_recipe(recipe, overrides or [])
+    if not isinstance(checked, ViewRecipe):
+        raise ConfigError(f"{recipe}: kind = 'view' is required, found {checked.kind!r}: only views are measured")
+    logging.disable_progress_bar()
+    place = checked.run.device
+    with progress() as (start, lap):
+        start(warmup + steps, "")
+        cost = measure(checked, steps=steps, warmup=warmup, on_step=lap)
+    facts = provenance(dtypes=[checked.run.dtype], device=place)
+    head = {"kind": lines.PROVENANCE, "id": digest(facts), **facts, "recipe": checked.model_dump(mode="json")}
+    record = {
+        "kind": lines.STEP,
+        "provenance": head["id"],
+        "recipe": str(recipe),
+        "backbone": checked.model.backbone,
+        "device": place,
+        "dtype": checked.run.dtype,
+        "threads": facts["threads"],
+        "batch_rows": checked.run.batch_rows,
+        "row_tokens": checked.data.row_tokens,
+        **cost.to_dict(),
+    }
+    if output is not None:
+        lines.append(output, [head, record])
+    if json:
+        print_json({**record, "provenance": head})
+    else:
+        out().print(table([record]).to_rich())
+
+
 def report(
     files: Annotated[
-        list[Path], typer.Argument(metavar="FILE…", help="What `run` and `passes` wrote.", show_default=False)
+        list[Path], typer.Argument(metavar="FILE…", help="What `run`, `passes` and `train` wrote.", show_default=False)
     ],
     against: Annotated[
         list[str] | None,

@@ -1,6 +1,7 @@
-"""`orthrus convert`: a view from one layout on disk to the other.
+"""`orthrus convert`: a view from one layout on disk to the other, with a card, and to the Hub if asked.
 
-Knows which files a model directory holds and which must not stay behind; layouts are `model.checkpoint`'s.
+Knows which files a model directory holds and which must not stay behind; layouts are `model.checkpoint`'s, a card's
+words `model.card`'s, uploading `cli.hub`'s.
 """
 
 import dataclasses
@@ -9,13 +10,16 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from orthrus.cli import common
-from orthrus.cli.common import say
-from orthrus.errors import CheckpointError
+from orthrus.cli import common, hub
+from orthrus.cli.common import err, say
+from orthrus.errors import CheckpointError, ConfigError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+    from orthrus.model.config import OrthrusConfig
+
+CARD_FILE = "README.md"
 MODEL_FILES = ("*.safetensors", "*.safetensors.index.json", "*.bin", "config.json", "orthrus_config.json")
 """Files that make a directory a model; leftovers of another layout would be read as part of this one."""
 
@@ -30,7 +34,11 @@ Backbone = Annotated[
     typer.Option(metavar="MODEL", help="Name this backbone in an adapter (a directory or a Hub id)."),
 ]
 WithBackbone = Annotated[bool, typer.Option("--with-backbone", help="Write the backbone beside an adapter.")]
-Force = Annotated[bool, typer.Option("--force", help="Write over another model.")]
+Force = Annotated[bool, typer.Option("--force", help="Write over another model, here and on the Hub.")]
+Push = Annotated[
+    str | None, typer.Option(metavar="REPO_ID", help="Upload what was written to the Hugging Face Hub, too.")
+]
+Private = Annotated[bool, typer.Option("--private", help="Let a repository that --push makes be private.")]
 
 
 def convert(
@@ -41,20 +49,34 @@ def convert(
     with_backbone: WithBackbone = False,
     dtype: common.Dtype = None,
     force: Force = False,
+    push: Push = None,
+    private: Private = False,
 ) -> None:
-    """Write a model's view as an adapter, or view and backbone in the official layout."""
+    """Write a model's view as an adapter, or view and backbone in the official layout, with a model card."""
     if format == "official" and (backbone or with_backbone):
         raise typer.BadParameter("the official layout holds the backbone: leave --backbone and --with-backbone out")
     if backbone and with_backbone:
         raise typer.BadParameter("--backbone names one elsewhere, --with-backbone writes one: give one of them")
+    if private and not push:
+        raise typer.BadParameter("--private is about the repository of --push: give that too")
     _check_target(model, out, force=force)
+    if push:
+        hub.check_repository(push, patterns=MODEL_FILES, force=force)
     loaded, tokenizer = common.load(model, dtype=dtype or "auto", device="cpu")
+    origin = loaded.orthrus_config
     if format == "adapter":
-        _settle_backbone(loaded, backbone, with_backbone=with_backbone)
-    written = _write(loaded, tokenizer, out, format, with_backbone=with_backbone)
+        _settle_backbone(loaded, backbone, with_backbone=with_backbone, shared=push is not None)
+        origin = origin if with_backbone else loaded.orthrus_config
+    place = push or f"./{out.resolve().name}"
+    card = _card(model, loaded, tokenizer, origin, format, place=place, with_backbone=with_backbone)
+    written = _write(loaded, tokenizer, out, format, card, with_backbone=with_backbone)
     for stale in _model_files(out) - written:
         (out / stale).unlink()
     say(f"{out}: {format}, {common.precision(loaded)}: {', '.join(sorted(written))}")
+    if CARD_FILE not in written:
+        say(f"{out / CARD_FILE} stays as it was: remove it to have a new card written", to=err)
+    if push:
+        say(hub.upload(out, push, files=written | {CARD_FILE}, patterns=MODEL_FILES, private=private))
 
 
 def _check_target(model: str, out: Path, *, force: bool) -> None:
@@ -71,8 +93,8 @@ def _check_target(model: str, out: Path, *, force: bool) -> None:
         )
 
 
-def _settle_backbone(model: "PreTrainedModel", backbone: str | None, *, with_backbone: bool) -> None:
-    """Record where an adapter's backbone is; refuse to write one that nobody could load."""
+def _settle_backbone(model: "PreTrainedModel", backbone: str | None, *, with_backbone: bool, shared: bool) -> None:
+    """Record where an adapter's backbone is; refuse to write one that nobody (or nobody else, if shared) could load."""
     from orthrus.model.attach import config_of
 
     config = config_of(model)
@@ -86,7 +108,46 @@ def _settle_backbone(model: "PreTrainedModel", backbone: str | None, *, with_bac
             "an adapter must name its backbone, this model does not know it: name it with --backbone, "
             "or write it beside the adapter with --with-backbone"
         )
+    if shared and config.backbone is not None and Path(config.backbone).is_dir():
+        raise ConfigError(
+            f"--push: an adapter that others can load is required, found one whose backbone is the directory "
+            f"{config.backbone}: name the backbone's Hub id with --backbone, or write it beside the adapter with "
+            "--with-backbone; nothing was written"
+        )
     model.orthrus_config = config
+
+
+def _card(
+    source: str,
+    model: "PreTrainedModel",
+    tokenizer: "PreTrainedTokenizerBase",
+    origin: "OrthrusConfig",
+    format: Literal["adapter", "official"],
+    *,
+    place: str,
+    with_backbone: bool,
+) -> str:
+    """Write the card; the source's own says the licence, a finished run's (`RUN.md`) how it was trained."""
+    from orthrus.model.card import licence_of, model_card, tables_of
+    from orthrus.model.load import locate
+
+    home = locate(source)
+    runs = [home, home.parent] if home.name == "model" else [home]
+    run_card = next(filter(None, (_text(folder / "RUN.md") for folder in runs)), "")
+    return model_card(
+        model,
+        tokenizer,
+        origin,
+        format=format,
+        place=place,
+        with_backbone=with_backbone,
+        licence=licence_of(_text(home / CARD_FILE)),
+        training=tables_of(run_card),
+    )
+
+
+def _text(file: Path) -> str:
+    return file.read_text(encoding="utf-8") if file.is_file() else ""
 
 
 def _write(
@@ -94,10 +155,14 @@ def _write(
     tokenizer: "PreTrainedTokenizerBase",
     out: Path,
     format: Literal["adapter", "official"],
+    card: str,
     *,
     with_backbone: bool,
 ) -> set[str]:
-    """Write everything under a temporary name, move it into place, and return the names of the files."""
+    """Write everything under a temporary name, move it into place, and return the names of the files.
+
+    A card that is there already stays.
+    """
     from orthrus.model.attach import detach
     from orthrus.model.checkpoint import replacing, save
 
@@ -106,6 +171,8 @@ def _write(
         tokenizer.save_pretrained(scratch)
         if with_backbone:
             detach(model).save_pretrained(scratch)
+        if not (out / CARD_FILE).exists():
+            (scratch / CARD_FILE).write_text(card, encoding="utf-8")
         return {file.name for file in scratch.iterdir()}
 
 

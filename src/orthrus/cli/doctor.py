@@ -128,9 +128,10 @@ def _checks(bundled: dict[str, Any]) -> list[Check]:
 
 def _check_bundled(bundled: dict[str, Any], dtype: str) -> Check:
     from orthrus.model.attach import config_of
+    from orthrus.model.checkpoint import twin_tensors
 
     model, tokenizer = common.load(bundled["name"], dtype=dtype)
-    twin = sum(p.numel() for name, p in model.named_parameters() if ".diffusion." in name)
+    twin = sum(tensor.numel() for tensor in twin_tensors(model).values())
     bundled |= {
         "backbone_parameters": sum(p.numel() for p in model.parameters()) - twin,
         "view_parameters": twin,

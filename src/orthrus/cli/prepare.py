@@ -3,7 +3,6 @@
 import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rich.progress import (
@@ -30,6 +29,7 @@ def prepare(recipe: Recipe, overrides: Set = None, as_json: Json = False) -> Non
     Under torchrun or accelerate launch, processes share the answering.
     """
     from orthrus.train.config import load_recipe
+    from orthrus.train.corpus import data_folder
     from orthrus.train.sections import ViewRecipe
 
     checked = load_recipe(recipe, overrides or [])
@@ -37,7 +37,7 @@ def prepare(recipe: Recipe, overrides: Set = None, as_json: Json = False) -> Non
         raise ConfigError(f"{recipe}: kind = 'view' is required, found {checked.kind!r}: backbones pack as they train")
     if not _run(checked):
         return
-    folder = Path(checked.run.output) / "data"
+    folder = data_folder(checked)
     manifests = {path.parent.name: json.loads(path.read_text()) for path in sorted(folder.glob("*/manifest.json"))}
     if as_json:
         print_json(manifests)

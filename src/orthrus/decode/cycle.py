@@ -19,6 +19,7 @@ from orthrus.decode.accept import Verdict
 from orthrus.decode.passes import Passes
 from orthrus.decode.plan import Step
 from orthrus.decode.sampling import Chooser, Context, Drafts
+from orthrus.model.markov import Before, Markov
 
 Drafter = Callable[[Passes, slice, Tensor, int], Tensor]
 """Propose: (passes, rows, anchor_B, M) to draft logits `[B, M, V]`. The twin is `Passes.draft`."""
@@ -52,13 +53,14 @@ class Outcome(NamedTuple):
         tokens: each row's new tokens, the accepted drafts and then the bonus.
         forwards: passes of the backbone it took.
         ready_BMV: draft logits for the next cycle, from a fused pass; None otherwise.
-        hit: for each row, whether acceptance stopped where the fused pass had drafted ahead.
+        ranks: for each row, at which of the fused pass' stops, in their order, acceptance stopped; their number where
+            it was none of them.
     """
 
     tokens: list[list[int]]
     forwards: int
     ready_BMV: Tensor | None = None
-    hit: list[bool] | None = None
+    ranks: list[int] | None = None
 
 
 def twin(passes: Passes, rows: slice, anchor_B: Tensor, drafts: int) -> Tensor:
@@ -79,7 +81,7 @@ def cycle(passes: Passes, batch: Batch, step: Step, *, drafter: Drafter = twin) 
     logits_BMV = logits_BMV[:, : step.drafts]
     if step.kind == "tree":
         return _tree(passes, batch, logits_BMV, step, drew)
-    drafts = _draft(batch, logits_BMV)
+    drafts = _draft(batch, logits_BMV, passes.markov)
     if step.kind == "onepass" and passes.geometry is None:
         return _onepass(passes, batch, drafts, step, drew)
     return Outcome(_commit(passes, batch, _verify(passes, batch, drafts)), drew + 1)
@@ -97,10 +99,11 @@ def _onepass(passes: Passes, batch: Batch, drafts: Drafts, step: Step, drew: int
     logits_BM1V, ahead_BSMV = passes.fused(batch.rows, token_BM1, stop_BS, step.drafts)
     verdict = _judge(batch, drafts, logits_BM1V)
     here_BS = stop_BS == verdict.accepted_B[:, None]
-    ready_BMV = ahead_BSMV[torch.arange(len(stop_BS), device=stop_BS.device), here_BS.long().argmax(1)]
-    tokens, hit = _to_host(verdict, here_BS.any(1))
+    place_B = here_BS.long().argmax(1)
+    ready_BMV = ahead_BSMV[torch.arange(len(stop_BS), device=stop_BS.device), place_B]
+    tokens, ranks = _to_host(verdict, place_B.where(here_BS.any(1), stop_BS.shape[1]))
     passes.cache.commit(batch.rows, [len(t) for t in tokens])
-    return Outcome(tokens, drew + 1, ready_BMV, hit)
+    return Outcome(tokens, drew + 1, ready_BMV, ranks)
 
 
 def likely_stops(confidence_BM: Tensor, stops: int) -> Tensor:
@@ -114,7 +117,8 @@ def _tree(passes: Passes, batch: Batch, logits_BMV: Tensor, step: Step, drew: in
     """Verify a tree of drafts, and move the accepted path's keys to where they belong."""
     slots = logits_BMV.shape[1]
     scores = _grouped(batch, lambda chooser, index: chooser.branch(_take(logits_BMV, index), _context(batch, index)))
-    grown = tree.grow(scores, nodes=min(step.nodes, tree.largest(slots, logits_BMV.shape[2])))
+    nodes = min(step.nodes, tree.largest(slots, logits_BMV.shape[2]))
+    grown = tree.grow(scores, nodes=nodes, anchor_B=batch.anchor_B, markov=passes.markov)
     token_BP = torch.cat([batch.anchor_B[:, None], grown.token_BN], dim=1)
     logits_BPV = passes.verify_tree(batch.rows, token_BP, grown.depth_BP, grown.ancestor_BPP)
     choice_BP = _grouped(
@@ -135,10 +139,12 @@ def _tree(passes: Passes, batch: Batch, logits_BMV: Tensor, step: Step, drew: in
     return Outcome(_commit(passes, batch, path.verdict), drew + 1)
 
 
-def _draft(batch: Batch, logits_BMV: Tensor) -> Drafts:
-    parts = [
-        (index, chooser.draft(_take(logits_BMV, index), _context(batch, index))) for chooser, index in batch.groups
-    ]
+def _draft(batch: Batch, logits_BMV: Tensor, markov: Markov | None) -> Drafts:
+    def of(chooser: Chooser, index: Tensor | None) -> Drafts:
+        before = None if markov is None else Before(_take(batch.anchor_B, index), markov)
+        return chooser.draft(_take(logits_BMV, index), _context(batch, index), before)
+
+    parts = [(index, of(chooser, index)) for chooser, index in batch.groups]
     if len(parts) == 1:
         return parts[0][1]
     tokens = torch.empty(logits_BMV.shape[:2], dtype=torch.long, device=logits_BMV.device)
@@ -183,12 +189,12 @@ def _context(batch: Batch, index: Tensor | None) -> Context:
 
 
 def _commit(passes: Passes, batch: Batch, verdict: Verdict) -> list[list[int]]:
-    tokens, _ = _to_host(verdict, verdict.accepted_B < 0)
+    tokens, _ = _to_host(verdict, verdict.accepted_B)
     passes.cache.commit(batch.rows, [len(t) for t in tokens])
     return tokens
 
 
-def _to_host(verdict: Verdict, flag_B: Tensor) -> tuple[list[list[int]], list[bool]]:
-    """Fetch the verdict, and one flag per row, in one transfer."""
-    packed = torch.cat([verdict.accepted_B[:, None], flag_B.long()[:, None], verdict.tokens_BM1], dim=1).tolist()
-    return [row[2 : row[0] + 3] for row in packed], [bool(row[1]) for row in packed]
+def _to_host(verdict: Verdict, number_B: Tensor) -> tuple[list[list[int]], list[int]]:
+    """Fetch the verdict, and one more number per row, in one transfer."""
+    packed = torch.cat([verdict.accepted_B[:, None], number_B[:, None], verdict.tokens_BM1], dim=1).tolist()
+    return [row[2 : row[0] + 3] for row in packed], [row[1] for row in packed]

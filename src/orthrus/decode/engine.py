@@ -179,11 +179,19 @@ class Engine:
         rows = slice(0, len(self.live))
         records = [row.record for row in self.live]
         found = self._look_up() if self.planner.copies else None
-        step = self.planner.choose(records, found)
+        step = self.planner.choose(records, found, ready=min(0 if r is None else len(r) for r in self._ready[rows]))
         started = self.clock()
         outcome = cycle(self.passes, self._batch(rows, step), step, drafter=self.drafter)
         accepted = [len(tokens) - 1 for tokens in outcome.tokens]
-        self.planner.observe(step, records, accepted, self.clock() - started, found)
+        self.planner.observe(
+            step,
+            records,
+            accepted,
+            self.clock() - started,
+            found,
+            drew=outcome.forwards > 1,
+            ranks=outcome.ranks,
+        )
         progress = [self._keep(place, tokens, step, outcome) for place, tokens in enumerate(outcome.tokens)]
         for place in reversed(range(len(self.live))):
             if self.live[place].finish_reason is not None:
@@ -263,7 +271,7 @@ class Engine:
     def _batch(self, rows: slice, step: Step) -> Batch:
         """Describe the live rows to the cycle."""
         ready = [logits for logits in self._ready[rows] if logits is not None and len(logits) >= step.drafts]
-        ahead = step.kind == "onepass" and len(ready) == len(self.live)
+        ahead = step.kind in ("chain", "onepass") and len(ready) == len(self.live)
         ready_BMV = torch.stack([logits[: step.drafts] for logits in ready]) if ahead else None
         device = self.cache.device
         copies = [row.lookup.drafts(step.drafts) for row in self.live] if step.lookup else None
@@ -286,8 +294,9 @@ class Engine:
     def _keep(self, place: int, tokens: list[int], step: Step, outcome: Outcome) -> Progress:
         """Add a cycle's tokens to a row, as far as its text goes."""
         row = self.live[place]
-        ready = outcome.ready_BMV is not None and outcome.hit is not None and outcome.hit[place]
-        self._ready[place] = outcome.ready_BMV[place] if ready and outcome.ready_BMV is not None else None
+        ready_BMV, ranks = outcome.ready_BMV, outcome.ranks
+        ready = ready_BMV is not None and ranks is not None and ranks[place] < step.stops
+        self._ready[place] = ready_BMV[place] if ready and ready_BMV is not None else None
         kept, row.finish_reason = row.stopper.cut(tokens)
         accepted = min(len(kept), len(tokens) - 1)
         row.token_ids += kept

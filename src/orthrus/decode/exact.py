@@ -19,6 +19,7 @@ from orthrus.decode.passes import Geometry, Passes
 from orthrus.model import attention
 from orthrus.model.cache import ScratchCache
 from orthrus.model.compiled import is_compiled
+from orthrus.model.packed import is_packed
 
 Exact = Literal["distribution", "token"]
 EXACT: tuple[Exact, ...] = ("distribution", "token")
@@ -79,7 +80,7 @@ def probe(model: PreTrainedModel, *, width: int) -> Finding:
 
 def finding_for(model: PreTrainedModel, *, width: int) -> Finding:
     """Return the probe's finding for a model as it stands (device, dtype, kernels, threads), probing once."""
-    kernels = (model.config._attn_implementation, is_compiled(model))
+    kernels = (model.config._attn_implementation, is_compiled(model), is_packed(model))
     state = (width, str(model.device), model.dtype, *kernels, torch.get_num_threads())
     known: dict[object, Finding] = model.__dict__.setdefault("_orthrus_findings", {})
     if state not in known:

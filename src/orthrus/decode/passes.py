@@ -20,6 +20,7 @@ from orthrus.model import compiled, masks
 from orthrus.model.attach import config_of, duals, windows_of
 from orthrus.model.cache import ScratchCache
 from orthrus.model.dual import FusedView, View, ViewName
+from orthrus.model.markov import markov_of
 
 _DENSE_MASKS = ("orthrus", "sdpa", "eager")
 
@@ -67,6 +68,8 @@ class Passes:
         self.geometry = geometry
         self.compiled = compiled.is_compiled(model)
         self.config = config_of(model)
+        self.causal = self.config.block_attention == "causal"
+        self.markov = markov_of(model)
         self.windows = windows_of(model)
         self.dtype = model.dtype
         self.last_position: int = model.config.get_text_config().max_position_embeddings - 1
@@ -117,7 +120,7 @@ class Passes:
         token_BK = torch.full((anchor_B.shape[0], drafts + 1), self.config.mask, device=self.cache.device)
         token_BK[:, 0] = anchor_B
         slot_BK = self._slots(rows, drafts + 1)
-        limit_BK = slot_BK[:, -1:].expand_as(slot_BK)
+        limit_BK = slot_BK if self.causal else slot_BK[:, -1:].expand_as(slot_BK)
         return self._forward(rows, token_BK, slot_BK, limit_BQ=limit_BK, view="diffusion", logits=drafts)
 
     def verify_tree(self, rows: slice, token_BP: Tensor, depth_BP: Tensor, ancestor_BPP: Tensor) -> Tensor:
@@ -148,7 +151,7 @@ class Passes:
         position_BT = torch.cat([slot_BT[:, :Q], ahead_BSK.flatten(1)], dim=1)
         end = self._begin(rows, slot_BT)
         causal = self._masks(masks.up_to(slot_BT[:, :Q], span=end), slot_BT[:, :Q], slot_BT, position_BT, end)
-        allowed = masks.ahead(length_B, stop_BS, rows=Q, block=K, span=end)
+        allowed = masks.ahead(length_B, stop_BS, rows=Q, block=K, span=end, causal=self.causal)
         drafting = self._masks(allowed, position_BT[:, Q:], slot_BT, position_BT, end)
         mask_BM = torch.full((B, S * K), self.config.mask, device=self.cache.device)
         index = torch.arange(Q + S * K, device=self.cache.device)

@@ -24,6 +24,7 @@ from orthrus.decode import accept, noise
 from orthrus.decode.accept import Verdict
 from orthrus.decode.options import Sampling
 from orthrus.decode.tree import Tree
+from orthrus.model.markov import Before
 
 
 class Context(NamedTuple):
@@ -69,16 +70,35 @@ class Chooser:
     sampling: Sampling
     coupled: bool = False
 
-    def draft(self, logits_BMV: Tensor, context: Context) -> Drafts:
-        """Propose one token per slot; slots know the row's text, not one another's choice."""
+    def draft(self, logits_BMV: Tensor, context: Context, before: Before | None = None) -> Drafts:
+        """Propose one token per slot; slots know the row's text, and one another's choice only through `before`.
+
+        With it (the anchors, `[B]`) they are chosen in turn: each slot's logits are shifted by the token before it.
+        """
         seen = None if context.seen_BV is None else context.seen_BV[:, None]
-        scores = self.scores(logits_BMV, seen)
-        if not self.sampling.do_sample:
-            tokens = scores.argmax(-1)
-            return Drafts(tokens, None, _likely(scores, tokens))
         purpose = noise.TARGET if self.coupled else noise.DRAFT
-        tokens = (scores + self._gumbel(scores, context, purpose)).argmax(-1)
-        return Drafts(tokens, None if self.coupled else scores, _likely(scores, tokens))
+        noise_BMV = self._gumbel(logits_BMV, context, purpose) if self.sampling.do_sample else None
+        if before is None:
+            return self._draw(logits_BMV, seen, noise_BMV)
+        slots, token_B = [], before.token
+        for slot in range(logits_BMV.shape[1]):
+            own = slice(slot, slot + 1)
+            shifted_B1V = logits_BMV[:, own].float() + before.shift(token_B)[:, None]
+            slots.append(self._draw(shifted_B1V, seen, None if noise_BMV is None else noise_BMV[:, own]))
+            token_B = slots[-1].tokens_BM[:, 0]
+        scores = [drafts.scores_BMV for drafts in slots if drafts.scores_BMV is not None]
+        return Drafts(
+            torch.cat([drafts.tokens_BM for drafts in slots], 1),
+            torch.cat(scores, 1) if scores else None,
+            torch.cat([drafts.confidence_BM for drafts in slots], 1),
+        )
+
+    def _draw(self, logits_BMV: Tensor, seen: Tensor | None, noise_BMV: Tensor | None) -> Drafts:
+        """Choose each slot's token by its own logits."""
+        scores = self.scores(logits_BMV, seen)
+        tokens = (scores if noise_BMV is None else scores + noise_BMV).argmax(-1)
+        rejects = self.sampling.do_sample and not self.coupled
+        return Drafts(tokens, scores if rejects else None, _likely(scores, tokens))
 
     def judge(self, drafts: Drafts, logits_BM1V: Tensor, context: Context) -> Verdict:
         """Say which drafts stay and what comes after them."""

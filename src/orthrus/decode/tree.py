@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from orthrus.decode.accept import Verdict
+from orthrus.model.markov import Markov
 
 BRANCH = 8
 """Likeliest tokens of a slot that may become nodes."""
@@ -53,25 +54,36 @@ def largest(slots: int, vocabulary: int) -> int:
     return total
 
 
-def grow(score_BMV: Tensor, *, nodes: int) -> Tree:
+def grow(score_BMV: Tensor, *, nodes: int, anchor_B: Tensor | None = None, markov: Markov | None = None) -> Tree:
     """Pick the `nodes` most probable paths of the slots' distributions, best first.
 
-    A path is never more probable than its prefixes, so the best paths of all lengths form a tree.
+    A path is never more probable than its prefixes, so the best paths of all lengths form a tree. With `markov`, which
+    needs the anchors, a slot's likeliest tokens are weighed anew after each token before them.
     """
     B, M, V = score_BMV.shape
     logp_BMK, token_BMK = score_BMV.log_softmax(-1).topk(min(BRANCH, V), dim=-1)
-    # Each token costs something, even a certain one, and none costs so much that float32 loses this something in a sum
-    # over the block (impossible ones would all cost the same): a path never ties with its prefix; parents are first.
-    logp_BMK = logp_BMK.clamp_min(_LEAST) - _TOLL
     path_BF = score_BMV.new_zeros(B, 1)
+    before_BF = None if anchor_B is None else anchor_B[:, None]
     scores, tokens, parents = [], [], []
     for slot in range(min(M, nodes)):
-        wide = (path_BF[:, :, None] + logp_BMK[:, slot, None]).flatten(1)
+        logp_BFK = logp_BMK[:, slot, None]
+        if markov is not None and before_BF is not None:
+            logp_BFK = _weighed(logp_BFK, markov.pairs(before_BF, token_BMK[:, slot]))
+        # Each token costs something, even a certain one, and none costs so much that float32 loses this something in a
+        # sum over the block (impossible ones would all cost the same): a path never ties with its prefix; parents are
+        # first.
+        wide = (path_BF[:, :, None] + (logp_BFK.clamp_min(_LEAST) - _TOLL)).flatten(1)
         path_BF, pick = wide.topk(min(nodes, wide.shape[1]), dim=1)
-        tokens.append(token_BMK[:, slot].gather(1, pick % logp_BMK.shape[2]))
+        before_BF = token_BMK[:, slot].gather(1, pick % logp_BMK.shape[2])
+        tokens.append(before_BF)
         parents.append(pick // logp_BMK.shape[2])
         scores.append(path_BF)
     return _select(scores, tokens, parents, nodes)
+
+
+def _weighed(logp_B1K: Tensor, shift_BFK: Tensor) -> Tensor:
+    """Shift a slot's log-probabilities by each token before it; together its tokens stay as probable as they were."""
+    return (logp_B1K + shift_BFK).log_softmax(-1) + logp_B1K.logsumexp(-1, keepdim=True)
 
 
 def _select(scores: list[Tensor], tokens: list[Tensor], parents: list[Tensor], nodes: int) -> Tree:
@@ -79,7 +91,8 @@ def _select(scores: list[Tensor], tokens: list[Tensor], parents: list[Tensor], n
     widths = [level.shape[1] for level in scores]
     start = [sum(widths[:i]) for i in range(len(widths))]
     device = scores[0].device
-    level_C = torch.repeat_interleave(torch.arange(len(widths), device=device), torch.tensor(widths, device=device))
+    # Filled where they are: a copy of the widths from the host would wait for the draft pass.
+    level_C = torch.cat([torch.full((width,), level, device=device) for level, width in enumerate(widths)])
     # Parents as numbers among all candidates; those of the first level are the root, before every candidate.
     parent_BC = torch.cat([p + (start[i - 1] if i else -1) for i, p in enumerate(parents)], dim=1)
     kept_BN = torch.cat(scores, dim=1).topk(nodes, dim=1).indices.sort(dim=1).values

@@ -12,7 +12,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from orthrus.errors import ConfigError, UnsupportedModel
-from orthrus.model import attention
+from orthrus.model import attention, markov, packed
 from orthrus.model.config import OrthrusConfig
 from orthrus.model.dual import DualAttention
 
@@ -50,6 +50,7 @@ def attach(
     model.requires_grad_(False)
     for parent, name, module, window in sites:
         setattr(parent, name, DualAttention(module, window=window))
+    markov.install(model, markov.untrained(model, config.markov_rank))
     setattr(model, _ATTRIBUTE, dataclasses.replace(config, mask_token_id=mask))
     if attn_implementation is not None:
         use_attention(model, attn_implementation)
@@ -61,7 +62,9 @@ def detach(model: PreTrainedModel) -> PreTrainedModel:
     config_of(model)
     for parent, name, dual in list(_dual_sites(model)):
         setattr(parent, name, dual.ar)
+    markov.install(model, None)
     delattr(model, _ATTRIBUTE)
+    packed.unpack(model)
     return model
 
 

@@ -17,6 +17,8 @@ from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.masking_utils import sdpa_mask
 
+from orthrus.model.masks import InBlocks
+
 NAME = "orthrus"
 
 
@@ -25,7 +27,7 @@ def attention(
     query_BHQD: Tensor,
     key: Tensor,
     value: Tensor,
-    attention_mask: Tensor | BlockMask | None,
+    attention_mask: Tensor | BlockMask | InBlocks | None,
     scaling: float | None = None,
     dropout: float = 0.0,
     softcap: float | None = None,
@@ -37,8 +39,8 @@ def attention(
     """Attend with `[B, H, Q, D]` queries over `[B, H/G, S, D]` keys and values; returns `[B, Q, H, D]`.
 
     Args:
-        attention_mask: additive or boolean, `[B, 1, Q, S]`, or FlexAttention's block mask (training on CUDA); None
-            means causal for several queries, all for one.
+        attention_mask: additive or boolean, `[B, 1, Q, S]`, or FlexAttention's block mask (training on CUDA), or one in
+            blocks (training on CPUs); None means causal for several queries, all for one.
         softcap: scores become `softcap * tanh(score / softcap)` before the mask (Gemma 2).
         s_aux: one sink logit per head, which takes part in the softmax and in nothing else (gpt-oss).
         tile: keys are taken so many at a time (S a multiple of it), by operations whose shapes and order do not
@@ -53,6 +55,9 @@ def attention(
         attention_mask = torch.ones(Q, key.shape[2], dtype=torch.bool, device=key.device).tril(key.shape[2] - Q)
         attention_mask = attention_mask[None, None]
     grouped = query_BHQD.reshape(B, heads, (H // heads) * Q, D)
+    if isinstance(attention_mask, InBlocks):
+        out = _in_blocks(grouped, key, value, attention_mask, scaling or D**-0.5, softcap, s_aux, Q)
+        return out.reshape(B, H, Q, value.shape[-1]).transpose(1, 2).contiguous(), None
     mask = None if attention_mask is None else _fold(attention_mask[:, :, :, : key.shape[2]], H // heads)
     if tile is not None:
         if mask is None:
@@ -113,11 +118,43 @@ def _explicit(
     scores = _capped(grouped @ key.transpose(2, 3) * scaling, softcap)
     if mask is not None:
         scores = _masked(scores, mask)
+    return _softmax(scores.float(), sink_H, queries).to(value.dtype) @ value
+
+
+def _in_blocks(
+    grouped: Tensor,
+    key: Tensor,
+    value: Tensor,
+    mask: InBlocks,
+    scaling: float,
+    softcap: float | None,
+    sink_H: Tensor | None,
+    queries: int,
+) -> Tensor:
+    """Attend to the keys before all rows and to each row's own block, under one softmax."""
+    B, heads, rows, D = grouped.shape
+    before, K = key.shape[2] - queries, mask.block
+
+    def own(x: Tensor) -> Tensor:
+        return x[:, :, before:].reshape(B, heads, 1, -1, K, x.shape[3])
+
+    blocks = (B, heads, rows // queries, queries // K, K)
+    query = grouped * scaling
+    inside = query.view(*blocks, D) @ own(key).transpose(4, 5)
+    scores = torch.cat([query @ key[:, :, :before].transpose(2, 3), inside.reshape(B, heads, rows, K)], dim=3)
+    scores = _masked(_capped(scores, softcap), _fold(mask.additive, rows // queries))
+    weights = _softmax(scores, sink_H, queries)
+    outside = weights[..., :before] @ value[:, :, :before]
+    return outside + (weights[..., before:].reshape(*blocks, K) @ own(value)).view_as(outside)
+
+
+def _softmax(scores: Tensor, sink_H: Tensor | None, queries: int) -> Tensor:
+    """Normalise over keys, and over a sink per head where there are sinks."""
     if sink_H is None:
-        return torch.softmax(scores, dim=-1, dtype=torch.float32).to(value.dtype) @ value
-    sinks = _sinks(sink_H, key.shape[1], queries).expand(scores.shape[0], -1, -1, 1).to(scores.dtype)
-    weights = torch.softmax(torch.cat([scores, sinks], dim=-1), dim=-1, dtype=torch.float32)
-    return weights[..., :-1].to(value.dtype) @ value
+        return torch.softmax(scores, dim=-1)
+    heads = scores.shape[1]
+    sinks = _sinks(sink_H, heads, queries).expand(scores.shape[0], -1, -1, 1).to(scores.dtype)
+    return torch.softmax(torch.cat([scores, sinks], dim=-1), dim=-1)[..., :-1]
 
 
 def _tiled(

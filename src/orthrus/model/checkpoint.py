@@ -22,6 +22,7 @@ from transformers import PreTrainedModel
 from orthrus.errors import CheckpointError, ConfigError, UnsupportedModel
 from orthrus.model.attach import config_of
 from orthrus.model.config import OrthrusConfig
+from orthrus.model.markov import NAME as MARKOV
 
 Format = Literal["adapter", "official"]
 ADAPTER_FILE = "orthrus.safetensors"
@@ -43,7 +44,7 @@ def save(model: PreTrainedModel, path: str | Path, *, format: Format = "adapter"
 
     Raises:
         ConfigError: an unknown format, a file where the directory should be, or a model without a view.
-        UnsupportedModel: the official layout is defined for Qwen3 backbones only.
+        UnsupportedModel: the official layout is defined for Qwen3 backbones only, whose view drafts as the paper's.
     """
     config = config_of(model)
     if format == "adapter":
@@ -131,12 +132,16 @@ def fingerprint(model: PreTrainedModel) -> str:
 
 def twin_tensors(model: PreTrainedModel) -> dict[str, Tensor]:
     """Return the trainable view's tensors by name, as they are stored: not copies."""
-    return {name: tensor for name, tensor in model.state_dict().items() if _TWIN in name}
+    return {name: tensor for name, tensor in model.state_dict().items() if _of_view(name)}
 
 
 def backbone_tensors(model: PreTrainedModel) -> dict[str, Tensor]:
     """Return the frozen model's parameters under the names they have without a view."""
-    return {name.replace(".ar.", "."): p for name, p in model.named_parameters() if _TWIN not in name}
+    return {name.replace(".ar.", "."): p for name, p in model.named_parameters() if not _of_view(name)}
+
+
+def _of_view(name: str) -> bool:
+    return _TWIN in name or name.startswith(f"{MARKOV}.")
 
 
 def official_name(name: str) -> str:
@@ -152,6 +157,8 @@ def official_tensors(model: PreTrainedModel) -> dict[str, Tensor]:
         raise UnsupportedModel(
             f"the official layout is defined for Qwen3 backbones, found {model.config.model_type}: save an adapter"
         )
+    for name, value in config_of(model).departures.items():
+        raise UnsupportedModel(f"the official layout has no place for {name}, found {value!r}: save an adapter")
     tensors = backbone_tensors(model)
     tensors |= {official_name(name): p for name, p in model.named_parameters() if _TWIN in name}
     return tensors

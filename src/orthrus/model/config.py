@@ -1,4 +1,4 @@
-"""What a dual-view model is, as data: block length, mask token, and the backbone it belongs to.
+"""What a dual-view model is, as data: its block and mask token, and the backbone it belongs to.
 
 Knows nothing about modules, tensors or files beyond the JSON text of its own fields.
 """
@@ -6,9 +6,11 @@ Knows nothing about modules, tensors or files beyond the JSON text of its own fi
 import dataclasses
 import difflib
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal, get_args
 
 from orthrus.errors import ConfigError
+
+BlockAttention = Literal["bidirectional", "causal"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -22,6 +24,9 @@ class OrthrusConfig:
         backbone: Hub id or path of the frozen model the view was trained for.
         revision: Hub revision of the backbone.
         fingerprint: digest of the backbone's weights (`orthrus.model.checkpoint.fingerprint`).
+        block_attention: "bidirectional" (the paper's): a draft slot sees its whole block; "causal": the slots up to
+            itself.
+        markov_rank: rank of the correction between neighbouring slots (`orthrus.model.markov`); 0 for none.
     """
 
     block_size: int = 32
@@ -29,6 +34,8 @@ class OrthrusConfig:
     backbone: str | None = None
     revision: str | None = None
     fingerprint: str | None = None
+    block_attention: BlockAttention = "bidirectional"
+    markov_rank: int = 0
 
     def __post_init__(self) -> None:
         if isinstance(self.block_size, bool) or not isinstance(self.block_size, int) or self.block_size < 2:
@@ -38,6 +45,12 @@ class OrthrusConfig:
         mask = self.mask_token_id
         if mask is not None and (isinstance(mask, bool) or not isinstance(mask, int) or mask < 0):
             raise ConfigError(f"mask_token_id must be an integer of at least 0, found {mask!r}")
+        if self.block_attention not in get_args(BlockAttention):
+            raise ConfigError(
+                f"block_attention must be one of {', '.join(get_args(BlockAttention))}, found {self.block_attention!r}"
+            )
+        if isinstance(self.markov_rank, bool) or not isinstance(self.markov_rank, int) or self.markov_rank < 0:
+            raise ConfigError(f"markov_rank must be an integer of at least 0 (none), found {self.markov_rank!r}")
 
     @property
     def mask(self) -> int:
@@ -47,8 +60,13 @@ class OrthrusConfig:
         return self.mask_token_id
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the fields as plain JSON values."""
-        return dataclasses.asdict(self)
+        """Return the fields as plain JSON values; those of `departures` only where there is one."""
+        return {k: v for k, v in dataclasses.asdict(self).items() if k not in _PAPER or k in self.departures}
+
+    @property
+    def departures(self) -> dict[str, Any]:
+        """The fields by which the view drafts otherwise than the paper's."""
+        return {name: getattr(self, name) for name, value in _PAPER.items() if getattr(self, name) != value}
 
     @classmethod
     def from_dict(cls, values: dict[str, Any], *, where: str = "OrthrusConfig") -> "OrthrusConfig":
@@ -60,3 +78,7 @@ class OrthrusConfig:
                 hint = f"; did you mean {near[0]!r}?" if near else f"; known keys: {', '.join(known)}"
                 raise ConfigError(f"{where}: unknown key {key!r}{hint}")
         return cls(**values)
+
+
+_PAPER: dict[str, Any] = {"block_attention": "bidirectional", "markov_rank": 0}
+"""How the paper's view drafts."""

@@ -22,7 +22,7 @@ from transformers import (
 from transformers.utils import logging
 
 from orthrus.errors import CheckpointError, ConfigError
-from orthrus.model import checkpoint
+from orthrus.model import checkpoint, packed
 from orthrus.model.attach import attach
 from orthrus.model.compiled import compile_passes
 from orthrus.model.config import OrthrusConfig
@@ -39,6 +39,7 @@ def load(
     device: str | torch.device | None = None,
     backbone: str | Path | None = None,
     compile: bool = False,
+    pack: bool | None = None,
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """Load a trained dual-view model and its tokenizer.
 
@@ -52,6 +53,8 @@ def load(
         compile: whether decoding passes go through torch.compile, with CUDA graphs on CUDA; the first of each kind
             takes its time.
         backbone: where an adapter's backbone is, when not where its configuration says.
+        pack: whether linear layers keep a second copy of their weights, laid out for the CPU's kernels (faster passes);
+            None does so on the CPU where memory allows.
 
     Raises:
         CheckpointError: nothing of that name, a damaged file, or a view of another backbone.
@@ -69,6 +72,8 @@ def load(
     model.eval()
     if compile:
         compile_passes(model)
+    if packed.pays(model) if pack is None else pack:
+        packed.pack(model)
     return model, tokenizer
 
 

@@ -21,16 +21,32 @@ class LayerMasks:
 
     Attributes:
         full: `[B, 1, Q, S]`, 0 where a query may look and the dtype's lowest value where it may not; or the same
-            as a block mask.
+            as a block mask, or in blocks.
         windowed: the same, narrowed to each window length.
     """
 
-    full: Tensor | BlockMask
-    windowed: Mapping[int, Tensor | BlockMask] = field(default_factory=dict)
+    full: "Mask"
+    windowed: Mapping[int, "Mask"] = field(default_factory=dict)
 
-    def of(self, window: int | None) -> Tensor | BlockMask:
+    def of(self, window: int | None) -> "Mask":
         """Return the mask of a layer with this window (None: full attention)."""
         return self.full if window is None else self.windowed[window]
+
+
+@dataclass(frozen=True, slots=True)
+class InBlocks:
+    """The mask of draft rows that see keys before them and, of their own, no block but theirs.
+
+    Attributes:
+        additive: `[B, 1, N*K, T + K]`, over the keys before and over the row's own block.
+        block: K.
+    """
+
+    additive: Tensor
+    block: int
+
+
+Mask = Tensor | BlockMask | InBlocks
 
 
 def additive(allowed: Tensor, dtype: torch.dtype) -> Tensor:
@@ -78,11 +94,37 @@ def block_masks(
     return LayerMasks(full=make(None), windowed={w: make(w) for w in windows})
 
 
+def in_blocks(
+    allowed_BQS: Tensor,
+    *,
+    block: int,
+    query_position_BQ: Tensor,
+    key_position_BS: Tensor,
+    windows: Iterable[int],
+    dtype: torch.dtype,
+) -> LayerMasks:
+    """Make the masks of a training pass from the same rule and with the same windows as `layer_masks`, in blocks.
+
+    The last Q keys are the rows' own; what a row may see of them lies in its own block, so that attention need not look
+    at the others.
+    """
+    _, Q, S = allowed_BQS.shape
+    distance_BQS = query_position_BQ[:, :, None] - key_position_BS[:, None, :]
+
+    def make(seen_BQS: Tensor) -> InBlocks:
+        own_BNKNK = seen_BQS[:, :, S - Q :].unflatten(2, (-1, block)).unflatten(1, (-1, block))
+        own_BQK = own_BNKNK.diagonal(dim1=1, dim2=3).movedim(-1, 1).flatten(1, 2)
+        return InBlocks(additive(torch.cat([seen_BQS[:, :, : S - Q], own_BQK], dim=2), dtype)[:, None], block)
+
+    return LayerMasks(full=make(allowed_BQS), windowed={w: make(allowed_BQS & (distance_BQS < w)) for w in windows})
+
+
 def up_to(limit_BQ: Tensor, *, span: int) -> Tensor:
     """Let each query see the slots up to and including its limit: `[B, Q, S]` boolean.
 
     With the query's own position as limit this is causal attention (prefill and verify); with the block's last
-    position for all of its slots it is the draft mask: the whole prefix and the whole block, both directions.
+    position for all of its slots it is the draft mask: the whole prefix and the whole block, both directions (causal
+    blocks draft under the former).
     """
     return torch.arange(span, device=limit_BQ.device) <= limit_BQ[:, :, None]
 
@@ -101,18 +143,23 @@ def tree(length_B: Tensor, ancestors_BNN: Tensor, *, span: int) -> Tensor:
     return own_BNS | (node_BS < 0)[:, None]
 
 
-def ahead(length_B: Tensor, stop_BS: Tensor, *, rows: int, block: int, span: int) -> Tensor:
+def ahead(length_B: Tensor, stop_BS: Tensor, *, rows: int, block: int, span: int, causal: bool = False) -> Tensor:
     """Draft mask of a fused pass: `[B, S*K, span]` boolean.
 
     Behind a row's `rows` AR slots lie its S blocks of K slots. A slot of block s sees the keys of the text up to the
-    place where acceptance stops after `stop_BS[:, s]` drafts, and its own block in both directions.
+    place where acceptance stops after `stop_BS[:, s]` drafts, and its own block in both directions, or up to itself
+    where blocks are causal.
     """
     S = stop_BS.shape[1]
     slot_S = torch.arange(span, device=length_B.device)
     text_BSS = slot_S <= (length_B[:, None] + stop_BS)[:, :, None]
     owner_BS = (slot_S - (length_B + rows)[:, None]).div(block, rounding_mode="floor")
     own_BSS = owner_BS[:, None] == torch.arange(S, device=length_B.device)[:, None]
-    return (text_BSS | own_BSS).repeat_interleave(block, dim=1)
+    allowed_BMS = (text_BSS | own_BSS).repeat_interleave(block, dim=1)
+    if not causal:
+        return allowed_BMS
+    own_slot_BM = (length_B + rows)[:, None] + torch.arange(S * block, device=length_B.device)
+    return allowed_BMS & (slot_S <= own_slot_BM[:, :, None])
 
 
 def packed(document_BT: Tensor) -> Tensor:
@@ -124,11 +171,12 @@ def packed(document_BT: Tensor) -> Tensor:
     return (same & causal & (document_BT >= 0)[:, :, None]) | alone
 
 
-def training(document_BT: Tensor, anchor_BN: Tensor, valid_BN: Tensor, *, block: int) -> Tensor:
+def training(document_BT: Tensor, anchor_BN: Tensor, valid_BN: Tensor, *, block: int, causal: bool = False) -> Tensor:
     """Training mask of the draft rows: `[B, N*K, T + N*K]` boolean (paper, section 3.3).
 
     Slot j of block b sees the AR keys of its own document strictly before the anchor, and its own block in both
-    directions. Blocks that are not valid see only themselves, so that no softmax is empty.
+    directions, or up to itself where blocks are causal. Blocks that are not valid see only themselves, so that no
+    softmax is empty.
     """
     B, T = document_BT.shape
     N = anchor_BN.shape[1]
@@ -138,4 +186,6 @@ def training(document_BT: Tensor, anchor_BN: Tensor, valid_BN: Tensor, *, block:
     prefix_BNT = (index_T < anchor_BN[:, :, None]) & own_document_BNT & valid_BN[:, :, None]
     block_M = torch.arange(N * block, device=device) // block
     own_MM = block_M[:, None] == block_M[None, :]
+    if causal:
+        own_MM = own_MM.tril()
     return torch.cat([prefix_BNT.repeat_interleave(block, dim=1), own_MM.expand(B, N * block, N * block)], dim=2)

@@ -16,7 +16,7 @@ from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
 from orthrus.data.packing import NO_DOCUMENT, PackedRows
 from orthrus.model import masks
 from orthrus.train.checkpoints import load_trainable
-from orthrus.train.corpus import heldout_rows, mixed_documents, training_rows
+from orthrus.train.corpus import data_folder, heldout_rows, mixed_documents, training_rows
 from orthrus.train.sections import BackboneRecipe
 from orthrus.train.step import Loss, Rows
 from orthrus.train.tokenizer import load_tokenizer, train_tokenizer, training_texts
@@ -57,8 +57,8 @@ class BackboneTask:
         self._device = torch.device(recipe.run.device)
         folder = Path(recipe.run.output)
         self._tokenizer = _tokenizer(recipe, folder / "tokenizer")
-        self._rows = training_rows(recipe.data, self._tokenizer, folder / "data")
-        self._heldout = heldout_rows(recipe.data, self._tokenizer, folder / "data")
+        self._rows = training_rows(recipe.data, self._tokenizer, data_folder(recipe))
+        self._heldout = heldout_rows(recipe.data, self._tokenizer, data_folder(recipe))
         self._model = build_backbone(recipe, self._tokenizer)
 
     @property

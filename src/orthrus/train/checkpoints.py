@@ -22,6 +22,7 @@ from orthrus.train.sections import Recipe
 KEEP = 2
 FREE_TO_CHANGE = frozenset(
     {
+        "data.folder",
         "run.output",
         "run.threads",
         "run.log_every",

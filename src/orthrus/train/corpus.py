@@ -15,7 +15,7 @@ from orthrus.data.documents import Document, jsonl_documents, synthetic_document
 from orthrus.data.hub import Columns, Dataset, dataset_documents
 from orthrus.data.packing import EncodedDocument, PackedRows, encode_documents, load_rows, pack, save_rows
 from orthrus.errors import DataError
-from orthrus.train.sections import DataSection, DatasetSource, JsonlSource, Source, SyntheticSource
+from orthrus.train.sections import DataSection, DatasetSource, JsonlSource, Recipe, Source, SyntheticSource
 
 
 def source_name(source: Source) -> str:
@@ -72,8 +72,13 @@ def mixed_documents(data: DataSection, *, characters: int) -> Iterator[Document]
 
 
 def corpus_about(data: DataSection) -> dict[str, Any]:
-    """What a packed corpus depends on; a licence is for readers only."""
-    return data.model_dump(mode="json", exclude={"sources": {"__all__": {"licence"}}})
+    """What a packed corpus depends on: not where it is kept, nor a licence, which is for readers only."""
+    return data.model_dump(mode="json", exclude={"folder": True, "sources": {"__all__": {"licence"}}})
+
+
+def data_folder(recipe: Recipe) -> Path:
+    """Where a recipe's rows are kept."""
+    return Path(recipe.run.output) / "data" if recipe.data.folder is None else Path(recipe.data.folder)
 
 
 def training_rows(data: DataSection, tokenizer: PreTrainedTokenizerFast, folder: Path) -> PackedRows:

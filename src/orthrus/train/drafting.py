@@ -12,6 +12,7 @@ from transformers import PreTrainedModel
 from orthrus.model import checkpoint
 from orthrus.model.attach import config_of
 from orthrus.model.load import locate
+from orthrus.model.markov import install, markov_of, untrained
 
 PLAIN = "ar"
 DRAFTED = "auto"  # drafts only where that is faster here
@@ -27,13 +28,15 @@ def drafting(model: PreTrainedModel | None, view: str | None) -> Iterator[str]:
     if model is None or view is None:
         yield PLAIN
         return
-    config = config_of(model)
+    config, correction = config_of(model), markov_of(model)
     own = {name: tensor.clone() for name, tensor in checkpoint.twin_tensors(model).items()}
     home = locate(view)
-    model.orthrus_config = checkpoint.read_config(home)
+    model.orthrus_config = lent = checkpoint.read_config(home)
+    install(model, untrained(model, lent.markov_rank))
     try:
         checkpoint.load_adapter(model, home)
         yield DRAFTED
     finally:
+        install(model, correction)
         checkpoint.fill(model, own, where="the view to train")
         model.orthrus_config = config

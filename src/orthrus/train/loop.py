@@ -26,6 +26,7 @@ from orthrus.train.journal import Journal
 from orthrus.train.optim import build_optimizers
 from orthrus.train.ranks import Ranks
 from orthrus.train.sections import Recipe
+from orthrus.train.sharding import gathered, part, part_of_state, whole
 from orthrus.train.step import Task, autocast, one_step
 from orthrus.train.trackers import trackers
 
@@ -87,22 +88,27 @@ def train(task: Task, recipe: Recipe, *, resume: bool = True) -> TrainResult:
             last = step == recipe.schedule.steps
             if step % run.log_every == 0 or last:
                 journal.write_step(step)
-            if ranks.main and (step % run.eval_every == 0 or last):
+            # Passes of a sharded model need all processes.
+            if (ranks.main or run.sharding != "none") and (step % run.eval_every == 0 or last):
                 metrics = _evaluate(task, recipe, step)
                 journal.write_evaluation(step, metrics)
-            if ranks.main and (step % run.checkpoint_every == 0 or last or stopping):
+            if step % run.checkpoint_every == 0 or last or stopping:
+                kept = {name: parameter.detach() for name, parameter in trainable.items()}
                 state = Checkpoint(
                     step=step,
                     parts=parts,
-                    trainable={name: parameter.detach() for name, parameter in trainable.items()},
-                    optimizers=[optimizer.state_dict() for optimizer in optimizers],
+                    trainable=whole(kept, here=ranks.main),
+                    optimizers=whole([optimizer.state_dict() for optimizer in optimizers], here=ranks.main),
                 )
-                save_checkpoint(checkpoints, state, recipe)
+                if ranks.main:
+                    save_checkpoint(checkpoints, state, recipe)
     finished = step == recipe.schedule.steps
     model = output / "model" if finished else None
-    if model is not None and ranks.main:
-        _save_model(task, model)
-        write_card(recipe, output)
+    if model is not None:
+        with gathered(task.model, here=ranks.main):
+            if ranks.main:
+                _save_model(task, model)
+                write_card(recipe, output)
     ranks.wait()
     return TrainResult(step=step, finished=finished, metrics=metrics, model=model)
 
@@ -122,9 +128,9 @@ def _restore(
         return 0
     with torch.no_grad():
         for name, parameter in trainable.items():
-            parameter.copy_(checkpoint.trainable[name])
+            parameter.copy_(part(checkpoint.trainable[name], parameter))
     for optimizer, state in zip(optimizers, checkpoint.optimizers, strict=True):
-        optimizer.load_state_dict(state)
+        optimizer.load_state_dict(part_of_state(state, optimizer))
     return checkpoint.step
 
 

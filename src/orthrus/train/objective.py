@@ -16,6 +16,8 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
+from orthrus.model.markov import Before
+
 SlotLoss = Callable[[Tensor, Tensor, Tensor], Tensor]
 """Student and teacher log-probabilities `[M, V]` and targets `[M]` to one number per slot, `[M]`."""
 Head = Callable[[Tensor], Tensor]
@@ -101,6 +103,7 @@ def chunked(
     *,
     head: Head,
     kept: SlotLoss = kept_greedily,
+    before: Before | None = None,
     chunk: int = 1024,
 ) -> SlotScores:
     """Score slots `chunk` at a time; equal to scoring all at once in value and gradient.
@@ -112,13 +115,16 @@ def chunked(
         teacher: the backbone's side; None when neither `loss` nor `kept` looks at it.
         target_M: token ids.
         head: hidden states to logits.
+        before: the tokens before the slots, `[M]`, where these shift the student's logits.
     """
     order_M = torch.arange(len(target_M), device=target_M.device) if teacher is None else teacher.row_M.argsort()
     parts = []
     for start in range(0, len(target_M), chunk):
         part = order_M[start : start + chunk]
         own = None if teacher is None else Teacher(teacher.hidden_RC, teacher.row_M[part])
-        parts.append(checkpoint(_part, loss, kept, head, student_MC[part], own, target_M[part], use_reentrant=False))
+        past = None if before is None else Before(before.token[part], before.shift)
+        slots = (student_MC[part], own, target_M[part], past)
+        parts.append(checkpoint(_part, loss, kept, head, *slots, use_reentrant=False))
     if not parts:
         nothing = student_MC.sum(-1).float()  # empty, but a gradient can go through
         return SlotScores(nothing, nothing, target_M.bool())
@@ -127,9 +133,17 @@ def chunked(
 
 
 def _part(
-    loss: SlotLoss, kept: SlotLoss, head: Head, student: Tensor, teacher: Teacher | None, target: Tensor
+    loss: SlotLoss,
+    kept: SlotLoss,
+    head: Head,
+    student: Tensor,
+    teacher: Teacher | None,
+    target: Tensor,
+    before: Before | None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     logits = head(student).float()
+    if before is not None:
+        logits = logits + before.shift(before.token)
     with torch.no_grad():
         known = logits.new_empty(0) if teacher is None else _teacher_log_probabilities(head, teacher)
         agree = logits.argmax(-1) == target

@@ -17,6 +17,8 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, Qwe
 
 from orthrus.errors import CheckpointError
 from orthrus.model.attach import attach, duals
+from orthrus.model.config import OrthrusConfig
+from orthrus.model.markov import markov_of
 from orthrus.train.objective import NEEDS_TEACHER
 from orthrus.train.sections import BackboneRecipe, Recipe, ViewRecipe
 from orthrus.zoo import BUNDLED
@@ -113,7 +115,7 @@ def plan(recipe: Recipe, *, devices: int = 1) -> Plan:
         drafted=steps * rows * _slots(recipe),
         operations=operations,
         devices=devices,
-        memory=_memory(recipe, shapes, rows / parts / devices),
+        memory=_memory(recipe, shapes, rows / parts / devices, devices),
         seconds=seconds,
         hours={name: value * steps / 3600 for name, value in seconds.items()},
     )
@@ -125,7 +127,7 @@ def shapes_of(recipe: Recipe) -> Shapes:
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(config)
     if isinstance(recipe, ViewRecipe):
-        attach(model)
+        attach(model, OrthrusConfig(markov_rank=recipe.model.markov_rank))
     trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
     text = config.get_text_config()
     # For configurations that do not say it, as transformers' models read them.
@@ -154,9 +156,10 @@ def step_operations(recipe: Recipe, shapes: Shapes) -> float:
         return float(per_row * recipe.run.batch_rows)
     M, scored = _slots(recipe), _scored(recipe)
     again = 2 if recipe.model.gradient_checkpointing else 1
-    # FlexAttention on CUDA skips what a mask hides: half of a causal row, the other blocks and what follows an anchor.
-    sparse = recipe.run.device == "cuda"
-    seen, read = (T / 2, T / 2 + recipe.model.block_size) if sparse else (T, T + M)
+    # A slot reads a row and its own block. FlexAttention on CUDA skips what a mask hides: half of a causal row, and
+    # what follows an anchor.
+    seen = T / 2 if recipe.run.device == "cuda" else T
+    read = seen + recipe.model.block_size
     teacher = 2 * shapes.active * T + pair * T * seen
     student = 2 * shapes.active * M * (again + 1) + 2 * shapes.trainable * M + pair * M * read * (again + 2)
     rows_read = min(T, scored) if _needs_teacher(recipe) else 0
@@ -164,12 +167,20 @@ def step_operations(recipe: Recipe, shapes: Shapes) -> float:
     return float((teacher + student + head) * recipe.run.batch_rows)
 
 
-def _memory(recipe: Recipe, shapes: Shapes, rows: float) -> dict[str, float]:
-    """Bytes on one device that computes so many rows at a time, by what they hold."""
+def _memory(recipe: Recipe, shapes: Shapes, rows: float, devices: int) -> dict[str, float]:
+    """Bytes on one of so many devices, which computes so many rows at a time, by what they hold.
+
+    A sharded device has a share of everything but the output head, and two whole layers: one computes while the next
+    arrives.
+    """
     width = 2 if recipe.run.dtype == "bfloat16" else 4
     T = recipe.data.row_tokens
     tokens = T if isinstance(recipe, BackboneRecipe) else _slots(recipe)
     held = float(shapes.activations)
+    cast = 2.0 * shapes.active if recipe.run.dtype == "bfloat16" else 0.0  # autocast's copies, for the backward pass
+    sharded = recipe.run.sharding != "none" and devices > 1
+    share = 1 / devices if sharded else 1.0
+    shared = 4.0 * (shapes.total - shapes.head)
     masks = float(T * T)
     keys = 0.0
     if isinstance(recipe, ViewRecipe):
@@ -177,10 +188,13 @@ def _memory(recipe: Recipe, shapes: Shapes, rows: float) -> dict[str, float]:
         masks = float(tokens * (tokens + T))
         if recipe.model.gradient_checkpointing:
             held = shapes.activations / shapes.layers + 2 * shapes.hidden * shapes.layers
+            cast /= shapes.layers
     return {
-        "weights": 4.0 * shapes.total,
-        "gradients": 4.0 * shapes.trainable,
-        "optimizer": (8.0 if recipe.optimizer.name == "adamw" else 4.0) * shapes.trainable,
+        "weights": 4.0 * shapes.head + shared * share,
+        "gathered_layers": 2 * shared / shapes.layers if sharded else 0.0,
+        "cast_weights": cast,
+        "gradients": 4.0 * shapes.trainable * share,
+        "optimizer": (8.0 if recipe.optimizer.name == "adamw" else 4.0) * shapes.trainable * share,
         "teacher_keys": keys,
         "activations": rows * tokens * held * width,
         "masks": rows * masks * (1 if recipe.run.device == "cuda" else 1 + width),
@@ -197,6 +211,8 @@ def _per_token(model: nn.Module, experts: int) -> tuple[int, int]:
     outside = {id(module.weight) for module in model.modules() if isinstance(module, nn.Embedding)}
     head = model.get_output_embeddings  # of transformers' models
     outside |= {id(head().weight)} if callable(head) else set()
+    correction = markov_of(model)
+    outside |= set() if correction is None else {id(p) for p in correction.parameters()}
     active = activations = 0
     for parameter in model.parameters():
         if parameter.ndim < 2 or id(parameter) in twin | outside:

@@ -25,7 +25,7 @@ from orthrus.data.responses import Answering, Prompt, prompt_of
 from orthrus.decode.output import Stats
 from orthrus.errors import DataError
 from orthrus.model.checkpoint import fingerprint
-from orthrus.train.corpus import corpus_about, heldout_documents, source_name, train_documents
+from orthrus.train.corpus import corpus_about, data_folder, heldout_documents, source_name, train_documents
 from orthrus.train.drafting import drafting
 from orthrus.train.ranks import Ranks
 from orthrus.train.sections import AnswersSection, DatasetSource, Source, SyntheticSource, ViewRecipe
@@ -91,7 +91,7 @@ def made_from(recipe: ViewRecipe, model: PreTrainedModel | None) -> dict[str, An
     own = recipe.answers.by == "backbone" and model is not None
     about = {
         "data": corpus_about(recipe.data),
-        "responses": recipe.responses.model_dump(mode="json"),
+        "responses": recipe.responses.model_dump(mode="json", exclude={"rows", "eval_prompts", "eval_tokens"}),
         "backbone": fingerprint(model) if own and model is not None else recipe.model.backbone,
     }
     how = recipe.answers.model_copy(update={"url": None, "view": None})  # neither changes a word
@@ -110,7 +110,7 @@ def _packed(
     ask: Callable[[], list[Prompt]],
 ) -> PackedRows:
     """Return packed answers, or have them written, all processes together, and packed by the first."""
-    path = Path(recipe.run.output) / "data" / name
+    path = data_folder(recipe) / name
     about = made_from(recipe, model)
     if ranks.any(not path.exists()):
         prompts = ask()

@@ -1,8 +1,8 @@
 """The processes of one run: which rows each computes, and how their sums become the step's.
 
-Every process holds the whole model, computes its share of a step's rows and adds gradients and weights up with the
-others, so that all make the same step. Process groups come from the environment that `torchrun` or `accelerate
-launch` sets; without one there is a single process and nothing here costs anything.
+Every process computes its share of a step's rows and adds gradients and weights up with the others, so that all make
+the same step; each holds the whole model, unless it is sharded (`sharding`). Process groups come from the environment
+that `torchrun` or `accelerate launch` sets; without one there is a single process and nothing here costs anything.
 """
 
 from collections.abc import Iterable, Iterator, Mapping
@@ -14,6 +14,7 @@ import torch.distributed
 from accelerate import PartialState
 from numpy.typing import NDArray
 from torch import nn
+from torch.distributed.tensor import DTensor
 
 from orthrus.errors import ConfigError
 
@@ -55,10 +56,10 @@ class Ranks:
         return np.split(rows, self.count)[self.index]
 
     def add_gradients(self, parameters: Iterable[nn.Parameter]) -> None:
-        """Replace every gradient by its sum over all processes."""
-        if self.count == 1:
+        """Replace every gradient by its sum over all processes; those of sharded parameters are sums already."""
+        held = [parameter for parameter in parameters if not isinstance(parameter, DTensor)]
+        if self.count == 1 or not held:
             return
-        held = list(parameters)
         gradients = [torch.zeros_like(p) if p.grad is None else p.grad for p in held]
         whole = torch.cat([gradient.flatten() for gradient in gradients])
         torch.distributed.all_reduce(whole)

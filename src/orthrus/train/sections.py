@@ -9,6 +9,7 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from orthrus.data.synthetic import Domain
+from orthrus.model.config import BlockAttention
 
 Positive = Annotated[int, Field(gt=0)]
 Share = Annotated[float, Field(ge=0, le=1)]
@@ -83,6 +84,7 @@ class DataSection(Section):
     tokens: Positive = Field(description="size of the packed corpus, shared out by the sources' weights")
     row_tokens: Positive
     seed: int = 0
+    folder: str | None = Field(default=None, description="where rows are kept; run.output/data unless recipes share it")
 
 
 class BackboneModel(Section):
@@ -128,6 +130,10 @@ class ViewModel(Section):
     backbone: str
     start_from: str | None = None
     block_size: Annotated[int, Field(ge=2)]
+    block_attention: BlockAttention = Field(
+        default="bidirectional", description="what a slot sees of its block: all of it, or up to itself"
+    )
+    markov_rank: int = Field(default=0, ge=0, description="rank of the correction by the token before a slot; 0: none")
     gradient_checkpointing: bool = Field(default=False, description="compute the block pass again, layer by layer")
 
 
@@ -230,12 +236,14 @@ class RunSection(Section):
     """How and where a run happens.
 
     `batch_rows` is the rows of one optimizer step, computed in `grad_accumulation` equal parts; "auto" takes as few as
-    fit in memory.
+    fit in memory. `sharding` shares the parameters of a view's model out over the processes, instead of every process
+    holding all of them.
     """
 
     output: str
     batch_rows: Positive
     grad_accumulation: Positive | Literal["auto"] = 1
+    sharding: Literal["none", "fsdp2"] = "none"
     dtype: Literal["float32", "bfloat16"] = "float32"
     device: Literal["cpu", "cuda"] = "cpu"
     seed: int = 0
@@ -253,6 +261,15 @@ class RunSection(Section):
             )
         return self
 
+    @model_validator(mode="after")
+    def _sharded_parts_are_known(self) -> "RunSection":
+        if self.sharding != "none" and self.grad_accumulation == "auto":
+            raise ValueError(
+                "grad_accumulation must be a number with sharding, found 'auto': one process that runs out of memory "
+                "would leave the others waiting for its part"
+            )
+        return self
+
 
 class BackboneRecipe(Section):
     """Train a small backbone from nothing."""
@@ -265,6 +282,12 @@ class BackboneRecipe(Section):
     optimizer: OptimizerSection
     schedule: ScheduleSection
     run: RunSection
+
+    @model_validator(mode="after")
+    def _whole_everywhere(self) -> "BackboneRecipe":
+        if self.run.sharding != "none":
+            raise ValueError(f"run.sharding must be 'none' for a backbone, found {self.run.sharding!r}: drop the key")
+        return self
 
 
 class ViewRecipe(Section):
@@ -279,6 +302,15 @@ class ViewRecipe(Section):
     optimizer: OptimizerSection
     schedule: ScheduleSection
     run: RunSection
+
+    @model_validator(mode="after")
+    def _correction_is_whole(self) -> "ViewRecipe":
+        if self.model.markov_rank and self.run.sharding != "none":
+            raise ValueError(
+                f"model.markov_rank must be 0 with run.sharding = {self.run.sharding!r}, found "
+                f"{self.model.markov_rank}: the correction is not shared out; drop one of the two"
+            )
+        return self
 
 
 Recipe = BackboneRecipe | ViewRecipe

@@ -21,6 +21,7 @@ from orthrus.errors import ConfigError, DataError
 from orthrus.train.optim import learning_rate_factor, set_learning_rate
 from orthrus.train.ranks import Ranks, Sums
 from orthrus.train.sections import Recipe
+from orthrus.train.sharding import whole
 
 Rows = NDArray[np.int64]
 
@@ -120,7 +121,7 @@ def one_step(
     seconds = time.perf_counter() - started
     return {
         **sums,
-        "grad_norm": (float(norm), 1.0),
+        "grad_norm": (float(whole(norm, here=True)), 1.0),
         "lr_factor": (factor, 1.0),
         "step_seconds": (seconds, 1.0),
     }

@@ -24,19 +24,23 @@ from orthrus.decode import plan
 from orthrus.decode.api import engine_for
 from orthrus.decode.options import Options
 from orthrus.decode.output import Stats
-from orthrus.model import masks
+from orthrus.decode.passes import Passes
+from orthrus.errors import ConfigError
+from orthrus.model import attention, masks
 from orthrus.model.attach import attach, config_of, windows_of
 from orthrus.model.checkpoint import save
 from orthrus.model.config import OrthrusConfig
-from orthrus.model.dual import View
+from orthrus.model.dual import View, ViewName
 from orthrus.model.head import output_head
 from orthrus.model.load import backbone_with_tokenizer, load
+from orthrus.model.markov import Before, install, markov_of, untrained
 from orthrus.train import anchors, objective
 from orthrus.train.anchors import Blocks
-from orthrus.train.prepare import prepare
+from orthrus.train.prepare import Prepared, prepare
 from orthrus.train.ranks import Ranks
 from orthrus.train.recompute import decoder_layers, recomputed
 from orthrus.train.sections import ViewRecipe
+from orthrus.train.sharding import shard
 from orthrus.train.step import Loss, Rows, row_generator
 
 
@@ -61,19 +65,24 @@ class TeacherKeys:
 
 
 class ViewTask:
-    """The loop's task for a view recipe; `orthrus.train.prepare` makes its rows."""
+    """The loop's task for a view recipe; `orthrus.train.prepare` makes its rows, unless they are given."""
 
-    def __init__(self, recipe: ViewRecipe) -> None:
+    def __init__(self, recipe: ViewRecipe, *, data: Prepared | None = None) -> None:
         self._recipe = recipe
         self._device = torch.device(recipe.run.device)
         if recipe.run.threads is not None:
             torch.set_num_threads(recipe.run.threads)
-        self._model, self._tokenizer = load_backbone(recipe, self._device)
+        sharded = recipe.run.sharding != "none"
+        # A device need not hold a model that is shared out before its first pass.
+        home = torch.device("cpu") if sharded and recipe.answers.by != "backbone" else self._device
+        self._model, self._tokenizer = load_backbone(recipe, home)
         self._windows = windows_of(self._model)
         self._layers = decoder_layers(self._model) if recipe.model.gradient_checkpointing else []
         self._head = output_head(self._model)
         ranks = Ranks(recipe.run.device)
-        self._data = prepare(recipe, self._tokenizer, self._model, ranks=ranks, on_progress=_report)
+        self._data = data or prepare(recipe, self._tokenizer, self._model, ranks=ranks, on_progress=_report)
+        if sharded:
+            shard(self._model, device=self._device, processes=ranks.count)
 
     @property
     def model(self) -> nn.Module:
@@ -103,9 +112,13 @@ class ViewTask:
             figures[f"heldout/{name}/loss"] = float(loss.total) / float(loss.weight)
             for metric, (total, count) in loss.metrics.items():
                 figures[f"heldout/{name}/{metric}"] = float(total) / max(float(count), 1.0)
-            figures[f"heldout/{name}/tokens_per_cycle"] = self._decode(
-                self._data.heldout_prompts[name]
-            ).tokens_per_cycle
+            prompts = self._data.heldout_prompts[name][: self._recipe.responses.eval_prompts]
+            decoded = {"": self._decode(prompts)}
+            if self._recipe.objective.blind_anchor_share > 0:
+                decoded["onepass_"] = self._decode(prompts, onepass=True)
+            for plan_name, stats in decoded.items():
+                figures[f"heldout/{name}/{plan_name}tokens_per_cycle"] = stats.tokens_per_cycle
+                figures[f"heldout/{name}/{plan_name}tokens_per_forward"] = stats.tokens_per_forward
         return figures
 
     def save(self, path: Path) -> None:
@@ -156,7 +169,8 @@ class ViewTask:
         token_BNK[:, :, 0] = torch.where(blocks.blind_BN, mask, token_BT.gather(1, blocks.anchor_BN))
         position_BN = position_BT.gather(1, blocks.anchor_BN)
         position_BM = (position_BN[:, :, None] + torch.arange(K, device=self._device)).flatten(1)
-        allowed = masks.training(document_BT, blocks.anchor_BN, blocks.valid_BN, block=K)
+        causal = self._recipe.model.block_attention == "causal"
+        allowed = masks.training(document_BT, blocks.anchor_BN, blocks.valid_BN, block=K, causal=causal)
         keys.recording = False
         with recomputed(self._layers if torch.is_grad_enabled() else ()):
             hidden_BMC = self._forward(
@@ -166,29 +180,45 @@ class ViewTask:
                 torch.cat([position_BT, position_BM], 1),
                 allowed,
                 view="diffusion",
+                block=K,
             )
         return hidden_BMC.view(B, N, K, -1)
 
     def _forward(
-        self, keys: TeacherKeys, tokens: Tensor, query: Tensor, key: Tensor, allowed: Tensor, *, view: Any
+        self,
+        keys: TeacherKeys,
+        tokens: Tensor,
+        query: Tensor,
+        key: Tensor,
+        allowed: Tensor,
+        *,
+        view: ViewName,
+        block: int | None = None,
     ) -> Tensor:
-        dtype = torch.get_autocast_dtype(self._device.type) if torch.is_autocast_enabled(self._device.type) else None
-        positions = {"query_position_BQ": query, "key_position_BS": key}
-        if self._device.type == "cuda":
-            layer_masks = masks.block_masks(allowed, windows=self._windows, **positions)
-        else:  # FlexAttention has no backward pass on CPUs
-            layer_masks = masks.layer_masks(
-                allowed, windows=self._windows, dtype=dtype or self._model.dtype, **positions
-            )
+        layer_masks = self._masks(query, key, allowed, block)
+        full = layer_masks.full
         hidden: Tensor = self._model.base_model(
             input_ids=tokens,
             position_ids=query,
-            attention_mask=layer_masks.full,
+            # The model's own mask, which a view's replaces: any mask that is one already saves it making its own.
+            attention_mask=full.additive if isinstance(full, masks.InBlocks) else full,
             past_key_values=keys,
             use_cache=True,
             view=View(name=view, masks=layer_masks),
         ).last_hidden_state
         return hidden
+
+    def _masks(self, query: Tensor, key: Tensor, allowed: Tensor, block: int | None) -> masks.LayerMasks:
+        """Make a pass's masks; `block` is the length of its blocks, None for the backbone's own pass."""
+        cast = torch.get_autocast_dtype(self._device.type) if torch.is_autocast_enabled(self._device.type) else None
+        dtype = cast or self._model.dtype
+        positions = {"query_position_BQ": query, "key_position_BS": key}
+        if self._device.type == "cuda":
+            return masks.block_masks(allowed, windows=self._windows, **positions)
+        # FlexAttention has no backward pass on CPUs.
+        if block is None or self._model.config._attn_implementation != attention.NAME:
+            return masks.layer_masks(allowed, windows=self._windows, dtype=dtype, **positions)
+        return masks.in_blocks(allowed, block=block, windows=self._windows, dtype=dtype, **positions)
 
     def _score(self, student_BNJC: Tensor, teacher_BTC: Tensor, token_BT: Tensor, blocks: Blocks) -> Loss:
         """Weigh and sum the slots' losses; slot j's teacher is the backbone's row at anchor + j."""
@@ -207,6 +237,7 @@ class ViewTask:
             target_BNJ[scored],
             head=self._head,
             kept=objective.ACCEPTANCE[goal.acceptance],
+            before=self._before(token_BT, blocks),
         )
         total, weight = objective.combine(
             scores,
@@ -233,18 +264,43 @@ class ViewTask:
             },
         )
 
-    def _decode(self, prompts: list[list[int]]) -> Stats:
-        """Decode held-out prompts for real; returns their pooled statistics."""
-        prompts = prompts[: self._recipe.responses.eval_prompts]
+    def _before(self, token_BT: Tensor, blocks: Blocks) -> Before | None:
+        """The token before each scored slot, as the text has it: no later slot counts where a draft is not the text's.
+
+        A blind block's first slot knows its anchor here: when its draft is chosen, the anchor has been written.
+        """
+        markov = markov_of(self._model)
+        if markov is None:
+            return None
+        token_BNJ = token_BT.gather(1, (blocks.target_BNJ - 1).flatten(1)).view_as(blocks.target_BNJ)
+        return Before(token_BNJ[blocks.scored_BNJ], markov)
+
+    def _decode(self, prompts: list[list[int]], *, onepass: bool = False) -> Stats:
+        """Decode held-out prompts for real; returns their pooled statistics, under the plan `full` or `onepass`.
+
+        What `onepass` gives is found without fused passes, whose block per stop point takes a CPU many times as long:
+        every block but a text's first is drafted in a pass of its own, blind, as the fused pass would draft it.
+        """
         options = Options.of(self._model.generation_config, max_new_tokens=self._recipe.responses.eval_tokens)
+        mask = self._model.orthrus_config.mask
+
+        def blind(passes: Passes, rows: slice, anchor_B: Tensor, drafts: int) -> Tensor:
+            begun_B = torch.tensor([bool(row.token_ids) for row in engine.live[rows]], device=anchor_B.device)
+            return passes.draft(rows, torch.where(begun_B, mask, anchor_B), drafts)
+
         with torch.autocast(self._device.type, enabled=False):
             engine = engine_for(self._model, prompts, options, plan.parse("full"), rows=8)
+            if onepass:
+                engine.drafter = blind
             for ids in prompts:
                 engine.add(ids, options)
             done = []
             while engine.busy:
                 done += [p.row.stats for p in engine.step() if p.row.finish_reason is not None]
-        return Stats.total(done)
+        stats = Stats.total(done)
+        if onepass:
+            stats.forwards = stats.cycles + 2 * len(done)  # a pass per cycle, the prefill and the first draft
+        return stats
 
     def _tensor(self, array: NDArray[Any]) -> Tensor:
         tensor = torch.from_numpy(np.array(array)).to(self._device)
@@ -252,18 +308,37 @@ class ViewTask:
 
 
 def load_backbone(recipe: ViewRecipe, device: torch.device) -> tuple[PreTrainedModel, PreTrainedTokenizerFast]:
-    """Load the frozen backbone in float32 with an untrained view, or with the view that `model.start_from` holds."""
+    """Load the frozen backbone in float32 with an untrained view, or with the view that `model.start_from` holds.
+
+    Raises:
+        ConfigError: the recipe's `model.markov_rank` is not that of the view to start from.
+    """
     wanted = recipe.model
     if wanted.start_from is not None:
-        model, tokenizer = load(wanted.start_from, dtype="float32", device="cpu", backbone=wanted.backbone)
+        model, tokenizer = load(wanted.start_from, dtype="float32", device="cpu", backbone=wanted.backbone, pack=False)
         started = config_of(model)
-        model.orthrus_config = replace(started, block_size=wanted.block_size, backbone=wanted.backbone)
+        if started.markov_rank not in (0, wanted.markov_rank):
+            raise ConfigError(
+                f"model.markov_rank must be {started.markov_rank}, as {wanted.start_from} has it, found "
+                f"{wanted.markov_rank}: set it, or start from another view"
+            )
+        if started.markov_rank == 0:
+            install(model, untrained(model, wanted.markov_rank))
+        model.orthrus_config = replace(
+            started,
+            block_size=wanted.block_size,
+            backbone=wanted.backbone,
+            block_attention=wanted.block_attention,
+            markov_rank=wanted.markov_rank,
+        )
         return model.to(device).eval(), tokenizer
     model, tokenizer = backbone_with_tokenizer(wanted.backbone)
     config = OrthrusConfig(
         block_size=wanted.block_size,
         mask_token_id=tokenizer.convert_tokens_to_ids("<|mask|>") if "<|mask|>" in tokenizer.get_vocab() else None,
         backbone=wanted.backbone,
+        block_attention=wanted.block_attention,
+        markov_rank=wanted.markov_rank,
     )
     attach(model, config, attn_implementation="orthrus")
     return model.to(device).eval(), tokenizer

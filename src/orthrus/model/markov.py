@@ -1,0 +1,73 @@
+"""A light dependency between neighbouring draft slots: what the token before makes likelier, by a matrix of low rank.
+
+All slots of a block are filled in one pass and cannot know one another's choice. This adds to a slot's logits a row of
+a vocabulary-by-vocabulary matrix, picked by the token before the slot: cheap enough to be added slot by slot, once the
+draft before has been chosen. Knows tokens and how a model keeps the matrix; knows no pass and no choosing.
+
+Shapes: V vocabulary, R rank.
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import embedding, linear
+from transformers import PreTrainedModel
+
+NAME = "markov"
+"""The attribute that holds a model's correction, and so the start of its tensors' names."""
+
+Shift = Callable[[Tensor], Tensor]
+"""Tokens `[...]` to what they add to the logits of the slots after them, `[..., V]`."""
+
+
+class Before(NamedTuple):
+    """The tokens before some slots, and what tokens add to the logits of the slot after them."""
+
+    token: Tensor
+    shift: Shift
+
+
+class Markov(nn.Module):
+    """A `[V, V]` matrix of rank R at most, as two trainable factors; zeros to begin with.
+
+    The factor that stays unlearned for tokens never met is the one of zeros, so that these add nothing. The other is
+    the same for every model of a shape, whatever else draws random numbers.
+    """
+
+    def __init__(self, vocabulary: int, rank: int, *, device: torch.device, dtype: torch.dtype) -> None:
+        super().__init__()
+        drawn_VR = torch.randn(vocabulary, rank, generator=torch.Generator().manual_seed(0), device="cpu")
+        self.before_VR = nn.Parameter(torch.zeros(vocabulary, rank, device=device, dtype=dtype))
+        self.after_VR = nn.Parameter(drawn_VR.to(device, dtype))
+
+    def forward(self, token: Tensor) -> Tensor:
+        """Return what each token adds to the logits of the slot after it: `[..., V]`."""
+        return linear(embedding(token, self.before_VR), self.after_VR)
+
+    def pairs(self, before_BF: Tensor, after_BK: Tensor) -> Tensor:
+        """Return what each token before adds to the logit of each token after: `[B, F, K]`."""
+        return embedding(before_BF, self.before_VR) @ embedding(after_BK, self.after_VR).transpose(1, 2)
+
+
+def untrained(model: PreTrainedModel, rank: int) -> Markov | None:
+    """Make a correction for a model's vocabulary, where its embedding lies; None for rank 0."""
+    if rank == 0:
+        return None
+    weight = model.get_input_embeddings().weight
+    return Markov(weight.shape[0], rank, device=weight.device, dtype=weight.dtype)
+
+
+def install(model: PreTrainedModel, correction: Markov | None) -> None:
+    """Give a model this correction in place of the one it has, if any; None leaves it without."""
+    if markov_of(model) is not None:
+        delattr(model, NAME)
+    if correction is not None:
+        setattr(model, NAME, correction)
+
+
+def markov_of(model: nn.Module) -> Markov | None:
+    """Return a model's correction, or None."""
+    correction = getattr(model, NAME, None)
+    return correction if isinstance(correction, Markov) else None

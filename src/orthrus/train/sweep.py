@@ -1,0 +1,137 @@
+"""Sweeps: one recipe in several variants, each with several seeds, and one line of figures for every run.
+
+Knows how variants differ from their base and how they compare; a run is `train.run`'s. A sweep that is stopped goes on
+with the runs that have no line yet.
+"""
+
+import json
+import math
+import statistics
+import tomllib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pydantic import Field, ValidationError
+
+from orthrus.errors import ConfigError
+from orthrus.train.card import computing_minutes
+from orthrus.train.config import load_recipe
+from orthrus.train.run import run
+from orthrus.train.sections import Recipe, Section
+
+T_95 = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776, 6: 2.571, 7: 2.447, 8: 2.365}
+"""Student's t for a two-sided interval of 95 % over so many runs."""
+
+
+class Sweep(Section):
+    """A file of a sweep: the recipe, beside it, that all runs start from; seeds; and what each variant changes.
+
+    Variants are lists of `section.key=value`, as `--set` takes them; the first is what the others are compared with.
+    """
+
+    recipe: str
+    output: str = Field(description="folder of the runs, VARIANT-SEED each")
+    seeds: list[int] = Field(min_length=1)
+    variants: dict[str, list[str]] = Field(min_length=1)
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """One variant with one seed."""
+
+    variant: str
+    seed: int
+    recipe: Recipe
+
+
+def load_sweep(path: Path) -> Sweep:
+    """Read a sweep. Raises ConfigError where the file cannot be read or does not fit."""
+    try:
+        return Sweep.model_validate(tomllib.loads(path.read_text(encoding="utf-8")))
+    except (OSError, tomllib.TOMLDecodeError, ValidationError) as error:
+        raise ConfigError(f"{path}: a sweep (recipe, output, seeds, variants) is required, found {error}") from None
+
+
+def runs_of(sweep: Sweep, path: Path, overrides: Sequence[str] = ()) -> Iterator[Run]:
+    """Yield the runs of a sweep, seed after seed, so that early results compare all variants.
+
+    `overrides` hold for every run. Raises ConfigError where a variant does not fit the recipe.
+    """
+    for seed in sweep.seeds:
+        for name, changes in sweep.variants.items():
+            own = [f"run.seed={seed}", f"run.output={sweep.output}/{name}-{seed}"]
+            yield Run(name, seed, load_recipe(path.parent / sweep.recipe, [*changes, *overrides, *own]))
+
+
+def carry_out(sweep: Sweep, path: Path, results: Path, overrides: Sequence[str] = ()) -> Iterator[dict[str, Any]]:
+    """Train every run that has no line in `results` yet, and yield its line once it is written there."""
+    wanted = list(runs_of(sweep, path, overrides))  # all of them checked before the first is trained
+    done = {(line["variant"], line["seed"]) for line in read_lines(results)}
+    for one in wanted:
+        if (one.variant, one.seed) in done:
+            continue
+        ended = run(one.recipe)
+        if not ended.finished:
+            return
+        log = [json.loads(text) for text in (Path(one.recipe.run.output) / "log.jsonl").read_text().splitlines()]
+        line = {
+            "kind": "run",
+            "variant": one.variant,
+            "seed": one.seed,
+            "changes": sweep.variants[one.variant],
+            "steps": ended.step,
+            "minutes": round(computing_minutes(log), 2),
+            "figures": ended.metrics,
+            "provenance": log[0]["provenance"],
+        }
+        results.parent.mkdir(parents=True, exist_ok=True)
+        with results.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(line) + "\n")
+        yield line
+
+
+def read_lines(results: Path) -> list[dict[str, Any]]:
+    """Return the lines of a file of results, none where there is no file."""
+    if not results.exists():
+        return []
+    return [json.loads(text) for text in results.read_text(encoding="utf-8").splitlines() if text]
+
+
+@dataclass(frozen=True, slots=True)
+class Figure:
+    """One figure of a variant: its mean over seeds, and its ratio to the base's with a 95 % interval.
+
+    The ratio is paired by seed (a geometric mean); the interval is None for fewer than two seeds and for the base.
+    """
+
+    mean: float
+    ratio: float
+    interval: tuple[float, float] | None
+
+
+def compare(lines: Sequence[Mapping[str, Any]], figures: Sequence[str]) -> dict[str, dict[str, Figure]]:
+    """Compare the variants of one sweep with the first: by variant and by the name of a figure."""
+    by_variant: dict[str, dict[int, Mapping[str, float]]] = {}
+    for line in lines:
+        by_variant.setdefault(line["variant"], {})[line["seed"]] = line["figures"]
+    base = next(iter(by_variant.values()), {})
+    return {
+        variant: {name: _figure(runs, base, name) for name in figures if all(name in run for run in runs.values())}
+        for variant, runs in by_variant.items()
+    }
+
+
+def _figure(runs: Mapping[int, Mapping[str, float]], base: Mapping[int, Mapping[str, float]], name: str) -> Figure:
+    values = [run[name] for run in runs.values()]
+    shared = [seed for seed in runs if name in base.get(seed, {})]
+    logs = [math.log(runs[seed][name] / base[seed][name]) for seed in shared if base[seed][name] > 0]
+    if not logs:
+        return Figure(statistics.fmean(values), math.nan, None)
+    middle = statistics.fmean(logs)
+    interval = None
+    if runs is not base and len(logs) in T_95:
+        half = T_95[len(logs)] * statistics.stdev(logs) / math.sqrt(len(logs))
+        interval = (math.exp(middle - half), math.exp(middle + half))
+    return Figure(statistics.fmean(values), math.exp(middle), interval)

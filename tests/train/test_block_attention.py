@@ -1,0 +1,62 @@
+"""Training with causal blocks: the block pass is the decoder's draft pass, and what is saved says so."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from transformers import PreTrainedTokenizerFast
+
+from orthrus.data.packing import EncodedDocument, pack
+from orthrus.model import checkpoint
+from orthrus.train import anchors
+from orthrus.train.loop import train
+from orthrus.train.tokenizer import train_tokenizer
+from orthrus.train.view import TeacherKeys, ViewTask
+from tests.train.test_view import TEXTS, drafted, saved_backbone, view_recipe
+
+CAUSAL = {"block_attention": "causal"}
+
+
+@pytest.fixture(scope="module")
+def tokenizer() -> PreTrainedTokenizerFast:
+    """A small tokenizer with the chat template."""
+    return train_tokenizer(TEXTS * 40, vocab_size=300, max_length=256)
+
+
+@pytest.mark.parametrize("family", ["qwen3", "gemma3_text"])
+def test_the_training_pass_is_the_decoders_draft_pass(
+    family: str, tmp_path: Path, tokenizer: PreTrainedTokenizerFast
+) -> None:
+    """Both mask the block the same way: equal logits for drawn blocks, anchors known and blind."""
+    task = ViewTask(view_recipe(saved_backbone(tmp_path / "b", tokenizer, family), tmp_path / "run", model=CAUSAL))
+    ids = np.random.default_rng(0).integers(5, 300, 48).astype(np.int32)
+    packed = pack([EncodedDocument(token_ids=ids, answer=np.arange(48) >= 4)], row_tokens=64, pad_id=0)
+    document, position, token, answer = (
+        task._tensor(a) for a in (packed.document, packed.position, packed.token_ids, packed.answer)
+    )
+    blocks = anchors.sample(
+        document, answer, blocks=6, block_length=6, blind_share=0.5, generators=[torch.Generator().manual_seed(0)]
+    )
+    keys = TeacherKeys()
+    with torch.no_grad():
+        task._teacher(keys, token, document, position)
+        logits = task._head(task._student(keys, token, document, position, blocks, 6))
+    mask = task._model.orthrus_config.mask
+    for n, anchor in enumerate(blocks.anchor_BN[0].tolist()):
+        first = torch.where(blocks.blind_BN[:, n], mask, token[:, anchor])
+        expected = drafted(task.model, token[0, :anchor].tolist(), first)
+        torch.testing.assert_close(logits[0, n, :-1], expected, rtol=1e-4, atol=1e-4)
+
+
+def test_a_saved_view_says_that_its_blocks_are_causal(tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> None:
+    """Training on from it, the recipe decides again."""
+    backbone = saved_backbone(tmp_path / "b", tokenizer, "qwen3")
+    recipe = view_recipe(backbone, tmp_path / "run", model=CAUSAL, schedule={"steps": 2})
+    assert train(ViewTask(recipe), recipe).finished
+    saved = tmp_path / "run" / "model"
+    assert checkpoint.read_config(saved).block_attention == "causal"
+    for wanted in ("causal", "bidirectional"):
+        model = {"start_from": str(saved), "block_attention": wanted}
+        task = ViewTask(view_recipe(backbone, tmp_path / "more", model=model))
+        assert task._model.orthrus_config.block_attention == wanted
