@@ -31,6 +31,7 @@ class PackedLinear(nn.Linear):
             or weight.is_inference()
             or torch.compiler.is_compiling()
             or torch.is_autocast_enabled("cpu")
+            or (weight.dtype == torch.float32 and input.numel() == self.in_features)  # one row has nothing to gain
         ):
             return super().forward(input)
         state = (weight.data_ptr(), weight._version)
@@ -69,7 +70,7 @@ def pays(model: nn.Module) -> bool:
     weights = [module.weight for module in _of_class(model, nn.Linear)]
     size = sum(weight.numel() * weight.element_size() for weight in weights)
     return (
-        torch.backends.mkldnn.is_available()
+        torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
         and all(weight.device.type == "cpu" and weight.dtype in _DTYPES for weight in weights)
         and size < psutil.virtual_memory().available / 2
     )

@@ -1,0 +1,109 @@
+"""Packed linear layers give what plain ones give, follow their weights, and come and go without a trace."""
+
+import copy
+import pickle
+
+import pytest
+import torch
+from torch import nn
+
+from orthrus.model.attach import attach, detach
+from orthrus.model.packed import PackedLinear, is_packed, pack, pays, unpack
+from tests.families import tiny
+
+
+def layer(dtype: torch.dtype = torch.float32, *, bias: bool = True) -> nn.Sequential:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(48, 32, bias=bias)).to(dtype)
+
+
+@pytest.mark.parametrize("rows", [(1,), (1, 1), (3, 16), (200,)])
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize(("dtype", "within"), [(torch.float32, 1e-5), (torch.bfloat16, 2e-2)])
+def test_results_are_those_of_plain_layers(
+    dtype: torch.dtype, within: float, bias: bool, rows: tuple[int, ...]
+) -> None:
+    """For any number of rows, with and without a bias, up to rounding."""
+    model = layer(dtype, bias=bias)
+    x = torch.randn(*rows, 48, dtype=dtype)
+    expected = model(x)
+    pack(model)
+    with torch.no_grad():
+        torch.testing.assert_close(model(x), expected, rtol=0, atol=within)
+
+
+def test_changed_weights_are_packed_again() -> None:
+    """In place, loaded, or replaced: the next product is by the new weights."""
+    model, x = layer(), torch.randn(4, 48)
+    pack(model)
+
+    def check() -> None:
+        with torch.no_grad():
+            own = nn.functional.linear(x, model[0].weight, model[0].bias)
+            torch.testing.assert_close(model(x), own, rtol=0, atol=1e-5)
+
+    check()
+    with torch.no_grad():
+        model[0].weight.mul_(2)
+    check()
+    model.load_state_dict({"0.weight": torch.randn(32, 48), "0.bias": torch.zeros(32)})
+    check()
+    model[0].weight.data = torch.randn(32, 48)
+    check()
+
+
+def test_gradients_are_those_of_plain_layers() -> None:
+    """Where gradients are wanted a packed layer is a plain one."""
+    model, x = layer(), torch.randn(4, 48)
+    expected = torch.autograd.grad(model(x).sum(), model.parameters())
+    pack(model)
+    for found, wanted in zip(torch.autograd.grad(model(x).sum(), model.parameters()), expected, strict=True):
+        assert torch.equal(found, wanted)
+
+
+def test_copies_pack_for_themselves() -> None:
+    """A copied or pickled layer multiplies by its own weights, whatever becomes of the first."""
+    model, x = layer(), torch.randn(4, 48)
+    pack(model)
+    with torch.no_grad():
+        before = model(x)
+        copies = [copy.deepcopy(model), pickle.loads(pickle.dumps(model))]
+        model[0].weight.zero_()
+        for other in copies:
+            torch.testing.assert_close(other(x), before, rtol=0, atol=0)
+
+
+def test_unpacking_leaves_plain_layers() -> None:
+    """Classes and attributes are what they were; subclasses of linear layers are never touched."""
+
+    class Own(nn.Linear):
+        pass
+
+    model = nn.Sequential(nn.Linear(4, 4), Own(4, 4))
+    pack(model)
+    assert is_packed(model)
+    assert [type(m) for m in model] == [PackedLinear, Own]
+    with torch.no_grad():
+        model(torch.randn(2, 4))
+    unpack(model)
+    assert not is_packed(model)
+    assert [type(m) for m in model] == [nn.Linear, Own]
+    assert not [name for name in vars(model[0]) if "packed" in name]
+
+
+def test_detaching_a_view_unpacks() -> None:
+    """What remains after `detach` is the backbone as it was, bit for bit."""
+    model, ids = tiny("qwen3"), torch.arange(5)[None]
+    with torch.no_grad():
+        expected = model(ids).logits
+        attach(model)
+        pack(model)
+        model(ids)
+        detach(model)
+        assert torch.equal(model(ids).logits, expected)
+
+
+def test_models_that_are_half_precision_are_left_alone() -> None:
+    """oneDNN packs float32 and bfloat16 here; a model of another kind has nothing to gain."""
+    assert pays(layer()) == torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
+    assert not pays(layer(torch.float16))

@@ -1,0 +1,105 @@
+"""Sweeps train what is missing, once, and compare variants seed by seed."""
+
+import json
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from orthrus.errors import ConfigError
+from orthrus.train import sweep as sweeps
+from orthrus.train.loop import TrainResult
+from orthrus.train.sections import Recipe
+
+Trained = list[tuple[str, int]]
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    """A sweep of two variants and two seeds over a recipe beside it."""
+    recipe = Path(__file__).parents[2] / "recipes" / "nano-start.toml"
+    (tmp_path / "base.toml").write_text(f'extends = "{recipe}"\n', encoding="utf-8")
+    path = tmp_path / "two.sweep.toml"
+    path.write_text(
+        f'recipe = "base.toml"\noutput = "{tmp_path}/runs"\nseeds = [3, 5]\n'
+        '[variants]\nplain = []\n"K of 8" = ["model.block_size=8", "objective.block_lengths=[8]"]\n',
+        encoding="utf-8",
+    )
+    return path
+
+
+@pytest.fixture
+def trained(monkeypatch: pytest.MonkeyPatch) -> Trained:
+    """Training that takes no time: it notes whom it trained, and gives figures by block length and seed."""
+    seen: Trained = []
+
+    def run(recipe: Recipe) -> TrainResult:
+        folder = Path(recipe.run.output)
+        folder.mkdir(parents=True)
+        (folder / "log.jsonl").write_text(json.dumps({"event": "start", "step": 0, "provenance": {"seed": 1}}) + "\n")
+        seen.append((folder.name, recipe.run.seed))
+        assert recipe.kind == "view"
+        figures = {"heldout/maths/tokens_per_cycle": recipe.model.block_size / recipe.run.seed}
+        return TrainResult(step=7, finished=True, metrics=figures, model=folder)
+
+    monkeypatch.setattr(sweeps, "run", run)
+    return seen
+
+
+def test_every_variant_is_trained_with_every_seed_once(file: Path, trained: Trained, tmp_path: Path) -> None:
+    """Seed after seed; a second call finds everything done, and a lost line is trained again."""
+    results = tmp_path / "results" / "two.jsonl"
+    sweep = sweeps.load_sweep(file)
+    lines = list(sweeps.carry_out(sweep, file, results))
+    assert trained == [("plain-3", 3), ("K of 8-3", 3), ("plain-5", 5), ("K of 8-5", 5)]
+    assert sweeps.read_lines(results) == lines
+    assert lines[1]["changes"] == ["model.block_size=8", "objective.block_lengths=[8]"]
+    assert not list(sweeps.carry_out(sweep, file, results))
+    results.write_text("".join(json.dumps(line) + "\n" for line in lines[:3]), encoding="utf-8")
+    (tmp_path / "runs" / "K of 8-5" / "log.jsonl").unlink()
+    (tmp_path / "runs" / "K of 8-5").rmdir()
+    assert [line["variant"] for line in sweeps.carry_out(sweep, file, results)] == ["K of 8"]
+
+
+def test_ratios_are_paired_by_seed(file: Path, trained: Trained, tmp_path: Path) -> None:
+    """A variant that is half as good with every seed is so without any doubt, however far the seeds lie apart."""
+    lines = list(sweeps.carry_out(sweeps.load_sweep(file), file, tmp_path / "lines.jsonl"))
+    name = "heldout/maths/tokens_per_cycle"
+    table = sweeps.compare(lines, [name])
+    assert table["plain"][name].interval is None
+    halved = table["K of 8"][name]
+    assert halved.mean == pytest.approx((8 / 3 + 8 / 5) / 2)
+    assert halved.ratio == pytest.approx(0.5)
+    assert halved.interval == pytest.approx((0.5, 0.5))
+
+
+def test_an_interval_is_student_s(tmp_path: Path) -> None:
+    """Over logarithms of ratios, against an interval reckoned by hand."""
+    lines: list[dict[str, Any]] = [
+        {"variant": v, "seed": s, "figures": {"x": math.exp(y)}}
+        for v, values in {"base": (0.0, 0.0, 0.0), "other": (0.1, 0.2, 0.3)}.items()
+        for s, y in enumerate(values)
+    ]
+    low, high = sweeps.compare(lines, ["x"])["other"]["x"].interval or (0, 0)
+    assert math.log(high) - math.log(low) == pytest.approx(2 * 4.303 * 0.1 / math.sqrt(3))
+
+
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        lambda text: text.replace("seeds = [3, 5]", "seeds = []"),
+        lambda text: text.replace("model.block_size=8", "model.block_sise=8"),
+        lambda text: text + "[",
+        lambda text: text.replace("base.toml", "none.toml"),
+    ],
+)
+def test_what_does_not_fit_is_refused_before_anything_is_trained(
+    spoil: Callable[[str], str], file: Path, trained: Trained, tmp_path: Path
+) -> None:
+    """A fault in the last variant costs no run of the first."""
+    file.write_text(spoil(file.read_text(encoding="utf-8")), encoding="utf-8")
+    with pytest.raises(ConfigError):
+        list(sweeps.carry_out(sweeps.load_sweep(file), file, tmp_path / "lines.jsonl"))
+    assert not trained
