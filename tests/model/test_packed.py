@@ -28,7 +28,7 @@ def test_results_are_those_of_plain_layers(
     x = torch.randn(*rows, 48, dtype=dtype)
     expected = model(x)
     pack(model)
-    with torch.no_grad():
+    with torch.inference_mode():
         torch.testing.assert_close(model(x), expected, rtol=0, atol=within)
 
 
@@ -38,7 +38,7 @@ def test_changed_weights_are_packed_again() -> None:
     pack(model)
 
     def check() -> None:
-        with torch.no_grad():
+        with torch.inference_mode():
             own = nn.functional.linear(x, model[0].weight, model[0].bias)
             torch.testing.assert_close(model(x), own, rtol=0, atol=1e-5)
 
@@ -65,10 +65,12 @@ def test_copies_pack_for_themselves() -> None:
     """A copied or pickled layer multiplies by its own weights, whatever becomes of the first."""
     model, x = layer(), torch.randn(4, 48)
     pack(model)
-    with torch.no_grad():
+    with torch.inference_mode():
         before = model(x)
-        copies = [copy.deepcopy(model), pickle.loads(pickle.dumps(model))]
+    copies = [copy.deepcopy(model), pickle.loads(pickle.dumps(model))]
+    with torch.no_grad():
         model[0].weight.zero_()
+    with torch.inference_mode():
         for other in copies:
             torch.testing.assert_close(other(x), before, rtol=0, atol=0)
 
@@ -83,7 +85,7 @@ def test_unpacking_leaves_plain_layers() -> None:
     pack(model)
     assert is_packed(model)
     assert [type(m) for m in model] == [PackedLinear, Own]
-    with torch.no_grad():
+    with torch.inference_mode():
         model(torch.randn(2, 4))
     unpack(model)
     assert not is_packed(model)
@@ -94,7 +96,7 @@ def test_unpacking_leaves_plain_layers() -> None:
 def test_detaching_a_view_unpacks() -> None:
     """What remains after `detach` is the backbone as it was, bit for bit."""
     model, ids = tiny("qwen3"), torch.arange(5)[None]
-    with torch.no_grad():
+    with torch.inference_mode():
         expected = model(ids).logits
         attach(model)
         pack(model)

@@ -54,12 +54,14 @@ def load(
             takes its time.
         backbone: where an adapter's backbone is, when not where its configuration says.
         pack: whether linear layers keep a second copy of their weights, laid out for the CPU's kernels (faster passes);
-            None does so on the CPU where memory allows.
+            None does so on the CPU where memory allows, unless passes are compiled.
 
     Raises:
         CheckpointError: nothing of that name, a damaged file, or a view of another backbone.
-        ConfigError: an unknown dtype or device.
+        ConfigError: an unknown dtype or device, or both `compile` and `pack`.
     """
+    if compile and pack:
+        raise ConfigError("compiled passes lay weights out themselves, found compile=True and pack=True: drop one")
     place = device_of(device)
     wanted = dtype_of(dtype, place)
     path = locate(name, revision)
@@ -72,7 +74,7 @@ def load(
     model.eval()
     if compile:
         compile_passes(model)
-    if packed.pays(model) if pack is None else pack:
+    if (not compile and packed.pays(model)) if pack is None else pack:
         packed.pack(model)
     return model, tokenizer
 

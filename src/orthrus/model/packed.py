@@ -7,6 +7,7 @@ every pass; for the few rows of a decoding pass that takes as long as the produc
 import psutil
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import linear
 
 _DTYPES = (torch.float32, torch.bfloat16)
 
@@ -14,36 +15,44 @@ _ROWS = 16  # what the layout is made for; any number of rows can be multiplied
 
 
 class PackedLinear(nn.Linear):
-    """A linear layer that multiplies by a packed copy of its weights where no gradient is asked for.
+    """A linear layer that multiplies by a packed copy of its weights in inference mode, which decoding runs in.
 
     The copy is made at the first use, and again once the weights have changed. Results are those of `nn.Linear` up to
     rounding, as between any two kernels. Anywhere but on the CPU, and under autocast, it is `nn.Linear`.
     """
 
+    _packed: Tensor | None = None
+    _packed_state: tuple[int, int] | None = None
+
     def forward(self, input: Tensor) -> Tensor:
         """Return `input @ weight.T + bias`."""
-        weight = self.weight
-        if (
-            torch.is_grad_enabled()
-            or weight.device.type != "cpu"
-            or input.dtype != weight.dtype
-            or weight.dtype not in _DTYPES
-            or weight.is_inference()
-            or torch.compiler.is_compiling()
-            or torch.is_autocast_enabled("cpu")
-            or (weight.dtype == torch.float32 and input.numel() == self.in_features)  # one row has nothing to gain
-        ):
-            return super().forward(input)
-        state = (weight.data_ptr(), weight._version)
-        if self.__dict__.get("_packed_state") != state:
-            packed = torch.ops.mkldnn._reorder_linear_weight(weight.detach().contiguous(), _ROWS)
-            self.__dict__ |= {"_packed": packed, "_packed_state": state}
-        out: Tensor = torch.ops.mkldnn._linear_pointwise(input, self.__dict__["_packed"], self.bias, "none", [], "")
+        weight, bias = self._parameters["weight"], self._parameters["bias"]
+        assert weight is not None
+        if not torch.is_inference_mode_enabled() or torch.is_autocast_enabled("cpu"):
+            return linear(input, weight, bias)
+        state = (weight.data_ptr(), 0 if weight.is_inference() else weight._version)
+        if state != self._packed_state:
+            self._packed_state = state
+            self._packed = _packed(weight)
+        one_row = weight.dtype == torch.float32 and input.numel() == self.in_features  # has nothing to gain
+        if self._packed is None or one_row or input.dtype != weight.dtype:
+            return linear(input, weight, bias)
+        out: Tensor = _product(input, self._packed, bias, "none", [], "")
         return out
 
     def __getstate__(self) -> dict[str, object]:
         """Leave the packed weights out of copies, which make their own."""
         return {name: value for name, value in self.__dict__.items() if not name.startswith("_packed")}
+
+
+_product = torch.ops.mkldnn._linear_pointwise.default
+
+
+def _packed(weight: Tensor) -> Tensor | None:
+    if weight.device.type != "cpu" or weight.dtype not in _DTYPES:
+        return None
+    packed: Tensor = torch.ops.mkldnn._reorder_linear_weight(weight.detach().contiguous(), _ROWS)
+    return packed
 
 
 def pack(model: nn.Module) -> None:
