@@ -18,11 +18,15 @@ from tests.cli.conftest import Ran
 Cli = Callable[..., Ran]
 
 
-def test_figures_are_of_the_built_in_prompts(cli: Cli, model_dir: Path) -> None:
+@pytest.mark.parametrize(("plan", "per_text", "per_cycle"), [("full", 1, 2), ("onepass", 2, 1)])
+def test_figures_are_of_the_built_in_prompts(
+    cli: Cli, model_dir: Path, plan: str, per_text: int, per_cycle: int
+) -> None:
+    """Both ways' counts among them: a prefill and two passes a cycle, or a prefill, a draft pass and one."""
     model, tokenizer = orthrus.load(model_dir)
     chosen = list(problems(3, split="heldout"))
-    expected = orthrus.generate(model, tokenizer, [p.messages[:1] for p in chosen], max_new_tokens=10, plan="full")
-    ran = cli("demo", "-m", model_dir, "--prompts", 3, "--max-new-tokens", 10, "--plan", "full", "--json")
+    expected = orthrus.generate(model, tokenizer, [p.messages[:1] for p in chosen], max_new_tokens=10, plan=plan)
+    ran = cli("demo", "-m", model_dir, "--prompts", 3, "--max-new-tokens", 10, "--plan", plan, "--json")
     assert ran.code == 0
     value = json.loads(ran.out)
     assert [(p["id"], p["domain"]) for p in value["prompts"]] == [(p.id, p.domain) for p in chosen]
@@ -30,6 +34,7 @@ def test_figures_are_of_the_built_in_prompts(cli: Cli, model_dir: Path) -> None:
         assert shown["identical"] is True
         assert shown["orthrus"]["stats"] == completion.stats.to_dict()
         assert shown["tokens_per_cycle"] == completion.stats.tokens_per_cycle
+        assert completion.stats.forwards == per_text + per_cycle * completion.stats.cycles
         assert shown["ar"]["stats"]["cycles"] == 0
         speeds = shown["orthrus"]["tokens_per_second"] / shown["ar"]["tokens_per_second"]
         assert shown["speedup"] == pytest.approx(speeds)

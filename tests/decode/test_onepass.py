@@ -300,6 +300,27 @@ def test_a_trace_counted_by_hand() -> None:
     assert stats.tokens_per_forward == 24 / 5
 
 
+def test_chains_use_what_was_drafted_ahead(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A fused cycle, a chain that needs no draft pass, a fused cycle that does: 2, 1 and 2 passes after the prefill.
+
+    The planner is told what is there, a shorter block is a beginning of a longer one, and the text is AR's.
+    """
+    ahead = Ahead(TEXTS, DOUBLES["always right"])
+    engine = ahead.serve(Engine(MODEL, rows=1, capacity=200, plan=plan.parse("auto"), drafter=ahead))
+    wanted = iter([Step(BLOCK - 1, stops=BLOCK), Step(3), Step(BLOCK - 1, stops=BLOCK)])
+    told: list[int] = []
+
+    def choose(*_: object, ready: int) -> Step:
+        told.append(ready)
+        return next(wanted)
+
+    monkeypatch.setattr(engine.planner, "choose", choose)
+    row = decode(engine, PROMPTS[:1], Options(max_new_tokens=20))[0]
+    assert row.token_ids == TEXTS[tuple(PROMPTS[0])][:20]
+    assert told == [0, BLOCK - 1, 0]
+    assert (row.stats.cycles, row.stats.forwards) == (3, 1 + 2 + 1 + 2)
+
+
 def test_rows_beside_one_that_missed_draft_again_with_it() -> None:
     """One row always right, one never, only stop 0 drafted for: the pair takes two passes until the first is done."""
     ahead = Ahead(TEXTS, lambda row, _: row.prompt_ids == PROMPTS[0])

@@ -63,6 +63,15 @@ def test_every_variant_is_trained_with_every_seed_once(file: Path, trained: Trai
     assert [line["variant"] for line in sweeps.carry_out(sweep, file, results)] == ["K of 8"]
 
 
+def test_variants_can_be_picked(file: Path, trained: Trained, tmp_path: Path) -> None:
+    """Only those named are trained, and a name that is none is refused."""
+    sweep, results = sweeps.load_sweep(file), tmp_path / "lines.jsonl"
+    list(sweeps.carry_out(sweep, file, results, only=["K of 8"]))
+    assert trained == [("K of 8-3", 3), ("K of 8-5", 5)]
+    with pytest.raises(ConfigError, match="plain, K of 8, found 'K of 9'"):
+        list(sweeps.carry_out(sweep, file, results, only=["K of 9"]))
+
+
 def test_ratios_are_paired_by_seed(file: Path, trained: Trained, tmp_path: Path) -> None:
     """A variant that is half as good with every seed is so without any doubt, however far the seeds lie apart."""
     lines = list(sweeps.carry_out(sweeps.load_sweep(file), file, tmp_path / "lines.jsonl"))

@@ -12,6 +12,7 @@ from orthrus.cli.train import Set
 File = Annotated[Path, typer.Argument(help="A sweep in TOML, such as recipes/objectives.sweep.toml.")]
 Results = Annotated[Path, typer.Option("--output", "-o", help="JSON lines, one per run; runs found there are done.")]
 Report = Annotated[bool, typer.Option("--report", help="Train nothing; compare what is there.")]
+Variants = Annotated[list[str] | None, typer.Option("--variant", help="Train this variant only; repeatable.")]
 Figures = Annotated[
     list[str] | None,
     typer.Option("--figure", help="Figure of the last evaluation to show, such as maths/tokens_per_cycle; repeatable."),
@@ -22,6 +23,7 @@ def sweep(
     file: File,
     results: Results,
     overrides: Set = None,
+    variants: Variants = None,
     report: Report = False,
     figures: Figures = None,
     as_json: Json = False,
@@ -31,7 +33,7 @@ def sweep(
 
     wanted = load_sweep(file)
     if not report:
-        for line in carry_out(wanted, file, results, overrides or []):
+        for line in carry_out(wanted, file, results, overrides or [], only=variants or []):
             out().print(f"{line['variant']} {line['seed']}: {line['minutes']} minutes", soft_wrap=True)
     lines = [line for line in read_lines(results) if line["variant"] in wanted.variants]
     every = {name.removeprefix("heldout/") for line in lines for name in line["figures"]}

@@ -79,26 +79,22 @@ class Chooser:
         purpose = noise.TARGET if self.coupled else noise.DRAFT
         noise_BMV = self._gumbel(logits_BMV, context, purpose) if self.sampling.do_sample else None
         if before is None:
-            return self._draw(logits_BMV, seen, noise_BMV)
-        slots, token_B = [], before.token
-        for slot in range(logits_BMV.shape[1]):
-            own = slice(slot, slot + 1)
-            shifted_B1V = logits_BMV[:, own].float() + before.shift(token_B)[:, None]
-            slots.append(self._draw(shifted_B1V, seen, None if noise_BMV is None else noise_BMV[:, own]))
-            token_B = slots[-1].tokens_BM[:, 0]
-        scores = [drafts.scores_BMV for drafts in slots if drafts.scores_BMV is not None]
-        return Drafts(
-            torch.cat([drafts.tokens_BM for drafts in slots], 1),
-            torch.cat(scores, 1) if scores else None,
-            torch.cat([drafts.confidence_BM for drafts in slots], 1),
-        )
-
-    def _draw(self, logits_BMV: Tensor, seen: Tensor | None, noise_BMV: Tensor | None) -> Drafts:
-        """Choose each slot's token by its own logits."""
-        scores = self.scores(logits_BMV, seen)
-        tokens = (scores if noise_BMV is None else scores + noise_BMV).argmax(-1)
+            tokens, scores = self._draw(logits_BMV, seen, noise_BMV)
+        else:
+            slots, token_B = [], before.token
+            for slot in range(logits_BMV.shape[1]):
+                own = slice(slot, slot + 1)
+                shifted_B1V = logits_BMV[:, own].float() + before.shift(token_B)[:, None]
+                slots.append(self._draw(shifted_B1V, seen, None if noise_BMV is None else noise_BMV[:, own]))
+                token_B = slots[-1][0][:, 0]
+            tokens, scores = (torch.cat(column, 1) for column in zip(*slots, strict=True))
         rejects = self.sampling.do_sample and not self.coupled
         return Drafts(tokens, scores if rejects else None, _likely(scores, tokens))
+
+    def _draw(self, logits_BMV: Tensor, seen: Tensor | None, noise_BMV: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Choose each slot's token by its own logits; returns tokens `[B, M]` and scores `[B, M, V]`."""
+        scores = self.scores(logits_BMV, seen)
+        return (scores if noise_BMV is None else scores + noise_BMV).argmax(-1), scores
 
     def judge(self, drafts: Drafts, logits_BM1V: Tensor, context: Context) -> Verdict:
         """Say which drafts stay and what comes after them."""

@@ -131,7 +131,10 @@ def _in_blocks(
     sink_H: Tensor | None,
     queries: int,
 ) -> Tensor:
-    """Attend to the keys before all rows and to each row's own block, under one softmax."""
+    """Attend to the keys before all rows and to each row's own block, under one softmax.
+
+    The keys before are of an earlier pass: no gradient goes to them, so none is computed.
+    """
     B, heads, rows, D = grouped.shape
     before, K = key.shape[2] - queries, mask.block
 
@@ -139,12 +142,13 @@ def _in_blocks(
         return x[:, :, before:].reshape(B, heads, 1, -1, K, x.shape[3])
 
     blocks = (B, heads, rows // queries, queries // K, K)
+    earlier_key, earlier_value = key[:, :, :before].detach(), value[:, :, :before].detach()
     query = grouped * scaling
     inside = query.view(*blocks, D) @ own(key).transpose(4, 5)
-    scores = torch.cat([query @ key[:, :, :before].transpose(2, 3), inside.reshape(B, heads, rows, K)], dim=3)
+    scores = torch.cat([query @ earlier_key.transpose(2, 3), inside.reshape(B, heads, rows, K)], dim=3)
     scores = _masked(_capped(scores, softcap), _fold(mask.additive, rows // queries))
     weights = _softmax(scores, sink_H, queries)
-    outside = weights[..., :before] @ value[:, :, :before]
+    outside = weights[..., :before] @ earlier_value
     return outside + (weights[..., before:].reshape(*blocks, K) @ own(value)).view_as(outside)
 
 

@@ -35,7 +35,7 @@ class LayerMasks:
 
 @dataclass(frozen=True, slots=True)
 class InBlocks:
-    """The mask of draft rows that see keys before them and, of their own, no block but theirs.
+    """The mask of draft rows that see keys of an earlier pass and, of their own, no block but theirs.
 
     Attributes:
         additive: `[B, 1, N*K, T + K]`, over the keys before and over the row's own block.

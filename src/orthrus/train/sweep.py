@@ -65,9 +65,19 @@ def runs_of(sweep: Sweep, path: Path, overrides: Sequence[str] = ()) -> Iterator
             yield Run(name, seed, load_recipe(path.parent / sweep.recipe, [*changes, *overrides, *own]))
 
 
-def carry_out(sweep: Sweep, path: Path, results: Path, overrides: Sequence[str] = ()) -> Iterator[dict[str, Any]]:
-    """Train every run that has no line in `results` yet, and yield its line once it is written there."""
-    wanted = list(runs_of(sweep, path, overrides))  # all of them checked before the first is trained
+def carry_out(
+    sweep: Sweep, path: Path, results: Path, overrides: Sequence[str] = (), *, only: Sequence[str] = ()
+) -> Iterator[dict[str, Any]]:
+    """Train every run that has no line in `results` yet, and yield its line once it is written there.
+
+    Raises:
+        ConfigError: `only`, which picks variants, names one that there is not; or a variant does not fit.
+    """
+    for name in only:
+        if name not in sweep.variants:
+            raise ConfigError(f"{path}: variants are {', '.join(sweep.variants)}, found {name!r}")
+    # All of them are checked before the first is trained.
+    wanted = [one for one in runs_of(sweep, path, overrides) if not only or one.variant in only]
     done = {(line["variant"], line["seed"]) for line in read_lines(results)}
     for one in wanted:
         if (one.variant, one.seed) in done:
