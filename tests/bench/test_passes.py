@@ -68,7 +68,8 @@ def test_fused_passes_come_by_width_and_stops_and_carry_a_block_for_each_stop(
         )
         if cost.what.kind == "fused"
     ]
-    assert [cost.what for cost in found] == [Pass("fused", *place) for place in ((2, 1), (2, 2), (4, 1), (4, 2), (4, 4))]
+    places = [(2, 1), (2, 2), (4, 1), (4, 2), (4, 4)]
+    assert [cost.what for cost in found] == [Pass("fused", *place) for place in places]
     assert rows[:5] == [(one.what.width, one.what.rows - one.what.width) for one in found]
     assert found[-1].to_dict()["stops"] == 4
 

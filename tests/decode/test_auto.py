@@ -176,7 +176,7 @@ def test_a_recorded_trace_gives_the_same_decisions(monkeypatch: pytest.MonkeyPat
     fresh = Planner(PLAN, block=BLOCK)
     for name, args, more, decided in trace:
         assert getattr(fresh, name)(*args, **more) == decided
-    assert len({decided for *_, decided in trace}) > 8
+    assert len({decided.kind for *_, decided in trace if decided}) >= 4
 
 
 @pytest.mark.parametrize(("rows", "wide"), [(1, 1.2), (4, 2.0)])

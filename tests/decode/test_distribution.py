@@ -44,10 +44,10 @@ SAMPLINGS = {
 def sample(
     sampling: Sampling, name: str = "fixed:4", *, texts: int = TEXTS, seed: int = 11
 ) -> Counter[tuple[int, ...]]:
-    """Count the texts that one prompt gets, asked again and again in batches of 500."""
+    """Count the texts that one prompt gets, asked again and again, a hundred at a time."""
     chosen = plan.parse(name)
     capacity = Engine.room(len(PROMPT), LENGTH, max(step.scratch for step in chosen.steps(BLOCK)))
-    engine = Engine(MODEL, rows=500, capacity=capacity, plan=chosen)
+    engine = Engine(MODEL, rows=100, capacity=capacity, plan=chosen)
     options = Options(max_new_tokens=LENGTH, sampling=sampling, seed=seed)
     for index in range(texts):
         engine.add(PROMPT, options, index=index)

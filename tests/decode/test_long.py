@@ -30,7 +30,7 @@ def long_model(positions: int) -> PreTrainedModel:
     return model
 
 
-@pytest.mark.parametrize("positions", [6_144, pytest.param(65_536, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("positions", [4_608, pytest.param(65_536, marks=pytest.mark.slow)])
 def test_a_long_prompt_gets_the_text_of_plain_decoding(positions: int) -> None:
     """Drafts and verifications at the far end of the context change nothing, and the context's end ends the text."""
     model = long_model(positions)

@@ -23,6 +23,7 @@ from tests.families import FAMILIES, VOCAB, tiny
 
 KINDS = ["ar", "full", "tree:6", "onepass:2", "lookup", "auto"]
 PLANS = [*KINDS, "fixed:2", "fixed:5", "tree:20", "onepass", "lookup:2"]
+REJECTING = ["full", "fixed:2", "fixed:5"]
 LONGEST = 10
 SEED = 3
 STORIES: list[tuple[tuple[int, ...], Sampling]] = [
@@ -52,8 +53,8 @@ class Life(RuleBasedStateMachine):
     """An engine for each plan; all are asked for the same completions, and are stepped and interrupted alike.
 
     A step's cost is drawn at random and the engines of a model learn costs together, so that `auto` tries everything.
-    Rejection sampling has no plain loop to equal (`test_distribution`): in plans of chains alone, sampled rows are
-    there for the company.
+    Rejection sampling has no plain loop to equal (`test_distribution`): where a plan uses it, sampled rows are there
+    for the company.
     """
 
     family: str
@@ -133,7 +134,7 @@ class Life(RuleBasedStateMachine):
             for id, text in self.expected.items():
                 row = self.written[name].get(id)
                 written = [] if row is None else row.token_ids
-                if row is not None and row.options.sampling.do_sample and not engine.coupled:
+                if row is not None and row.options.sampling.do_sample and name in REJECTING:
                     continue
                 if id in self.aborted[name]:
                     assert written == text[: len(written)], name
@@ -171,7 +172,7 @@ def test_random_schedules_of_compiled_passes_equal_the_plain_loop(family: str) -
     torch._dynamo.reset()
     model = dual(family)
     compile_passes(model, backend="eager")
-    live(family, model, KINDS, lives=3, events=15)
+    live(family, model, KINDS, lives=2, events=15)
 
 
 # ---------------------------------------------------------------- nothing stays behind

@@ -306,7 +306,7 @@ def noise_at(seed: int, position: int) -> np.ndarray:
 def test_sampled_trees_have_the_backbone_s_distribution() -> None:
     """All 64 texts of three tokens against their exact chances; 2,500 draws, budgets that cut off half the tree."""
     plain, model = small_pair()
-    engine = Engine(model, rows=500, capacity=40, plan=plan.parse("tree:5"))
+    engine = Engine(model, rows=100, capacity=40, plan=plan.parse("tree:5"))
     for index in range(2500):
         engine.add([1, 2], Options(max_new_tokens=3, sampling=SAMPLED[1], seed=5), index=index)
     counts = Counter(tuple(row.token_ids) for row in finish(engine).values())

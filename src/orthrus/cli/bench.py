@@ -141,6 +141,9 @@ def passes(
     threads: Threads = None,
     device: common.Device = None,
     compile: common.Compile = False,
+    pack: Annotated[
+        bool | None, typer.Option("--pack/--no-pack", help="Packed linear layers or plain ones; as load() decides.")
+    ] = None,
 ) -> None:
     """Time single passes (a plain step, drafts, verifications, fused ones) by width, context and batch."""
     from orthrus.bench import lines
@@ -155,7 +158,7 @@ def passes(
         _numbers(batch, "1", "--batch"),
     )
     fused = [ALL if text == "all" else _numbers([text], "", "--stops")[0] for text in _listed(stops, "")]
-    load, head = loader(model, device, compile=compile), ""
+    load, head = loader(model, device, compile=compile, pack=pack), ""
     with progress() as (start, lap):
         start(len(dtypes) * len(long) * len(many) * len(kinds(wide, fused, floor=floor)) * repeats, "")
         for name in dtypes:
@@ -166,7 +169,7 @@ def passes(
                 facts = provenance(dtypes=dtypes, device=loaded.device)
                 head = digest(facts)
                 lines.append(output, [{"kind": lines.PROVENANCE, "id": head, **facts}])
-            kind = f"{name} compiled" if compile else name
+            kind = f"{name} compiled" if compile else f"{name} unpacked" if pack is False else name
             labels = {"kind": lines.PASS, "provenance": head, "model": model, "dtype": kind}
             for cost in costs(
                 loaded,

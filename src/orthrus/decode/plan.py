@@ -340,7 +340,7 @@ def usually_met(prior: Record) -> NDArray[np.float64]:
     Unknown, it is taken to be one half for one stop point, and each further number of them to halve the misses.
     """
     tried, met = prior.hits
-    usual, before = np.empty_like(tried), np.zeros(len(tried))
+    usual, before = np.zeros(tried.shape), np.zeros(len(tried))
     for column in range(len(STOPS)):
         usual[:, column] = before = _rate(met[:, column], tried[:, column], (1 + before) / 2)
     return usual
@@ -384,7 +384,8 @@ class Planner:
 
     PROBE_SHARE = 0.02
     FIRST_PROBES = 4
-    THINK_AHEAD_EVERY = 3
+    FIRST_TURNS = 64
+    THINK_AHEAD_EVERY = 8
 
     def __init__(self, plan: Plan, *, block: int, experience: Experience | None = None) -> None:
         self.plan = plan
@@ -435,8 +436,9 @@ class Planner:
                 return self.steps[needed]
             if known.allowance is None:
                 known.allowance = self.FIRST_PROBES * float(cost_S[needed])
-        # Steps that are not in use need not be thought of each time.
-        ahead = ready > 0 or known.used.get("onepass") == known.turn or known.turn % self.THINK_AHEAD_EVERY == 0
+        # One-pass steps take a while to reckon: those that are not in use need not be thought of each time.
+        ahead = ready > 0 or known.used.get("onepass") == known.turn
+        ahead = ahead or known.turn < self.FIRST_TURNS or known.turn % self.THINK_AHEAD_EVERY == 0
         token_BKM = expected(rows, known.worth, slots=self._slots, ahead=ahead)
         nothing = [row for row, hit in enumerate(found or [False] * len(rows)) if not hit]
         token_BKM[nothing, _LOOKUP] = 1.0
@@ -452,10 +454,8 @@ class Planner:
             speed_C[drafts_C > ready] = 0.0
             if speed_C.max() > speed_S[best]:
                 return self.steps[self._chains.start + int(speed_C.argmax())]
-        if ahead:
-            other = self._probe(best, basis, speed_S, cost_S, draft_S, copies=len(nothing) < len(rows))
-            best = best if other is None else other
-        return self.steps[best]
+        other = self._probe(best, basis, speed_S, cost_S, draft_S, copies=len(nothing) < len(rows), ahead=ahead)
+        return self.steps[best] if other is None else self.steps[other]
 
     def _lasting(
         self,
@@ -535,6 +535,7 @@ class Planner:
         draft_S: NDArray[np.float64],
         *,
         copies: bool,
+        ahead: bool,
     ) -> int | None:
         """Return another kind of step at its best length, when the allowance covers what it costs.
 
@@ -555,6 +556,8 @@ class Planner:
         kind = order[0]
         if self._kinds[best] == "plain" and speed[kind][0] and known.turn % 2:
             kind = max(speed, key=lambda kind: speed[kind])
+        if kind == "onepass" and not ahead:
+            return None  # it is weighed before long
         index = ends[0] if kind == "onepass" and ends else speed[kind][1]
         cost = float(3 * cost_S[0] if np.isnan(cost_S[index]) else cost_S[index])
         if kind == "onepass":
