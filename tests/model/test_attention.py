@@ -146,7 +146,7 @@ def test_a_block_mask_gives_what_the_dense_mask_gives(softcap: float | None, sin
 def test_in_blocks_equals_the_dense_mask(
     groups: int, blocks: int, before: int, softcap: float | None, sinks: bool, window: int | None, seed: int
 ) -> None:
-    """A mask in blocks gives what the same rule gives made dense, values and gradients; earlier keys get no gradient."""
+    """A mask in blocks gives what the rule gives made dense, values and gradients; earlier keys get no gradient."""
     K, generator = 3, torch.Generator().manual_seed(seed)
     rows = blocks * K
     query, key, value = random_heads(groups, rows, before + rows, seed=seed)

@@ -112,7 +112,7 @@ def in_blocks(
     distance_BQS = query_position_BQ[:, :, None] - key_position_BS[:, None, :]
 
     def make(seen_BQS: Tensor) -> InBlocks:
-        own_BNKNK = seen_BQS[:, :, S - Q :].unflatten(2, (-1, block)).unflatten(1, (-1, block))
+        own_BNKNK = seen_BQS[:, :, S - Q :].reshape(-1, Q // block, block, Q // block, block)
         own_BQK = own_BNKNK.diagonal(dim1=1, dim2=3).movedim(-1, 1).flatten(1, 2)
         return InBlocks(additive(torch.cat([seen_BQS[:, :, : S - Q], own_BQK], dim=2), dtype)[:, None], block)
 
