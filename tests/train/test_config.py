@@ -7,6 +7,7 @@ import pytest
 from orthrus.errors import ConfigError
 from orthrus.train.config import changed_keys, load_recipe
 from orthrus.train.sections import BackboneRecipe, JsonlSource, SyntheticSource, ViewRecipe
+from orthrus.train.sweep import load_sweep, runs_of
 
 RECIPES = Path(__file__).parents[2] / "recipes"
 NANO = RECIPES / "nano-backbone-start.toml"
@@ -19,9 +20,18 @@ def refusal(*overrides: str) -> str:
     return str(caught.value)
 
 
-@pytest.mark.parametrize("path", sorted(RECIPES.glob("*.toml")), ids=lambda path: path.stem)
+SWEEPS = set(RECIPES.glob("*.sweep.toml"))
+
+
+@pytest.mark.parametrize("path", sorted(set(RECIPES.glob("*.toml")) - SWEEPS), ids=lambda path: path.stem)
 def test_committed_recipes_load(path: Path) -> None:
     assert isinstance(load_recipe(path), BackboneRecipe | ViewRecipe)
+
+
+@pytest.mark.parametrize("path", sorted(SWEEPS), ids=lambda path: path.stem)
+def test_every_variant_of_committed_sweeps_is_a_recipe(path: Path) -> None:
+    sweep = load_sweep(path)
+    assert len(list(runs_of(sweep, path))) == len(sweep.seeds) * len(sweep.variants)
 
 
 def test_overrides_are_toml_values_and_bare_strings_are_strings() -> None:
