@@ -148,15 +148,19 @@ class Costs:
         self._seen: dict[int, dict[Step, deque[float]]] = {}
         self._runs: dict[tuple[int, Step], int] = {}
         self._window = window
+        # What follows from the times, until enough of them are new.
         self._vectors: dict[tuple[int, tuple[Step, ...]], NDArray[np.float64]] = {}
+        self._estimates: dict[tuple[int, Step], float | None] = {}
+        self._points: dict[tuple[int, Kind], list[tuple[int, float]]] = {}
 
     def observe(self, step: Step, rows: int, seconds: float) -> None:
         """Add one measured step over so many rows."""
         runs = self._runs[rows, step] = self._runs.get((rows, step), 0) + 1
         if runs > 1:
             self._seen.setdefault(rows, {}).setdefault(step, deque(maxlen=self._window)).append(seconds)
-        if runs <= self._window or runs % self._window == 0:
-            self._vectors.clear()
+        if 1 < runs <= 4 or runs % self._window == 0:
+            for known in (self._vectors, self._estimates, self._points):
+                known.clear()
 
     def basis(self, rows: int) -> int:
         """Return the number of rows whose costs to go by: this one, or the nearest where steps can be compared."""
@@ -201,29 +205,45 @@ class Costs:
         A copy that was never measured is taken to cost half of what a chain of its length does: one of two passes. A
         fused pass lies on the line between its verification and those measured, by the positions that it reads.
         """
+        if (rows, step) not in self._estimates:
+            self._estimates[rows, step] = self._reckon(step, rows)
+        return self._estimates[rows, step]
+
+    def _reckon(self, step: Step, rows: int) -> float | None:
         seen = self._seen.get(rows, {})
         if step in seen:
             return median(seen[step])
         if step.kind == "onepass":
             verify = self.estimate(Step(step.drafts, lookup=True), rows)
-            fused = [(s.scratch, median(times)) for s, times in seen.items() if s.kind == "onepass"]
-            wider = sorted(point for point in fused if point[0] > step.drafts + 1)
+            wider = [point for point in self._measured("onepass", rows) if point[0] > step.drafts + 1]
             return _on_line([(step.drafts + 1, verify), *wider], step.scratch) if wider and verify is not None else None
         if step.kind not in ("chain", "lookup"):
             return None
-        points = sorted((s.drafts, median(times)) for s, times in seen.items() if s.kind == step.kind)
+        points = self._measured(step.kind, rows)
         if not points:
             chain = self.estimate(Step(step.drafts), rows) if step.lookup else None
             return None if chain is None else chain / 2
-        if Step() in seen:
+        plain = self.estimate(Step(), rows)
+        if plain is not None:
             # The shortest there could be: passes of one row.
-            points.insert(0, (0, (1 if step.lookup else 2) * median(seen[Step()])))
+            points = [(0, (1 if step.lookup else 2) * plain), *points]
         below = [p for p in points if p[0] < step.drafts]
         above = [p for p in points if p[0] > step.drafts]
         if below and above:
             return _on_line([below[-1], above[0]], step.drafts)
         # Beyond the measured ones a pass costs at most what a longer one does, and at least what a shorter one did.
         return above[0][1] if above else below[-1][1]
+
+    def _measured(self, kind: Kind, rows: int) -> list[tuple[int, float]]:
+        """Return what was measured of a kind, by drafts, or by positions of the fused pass; in order."""
+        if (rows, kind) not in self._points:
+            seen = self._seen.get(rows, {})
+            self._points[rows, kind] = sorted(
+                (s.scratch if kind == "onepass" else s.drafts, median(times))
+                for s, times in seen.items()
+                if s.kind == kind
+            )
+        return self._points[rows, kind]
 
     def table(self) -> list[dict[str, float | int | str]]:
         """Return everything measured, one record per shape and number of rows."""
