@@ -399,9 +399,11 @@ class Planner:
     `auto` maximises expected tokens per second over the live rows. A one-pass step counts as what taking it for good
     gives: where acceptance stops at a place that it has drafted for, the next one needs no draft pass, but has to do
     with drafts made ahead. Kinds of step that are not in use are looked at again from an allowance, a small share of
-    the time spent, so that looking for better costs a bounded part.
+    the time spent, so that looking for better costs a bounded part. A decision that has been confirmed stands for some
+    turns, since deciding takes time as well.
     """
 
+    STANDS = 4
     PROBE_SHARE = 0.02
     FIRST_PROBES = 4
     FIRST_TURNS = 64
@@ -432,6 +434,8 @@ class Planner:
         widest = max(fused, key=lambda step: step.scratch, default=Step())
         few = [step for step in fused if step.drafts == widest.drafts and step.stops <= 2]
         self._ends = [self.steps.index(step) for step in (*few[-1:], widest) if step.stops]
+        self._last, self._situation = Step(), tuple[int, ...]()
+        self._stands = self._thought_ahead = 0
 
     @property
     def scratch(self) -> int:
@@ -448,6 +452,17 @@ class Planner:
         """
         if len(self.steps) == 1:
             return self.steps[0]
+        situation = (len(rows), ready, *(found or ()))
+        if self._stands and situation == self._situation:
+            self._stands -= 1
+            return self._last
+        step = self._decide(rows, found, ready)
+        confirmed = (step, situation) == (self._last, self._situation) and self.known.turn >= self.FIRST_TURNS
+        self._stands = self.STANDS if confirmed else 0
+        self._last, self._situation = step, situation
+        return step
+
+    def _decide(self, rows: Sequence[Record], found: Sequence[bool] | None, ready: int) -> Step:
         known = self.known
         basis = known.costs.basis(len(rows))
         cost_S, draft_S, verify_S = known.costs.estimates(self.steps, basis)
@@ -458,7 +473,9 @@ class Planner:
                 known.allowance = self.FIRST_PROBES * float(cost_S[needed])
         # One-pass steps take a while to reckon: those that are not in use need not be thought of each time.
         ahead = ready > 0 or known.used.get("onepass") == known.turn
-        ahead = ahead or known.turn < self.FIRST_TURNS or known.turn % self.THINK_AHEAD_EVERY == 0
+        since = known.turn - self._thought_ahead
+        ahead = ahead or known.turn < self.FIRST_TURNS or since >= self.THINK_AHEAD_EVERY
+        self._thought_ahead = known.turn if ahead else self._thought_ahead
         token_BKM = expected(rows, known.worth, slots=self._slots, ahead=ahead)
         nothing = [row for row, hit in enumerate(found or [False] * len(rows)) if not hit]
         token_BKM[nothing, _LOOKUP] = 1.0
