@@ -157,11 +157,11 @@ def step_operations(recipe: Recipe, shapes: Shapes) -> float:
     M, scored = _slots(recipe), _scored(recipe)
     again = 2 if recipe.model.gradient_checkpointing else 1
     # A slot reads a row and its own block. FlexAttention on CUDA skips what a mask hides: half of a causal row, and
-    # what follows an anchor.
+    # what follows an anchor. The row's keys are the frozen pass's and need no gradient.
     seen = T / 2 if recipe.run.device == "cuda" else T
-    read = seen + recipe.model.block_size
+    read = pair * M * (seen * (again + 1) + recipe.model.block_size * (again + 2))
     teacher = 2 * shapes.active * T + pair * T * seen
-    student = 2 * shapes.active * M * (again + 1) + 2 * shapes.trainable * M + pair * M * read * (again + 2)
+    student = 2 * shapes.active * M * (again + 1) + 2 * shapes.trainable * M + read
     rows_read = min(T, scored) if _needs_teacher(recipe) else 0
     head = 2 * shapes.head * (3 * scored + 2 * rows_read)  # logits are computed again in the backward pass
     return float((teacher + student + head) * recipe.run.batch_rows)
