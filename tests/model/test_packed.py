@@ -2,11 +2,13 @@
 
 import copy
 import pickle
+from types import SimpleNamespace
 
 import pytest
 import torch
 from torch import nn
 
+from orthrus.model import packed
 from orthrus.model.attach import attach, detach
 from orthrus.model.packed import PackedLinear, is_packed, pack, pays, unpack
 from tests.families import tiny
@@ -105,7 +107,32 @@ def test_detaching_a_view_unpacks() -> None:
         assert torch.equal(model(ids).logits, expected)
 
 
-def test_models_that_are_half_precision_are_left_alone() -> None:
-    """oneDNN packs float32 and bfloat16 here; a model of another kind has nothing to gain."""
-    assert pays(layer()) == torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
-    assert not pays(layer(torch.float16))
+def test_what_cannot_be_packed_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Other precisions, a processor without bfloat16, a torch without oneDNN: plain products, and nothing to gain."""
+
+    def check(model: nn.Sequential) -> None:
+        x = torch.randn(4, 48, dtype=model[0].weight.dtype)
+        expected = model(x)
+        assert not pays(model)
+        pack(model)
+        with torch.inference_mode():
+            assert torch.equal(model(x), expected)
+
+    check(layer(torch.float16))
+    with monkeypatch.context() as patch:
+        patch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: False)
+        check(layer(torch.bfloat16))
+        assert pays(layer(torch.float32))
+    for missing in ("_product", "_reorder"):
+        with monkeypatch.context() as patch:
+            patch.setattr(packed, missing, None)
+            check(layer())
+    assert packed._operator("_no_such_operator") is None
+
+
+def test_packing_waits_for_room(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A copy that would take more than half of the free memory is not made by itself."""
+    size = layer()[0].weight.nbytes
+    for free, expected in ((2 * size, False), (2 * size + 2, True)):
+        monkeypatch.setattr(packed.psutil, "virtual_memory", lambda free=free: SimpleNamespace(available=free))
+        assert pays(layer()) is expected

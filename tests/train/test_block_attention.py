@@ -2,26 +2,17 @@
 
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 from transformers import PreTrainedTokenizerFast
 
-from orthrus.data.packing import EncodedDocument, pack
 from orthrus.model import checkpoint
 from orthrus.train import anchors
 from orthrus.train.loop import train
-from orthrus.train.tokenizer import train_tokenizer
 from orthrus.train.view import TeacherKeys, ViewTask
-from tests.train.test_view import TEXTS, drafted, saved_backbone, view_recipe
+from tests.train.tiny import drafted, one_row, saved_backbone, view_recipe
 
 CAUSAL = {"block_attention": "causal"}
-
-
-@pytest.fixture(scope="module")
-def tokenizer() -> PreTrainedTokenizerFast:
-    """A small tokenizer with the chat template."""
-    return train_tokenizer(TEXTS * 40, vocab_size=300, max_length=256)
 
 
 @pytest.mark.parametrize("family", ["qwen3", "gemma3_text"])
@@ -30,11 +21,7 @@ def test_the_training_pass_is_the_decoders_draft_pass(
 ) -> None:
     """Both mask the block the same way: equal logits for drawn blocks, anchors known and blind."""
     task = ViewTask(view_recipe(saved_backbone(tmp_path / "b", tokenizer, family), tmp_path / "run", model=CAUSAL))
-    ids = np.random.default_rng(0).integers(5, 300, 48).astype(np.int32)
-    packed = pack([EncodedDocument(token_ids=ids, answer=np.arange(48) >= 4)], row_tokens=64, pad_id=0)
-    document, position, token, answer = (
-        task._tensor(a) for a in (packed.document, packed.position, packed.token_ids, packed.answer)
-    )
+    document, position, token, answer = one_row(task, 48)
     blocks = anchors.sample(
         document, answer, blocks=6, block_length=6, blind_share=0.5, generators=[torch.Generator().manual_seed(0)]
     )

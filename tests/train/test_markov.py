@@ -6,9 +6,8 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
-from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
+from transformers import AutoModelForCausalLM
 
-from orthrus.data.packing import EncodedDocument, pack
 from orthrus.decode.options import Sampling
 from orthrus.decode.sampling import Chooser, Context
 from orthrus.errors import ConfigError
@@ -19,24 +18,11 @@ from orthrus.model.markov import Before, Markov, markov_of
 from orthrus.train import anchors, objective
 from orthrus.train.drafting import drafting
 from orthrus.train.loop import train
-from orthrus.train.tokenizer import train_tokenizer
 from orthrus.train.view import TeacherKeys, ViewTask, load_backbone
 from tests.families import perturb, tiny
-from tests.train.test_view import TEXTS, drafted, saved_backbone, view_recipe
+from tests.train.tiny import drafted, one_row, view_recipe
 
 RANK = 4
-
-
-@pytest.fixture(scope="module")
-def tokenizer() -> PreTrainedTokenizerFast:
-    """A small tokenizer with the chat template."""
-    return train_tokenizer(TEXTS * 40, vocab_size=300, max_length=256)
-
-
-@pytest.fixture
-def backbone(tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> Path:
-    """A tiny Qwen3 backbone with its tokenizer."""
-    return saved_backbone(tmp_path / "backbone", tokenizer, "qwen3")
 
 
 def moved(correction: Markov | None) -> Markov:
@@ -83,11 +69,7 @@ def test_what_is_scored_is_what_decoding_draws_from(backbone: Path, tmp_path: Pa
     """
     task = ViewTask(view_recipe(backbone, tmp_path / "run", model={"markov_rank": RANK}))
     markov, chooser = moved(markov_of(task.model)), Chooser(Sampling(do_sample=True))
-    ids = np.random.default_rng(0).integers(5, 300, 60).astype(np.int32)
-    packed = pack([EncodedDocument(token_ids=ids, answer=np.arange(60) >= 4)], row_tokens=64, pad_id=0)
-    document, position, token, answer = (
-        task._tensor(a) for a in (packed.document, packed.position, packed.token_ids, packed.answer)
-    )
+    document, position, token, answer = one_row(task, 60)
     blocks = anchors.sample(
         document, answer, blocks=12, block_length=6, blind_share=0.5, generators=[torch.Generator().manual_seed(0)]
     )

@@ -11,7 +11,6 @@ from time import perf_counter
 import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
-from transformers import PreTrainedTokenizerFast
 
 from orthrus.cli import main
 from orthrus.errors import ConfigError
@@ -21,8 +20,7 @@ from orthrus.train.measure import PHASES, StepCost, measure, random_rows
 from orthrus.train.plan import plan, shapes_of, step_operations
 from orthrus.train.ranks import Ranks
 from orthrus.train.step import accumulate
-from orthrus.train.tokenizer import train_tokenizer
-from tests.train.test_view import TEXTS, saved_backbone, view_recipe
+from tests.train.tiny import saved_backbone, tiny_tokenizer, view_recipe
 
 ROOT = Path(__file__).parents[2]
 SIDE = 16
@@ -31,8 +29,7 @@ SIDE = 16
 @pytest.fixture(scope="module")
 def backbone(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tiny Qwen3 on disk."""
-    tokenizer: PreTrainedTokenizerFast = train_tokenizer(TEXTS * 40, vocab_size=300, max_length=256)
-    return saved_backbone(tmp_path_factory.mktemp("backbone"), tokenizer, "qwen3")
+    return saved_backbone(tmp_path_factory.mktemp("backbone"), tiny_tokenizer(), "qwen3")
 
 
 @pytest.fixture(autouse=True)

@@ -16,7 +16,7 @@ from orthrus.train.config import load_recipe, recipe_from_mapping
 from orthrus.train.plan import plan, shapes_of
 from orthrus.train.sections import ViewRecipe
 from tests.families import FAMILIES, tiny
-from tests.train.test_view import view_recipe
+from tests.train.tiny import view_recipe
 
 ROOT = Path(__file__).parents[2]
 THREAD = "one thread of an AMD EPYC"

@@ -23,26 +23,13 @@ from orthrus.train.drafting import drafting
 from orthrus.train.prepare import Prepared, prepare
 from orthrus.train.ranks import Ranks
 from orthrus.train.sections import ViewRecipe
-from orthrus.train.tokenizer import train_tokenizer
 from orthrus.train.view import load_backbone
 from tests.families import perturb
 from tests.train.ranks_of import in_processes
-from tests.train.test_view import TEXTS, saved_backbone, view_recipe
+from tests.train.tiny import tiny_tokenizer, view_recipe
 
 QUESTIONS = [{"question": f"what is {n} and {n}?", "answer": f"it is {2 * n}.", "id": n} for n in range(6)]
 COLUMNS = {"prompt": "question", "answer": "answer"}
-
-
-@pytest.fixture(scope="module")
-def tokenizer() -> PreTrainedTokenizerFast:
-    """A small tokenizer with a chat template."""
-    return train_tokenizer(TEXTS * 40, vocab_size=300, max_length=256)
-
-
-@pytest.fixture
-def backbone(tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> Path:
-    """A tiny random backbone in a folder."""
-    return saved_backbone(tmp_path / "backbone", tokenizer, "qwen3")
 
 
 @pytest.fixture
@@ -380,7 +367,7 @@ def test_thinking_is_the_templates_and_the_answers_alike(
     backbone: Path, tmp_path: Path, thinking: str, good: dict[str, Any]
 ) -> None:
     """The template is told, the manifest says it, and answers of the other kind are refused."""
-    knowing = train_tokenizer(TEXTS * 40, vocab_size=300, max_length=256)
+    knowing = tiny_tokenizer()
     knowing.chat_template = (
         "{% for m in messages %}{{ m['content'] }}|{% endfor %}"
         "{% if enable_thinking %}with{% else %}without{% endif %}:"

@@ -26,12 +26,10 @@ from orthrus.train.ranks import Ranks
 from orthrus.train.sections import ViewRecipe
 from orthrus.train.sharding import gathered, part, shard, whole
 from orthrus.train.step import Loss, Rows
-from orthrus.train.tokenizer import train_tokenizer
 from orthrus.train.view import ViewTask
 from tests.families import tiny
 from tests.train.ranks_of import in_processes, last_state
-from tests.train.test_view import TEXTS, saved_backbone, view_recipe
-from tests.train.tiny import tiny_recipe
+from tests.train.tiny import saved_backbone, tiny_recipe, tiny_tokenizer, view_recipe
 
 VARIANTS: dict[str, dict[str, dict[str, Any]]] = {
     "adamw": {},
@@ -90,7 +88,7 @@ def runs(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
     """A folder with a run of one process, `alone`, and the same one sharded over two, `together`."""
     variant: str = request.param
     folder = tmp_path_factory.mktemp(variant)
-    tokenizer = train_tokenizer(TEXTS * 40, vocab_size=300, max_length=256)
+    tokenizer = tiny_tokenizer()
     saved_backbone(folder / "backbone", tokenizer, "gemma3_text" if variant == "bfloat16" else "qwen3")
     recipe = recipe_of(folder, "alone", sharding="none", variant=variant)
     train(ViewTask(recipe), recipe)

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from orthrus.cli import main
 from orthrus.errors import ConfigError
 from orthrus.train import sweep as sweeps
 from orthrus.train.loop import TrainResult
@@ -74,9 +75,10 @@ def test_variants_can_be_picked(file: Path, trained: Trained, tmp_path: Path) ->
 
 def test_ratios_are_paired_by_seed(file: Path, trained: Trained, tmp_path: Path) -> None:
     """A variant that is half as good with every seed is so without any doubt, however far the seeds lie apart."""
-    lines = list(sweeps.carry_out(sweeps.load_sweep(file), file, tmp_path / "lines.jsonl"))
+    sweep = sweeps.load_sweep(file)
+    lines = list(sweeps.carry_out(sweep, file, tmp_path / "lines.jsonl"))
     name = "heldout/maths/tokens_per_cycle"
-    table = sweeps.compare(lines, [name])
+    table = sweeps.compare(sweep, lines[::-1], [name])  # the first variant is the base, whichever was trained first
     assert table["plain"][name].interval is None
     halved = table["K of 8"][name]
     assert halved.mean == pytest.approx((8 / 3 + 8 / 5) / 2)
@@ -91,8 +93,24 @@ def test_an_interval_is_student_s(tmp_path: Path) -> None:
         for v, values in {"base": (0.0, 0.0, 0.0), "other": (0.1, 0.2, 0.3)}.items()
         for s, y in enumerate(values)
     ]
-    low, high = sweeps.compare(lines, ["x"])["other"]["x"].interval or (0, 0)
+    sweep = sweeps.Sweep(recipe="", output="", seeds=[0], variants={"base": [], "other": [], "untried": []})
+    table = sweeps.compare(sweep, lines, ["x"])
+    assert list(table) == ["base", "other"]
+    low, high = table["other"]["x"].interval or (0, 0)
     assert math.log(high) - math.log(low) == pytest.approx(2 * 4.303 * 0.1 / math.sqrt(3))
+
+
+def test_the_command_trains_then_reports(
+    file: Path, trained: Trained, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Runs first, then a table; a report alone trains nothing, and as JSON it is one object without what is unknown."""
+    results = tmp_path / "lines.jsonl"
+    assert main(["sweep", str(file), "--output", str(results), "--variant", "K of 8"]) == 0
+    assert "K of 8 5: 0.0 minutes" in capsys.readouterr().out
+    assert main(["sweep", str(file), "--output", str(results), "--report", "--json"]) == 0
+    (row,) = json.loads(capsys.readouterr().out)["K of 8"].values()
+    assert row == {"mean": pytest.approx((8 / 3 + 8 / 5) / 2), "ratio": None, "interval": None}
+    assert len(trained) == 2
 
 
 @pytest.mark.parametrize(

@@ -6,74 +6,21 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from torch import Tensor
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
-from orthrus.data.packing import EncodedDocument, pack
 from orthrus.decode import plan
 from orthrus.decode.api import engine_for
 from orthrus.decode.options import Options
 from orthrus.decode.output import Stats
-from orthrus.decode.passes import Passes
 from orthrus.errors import CheckpointError
 from orthrus.model import checkpoint
 from orthrus.model.attach import attach, config_of
-from orthrus.model.cache import ScratchCache
 from orthrus.model.config import OrthrusConfig
-from orthrus.train.config import recipe_from_mapping
 from orthrus.train.loop import train
 from orthrus.train.prepare import train_prompts
-from orthrus.train.sections import ViewRecipe
-from orthrus.train.tokenizer import train_tokenizer
 from orthrus.train.view import TeacherKeys, ViewTask
 from tests.families import perturb, tiny
-
-TEXTS = ["the cat sat on the mat and the dog sat on the log", "one two three four five six seven eight nine ten"]
-
-
-@pytest.fixture(scope="module")
-def tokenizer() -> PreTrainedTokenizerFast:
-    """A small tokenizer with the chat template."""
-    return train_tokenizer(TEXTS * 40, vocab_size=300, max_length=256)
-
-
-def saved_backbone(folder: Path, tokenizer: PreTrainedTokenizerFast, family: str) -> Path:
-    """Write a tiny random backbone as `from_pretrained` reads it."""
-    model = tiny(family, vocab_size=300)
-    model.generation_config.eos_token_id = tokenizer.eos_token_id
-    model.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    return folder
-
-
-def view_recipe(backbone: Path, output: Path, **sections: dict[str, Any]) -> ViewRecipe:
-    """A view recipe small enough for a test."""
-    tables: dict[str, Any] = {
-        "kind": "view",
-        "model": {"backbone": str(backbone), "block_size": 6},
-        "data": {
-            "tokens": 1000,
-            "row_tokens": 200,
-            "sources": [{"kind": "synthetic", "domain": "json", "weight": 1.0, "heldout": 2}],
-        },
-        "responses": {"prompts": 6, "max_new_tokens": 24, "rows": 4, "eval_prompts": 2, "eval_tokens": 12},
-        "objective": {"loss": "kl", "block_lengths": [6, 4], "blocks_per_row": 12, "blind_anchor_share": 0.3},
-        "optimizer": {"name": "adamw", "lr": 0.01},
-        "schedule": {"steps": 6, "warmup_steps": 1},
-        "run": {
-            "output": str(output),
-            "batch_rows": 2,
-            "threads": 1,
-            "checkpoint_every": 2,
-            "log_every": 2,
-            "eval_every": 3,
-        },
-    }
-    for name, keys in sections.items():
-        tables[name] = {**tables.get(name, {}), **keys}
-    recipe = recipe_from_mapping(tables)
-    assert isinstance(recipe, ViewRecipe)
-    return recipe
+from tests.train.tiny import drafted, one_row, saved_backbone, view_recipe
 
 
 @pytest.fixture
@@ -94,12 +41,7 @@ def test_the_training_pass_is_the_decoders_draft_pass(
     backbone = saved_backbone(tmp_path / "backbone", tokenizer, family)
     task = ViewTask(view_recipe(backbone, tmp_path / "run", objective={"loss": loss}))
     model = task.model
-    documents = [np.random.default_rng(i).integers(5, 300, n).astype(np.int32) for i, n in enumerate((23, 31))]
-    packed = pack(
-        [EncodedDocument(token_ids=d, answer=np.arange(len(d)) >= 4) for d in documents], row_tokens=64, pad_id=0
-    )
-    tensors = [task._tensor(a) for a in (packed.document, packed.position, packed.token_ids, packed.answer)]
-    document, position, token, answer = tensors
+    document, position, token, answer = one_row(task, 23, 31)
     from orthrus.train import anchors
 
     blocks = anchors.sample(
@@ -117,16 +59,6 @@ def test_the_training_pass_is_the_decoders_draft_pass(
         first = torch.where(blocks.blind_BN[:, n], model.orthrus_config.mask, token[:, anchor])  # type: ignore[operator,union-attr]
         expected = drafted(model, prefix, first)
         torch.testing.assert_close(logits[0, n, :-1], expected, rtol=1e-4, atol=1e-4)
-
-
-def drafted(model: Any, prefix: list[int], anchor: Tensor) -> Tensor:
-    """Return the decoder's own draft logits after a prefix."""
-    cache = ScratchCache(rows=1, capacity=80)
-    passes = Passes(model, cache)
-    with torch.no_grad():
-        if prefix:
-            passes.prefill(slice(0, 1), [prefix], chunk=64)
-        return passes.draft(slice(0, 1), anchor, 5)[0]
 
 
 def test_training_moves_every_twin_tensor_and_no_other_bit(task: ViewTask, tmp_path: Path) -> None:

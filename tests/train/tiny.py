@@ -1,10 +1,23 @@
-"""A backbone recipe small enough to train in a test, on synthetic problems only."""
+"""Recipes, backbones and rows small enough to train on in a test."""
 
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import torch
+from torch import Tensor
+from transformers import PreTrainedTokenizerFast
+
+from orthrus.data.packing import EncodedDocument, pack
+from orthrus.decode.passes import Passes
+from orthrus.model.cache import ScratchCache
 from orthrus.train.config import recipe_from_mapping
-from orthrus.train.sections import BackboneRecipe
+from orthrus.train.sections import BackboneRecipe, ViewRecipe
+from orthrus.train.tokenizer import train_tokenizer
+from orthrus.train.view import ViewTask
+from tests.families import tiny
+
+TEXTS = ["the cat sat on the mat and the dog sat on the log", "one two three four five six seven eight nine ten"]
 
 TABLES: dict[str, Any] = {
     "kind": "backbone",
@@ -48,3 +61,67 @@ def tiny_recipe(output: Path, **sections: dict[str, Any]) -> BackboneRecipe:
     recipe = recipe_from_mapping(tables)
     assert isinstance(recipe, BackboneRecipe)
     return recipe
+
+
+def tiny_tokenizer() -> PreTrainedTokenizerFast:
+    """A small tokenizer with the chat template."""
+    return train_tokenizer(TEXTS * 40, vocab_size=300, max_length=256)
+
+
+def saved_backbone(folder: Path, tokenizer: PreTrainedTokenizerFast, family: str) -> Path:
+    """Write a tiny random backbone as `from_pretrained` reads it."""
+    model = tiny(family, vocab_size=300)
+    model.generation_config.eos_token_id = tokenizer.eos_token_id
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+def view_recipe(backbone: Path, output: Path, **sections: dict[str, Any]) -> ViewRecipe:
+    """A view recipe small enough for a test."""
+    tables: dict[str, Any] = {
+        "kind": "view",
+        "model": {"backbone": str(backbone), "block_size": 6},
+        "data": {
+            "tokens": 1000,
+            "row_tokens": 200,
+            "sources": [{"kind": "synthetic", "domain": "json", "weight": 1.0, "heldout": 2}],
+        },
+        "responses": {"prompts": 6, "max_new_tokens": 24, "rows": 4, "eval_prompts": 2, "eval_tokens": 12},
+        "objective": {"loss": "kl", "block_lengths": [6, 4], "blocks_per_row": 12, "blind_anchor_share": 0.3},
+        "optimizer": {"name": "adamw", "lr": 0.01},
+        "schedule": {"steps": 6, "warmup_steps": 1},
+        "run": {
+            "output": str(output),
+            "batch_rows": 2,
+            "threads": 1,
+            "checkpoint_every": 2,
+            "log_every": 2,
+            "eval_every": 3,
+        },
+    }
+    for name, keys in sections.items():
+        tables[name] = {**tables.get(name, {}), **keys}
+    recipe = recipe_from_mapping(tables)
+    assert isinstance(recipe, ViewRecipe)
+    return recipe
+
+
+def one_row(task: ViewTask, *lengths: int) -> list[Tensor]:
+    """Random documents side by side in a row of 64, answers from their fifth token on.
+
+    Returns documents, positions, tokens and answers, `[1, 64]` each.
+    """
+    ids = [np.random.default_rng(i).integers(5, 300, n).astype(np.int32) for i, n in enumerate(lengths)]
+    packed = pack([EncodedDocument(token_ids=d, answer=np.arange(len(d)) >= 4) for d in ids], row_tokens=64, pad_id=0)
+    return [task._tensor(a) for a in (packed.document, packed.position, packed.token_ids, packed.answer)]
+
+
+def drafted(model: Any, prefix: list[int], anchor: Tensor) -> Tensor:
+    """Return the decoder's own draft logits after a prefix."""
+    cache = ScratchCache(rows=1, capacity=80)
+    passes = Passes(model, cache)
+    with torch.no_grad():
+        if prefix:
+            passes.prefill(slice(0, 1), [prefix], chunk=64)
+        return passes.draft(slice(0, 1), anchor, 5)[0]

@@ -1,13 +1,19 @@
 """`orthrus sweep`: train a recipe in several variants and seeds, and compare what they give."""
 
+from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.table import Table
 
 from orthrus.cli.common import Json, out, print_json
 from orthrus.cli.train import Set
+
+if TYPE_CHECKING:
+    from orthrus.train.sweep import Figure
+
+HELDOUT = "heldout/"  # what the names of an evaluation's figures begin with
 
 File = Annotated[Path, typer.Argument(help="A sweep in TOML, such as recipes/objectives.sweep.toml.")]
 Results = Annotated[Path, typer.Option("--output", "-o", help="JSON lines, one per run; runs found there are done.")]
@@ -35,20 +41,26 @@ def sweep(
     if not report:
         for line in carry_out(wanted, file, results, overrides or [], only=variants or []):
             out().print(f"{line['variant']} {line['seed']}: {line['minutes']} minutes", soft_wrap=True)
-    lines = [line for line in read_lines(results) if line["variant"] in wanted.variants]
-    every = {name.removeprefix("heldout/") for line in lines for name in line["figures"]}
+    lines = read_lines(results)
+    every = {name.removeprefix(HELDOUT) for line in lines for name in line["figures"]}
     chosen = figures or sorted(name for name in every if name.endswith("tokens_per_cycle"))
-    table = compare(lines, [f"heldout/{name}" for name in chosen])
+    compared = compare(wanted, lines, [HELDOUT + name for name in chosen])
     if as_json:
-        print_json({v: {n: {"mean": f.mean, "ratio": f.ratio, "interval": f.interval} for n, f in row.items()}
-                    for v, row in table.items()})  # fmt: skip
+        print_json(
+            {variant: {name: asdict(figure) for name, figure in row.items()} for variant, row in compared.items()}
+        )
         return
-    shown = Table("variant", *chosen)
-    for variant, row in table.items():
-        cells = []
-        for name in chosen:
-            figure = row.get(f"heldout/{name}")
-            span = "" if figure is None or figure.interval is None else " ({:.2f}–{:.2f})".format(*figure.interval)
-            cells.append("" if figure is None else f"{figure.mean:.2f} · {figure.ratio:.2f}×{span}")
-        shown.add_row(variant, *cells)
-    out().print(shown)
+    table = Table("variant", *chosen)
+    for variant, row in compared.items():
+        table.add_row(variant, *(_cell(row.get(HELDOUT + name)) for name in chosen))
+    out().print(table)
+
+
+def _cell(figure: "Figure | None") -> str:
+    """A mean, its ratio to the first variant's, and the interval of that, as far as there are any."""
+    if figure is None:
+        return ""
+    ratio = "" if figure.ratio is None else f" · {figure.ratio:.2f}×"
+    return f"{figure.mean:.2f}{ratio}" + (
+        "" if figure.interval is None else " ({:.2f}–{:.2f})".format(*figure.interval)
+    )

@@ -1,8 +1,11 @@
 """Linear layers for decoding on CPUs: weights laid out once, the way oneDNN's kernels read them.
 
 A plain linear layer hands its weights to the matrix product as they are stored, and the kernel rearranges them anew in
-every pass; for the few rows of a decoding pass that takes as long as the product. Knows layers; knows no pass.
+every pass, which for the few rows of a decoding pass is a good part of its time. Knows layers; knows no pass.
 """
+
+from collections.abc import Callable
+from typing import Any
 
 import psutil
 import torch
@@ -17,8 +20,9 @@ _ROWS = 16  # what the layout is made for; any number of rows can be multiplied
 class PackedLinear(nn.Linear):
     """A linear layer that multiplies by a packed copy of its weights in inference mode, which decoding runs in.
 
-    The copy is made at the first use, and again once the weights have changed. Results are those of `nn.Linear` up to
-    rounding, as between any two kernels. Anywhere but on the CPU, and under autocast, it is `nn.Linear`.
+    The copy is made at the first use, and again once the weights have changed; what is written into a weight's `.data`
+    leaves no trace to tell by, and needs `unpack` and `pack`. Results are those of `nn.Linear` up to rounding, as
+    between any two kernels. Where the copy cannot be made (`can_pack`), and under autocast, it is `nn.Linear`.
     """
 
     _packed: Tensor | None = None
@@ -35,7 +39,7 @@ class PackedLinear(nn.Linear):
             self._packed_state = state
             self._packed = _packed(weight)
         one_row = weight.dtype == torch.float32 and input.numel() == self.in_features  # has nothing to gain
-        if self._packed is None or one_row or input.dtype != weight.dtype:
+        if _product is None or self._packed is None or one_row or input.dtype != weight.dtype:
             return linear(input, weight, bias)
         out: Tensor = _product(input, self._packed, bias, "none", [], "")
         return out
@@ -45,13 +49,27 @@ class PackedLinear(nn.Linear):
         return {name: value for name, value in self.__dict__.items() if not name.startswith("_packed")}
 
 
-_product = torch.ops.mkldnn._linear_pointwise.default
+def _operator(name: str) -> Callable[..., Any] | None:
+    found = getattr(torch.ops.mkldnn, name, None)  # a build of torch may come without oneDNN
+    return None if found is None else found.default
+
+
+_product, _reorder = _operator("_linear_pointwise"), _operator("_reorder_linear_weight")
+
+
+def can_pack(weight: Tensor) -> bool:
+    """Tell whether oneDNN packs such a weight here: on a CPU, in float32, or in bfloat16 where the CPU has it."""
+    if _product is None or _reorder is None or not torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]
+        return False
+    if weight.device.type != "cpu" or weight.dtype not in _DTYPES:
+        return False
+    return weight.dtype != torch.bfloat16 or bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
 
 def _packed(weight: Tensor) -> Tensor | None:
-    if weight.device.type != "cpu" or weight.dtype not in _DTYPES:
+    if _reorder is None or not can_pack(weight):
         return None
-    packed: Tensor = torch.ops.mkldnn._reorder_linear_weight(weight.detach().contiguous(), _ROWS)
+    packed: Tensor = _reorder(weight.detach().contiguous(), _ROWS)
     return packed
 
 
@@ -75,14 +93,10 @@ def is_packed(model: nn.Module) -> bool:
 
 
 def pays(model: nn.Module) -> bool:
-    """Tell whether packing helps here: weights of a kind that oneDNN packs, in the CPU's memory with room to spare."""
+    """Tell whether packing helps here: all weights can be packed, and memory has room for them to spare."""
     weights = [module.weight for module in _of_class(model, nn.Linear)]
     size = sum(weight.numel() * weight.element_size() for weight in weights)
-    return (
-        torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
-        and all(weight.device.type == "cpu" and weight.dtype in _DTYPES for weight in weights)
-        and size < psutil.virtual_memory().available / 2
-    )
+    return all(map(can_pack, weights)) and size < psutil.virtual_memory().available / 2
 
 
 def _of_class(model: nn.Module, kind: type[nn.Linear]) -> list[nn.Linear]:

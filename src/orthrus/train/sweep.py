@@ -21,7 +21,7 @@ from orthrus.train.config import load_recipe
 from orthrus.train.run import run
 from orthrus.train.sections import Recipe, Section
 
-T_95 = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776, 6: 2.571, 7: 2.447, 8: 2.365}
+T_95 = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776, 6: 2.571, 7: 2.447, 8: 2.365, 9: 2.306, 10: 2.262}
 """Student's t for a two-sided interval of 95 % over so many runs."""
 
 
@@ -33,7 +33,7 @@ class Sweep(Section):
 
     recipe: str
     output: str = Field(description="folder of the runs, VARIANT-SEED each")
-    seeds: list[int] = Field(min_length=1)
+    seeds: list[int] = Field(min_length=1, max_length=10)
     variants: dict[str, list[str]] = Field(min_length=1)
 
 
@@ -113,23 +113,26 @@ def read_lines(results: Path) -> list[dict[str, Any]]:
 class Figure:
     """One figure of a variant: its mean over seeds, and its ratio to the base's with a 95 % interval.
 
-    The ratio is paired by seed (a geometric mean); the interval is None for fewer than two seeds and for the base.
+    The ratio is paired by seed (a geometric mean); None where the base has no such figure. The interval is None for
+    fewer than two seeds and for the base.
     """
 
     mean: float
-    ratio: float
+    ratio: float | None
     interval: tuple[float, float] | None
 
 
-def compare(lines: Sequence[Mapping[str, Any]], figures: Sequence[str]) -> dict[str, dict[str, Figure]]:
-    """Compare the variants of one sweep with the first: by variant and by the name of a figure."""
-    by_variant: dict[str, dict[int, Mapping[str, float]]] = {}
+def compare(sweep: Sweep, lines: Sequence[Mapping[str, Any]], figures: Sequence[str]) -> dict[str, dict[str, Figure]]:
+    """Compare the variants that have lines with the sweep's first: by variant and by the name of a figure."""
+    by_variant: dict[str, dict[int, Mapping[str, float]]] = {variant: {} for variant in sweep.variants}
     for line in lines:
-        by_variant.setdefault(line["variant"], {})[line["seed"]] = line["figures"]
-    base = next(iter(by_variant.values()), {})
+        if line["variant"] in by_variant:
+            by_variant[line["variant"]][line["seed"]] = line["figures"]
+    base = next(iter(by_variant.values()))
     return {
         variant: {name: _figure(runs, base, name) for name in figures if all(name in run for run in runs.values())}
         for variant, runs in by_variant.items()
+        if runs
     }
 
 
@@ -138,7 +141,7 @@ def _figure(runs: Mapping[int, Mapping[str, float]], base: Mapping[int, Mapping[
     shared = [seed for seed in runs if name in base.get(seed, {})]
     logs = [math.log(runs[seed][name] / base[seed][name]) for seed in shared if base[seed][name] > 0]
     if not logs:
-        return Figure(statistics.fmean(values), math.nan, None)
+        return Figure(statistics.fmean(values), None, None)
     middle = statistics.fmean(logs)
     interval = None
     if runs is not base and len(logs) in T_95:
