@@ -66,9 +66,9 @@ def test_only_new_tokens_are_read(model_dir: Path, monkeypatch: pytest.MonkeyPat
     read: list[int] = []
     prefill = Passes.prefill
 
-    def counting(self: Passes, rows: slice, pending: Any, *, chunk: int) -> None:
+    def counting(self: Passes, rows: slice, pending: Any, **how: Any) -> Tensor | None:
         read.extend(map(len, pending))
-        prefill(self, rows, pending, chunk=chunk)
+        return prefill(self, rows, pending, **how)
 
     monkeypatch.setattr(Passes, "prefill", counting)
     first = encode(tokenizer, [{"role": "user", "content": "One"}])

@@ -18,11 +18,11 @@ from tests.cli.conftest import Ran
 Cli = Callable[..., Ran]
 
 
-@pytest.mark.parametrize(("plan", "per_text", "per_cycle"), [("full", 1, 2), ("onepass", 2, 1)])
+@pytest.mark.parametrize(("plan", "per_text", "per_cycle"), [("full", 1, 2), ("onepass", 1, 1)])
 def test_figures_are_of_the_built_in_prompts(
     cli: Cli, model_dir: Path, plan: str, per_text: int, per_cycle: int
 ) -> None:
-    """Both ways' counts among them: a prefill and two passes a cycle, or a prefill, a draft pass and one."""
+    """Both ways' counts among them: a prefill and two passes a cycle, or one."""
     model, tokenizer = orthrus.load(model_dir)
     chosen = list(problems(3, split="heldout"))
     expected = orthrus.generate(model, tokenizer, [p.messages[:1] for p in chosen], max_new_tokens=10, plan=plan)

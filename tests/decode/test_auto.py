@@ -127,9 +127,9 @@ def test_what_a_row_leaves_behind_is_reused(monkeypatch: pytest.MonkeyPatch) -> 
     engine, read = life.engine, []
     real = engine.passes.prefill
 
-    def spy(rows: slice, pending: list[list[int]], *, chunk: int) -> None:
+    def spy(rows: slice, pending: list[list[int]], **how: Any) -> Tensor | None:
         read.append(sum(map(len, pending)))
-        real(rows, pending, chunk=chunk)
+        return real(rows, pending, **how)
 
     monkeypatch.setattr(engine.passes, "prefill", spy)
     for prompt in STEMS:

@@ -2,12 +2,15 @@
 
 from collections.abc import Sequence
 from functools import cache
+from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM
 
 import orthrus
+from orthrus.decode import plan
 from orthrus.decode.engine import Engine
 from orthrus.decode.options import Options, Sampling
 from orthrus.errors import CacheFull, PromptError
@@ -241,6 +244,56 @@ def test_learned_positions_end_with_the_context(kind: str) -> None:
     assert [row.token_ids for row in rows] == texts
 
 
+# ---------------------------------------------------------------- the first drafts
+
+
+@pytest.mark.parametrize("name", ["onepass:1", "onepass", "auto"])
+def test_the_pass_that_reads_the_prompt_makes_the_first_drafts(name: str) -> None:
+    """A text's first cycle takes one pass, that of verifying; a prompt of one token has no pass to draft in."""
+    prompts = [PROMPTS[2], PROMPTS[0], [8]]
+    for prompt, passes in zip(prompts, (1, 1, 2), strict=True):
+        MODEL.__dict__.pop("_orthrus_experience", None)  # `auto` is to begin with drafts
+        engine = Engine(MODEL, rows=1, capacity=200, plan=plan.parse(name))
+        engine.add(prompt, Options(max_new_tokens=20))
+        (progress,) = engine.step()
+        assert progress.row.stats.forwards == 1 + passes
+        finish(engine)
+        assert progress.row.token_ids == reference.greedy_text(tiny("qwen3"), prompt, 20)
+
+
+def test_rows_that_join_have_drafts_where_the_others_have() -> None:
+    """All stops are drafted for, so no row ever waits for a draft pass; where others need one, nobody is drafted for.
+
+    With one stop, which a row of an untrained view may miss, both rows then draft together.
+    """
+    engine = Engine(MODEL, rows=2, capacity=200, plan=plan.parse("onepass"))
+    engine.add(PROMPTS[2], Options(max_new_tokens=20))
+    engine.step()
+    engine.add(PROMPTS[0], Options(max_new_tokens=20))
+    first, second = engine.step()
+    assert (first.row.stats.forwards, second.row.stats.forwards) == (1 + 1 + 1, 1 + 1)
+    engine = Engine(MODEL, rows=2, capacity=200, plan=plan.parse("onepass:1"))
+    engine.add(PROMPTS[2], Options(max_new_tokens=20))
+    engine.step()
+    engine._ready[0] = None
+    engine.add(PROMPTS[0], Options(max_new_tokens=20))
+    first, second = engine.step()
+    assert (first.row.stats.forwards, second.row.stats.forwards) == (1 + 1 + 2, 1 + 2)
+
+
+def test_no_other_plan_drafts_while_it_reads(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Chains take two passes a cycle, as the paper counts them; nobody else has a use for drafts made before."""
+    for name in ("ar", "lookup", "tree:6", "full", "fixed:4"):
+        engine = Engine(MODEL, rows=1, capacity=200, plan=plan.parse(name))
+        asked: list[object] = []
+        real = engine.passes.prefill
+        monkeypatch.setattr(engine.passes, "prefill", lambda *a, real=real, **k: (asked.append(k), real(*a, **k))[1])
+        (row,) = decode(engine, PROMPTS[2:3], Options(max_new_tokens=5))
+        assert asked == [{"chunk": 512}]
+        if name in ("full", "fixed:4"):
+            assert row.stats.forwards == 1 + 2 * row.stats.cycles
+
+
 # ---------------------------------------------------------------- what is read again
 
 
@@ -249,9 +302,9 @@ def count_prefill(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> list[list[
     read: list[list[int]] = []
     real = engine.passes.prefill
 
-    def spy(rows: slice, pending: Sequence[Sequence[int]], *, chunk: int) -> None:
+    def spy(rows: slice, pending: Sequence[Sequence[int]], **how: Any) -> Tensor | None:
         read.append([len(tokens) for tokens in pending])
-        real(rows, pending, chunk=chunk)
+        return real(rows, pending, **how)
 
     monkeypatch.setattr(engine.passes, "prefill", spy)
     return read

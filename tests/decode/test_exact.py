@@ -79,10 +79,10 @@ def test_the_probe_finds_a_geometry_once_per_state_of_the_model(monkeypatch: pyt
     model = dual()
     finding = exact.finding_for(model, width=BLOCK)
     assert finding.holds
-    assert (finding.geometry.width, finding.geometry.span % finding.geometry.tile) == (BLOCK, 0)
+    assert (finding.geometry.widths[-1], finding.geometry.span % finding.geometry.tile) == (BLOCK, 0)
     probed: list[torch.dtype] = []
 
-    def count(model: PreTrainedModel, *, width: int) -> Finding:
+    def count(model: PreTrainedModel, *, width: int, rows: int) -> Finding:
         probed.append(model.dtype)
         return finding
 
@@ -149,30 +149,47 @@ def loosely(model: PreTrainedModel, name: str, batch: int) -> list[list[int]]:
     return [row.token_ids for row in decode(engine, PROMPTS, GREEDY)]
 
 
-def test_noise_by_tokens_narrows_the_prefill_pass() -> None:
-    """Keys of wide prefill passes would differ from those that decoding writes: prompts are read block by block."""
+def test_noise_by_tokens_leaves_passes_of_one_width() -> None:
+    """Logits of narrow passes and keys of wide ones would differ: all are filled up to, or cut down to, blocks."""
     finding = exact.probe(noisy(by_tokens), width=BLOCK)
-    assert f"a token's keys depend on the width of its prefill pass beyond {BLOCK} tokens" in finding.broken
-    assert finding.geometry.chunk == BLOCK
-    assert exact.probe(noisy(by_rows), width=BLOCK).geometry.chunk > BLOCK
+    assert "a token's logits depend on the width of its pass: narrow ones (1, 2, 3, 4, 5, 7) are filled up" in (
+        finding.broken
+    )
+    assert "a token's keys depend on the width of its prefill pass: not 32, 64, 96, 128, 192, 256 tokens at once" in (
+        finding.broken
+    )
+    assert (finding.geometry.widths, finding.geometry.chunks) == ((BLOCK,), (BLOCK,))
+    assert exact.probe(noisy(by_rows), width=BLOCK).geometry.chunks == (BLOCK, 32, 64, 96, 128, 192, 256)
+
+
+def by_many_tokens(x: Tensor) -> float:
+    """Depend on whether a pass has more tokens than any that verifies."""
+    return 0.05 * (x.shape[1] > BLOCK)
+
+
+def test_fused_passes_are_taken_only_where_they_leave_the_bits_alone() -> None:
+    """Drafting ahead makes a pass wide: where that shows in the AR view's logits, a pass of its own drafts instead."""
+    clean, moved = low("qwen3"), noisy(by_many_tokens)
+    for model, fuses in ((clean, True), (moved, False)):
+        finding = exact.finding_for(model, width=BLOCK, rows=2)
+        assert finding.holds
+        assert exact.can_fuse(model, finding, rows=2, drafts=3, stops=2) is fuses
+        engine = Engine(model, rows=1, capacity=96, plan=plan.parse("onepass"), exact="token")
+        (row,) = decode(engine, PROMPTS[:1], GREEDY)
+        assert (row.stats.forwards < 1 + 2 * row.stats.cycles) is fuses
+        assert [row.token_ids] == texts(model, "ar", count=1)
 
 
 def test_noise_by_reach_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Attention that moves with the number of slots it is handed, masked ones included, cannot verify drafts.
-
-    Nor may a prompt be read in passes wider than a span, whose first tokens have more slots in reach.
-    """
-    real = functions._tiled
+    """Attention that moves with the number of slots it is handed, masked ones included, cannot verify drafts."""
+    real = functions._flash_tiles
 
     def moving(grouped: Tensor, key: Tensor, *rest: Any) -> Tensor:
         return real(grouped, key, *rest) * (1 + 1e-3 * key.shape[2])
 
-    monkeypatch.setattr(functions, "_tiled", moving)
+    monkeypatch.setattr(functions, "_flash_tiles", moving)
     finding = exact.probe(dual(), width=BLOCK)
-    assert finding.broken == (
-        "a token's logits depend on masked cache slots in reach",
-        f"a token's keys depend on the width of its prefill pass beyond {SPAN} tokens",
-    )
+    assert finding.broken[0] == "a token's logits depend on masked cache slots in reach"
     assert (finding.holds, finding.geometry.group) == (False, 1)
 
 
@@ -189,7 +206,7 @@ def test_noise_by_place_leaves_only_plain_decoding_and_says_so() -> None:
     """
     model = noisy(by_place)
     finding = exact.finding_for(model, width=BLOCK)
-    assert (finding.holds, finding.geometry.group, finding.geometry.chunk) == (False, 1, BLOCK)
+    assert (finding.holds, finding.geometry.group, finding.geometry.chunks) == (False, 1, (BLOCK,))
     with pytest.warns(UserWarning, match="cannot verify drafts here .a token's logits depend on its place"):
         expected = texts(model, "ar")
     for name in ("ar", "full", "tree:6"):
@@ -248,7 +265,9 @@ def test_masked_tiles_change_no_bit_of_tiled_attention(
 
 def test_fixed_shapes_cut_rows_into_powers_of_two() -> None:
     """Seven rows with at most four to a pass: four, two and one; capacity leaves room for fillers, in whole spans."""
-    geometry = exact.Geometry(width=8, chunk=32, span=SPAN, tile=SPAN, group=4)
+    geometry = exact.Geometry(widths=(2, 5, 8), chunks=(8, 32), span=SPAN, tile=SPAN, group=4)
+    assert [geometry.width(tokens) for tokens in (1, 2, 3, 5, 6, 8)] == [2, 2, 5, 5, 8, 8]
+    assert [geometry.chunk(tokens) for tokens in (1, 8, 9, 32)] == [8, 8, 32, 32]
     assert geometry.parts(slice(2, 9)) == [slice(2, 6), slice(6, 8), slice(8, 9)]
     assert geometry.capacity(SPAN - 32) == SPAN
     assert geometry.capacity(SPAN - 31) == 2 * SPAN

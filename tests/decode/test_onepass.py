@@ -330,12 +330,12 @@ def test_rows_beside_one_that_missed_draft_again_with_it() -> None:
     assert (wrong.stats.cycles, wrong.stats.forwards) == (7, 1 + 2 + 2 + 5)
 
 
-def test_where_passes_have_fixed_shapes_a_cycle_takes_two() -> None:
-    """`exact="token"` falls back to draft and verify, and the text is the same."""
+def test_fixed_shapes_leave_one_pass_to_a_cycle() -> None:
+    """`exact="token"` fuses passes where the probe allows it, but not the first drafts with the prompt."""
     engine = Engine(MODEL, rows=1, capacity=110, plan=plan.parse("onepass"), exact="token")
     row = decode(engine, PROMPTS[:1], Options(max_new_tokens=12))[0]
     assert row.token_ids == TEXTS[tuple(PROMPTS[0])][:12]
-    assert row.stats.forwards == 1 + 2 * row.stats.cycles
+    assert row.stats.forwards == 2 + row.stats.cycles
 
 
 # ---------------------------------------------------------------- room

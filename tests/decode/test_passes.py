@@ -63,6 +63,24 @@ def test_draft_is_the_twin_over_the_backbone_s_keys(family: str, overrides: dict
         torch.testing.assert_close(logits[row], expected, **NEAR)
 
 
+@each_variant
+@torch.no_grad()
+def test_reading_a_prompt_drafts_what_follows(family: str, overrides: dict[str, object]) -> None:
+    """Ragged rows, read whole and in chunks: the drafts of a pass of their own, and the keys of plain reading."""
+    model = dual(family, attn=None, **overrides)
+    apart = passes_over(model)
+    anchor_B = torch.tensor([40, 43, 46])
+    expected = apart.draft(ALL, anchor_B, drafts=3)
+    for chunk in (512, 4):
+        passes = Passes(model, ScratchCache(rows=3, capacity=48))
+        drafts = passes.prefill(ALL, TEXTS, chunk=chunk, anchor_B=anchor_B, drafts=3)
+        assert drafts is not None
+        torch.testing.assert_close(drafts, expected, **NEAR)
+        assert passes.cache.lengths == apart.cache.lengths
+        block = torch.tensor(BLOCK)
+        torch.testing.assert_close(passes.verify(ALL, block), apart.verify(ALL, block), **NEAR)
+
+
 class Recorder:
     """A cache for one pass: frozen keys of a prefix are recorded first, then served to a block of the twin."""
 

@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file
-from transformers import PreTrainedModel
+from safetensors.torch import load_file, save_file
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 import orthrus
 from orthrus.errors import CheckpointError, ConfigError, UnsupportedModel
@@ -111,17 +111,29 @@ def test_another_rank_is_refused_by_name(rank: int, message: str, tmp_path: Path
         checkpoint.load_adapter(corrected(rank), tmp_path)
 
 
-@pytest.mark.parametrize(
-    ("fields", "message"),
-    [
-        ({"rank": RANK}, f"has no place for markov_rank, found {RANK}: save an adapter"),
-        ({"rank": 0, "block_attention": "causal"}, "has no place for block_attention, found 'causal': save an adapter"),
-    ],
-)
-def test_the_official_layout_has_no_place_for_departures(fields: dict[str, Any], message: str, tmp_path: Path) -> None:
+def test_the_official_layout_carries_it(tmp_path: Path, characters: PreTrainedTokenizerBase) -> None:
+    """Two tensors and a key beside the published ones; loaded back, view and correction are equal."""
+    model = trained()
+    orthrus.save(model, tmp_path, format="official")
+    characters.save_pretrained(tmp_path)
+    assert json.loads((tmp_path / "config.json").read_text())["markov_rank"] == RANK
+    tensors = load_file(tmp_path / "model.safetensors")
+    assert {name for name in tensors if name.startswith("markov.")} == {"markov.before_VR", "markov.after_VR"}
+    other, _ = orthrus.load(tmp_path)
+    assert config_of(other).markov_rank == RANK
+    expected = checkpoint.twin_tensors(model)
+    assert checkpoint.twin_tensors(other).keys() == expected.keys()
+    assert all(torch.equal(tensor, expected[name]) for name, tensor in checkpoint.twin_tensors(other).items())
+    del tensors["markov.after_VR"]
+    save_file(tensors, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(CheckpointError, match=r"1 missing tensors: markov.after_VR"):
+        orthrus.load(tmp_path)
+
+
+def test_the_official_layout_has_no_place_for_causal_blocks(tmp_path: Path) -> None:
     """The published code would draft otherwise than the view was trained to; nothing is written."""
-    with pytest.raises(UnsupportedModel, match=message):
-        orthrus.save(corrected(**fields), tmp_path / "out", format="official")
+    with pytest.raises(UnsupportedModel, match="has no place for block_attention, found 'causal': save an adapter"):
+        orthrus.save(corrected(block_attention="causal"), tmp_path / "out", format="official")
     assert not (tmp_path / "out").exists()
 
 

@@ -1,5 +1,6 @@
 """What of the second runner's drafter can be run without it: how the block comes into the buffers of a graph."""
 
+from contextlib import nullcontext
 from types import SimpleNamespace
 from typing import Any
 
@@ -66,3 +67,52 @@ def test_a_dummy_batch_writes_nothing(speculator: Any) -> None:
     speculator._lay_block(batch(), REJECTED, LAST, True)
     assert speculator.block_tables.slot_mappings.tolist() == [[-1] * ROWS * K]
     assert speculator.input_buffers.seq_lens.tolist() == [0, 0, 0]
+
+
+def test_corrected_slots_are_drawn_in_turn_from_logits_computed_once(
+    speculator: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The stock sampler gets one slot of every row at a time, at its own position and column."""
+    from orthrus.integrations.vllm import v2
+    from orthrus.model.markov import Markov
+
+    vocabulary, own = 12, speculator
+    markov = Markov(vocabulary, 2, device=torch.device("cpu"), dtype=torch.float32)
+    with torch.no_grad():
+        markov.before_VR.normal_(generator=torch.Generator().manual_seed(0))
+    own.num_speculative_steps, own.draft_tokens = K - 1, torch.zeros(ROWS, K - 1, dtype=torch.long)
+    own.sampled = (torch.arange(ROWS)[:, None] * K + torch.arange(K - 1)).flatten()
+    own.column = torch.arange(K - 1, dtype=torch.int32).repeat(ROWS)
+    own.idx_mapping, own.temperature, own.seeds = torch.tensor([1, 2, 0]), torch.zeros(ROWS), torch.zeros(ROWS)
+    own.draft_logits, own.vllm_config = torch.zeros(1), None
+    anchor = LAST % vocabulary
+    own._lay_block(batch(), REJECTED, anchor, False)
+    computed: list[int] = []
+
+    class View:
+        def __init__(self) -> None:
+            self.markov = markov
+
+        def __call__(self, tokens: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
+            return torch.nn.functional.one_hot(positions % vocabulary, vocabulary).float()
+
+        def compute_logits(self, hidden: torch.Tensor) -> torch.Tensor:
+            computed.append(len(hidden))
+            return hidden
+
+    drawn: list[list[int]] = []
+
+    def sample(states: torch.Tensor, positions: torch.Tensor, rows: torch.Tensor, *rest: Any) -> torch.Tensor:
+        drawn.append([*positions.tolist(), *rows.tolist(), *rest[2].tolist()])
+        return own.compute_draft_logits(states, 0).argmax(-1)
+
+    own.model, own.sample_draft = View(), sample
+    monkeypatch.setattr(v2, "set_forward_context", lambda *_, **__: nullcontext())
+    own._draft_pass(2, 2 * K, None, None, None)
+    assert computed == [2 * (K - 1)]
+    assert drawn == [[6, 5, 1, 2, 0, 0], [7, 6, 1, 2, 1, 1], [8, 7, 1, 2, 2, 2]]
+    before = anchor[[1, 2], 0]
+    for slot, positions in enumerate(([6, 5], [7, 6], [8, 7])):
+        hidden = torch.nn.functional.one_hot(torch.tensor(positions), vocabulary).float()
+        before = (hidden + markov(before)).argmax(-1)
+        assert own.draft_tokens[:2, slot].tolist() == before.tolist()

@@ -82,7 +82,7 @@ def cycle(passes: Passes, batch: Batch, step: Step, *, drafter: Drafter = twin) 
     if step.kind == "tree":
         return _tree(passes, batch, logits_BMV, step, drew)
     drafts = _draft(batch, logits_BMV, passes.markov)
-    if step.kind == "onepass" and passes.geometry is None:
+    if step.kind == "onepass":
         return _onepass(passes, batch, drafts, step, drew)
     return Outcome(_commit(passes, batch, _verify(passes, batch, drafts)), drew + 1)
 

@@ -9,6 +9,7 @@ import warnings
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -16,7 +17,7 @@ from transformers import PreTrainedModel
 
 from orthrus.decode import plan as plans
 from orthrus.decode.cycle import Batch, Drafter, Outcome, cycle, twin
-from orthrus.decode.exact import Exact, finding_for
+from orthrus.decode.exact import Exact, can_fuse, finding_for
 from orthrus.decode.lookup import Lookup
 from orthrus.decode.noise import stream_of
 from orthrus.decode.options import Options, Sampling
@@ -60,6 +61,13 @@ class Progress:
     accepted: int
 
 
+class Ready(NamedTuple):
+    """Draft logits `[M, V]` that an earlier pass has made for a row, and whether it did not know the anchor."""
+
+    logits_MV: Tensor
+    blind: bool
+
+
 class Engine:
     """Decode many completions at once over one cache that is never copied.
 
@@ -93,7 +101,7 @@ class Engine:
         block = config_of(model).block_size
         self.planner = Planner(plan, block=block, experience=_experience_of(model, exact))
         self.capacity = capacity
-        self.finding = None if exact == "distribution" else finding_for(model, width=block)
+        self.finding = None if exact == "distribution" else finding_for(model, width=block, rows=rows)
         geometry = None if self.finding is None else self.finding.geometry
         if self.finding is not None and not self.finding.holds:
             self.planner = Planner(plans.parse("ar"), block=block)
@@ -116,7 +124,7 @@ class Engine:
         self.vocabulary: int = model.get_input_embeddings().weight.shape[0]
         self.clock = clock
         self.live: list[Row] = []
-        self._ready: list[Tensor | None] = [None] * rows
+        self._ready: list[Ready | None] = [None] * rows
         self.waiting: deque[Row] = deque()
         self._cached_ids: list[list[int]] = [[] for _ in range(rows)]
         self._seen_RV: Tensor | None = None
@@ -179,17 +187,19 @@ class Engine:
         rows = slice(0, len(self.live))
         records = [row.record for row in self.live]
         found = self._look_up() if self.planner.copies else None
-        step = self.planner.choose(records, found, ready=min(0 if r is None else len(r) for r in self._ready[rows]))
+        ready = min(0 if r is None else len(r.logits_MV) for r in self._ready[rows])
+        step = self._allowed(self.planner.choose(records, found, ready=ready))
         started = self.clock()
-        outcome = cycle(self.passes, self._batch(rows, step), step, drafter=self.drafter)
-        accepted = [len(tokens) - 1 for tokens in outcome.tokens]
+        batch = self._batch(rows, step)
+        outcome = cycle(self.passes, batch, step, drafter=self.drafter)
         self.planner.observe(
             step,
             records,
-            accepted,
+            [len(tokens) - 1 for tokens in outcome.tokens],
             self.clock() - started,
             found,
-            drew=outcome.forwards > 1,
+            drew=batch.ready_BMV is None,
+            blind=[batch.ready_BMV is not None and r is not None and r.blind for r in self._ready[rows]],
             ranks=outcome.ranks,
         )
         progress = [self._keep(place, tokens, step, outcome) for place, tokens in enumerate(outcome.tokens)]
@@ -197,6 +207,13 @@ class Engine:
             if self.live[place].finish_reason is not None:
                 self._remove(place)
         return progress
+
+    def _allowed(self, step: Step) -> Step:
+        """Return the step, or the chain that takes its place where passes must not be fused."""
+        if self.finding is None or step.kind != "onepass":
+            return step
+        shape = {"rows": len(self.live), "drafts": step.drafts, "stops": step.stops}
+        return step if can_fuse(self.passes.model, self.finding, **shape) else Step(step.drafts)
 
     def _look_up(self) -> list[bool]:
         """Bring the live rows' lookups up to their texts; returns which of them have found something to copy."""
@@ -240,9 +257,21 @@ class Engine:
         if not joined:
             return
         if any(pending):
-            self.passes.prefill(slice(first, len(self.live)), pending, chunk=self.prefill_chunk)
+            self._read(slice(first, len(self.live)), pending)
         for place in joined:
             self._see(place)
+
+    def _read(self, rows: slice, pending: list[list[int]]) -> None:
+        """Read what new rows' prompts still lack; where drafts will be wanted next, the last pass makes the first."""
+        others = [ready is not None for ready in self._ready[: rows.start]]
+        drafts = self.planner.first_drafts if all(pending) and all(others) and self.finding is None else 0
+        if self.drafter is not twin or not drafts:
+            self.passes.prefill(rows, pending, chunk=self.prefill_chunk)
+            return
+        anchor_B = torch.tensor([row.anchor for row in self.live[rows]], device=self.cache.device)
+        ahead_BMV = self.passes.prefill(rows, pending, chunk=self.prefill_chunk, anchor_B=anchor_B, drafts=drafts)
+        assert ahead_BMV is not None
+        self._ready[rows] = [Ready(logits_MV, blind=False) for logits_MV in ahead_BMV]
 
     def _reuse(self, place: int, prompt_ids: list[int]) -> list[int]:
         """Keep the keys that any row, live or ended, has of a new prompt's start; return the tokens still to be read.
@@ -270,9 +299,9 @@ class Engine:
 
     def _batch(self, rows: slice, step: Step) -> Batch:
         """Describe the live rows to the cycle."""
-        ready = [logits for logits in self._ready[rows] if logits is not None and len(logits) >= step.drafts]
+        ready = [r.logits_MV for r in self._ready[rows] if r is not None and len(r.logits_MV) >= step.drafts]
         ahead = step.kind in ("chain", "onepass") and len(ready) == len(self.live)
-        ready_BMV = torch.stack([logits[: step.drafts] for logits in ready]) if ahead else None
+        ready_BMV = torch.stack([logits_MV[: step.drafts] for logits_MV in ready]) if ahead else None
         device = self.cache.device
         copies = [row.lookup.drafts(step.drafts) for row in self.live] if step.lookup else None
         copied_BM = None if copies is None else torch.tensor(copies, device=device)
@@ -296,7 +325,7 @@ class Engine:
         row = self.live[place]
         ready_BMV, ranks = outcome.ready_BMV, outcome.ranks
         ready = ready_BMV is not None and ranks is not None and ranks[place] < step.stops
-        self._ready[place] = ready_BMV[place] if ready and ready_BMV is not None else None
+        self._ready[place] = Ready(ready_BMV[place], blind=True) if ready and ready_BMV is not None else None
         kept, row.finish_reason = row.stopper.cut(tokens)
         accepted = min(len(kept), len(tokens) - 1)
         row.token_ids += kept

@@ -1,9 +1,9 @@
-"""Exactness at any precision: passes of one fixed shape, and the probe that shows when shapes stop mattering.
+"""Exactness at any precision: passes of a few fixed shapes, and the probe that shows which shapes do not matter.
 
 In bfloat16 a pass over many rows and a pass over one take different kernels, near-ties flip, and texts part. With
-`exact="token"` every AR pass, plain steps included, has the same geometry: `width` tokens per row, at most `group`
-rows, keys in reach rounded up to a multiple of `span`. A token's logits then depend on its own text alone as long as
-the kernels treat rows independently, which `probe` checks on the device at hand and never takes for granted.
+`exact="token"` every AR pass, plain steps included, has one of a few shapes: so many tokens per row, so many rows, keys
+in reach rounded up to a multiple of `span`. A token's logits then depend on its own text alone as long as the kernels
+treat rows independently in each of them, which `probe` checks on the device at hand and never takes for granted.
 Knows passes and tensors; knows neither options nor acceptance.
 """
 
@@ -24,11 +24,14 @@ from orthrus.model.packed import is_packed
 Exact = Literal["distribution", "token"]
 EXACT: tuple[Exact, ...] = ("distribution", "token")
 
-SPAN = 64
-_CHUNKS = (256, 128, 64, 32)
-_GROUPS = (2, 4, 8, 16)
-_PREFIX = 2 * SPAN - 7
-_LONGER = 8 * SPAN
+SPAN = 256
+_WIDTHS = (1, 2, 3, 4, 5, 7, 8, 9, 12, 16, 24, 32, 48, 64)
+_CHUNKS = (32, 64, 96, 128, 192, 256)
+_GROUPS = (1, 2, 4, 8, 16)
+_PREFIX = SPAN - 7
+_LONGER = 3 * SPAN
+_TEXTS = 2
+_FEWEST_TOKENS = 8
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -47,86 +50,144 @@ class Finding:
     broken: tuple[str, ...]
 
 
-def probe(model: PreTrainedModel, *, width: int) -> Finding:
-    """Find the fastest geometry of `width` tokens that keeps rows independent here, bit for bit.
+def probe(model: PreTrainedModel, *, width: int, rows: int = _GROUPS[-1]) -> Finding:
+    """Find the fastest geometry that keeps rows independent here, bit for bit, for blocks of `width` tokens.
 
-    Compares passes over random tokens: one token and fillers against a whole block; the same row with more masked
-    slots in reach; a row alone against the same row among others, in passes of 2, 4, 8 and 16 rows; keys written by
-    wide prefill passes against keys written `width` at a time.
+    Compares passes over random texts with passes over one text, `width` tokens at a time: one token and fillers in each
+    of them; more masked slots in reach; the text among 2, 4, 8 and 16 rows, up to `rows`; narrower passes; keys written
+    by wide prefill passes.
     """
     with torch.inference_mode():
-        bench = _Bench(model, width)
+        bench = _Bench(model, width, rows)
         broken = []
-        whole = bench.block(group=1, place=0)
-        if not torch.equal(whole, bench.one_by_one()):
+        if not bench.agrees(width, tokens=1):
             broken.append("a token's logits depend on its place in the pass")
         # Functions that take no tiles agree up to some reach and then change their ways, which no probe can rule out.
         tiled = model.config._attn_implementation == attention.NAME
-        if not tiled or not torch.equal(whole, bench.block(group=1, place=0, span=_LONGER)):
+        if not tiled or not bench.agrees(width, span=_LONGER):
             broken.append("a token's logits depend on masked cache slots in reach")
         holds, group = not broken, 1
-        for size in _GROUPS:
-            if not all(torch.equal(whole, bench.block(group=size, place=p)) for p in (0, size // 2, size - 1)):
+        for size in bench.groups[1:]:
+            if not bench.agrees(width, group=size):
                 broken.append(f"a token's logits depend on its neighbours in a pass of {size} rows")
                 break
             group = size
+        groups = bench.groups[: bench.groups.index(group) + 1]
+        narrower = [w for w in _WIDTHS if w < width]
+        widths = [w for w in narrower if holds and all(bench.agrees(w, group=size) for size in groups)]
+        if holds and widths != narrower:
+            apart = ", ".join(str(w) for w in narrower if w not in widths)
+            broken.append(f"a token's logits depend on the width of its pass: narrow ones ({apart}) are filled up")
         keys, wider = bench.keys(width), [c for c in _CHUNKS if c > width]
-        chunk = next((c for c in wider if torch.equal(keys, bench.keys(c))), width)
-        if chunk != max(wider, default=width):
-            broken.append(f"a token's keys depend on the width of its prefill pass beyond {chunk} tokens")
-    geometry = Geometry(width=width, chunk=chunk, span=SPAN, tile=SPAN, group=group)
-    return Finding(geometry=geometry if holds else bench.fixed, holds=holds, broken=tuple(broken))
+        chunks = [width, *(c for c in wider if torch.equal(keys, bench.keys(c)))]
+        if len(chunks) <= len(wider):
+            apart = ", ".join(str(c) for c in wider if c not in chunks)
+            broken.append(f"a token's keys depend on the width of its prefill pass: not {apart} tokens at once")
+    found = Geometry(widths=(*widths, width), chunks=tuple(chunks), span=SPAN, tile=SPAN, group=group)
+    return Finding(geometry=found if holds else bench.fixed, holds=holds, broken=tuple(broken))
 
 
-def finding_for(model: PreTrainedModel, *, width: int) -> Finding:
+def finding_for(model: PreTrainedModel, *, width: int, rows: int = _GROUPS[-1]) -> Finding:
     """Return the probe's finding for a model as it stands (device, dtype, kernels, threads), probing once."""
-    kernels = (model.config._attn_implementation, is_compiled(model), is_packed(model))
-    state = (width, str(model.device), model.dtype, *kernels, torch.get_num_threads())
     known: dict[object, Finding] = model.__dict__.setdefault("_orthrus_findings", {})
+    state = (width, _groups(rows), *_state(model))
     if state not in known:
-        known[state] = probe(model, width=width)
+        known[state] = probe(model, width=width, rows=rows)
     return known[state]
 
 
-class _Bench:
-    """One text in the middle of a full cache, and what its logits are under different passes."""
+def can_fuse(model: PreTrainedModel, finding: Finding, *, rows: int, drafts: int, stops: int) -> bool:
+    """Tell whether a fused pass of this shape leaves the AR view's logits and keys as they are, bit for bit.
 
-    def __init__(self, model: PreTrainedModel, width: int) -> None:
+    Found out at the first time a shape is asked for; rows are cut as the finding's geometry says.
+    """
+    if not finding.holds:
+        return False
+    known: dict[object, bool] = model.__dict__.setdefault("_orthrus_fused", {})
+    sizes = {part.stop - part.start for part in finding.geometry.parts(slice(0, rows))}
+    for size in sizes:
+        state = (size, drafts, stops, *_state(model))
+        if state not in known:
+            with torch.inference_mode():
+                scratch = stops * (drafts + 1)
+                bench = _Bench(model, finding.geometry.widths[-1], size, scratch=scratch)
+                known[state] = bench.agrees(drafts + 1, group=size, stops=stops)
+        if not known[state]:
+            return False
+    return True
+
+
+def _state(model: PreTrainedModel) -> tuple[object, ...]:
+    """Return what a finding holds for."""
+    kernels = (model.config._attn_implementation, is_compiled(model), is_packed(model))
+    return (str(model.device), model.dtype, *kernels, torch.get_num_threads())
+
+
+def _groups(rows: int) -> tuple[int, ...]:
+    """Return the sizes of the passes that so many rows can be cut into."""
+    return tuple(size for size in _GROUPS if size <= rows)
+
+
+class _Bench:
+    """Texts in the middle of a full cache, and whether their logits are the same under different passes."""
+
+    def __init__(self, model: PreTrainedModel, width: int, rows: int, *, scratch: int = 0) -> None:
+        self.model = model
+        self.groups = _groups(rows)
         generator = torch.Generator().manual_seed(0)
         vocabulary = model.get_input_embeddings().weight.shape[0]
-        self.row = max(_GROUPS) - 1
-        shape = (2 * max(_GROUPS) - 1, _PREFIX + width)
+        shape = (max(self.groups[-1], _TEXTS), _PREFIX + 2 * width)
         self.tokens = torch.randint(vocabulary, shape, generator=generator).to(model.device)
-        self.fixed = Geometry(width=width, chunk=width, span=SPAN, tile=SPAN, group=1)
-        capacity = self.fixed.capacity(_PREFIX + max(_CHUNKS) + 2 * width) + 2 * SPAN
+        self.fixed = Geometry(widths=(width,), chunks=(width,), span=SPAN, tile=SPAN, group=1)
+        capacity = max(_LONGER, self.fixed.capacity(_PREFIX + 2 * width + scratch))
         self.cache = ScratchCache(rows=shape[0], capacity=capacity, device=model.device)
-        self.model = model
         Passes(model, self.cache).prefill(slice(0, shape[0]), self.tokens[:, :_PREFIX].tolist(), chunk=_PREFIX)
-        self._read(width)
+        alone = [self._logits(slice(i, i + 1), width, 2 * width) for i in range(shape[0])]
+        self.alone = torch.cat(alone)
 
-    def block(self, *, group: int, place: int, span: int = SPAN) -> Tensor:
-        """Return the logits of the text's block when it is row `place` of a pass over `group` rows."""
-        first = self.row - place
-        passes = Passes(self.model, self.cache, dataclasses.replace(self.fixed, span=span, group=group))
-        return passes.verify(slice(first, first + group), self.tokens[first : first + group, _PREFIX:])[place]
+    def agrees(
+        self, width: int, *, group: int = 1, tokens: int | None = None, span: int = SPAN, stops: int = 0
+    ) -> bool:
+        """Tell whether passes of another shape give the logits of the texts read alone, and so write the same keys.
 
-    def one_by_one(self) -> Tensor:
-        """Return the same logits from passes that each carry one token of the text and fillers."""
-        own, logits = slice(self.row, self.row + 1), []
-        passes = Passes(self.model, self.cache, self.fixed)
-        for j in range(self.fixed.width):
-            logits.append(passes.verify(own, self.tokens[own, _PREFIX + j : _PREFIX + j + 1])[0, 0])
-            self.cache.commit(own, [1])
-        self.cache.set_length(self.row, _PREFIX)
-        return torch.stack(logits)
+        Args:
+            width: tokens per pass and row, fillers included.
+            group: texts per pass.
+            tokens: tokens per pass and row without fillers; all by default.
+            span: what reach is rounded up to.
+            stops: places for which each pass drafts ahead.
+        """
+        tokens = tokens or width
+        length = self.fixed.widths[0] if tokens < width else max(2 * width, _FEWEST_TOKENS)
+        length = min(length, self.alone.shape[1])
+        own = [slice(i, i + 1) for i in range(_TEXTS)] if group == 1 else [slice(0, group)]
+        return all(
+            torch.equal(self.alone[rows, :length], self._logits(rows, width, length, tokens, span, stops))
+            for rows in own
+        )
+
+    def _logits(
+        self, rows: slice, width: int, length: int, tokens: int | None = None, span: int = SPAN, stops: int = 0
+    ) -> Tensor:
+        """Return logits of the first `length` tokens after the prefix, read so many at a time."""
+        count, step = rows.stop - rows.start, tokens or width
+        shape = dataclasses.replace(self.fixed, widths=(width,), span=span, group=count)
+        passes, logits = Passes(self.model, self.cache, shape), []
+        for start in range(0, length, step):
+            token_BQ = self.tokens[rows, _PREFIX + start : _PREFIX + min(start + step, length)]
+            if stops and token_BQ.shape[1] == width:
+                stop_BS = torch.arange(stops, device=token_BQ.device).expand(count, -1)
+                logits.append(passes.fused(rows, token_BQ, stop_BS, width - 1)[0])
+            else:
+                logits.append(passes.verify(rows, token_BQ))
+            self.cache.commit(rows, [token_BQ.shape[1]] * count)
+        self.cache.set_lengths_of(rows, [_PREFIX] * count)
+        return torch.cat(logits, dim=1)
 
     def keys(self, chunk: int) -> Tensor:
-        """Return the last layer's keys and values of the text when it is read `chunk` tokens at a time."""
-        self._read(chunk)
-        return torch.stack([b[-1][self.row, :_PREFIX].clone() for b in (self.cache.keys, self.cache.values)])
-
-    def _read(self, chunk: int) -> None:
-        own = slice(self.row, self.row + 1)
-        self.cache.set_length(self.row, 0)
-        passes = Passes(self.model, self.cache, dataclasses.replace(self.fixed, chunk=chunk))
+        """Return the last layer's keys and values of a text when it is read `chunk` tokens at a time."""
+        own = slice(0, 1)
+        self.cache.set_length(0, 0)
+        passes = Passes(self.model, self.cache, dataclasses.replace(self.fixed, chunks=(chunk,)))
         passes.prefill(own, self.tokens[own, :_PREFIX].tolist(), chunk=chunk)
+        return torch.stack([b[-1][0, :_PREFIX].clone() for b in (self.cache.keys, self.cache.values)])

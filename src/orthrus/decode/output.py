@@ -17,7 +17,7 @@ class Stats:
     Attributes:
         cycles: draft + verify cycles.
         plain_steps: forward passes that carried no draft.
-        forwards: passes of the backbone: one prefill (however many chunks it took), two per cycle (one where the
+        forwards: passes of the backbone: one prefill (however many chunks it took), two per cycle (one where a
             pass before has drafted ahead), one per plain step (the paper's denominator, equation 9).
         drafted: draft tokens proposed.
         accepted: draft tokens emitted. Drafts the backbone agreed with past the end of the text do not count.

@@ -6,6 +6,7 @@ where they are in the cache; nothing is copied. Knows tokens and shapes, but nei
 Shapes: B rows, Q query rows, K block length, M drafts, V vocabulary.
 """
 
+from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -30,23 +31,31 @@ class Geometry:
     """Fix the shapes of AR passes, so that a token's logits do not depend on the pass it came in (`decode.exact`).
 
     Attributes:
-        width: tokens per row of every decoding pass, fillers included.
-        chunk: tokens per row of every prefill pass, fillers included.
+        widths: tokens per row that a decoding pass may have, in ascending order; fewer are filled up to the next.
+        chunks: the same of prefill passes.
         span: cache slots in reach are rounded up to a multiple of this.
         tile: attention takes keys so many at a time; divides `span`.
         group: rows per decoding pass at most, a power of two; other numbers of rows take several passes of smaller
             powers. Prefill passes carry one row.
     """
 
-    width: int
-    chunk: int
+    widths: tuple[int, ...]
+    chunks: tuple[int, ...]
     span: int
     tile: int
     group: int
 
+    def width(self, tokens: int) -> int:
+        """Return the width of a decoding pass over so many tokens per row, the largest one's at most."""
+        return self.widths[bisect_left(self.widths, tokens)]
+
+    def chunk(self, tokens: int) -> int:
+        """Return the width of a prefill pass over so many tokens, the largest one's at most."""
+        return self.chunks[bisect_left(self.chunks, tokens)]
+
     def capacity(self, positions: int) -> int:
         """Return the cache positions a row of so many tokens needs, fillers and rounding included."""
-        return -(-(positions + max(self.chunk, self.width)) // self.span) * self.span
+        return -(-(positions + max(self.chunks[-1], self.widths[-1])) // self.span) * self.span
 
     def parts(self, rows: slice) -> list[slice]:
         """Cut rows into passes of power-of-two sizes, the largest first."""
@@ -80,37 +89,64 @@ class Passes:
             )
         require_reach(model)
 
-    def prefill(self, rows: slice, pending: Sequence[Sequence[int]], *, chunk: int) -> None:
-        """Write the keys of each row's pending tokens, `chunk` positions at a time, and commit them; no logits.
+    def prefill(
+        self,
+        rows: slice,
+        pending: Sequence[Sequence[int]],
+        *,
+        chunk: int,
+        anchor_B: Tensor | None = None,
+        drafts: int = 0,
+    ) -> Tensor | None:
+        """Write the keys of each row's pending tokens, `chunk` positions at a time, and commit them.
 
         Rows may differ in length, before and after: a shorter row writes filler into its own scratch. Those that
         start level share passes, so that no filler runs past the longest of their texts.
+
+        Args:
+            rows: where the rows stand in the cache.
+            pending: tokens of each row; some for every row where anchors are given.
+            chunk: positions per pass at most, where shapes are not fixed.
+            anchor_B: the tokens after the pending ones. With them the last pass drafts what follows, as `draft` would.
+            drafts: how many tokens it drafts.
+
+        Returns:
+            Draft logits `[B, drafts, V]`; None without anchors.
         """
-        fixed = self.geometry
+        fixed, ahead = self.geometry, []
         parts = self._level(rows) if fixed is None else [slice(i, i + 1) for i in range(rows.start, rows.stop)]
-        chunk = chunk if fixed is None else fixed.chunk
+        chunk = chunk if fixed is None else fixed.chunks[-1]
         for part in parts:
-            tokens = [pending[i - rows.start] for i in range(part.start, part.stop)]
-            for start in range(0, max(map(len, tokens)), chunk):
+            own = slice(part.start - rows.start, part.stop - rows.start)
+            tokens = pending[own]
+            longest = max(map(len, tokens))
+            for start in range(0, longest, chunk):
                 piece = [list(t[start : start + chunk]) for t in tokens]
-                width = max(map(len, piece)) if fixed is None else chunk
+                width = min(chunk, longest - start)
+                width = width if fixed is None else fixed.chunk(width)
                 token_BQ = torch.tensor([p + [0] * (width - len(p)) for p in piece], device=self.cache.device)
-                slot_BQ = self._slots(part, width)
-                self._forward(part, token_BQ, slot_BQ, limit_BQ=slot_BQ, view="ar", logits=None)
+                if anchor_B is not None and start + chunk >= longest:
+                    last_B1 = torch.tensor([[len(p) - 1] for p in piece], device=self.cache.device)
+                    keep = torch.arange(width, width + drafts, device=self.cache.device)
+                    ahead.append(self._both(part, token_BQ, last_B1, anchor_B[own, None], drafts, keep, eager=True))
+                else:
+                    slot_BQ = self._slots(part, width)
+                    self._forward(part, token_BQ, slot_BQ, limit_BQ=slot_BQ, view="ar", logits=None)
                 self.cache.commit(part, [len(p) for p in piece])
+        return _joined(ahead) if ahead else None
 
     def verify(self, rows: slice, token_BQ: Tensor) -> Tensor:
         """Run the AR view over each row's anchor and drafts; returns logits `[B, Q, V]`."""
         Q = token_BQ.shape[1]
         if self.geometry is not None:
-            token_BQ = torch.nn.functional.pad(token_BQ, (0, self.geometry.width - Q))
+            token_BQ = torch.nn.functional.pad(token_BQ, (0, self.geometry.width(Q) - Q))
         width = token_BQ.shape[1]
         logits = []
-        for part in [rows] if self.geometry is None else self.geometry.parts(rows):
+        for part in self._parts(rows):
             slot_BQ = self._slots(part, width)
             own_BQ = token_BQ[part.start - rows.start : part.stop - rows.start]
             logits.append(self._forward(part, own_BQ, slot_BQ, limit_BQ=slot_BQ, view="ar", logits=width)[:, :Q])
-        return logits[0] if len(logits) == 1 else torch.cat(logits)
+        return _joined(logits)
 
     def draft(self, rows: slice, anchor_B: Tensor, drafts: int) -> Tensor:
         """Run the diffusion view over `[anchor, mask × drafts]`; returns logits `[B, drafts, V]` of what follows it.
@@ -144,6 +180,31 @@ class Passes:
         Returns:
             AR logits `[B, Q, V]` and the blocks' draft logits `[B, S, drafts, V]`.
         """
+        Q, S, K = token_BQ.shape[1], stop_BS.shape[1], drafts + 1
+        index = torch.arange(Q + S * K, device=self.cache.device)
+        keep = torch.cat([index[:Q], index[Q:].view(S, K)[:, :-1].flatten()])
+        mask_BS = torch.full_like(stop_BS, self.config.mask)
+        parts = [(part, slice(part.start - rows.start, part.stop - rows.start)) for part in self._parts(rows)]
+        logits = _joined(
+            [self._both(part, token_BQ[own], stop_BS[own], mask_BS[own], drafts, keep) for part, own in parts]
+        )
+        return logits[:, :Q], logits[:, Q:].unflatten(1, (S, drafts))
+
+    def _both(
+        self,
+        rows: slice,
+        token_BQ: Tensor,
+        stop_BS: Tensor,
+        head_BS: Tensor,
+        drafts: int,
+        keep: Tensor,
+        *,
+        eager: bool = False,
+    ) -> Tensor:
+        """Run the AR view over `token_BQ` and, behind them, the diffusion view over blocks `[head, mask × drafts]`.
+
+        Block s stands after the token at `stop_BS[:, s]` and sees the keys up to it, those of this very pass included.
+        """
         (B, Q), S, K = token_BQ.shape, stop_BS.shape[1], drafts + 1
         length_B = self.cache.length_R[rows]
         slot_BT = self._slots(rows, Q + S * K)
@@ -153,12 +214,15 @@ class Passes:
         causal = self._masks(masks.up_to(slot_BT[:, :Q], span=end), slot_BT[:, :Q], slot_BT, position_BT, end)
         allowed = masks.ahead(length_B, stop_BS, rows=Q, block=K, span=end, causal=self.causal)
         drafting = self._masks(allowed, position_BT[:, Q:], slot_BT, position_BT, end)
-        mask_BM = torch.full((B, S * K), self.config.mask, device=self.cache.device)
-        index = torch.arange(Q + S * K, device=self.cache.device)
-        keep = torch.cat([index[:Q], index[Q:].view(S, K)[:, :-1].flatten()])
+        block_BSK = torch.full((B, S, K), self.config.mask, device=self.cache.device)
+        block_BSK[:, :, 0] = head_BS
+        token_BT = torch.cat([token_BQ, block_BSK.flatten(1)], dim=1)
         view = FusedView(rows=Q, ar=causal, diffusion=drafting)
-        logits = self._call(torch.cat([token_BQ, mask_BM], dim=1), position_BT, view, keep=keep)
-        return logits[:, :Q], logits[:, Q:].view(B, S, drafts, -1)
+        return self._call(token_BT, position_BT, view, keep=keep, eager=eager)
+
+    def _parts(self, rows: slice) -> list[slice]:
+        """Cut rows into the passes that a fixed geometry allows: without one, a single pass."""
+        return [rows] if self.geometry is None else self.geometry.parts(rows)
 
     def _level(self, rows: slice) -> list[slice]:
         """Cut rows into runs of equal length."""
@@ -203,9 +267,18 @@ class Passes:
         )
 
     def _call(
-        self, token_BQ: Tensor, position_BQ: Tensor, view: View | FusedView, *, keep: int | Tensor | None
+        self,
+        token_BQ: Tensor,
+        position_BQ: Tensor,
+        view: View | FusedView,
+        *,
+        keep: int | Tensor | None,
+        eager: bool = False,
     ) -> Tensor:
-        """Call the model once; `keep` picks the query rows to project (0: all, None: none, hidden states instead)."""
+        """Call the model once; `keep` picks the query rows to project (0: all, None: none, hidden states instead).
+
+        `eager` is for widths that are never met again, which no graph should be compiled for.
+        """
         arguments: dict[str, Any] = {
             "input_ids": token_BQ,
             "attention_mask": view.masks.full if isinstance(view, View) and view.masks else None,
@@ -217,16 +290,21 @@ class Passes:
         }
         if isinstance(view, FusedView):
             arguments["attention_mask"] = view.ar.full
-        elif self.geometry is not None and view.name == "ar":
+        if self.geometry is not None and (isinstance(view, FusedView) or view.name == "ar"):
             arguments["tile"] = self.geometry.tile
         if keep is None:
             hidden: Tensor = self.model.base_model(**arguments).last_hidden_state
             return hidden
         arguments["logits_to_keep"] = keep
-        if self.compiled and self.cache.keys:
+        if self.compiled and self.cache.keys and not eager:
             return compiled.run(self.model, arguments)
         logits: Tensor = self.model(**arguments).logits
         return logits
+
+
+def _joined(parts: list[Tensor]) -> Tensor:
+    """Put the rows of several passes together, without a copy where there is one."""
+    return parts[0] if len(parts) == 1 else torch.cat(parts)
 
 
 def require_reach(model: PreTrainedModel) -> None:

@@ -442,6 +442,16 @@ class Planner:
         """Cache positions past a row's length that any step of the plan writes."""
         return max(step.scratch for step in self.steps)
 
+    @property
+    def first_drafts(self) -> int:
+        """How many drafts the pass that reads a prompt should make for the first step, as far as can be told.
+
+        0 where the step may need none, and under plans that ask for a draft pass in every cycle.
+        """
+        if len(self.steps) == 1:
+            return self.steps[0].drafts if self.steps[0].stops else 0
+        return self._slots if self._last.kind in ("chain", "onepass") or self.known.turn == 0 else 0
+
     def choose(self, rows: Sequence[Record], found: Sequence[bool] | None = None, *, ready: int = 0) -> Step:
         """Return the next step for rows with these records.
 
@@ -520,6 +530,7 @@ class Planner:
         found: Sequence[bool] | None = None,
         *,
         drew: bool = True,
+        blind: Sequence[bool] | None = None,
         ranks: Sequence[int] | None = None,
     ) -> None:
         """Learn from a finished step: what each row's drafts were worth and what it cost.
@@ -531,6 +542,7 @@ class Planner:
             seconds: how long it took.
             found: as in `choose`.
             drew: whether its drafts took a pass of their own.
+            blind: whose drafts were made without knowing the token before them; without, all of those not drawn.
             ranks: after a fused pass, at which of its stops by likelihood each row stopped; `stops` for none of them.
         """
         known = self.known
@@ -539,14 +551,16 @@ class Planner:
         known.used[step.kind] = known.turn
         if known.allowance is not None and len(self.steps) > 1:
             known.allowance += seconds * self.PROBE_SHARE
-        kind: Kind = step.kind
-        if kind in ("chain", "onepass"):
-            kind = "chain" if drew else "onepass"
-        tried = found if step.lookup and found is not None else [kind != "plain"] * len(rows)
-        for record, kept, drafted in zip(rows, accepted, tried, strict=True):
+        tried = found if step.lookup and found is not None else [step.kind != "plain"] * len(rows)
+        for record, kept, drafted, unknowing in zip(
+            rows, accepted, tried, blind or [not drew] * len(rows), strict=True
+        ):
             if not drafted:
                 record.relax()
             else:
+                kind: Kind = step.kind
+                if kind in ("chain", "onepass"):
+                    kind = "onepass" if unknowing else "chain"
                 record.add(kind, drafts=step.drafts, accepted=kept)
                 known.worth.add(kind, drafts=step.drafts, accepted=kept)
         if step.kind == "onepass":

@@ -21,6 +21,8 @@ from orthrus.model.masks import InBlocks
 
 NAME = "orthrus"
 
+_FEWEST_ROWS = 4
+
 
 def attention(
     module: nn.Module,
@@ -62,7 +64,10 @@ def attention(
     if tile is not None:
         if mask is None:
             mask = query_BHQD.new_zeros(1, 1, 1, key.shape[2])
-        out = _tiled(grouped, key, value, mask, scaling or D**-0.5, softcap, s_aux, Q, tile)
+        if softcap is None and s_aux is None and grouped.device.type == "cpu" and mask.dtype == grouped.dtype:
+            out = _flash_tiles(grouped, key, value, mask, scaling or D**-0.5, tile)
+        else:
+            out = _tiled(grouped, key, value, mask, scaling or D**-0.5, softcap, s_aux, Q, tile)
     elif softcap is None and s_aux is None:
         out = scaled_dot_product_attention(grouped, key, value, attn_mask=mask, dropout_p=dropout, scale=scaling)
     else:
@@ -159,6 +164,34 @@ def _softmax(scores: Tensor, sink_H: Tensor | None, queries: int) -> Tensor:
     heads = scores.shape[1]
     sinks = _sinks(sink_H, heads, queries).expand(scores.shape[0], -1, -1, 1).to(scores.dtype)
     return torch.softmax(torch.cat([scores, sinks], dim=-1), dim=-1)[..., :-1]
+
+
+def _flash_tiles(grouped: Tensor, key: Tensor, value: Tensor, mask: Tensor, scaling: float, tile: int) -> Tensor:
+    """Attend tile by tile with the CPU's own kernel, and weigh the tiles by what each one's softmax adds up to.
+
+    As in `_tiled`, a tile out of reach adds exact zeros at the end of each sum; with one tile there is nothing to add.
+    """
+    rows = grouped.shape[2]
+    if rows < _FEWEST_ROWS:
+        # Kernels for fewer rows associate their sums in another way.
+        grouped = torch.nn.functional.pad(grouped, (0, 0, 0, _FEWEST_ROWS - rows))
+        mask = torch.nn.functional.pad(mask, (0, 0, 0, _FEWEST_ROWS - rows)) if mask.shape[2] > 1 else mask
+    mask = mask.expand(grouped.shape[0], 1, grouped.shape[2], -1)
+    outs, totals = [], []
+    for start in range(0, key.shape[2], tile):
+        own = slice(start, start + tile)
+        out, total = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
+            grouped, key[:, :, own], value[:, :, own], 0.0, False, attn_mask=mask[..., own], scale=scaling
+        )
+        outs.append(out)
+        totals.append(total)
+    if len(outs) == 1:
+        return outs[0][:, :, :rows]
+    total_TBHR = torch.stack(totals)
+    weight_TBHR = torch.exp(total_TBHR - total_TBHR.amax(0))
+    parts = torch.stack(outs).float() * weight_TBHR[..., None]
+    whole: Tensor = parts.cumsum(0)[-1] / weight_TBHR.cumsum(0)[-1][..., None]
+    return whole[:, :, :rows].to(value.dtype)
 
 
 def _tiled(

@@ -27,7 +27,16 @@ from orthrus.model.markov import NAME as MARKOV
 Format = Literal["adapter", "official"]
 ADAPTER_FILE = "orthrus.safetensors"
 CONFIG_FILE = "orthrus_config.json"
-OFFICIAL_FIELDS = ("architectures", "auto_map", "block_size", "lora_alpha", "mask_token_id", "r", "use_cache")
+OFFICIAL_FIELDS = (
+    "architectures",
+    "auto_map",
+    "block_size",
+    "lora_alpha",
+    "markov_rank",
+    "mask_token_id",
+    "r",
+    "use_cache",
+)
 """What the published config.json says otherwise than the backbone's own, or beside it."""
 _TWIN = ".diffusion."
 _SAMPLE = 4096
@@ -39,12 +48,13 @@ def save(model: PreTrainedModel, path: str | Path, *, format: Format = "adapter"
     Args:
         model: a model with a view.
         path: directory, made if need be; other files in it stay.
-        format: "adapter" writes the twin alone; "official" one full Qwen3 model that the published Orthrus code
-            reads (tokenizer files are the caller's to add).
+        format: "adapter" writes the view alone; "official" one full Qwen3 model that the published Orthrus code
+            reads (tokenizer files are the caller's to add). That code knows no correction between slots and passes
+            its tensors over: its texts are the same, fewer of its drafts are kept.
 
     Raises:
         ConfigError: an unknown format, a file where the directory should be, or a model without a view.
-        UnsupportedModel: the official layout is defined for Qwen3 backbones only, whose view drafts as the paper's.
+        UnsupportedModel: the official layout is defined for Qwen3 backbones whose blocks see both ways.
     """
     config = config_of(model)
     if format == "adapter":
@@ -145,7 +155,12 @@ def _of_view(name: str) -> bool:
 
 
 def official_name(name: str) -> str:
-    """Rename a twin tensor to the published layout: `…self_attn.diffusion.q_proj.weight` → `…q_proj_diff.weight`."""
+    """Rename a view's tensor to the published layout: `…self_attn.diffusion.q_proj.weight` → `…q_proj_diff.weight`.
+
+    What the layout does not know keeps its name.
+    """
+    if _TWIN not in name:
+        return name
     module, inner = name.split(_TWIN)
     head, dot, rest = inner.partition(".")
     return f"{module}.{head}_diff{dot}{rest}"
@@ -157,10 +172,13 @@ def official_tensors(model: PreTrainedModel) -> dict[str, Tensor]:
         raise UnsupportedModel(
             f"the official layout is defined for Qwen3 backbones, found {model.config.model_type}: save an adapter"
         )
-    for name, value in config_of(model).departures.items():
-        raise UnsupportedModel(f"the official layout has no place for {name}, found {value!r}: save an adapter")
+    attention = config_of(model).block_attention
+    if attention != "bidirectional":
+        raise UnsupportedModel(
+            f"the official layout has no place for block_attention, found {attention!r}: save an adapter"
+        )
     tensors = backbone_tensors(model)
-    tensors |= {official_name(name): p for name, p in model.named_parameters() if _TWIN in name}
+    tensors |= {official_name(name): p for name, p in model.named_parameters() if _of_view(name)}
     return tensors
 
 
@@ -169,18 +187,23 @@ def official_config(model: PreTrainedModel) -> dict[str, Any]:
     config = config_of(model)
     local = ("_name_or_path", "id2label", "label2id", "problem_type")
     fields = {name: value for name, value in model.config.to_dict().items() if name not in local}
-    return fields | {
-        "architectures": ["OrthrusLM"],
-        "model_type": "qwen3",
-        "auto_map": {"AutoModelForCausalLM": "modeling_orthrus.OrthrusLM"},
-        "block_size": config.block_size,
-        "mask_token_id": config.mask,
-        "dtype": str(model.dtype).removeprefix("torch."),
-        "use_cache": False,
-        # Left over in the published configs; nothing reads them, but readers may expect to find them.
-        "r": 16,
-        "lora_alpha": 32,
-    }
+    correction = {"markov_rank": config.markov_rank} if config.markov_rank else {}
+    return (
+        fields
+        | correction
+        | {
+            "architectures": ["OrthrusLM"],
+            "model_type": "qwen3",
+            "auto_map": {"AutoModelForCausalLM": "modeling_orthrus.OrthrusLM"},
+            "block_size": config.block_size,
+            "mask_token_id": config.mask,
+            "dtype": str(model.dtype).removeprefix("torch."),
+            "use_cache": False,
+            # Left over in the published configs; nothing reads them, but readers may expect to find them.
+            "r": 16,
+            "lora_alpha": 32,
+        }
+    )
 
 
 def read_tensors(path: Path, name: str) -> dict[str, Tensor]:

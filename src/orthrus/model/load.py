@@ -163,9 +163,13 @@ def _load_official(path: Path, dtype: torch.dtype | str) -> PreTrainedModel:
             f"{path} is neither an adapter ({checkpoint.CONFIG_FILE}) nor in the official layout (a Qwen3 config.json "
             f"with block_size): found model_type {values.get('model_type')!r}. A plain model takes orthrus.attach()"
         )
-    config = OrthrusConfig(block_size=values["block_size"], mask_token_id=values.get("mask_token_id"))
+    config = OrthrusConfig(
+        block_size=values["block_size"],
+        mask_token_id=values.get("mask_token_id"),
+        markov_rank=values.get("markov_rank", 0),
+    )
     quiet = logging.get_verbosity()
-    logging.set_verbosity_error()  # transformers would list every *_diff tensor as unexpected
+    logging.set_verbosity_error()  # transformers would list every tensor of the view as unexpected
     try:
         plain = {name: value for name, value in values.items() if name not in checkpoint.OFFICIAL_FIELDS}
         model = _pretrained(Qwen3ForCausalLM, path, dtype, config=Qwen3Config.from_dict(plain))
@@ -173,7 +177,7 @@ def _load_official(path: Path, dtype: torch.dtype | str) -> PreTrainedModel:
     finally:
         logging.set_verbosity(quiet)
     attach(model, config, attn_implementation="orthrus")
-    names = {checkpoint.official_name(n): n for n, _ in model.named_parameters() if ".diffusion." in n}
+    names = {checkpoint.official_name(n): n for n in checkpoint.twin_tensors(model)}
     tensors = checkpoint.read_tensors(path, "model.safetensors")
     known = set(names) | set(checkpoint.backbone_tensors(model)) | {"lm_head.weight"}
     stray = {n: t for n, t in tensors.items() if n not in known}

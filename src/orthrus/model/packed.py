@@ -38,8 +38,7 @@ class PackedLinear(nn.Linear):
         if state != self._packed_state:
             self._packed_state = state
             self._packed = _packed(weight)
-        one_row = weight.dtype == torch.float32 and input.numel() == self.in_features  # has nothing to gain
-        if _product is None or self._packed is None or one_row or input.dtype != weight.dtype:
+        if _product is None or self._packed is None or input.dtype != weight.dtype:
             return linear(input, weight, bias)
         out: Tensor = _product(input, self._packed, bias, "none", [], "")
         return out

@@ -299,7 +299,7 @@ class ViewTask:
                 done += [p.row.stats for p in engine.step() if p.row.finish_reason is not None]
         stats = Stats.total(done)
         if onepass:
-            stats.forwards = stats.cycles + 2 * len(done)  # a pass per cycle, the prefill and the first draft
+            stats.forwards = stats.cycles + len(done)  # a pass per cycle, and the prefill, which drafts as well
         return stats
 
     def _tensor(self, array: NDArray[Any]) -> Tensor:

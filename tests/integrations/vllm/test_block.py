@@ -4,9 +4,13 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from orthrus.integrations.vllm.block import NO_SLOT, Block, block_inputs
+from orthrus.decode.options import Sampling
+from orthrus.decode.sampling import Chooser, Context
+from orthrus.integrations.vllm.block import NO_SLOT, Block, block_inputs, in_turn
+from orthrus.model.markov import Before, Markov
 
 MASK = 9
+VOCABULARY = 20
 
 
 def laid(length: int, room: int, pages: list[int], *, drafts: int = 3, page_size: int = 4, longest: int = 32) -> Block:
@@ -80,3 +84,24 @@ def test_rows_are_laid_independently_and_slots_are_unique(data: st.DataObject) -
         assert block.seen_B[row] == min(length + drafts + 1, end)
         assert block.token_BK[row].tolist() == [row, *[MASK] * drafts]
     assert len(written) == len(set(written))
+
+
+def test_slots_are_chosen_in_turn_as_the_own_engine_does() -> None:
+    """Greedily, with a correction that decides: the same drafts, and not those of slots on their own."""
+    generator = torch.Generator().manual_seed(0)
+    markov = Markov(VOCABULARY, 4, device=torch.device("cpu"), dtype=torch.float32)
+    with torch.no_grad():
+        markov.before_VR.normal_(generator=generator)
+    logits_BMV = torch.randn(3, 6, VOCABULARY, generator=generator)
+    anchor_B = torch.tensor([1, 2, 3], dtype=torch.int32)
+    asked: list[int] = []
+
+    def choose(slot_BV: torch.Tensor, slot: int) -> torch.Tensor:
+        asked.append(slot)
+        return slot_BV.argmax(-1).int()
+
+    drafts_BM = in_turn(logits_BMV, anchor_B, markov, choose)
+    context = Context(torch.zeros(3, dtype=torch.long), torch.zeros(3, dtype=torch.long))
+    own = Chooser(Sampling()).draft(logits_BMV, context, Before(anchor_B.long(), markov))
+    assert drafts_BM.tolist() == own.tokens_BM.tolist() != logits_BMV.argmax(-1).tolist()
+    assert asked == list(range(6))

@@ -69,7 +69,7 @@ def configuration(path: str | Path, **changes: Any) -> Any:
 @pytest.fixture
 def checkpoint(tmp_path: Path) -> Path:
     """A directory with the tensors that the view needs, and nothing else."""
-    shapes = checks.twin_shapes(SimpleNamespace(**FIELDS))
+    shapes = checks.view_shapes(SimpleNamespace(**FIELDS))
     save_file({name: torch.zeros(shape) for name, shape in shapes.items()}, tmp_path / "model.safetensors")
     return tmp_path
 
@@ -82,6 +82,17 @@ def only(problems: list[str]) -> str:
 def test_what_is_supported_is_not_refused(checkpoint: Path) -> None:
     assert checks.problems(configuration(checkpoint), version=VERSION) == []
     assert checks.problems(configuration(checkpoint, speculative_config=None), version="0.32.7") == []
+
+
+def test_a_correction_needs_its_tensors(checkpoint: Path) -> None:
+    """Both factors, of the rank that the configuration names."""
+    corrected = configuration(checkpoint, model_config__hf_config__markov_rank=4)
+    assert "must hold markov.before_VR of shape [32, 4], found none" in only(
+        checks.problems(corrected, version=VERSION)
+    )
+    shapes = checks.view_shapes(corrected.model_config.hf_config)
+    save_file({name: torch.zeros(shape) for name, shape in shapes.items()}, checkpoint / "model.safetensors")
+    assert checks.problems(corrected, version=VERSION) == []
 
 
 REFUSED: dict[str, tuple[Any, str]] = {
@@ -104,6 +115,7 @@ REFUSED: dict[str, tuple[Any, str]] = {
     "speculative_config__kv_cache_dtype": ("fp8", "kv_cache_dtype in the speculative configuration"),
     "model_config__hf_config__mask_token_id": (None, "must hold mask_token_id, a token below 32, found None"),
     "model_config__hf_config__block_size": (True, "must hold block_size, an integer of at least 2, found True"),
+    "model_config__hf_config__markov_rank": (-1, "must hold markov_rank, an integer of at least 0"),
     "model_config__hf_config__layer_types": (["sliding_attention"], "found sliding_attention"),
 }
 

@@ -1,4 +1,4 @@
-"""The block that the draft pass reads, for rows whose keys and values lie in pages: tokens, positions and slots.
+"""The block that the draft pass reads, for rows whose keys and values lie in pages, and how it is drawn slot by slot.
 
 Pure functions of tensors, without data-dependent shapes or copies to the host: both drivers call them, also while a
 CUDA graph is in use. Knows nothing of vLLM but its sign for "write nothing".
@@ -6,6 +6,7 @@ CUDA graph is in use. Knows nothing of vLLM but its sign for "write nothing".
 Shapes: B rows, K = drafts + 1 block positions, N pages of a row's page table.
 """
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -66,3 +67,24 @@ def block_inputs(
     token_BK = torch.where(ahead_K == 0, anchor_B.long()[:, None], mask)
     seen_B = torch.minimum(length_B.long() + drafts + 1, end_B)
     return Block(token_BK, position_BK.clamp(max=longest - 1), slot_BK, seen_B)
+
+
+def in_turn(
+    logits_BMV: Tensor,
+    anchor_B: Tensor,
+    shift: Callable[[Tensor], Tensor],
+    choose: Callable[[Tensor, int], Tensor],
+) -> Tensor:
+    """Choose each slot's draft in turn, its logits shifted by the token before it; returns `[B, M]`.
+
+    Args:
+        logits_BMV: what the view says of every slot.
+        anchor_B: the tokens before the first slots.
+        shift: tokens `[B]` to what they add to the logits after them, `[B, V]` (`orthrus.model.markov`).
+        choose: a slot's logits `[B, V]` and its number to drafts `[B]`.
+    """
+    before_B, drafts = anchor_B.long(), []
+    for slot in range(logits_BMV.shape[1]):
+        before_B = choose(logits_BMV[:, slot].float() + shift(before_B), slot).long()
+        drafts.append(before_B)
+    return torch.stack(drafts, dim=1)

@@ -140,7 +140,11 @@ def _weights(config: Any) -> Iterator[str]:
         except (SafetensorError, OSError) as error:
             yield f"{file} is damaged ({error}): fetch or write it again"
             return
-    for name, shape in twin_shapes(config.model_config.hf_config).items():
+    rank = getattr(config.model_config.hf_config, "markov_rank", 0)
+    if not _is_count(rank) or rank < 0:
+        yield f"config.json must hold markov_rank, an integer of at least 0, or leave it out, found {rank!r}"
+        return
+    for name, shape in view_shapes(config.model_config.hf_config).items():
         if shapes.get(name) != shape:
             found = list(shapes[name]) if name in shapes else "none"
             yield (
@@ -150,8 +154,10 @@ def _weights(config: Any) -> Iterator[str]:
             return
 
 
-def twin_shapes(fields: Any) -> dict[str, tuple[int, ...]]:
+def view_shapes(fields: Any) -> dict[str, tuple[int, ...]]:
     """Return names and shapes of the view's tensors in the official layout, for a Qwen3 configuration."""
+    rank = getattr(fields, "markov_rank", 0)
+    correction = {f"markov.{part}_VR": (fields.vocab_size, rank) for part in ("before", "after")} if rank else {}
     size, head = fields.hidden_size, fields.head_dim
     queries, keys = fields.num_attention_heads * head, fields.num_key_value_heads * head
     shapes: tuple[tuple[int, ...], ...] = (
@@ -162,11 +168,12 @@ def twin_shapes(fields: Any) -> dict[str, tuple[int, ...]]:
         (head,),
         (head,),
     )
-    return {
+    twins = {
         f"model.layers.{layer}.self_attn.{twin}_diff.weight": shape
         for layer in range(fields.num_hidden_layers)
         for twin, shape in zip(_TWINS, shapes, strict=True)
     }
+    return twins | correction
 
 
 def _is_count(value: object) -> TypeGuard[int]:

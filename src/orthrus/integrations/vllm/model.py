@@ -10,6 +10,7 @@ Shapes: T tokens of all rows, C hidden size, V vocabulary.
 from functools import partial
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from vllm.config import CacheConfig, VllmConfig
 from vllm.model_executor.layers.layernorm import RMSNorm
@@ -19,6 +20,8 @@ from vllm.model_executor.layers.quantization import QuantizationConfig
 from vllm.model_executor.layers.vocab_parallel_embedding import ParallelLMHead
 from vllm.model_executor.models.qwen3 import Qwen3Attention, Qwen3DecoderLayer, Qwen3ForCausalLM, Qwen3Model
 from vllm.model_executor.models.utils import maybe_prefix
+
+from orthrus.model.markov import Markov
 
 _PROJECTIONS = ("qkv_proj", "o_proj", "q_norm", "k_norm")
 
@@ -107,6 +110,10 @@ class OrthrusForCausalLM(Qwen3ForCausalLM):
         )
         if config.tie_word_embeddings:
             self.lm_head = self.lm_head.tie_weights(self.model.embed_tokens)
+        rank = getattr(config, "markov_rank", 0)
+        if rank:
+            place = {"device": torch.get_default_device(), "dtype": torch.get_default_dtype()}
+            self.markov = Markov(config.vocab_size, rank, **place)  # every device holds all of it
         self.logits_processor = LogitsProcessor(config.vocab_size)
         self.make_empty_intermediate_tensors = self.model.make_empty_intermediate_tensors
 
@@ -122,6 +129,11 @@ class OrthrusDraft(nn.Module):
     def attention_layers(self) -> set[str]:
         """Names of the attention objects, and so of the cache, that both views share."""
         return {layer.self_attn.attn.layer_name for layer in self._target[0].model.layers}
+
+    @property
+    def markov(self) -> Markov | None:
+        """The correction of a slot by the token before it, if the view has one."""
+        return getattr(self._target[0], "markov", None)
 
     def forward(self, input_ids: Tensor, positions: Tensor, inputs_embeds: Tensor | None = None) -> Tensor:
         """Return final hidden states `[T, C]` of blocks of tokens `[T]`."""

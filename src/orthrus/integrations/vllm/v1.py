@@ -16,7 +16,7 @@ from vllm.utils.torch_utils import async_tensor_h2d
 from vllm.v1.attention.backend import CommonAttentionMetadata
 from vllm.v1.spec_decode.draft_model import DraftModelProposer
 
-from orthrus.integrations.vllm.block import Block, block_inputs
+from orthrus.integrations.vllm.block import Block, block_inputs, in_turn
 from orthrus.integrations.vllm.model import OrthrusDraft
 
 
@@ -68,11 +68,29 @@ class OrthrusProposer(DraftModelProposer):
         hidden = self._draft_pass(block, common_attn_metadata)
         B, K = block.token_BK.shape
         hidden = hidden.view(B, K, -1)[:, : self.drafts].reshape(B * self.drafts, -1)
-        tokens, probabilities = self._sample_draft_tokens(hidden, sampling_metadata)
+        tokens, probabilities = self._choose(hidden, next_token_ids, sampling_metadata)
         self._last_draft_probs = None
         if probabilities is not None:
             self._last_draft_probs = probabilities.view(B, self.drafts, -1).contiguous()
         return tokens.view(B, self.drafts)
+
+    def _choose(self, hidden: Tensor, anchor_B: Tensor, sampling_metadata: Any) -> tuple[Tensor, Tensor | None]:
+        """Return drafts `[B·M]` and, if they are drawn, their distributions `[B·M, V]`."""
+        markov = self.model.markov
+        if markov is None:
+            drawn: tuple[Tensor, Tensor | None] = self._sample_draft_tokens(hidden, sampling_metadata)
+            return drawn
+        probabilities: list[Tensor | None] = []
+
+        def choose(logits_BV: Tensor, _: int) -> Tensor:
+            tokens, probability = self._sample_from_logits(logits_BV, sampling_metadata)
+            probabilities.append(probability)
+            return tokens
+
+        logits_BMV = self.model.compute_logits(hidden).unflatten(0, (-1, self.drafts))
+        tokens = in_turn(logits_BMV, anchor_B, markov, choose).flatten()
+        known = [p for p in probabilities if p is not None]
+        return tokens, torch.stack(known, dim=1).flatten(0, 1) if known else None
 
     def _block(self, length_B: Tensor, anchor_B: Tensor, page_BN: Tensor) -> Block:
         pages = self.runner.input_batch.block_table[self.kv_cache_gid]

@@ -23,7 +23,7 @@ from vllm.v1.worker.gpu.spec_decode.dflash.cudagraph import DFlashCudaGraphManag
 from vllm.v1.worker.gpu.spec_decode.speculator import DraftModelSpeculator
 
 from orthrus.errors import ConfigError
-from orthrus.integrations.vllm.block import NO_SLOT, block_inputs
+from orthrus.integrations.vllm.block import NO_SLOT, block_inputs, in_turn
 from orthrus.integrations.vllm.model import OrthrusDraft
 
 _log = logging.getLogger("vllm.orthrus")
@@ -187,18 +187,44 @@ class OrthrusSpeculator(DraftModelSpeculator):
             batch_descriptor=BatchDescriptor(num_tokens=num_tokens),
         ):
             hidden = self.model(self.input_buffers.input_ids[:num_tokens], self.input_buffers.positions[:num_tokens])
-        M = self.num_speculative_steps
+        M, markov = self.num_speculative_steps, self.model.markov
         sampled = self.sampled[: rows * M]
-        tokens = self.sample_draft(
-            hidden[sampled],
-            self.input_buffers.positions[sampled],
-            self.idx_mapping[:rows].repeat_interleave(M),
-            self.temperature,
-            self.seeds,
-            self.column[: rows * M],
-            self.draft_logits,
+        positions, columns = self.input_buffers.positions[sampled], self.column[: rows * M]
+
+        def draw(states: Tensor, own: slice, count: int) -> Tensor:
+            drawn: Tensor = self.sample_draft(
+                states,
+                positions[own],
+                self.idx_mapping[:rows].repeat_interleave(count),
+                self.temperature,
+                self.seeds,
+                columns[own],
+                self.draft_logits,
+            )
+            return drawn
+
+        if markov is None:
+            self.draft_tokens[:rows] = draw(hidden[sampled], slice(None), M).view(rows, M)
+            return
+        logits_BMV = self.model.compute_logits(hidden[sampled]).view(rows, M, -1)
+        anchor_B = self.input_buffers.input_ids[: rows * (M + 1) : M + 1]
+        self.draft_tokens[:rows] = in_turn(
+            logits_BMV, anchor_B, markov, lambda logits_BV, slot: draw(logits_BV, slice(slot, None, M), 1)
         )
-        self.draft_tokens[:rows] = tokens.view(rows, M)
+
+    def compute_draft_logits(self, hidden_states: Tensor, spec_step_idx: int) -> Tensor:
+        """Return logits; where slots are drawn in turn, what comes here are logits already."""
+        if self.model.markov is not None:
+            return hidden_states
+        logits: Tensor = super().compute_draft_logits(hidden_states, spec_step_idx)
+        return logits
+
+    def get_draft_top_tokens(self, hidden_states: Tensor, spec_step_idx: int) -> Tensor:
+        """Return the likeliest tokens, of logits as `compute_draft_logits` has them."""
+        if self.model.markov is not None:
+            return hidden_states.argmax(dim=-1)
+        tokens: Tensor = super().get_draft_top_tokens(hidden_states, spec_step_idx)
+        return tokens
 
     def _refresh_metadata(self, rows: int, attn_metadata: dict[str, Any] | None) -> None:
         """Let a replay refresh attention's own schedule from the buffers, where the backend can."""
