@@ -287,7 +287,13 @@ def test_no_other_plan_drafts_while_it_reads(monkeypatch: pytest.MonkeyPatch) ->
         engine = Engine(MODEL, rows=1, capacity=200, plan=plan.parse(name))
         asked: list[object] = []
         real = engine.passes.prefill
-        monkeypatch.setattr(engine.passes, "prefill", lambda *a, real=real, **k: (asked.append(k), real(*a, **k))[1])
+
+        def spy(*args: Any, asked: list[object] = asked, real: Any = real, **how: Any) -> Tensor | None:
+            asked.append(how)
+            drafts: Tensor | None = real(*args, **how)
+            return drafts
+
+        monkeypatch.setattr(engine.passes, "prefill", spy)
         (row,) = decode(engine, PROMPTS[2:3], Options(max_new_tokens=5))
         assert asked == [{"chunk": 512}]
         if name in ("full", "fixed:4"):

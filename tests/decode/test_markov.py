@@ -17,6 +17,7 @@ from transformers import PreTrainedModel
 
 import orthrus
 from orthrus.decode import noise, plan, tree
+from orthrus.decode import sampling as choosing
 from orthrus.decode.cycle import Batch, _draft
 from orthrus.decode.engine import Engine
 from orthrus.decode.options import Options, Sampling
@@ -53,6 +54,10 @@ def engine_of(model: PreTrainedModel, name: str, *, rows: int = 3, room: int = 3
 
 V = 12
 MATRIX = torch.randn(V, V, generator=torch.Generator().manual_seed(3)) * 2
+MARKOV = Markov(V, V, device=torch.device("cpu"), dtype=torch.float32).requires_grad_(False)
+with torch.no_grad():
+    MARKOV.before_VR.copy_(MATRIX)
+    MARKOV.after_VR.copy_(torch.eye(V))
 samplings = st.sampled_from(
     [
         Sampling(),
@@ -75,7 +80,7 @@ def test_each_slot_is_chosen_after_the_draft_before_it(
         seen[row, text] = True
     context = Context(torch.tensor([11, 12, seed]), torch.tensor([4, 9, 20]), seen)
     chooser = Chooser(sampling, coupled=coupled)
-    drafts = chooser.draft(logits, context, Before(torch.tensor(anchors), lambda token: MATRIX[token]))
+    drafts = chooser.draft(logits, context, Before(torch.tensor(anchors), MARKOV))
     gumbel = noise.gumbel(
         context.stream_B if coupled else noise.fresh(context.stream_B, context.position_B),
         context.position_B[:, None] + torch.arange(1, slots + 1),
@@ -94,6 +99,21 @@ def test_each_slot_is_chosen_after_the_draft_before_it(
             assert float(drafts.confidence_BM[row, slot]) == pytest.approx(q[before], abs=1e-5)
             if drafts.scores_BMV is not None:
                 np.testing.assert_allclose(drafts.scores_BMV[row, slot].softmax(-1).numpy(), q, atol=1e-5)
+
+
+@given(candidates=st.integers(1, V + 2), slots=st.integers(1, 9), seed=st.integers(0, 1000))
+def test_the_likeliest_candidates_are_followed_as_if_one_by_one(candidates: int, slots: int, seed: int) -> None:
+    """Against a loop over slots that looks at nothing but each slot's likeliest tokens by itself."""
+    logits = torch.randn(2, slots, V, generator=torch.Generator().manual_seed(seed)) * 2
+    tokens, likely = MARKOV.follow(logits, torch.tensor([1, 7]), candidates=candidates)
+    for row, before in enumerate((1, 7)):
+        for slot in range(slots):
+            own = logits[row, slot].topk(min(candidates, V)).indices
+            shifted = logits[row, slot, own] + MATRIX[before, own]
+            before = int(own[shifted.argmax()])
+            assert before == int(tokens[row, slot])
+            mass = logits[row, slot].softmax(-1)[own].sum()
+            assert float(likely[row, slot]) == pytest.approx(float(shifted.softmax(-1).max() * mass), abs=1e-5)
 
 
 def test_rows_of_every_group_follow_their_own_anchors() -> None:
@@ -148,12 +168,13 @@ def test_exact_tokens_stay_exact() -> None:
 
 
 @pytest.mark.parametrize("name", ["full", "onepass"])
-def test_a_correction_that_knows_what_follows_is_right_everywhere(name: str) -> None:
+def test_a_correction_that_knows_what_follows_is_right_everywhere(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """A view that knows nothing, and a matrix of what comes after each token of a text: every draft is kept.
 
     The text is cut before a token comes again, as one may be followed by another; so the first slot, too, must have
     been shifted by its anchor, under fused passes by one that was not written when the block was drafted.
     """
+    monkeypatch.setattr(choosing, "_CANDIDATES", VOCAB)  # what the view itself finds likely is anything
     text = [73, *reference.greedy_text(tiny("qwen3"), [73], 24)]
     length = next((i for i, token in enumerate(text) if token in text[:i]), len(text))
     assert length > BLOCK + 2

@@ -12,15 +12,18 @@ from tests.vllm.drive import BASE, agreement, drafting, prompts, serve, texts
 
 pytestmark = pytest.mark.vllm
 
+OWN_FIELDS = ("block_size", "mask_token_id", "markov_rank", "auto_map")
+
 
 @pytest.fixture
 def stock(checkpoint: Path, tmp_path: Path) -> Path:
     """The backbone alone, as a Qwen3 checkpoint like any other."""
     shutil.copytree(checkpoint, tmp_path, dirs_exist_ok=True)
     fields = json.loads((checkpoint / "config.json").read_text())
-    fields = {name: value for name, value in fields.items() if name not in ("block_size", "mask_token_id", "auto_map")}
+    fields = {name: value for name, value in fields.items() if name not in OWN_FIELDS}
     (tmp_path / "config.json").write_text(json.dumps({**fields, "architectures": ["Qwen3ForCausalLM"]}))
-    weights = {name: w for name, w in load_file(checkpoint / "model.safetensors").items() if "_diff." not in name}
+    tensors = load_file(checkpoint / "model.safetensors")
+    weights = {name: w for name, w in tensors.items() if "_diff." not in name and not name.startswith("markov.")}
     save_file(weights, tmp_path / "model.safetensors", metadata={"format": "pt"})
     return tmp_path
 

@@ -188,7 +188,7 @@ class Passes:
         logits = _joined(
             [self._both(part, token_BQ[own], stop_BS[own], mask_BS[own], drafts, keep) for part, own in parts]
         )
-        return logits[:, :Q], logits[:, Q:].unflatten(1, (S, drafts))
+        return logits[:, :Q], logits[:, Q:].view(len(logits), S, drafts, -1)
 
     def _both(
         self,

@@ -552,9 +552,8 @@ class Planner:
         if known.allowance is not None and len(self.steps) > 1:
             known.allowance += seconds * self.PROBE_SHARE
         tried = found if step.lookup and found is not None else [step.kind != "plain"] * len(rows)
-        for record, kept, drafted, unknowing in zip(
-            rows, accepted, tried, blind or [not drew] * len(rows), strict=True
-        ):
+        blind = blind or [not drew] * len(rows)
+        for record, kept, drafted, unknowing in zip(rows, accepted, tried, blind, strict=True):
             if not drafted:
                 record.relax()
             else:

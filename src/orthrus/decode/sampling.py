@@ -59,6 +59,9 @@ class Drafts(NamedTuple):
         return torch.ones_like(self.tokens_BM, dtype=torch.float32) if self.likely_BM is None else self.likely_BM
 
 
+_CANDIDATES = 32
+
+
 @dataclass(frozen=True, slots=True)
 class Chooser:
     """Choose tokens as one `Sampling` says.
@@ -73,9 +76,14 @@ class Chooser:
     def draft(self, logits_BMV: Tensor, context: Context, before: Before | None = None) -> Drafts:
         """Propose one token per slot; slots know the row's text, and one another's choice only through `before`.
 
-        With it (the anchors, `[B]`) they are chosen in turn: each slot's logits are shifted by the token before it.
+        With it (the anchors, `[B]`) they are chosen in turn: each slot's logits are shifted by the token before it; the
+        likeliest tokens, where nothing else matters, among a few candidates of each slot.
         """
         seen = None if context.seen_BV is None else context.seen_BV[:, None]
+        plainly = not self.sampling.do_sample and (seen is None or self.sampling.repetition_penalty == 1.0)
+        if before is not None and plainly:
+            tokens, likely = before.shift.follow(logits_BMV, before.token, candidates=_CANDIDATES)
+            return Drafts(tokens, None, likely)
         purpose = noise.TARGET if self.coupled else noise.DRAFT
         noise_BMV = self._gumbel(logits_BMV, context, purpose) if self.sampling.do_sample else None
         if before is None:

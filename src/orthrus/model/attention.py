@@ -186,7 +186,8 @@ def _flash_tiles(grouped: Tensor, key: Tensor, value: Tensor, mask: Tensor, scal
         outs.append(out)
         totals.append(total)
     if len(outs) == 1:
-        return outs[0][:, :, :rows]
+        alone: Tensor = outs[0][:, :, :rows]
+        return alone
     total_TBHR = torch.stack(totals)
     weight_TBHR = torch.exp(total_TBHR - total_TBHR.amax(0))
     parts = torch.stack(outs).float() * weight_TBHR[..., None]

@@ -7,7 +7,6 @@ draft before has been chosen. Knows tokens and how a model keeps the matrix; kno
 Shapes: V vocabulary, R rank.
 """
 
-from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -17,16 +16,6 @@ from transformers import PreTrainedModel
 
 NAME = "markov"
 """The attribute that holds a model's correction, and so the start of its tensors' names."""
-
-Shift = Callable[[Tensor], Tensor]
-"""Tokens `[...]` to what they add to the logits of the slots after them, `[..., V]`."""
-
-
-class Before(NamedTuple):
-    """The tokens before some slots, and what tokens add to the logits of the slot after them."""
-
-    token: Tensor
-    shift: Shift
 
 
 class Markov(nn.Module):
@@ -46,9 +35,43 @@ class Markov(nn.Module):
         """Return what each token adds to the logits of the slot after it: `[..., V]`."""
         return linear(embedding(token, self.before_VR), self.after_VR)
 
+    def follow(self, logits_BMV: Tensor, anchor_B: Tensor, *, candidates: int) -> tuple[Tensor, Tensor]:
+        """Choose each slot's likeliest token given the one chosen before it, among each slot's likeliest by itself.
+
+        All steps are found at once, for every candidate before, and then composed in log M rounds.
+
+        Returns:
+            Tokens `[B, M]`, and how probable each is: the candidates of a slot, shifted, share what probability they
+            have together without the shift.
+        """
+        B, M, V = logits_BMV.shape
+        K = min(candidates, V)
+        logits_BMV = logits_BMV.float()
+        score_BMK, token_BMK = logits_BMV.topk(K, dim=2)
+        before_BMK = torch.cat([anchor_B[:, None, None].expand(B, 1, K), token_BMK[:, :-1]], dim=1)
+        shift_BMKK = embedding(before_BMK, self.before_VR) @ embedding(token_BMK, self.after_VR).transpose(2, 3)
+        shifted_BMKK = score_BMK[:, :, None] + shift_BMKK
+        step_BMK, reach = shifted_BMKK.argmax(3), 1
+        while reach < M:
+            further = step_BMK[:, reach:].gather(2, step_BMK[:, :-reach])
+            step_BMK, reach = torch.cat([step_BMK[:, :reach], further], dim=1), 2 * reach
+        choice_BM1 = step_BMK[:, :, :1]
+        past_BM1 = torch.nn.functional.pad(choice_BM1[:, :-1], (0, 0, 1, 0))
+        own_BMK = shifted_BMKK.gather(2, past_BM1[..., None].expand(B, M, 1, K))[:, :, 0]
+        mass_BM1 = (score_BMK.logsumexp(2, keepdim=True) - logits_BMV.logsumexp(2, keepdim=True)).exp()
+        likely_BM1 = own_BMK.softmax(2).gather(2, choice_BM1) * mass_BM1
+        return token_BMK.gather(2, choice_BM1)[:, :, 0], likely_BM1[:, :, 0]
+
     def pairs(self, before_BF: Tensor, after_BK: Tensor) -> Tensor:
         """Return what each token before adds to the logit of each token after: `[B, F, K]`."""
         return embedding(before_BF, self.before_VR) @ embedding(after_BK, self.after_VR).transpose(1, 2)
+
+
+class Before(NamedTuple):
+    """The tokens before some slots, and what tokens add to the logits of the slot after them."""
+
+    token: Tensor
+    shift: Markov
 
 
 def untrained(model: PreTrainedModel, rank: int) -> Markov | None:

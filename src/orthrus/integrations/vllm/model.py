@@ -112,8 +112,8 @@ class OrthrusForCausalLM(Qwen3ForCausalLM):
             self.lm_head = self.lm_head.tie_weights(self.model.embed_tokens)
         rank = getattr(config, "markov_rank", 0)
         if rank:
-            place = {"device": torch.get_default_device(), "dtype": torch.get_default_dtype()}
-            self.markov = Markov(config.vocab_size, rank, **place)  # every device holds all of it
+            device, dtype = torch.get_default_device(), torch.get_default_dtype()
+            self.markov = Markov(config.vocab_size, rank, device=device, dtype=dtype)  # every device holds all of it
         self.logits_processor = LogitsProcessor(config.vocab_size)
         self.make_empty_intermediate_tensors = self.model.make_empty_intermediate_tensors
 
