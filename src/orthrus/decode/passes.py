@@ -148,13 +148,16 @@ class Passes:
             logits.append(self._forward(part, own_BQ, slot_BQ, limit_BQ=slot_BQ, view="ar", logits=width)[:, :Q])
         return _joined(logits)
 
-    def draft(self, rows: slice, anchor_B: Tensor, drafts: int) -> Tensor:
+    def draft(self, rows: slice, anchor_B: Tensor, drafts: int, *, shown_BJ: Tensor | None = None) -> Tensor:
         """Run the diffusion view over `[anchor, mask × drafts]`; returns logits `[B, drafts, V]` of what follows it.
 
-        Slot j predicts the token after its own position, so the last slot's logits are never computed.
+        Slot j predicts the token after its own position, so the last slot's logits are never computed. `shown_BJ` are
+        drafts that a step before has settled, in place of the first masks.
         """
         token_BK = torch.full((anchor_B.shape[0], drafts + 1), self.config.mask, device=self.cache.device)
         token_BK[:, 0] = anchor_B
+        if shown_BJ is not None:
+            token_BK[:, 1 : 1 + shown_BJ.shape[1]] = shown_BJ
         slot_BK = self._slots(rows, drafts + 1)
         limit_BK = slot_BK if self.causal else slot_BK[:, -1:].expand_as(slot_BK)
         return self._forward(rows, token_BK, slot_BK, limit_BQ=limit_BK, view="diffusion", logits=drafts)

@@ -22,6 +22,8 @@ class Blocks(NamedTuple):
         target_BNJ: index in the row of the token each slot predicts (within the row even where not scored).
         scored_BNJ: whether the slot has a token of the same answer to predict.
         blind_BN: whether the anchor is masked too (the block does not know the token it follows).
+        shown_BN: how many tokens after the anchor the block is shown, as a second denoising step is; slots that would
+            predict them are not scored.
     """
 
     anchor_BN: Tensor
@@ -29,6 +31,7 @@ class Blocks(NamedTuple):
     target_BNJ: Tensor
     scored_BNJ: Tensor
     blind_BN: Tensor
+    shown_BN: Tensor
 
 
 def sample(
@@ -38,6 +41,7 @@ def sample(
     blocks: int,
     block_length: int,
     blind_share: float,
+    shown_share: float = 0.0,
     generators: Sequence[torch.Generator],
 ) -> Blocks:
     """Draw distinct anchors for each row, uniformly over the places where a block can start.
@@ -47,6 +51,11 @@ def sample(
     device = document_BT.device
     draws_BT = torch.stack([torch.rand(document_BT.shape[1], generator=g) for g in generators]).to(device)
     blind_BN = torch.stack([torch.rand(blocks, generator=g) < blind_share for g in generators]).to(device)
+    shown_BN = torch.zeros_like(blind_BN, dtype=torch.long)
+    if shown_share > 0:
+        draws = [torch.rand(2, blocks, generator=g) for g in generators]
+        count_BN = torch.stack([1 + (draw[0] * (block_length - 2)).long() for draw in draws]).to(device)
+        shown_BN = count_BN * torch.stack([draw[1] < shown_share for draw in draws]).to(device) * ~blind_BN
     key_BT = torch.where(starts(document_BT, answer_BT), draws_BT, draws_BT - 2)
     count = min(blocks, document_BT.shape[1])
     best = key_BT.topk(count, dim=1)
@@ -54,7 +63,9 @@ def sample(
     anchor_BN = torch.nn.functional.pad(best.indices, pad)
     valid_BN = torch.nn.functional.pad(best.values >= 0, pad, value=False)
     target_BNJ, scored_BNJ = targets(document_BT, answer_BT, anchor_BN, slots=block_length - 1)
-    return Blocks(anchor_BN, valid_BN, target_BNJ, scored_BNJ & valid_BN[:, :, None], blind_BN)
+    hidden_BNJ = torch.arange(block_length - 1, device=device) >= shown_BN[:, :, None]
+    scored_BNJ = scored_BNJ & valid_BN[:, :, None] & hidden_BNJ
+    return Blocks(anchor_BN, valid_BN, target_BNJ, scored_BNJ, blind_BN, shown_BN)
 
 
 def starts(document_BT: Tensor, answer_BT: Tensor) -> Tensor:

@@ -155,6 +155,10 @@ class ViewObjective(Section):
     block_lengths: Annotated[list[Annotated[int, Field(ge=2)]], Field(min_length=1)]
     blocks_per_row: Positive
     blind_anchor_share: Share = 0.0
+    shown_share: Share = Field(
+        default=0.0,
+        description="share of the other blocks that are shown their first tokens, as a second step would be",
+    )
 
     @property
     def mixture(self) -> dict[str, float]:

@@ -116,6 +116,8 @@ class ViewTask:
             decoded = {"": self._decode(prompts)}
             if self._recipe.objective.blind_anchor_share > 0:
                 decoded["onepass_"] = self._decode(prompts, onepass=True)
+            if self._recipe.objective.shown_share > 0:
+                decoded["two_steps_"] = self._decode(prompts, steps=2)
             for plan_name, stats in decoded.items():
                 figures[f"heldout/{name}/{plan_name}tokens_per_cycle"] = stats.tokens_per_cycle
                 figures[f"heldout/{name}/{plan_name}tokens_per_forward"] = stats.tokens_per_forward
@@ -140,6 +142,7 @@ class ViewTask:
             blocks=goal.blocks_per_row * self._recipe.model.block_size // block_length,
             block_length=block_length,
             blind_share=goal.blind_anchor_share,
+            shown_share=goal.shown_share,
             generators=[row_generator(self._recipe.run.seed, step, int(row)) for row in index],
         )
         keys = TeacherKeys()
@@ -167,6 +170,9 @@ class ViewTask:
         mask = self._model.orthrus_config.mask
         token_BNK = torch.full((B, N, K), mask, device=self._device)
         token_BNK[:, :, 0] = torch.where(blocks.blind_BN, mask, token_BT.gather(1, blocks.anchor_BN))
+        text_BNJ = token_BT.gather(1, blocks.target_BNJ.flatten(1)).view_as(blocks.target_BNJ)
+        shown_BNJ = torch.arange(K - 1, device=self._device) < blocks.shown_BN[:, :, None]
+        token_BNK[:, :, 1:] = torch.where(shown_BNJ, text_BNJ, mask)
         position_BN = position_BT.gather(1, blocks.anchor_BN)
         position_BM = (position_BN[:, :, None] + torch.arange(K, device=self._device)).flatten(1)
         causal = self._recipe.model.block_attention == "causal"
@@ -249,7 +255,7 @@ class ViewTask:
         )
         agree_BNJ = torch.zeros_like(scored).masked_scatter(scored, scores.agrees_M)
         kept = agree_BNJ.long().cumprod(2).bool()
-        began = scored[:, :, 0]
+        began = scored[:, :, 0]  # blocks that are shown some tokens draft less and are not counted
         known = began & ~blocks.blind_BN
         return Loss(
             total=total,
@@ -275,11 +281,12 @@ class ViewTask:
         token_BNJ = token_BT.gather(1, (blocks.target_BNJ - 1).flatten(1)).view_as(blocks.target_BNJ)
         return Before(token_BNJ[blocks.scored_BNJ], markov)
 
-    def _decode(self, prompts: list[list[int]], *, onepass: bool = False) -> Stats:
+    def _decode(self, prompts: list[list[int]], *, onepass: bool = False, steps: int = 1) -> Stats:
         """Decode held-out prompts for real; returns their pooled statistics, under the plan `full` or `onepass`.
 
-        What `onepass` gives is found without fused passes, whose block per stop point takes a CPU many times as long:
-        every block but a text's first is drafted in a pass of its own, blind, as the fused pass would draft it.
+        With two `steps` the first half of each block's drafts is fixed, and a second pass that is shown them drafts the
+        rest. What `onepass` gives is found without fused passes, whose block per stop point takes a CPU many times as
+        long: every block but a text's first is drafted in a pass of its own, blind, as the fused pass would draft it.
         """
         options = Options.of(self._model.generation_config, max_new_tokens=self._recipe.responses.eval_tokens)
         mask = self._model.orthrus_config.mask
@@ -288,10 +295,16 @@ class ViewTask:
             begun_B = torch.tensor([bool(row.token_ids) for row in engine.live[rows]], device=anchor_B.device)
             return passes.draft(rows, torch.where(begun_B, mask, anchor_B), drafts)
 
+        def twice(passes: Passes, rows: slice, anchor_B: Tensor, drafts: int) -> Tensor:
+            first_BMV = passes.draft(rows, anchor_B, drafts)
+            shown_BJ = first_BMV[:, : drafts // 2].argmax(-1)
+            rest_BMV = passes.draft(rows, anchor_B, drafts, shown_BJ=shown_BJ)[:, drafts // 2 :]
+            return torch.cat([first_BMV[:, : drafts // 2], rest_BMV], dim=1)
+
         with torch.autocast(self._device.type, enabled=False):
             engine = engine_for(self._model, prompts, options, plan.parse("full"), rows=8)
-            if onepass:
-                engine.drafter = blind
+            if onepass or steps == 2:
+                engine.drafter = blind if onepass else twice
             for ids in prompts:
                 engine.add(ids, options)
             done = []
@@ -300,6 +313,8 @@ class ViewTask:
         stats = Stats.total(done)
         if onepass:
             stats.forwards = stats.cycles + len(done)  # a pass per cycle, and the prefill, which drafts as well
+        if steps == 2:
+            stats.forwards += stats.cycles
         return stats
 
     def _tensor(self, array: NDArray[Any]) -> Tensor:
