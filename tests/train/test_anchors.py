@@ -88,3 +88,23 @@ def test_the_blind_share_is_what_was_asked_for() -> None:
     assert share(0.0) == 0.0
     assert share(1.0) == 1.0
     assert abs(share(0.25) - 0.25) < 6 * (0.25 * 0.75 / 4000) ** 0.5
+
+
+def test_some_blocks_are_shown_their_first_tokens_and_score_the_rest() -> None:
+    """Half of those that know their anchor, any number of tokens but the last; what else is drawn stays as it was."""
+    document, answer = torch.zeros(1, 4096, dtype=torch.long), torch.ones(1, 4096, dtype=torch.bool)
+    ask = {"blocks": 4000, "block_length": 6, "blind_share": 0.25}
+    plain = anchors.sample(document, answer, generators=[generator(0)], **ask)
+    assert not plain.shown_BN.any()
+    drawn = anchors.sample(document, answer, shown_share=0.5, generators=[generator(0)], **ask)
+    assert torch.equal(drawn.blind_BN, plain.blind_BN)
+    assert not (drawn.shown_BN[drawn.blind_BN]).any()
+    known = int((~drawn.blind_BN).sum())
+    shown = int((drawn.shown_BN > 0).sum())
+    assert abs(shown - known / 2) < 6 * (known / 4) ** 0.5  # false alarm: below 1e-8
+    assert sorted(drawn.shown_BN.unique().tolist()) == [0, 1, 2, 3, 4]
+    for count, scored, every in zip(drawn.shown_BN[0], drawn.scored_BNJ[0], plain.scored_BNJ[0], strict=True):
+        assert not scored[:count].any()
+        assert torch.equal(scored[count:], every[count:])
+    assert torch.equal(drawn.anchor_BN, plain.anchor_BN)
+    assert torch.equal(drawn.scored_BNJ[drawn.shown_BN == 0], plain.scored_BNJ[drawn.shown_BN == 0])

@@ -12,6 +12,7 @@ from orthrus.decode import plan
 from orthrus.decode.api import engine_for
 from orthrus.decode.options import Options
 from orthrus.decode.output import Stats
+from orthrus.decode.passes import Passes
 from orthrus.errors import CheckpointError
 from orthrus.model import checkpoint
 from orthrus.model.attach import attach, config_of
@@ -45,8 +46,15 @@ def test_the_training_pass_is_the_decoders_draft_pass(
     from orthrus.train import anchors
 
     blocks = anchors.sample(
-        document, answer, blocks=10, block_length=6, blind_share=0.4, generators=[torch.Generator().manual_seed(0)]
+        document,
+        answer,
+        blocks=10,
+        block_length=6,
+        blind_share=0.4,
+        shown_share=0.5,
+        generators=[torch.Generator().manual_seed(0)],
     )
+    assert blocks.shown_BN.any()
     keys = TeacherKeys()
     with torch.no_grad():
         task._teacher(keys, token, document, position)
@@ -57,7 +65,10 @@ def test_the_training_pass_is_the_decoders_draft_pass(
         own = (document[0] == document[0, anchor]).nonzero()[0]
         prefix = token[0, int(own) : anchor].tolist()
         first = torch.where(blocks.blind_BN[:, n], model.orthrus_config.mask, token[:, anchor])  # type: ignore[operator,union-attr]
-        expected = drafted(model, prefix, first)
+        shown = token[:, anchor + 1 : anchor + 1 + int(blocks.shown_BN[0, n])]
+        if shown.shape[1] < int(blocks.shown_BN[0, n]):
+            continue  # the row ends before the block is shown all; nothing of it is scored
+        expected = drafted(model, prefix, first, shown)
         torch.testing.assert_close(logits[0, n, :-1], expected, rtol=1e-4, atol=1e-4)
 
 
@@ -158,6 +169,34 @@ def test_an_evaluation_says_what_each_plan_gives(task: ViewTask) -> None:
         (source,) = task._data.heldout
         for metric in ("tokens_per_cycle", "tokens_per_forward"):
             assert figures[f"heldout/{source}/{prefix}{metric}"] == getattr(stats, metric)
+
+
+def test_two_steps_take_three_passes_a_cycle(
+    tmp_path: Path, tokenizer: PreTrainedTokenizerFast, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The second pass of each cycle is shown the first half of the first one's drafts."""
+    backbone = saved_backbone(tmp_path / "backbone", tokenizer, "qwen3")
+    task = ViewTask(view_recipe(backbone, tmp_path / "run", objective={"shown_share": 0.5, "blind_anchor_share": 0.0}))
+    perturb(task.model)
+    prompts = next(iter(task._data.heldout_prompts.values()))
+    with torch.no_grad():
+        figures = task.evaluate(0)
+        real, passes = Passes.draft, list[tuple[torch.Tensor, torch.Tensor | None]]()
+
+        def draft(*args: Any, shown_BJ: torch.Tensor | None = None) -> torch.Tensor:
+            passes.append((real(*args, shown_BJ=shown_BJ), shown_BJ))
+            return passes[-1][0]
+
+        monkeypatch.setattr(Passes, "draft", draft)
+        two = task._decode(prompts, steps=2)
+    assert two.forwards == len(prompts) + 3 * two.cycles
+    for (logits_BMV, nothing), (_, shown_BJ) in zip(passes[::2], passes[1::2], strict=True):
+        assert nothing is None
+        assert shown_BJ is not None
+        assert torch.equal(shown_BJ, logits_BMV[:, :2].argmax(-1))
+    (source,) = task._data.heldout
+    assert figures[f"heldout/{source}/two_steps_tokens_per_cycle"] == two.tokens_per_cycle
+    assert not any("onepass" in name for name in figures)
 
 
 @pytest.mark.parametrize("layout", ["adapter", "official"])

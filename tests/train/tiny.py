@@ -117,11 +117,11 @@ def one_row(task: ViewTask, *lengths: int) -> list[Tensor]:
     return [task._tensor(a) for a in (packed.document, packed.position, packed.token_ids, packed.answer)]
 
 
-def drafted(model: Any, prefix: list[int], anchor: Tensor) -> Tensor:
-    """Return the decoder's own draft logits after a prefix."""
+def drafted(model: Any, prefix: list[int], anchor: Tensor, shown: Tensor | None = None) -> Tensor:
+    """Return the decoder's own draft logits after a prefix, some drafts given."""
     cache = ScratchCache(rows=1, capacity=80)
     passes = Passes(model, cache)
     with torch.no_grad():
         if prefix:
             passes.prefill(slice(0, 1), [prefix], chunk=64)
-        return passes.draft(slice(0, 1), anchor, 5)[0]
+        return passes.draft(slice(0, 1), anchor, 5, shown_BJ=shown)[0]
