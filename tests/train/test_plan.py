@@ -134,11 +134,22 @@ def test_a_backbone_without_a_configuration_is_named(tmp_path: Path) -> None:
     [("llama-3.2-1b", "template"), ("gemma-3-1b", "template"), ("qwen3-30b-a3b", "off"), ("paper-qwen3-4b", "off")],
 )
 def test_other_backbones_are_a_few_lines_away(name: str, kind: str) -> None:
-    """Each differs from the paper's smallest recipe in its backbone, its folder and little else."""
-    base = load_recipe(ROOT / "recipes" / "paper-qwen3-0.6b.toml")
+    """Each differs from the smallest recipe of its kind in its backbone, its folder and little else."""
+    base = load_recipe(ROOT / "recipes" / ("paper-qwen3-0.6b.toml" if "paper" in name else "qwen3-0.6b.toml"))
     recipe = load_recipe(ROOT / "recipes" / f"{name}.toml")
     assert isinstance(recipe, ViewRecipe)
     assert isinstance(base, ViewRecipe)
     assert (recipe.objective, recipe.optimizer, recipe.schedule) == (base.objective, base.optimizer, base.schedule)
     assert (recipe.data, recipe.answers.thinking) == (base.data, kind)
     assert recipe.model.backbone != base.model.backbone
+
+
+def test_what_won_stands_on_the_paper_s_recipe() -> None:
+    """The same data and budget; only the objective's weights, masked anchors and the correction are others."""
+    paper, ours = (load_recipe(ROOT / "recipes" / f"{name}.toml") for name in ("paper-qwen3-0.6b", "qwen3-0.6b"))
+    assert isinstance(paper, ViewRecipe)
+    assert isinstance(ours, ViewRecipe)
+    assert (ours.data, ours.optimizer, ours.schedule) == (paper.data, paper.optimizer, paper.schedule)
+    assert (paper.model.markov_rank, ours.model.markov_rank) == (0, 64)
+    changed = {name for name, value in ours.objective if value != getattr(paper.objective, name)}
+    assert changed == {"slot_decay", "blind_anchor_share"}

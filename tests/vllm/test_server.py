@@ -1,4 +1,4 @@
-"""`vllm serve` with drafts: texts over HTTP, and acceptance on Prometheus's own page."""
+"""vLLM's own server with drafts: texts over HTTP, and acceptance on Prometheus's own page."""
 
 import json
 import os
@@ -72,7 +72,8 @@ def server(checkpoint: Path, log: Path) -> Iterator[str]:
     flags = ["--dtype", "float32", "--max-model-len", str(BASE["max_model_len"]), "--enforce-eager"]
     flags += ["--max-num-seqs", str(BASE["max_num_seqs"]), "--block-size", str(BASE["block_size"])]
     flags += ["--speculative-config", json.dumps(drafting(checkpoint)["speculative_config"])]
-    command = [str(Path(sys.executable).parent / "vllm"), "serve", str(checkpoint)]
+    # What `vllm serve` runs; the command itself asks for the version of a distribution that the CPU build is not named.
+    command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", str(checkpoint)]
     command += ["--host", "127.0.0.1", "--port", str(port), *flags]
     surroundings = {
         **os.environ,
