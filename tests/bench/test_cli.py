@@ -54,6 +54,21 @@ def test_run_then_report(bench: Bench, model_folder: Path, prompt_file: Path, tm
     assert "Drafts and texts" in bench("report", output)[1]
 
 
+def test_compiled_passes_are_another_configuration(
+    bench: Bench, model_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`--compile` reaches the model, and its lines are not taken for eager ones."""
+    asked: list[bool] = []
+    monkeypatch.setattr("orthrus.model.load.compile_passes", lambda model: asked.append(True))
+    output = tmp_path / "results.jsonl"
+    arguments = ["--suite", "synthetic:json@heldout", "--limit", 1, "--rounds", 1, "--max-new-tokens", 2]
+    for more, compiled in (([], []), (["--compile"], [True])):
+        assert bench("run", model_folder, *arguments, *more, "--output", output)[0] == 0
+        assert asked == compiled
+    heads = [record for record in read_records(output) if record["kind"] == "provenance"]
+    assert [head["settings"].get("compile") for head in heads] == [None, True]
+
+
 def test_passes_then_report(bench: Bench, model_folder: Path, tmp_path: Path) -> None:
     output = tmp_path / "passes.jsonl"
     arguments = ["--width", "1,4", "--stops", "1,all", "--context", "8,16", "--repeats", 1, "--output", output]

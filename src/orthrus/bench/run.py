@@ -46,6 +46,7 @@ class Job:
         max_new_tokens: tokens per answer at most (fewer where the model's context ends).
         rounds: how often every contender answers every prompt.
         warmup: rounds before the first batch of each size and precision that are not measured.
+        compile: whether our decoding passes are compiled.
     """
 
     model: str
@@ -58,6 +59,7 @@ class Job:
     max_new_tokens: int = 256
     rounds: int = 3
     warmup: int = 1
+    compile: bool = False
 
     def __post_init__(self) -> None:
         for name, least in (("max_new_tokens", 1), ("rounds", 1), ("warmup", 0)):
@@ -160,6 +162,7 @@ def configuration(job: Job, model: PreTrainedModel) -> dict[str, Any]:
         "warmup": job.warmup,
         "device": device_name(model.device),
         "threads": torch.get_num_threads(),
+        **({"compile": True} if job.compile else {}),
     }
 
 

@@ -81,6 +81,7 @@ def run(
     warmup: Annotated[int, typer.Option(min=0, help="Rounds over the first prompts that do not count.")] = 1,
     threads: Threads = None,
     device: common.Device = None,
+    compile: common.Compile = False,
 ) -> None:
     """Let decoders race over prompts, greedily, one after another on each; run again to continue.
 
@@ -100,13 +101,14 @@ def run(
         max_new_tokens=max_new_tokens,
         rounds=rounds,
         warmup=warmup,
+        compile=compile,
     )
     set_threads(threads)
     with progress() as (start, lap):
         bench.run(
             job,
             output,
-            load=loader(model, device),
+            load=loader(model, device, compile=compile),
             on_start=lambda outlook: start(outlook.laps, words(outlook)),
             on_lap=lap,
         )
