@@ -158,7 +158,7 @@ def test_noise_by_tokens_leaves_passes_of_one_width() -> None:
     assert "a token's keys depend on the width of its prefill pass: not 32, 64, 96, 128, 192, 256 tokens at once" in (
         finding.broken
     )
-    assert (finding.geometry.widths, finding.geometry.chunks) == ((BLOCK,), (BLOCK,))
+    assert (finding.geometry.widths, finding.geometry.chunks, finding.reads_ahead) == ((BLOCK,), (BLOCK,), False)
     assert exact.probe(noisy(by_rows), width=BLOCK).geometry.chunks == (BLOCK, 32, 64, 96, 128, 192, 256)
 
 

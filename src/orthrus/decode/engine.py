@@ -264,7 +264,8 @@ class Engine:
     def _read(self, rows: slice, pending: list[list[int]]) -> None:
         """Read what new rows' prompts still lack; where drafts will be wanted next, the last pass makes the first."""
         others = [ready is not None for ready in self._ready[: rows.start]]
-        drafts = self.planner.first_drafts if all(pending) and all(others) and self.finding is None else 0
+        allowed = self.finding is None or self.finding.reads_ahead
+        drafts = self.planner.first_drafts if all(pending) and all(others) and allowed else 0
         if self.drafter is not twin or not drafts:
             self.passes.prefill(rows, pending, chunk=self.prefill_chunk)
             return

@@ -40,12 +40,14 @@ class Finding:
 
     Attributes:
         geometry: the shapes under which a token's logits depend on its own text alone.
+        reads_ahead: whether the pass that reads the end of a prompt may draft as well.
         holds: False when not even single rows at fixed width are independent of their place in the block; drafts
             then cannot be verified exactly, and plain steps are the fallback: rows alone, texts read from their start.
         broken: the kernels' dependencies that were seen, in words; empty where rows are independent.
     """
 
     geometry: Geometry
+    reads_ahead: bool
     holds: bool
     broken: tuple[str, ...]
 
@@ -55,7 +57,7 @@ def probe(model: PreTrainedModel, *, width: int, rows: int = _GROUPS[-1]) -> Fin
 
     Compares passes over random texts with passes over one text, `width` tokens at a time: one token and fillers in each
     of them; more masked slots in reach; the text among 2, 4, 8 and 16 rows, up to `rows`; narrower passes; keys written
-    by wide prefill passes.
+    by wide prefill passes, and by those that draft as well.
     """
     with torch.inference_mode():
         bench = _Bench(model, width, rows)
@@ -83,8 +85,9 @@ def probe(model: PreTrainedModel, *, width: int, rows: int = _GROUPS[-1]) -> Fin
         if len(chunks) <= len(wider):
             apart = ", ".join(str(c) for c in wider if c not in chunks)
             broken.append(f"a token's keys depend on the width of its prefill pass: not {apart} tokens at once")
+        reads_ahead = holds and all(torch.equal(keys, bench.keys(c, drafts=width - 1)) for c in chunks)
     found = Geometry(widths=(*widths, width), chunks=tuple(chunks), span=SPAN, tile=SPAN, group=group)
-    return Finding(geometry=found if holds else bench.fixed, holds=holds, broken=tuple(broken))
+    return Finding(geometry=found if holds else bench.fixed, reads_ahead=reads_ahead, holds=holds, broken=tuple(broken))
 
 
 def finding_for(model: PreTrainedModel, *, width: int, rows: int = _GROUPS[-1]) -> Finding:
@@ -184,10 +187,13 @@ class _Bench:
         self.cache.set_lengths_of(rows, [_PREFIX] * count)
         return torch.cat(logits, dim=1)
 
-    def keys(self, chunk: int) -> Tensor:
-        """Return the last layer's keys and values of a text when it is read `chunk` tokens at a time."""
-        own = slice(0, 1)
+    def keys(self, chunk: int, *, drafts: int = 0) -> Tensor:
+        """Return the last layer's keys and values of a text when it is read `chunk` tokens at a time.
+
+        With `drafts` the last pass makes these too.
+        """
+        own, anchor_B = slice(0, 1), self.tokens[:1, _PREFIX] if drafts else None
         self.cache.set_length(0, 0)
         passes = Passes(self.model, self.cache, dataclasses.replace(self.fixed, chunks=(chunk,)))
-        passes.prefill(own, self.tokens[own, :_PREFIX].tolist(), chunk=chunk)
+        passes.prefill(own, self.tokens[own, :_PREFIX].tolist(), chunk=chunk, anchor_B=anchor_B, drafts=drafts)
         return torch.stack([b[-1][0, :_PREFIX].clone() for b in (self.cache.keys, self.cache.values)])

@@ -174,8 +174,9 @@ def _flash_tiles(grouped: Tensor, key: Tensor, value: Tensor, mask: Tensor, scal
     rows = grouped.shape[2]
     if rows < _FEWEST_ROWS:
         # Kernels for fewer rows associate their sums in another way.
-        grouped = torch.nn.functional.pad(grouped, (0, 0, 0, _FEWEST_ROWS - rows))
-        mask = torch.nn.functional.pad(mask, (0, 0, 0, _FEWEST_ROWS - rows)) if mask.shape[2] > 1 else mask
+        times = -(-_FEWEST_ROWS // rows)
+        grouped = torch.cat([grouped] * times, dim=2)
+        mask = torch.cat([mask] * times, dim=2) if mask.shape[2] > 1 else mask
     mask = mask.expand(grouped.shape[0], 1, grouped.shape[2], -1)
     outs, totals = [], []
     for start in range(0, key.shape[2], tile):
