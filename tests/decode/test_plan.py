@@ -370,3 +370,16 @@ def test_drafts_that_are_there_are_used_where_they_beat_what_is_best() -> None:
     assert planner.choose([record]) == Step()
     assert planner.choose([record], ready=15).kind == "chain"
     assert planner.choose([record], ready=2).drafts <= 2
+
+
+def test_auto_without_fused_passes_has_all_other_steps() -> None:
+    """And a plan that asks for one pass a cycle keeps it."""
+    every, rest = Planner(parse("auto"), block=16), Planner(parse("auto"), block=16, may_fuse=False)
+    assert rest.steps == tuple(step for step in every.steps if step.kind != "onepass")
+    assert len(rest.steps) < len(every.steps)
+    record = Record()
+    for seconds in (1.0, 2.0, 1.0, 2.0):
+        step = rest.choose([record])
+        rest.observe(step, [record], [0], seconds)
+        assert step in rest.steps
+    assert Planner(parse("onepass:2"), block=16, may_fuse=False).steps == (Step(15, stops=2),)

@@ -400,7 +400,7 @@ class Planner:
     gives: where acceptance stops at a place that it has drafted for, the next one needs no draft pass, but has to do
     with drafts made ahead. Kinds of step that are not in use are looked at again from an allowance, a small share of
     the time spent, so that looking for better costs a bounded part. A decision that has been confirmed stands for some
-    turns, since deciding takes time as well.
+    turns, since deciding takes time as well. Without `may_fuse`, `auto` takes no one-pass steps.
     """
 
     STANDS = 4
@@ -409,9 +409,10 @@ class Planner:
     FIRST_TURNS = 64
     THINK_AHEAD_EVERY = 8
 
-    def __init__(self, plan: Plan, *, block: int, experience: Experience | None = None) -> None:
+    def __init__(self, plan: Plan, *, block: int, experience: Experience | None = None, may_fuse: bool = True) -> None:
         self.plan = plan
-        self.steps = plan.steps(block)
+        steps = plan.steps(block)
+        self.steps = steps if may_fuse or len(steps) == 1 else tuple(step for step in steps if not step.stops)
         self.known = experience or Experience()
         self.copies = any(step.lookup for step in self.steps)
         self._kinds: list[Kind] = [step.kind for step in self.steps]
