@@ -152,4 +152,4 @@ def test_what_won_stands_on_the_paper_s_recipe() -> None:
     assert (ours.data, ours.optimizer, ours.schedule) == (paper.data, paper.optimizer, paper.schedule)
     assert (paper.model.markov_rank, ours.model.markov_rank) == (0, 64)
     changed = {name for name, value in ours.objective if value != getattr(paper.objective, name)}
-    assert changed == {"slot_decay", "blind_anchor_share"}
+    assert changed == {"slot_decay", "block_lengths", "blind_anchor_share"}
