@@ -61,7 +61,7 @@ def serve(
     calls: list[dict[str, Any]],
     *,
     patches: dict[str, str] | None = None,
-    timeout: int = 3000,
+    timeout: int = 7000,
 ) -> list[dict[str, Any]]:
     """Run calls in a fresh engine; `patches` names changes of `tests.vllm.patches` to its processes."""
     with tempfile.TemporaryDirectory() as name:
@@ -74,7 +74,7 @@ def serve(
         (plugin / "entry_points.txt").write_text("[vllm.general_plugins]\npatches = tests.vllm.patches:apply\n")
         surroundings = {
             **os.environ,
-            "PYTHONPATH": f"{ROOT}:{place}",
+            "PYTHONPATH": f"{ROOT / 'src'}:{ROOT}:{place}",  # the sources beside these tests, installed or not
             "ORTHRUS_VLLM_PATCHES": json.dumps(patches or {}),
             "VLLM_CPU_KVCACHE_SPACE": "1",
             "VLLM_CPU_OMP_THREADS_BIND": "nobind",
