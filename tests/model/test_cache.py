@@ -53,7 +53,8 @@ class CacheMachine(RuleBasedStateMachine):
             return
         number_BQ = self.counter + 1 + torch.arange(len(lengths) * width).view(-1, width)
         self.counter += number_BQ.numel()
-        self.cache.begin(rows, slot_BQ, end=end)
+        level = len(set(lengths)) == 1 and data.draw(st.booleans())
+        self.cache.begin(rows, slot_BQ, end=end, start=lengths[0] if level else None)
         for layer in range(LAYERS):
             key, value = self.cache.update(states(number_BQ, 1 + layer), states(number_BQ, -1 - layer), layer)
             assert key.shape == value.shape == (len(lengths), HEADS, end, DIM)

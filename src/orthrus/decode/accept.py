@@ -63,4 +63,6 @@ def rejection(
 
 def _prefix(kept_BM: Tensor) -> Tensor:
     """Count the leading True values of each row."""
+    if kept_BM.shape[1] == 0:
+        return kept_BM.new_zeros(len(kept_BM), dtype=torch.long)
     return kept_BM.long().cumprod(dim=1).sum(dim=1)

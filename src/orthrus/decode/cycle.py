@@ -71,8 +71,7 @@ def twin(passes: Passes, rows: slice, anchor_B: Tensor, drafts: int) -> Tensor:
 def cycle(passes: Passes, batch: Batch, step: Step, *, drafter: Drafter = twin) -> Outcome:
     """Advance every row by one step and commit what it keeps."""
     if step.kind == "plain":
-        none = Drafts(batch.anchor_B.new_empty(len(batch.anchor_B), 0), None)
-        return Outcome(_commit(passes, batch, _verify(passes, batch, none)), 1)
+        return Outcome(_plain(passes, batch), 1)
     if batch.copied_BM is not None:
         return Outcome(_commit(passes, batch, _verify(passes, batch, Drafts(batch.copied_BM, None))), 1)
     logits_BMV, drew = batch.ready_BMV, 0
@@ -85,6 +84,20 @@ def cycle(passes: Passes, batch: Batch, step: Step, *, drafter: Drafter = twin) 
     if step.kind == "onepass":
         return _onepass(passes, batch, drafts, step, drew)
     return Outcome(_commit(passes, batch, _verify(passes, batch, drafts)), drew + 1)
+
+
+def _plain(passes: Passes, batch: Batch) -> list[list[int]]:
+    """Write each row's next token; there is nothing to accept."""
+    logits_B1V = passes.verify(batch.rows, batch.anchor_B[:, None])
+    none_B0 = batch.anchor_B.new_empty(len(batch.anchor_B), 0)
+
+    def of(chooser: Chooser, index: Tensor | None) -> Tensor:
+        drafts = Drafts(_take(none_B0, index), None)
+        return chooser.judge(drafts, _take(logits_B1V, index), _context(batch, index)).tokens_BM1
+
+    tokens: list[list[int]] = _grouped(batch, of).tolist()
+    passes.cache.commit(batch.rows, [1] * len(tokens))
+    return tokens
 
 
 def _verify(passes: Passes, batch: Batch, drafts: Drafts) -> Verdict:

@@ -138,9 +138,9 @@ class Passes:
     def verify(self, rows: slice, token_BQ: Tensor) -> Tensor:
         """Run the AR view over each row's anchor and drafts; returns logits `[B, Q, V]`."""
         Q = token_BQ.shape[1]
-        if self.geometry is not None:
-            token_BQ = torch.nn.functional.pad(token_BQ, (0, self.geometry.width(Q) - Q))
-        width = token_BQ.shape[1]
+        width = Q if self.geometry is None else self.geometry.width(Q)
+        if width > Q:
+            token_BQ = torch.nn.functional.pad(token_BQ, (0, width - Q))
         logits = []
         for part in self._parts(rows):
             slot_BQ = self._slots(part, width)
@@ -242,7 +242,10 @@ class Passes:
     ) -> Tensor:
         """Run a pass whose slots are its positions; `logits` says how many leading slots to project (None: none)."""
         end = self._begin(rows, slot_BQ)
-        layer_masks = self._masks(masks.up_to(limit_BQ, span=end), slot_BQ, slot_BQ, slot_BQ, end)
+        if self._sees_all(rows, slot_BQ, end):
+            layer_masks = masks.open_masks(self.windows, dtype=self.dtype, device=slot_BQ.device)
+        else:
+            layer_masks = self._masks(masks.up_to(limit_BQ, span=end), slot_BQ, slot_BQ, slot_BQ, end)
         keep = (
             None if logits is None else 0 if logits == slot_BQ.shape[1] else torch.arange(logits, device=slot_BQ.device)
         )
@@ -255,8 +258,15 @@ class Passes:
             end = min(-(-end // self.geometry.span) * self.geometry.span, self.cache.capacity)
         elif self.compiled:
             end = min(-(-end // compiled.SPAN) * compiled.SPAN, self.cache.capacity)
-        self.cache.begin(rows, slot_BQ, end=end)
+        level = not self.compiled and len(set(self.cache.lengths[rows])) == 1
+        self.cache.begin(rows, slot_BQ, end=end, start=self.cache.lengths[rows.start] if level else None)
         return end
+
+    def _sees_all(self, rows: slice, slot_BQ: Tensor, end: int) -> bool:
+        """Tell whether a pass is a last token alone, in rows of one length, before which all slots are its to see."""
+        if slot_BQ.shape[1] > 1 or self.compiled or self.geometry is not None:
+            return False
+        return set(self.cache.lengths[rows]) == {end - 1} and end <= min(self.windows, default=end)
 
     def _masks(
         self, allowed_BQS: Tensor, query_BQ: Tensor, written_BW: Tensor, position_BW: Tensor, end: int

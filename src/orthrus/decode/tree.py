@@ -8,6 +8,8 @@ Pure functions of tensors: knows no model, no cache and no options.
 Shapes: B rows, M draft slots, N nodes without the root, P = N + 1 nodes with it, V vocabulary.
 """
 
+from functools import lru_cache
+from itertools import accumulate
 from typing import NamedTuple
 
 import torch
@@ -61,59 +63,69 @@ def grow(score_BMV: Tensor, *, nodes: int, anchor_B: Tensor | None = None, marko
     needs the anchors, a slot's likeliest tokens are weighed anew after each token before them.
     """
     B, M, V = score_BMV.shape
-    logp_BMK, token_BMK = score_BMV.log_softmax(-1).topk(min(BRANCH, V), dim=-1)
-    path_BF = score_BMV.new_zeros(B, 1)
-    before_BF = None if anchor_B is None else anchor_B[:, None]
-    scores, tokens, parents = [], [], []
+    K = min(BRANCH, V)
+    logp_BMK, token_BMK = score_BMV.log_softmax(-1).topk(K, dim=-1)
+    step_BMKK = logp_BMK[:, :, None].expand(B, M, K, K)  # after each of the tokens before, which may make no difference
+    if markov is not None and anchor_B is not None:
+        before_BMK = torch.cat([anchor_B[:, None, None].expand(B, 1, K), token_BMK[:, :-1]], dim=1)
+        step_BMKK = _weighed(step_BMKK, markov.pairs(before_BMK, token_BMK))
+    # Each token costs something, even a certain one, and none costs so much that float32 loses this something in a sum
+    # over the block (impossible ones would all cost the same): a path never ties with its prefix; parents are first.
+    step_BMKK = step_BMKK.clamp_min(_LEAST) - _TOLL
+    path_BF, last_BF = score_BMV.new_zeros(B, 1), token_BMK.new_zeros(B, 1)
+    scores, picks = [], []
     for slot in range(min(M, nodes)):
-        logp_BFK = logp_BMK[:, slot, None]
-        if markov is not None and before_BF is not None:
-            logp_BFK = _weighed(logp_BFK, markov.pairs(before_BF, token_BMK[:, slot]))
-        # Each token costs something, even a certain one, and none costs so much that float32 loses this something in a
-        # sum over the block (impossible ones would all cost the same): a path never ties with its prefix; parents are
-        # first.
-        wide = (path_BF[:, :, None] + (logp_BFK.clamp_min(_LEAST) - _TOLL)).flatten(1)
-        path_BF, pick = wide.topk(min(nodes, wide.shape[1]), dim=1)
-        before_BF = token_BMK[:, slot].gather(1, pick % logp_BMK.shape[2])
-        tokens.append(before_BF)
-        parents.append(pick // logp_BMK.shape[2])
+        step_BFK = step_BMKK[:, slot].gather(1, last_BF[:, :, None].expand(-1, -1, K))
+        wide = (path_BF[:, :, None] + step_BFK).flatten(1)
+        path_BF, pick_BF = wide.topk(min(nodes, wide.shape[1]), dim=1)
+        last_BF = pick_BF % K
         scores.append(path_BF)
-    return _select(scores, tokens, parents, nodes)
+        picks.append(pick_BF)
+    return _select(scores, picks, token_BMK, nodes)
 
 
-def _weighed(logp_B1K: Tensor, shift_BFK: Tensor) -> Tensor:
+def _weighed(logp_BMKK: Tensor, shift_BMKK: Tensor) -> Tensor:
     """Shift a slot's log-probabilities by each token before it; together its tokens stay as probable as they were."""
-    return (logp_B1K + shift_BFK).log_softmax(-1) + logp_B1K.logsumexp(-1, keepdim=True)
+    return (logp_BMKK + shift_BMKK).log_softmax(-1) + logp_BMKK.logsumexp(-1, keepdim=True)
 
 
-def _select(scores: list[Tensor], tokens: list[Tensor], parents: list[Tensor], nodes: int) -> Tree:
-    """Keep the best candidates of all levels and number them level by level."""
-    widths = [level.shape[1] for level in scores]
-    start = [sum(widths[:i]) for i in range(len(widths))]
-    device = scores[0].device
-    # Filled where they are: a copy of the widths from the host would wait for the draft pass.
-    level_C = torch.cat([torch.full((width,), level, device=device) for level, width in enumerate(widths)])
-    # Parents as numbers among all candidates; those of the first level are the root, before every candidate.
-    parent_BC = torch.cat([p + (start[i - 1] if i else -1) for i, p in enumerate(parents)], dim=1)
+def _select(scores: list[Tensor], picks: list[Tensor], token_BMK: Tensor, nodes: int) -> Tree:
+    """Keep the best candidates of all levels and number them level by level.
+
+    A level's candidates say by `parent * K + token` which one of the level before they follow and what they add.
+    """
+    B, _, K = token_BMK.shape
+    level_C, before_C = _levels(tuple(level.shape[1] for level in scores), token_BMK.device)
     kept_BN = torch.cat(scores, dim=1).topk(nodes, dim=1).indices.sort(dim=1).values
-    B = kept_BN.shape[0]
-    place_BC = torch.zeros_like(parent_BC).scatter(1, kept_BN, torch.arange(1, nodes + 1, device=device).expand(B, -1))
-    old_BN = parent_BC.gather(1, kept_BN)
-    parent_BN = torch.where(level_C[kept_BN] == 0, 0, place_BC.gather(1, old_BN.clamp_min(0)))
-    depth_BP = torch.nn.functional.pad(level_C[kept_BN] + 1, (1, 0))
-    token_BN = torch.cat(tokens, dim=1).gather(1, kept_BN)
-    return Tree(token_BN, parent_BN, depth_BP, ancestors(parent_BN, depth=len(widths)))
+    pick_BN = torch.cat(picks, dim=1).gather(1, kept_BN)
+    level_BN = level_C[kept_BN]
+    token_BN = token_BMK.flatten(1).gather(1, level_BN * K + pick_BN % K)
+    place_BN = torch.arange(1, nodes + 1, device=kept_BN.device).expand(B, -1)
+    place_BC = torch.zeros(B, len(level_C), dtype=torch.long, device=kept_BN.device).scatter(1, kept_BN, place_BN)
+    parent_BN = place_BC.gather(1, before_C[kept_BN] + pick_BN // K)
+    parent_BN = torch.where(level_BN == 0, 0, parent_BN)
+    return Tree(
+        token_BN, parent_BN, torch.nn.functional.pad(level_BN + 1, (1, 0)), ancestors(parent_BN, depth=len(scores))
+    )
+
+
+@lru_cache(maxsize=64)
+def _levels(widths: tuple[int, ...], device: torch.device) -> tuple[Tensor, Tensor]:
+    """Return each candidate's level, and where the level before it starts among all (0 for the first one's)."""
+    starts = [0, 0, *accumulate(widths)]
+    levels = [level for level, width in enumerate(widths) for _ in range(width)]
+    return torch.tensor(levels, device=device), torch.tensor([starts[level] for level in levels], device=device)
 
 
 def ancestors(parent_BN: Tensor, *, depth: int) -> Tensor:
     """Return `[B, P, P]`: whether node j lies on node i's path from the root, itself included."""
-    B, N = parent_BN.shape
-    own = torch.eye(N + 1, dtype=torch.bool, device=parent_BN.device).expand(B, -1, -1)
+    P = parent_BN.shape[1] + 1
+    own_PP = torch.eye(P, device=parent_BN.device)
     up_BP = torch.nn.functional.pad(parent_BN, (1, 0))
-    found = own
-    for _ in range(depth):
-        found = own | found.gather(1, up_BP[:, :, None].expand(-1, -1, N + 1))
-    return found
+    found_BPP = own_PP + own_PP[up_BP]
+    for _ in range((depth - 1).bit_length()):  # each round doubles how far up is seen
+        found_BPP = (found_BPP @ found_BPP).clamp_max(1.0)
+    return found_BPP > 0
 
 
 class Path(NamedTuple):

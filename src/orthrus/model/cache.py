@@ -33,9 +33,10 @@ class ScratchCache:
         self._rows = slice(0, 0)
         self._row_B1 = torch.empty(0, 1, dtype=torch.long)
         self._slot_BQ = torch.empty(0, 0, dtype=torch.long)
+        self._start: int | None = None
         self.span = 0
 
-    def begin(self, rows: slice, slot_BQ: Tensor, *, end: int) -> None:
+    def begin(self, rows: slice, slot_BQ: Tensor, *, end: int, start: int | None = None) -> None:
         """Point the next pass at its slots; every layer's `update` then writes there.
 
         Args:
@@ -43,6 +44,8 @@ class ScratchCache:
             slot_BQ: `[B, Q]` slots (= positions) its keys are written to.
             end: one past the last slot any of its queries may look at, known on the host; attention runs over
                 slots `0 … end-1` only.
+            start: the first slot, where slots are known on the host to be `start … start+Q-1` in every row; writing
+                them is a plain copy then.
         """
         if end > self.capacity:
             raise CacheFull(
@@ -52,23 +55,27 @@ class ScratchCache:
         self._rows = rows
         self._row_B1 = torch.arange(rows.start, rows.stop, device=self.device)[:, None]
         self._slot_BQ = slot_BQ
+        self._start = start
         self.span = end
 
     def update(self, key_BHQD: Tensor, value_BHQD: Tensor, layer_idx: int, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
         """Write one layer's keys and values into the pass's slots; return views `[B, H, span, D]` of all in reach."""
-        return self._write(key_BHQD, value_BHQD, layer_idx, self._slot_BQ)
+        return self._write(key_BHQD, value_BHQD, layer_idx, slice(0, self._slot_BQ.shape[1]))
 
     def part(self, columns: slice) -> "CacheColumns":
         """Return what stands in for this cache where only some query rows of the pass write."""
-        return CacheColumns(self, columns)
+        return CacheColumns(self, slice(*columns.indices(self._slot_BQ.shape[1])))
 
-    def _write(self, key_BHQD: Tensor, value_BHQD: Tensor, layer_idx: int, slot_BQ: Tensor) -> tuple[Tensor, Tensor]:
+    def _write(self, key_BHQD: Tensor, value_BHQD: Tensor, layer_idx: int, columns: slice) -> tuple[Tensor, Tensor]:
         while len(self.keys) <= layer_idx:
             self.keys.append(self._buffer(key_BHQD))
             self.values.append(self._buffer(value_BHQD))
         out = []
         for buffer, new in ((self.keys[layer_idx], key_BHQD), (self.values[layer_idx], value_BHQD)):
-            buffer[self._row_B1, slot_BQ] = new.transpose(1, 2)
+            if self._start is None:
+                buffer[self._row_B1, self._slot_BQ[:, columns]] = new.transpose(1, 2)
+            else:
+                buffer[self._rows, self._start + columns.start : self._start + columns.stop] = new.transpose(1, 2)
             out.append(buffer[self._rows, : self.span].transpose(1, 2))
         return out[0], out[1]
 
@@ -130,7 +137,7 @@ class CacheColumns:
 
     def update(self, key_BHQD: Tensor, value_BHQD: Tensor, layer_idx: int, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
         """Write one layer's keys and values of these rows, as `ScratchCache.update` does for all."""
-        return self._cache._write(key_BHQD, value_BHQD, layer_idx, self._cache._slot_BQ[:, self._columns])
+        return self._cache._write(key_BHQD, value_BHQD, layer_idx, self._columns)
 
     def get_seq_length(self, layer_idx: int = 0) -> int:
         """Return the longest row."""

@@ -49,8 +49,7 @@ class Markov(nn.Module):
         logits_BMV = logits_BMV.float()
         score_BMK, token_BMK = logits_BMV.topk(K, dim=2)
         before_BMK = torch.cat([anchor_B[:, None, None].expand(B, 1, K), token_BMK[:, :-1]], dim=1)
-        shift_BMKK = embedding(before_BMK, self.before_VR) @ embedding(token_BMK, self.after_VR).transpose(2, 3)
-        shifted_BMKK = score_BMK[:, :, None] + shift_BMKK
+        shifted_BMKK = score_BMK[:, :, None] + self.pairs(before_BMK, token_BMK)
         step_BMK, reach = shifted_BMKK.argmax(3), 1
         while reach < M:
             further = step_BMK[:, reach:].gather(2, step_BMK[:, :-reach])
@@ -62,9 +61,9 @@ class Markov(nn.Module):
         likely_BM1 = own_BMK.softmax(2).gather(2, choice_BM1) * mass_BM1
         return token_BMK.gather(2, choice_BM1)[:, :, 0], likely_BM1[:, :, 0]
 
-    def pairs(self, before_BF: Tensor, after_BK: Tensor) -> Tensor:
-        """Return what each token before adds to the logit of each token after: `[B, F, K]`."""
-        return embedding(before_BF, self.before_VR) @ embedding(after_BK, self.after_VR).transpose(1, 2)
+    def pairs(self, before: Tensor, after: Tensor) -> Tensor:
+        """Return what each of F tokens before adds to the logit of each of K tokens after: `[..., F, K]`."""
+        return embedding(before, self.before_VR) @ embedding(after, self.after_VR).transpose(-2, -1)
 
 
 class Before(NamedTuple):

@@ -73,6 +73,12 @@ def layer_masks(
     )
 
 
+def open_masks(windows: Iterable[int], *, dtype: torch.dtype, device: torch.device) -> LayerMasks:
+    """Make the masks of a pass whose queries see every key in reach: `[1, 1, 1, 1]`, which stands for any shape."""
+    nothing = torch.zeros(1, 1, 1, 1, dtype=dtype, device=device)
+    return LayerMasks(full=nothing, windowed=dict.fromkeys(windows, nothing))
+
+
 def block_masks(
     allowed_BQS: Tensor, *, query_position_BQ: Tensor, key_position_BS: Tensor, windows: Iterable[int]
 ) -> LayerMasks:
