@@ -14,7 +14,9 @@ from orthrus.decode import plan
 from orthrus.decode.engine import Engine, Row
 from orthrus.decode.options import Options, Sampling
 from orthrus.decode.passes import Passes
-from orthrus.decode.plan import Experience, Planner, Record, Step
+from orthrus.decode.plan import Step
+from orthrus.decode.planner import Experience, Planner
+from orthrus.decode.worth import Record
 from tests import reference
 from tests.decode.drive import BLOCK, dual
 from tests.families import tiny

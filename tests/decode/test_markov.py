@@ -123,7 +123,9 @@ def test_rows_of_every_group_follow_their_own_anchors() -> None:
     anchor, context = torch.arange(5) * 7, Context(torch.arange(5), torch.arange(5) + 3)
     choosers = {Chooser(Sampling()): [0, 3], Chooser(Sampling(do_sample=True)): [1, 2, 4]}
     groups: list[tuple[Chooser, Tensor | None]] = [(c, torch.tensor(rows)) for c, rows in choosers.items()]
-    mixed = _draft(Batch(rows=slice(0, 5), anchor_B=anchor, context=context, groups=groups), logits, markov)
+    every = slice(0, 5)
+    batch = Batch(rows=every, anchor_B=anchor, context=context, groups=groups, drawing=every)
+    mixed = _draft(batch, logits, markov)
     for chooser, rows in choosers.items():
         index = torch.tensor(rows)
         alone = chooser.draft(logits[index], context.rows(index), Before(anchor[index], markov))

@@ -308,16 +308,16 @@ def test_chains_use_what_was_drafted_ahead(monkeypatch: pytest.MonkeyPatch) -> N
     ahead = Ahead(TEXTS, DOUBLES["always right"])
     engine = ahead.serve(Engine(MODEL, rows=1, capacity=200, plan=plan.parse("auto"), drafter=ahead))
     wanted = iter([Step(BLOCK - 1, stops=BLOCK), Step(3), Step(BLOCK - 1, stops=BLOCK)])
-    told: list[int] = []
+    told: list[tuple[int, bool]] = []
 
-    def choose(*_: object, ready: int) -> Step:
-        told.append(ready)
+    def choose(*_: object, ready: int, blind: bool) -> Step:
+        told.append((ready, blind))
         return next(wanted)
 
     monkeypatch.setattr(engine.planner, "choose", choose)
     row = decode(engine, PROMPTS[:1], Options(max_new_tokens=20))[0]
     assert row.token_ids == TEXTS[tuple(PROMPTS[0])][:20]
-    assert told == [0, BLOCK - 1, 0]
+    assert told == [(0, False), (BLOCK - 1, True), (0, False)]
     assert (row.stats.cycles, row.stats.forwards) == (3, 1 + 2 + 1 + 2)
 
 

@@ -6,7 +6,10 @@ from collections.abc import Callable
 
 import pytest
 
-from orthrus.decode.plan import KINDS, Costs, Plan, Planner, Record, Step, expected, parse, usually_met
+from orthrus.decode.costs import Costs
+from orthrus.decode.plan import Plan, Step, parse
+from orthrus.decode.planner import Planner
+from orthrus.decode.worth import WAYS, Record, expected, usually_met
 from orthrus.errors import ConfigError
 
 BLOCK = 16
@@ -15,8 +18,8 @@ BLOCK = 16
 Price = Callable[[Step, bool], float]
 """What a step takes, and whether it has to draft first."""
 
-Accept = Callable[[random.Random], int]
-"""How many drafts would be right this time."""
+Accept = Callable[[int], int]
+"""How many drafts would be right from this place of the text on."""
 
 
 def simulate(
@@ -35,16 +38,16 @@ def simulate(
     else than at the likeliest place with the chance `surprise`, and so on from each place to the next likely.
     """
     planner = planner or Planner(parse(plan), block=BLOCK)
-    rng = random.Random(0)
-    record = Record()
+    record, elsewhere = Record(), geometric(surprise, seed=1)
     seconds, done, ready, steps = 0.0, 0, 0, []
     while done < tokens:
-        step = planner.choose([record], ready=ready)
+        step = planner.choose([record], ready=ready, blind=True)
         drew = step.kind not in ("chain", "onepass") or not 0 < step.drafts <= ready
-        kept = min((accept if drew or ahead is None else ahead)(rng), step.drafts)
-        rank = min(geometric(surprise)(rng), step.drafts, step.stops)
+        kept = min((accept if drew or ahead is None else ahead)(done), step.drafts)
+        rank = min(elsewhere(done), step.drafts, step.stops)
         ranks = [rank] if step.kind == "onepass" else None
-        planner.observe(step, [record], [kept], price(step, drew), drew=drew, ranks=ranks)
+        inside = [(kept, step.drafts)] if step.kind == "tree" else None
+        planner.observe(step, [record], [kept], price(step, drew), drew=drew, ranks=ranks, inside=inside)
         ready = step.drafts if ranks and rank < step.stops else 0
         seconds += price(step, drew)
         done += kept + 1
@@ -71,23 +74,22 @@ def linear(wide: float) -> Price:
     return price
 
 
-def geometric(rate: float) -> Accept:
-    """Drafts that are each right with the same chance."""
+def geometric(rate: float, seed: int = 0) -> Accept:
+    """Drafts that are each right with the same chance; where they are at one rate, they are at a higher one."""
+    rng, drawn = random.Random(seed), list[float]()
 
-    def accept(rng: random.Random) -> int:
-        count = 0
-        while count < 63 and rng.random() < rate:
-            count += 1
-        return count
+    def accept(place: int) -> int:
+        drawn.extend(rng.random() for _ in range(place + 64 - len(drawn)))
+        return next((i for i, chance in enumerate(drawn[place : place + 63]) if chance >= rate), 63)
 
     return accept
 
 
 def fixed(step: Step, accept: Accept, price: Price, tokens: int) -> float:
     """Return what always taking one step would cost."""
-    rng, seconds, done = random.Random(0), 0.0, 0
+    seconds, done = 0.0, 0
     while done < tokens:
-        done += min(accept(rng), step.drafts) + 1
+        done += min(accept(done), step.drafts) + 1
         seconds += price(step, True)
     return seconds
 
@@ -95,27 +97,27 @@ def fixed(step: Step, accept: Accept, price: Price, tokens: int) -> float:
 @pytest.mark.parametrize("wide", [1.2, 1.75, 4.0])
 @pytest.mark.parametrize("rate", [0.0, 0.3, 0.6, 0.8, 0.95])
 def test_auto_is_close_to_the_best_fixed_step(wide: float, rate: float) -> None:
-    """Over 2,000 tokens auto loses at most 6 % to the best of plain steps and chains of any length."""
+    """Over 2,000 tokens auto loses at most 5 % to the best of plain steps and chains of any length."""
     price, accept = linear(wide), geometric(rate)
     best = min(fixed(Step(m), accept, price, 2000) for m in range(BLOCK))
     seconds, _ = simulate(accept, price=price, tokens=2000)
-    assert seconds <= 1.06 * best
+    assert seconds <= 1.05 * best
 
 
 def test_a_useless_drafter_costs_at_most_three_percent_more_passes() -> None:
     """Two passes a cycle and nothing ever accepted: after the first probes plain steps remain."""
     price = linear(1.0)
     planner = Planner(parse("auto"), block=BLOCK)
-    simulate(lambda rng: 0, price=price, tokens=50, planner=planner)
-    seconds, _ = simulate(lambda rng: 0, price=price, tokens=1000, planner=planner)
+    simulate(lambda _: 0, price=price, tokens=50, planner=planner)
+    seconds, _ = simulate(lambda _: 0, price=price, tokens=1000, planner=planner)
     assert seconds <= 1.03 * 1000
 
 
 def test_better_times_are_noticed() -> None:
     """After a long useless stretch, drafts that become right are in use again before long."""
     planner = Planner(parse("auto"), block=BLOCK)
-    simulate(lambda rng: 0, price=linear(1.2), tokens=400, planner=planner)
-    _, steps = simulate(lambda rng: 63, price=linear(1.2), tokens=4000, planner=planner)
+    simulate(lambda _: 0, price=linear(1.2), tokens=400, planner=planner)
+    _, steps = simulate(lambda _: 63, price=linear(1.2), tokens=4000, planner=planner)
     assert sum(step.kind != "plain" for step in steps[-20:]) == 20
 
 
@@ -138,7 +140,7 @@ def test_fixed_plans_never_change_their_mind() -> None:
         "lookup": Step(15, lookup=True),
         "lookup:3": Step(3, lookup=True),
     }.items():
-        _, steps = simulate(lambda rng: 0, price=linear(9.0), tokens=30, plan=name)
+        _, steps = simulate(lambda _: 0, price=linear(9.0), tokens=30, plan=name)
         assert set(steps) == {step}
 
 
@@ -169,13 +171,15 @@ def test_costs_interpolate_between_measured_chains() -> None:
     for seconds in (100.0, 1.0):
         costs.observe(Step(), 1, seconds)
     assert costs.estimate(Step(1), 1) == 2 + (3 - 2) / 3
-    assert costs.estimate(Step(15, nodes=31), 1) is None
     assert costs.estimate(Step(15, lookup=True), 1) == 4.5
+    assert costs.estimate(Step(15, nodes=31), 1) == pytest.approx(9 + (4.5 - 1) / 15 * 16)
     for seconds in (100.0, 5.0):
         costs.observe(Step(15, lookup=True), 1, seconds)
     assert costs.estimate(Step(3, lookup=True), 1) == 1 + (5 - 1) * 3 / 15
-    whole, draft, verify = costs.estimates((Step(), Step(15), Step(15, nodes=31)), 1)
-    assert whole == pytest.approx([1.0, 9.0, math.nan], nan_ok=True)
+    for seconds in (100.0, 9.5):
+        costs.observe(Step(15, nodes=15), 1, seconds)
+    whole, draft, verify = costs.estimates((Step(), Step(15), Step(15, nodes=30)), 1)
+    assert whole == pytest.approx([1.0, 9.0, 9.5 + (5 - 1) / 15 * 15])
     assert draft == pytest.approx([math.nan, 4.0, 4.0], nan_ok=True)
     assert verify == pytest.approx([math.nan, 5.0, 5.0], nan_ok=True)
 
@@ -198,11 +202,11 @@ def test_expected_tokens_of_a_certain_and_a_hopeless_record() -> None:
         hopeless.add("chain", drafts=4, accepted=0)
         prior.add("lookup", drafts=4, accepted=4)
     tokens = expected([sure, hopeless], prior)
-    chain, tree, _, lookup = range(4)
+    chain, _, lookup = range(3)
     assert tokens[0, chain, 4] > 4.2
     assert tokens[1, chain, 4] < 1.3
     assert (tokens[:, lookup, 4] > 4.2).all()
-    assert (tokens[:, tree, :3] == [1, 1.5, 1.75]).all()
+    assert expected([Record()], prior)[0, chain, :3].tolist() == [1, 1.5, 1.75]
 
 
 def test_expected_tokens_are_those_of_the_slow_reckoning() -> None:
@@ -212,35 +216,67 @@ def test_expected_tokens_are_those_of_the_slow_reckoning() -> None:
     for _ in range(60):
         row, drafts = rng.choice(rows), rng.randint(1, 15)
         kept = rng.randint(0, drafts)
-        kind = rng.choice(list(KINDS))
+        way = rng.choice(WAYS)
         for record in (row, prior):
-            record.add(kind, drafts=drafts, accepted=kept)
+            record.add(way, drafts=drafts, accepted=kept)
 
     def rate(kept: float, tried: float, otherwise: float) -> float:
         return (kept + 2 * otherwise) / (tried + 2)
 
-    def usual(k: int, slot: int) -> float:
-        general = rate(prior.counts[1, k].sum(), prior.counts[0, k].sum(), 0.5)
-        return rate(prior.counts[1, k, slot], prior.counts[0, k, slot], general)
+    def usual(w: int, slot: int) -> float:
+        general = rate(prior.counts[1, w].sum(), prior.counts[0, w].sum(), 0.5)
+        return rate(prior.counts[1, w, slot], prior.counts[0, w, slot], general)
 
-    def own(row: Record, k: int, slot: int) -> float:
-        chain = KINDS.index("chain")
-        if KINDS[k] == "onepass":
-            known = usual(chain, slot)
-            loss = rate(prior.counts[1, k, slot], prior.counts[0, k, slot], known) / known
-            otherwise = min(own(row, chain, slot) * loss, 1.0)
+    def own(row: Record, w: int, slot: int) -> float:
+        if WAYS[w] == "ahead":
+            known = usual(0, slot)
+            loss = rate(prior.counts[1, w, slot], prior.counts[0, w, slot], known) / known
+            otherwise = min(own(row, 0, slot) * loss, 1.0)
         else:
-            otherwise = usual(k, slot)
-        return rate(row.counts[1, k, slot], row.counts[0, k, slot], otherwise)
+            otherwise = usual(w, slot)
+        return rate(row.counts[1, w, slot], row.counts[0, w, slot], otherwise)
 
     tokens = expected(rows, prior)
     for b, row in enumerate(rows):
-        for k in range(len(KINDS)):
+        for w in range(len(WAYS)):
             total = run = 1.0
             for slot in range(64):
-                run *= own(row, k, slot)
+                run *= own(row, w, slot)
                 total += run
-                assert tokens[b, k, slot + 1] == pytest.approx(total)
+                assert tokens[b, w, slot + 1] == pytest.approx(total)
+
+
+def test_trees_use_drafts_that_are_there_unless_made_blindly() -> None:
+    """The pass that read the prompt has drafted: a tree of these costs a verification."""
+    planner, record = Planner(parse("auto"), block=BLOCK), Record()
+    price, tree = linear(1.1), Step(15, nodes=15)
+    for step in (Step(15), Step(), tree, Step(15), Step(), tree):
+        planner.observe(step, [record], [0], price(step))
+    for turn in range(60):
+        planner.observe(Step(15), [record], [turn % 2], price(Step(15)))
+        planner.observe(tree, [record], [3], price(tree))
+    planner.known.allowance = 0.0
+    assert planner.choose([record]).kind == "tree"
+    assert planner.choose([record], ready=15).kind == "tree"
+    measured = planner.known.costs.estimate(tree, 1)
+    planner.observe(tree, [record], [3], price(tree) - 1.1, drew=False)
+    assert planner.known.costs.estimate(tree, 1) == pytest.approx(measured)
+
+
+def test_rows_that_found_more_to_copy_than_to_draft_copy_in_a_chain() -> None:
+    """Each row its own: one copies what the other would have to draft; in a lookup all do."""
+    planner, good, bad = Planner(parse("auto"), block=BLOCK), Record(), Record()
+    for _ in range(50):
+        planner.observe(Step(7, lookup=True), [good, bad], [7, 0], 1.0, [True, True])
+        planner.observe(Step(7), [good, bad], [2, 2], 2.0)
+    assert planner.copying(Step(7), [good, bad, good], [True, True, False]) == [True, False, False]
+    assert planner.copying(Step(7, lookup=True), [good, bad], [True, False]) == [True, True]
+    assert planner.copying(Step(15, nodes=15), [good, bad], [True, True]) == [False, False]
+    before = good.counts.copy()
+    planner.observe(Step(7), [good, bad], [7, 1], 2.0, [True, True], copied=[True, False])
+    chain, lookup = WAYS.index("chain"), WAYS.index("lookup")
+    assert (good.counts[:, chain] == before[:, chain]).all()
+    assert good.counts[0, lookup].sum() > 0.95 * before[0, lookup].sum() + 6
 
 
 def test_copies_are_made_only_where_something_was_found() -> None:
@@ -300,29 +336,29 @@ CPU = measured({1: 11.2, 16: 15.6, 32: 22.9, 48: 27.4, 80: 35.3, 272: 88.6})
 """Milliseconds of the bundled model's passes on one thread, float32, at 256 tokens of context."""
 
 
-@pytest.mark.parametrize("rate", [0.3, 0.6, 0.85, 0.95])
-def test_one_pass_a_cycle_is_taken_where_wide_passes_are_cheap(rate: float) -> None:
-    """On a GPU's costs, drafts made ahead hardly worse: most steps, a good sixth less time, learning and all."""
+@pytest.mark.parametrize(("rate", "share"), [(0.3, 0.82), (0.6, 0.66), (0.85, 0.80), (0.95, 0.87)])
+def test_one_pass_a_cycle_is_taken_where_wide_passes_are_cheap(rate: float, share: float) -> None:
+    """On a GPU's costs, drafts made ahead hardly worse: most steps, and so much of the time, learning and all."""
     worse = geometric(0.95 * rate)
     seconds, steps = simulate(geometric(rate), ahead=worse, surprise=0.3, price=GPU, tokens=3000)
     apart, _ = simulate(geometric(rate), price=GPU, tokens=3000, planner=Planner(TwoPasses("auto", None), block=BLOCK))
-    assert seconds < 0.82 * apart
+    assert seconds < share * apart
     late = steps[len(steps) // 2 :]
     assert sum(step.kind == "onepass" for step in late) > 0.6 * len(late)
 
 
 @pytest.mark.parametrize("rate", [0.0, 0.5, 0.8, 0.95])
 @pytest.mark.parametrize("loss", [0.0, 0.9])
-@pytest.mark.parametrize(("price", "share"), [(CPU, 1.0), (linear(4.0), 0.01)], ids=["measured", "dear"])
+@pytest.mark.parametrize(("price", "share"), [(CPU, 1.0), (linear(4.0), 0.02)], ids=["measured", "dear"])
 def test_auto_is_never_slower_for_one_pass_steps(rate: float, loss: float, price: Price, share: float) -> None:
     """Whatever passes cost and drafts made ahead are worth, at most 2 % more time than without: looking has a bound.
 
     Where a pass of 16 positions costs four plain ones, looking is also all that is done.
     """
     ahead = geometric(loss * rate)
-    seconds, steps = simulate(geometric(rate), ahead=ahead, price=price, tokens=4000)
+    seconds, steps = simulate(geometric(rate), ahead=ahead, price=price, tokens=8000)
     apart, _ = simulate(
-        geometric(rate), price=price, tokens=4000, planner=Planner(TwoPasses("auto", None), block=BLOCK)
+        geometric(rate), price=price, tokens=8000, planner=Planner(TwoPasses("auto", None), block=BLOCK)
     )
     assert seconds <= 1.02 * apart
     assert sum(step.kind == "onepass" for step in steps) <= share * len(steps)
@@ -364,12 +400,12 @@ def test_drafts_that_are_there_are_used_where_they_beat_what_is_best() -> None:
     for step in (Step(15), Step(), Step(15), Step()):
         planner.observe(step, [record], [0], price(step))
     for _ in range(30):
-        planner.observe(Step(15), [record], [0], price(Step(15)))
-        planner.observe(Step(7), [record], [3], price(Step(7), False), drew=False)
+        planner.observe(Step(15), [record], [1], price(Step(15)))
+        planner.observe(Step(7), [record], [1], price(Step(7), False), drew=False)
     planner.known.allowance = 0.0
     assert planner.choose([record]) == Step()
-    assert planner.choose([record], ready=15).kind == "chain"
-    assert planner.choose([record], ready=2).drafts <= 2
+    assert planner.choose([record], ready=15, blind=True).kind == "chain"
+    assert planner.choose([record], ready=2, blind=True).drafts <= 2
 
 
 def test_auto_without_fused_passes_has_all_other_steps() -> None:

@@ -125,7 +125,10 @@ def choices_of(grown: Tree, seed: int, vocabulary: int) -> Tensor:
     seed=st.integers(0, 10**6),
 )
 def test_walk_equals_a_plain_walk(rows: int, slots: int, vocabulary: int, nodes: int, seed: int) -> None:
-    """Accepted tokens, bonus, and the nodes the path runs through; past them, each place stands for itself."""
+    """Accepted tokens, bonus, and the nodes the path runs through; past them, each place stands for itself.
+
+    And of the chain of likeliest nodes, how many are accepted and how many there are.
+    """
     grown = tree.grow(draw_scores(seed, rows, slots, vocabulary), nodes=min(nodes, tree.largest(slots, vocabulary)))
     path = tree.walk(grown, choices_of(grown, seed, vocabulary), slots=slots)
     assert path.node_BM.shape == (rows, slots)
@@ -137,6 +140,11 @@ def test_walk_equals_a_plain_walk(rows: int, slots: int, vocabulary: int, nodes:
         assert path.verdict.tokens_BM1[row, : accepted + 1].tolist() == expected
         nodes_on_path = [paths.index(tuple(expected[:depth])) for depth in range(1, accepted + 1)]
         assert path.node_BM[row].tolist() == nodes_on_path + list(range(accepted + 1, slots + 1))
+        chain: Path = ()
+        while likeliest := [p for p in paths if len(p) == len(chain) + 1 and p[:-1] == chain]:
+            chain = likeliest[0]
+        kept = next((i for i, token in enumerate(chain) if expected[i] != token), len(chain))
+        assert path.chain_B2[row].tolist() == [kept, len(chain)]
 
 
 @given(slots=st.integers(1, 4), vocabulary=st.integers(2, 4), seed=st.integers(0, 10**6), data=st.data())
@@ -239,6 +247,7 @@ def test_a_tree_cycle_accepts_at_least_what_a_chain_cycle_does() -> None:
                 anchor_B=torch.tensor([p[-1] for p in prompts]),
                 context=Context(torch.arange(40), cache.length_R),
                 groups=[(Chooser(Sampling()), None)],
+                drawing=rows,
             )
             outcomes.append(cycle(passes, batch, step).tokens)
     chains, trees = outcomes

@@ -34,16 +34,20 @@ class Batch:
         anchor_B: last token of each row, whose keys are not written yet.
         context: noise streams, positions, tokens seen.
         groups: choosers and the rows each one serves; None for all of them.
-        ready_BMV: draft logits that the pass before has made already; None when a draft pass is needed.
-        copied_BM: drafts that each row's own text supplies, for steps that look them up.
+        drawing: the rows that a draft pass is needed for, as the batch numbers them.
+        ready_BMV: draft logits that the pass before has made already, of the rows outside `drawing`.
+        copied_BM: drafts that each row's own text supplies, and
+        copying_B: the rows that take them; None for all of them.
     """
 
     rows: slice
     anchor_B: Tensor
     context: Context
     groups: list[tuple[Chooser, Tensor | None]]
+    drawing: slice
     ready_BMV: Tensor | None = None
     copied_BM: Tensor | None = None
+    copying_B: Tensor | None = None
 
 
 class Outcome(NamedTuple):
@@ -55,12 +59,14 @@ class Outcome(NamedTuple):
         ready_BMV: draft logits for the next cycle, from a fused pass; None otherwise.
         ranks: for each row, at which of the fused pass' stops, in their order, acceptance stopped; their number where
             it was none of them.
+        inside: for each row, how many drafts of the chain inside its tree are kept, and how many there are.
     """
 
     tokens: list[list[int]]
     forwards: int
     ready_BMV: Tensor | None = None
     ranks: list[int] | None = None
+    inside: list[tuple[int, int]] | None = None
 
 
 def twin(passes: Passes, rows: slice, anchor_B: Tensor, drafts: int) -> Tensor:
@@ -72,18 +78,31 @@ def cycle(passes: Passes, batch: Batch, step: Step, *, drafter: Drafter = twin) 
     """Advance every row by one step and commit what it keeps."""
     if step.kind == "plain":
         return Outcome(_plain(passes, batch), 1)
-    if batch.copied_BM is not None:
+    if batch.copied_BM is not None and batch.copying_B is None:
         return Outcome(_commit(passes, batch, _verify(passes, batch, Drafts(batch.copied_BM, None))), 1)
-    logits_BMV, drew = batch.ready_BMV, 0
-    if logits_BMV is None or logits_BMV.shape[1] < step.drafts:
-        logits_BMV, drew = drafter(passes, batch.rows, batch.anchor_B, step.drafts), 1
-    logits_BMV = logits_BMV[:, : step.drafts]
+    logits_BMV, drew = _proposals(passes, batch, step, drafter)
     if step.kind == "tree":
         return _tree(passes, batch, logits_BMV, step, drew)
     drafts = _draft(batch, logits_BMV, passes.markov)
+    if batch.copied_BM is not None and batch.copying_B is not None:
+        copied_BM = torch.where(batch.copying_B[:, None], batch.copied_BM, drafts.tokens_BM)
+        drafts = Drafts(copied_BM, drafts.scores_BMV, drafts.likely_BM)
     if step.kind == "onepass":
         return _onepass(passes, batch, drafts, step, drew)
     return Outcome(_commit(passes, batch, _verify(passes, batch, drafts)), drew + 1)
+
+
+def _proposals(passes: Passes, batch: Batch, step: Step, drafter: Drafter) -> tuple[Tensor, int]:
+    """Return draft logits `[B, M, V]`, by a pass over the rows that need one, and how many passes that took."""
+    start, stop = batch.drawing.start, batch.drawing.stop
+    if start == stop and batch.ready_BMV is not None:
+        return batch.ready_BMV, 0
+    rows = slice(batch.rows.start + start, batch.rows.start + stop)
+    drawn = drafter(passes, rows, batch.anchor_B[batch.drawing], step.drafts)[:, : step.drafts]
+    if stop - start == len(batch.anchor_B):
+        return drawn, 1
+    ready = drawn.new_zeros(len(batch.anchor_B), *drawn.shape[1:]) if batch.ready_BMV is None else batch.ready_BMV
+    return torch.cat([ready[:start], drawn, ready[stop:]]), 1
 
 
 def _plain(passes: Passes, batch: Batch) -> list[list[int]]:
@@ -114,9 +133,9 @@ def _onepass(passes: Passes, batch: Batch, drafts: Drafts, step: Step, drew: int
     here_BS = stop_BS == verdict.accepted_B[:, None]
     place_B = here_BS.long().argmax(1)
     ready_BMV = ahead_BSMV[torch.arange(len(stop_BS), device=stop_BS.device), place_B]
-    tokens, ranks = _to_host(verdict, place_B.where(here_BS.any(1), stop_BS.shape[1]))
+    tokens, ranks = _to_host(verdict, place_B.where(here_BS.any(1), stop_BS.shape[1])[:, None])
     passes.cache.commit(batch.rows, [len(t) for t in tokens])
-    return Outcome(tokens, drew + 1, ready_BMV, ranks)
+    return Outcome(tokens, drew + 1, ready_BMV, [rank for (rank,) in ranks])
 
 
 def likely_stops(confidence_BM: Tensor, stops: int) -> Tensor:
@@ -149,7 +168,9 @@ def _tree(passes: Passes, batch: Batch, logits_BMV: Tensor, step: Step, drew: in
     target_BM = length_B1 + torch.arange(1, slots + 1, device=length_B1.device)
     moved = slice(0, min(slots, grown.token_BN.shape[1]))
     passes.cache.move_slots(batch.rows, (length_B1 + path.node_BM)[:, moved], target_BM[:, moved])
-    return Outcome(_commit(passes, batch, path.verdict), drew + 1)
+    tokens, inside = _to_host(path.verdict, path.chain_B2)
+    passes.cache.commit(batch.rows, [len(t) for t in tokens])
+    return Outcome(tokens, drew + 1, inside=[(kept, length) for kept, length in inside])
 
 
 def _draft(batch: Batch, logits_BMV: Tensor, markov: Markov | None) -> Drafts:
@@ -202,12 +223,14 @@ def _context(batch: Batch, index: Tensor | None) -> Context:
 
 
 def _commit(passes: Passes, batch: Batch, verdict: Verdict) -> list[list[int]]:
-    tokens, _ = _to_host(verdict, verdict.accepted_B)
+    tokens, _ = _to_host(verdict)
     passes.cache.commit(batch.rows, [len(t) for t in tokens])
     return tokens
 
 
-def _to_host(verdict: Verdict, number_B: Tensor) -> tuple[list[list[int]], list[int]]:
-    """Fetch the verdict, and one more number per row, in one transfer."""
-    packed = torch.cat([verdict.accepted_B[:, None], number_B[:, None], verdict.tokens_BM1], dim=1).tolist()
-    return [row[2 : row[0] + 3] for row in packed], [row[1] for row in packed]
+def _to_host(verdict: Verdict, number_BN: Tensor | None = None) -> tuple[list[list[int]], list[list[int]]]:
+    """Fetch the verdict, and some more numbers per row, in one transfer."""
+    numbers = [] if number_BN is None else [number_BN]
+    more = 1 + sum(part.shape[1] for part in numbers)
+    packed = torch.cat([verdict.accepted_B[:, None], *numbers, verdict.tokens_BM1], dim=1).tolist()
+    return [row[more : more + row[0] + 1] for row in packed], [row[1:more] for row in packed]

@@ -23,9 +23,11 @@ from orthrus.decode.noise import stream_of
 from orthrus.decode.options import Options, Sampling
 from orthrus.decode.output import FinishReason, Stats
 from orthrus.decode.passes import Passes
-from orthrus.decode.plan import Experience, Plan, Planner, Record, Step
+from orthrus.decode.plan import Plan, Step
+from orthrus.decode.planner import Experience, Planner
 from orthrus.decode.sampling import Chooser, Context
 from orthrus.decode.stop import Stopper
+from orthrus.decode.worth import Record
 from orthrus.errors import CacheFull, PromptError
 from orthrus.model.attach import config_of
 from orthrus.model.cache import ScratchCache
@@ -190,19 +192,24 @@ class Engine:
         records = [row.record for row in self.live]
         found = self._look_up() if self.planner.copies else None
         ready = min(0 if r is None else len(r.logits_MV) for r in self._ready[rows])
-        step = self._allowed(self.planner.choose(records, found, ready=ready))
+        blind = [r is not None and r.blind for r in self._ready[rows]]
+        step = self._allowed(self.planner.choose(records, found, ready=ready, blind=any(blind)))
+        copied = self.planner.copying(step, records, found)
         started = self.clock()
-        batch = self._batch(rows, step)
+        batch = self._batch(rows, step, copied)
         outcome = cycle(self.passes, batch, step, drafter=self.drafter)
+        drawn = range(*batch.drawing.indices(len(self.live)))
         self.planner.observe(
             step,
             records,
             [len(tokens) - 1 for tokens in outcome.tokens],
             self.clock() - started,
             found,
-            drew=batch.ready_BMV is None,
-            blind=[batch.ready_BMV is not None and r is not None and r.blind for r in self._ready[rows]],
+            drew=None if 0 < len(drawn) < len(self.live) else len(drawn) > 0,
+            blind=[unknowing and place not in drawn for place, unknowing in enumerate(blind)],
+            copied=copied,
             ranks=outcome.ranks,
+            inside=outcome.inside,
         )
         progress = [self._keep(place, tokens, step, outcome) for place, tokens in enumerate(outcome.tokens)]
         for place in reversed(range(len(self.live))):
@@ -300,14 +307,21 @@ class Engine:
         row = self.live[place]
         return (row.prompt_ids + row.token_ids)[: self.cache.lengths[place]]
 
-    def _batch(self, rows: slice, step: Step) -> Batch:
+    def _batch(self, rows: slice, step: Step, copied: list[bool]) -> Batch:
         """Describe the live rows to the cycle."""
-        ready = [r.logits_MV for r in self._ready[rows] if r is not None and len(r.logits_MV) >= step.drafts]
-        ahead = step.kind in ("chain", "onepass") and len(ready) == len(self.live)
-        ready_BMV = torch.stack([logits_MV[: step.drafts] for logits_MV in ready]) if ahead else None
         device = self.cache.device
-        copies = [row.lookup.drafts(step.drafts) for row in self.live] if step.lookup else None
-        copied_BM = None if copies is None else torch.tensor(copies, device=device)
+        ready = [self._usable(place, step) for place in range(len(self.live))]
+        lacking = [place for place, logits_MV in enumerate(ready) if logits_MV is None and not copied[place]]
+        drawing = slice(lacking[0], lacking[-1] + 1) if lacking and step.drafts else slice(0, 0)
+        if drawing.stop and self.passes.compiled:  # no graph for each number of rows
+            drawing = slice(0, len(self.live))
+        made = next((logits_MV for logits_MV in ready if logits_MV is not None), None)
+        ready_BMV = copied_BM = copying_B = None
+        if made is not None and drawing != slice(0, len(self.live)):
+            ready_BMV = torch.stack([made if logits_MV is None else logits_MV for logits_MV in ready])
+        if any(copied):
+            copied_BM = torch.tensor([row.lookup.drafts(step.drafts) for row in self.live], device=device)
+            copying_B = None if all(copied) else torch.tensor(copied, device=device)
         anchor_B = torch.tensor([row.anchor for row in self.live], device=device)
         stream_B = torch.tensor([row.stream for row in self.live], device=device)
         seen_BV = None if self._seen_RV is None else self._seen_RV[rows]
@@ -320,8 +334,23 @@ class Engine:
         else:
             groups = [(Chooser(s, self.coupled), torch.tensor(index, device=device)) for s, index in places.items()]
         return Batch(
-            rows=rows, anchor_B=anchor_B, context=context, groups=groups, ready_BMV=ready_BMV, copied_BM=copied_BM
+            rows=rows,
+            anchor_B=anchor_B,
+            context=context,
+            groups=groups,
+            drawing=drawing,
+            ready_BMV=ready_BMV,
+            copied_BM=copied_BM,
+            copying_B=copying_B,
         )
+
+    def _usable(self, place: int, step: Step) -> Tensor | None:
+        """Return the drafts that an earlier pass has made for a row, where the step can do with them."""
+        ready = self._ready[place]
+        if ready is None or len(ready.logits_MV) < step.drafts:
+            return None
+        usable = step.kind in ("chain", "onepass") or (step.kind == "tree" and not ready.blind)
+        return ready.logits_MV[: step.drafts] if usable else None
 
     def _keep(self, place: int, tokens: list[int], step: Step, outcome: Outcome) -> Progress:
         """Add a cycle's tokens to a row, as far as its text goes."""

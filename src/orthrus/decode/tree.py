@@ -129,10 +129,18 @@ def ancestors(parent_BN: Tensor, *, depth: int) -> Tensor:
 
 
 class Path(NamedTuple):
-    """The accepted path: its verdict, and the nodes it runs through (`[B, M]`, padded by the node's own place)."""
+    """The accepted path.
+
+    Attributes:
+        verdict: its tokens and their number.
+        node_BM: the nodes it runs through, padded by the node's own place.
+        chain_B2: of the chain inside the tree, each node the likeliest after the one before, how many nodes are
+            accepted and how many there are.
+    """
 
     verdict: Verdict
     node_BM: Tensor
+    chain_B2: Tensor
 
 
 def walk(tree: Tree, choice_BP: Tensor, *, slots: int) -> Path:
@@ -159,4 +167,10 @@ def walk(tree: Tree, choice_BP: Tensor, *, slots: int) -> Path:
     drafted_BM = tree.token_BN.gather(1, (node_BM - 1).clamp_max(P - 2))
     bonus_B1 = choice_BP.gather(1, last_B[:, None])
     tokens_BM1 = torch.nn.functional.pad(drafted_BM, (0, 1)).scatter(1, accepted_B[:, None], bonus_B1)
-    return Path(Verdict(tokens_BM1, accepted_B), node_BM)
+    # Siblings are numbered by likelihood.
+    earlier_NN = torch.ones(P - 1, P - 1, dtype=torch.bool, device=choice_BP.device).tril(-1)
+    likeliest_BN = ~((tree.parent_BN[:, :, None] == tree.parent_BN[:, None]) & earlier_NN).any(2)
+    likeliest_BP = torch.nn.functional.pad(likeliest_BN, (1, 0), value=True)
+    chain_BP = (likeliest_BP[:, None] | ~tree.ancestor_BPP).all(2)
+    chain_B2 = torch.stack([(tree.depth_BP * part).amax(1) for part in (chain_BP & whole_BP, chain_BP)], dim=1)
+    return Path(Verdict(tokens_BM1, accepted_B), node_BM, chain_B2)

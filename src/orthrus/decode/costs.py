@@ -1,0 +1,161 @@
+"""Seconds per step, as measured on the device at hand, and what they tell of steps that were not measured.
+
+Knows steps and numbers: the clock is the engine's, deciding is `planner`'s.
+"""
+
+from bisect import bisect_right
+from collections import deque
+from collections.abc import Sequence
+from statistics import median
+
+import numpy as np
+from numpy.typing import NDArray
+
+from orthrus.decode.plan import Kind, Step
+
+
+class Costs:
+    """Seconds per step, as measured: the median of the last few of each shape, first runs (warm-up) left out.
+
+    Of a one-pass step only the pass counts, not the draft pass that comes before it when nothing was drafted ahead.
+    """
+
+    def __init__(self, *, window: int = 9) -> None:
+        self._seen: dict[int, dict[Step, deque[float]]] = {}
+        self._runs: dict[tuple[int, Step], int] = {}
+        self._window = window
+        # What follows from the times, until enough of them are new.
+        self._vectors: dict[tuple[int, tuple[Step, ...]], NDArray[np.float64]] = {}
+        self._estimates: dict[tuple[int, Step], float | None] = {}
+        self._points: dict[tuple[int, Kind], list[tuple[int, float]]] = {}
+
+    def observe(self, step: Step, rows: int, seconds: float) -> None:
+        """Add one measured step over so many rows."""
+        runs = self._runs[rows, step] = self._runs.get((rows, step), 0) + 1
+        if runs > 1:
+            self._seen.setdefault(rows, {}).setdefault(step, deque(maxlen=self._window)).append(seconds)
+        if 1 < runs <= 4 or runs % self._window == 0:
+            for known in (self._vectors, self._estimates, self._points):
+                known.clear()
+
+    def basis(self, rows: int) -> int:
+        """Return the number of rows whose costs to go by: this one, or the nearest where steps can be compared."""
+        known = [r for r, steps in self._seen.items() if Step() in steps and any(s.kind == "chain" for s in steps)]
+        return min(known, key=lambda r: max(r, rows) / min(r, rows), default=rows)
+
+    def measured(self, step: Step, rows: int) -> bool:
+        """Tell whether this very step was measured over so many rows."""
+        return step in self._seen.get(rows, {})
+
+    def estimates(self, steps: tuple[Step, ...], rows: int) -> NDArray[np.float64]:
+        """Return each step's `estimate`, and the draft pass and the verification inside a chain of its length.
+
+        Reckoned anew once per window of observations.
+
+        Returns:
+            Array `[3, steps]`, nan where unknown.
+        """
+        if (rows, steps) not in self._vectors:
+            costs = [
+                (
+                    self.estimate(step, rows),
+                    self.draft(step.drafts, rows),
+                    self.estimate(Step(step.drafts, lookup=True), rows) if step.drafts else None,
+                )
+                for step in steps
+            ]
+            self._vectors[rows, steps] = np.array(
+                [[np.nan if cost is None else cost for cost in kind] for kind in zip(*costs, strict=True)]
+            )
+        return self._vectors[rows, steps]
+
+    def draft(self, drafts: int, rows: int) -> float | None:
+        """Return what the draft pass of a chain costs: the chain without its verification; None where unknown."""
+        chain = self.estimate(Step(drafts), rows) if drafts else None
+        verify = self.estimate(Step(drafts, lookup=True), rows) if drafts else None
+        return None if chain is None or verify is None else max(0.0, chain - verify)
+
+    def estimate(self, step: Step, rows: int) -> float | None:
+        """Return a step's cost as measured, by interpolation over its length; None where unknown.
+
+        A copy that was never measured is taken to cost half of what a chain of its length does: one of two passes. A
+        fused pass lies on the line between its verification and those measured, by the positions that it reads; a tree
+        costs what one that was measured does, or a chain, but for the width of its verification.
+        """
+        if (rows, step) not in self._estimates:
+            self._estimates[rows, step] = self._reckon(step, rows)
+        return self._estimates[rows, step]
+
+    def _reckon(self, step: Step, rows: int) -> float | None:
+        seen = self._seen.get(rows, {})
+        if step in seen:
+            return median(seen[step])
+        if step.kind == "onepass":
+            verify = self.estimate(Step(step.drafts, lookup=True), rows)
+            wider = [point for point in self._measured("onepass", rows) if point[0] > step.drafts + 1]
+            return _on_line([(step.drafts + 1, verify), *wider], step.scratch) if wider and verify is not None else None
+        if step.kind == "tree":
+            return self._tree(step, rows)
+        if step.kind == "plain":
+            return None
+        points = self._measured(step.kind, rows)
+        if not points:
+            chain = self.estimate(Step(step.drafts), rows) if step.lookup else None
+            return None if chain is None else chain / 2
+        plain = self.estimate(Step(), rows)
+        if plain is not None:
+            # The shortest there could be: passes of one row.
+            points = [(0, (1 if step.lookup else 2) * plain), *points]
+        below = [p for p in points if p[0] < step.drafts]
+        above = [p for p in points if p[0] > step.drafts]
+        if below and above:
+            return _on_line([below[-1], above[0]], step.drafts)
+        # Beyond the measured ones a pass costs at most what a longer one does, and at least what a shorter one did.
+        return above[0][1] if above else below[-1][1]
+
+    def _tree(self, step: Step, rows: int) -> float | None:
+        """Reckon a tree that was not measured."""
+        plain = self.estimate(Step(), rows)
+        chain = self.estimate(Step(step.drafts), rows)
+        verify = self.estimate(Step(step.drafts, lookup=True), rows)
+        if plain is None or chain is None or verify is None:
+            return None
+        row = max(0.0, verify - plain) / step.drafts
+        width, seconds = (self._measured("tree", rows) or [(step.drafts, chain)])[-1]
+        return max(plain, seconds + row * (step.nodes - width))
+
+    def _measured(self, kind: Kind, rows: int) -> list[tuple[int, float]]:
+        """Return what was measured of a kind, by drafts, or by positions of a fused pass, or by a tree's nodes."""
+        if (rows, kind) not in self._points:
+            seen = self._seen.get(rows, {})
+            self._points[rows, kind] = sorted(
+                (s.scratch if kind == "onepass" else s.nodes or s.drafts, median(times))
+                for s, times in seen.items()
+                if s.kind == kind
+            )
+        return self._points[rows, kind]
+
+    def table(self) -> list[dict[str, float | int | str]]:
+        """Return everything measured, one record per shape and number of rows."""
+        return [
+            {
+                "kind": step.kind,
+                "drafts": step.drafts,
+                "nodes": step.nodes,
+                "stops": step.stops,
+                "rows": rows,
+                "seconds": median(times),
+            }
+            for rows, steps in sorted(self._seen.items())
+            for step, times in sorted(steps.items(), key=lambda item: repr(item[0]))
+        ]
+
+
+def _on_line(points: Sequence[tuple[int, float]], x: int) -> float:
+    """Read a line through two or more points in order at x; past the last one it goes on, but never down."""
+    right = min(max(bisect_right(points, x, key=lambda point: point[0]), 1), len(points) - 1)
+    (x0, y0), (x1, y1) = points[right - 1], points[right]
+    if x1 == x0:
+        return y1
+    value = y0 + (y1 - y0) * (x - x0) / (x1 - x0)
+    return value if x <= x1 else max(value, y1)

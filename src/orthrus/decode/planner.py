@@ -1,0 +1,327 @@
+"""Which step comes next, decided from what was accepted lately and from what steps were measured to cost.
+
+Decisions are a pure function of those numbers: the clock is the engine's, and no decision ever changes a text.
+
+Shapes: B rows, W ways to draft, M slots, S steps.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from orthrus.decode.costs import Costs
+from orthrus.decode.plan import Kind, Plan, Step
+from orthrus.decode.worth import AHEAD, CHAIN, LOOKUP, Gain, Record, Way, cell, expected, rate, usually_met
+
+
+@dataclass(slots=True)
+class Experience:
+    """What engines of one model have learned together: costs, what drafts were worth lately, what may be spent.
+
+    Attributes:
+        costs: seconds per step.
+        worth: the record over all rows: a new row's prior.
+        gains: what trees keep more than chains.
+        allowance: seconds that may be spent on looking at steps other than the best known one.
+        turn: steps seen so far.
+        used: the turn at which each kind was last used.
+        usual_met: `usually_met` of the record over all rows.
+    """
+
+    costs: Costs = field(default_factory=Costs)
+    worth: Record = field(default_factory=lambda: Record(fade=0.99))
+    gains: dict[Step, Gain] = field(default_factory=dict)
+    allowance: float | None = None
+    turn: int = 0
+    used: dict[Kind, int] = field(default_factory=dict)
+    usual_met: NDArray[np.float64] = field(default_factory=lambda: usually_met(Record()))
+
+
+class Planner:
+    """Choose each step. One per engine; rows share costs and, as a prior, what other rows' drafts were worth.
+
+    `auto` maximises expected tokens per second over the live rows. A one-pass step counts as what taking it for good
+    gives: where acceptance stops at a place that it has drafted for, the next one needs no draft pass, but has to do
+    with drafts made ahead. Kinds of step that are not in use are looked at again from an allowance, a small share of
+    the time spent, so that looking for better costs a bounded part. A decision that has been confirmed stands for some
+    turns in each situation, since deciding takes time as well. Without `may_fuse`, `auto` takes no one-pass steps.
+    """
+
+    STANDS = 4
+    PROBE_SHARE = 0.02
+    FIRST_PROBES = 4
+    FIRST_TURNS = 64
+    HEAD_START = 0.03
+    SITUATIONS = 64
+
+    def __init__(self, plan: Plan, *, block: int, experience: Experience | None = None, may_fuse: bool = True) -> None:
+        self.plan = plan
+        steps = plan.steps(block)
+        self.steps = steps if may_fuse or len(steps) == 1 else tuple(step for step in steps if not step.stops)
+        self.known = experience or Experience()
+        self.copies = any(step.lookup for step in self.steps)
+        self._kinds: list[Kind] = [step.kind for step in self.steps]
+        self._drafts_S = np.array([step.drafts for step in self.steps])
+        self._slots = int(self._drafts_S.max())
+        # A step's place in a table of expected tokens, way after way; no drafts give one token in any of them.
+        way_S = np.array([LOOKUP if step.lookup else CHAIN for step in self.steps])
+        self._place_S = way_S * (self._slots + 1) + self._drafts_S
+        self._chains, self._trees, self._fused = (self._all(kind) for kind in ("chain", "tree", "onepass"))
+        self._longest = max(self._chains.stop - 1, 0)
+        fused = self.steps[self._fused]
+        self._hit_F = np.array([cell(step) for step in fused], dtype=int)
+        self._certain_F = np.array([step.stops > step.drafts for step in fused], dtype=bool)
+        # Measured before one-pass steps are weighed: those of the widest's drafts with two stops, and the widest.
+        widest = max(fused, key=lambda step: step.scratch, default=Step())
+        few = [step for step in fused if step.drafts == widest.drafts and step.stops <= 2]
+        self._ends = [self.steps.index(step) for step in (*few[-1:], widest) if step.stops]
+        self._last = Step()
+        self._standing: dict[tuple[int, ...], tuple[Step, int]] = {}
+
+    def _all(self, kind: Kind) -> slice:
+        """Return where the steps of a kind stand, one after another."""
+        if kind not in self._kinds:
+            return slice(0, 0)
+        first = self._kinds.index(kind)
+        return slice(first, first + self._kinds.count(kind))
+
+    @property
+    def scratch(self) -> int:
+        """Cache positions past a row's length that any step of the plan writes."""
+        return max(step.scratch for step in self.steps)
+
+    @property
+    def first_drafts(self) -> int:
+        """How many drafts the pass that reads a prompt should make for the first step, as far as can be told.
+
+        0 where the step may need none, and under plans that ask for a draft pass in every cycle.
+        """
+        if len(self.steps) == 1:
+            return self.steps[0].drafts if self.steps[0].stops else 0
+        return self._slots if self._last.kind in ("chain", "tree", "onepass") or self.known.turn == 0 else 0
+
+    def choose(
+        self, rows: Sequence[Record], found: Sequence[bool] | None = None, *, ready: int = 0, blind: bool = False
+    ) -> Step:
+        """Return the next step for rows with these records.
+
+        Args:
+            rows: their records.
+            found: whose texts have something to copy.
+            ready: drafts that the pass before has made for every row, for the step to use.
+            blind: whether these were made without knowing the token before them.
+        """
+        if len(self.steps) == 1:
+            return self.steps[0]
+        situation = (len(rows), ready, blind, *(found or ()))
+        before, until = self._standing.get(situation, (None, 0))
+        if before is not None and self.known.turn < until:
+            self._last = before
+            return before
+        step = self._decide(rows, found, ready, blind)
+        if step.kind != self._last.kind or len(self._standing) >= self.SITUATIONS:
+            self._standing.clear()  # what was better than the other kind is to be seen anew
+        confirmed = step == before and self.known.turn >= self.FIRST_TURNS
+        self._standing[situation] = step, self.known.turn + 1 + (self.STANDS if confirmed else 0)
+        self._last = step
+        return step
+
+    def copying(self, step: Step, rows: Sequence[Record], found: Sequence[bool] | None) -> list[bool]:
+        """Return which rows' drafts are copies: in a chain, of those that found any, where copies promise more."""
+        found = found or [False] * len(rows)
+        if step.kind != "chain" or not any(found):
+            return [step.lookup] * len(rows)
+        token_BWM = expected(rows, self.known.worth, slots=step.drafts)
+        better = token_BWM[:, LOOKUP, -1] > token_BWM[:, CHAIN, -1]
+        return [hit and bool(more) for hit, more in zip(found, better, strict=True)]
+
+    def _decide(self, rows: Sequence[Record], found: Sequence[bool] | None, ready: int, blind: bool) -> Step:
+        known = self.known
+        basis = known.costs.basis(len(rows))
+        cost_S, draft_S, verify_S = known.costs.estimates(self.steps, basis)
+        for needed in (self._longest, 0):
+            if np.isnan(cost_S[needed]):
+                return self.steps[needed]
+            if known.allowance is None:
+                known.allowance = self.FIRST_PROBES * float(cost_S[needed])
+        token_BWM = expected(rows, known.worth, slots=self._slots)
+        nothing = [row for row, hit in enumerate(found or [False] * len(rows)) if not hit]
+        token_BWM[nothing, LOOKUP] = 1.0
+        token_WM = token_BWM.sum(axis=0)
+        if 0 < len(nothing) < len(rows):  # in a chain, those that found more to copy than to draft copy
+            token_WM[CHAIN] = token_BWM[:, [CHAIN, LOOKUP]].max(axis=1).sum(axis=0)
+        token_S = token_WM.take(self._place_S)
+        gain_T = np.array([self._gain(step).ratio for step in self.steps[self._trees]])
+        token_S[self._trees] += (token_S[self._trees] - len(rows)) * (gain_T - 1)
+        speed_S = token_S / np.maximum(cost_S, 1e-9)
+        fused = self._fused
+        # Without drafts at hand, taking up one-pass steps costs a draft pass more: a tie is not enough.
+        worthwhile = 1.0 if ready else 1.0 - self.HEAD_START
+        speed_S[fused] = worthwhile * self._lasting(rows, token_WM, cost_S[fused], draft_S[fused])
+        speed_S[np.isnan(speed_S)] = 0.0
+        best = int(speed_S.argmax())
+        if ready and self._kinds[best] != "onepass":
+            usable, speed = self._from_ready(ready, blind, token_WM, token_S, cost_S, draft_S, verify_S)
+            if speed > speed_S[best]:
+                return self.steps[usable]
+        other = self._probe(best, basis, speed_S, cost_S, draft_S, copies=len(nothing) < len(rows))
+        return self.steps[best] if other is None else self.steps[other]
+
+    def _gain(self, tree: Step) -> Gain:
+        return self.known.gains.setdefault(tree, Gain(tree))
+
+    def _from_ready(
+        self,
+        ready: int,
+        blind: bool,
+        token_WM: NDArray[np.float64],
+        token_S: NDArray[np.float64],
+        cost_S: NDArray[np.float64],
+        draft_S: NDArray[np.float64],
+        verify_S: NDArray[np.float64],
+    ) -> tuple[int, float]:
+        """Return the best step that needs no draft pass, having so many drafts, and its tokens per second."""
+        speed_S = np.zeros(len(self.steps))
+        chains, trees = self._chains, self._trees
+        drafts_C = self._drafts_S[chains]
+        speed_S[chains] = token_WM[AHEAD if blind else CHAIN, drafts_C] / np.maximum(verify_S[chains], 1e-9)
+        if not blind:
+            cost_T = np.maximum(cost_S[trees] - draft_S[trees], verify_S[trees])
+            speed_S[trees] = token_S[trees] / np.maximum(cost_T, 1e-9)
+        speed_S[(self._drafts_S > ready) | np.isnan(speed_S)] = 0.0
+        best = int(speed_S.argmax())
+        return best, float(speed_S[best])
+
+    def _lasting(
+        self,
+        rows: Sequence[Record],
+        token_WM: NDArray[np.float64],
+        cost_F: NDArray[np.float64],
+        draft_F: NDArray[np.float64],
+    ) -> NDArray[np.float64]:
+        """Return tokens per second of each one-pass step, taken again and again."""
+        tried, met = (
+            np.array([record.hits for record in rows]).reshape(len(rows), 2, -1)[:, :, self._hit_F].swapaxes(0, 1)
+        )
+        met_F = rate(met, tried, self.known.usual_met.take(self._hit_F)).prod(axis=0)
+        miss_F = np.where(self._certain_F, 0.0, 1 - met_F)
+        drafts_F = self._drafts_S[self._fused]
+        ahead_F, known_F = token_WM[AHEAD, drafts_F], token_WM[CHAIN, drafts_F]
+        cycle_F = np.maximum(cost_F + miss_F * draft_F, 1e-9)
+        speed_F: NDArray[np.float64] = (ahead_F + miss_F * (known_F - ahead_F)) / cycle_F
+        return speed_F
+
+    def observe(
+        self,
+        step: Step,
+        rows: Sequence[Record],
+        accepted: Sequence[int],
+        seconds: float,
+        found: Sequence[bool] | None = None,
+        *,
+        drew: bool | None = True,
+        blind: Sequence[bool] | None = None,
+        copied: Sequence[bool] | None = None,
+        ranks: Sequence[int] | None = None,
+        inside: Sequence[tuple[int, int]] | None = None,
+    ) -> None:
+        """Learn from a finished step: what each row's drafts were worth and what it cost.
+
+        Args:
+            step: what was done.
+            rows: the records of the rows it was done to.
+            accepted: drafts that each row kept.
+            seconds: how long it took.
+            found: as in `choose`.
+            drew: whether its drafts took a pass of their own; None where that was over some of the rows only, which
+                tells nothing of what the step costs.
+            blind: whose drafts were made without knowing the token before them; without, all of those not drawn.
+            copied: whose drafts were copies; without, all of a lookup's.
+            ranks: after a fused pass, at which of its stops by likelihood each row stopped; `stops` for none of them.
+            inside: after a tree, how many drafts of the chain inside were kept, and how many there are.
+        """
+        known = self.known
+        if drew is not None:
+            known.costs.observe(*self._priced(step, len(rows), seconds, drew=drew))
+        known.turn += 1
+        known.used[step.kind] = known.turn
+        if known.allowance is not None and len(self.steps) > 1:
+            known.allowance += seconds * self.PROBE_SHARE
+        blind = blind or [drew is False] * len(rows)
+        copied = copied or [step.lookup] * len(rows)
+        found = found or [True] * len(rows)
+        for place, (record, kept) in enumerate(zip(rows, accepted, strict=True)):
+            drafts = step.drafts
+            if step.nodes and inside is not None:
+                self._gain(step).add(kept, inside[place][0])
+                kept, drafts = inside[place]
+            if step.kind == "plain" or (copied[place] and not found[place]):
+                record.relax()
+                continue
+            way: Way = "lookup" if copied[place] else "ahead" if blind[place] else "chain"
+            for one in (record, known.worth):
+                one.add(way, drafts=drafts, accepted=kept)
+        if step.kind == "onepass":
+            for record, rank in zip(rows, ranks or [step.stops] * len(rows), strict=True):
+                record.stopped(step, rank)
+                known.worth.stopped(step, rank)
+            known.usual_met = usually_met(known.worth)
+
+    def _priced(self, step: Step, rows: int, seconds: float, *, drew: bool) -> tuple[Step, int, float]:
+        """Return what a measured time tells the cost of: a chain that did not draw is a verification, as a copy is."""
+        if step.kind == "chain" and not drew:
+            return Step(step.drafts, lookup=True), rows, seconds
+        draft = self.known.costs.draft(step.drafts, rows) if step.kind in ("tree", "onepass") else None
+        if step.kind == "tree" and not drew:
+            return step, rows, seconds + (draft or 0.0)
+        if step.kind == "onepass" and drew and draft is not None:
+            # A fused pass holds both the verification and a draft, so it is never the smaller half.
+            return step, rows, max(seconds - draft, seconds / 2)
+        return step, rows, seconds
+
+    def _probe(
+        self,
+        best: int,
+        basis: int,
+        speed_S: NDArray[np.float64],
+        cost_S: NDArray[np.float64],
+        draft_S: NDArray[np.float64],
+        *,
+        copies: bool,
+    ) -> int | None:
+        """Return another kind of step at its best length, when the allowance covers what it costs.
+
+        Kinds never measured come first; from plain decoding the most promising one is looked at every other time.
+        One-pass steps are looked at, whatever is best, until two of their shapes are measured: the others lie between.
+        """
+        known = self.known
+        if known.allowance is None or known.allowance < cost_S[0]:
+            return None
+        ends = [i for i in self._ends if not known.costs.measured(self.steps[i], basis)]
+        kinds = {k for k in self._kinds if copies or k != "lookup"} - {"plain"}
+        if not ends or self._kinds[best] != "onepass":
+            kinds -= {self._kinds[best]}
+        if not kinds:
+            return None
+        speed = {kind: max((speed_S[i], i) for i, k in enumerate(self._kinds) if k == kind) for kind in kinds}
+        order = sorted(kinds, key=lambda kind: (known.used.get(kind, 0), kind))
+        kind = order[0]
+        if self._kinds[best] == "plain" and speed[kind][0] and known.turn % 2:
+            kind = max(speed, key=lambda kind: speed[kind])
+        index = ends[0] if kind == "onepass" and ends else speed[kind][1]
+        cost = float(3 * cost_S[0] if np.isnan(cost_S[index]) else cost_S[index])
+        if kind == "onepass":
+            # It drafts and verifies what a chain would have; what it costs beyond that is only what it drafts ahead.
+            step = self.steps[index]
+            fused = (1 + step.stops) * draft_S[index] if np.isnan(cost_S[index]) else cost_S[index]
+            chain = self._chains.start + int((self._drafts_S[self._chains] <= step.drafts).sum()) - 1
+            earned = speed_S[chain] * cost_S[chain] / speed_S[best]
+            cost = max(float(draft_S[index] + fused - earned), float(cost_S[0]))
+        elif self._kinds[best] == "onepass":
+            cost += float(draft_S[best])  # what was drafted ahead is lost
+        if known.allowance < cost:
+            return None
+        known.allowance -= cost
+        return index

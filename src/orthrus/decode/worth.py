@@ -1,0 +1,138 @@
+"""What drafts are worth: how often they were kept lately, in a row and in general, and what to expect of the next.
+
+A row's chains, drafts made ahead, and copies from its text each have figures of their own; trees are measured by the
+chain inside them, which every tree's verdict judges too. Knows steps and numbers; deciding is `planner`'s.
+
+Shapes: B rows, W ways to draft, M slots.
+"""
+
+from bisect import bisect_right
+from collections.abc import Sequence
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from orthrus.decode.plan import STOPS, Step
+
+Way = Literal["chain", "ahead", "lookup"]
+
+WAYS: tuple[Way, ...] = ("chain", "ahead", "lookup")
+"""How drafts come about, in the order of arrays; "ahead": a fused pass made them without knowing the token before."""
+
+CHAIN, AHEAD, LOOKUP = range(len(WAYS))
+
+_SLOTS = 64
+_TRIED, _KEPT = 0, 1
+_LENGTHS = 8
+_FIRM = 20.0
+
+
+class Record:
+    """How often each slot's draft was tried and kept, given that all before it were; by the way it came about.
+
+    Arrays, because a planner asks before every cycle: `counts[tried or kept, W, M]`, and of fused passes
+    `hits[tried or met, length, stops]`: how often acceptance stopped where they had drafted ahead, by the binary digits
+    of their draft count and by `STOPS`. Old cycles fade.
+    """
+
+    __slots__ = ("counts", "fade", "hits")
+
+    def __init__(self, *, slots: int = _SLOTS, fade: float = 0.95) -> None:
+        self.counts: NDArray[np.float64] = np.zeros((2, len(WAYS), slots))
+        self.hits: NDArray[np.float64] = np.zeros((2, _LENGTHS, len(STOPS)))
+        self.fade = fade
+
+    def relax(self) -> None:
+        """Forget a little, as text moves on that no draft was tried on."""
+        self.counts *= self.fade
+
+    def add(self, way: Way, *, drafts: int, accepted: int) -> None:
+        """Add one cycle."""
+        tried_kept = self.counts[:, WAYS.index(way)]
+        tried_kept *= self.fade
+        tried_kept[_TRIED, : min(accepted + 1, drafts)] += 1
+        tried_kept[_KEPT, :accepted] += 1
+
+    def stopped(self, step: Step, rank: int) -> None:
+        """Add where a fused pass' acceptance stopped: at its stop number `rank` by likelihood, or at none of them.
+
+        What would have been met with fewer stops is known as well, and with more of them if it was met.
+        """
+        length, asked = divmod(cell(step), len(STOPS))
+        told = slice(0, asked + 1 if rank >= step.stops else len(STOPS))
+        tried_met = self.hits[:, length, told]
+        tried_met *= self.fade
+        tried_met[_TRIED] += 1
+        tried_met[_KEPT] += np.array(STOPS[told]) > rank
+
+
+def cell(step: Step) -> int:
+    """Return a one-pass step's place in the flattened `[lengths, stops]` of what was met."""
+    length = min(step.drafts.bit_length(), _LENGTHS - 1)
+    return length * len(STOPS) + bisect_right(STOPS, step.stops) - 1
+
+
+def expected(records: Sequence[Record], prior: Record, *, slots: int = _SLOTS) -> NDArray[np.float64]:
+    """Return the tokens each way to draft is expected to give each row by its number of drafts, the bonus included.
+
+    A slot that a row hardly ever tried is taken to be worth what it is in `prior`, and one hardly ever tried there what
+    all slots are. Drafts made ahead are measured by a chain's: a slot hardly ever tried is worth what the chain's is,
+    less what being ahead costs in `prior`.
+
+    Returns:
+        Array `[B, W, slots + 1]`, in the order of `WAYS`.
+    """
+    tried, kept = prior.counts
+    usual_WM = rate(kept, tried, rate(kept.sum(1), tried.sum(1), 0.5)[:, None])[:, :slots]
+    counts = np.array([record.counts[:, :, :slots] for record in records])
+    rate_BWM = rate(counts[:, _KEPT], counts[:, _TRIED], usual_WM)
+    chain_M = usual_WM[CHAIN]
+    loss_M = rate(kept[AHEAD, :slots], tried[AHEAD, :slots], chain_M) / chain_M
+    own_BM = np.minimum(rate_BWM[:, CHAIN] * loss_M, 1.0)
+    rate_BWM[:, AHEAD] = rate(counts[:, _KEPT, AHEAD], counts[:, _TRIED, AHEAD], own_BM)
+    tokens = np.ones((*rate_BWM.shape[:2], slots + 1))
+    np.cumprod(rate_BWM, axis=2, out=tokens[:, :, 1:])
+    whole: NDArray[np.float64] = tokens.cumsum(axis=2)
+    return whole
+
+
+class Gain:
+    """How many drafts a tree keeps for each one that the chain inside it does; over all rows, old cycles fade.
+
+    Until seen, what trees of 15 and 31 nodes kept on prompts that are hard for the bundled model
+    (results/nano-trees.jsonl).
+    """
+
+    def __init__(self, step: Step, *, fade: float = 0.99) -> None:
+        usual = 1.3 if step.nodes <= step.drafts else 1.4
+        self._kept, self._inside, self._fade = usual * _FIRM, _FIRM, fade
+
+    @property
+    def ratio(self) -> float:
+        """The gain as seen lately."""
+        return self._kept / self._inside
+
+    def add(self, kept: int, inside: int) -> None:
+        """Add one cycle of one row."""
+        self._kept = self._fade * self._kept + kept
+        self._inside = self._fade * self._inside + inside
+
+
+def usually_met(record: Record) -> NDArray[np.float64]:
+    """Return the chance that a row stops where a fused pass has drafted ahead, `[lengths, stops]`.
+
+    Unknown, it is taken to be one half for one stop point, and each further number of them to halve the misses.
+    """
+    tried, met = record.hits
+    usual, before = np.zeros(tried.shape), np.zeros(len(tried))
+    for column in range(len(STOPS)):
+        usual[:, column] = before = rate(met[:, column], tried[:, column], (1 + before) / 2)
+    return usual
+
+
+def rate(
+    kept: NDArray[np.float64], tried: NDArray[np.float64], prior: NDArray[np.float64] | float
+) -> NDArray[np.float64]:
+    """Return a share as counted, with two more trials that went as the prior says."""
+    return (kept + 2.0 * prior) / (tried + 2.0)

@@ -1,0 +1,109 @@
+"""Rows of one pass come by their drafts each in its own way: copied, drafted anew, or made by the pass before."""
+
+import random
+
+import pytest
+import torch
+from torch import Tensor
+
+from orthrus.decode import plan
+from orthrus.decode.cycle import twin
+from orthrus.decode.engine import Engine
+from orthrus.decode.options import Options, Sampling
+from orthrus.decode.passes import Passes
+from orthrus.decode.plan import Step
+from tests import reference
+from tests.decode.drive import BLOCK, decode, dual
+from tests.families import tiny
+
+LONGEST = 24
+MODEL, PLAIN = dual(num_hidden_layers=1), tiny("qwen3", num_hidden_layers=1)
+PROMPTS = [[5, 6, 7, 8, 5, 6, 7, 8, 5], [60, 61], [9, 9, 9, 9], [5, 6, 7, 40], [12, 13, 12, 13, 12]]
+STEPS = [Step(), Step(BLOCK - 1), Step(3), Step(3, lookup=True), Step(BLOCK - 1, nodes=9), Step(BLOCK - 1, stops=2)]
+
+
+def plain_texts(sampling: Sampling) -> list[list[int]]:
+    return [reference.greedy_text(PLAIN, prompt, LONGEST, sampling) for prompt in PROMPTS]
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_texts_are_the_plain_ones_whoever_copies(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Steps and copying rows drawn at random, rows joining as others end."""
+    chance, drawn = random.Random(seed), list[slice]()
+
+    def drafter(passes: Passes, rows: slice, anchor_B: Tensor, drafts: int) -> Tensor:
+        assert len(anchor_B) == rows.stop - rows.start > 0
+        drawn.append(rows)
+        return twin(passes, rows, anchor_B, drafts)
+
+    def choose(rows: list[object], *_: object, **__: object) -> Step:
+        return chance.choice(STEPS)
+
+    def copying(step: Step, rows: list[object], _: object) -> list[bool]:
+        return [step.lookup or (step.kind == "chain" and chance.random() < 0.5) for _ in rows]
+
+    sampling = Sampling(repetition_penalty=chance.choice([1.0, 1.3]))
+    engine = Engine(MODEL, rows=4, capacity=200, plan=plan.parse("auto"), drafter=drafter)
+    monkeypatch.setattr(engine.planner, "choose", choose)
+    monkeypatch.setattr(engine.planner, "copying", copying)
+    done = decode(engine, PROMPTS, Options(max_new_tokens=LONGEST, sampling=sampling))
+    assert [row.token_ids for row in done] == plain_texts(sampling)
+    assert drawn
+
+
+def test_a_draft_pass_leaves_out_copying_rows_at_the_ends(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of five rows the second and the fourth draft: one pass over the second to the fourth, none where all copy."""
+    drawn: list[slice] = []
+
+    def drafter(passes: Passes, rows: slice, anchor_B: Tensor, drafts: int) -> Tensor:
+        drawn.append(rows)
+        return twin(passes, rows, anchor_B, drafts)
+
+    engine = Engine(MODEL, rows=5, capacity=200, plan=plan.parse("auto"), drafter=drafter)
+    monkeypatch.setattr(engine.planner, "choose", lambda *_, **__: Step(3))
+    flags = [[True, False, True, False, True], [True] * 5]
+    monkeypatch.setattr(engine.planner, "copying", lambda *_: flags.pop(0))
+    for prompt in PROMPTS:
+        engine.add(prompt, Options(max_new_tokens=LONGEST))
+    verified: list[Tensor] = []
+    real = engine.passes.verify
+
+    def verify(rows: slice, token_BQ: Tensor) -> Tensor:
+        verified.append(token_BQ[:, 1:])
+        return real(rows, token_BQ)
+
+    monkeypatch.setattr(engine.passes, "verify", verify)
+    for copied in ([0, 2, 4], [0, 1, 2, 3, 4]):
+        engine._admit()
+        engine._look_up()
+        copies = [row.lookup.drafts(3) for row in engine.live]
+        engine.step()
+        assert drawn == [slice(1, 4)]
+        assert [verified[-1][place].tolist() for place in copied] == [copies[place] for place in copied]
+
+
+def test_rows_with_drafts_made_ahead_need_no_draft_pass(monkeypatch: pytest.MonkeyPatch) -> None:
+    """After a fused pass the rows it drafted for use what it made, exactly; the others draft."""
+    drawn: list[slice] = []
+
+    def drafter(passes: Passes, rows: slice, anchor_B: Tensor, drafts: int) -> Tensor:
+        drawn.append(rows)
+        return twin(passes, rows, anchor_B, drafts)
+
+    engine = Engine(MODEL, rows=3, capacity=200, plan=plan.parse("auto"), drafter=drafter)
+    steps = [Step(3, stops=4), Step(3)]
+    monkeypatch.setattr(engine.planner, "choose", lambda *_, **__: steps.pop(0))
+    for prompt in PROMPTS[:3]:
+        engine.add(prompt, Options(max_new_tokens=LONGEST))
+    engine.step()
+    assert all(ready is not None for ready in engine._ready)
+    engine._ready[0] = None  # as if acceptance had stopped elsewhere
+    batch = engine._batch(slice(0, 3), Step(3), [False] * 3)
+    assert batch.drawing == slice(0, 1)
+    assert batch.ready_BMV is not None
+    for place in (1, 2):
+        ready = engine._ready[place]
+        assert ready is not None
+        assert torch.equal(batch.ready_BMV[place], ready.logits_MV)
+    engine.step()
+    assert drawn == [slice(0, 3), slice(0, 1)]
