@@ -34,7 +34,7 @@ class Costs:
         runs = self._runs[rows, step] = self._runs.get((rows, step), 0) + 1
         if runs > 1:
             self._seen.setdefault(rows, {}).setdefault(step, deque(maxlen=self._window)).append(seconds)
-        if 1 < runs <= 4 or runs % self._window == 0:
+        if 1 < runs <= 4 or runs % (2 * self._window) == 0:
             for known in (self._vectors, self._estimates, self._points):
                 known.clear()
 
@@ -50,7 +50,7 @@ class Costs:
     def estimates(self, steps: tuple[Step, ...], rows: int) -> NDArray[np.float64]:
         """Return each step's `estimate`, and the draft pass and the verification inside a chain of its length.
 
-        Reckoned anew once per window of observations.
+        Reckoned anew once every other window of observations.
 
         Returns:
             Array `[3, steps]`, nan where unknown.

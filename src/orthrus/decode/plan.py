@@ -3,8 +3,8 @@
 `parse` reads what was asked for; `planner` decides where that is left open. No plan ever changes a text.
 """
 
-from dataclasses import dataclass, replace
-from typing import Literal
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
 
 from orthrus.errors import ConfigError
 
@@ -26,8 +26,7 @@ _FUSED_ROWS = 160
 """Positions of such a pass at most, which is also the scratch that `auto` asks of a cache."""
 
 
-@dataclass(frozen=True, slots=True)
-class Step:
+class Step(NamedTuple):
     """One cycle's shape.
 
     Attributes:
@@ -94,7 +93,7 @@ class Plan:
                 f"plan {self.name!r} asks for blocks of {step.drafts + 1}, this view was trained for at most {block}"
             )
         drafts = block - 1 if step.drafts < 0 else step.drafts
-        return replace(step, drafts=drafts, stops=min(step.stops, drafts + 1))
+        return step._replace(drafts=drafts, stops=min(step.stops, drafts + 1))
 
 
 _FULL = -1  # stands for "as many as the view was trained for" inside a parsed plan only

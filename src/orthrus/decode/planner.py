@@ -27,6 +27,8 @@ class Experience:
         allowance: seconds that may be spent on looking at steps other than the best known one.
         turn: steps seen so far.
         used: the turn at which each kind was last used.
+        last: what was decided last.
+        standing: the latest decision in each situation, and the turn until which it stands.
         usual_met: `usually_met` of the record over all rows.
     """
 
@@ -36,11 +38,13 @@ class Experience:
     allowance: float | None = None
     turn: int = 0
     used: dict[Kind, int] = field(default_factory=dict)
+    last: Step | None = None
+    standing: dict[tuple[int, ...], tuple[Step, int]] = field(default_factory=dict)
     usual_met: NDArray[np.float64] = field(default_factory=lambda: usually_met(Record()))
 
 
 class Planner:
-    """Choose each step. One per engine; rows share costs and, as a prior, what other rows' drafts were worth.
+    """Choose each step. Engines of one model share costs, what stands, and, as a prior, what drafts were worth.
 
     `auto` maximises expected tokens per second over the live rows. A one-pass step counts as what taking it for good
     gives: where acceptance stops at a place that it has drafted for, the next one needs no draft pass, but has to do
@@ -77,8 +81,6 @@ class Planner:
         widest = max(fused, key=lambda step: step.scratch, default=Step())
         few = [step for step in fused if step.drafts == widest.drafts and step.stops <= 2]
         self._ends = [self.steps.index(step) for step in (*few[-1:], widest) if step.stops]
-        self._last = Step()
-        self._standing: dict[tuple[int, ...], tuple[Step, int]] = {}
 
     def _all(self, kind: Kind) -> slice:
         """Return where the steps of a kind stand, one after another."""
@@ -100,7 +102,8 @@ class Planner:
         """
         if len(self.steps) == 1:
             return self.steps[0].drafts if self.steps[0].stops else 0
-        return self._slots if self._last.kind in ("chain", "tree", "onepass") or self.known.turn == 0 else 0
+        last = self.known.last
+        return self._slots if last is None or last.kind in ("chain", "tree", "onepass") else 0
 
     def choose(
         self, rows: Sequence[Record], found: Sequence[bool] | None = None, *, ready: int = 0, blind: bool = False
@@ -115,17 +118,17 @@ class Planner:
         """
         if len(self.steps) == 1:
             return self.steps[0]
-        situation = (len(rows), ready, blind, *(found or ()))
-        before, until = self._standing.get(situation, (None, 0))
-        if before is not None and self.known.turn < until:
-            self._last = before
+        known, situation = self.known, (len(rows), ready, blind, *(found or ()))
+        before, until = known.standing.get(situation, (None, 0))
+        if before is not None and known.turn < until:
+            known.last = before
             return before
         step = self._decide(rows, found, ready, blind)
-        if step.kind != self._last.kind or len(self._standing) >= self.SITUATIONS:
-            self._standing.clear()  # what was better than the other kind is to be seen anew
-        confirmed = step == before and self.known.turn >= self.FIRST_TURNS
-        self._standing[situation] = step, self.known.turn + 1 + (self.STANDS if confirmed else 0)
-        self._last = step
+        if known.last is None or step.kind != known.last.kind or len(known.standing) >= self.SITUATIONS:
+            known.standing.clear()  # what was better than the other kind is to be seen anew
+        confirmed = step == before and known.turn >= self.FIRST_TURNS
+        known.standing[situation] = step, known.turn + 1 + (self.STANDS if confirmed else 0)
+        known.last = step
         return step
 
     def copying(self, step: Step, rows: Sequence[Record], found: Sequence[bool] | None) -> list[bool]:
