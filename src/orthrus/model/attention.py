@@ -178,17 +178,18 @@ def _flash_tiles(grouped: Tensor, key: Tensor, value: Tensor, mask: Tensor, scal
         grouped = torch.cat([grouped] * times, dim=2)
         mask = torch.cat([mask] * times, dim=2) if mask.shape[2] > 1 else mask
     mask = mask.expand(grouped.shape[0], 1, grouped.shape[2], -1)
+    attend = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu.default
+    if key.shape[2] <= tile:
+        alone: Tensor = attend(grouped, key, value, 0.0, False, attn_mask=mask, scale=scaling)[0]
+        return alone[:, :, :rows]
     outs, totals = [], []
     for start in range(0, key.shape[2], tile):
         own = slice(start, start + tile)
-        out, total = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
+        out, total = attend(
             grouped, key[:, :, own], value[:, :, own], 0.0, False, attn_mask=mask[..., own], scale=scaling
         )
         outs.append(out)
         totals.append(total)
-    if len(outs) == 1:
-        alone: Tensor = outs[0][:, :, :rows]
-        return alone
     total_TBHR = torch.stack(totals)
     weight_TBHR = torch.exp(total_TBHR - total_TBHR.amax(0))
     parts = torch.stack(outs).float() * weight_TBHR[..., None]

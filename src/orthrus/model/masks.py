@@ -66,10 +66,13 @@ def layer_masks(
 
     A window of w lets a query at position p see keys at positions greater than p - w, as transformers defines it.
     """
-    distance_BQS = query_position_BQ[:, :, None] - key_position_BS[:, None, :]
+
+    def near(window: int) -> Tensor:
+        return allowed_BQS & (query_position_BQ[:, :, None] - key_position_BS[:, None, :] < window)
+
     return LayerMasks(
         full=additive(allowed_BQS, dtype)[:, None],
-        windowed={w: additive(allowed_BQS & (distance_BQS < w), dtype)[:, None] for w in windows},
+        windowed={w: additive(near(w), dtype)[:, None] for w in windows},
     )
 
 
