@@ -32,9 +32,14 @@ class OrthrusProposer(DraftModelProposer):
         self.hidden_states = self.inputs_embeds = torch.empty(0, device=device)
 
     def load_model(self, target_model: Any) -> None:
-        """Take the view of the target; nothing is loaded."""
+        """Take the view of the target; nothing is loaded.
+
+        By itself the runner drafts for no row while one of them is near the longest text. Blocks end there by
+        themselves (`block_inputs`), so no row has to keep the others from drafting.
+        """
         self.model = OrthrusDraft(target_model)
         self._draft_attn_layer_names = self.model.attention_layers
+        self.runner.effective_drafter_max_model_len = self.max_model_len + self.drafts
 
     def initialize_cudagraph_keys(self, cudagraph_mode: CUDAGraphMode) -> None:
         """Run eagerly: this runner has no full graphs for drafters, and the target's pieces hold other weights."""
