@@ -7,8 +7,8 @@ from collections.abc import Callable
 import pytest
 
 from orthrus.decode.costs import Costs
-from orthrus.decode.plan import Plan, Step, parse
-from orthrus.decode.planner import Planner
+from orthrus.decode.plan import Step, parse
+from orthrus.decode.planner import Experience, Planner
 from orthrus.decode.worth import WAYS, Record, expected, usually_met
 from orthrus.errors import ConfigError
 
@@ -144,7 +144,10 @@ def test_fixed_plans_never_change_their_mind() -> None:
         assert set(steps) == {step}
 
 
-@pytest.mark.parametrize("text", ["", "fixed", "fixed:1", "fixed:x", "tree:0", "onepass:0", "lookup:0", "fast", "ar:2"])
+@pytest.mark.parametrize(
+    "text",
+    ["", "fixed", "fixed:1", "fixed:x", "tree:0", "onepass:0", "lookup:0", "fast", "ar:2", "auto:", "auto:plain"],
+)
 def test_other_names_are_refused(text: str) -> None:
     """The message lists the plans there are."""
     with pytest.raises(ConfigError, match="a plan is 'auto'"):
@@ -306,11 +309,7 @@ def test_one_pass_steps_of_auto_fit_their_rows(block: int) -> None:
     assert any(step.stops == step.drafts + 1 for step in steps)
 
 
-class TwoPasses(Plan):
-    """`auto` as it would be without one-pass steps."""
-
-    def steps(self, block: int) -> tuple[Step, ...]:
-        return tuple(step for step in Plan.steps(self, block) if not step.stops)
+TWO_PASSES = parse("auto").without("onepass")
 
 
 def measured(milliseconds: dict[int, float]) -> Price:
@@ -341,7 +340,7 @@ def test_one_pass_a_cycle_is_taken_where_wide_passes_are_cheap(rate: float, shar
     """On a GPU's costs, drafts made ahead hardly worse: most steps, and so much of the time, learning and all."""
     worse = geometric(0.95 * rate)
     seconds, steps = simulate(geometric(rate), ahead=worse, surprise=0.3, price=GPU, tokens=3000)
-    apart, _ = simulate(geometric(rate), price=GPU, tokens=3000, planner=Planner(TwoPasses("auto", None), block=BLOCK))
+    apart, _ = simulate(geometric(rate), price=GPU, tokens=3000, planner=Planner(TWO_PASSES, block=BLOCK))
     assert seconds < share * apart
     late = steps[len(steps) // 2 :]
     assert sum(step.kind == "onepass" for step in late) > 0.6 * len(late)
@@ -357,9 +356,7 @@ def test_auto_is_never_slower_for_one_pass_steps(rate: float, loss: float, price
     """
     ahead = geometric(loss * rate)
     seconds, steps = simulate(geometric(rate), ahead=ahead, price=price, tokens=8000)
-    apart, _ = simulate(
-        geometric(rate), price=price, tokens=8000, planner=Planner(TwoPasses("auto", None), block=BLOCK)
-    )
+    apart, _ = simulate(geometric(rate), price=price, tokens=8000, planner=Planner(TWO_PASSES, block=BLOCK))
     assert seconds <= 1.02 * apart
     assert sum(step.kind == "onepass" for step in steps) <= share * len(steps)
 
@@ -408,14 +405,17 @@ def test_drafts_that_are_there_are_used_where_they_beat_what_is_best() -> None:
     assert planner.choose([record], ready=2, blind=True).drafts <= 2
 
 
-def test_auto_without_fused_passes_has_all_other_steps() -> None:
-    """And a plan that asks for one pass a cycle keeps it."""
-    every, rest = Planner(parse("auto"), block=16), Planner(parse("auto"), block=16, may_fuse=False)
-    assert rest.steps == tuple(step for step in every.steps if step.kind != "onepass")
-    assert len(rest.steps) < len(every.steps)
-    record = Record()
-    for seconds in (1.0, 2.0, 1.0, 2.0):
-        step = rest.choose([record])
-        rest.observe(step, [record], [0], seconds)
-        assert step in rest.steps
-    assert Planner(parse("onepass:2"), block=16, may_fuse=False).steps == (Step(15, stops=2),)
+def test_auto_weighs_the_kinds_it_is_told_to() -> None:
+    """All of them, those named, or all but one; plain steps and chains always, and a fixed plan is as it was."""
+    every = parse("auto").steps(16)
+    assert parse("auto:tree+lookup").steps(16) == tuple(step for step in every if step.kind != "onepass")
+    assert parse("auto").without("onepass").steps(16) == parse("auto:tree+lookup").steps(16)
+    assert {step.kind for step in parse("auto:chain").steps(16)} == {"plain", "chain"}
+    assert parse("onepass:2").without("onepass") == parse("onepass:2")
+    known = Experience()
+    for text in ("auto", "auto:chain", "auto"):
+        planner, record = Planner(parse(text), block=BLOCK, experience=known), Record()
+        for _ in range(40):
+            step = planner.choose([record], [True])
+            planner.observe(step, [record], [step.drafts], 1.0 if step.lookup else 2.0)
+            assert step in planner.steps

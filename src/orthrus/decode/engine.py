@@ -102,8 +102,8 @@ class Engine:
     ) -> None:
         block = config_of(model).block_size
         # Each shape of a fused pass would have to be probed first, which takes longer than `auto` could gain by trying.
-        may_fuse = exact == "distribution"
-        self.planner = Planner(plan, block=block, experience=_experience_of(model, exact), may_fuse=may_fuse)
+        plan = plan if exact == "distribution" else plan.without("onepass")
+        self.planner = Planner(plan, block=block, experience=_experience_of(model, exact))
         self.capacity = capacity
         self.finding = None if exact == "distribution" else finding_for(model, width=block, rows=rows)
         geometry = None if self.finding is None else self.finding.geometry

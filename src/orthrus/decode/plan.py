@@ -3,12 +3,15 @@
 `parse` reads what was asked for; `planner` decides where that is left open. No plan ever changes a text.
 """
 
-from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from dataclasses import dataclass, replace
+from typing import Any, Literal, NamedTuple
 
 from orthrus.errors import ConfigError
 
 Kind = Literal["plain", "chain", "tree", "onepass", "lookup"]
+
+WEIGHED: frozenset[Kind] = frozenset(("tree", "onepass", "lookup"))
+"""Kinds that `auto` weighs besides plain steps and chains, from which it reckons what the others cost."""
 
 LADDER = (1, 2, 3, 4, 6, 8, 11, 15, 23, 31, 47, 63)
 """Draft counts `auto` chooses among, up to the block it was trained for."""
@@ -61,13 +64,18 @@ class Plan:
     """What was asked for: always the same step, or `auto`.
 
     Attributes:
-        name: "auto", "ar", "full", "fixed:K", "tree:N", "onepass", "onepass:M", "lookup" or
-            "lookup:M".
+        name: "auto", "auto:KINDS", "ar", "full", "fixed:K", "tree:N", "onepass", "onepass:M", "lookup" or "lookup:M".
         step: the step of a fixed plan; None for `auto`.
+        kinds: what `auto` weighs besides plain steps and chains.
     """
 
     name: str
     step: Step | None
+    kinds: frozenset[Kind] = WEIGHED
+
+    def without(self, kind: Kind) -> "Plan":
+        """Return the plan with a kind of step less for `auto` to weigh; a fixed plan as it is."""
+        return self if self.step is not None else replace(self, kinds=self.kinds - {kind})
 
     def steps(self, block: int) -> tuple[Step, ...]:
         """Return every step this plan may take with a view trained for blocks of `block`.
@@ -85,7 +93,8 @@ class Plan:
         trees = [Step(block - 1, nodes=nodes) for nodes in (block - 1, 2 * block - 1)]
         lengths = [*(m for m in FUSED if m < block - 1), block - 1]
         fused = [Step(m, stops=s) for m in lengths for s in STOPS if s <= m + 1]
-        return (Step(), *chains, *trees, *(step for step in fused if step.scratch <= _FUSED_ROWS), *copies)
+        others = (*trees, *(step for step in fused if step.scratch <= _FUSED_ROWS), *copies)
+        return (Step(), *chains, *(step for step in others if step.kind in self.kinds))
 
     def _fitted(self, step: Step, block: int) -> Step:
         if step.drafts >= block:
@@ -113,6 +122,9 @@ def parse(text: str) -> Plan:
     }
     if text in named:
         return Plan(text, named[text])
+    kinds: set[Any] = set(number.split("+"))
+    if kind == "auto" and kinds <= {"chain", *WEIGHED}:
+        return Plan(text, None, WEIGHED & kinds)
     if kind == "fixed" and value >= 2:
         return Plan(text, Step(value - 1))
     if kind == "tree" and value >= 1:
@@ -122,6 +134,6 @@ def parse(text: str) -> Plan:
     if kind == "lookup" and value >= 1:
         return Plan(text, Step(value, lookup=True))
     raise ConfigError(
-        "a plan is 'auto', 'ar', 'full', 'fixed:K' (K of at least 2), 'tree:N', 'onepass', 'onepass:M', 'lookup' or "
-        f"'lookup:M', found {text!r}"
+        "a plan is 'auto', 'ar', 'full', 'fixed:K' (K of at least 2), 'tree:N', 'onepass', 'onepass:M', 'lookup', "
+        f"'lookup:M' or 'auto:' and some of chain+{'+'.join(sorted(WEIGHED))}, found {text!r}"
     )

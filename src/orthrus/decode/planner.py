@@ -39,7 +39,7 @@ class Experience:
     turn: int = 0
     used: dict[Kind, int] = field(default_factory=dict)
     last: Step | None = None
-    standing: dict[tuple[int, ...], tuple[Step, int]] = field(default_factory=dict)
+    standing: dict[tuple[object, ...], tuple[Step, int]] = field(default_factory=dict)
     usual_met: NDArray[np.float64] = field(default_factory=lambda: usually_met(Record()))
 
 
@@ -50,7 +50,7 @@ class Planner:
     gives: where acceptance stops at a place that it has drafted for, the next one needs no draft pass, but has to do
     with drafts made ahead. Kinds of step that are not in use are looked at again from an allowance, a small share of
     the time spent, so that looking for better costs a bounded part. A decision that has been confirmed stands for some
-    turns in each situation, since deciding takes time as well. Without `may_fuse`, `auto` takes no one-pass steps.
+    turns in each situation, since deciding takes time as well.
     """
 
     STANDS = 4
@@ -60,10 +60,9 @@ class Planner:
     HEAD_START = 0.03
     SITUATIONS = 64
 
-    def __init__(self, plan: Plan, *, block: int, experience: Experience | None = None, may_fuse: bool = True) -> None:
+    def __init__(self, plan: Plan, *, block: int, experience: Experience | None = None) -> None:
         self.plan = plan
-        steps = plan.steps(block)
-        self.steps = steps if may_fuse or len(steps) == 1 else tuple(step for step in steps if not step.stops)
+        self.steps = plan.steps(block)
         self.known = experience or Experience()
         self.copies = any(step.lookup for step in self.steps)
         self._kinds: list[Kind] = [step.kind for step in self.steps]
@@ -118,7 +117,7 @@ class Planner:
         """
         if len(self.steps) == 1:
             return self.steps[0]
-        known, situation = self.known, (len(rows), ready, blind, *(found or ()))
+        known, situation = self.known, (self.plan.kinds, len(rows), ready, blind, *(found or ()))
         before, until = known.standing.get(situation, (None, 0))
         if before is not None and known.turn < until:
             known.last = before
