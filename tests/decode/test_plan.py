@@ -410,6 +410,7 @@ def test_auto_weighs_the_kinds_it_is_told_to() -> None:
     every = parse("auto").steps(16)
     assert parse("auto:tree+lookup").steps(16) == tuple(step for step in every if step.kind != "onepass")
     assert parse("auto").without("onepass").steps(16) == parse("auto:tree+lookup").steps(16)
+    assert parse("auto").without("onepass", "tree").steps(16) == parse("auto:lookup").steps(16)
     assert {step.kind for step in parse("auto:chain").steps(16)} == {"plain", "chain"}
     assert parse("onepass:2").without("onepass") == parse("onepass:2")
     known = Experience()

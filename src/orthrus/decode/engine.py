@@ -101,8 +101,10 @@ class Engine:
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
         block = config_of(model).block_size
-        # Each shape of a fused pass would have to be probed first, which takes longer than `auto` could gain by trying.
-        plan = plan if exact == "distribution" else plan.without("onepass")
+        if exact == "token":
+            # A tree's path is verified once more, and each shape of a fused pass would have to be probed first: both
+            # take longer than `auto` could gain by them.
+            plan = plan.without("onepass", "tree")
         self.planner = Planner(plan, block=block, experience=_experience_of(model, exact))
         self.capacity = capacity
         self.finding = None if exact == "distribution" else finding_for(model, width=block, rows=rows)

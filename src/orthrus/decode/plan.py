@@ -73,9 +73,9 @@ class Plan:
     step: Step | None
     kinds: frozenset[Kind] = WEIGHED
 
-    def without(self, kind: Kind) -> "Plan":
-        """Return the plan with a kind of step less for `auto` to weigh; a fixed plan as it is."""
-        return self if self.step is not None else replace(self, kinds=self.kinds - {kind})
+    def without(self, *kinds: Kind) -> "Plan":
+        """Return the plan with these kinds of step left out of what `auto` weighs; a fixed plan as it is."""
+        return self if self.step is not None else replace(self, kinds=self.kinds - set(kinds))
 
     def steps(self, block: int) -> tuple[Step, ...]:
         """Return every step this plan may take with a view trained for blocks of `block`.
