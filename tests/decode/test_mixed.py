@@ -22,6 +22,18 @@ PROMPTS = [[5, 6, 7, 8, 5, 6, 7, 8, 5], [60, 61], [9, 9, 9, 9], [5, 6, 7, 40], [
 STEPS = [Step(), Step(BLOCK - 1), Step(3), Step(3, lookup=True), Step(BLOCK - 1, nodes=9), Step(BLOCK - 1, stops=2)]
 
 
+def watched(rows: int) -> tuple[Engine, list[slice]]:
+    """An engine, and the rows of each draft pass that it will run."""
+    drawn: list[slice] = []
+
+    def drafter(passes: Passes, rows: slice, anchor_B: Tensor, drafts: int) -> Tensor:
+        assert len(anchor_B) == rows.stop - rows.start > 0
+        drawn.append(rows)
+        return twin(passes, rows, anchor_B, drafts)
+
+    return Engine(MODEL, rows=rows, capacity=200, plan=plan.parse("auto"), drafter=drafter), drawn
+
+
 def plain_texts(sampling: Sampling) -> list[list[int]]:
     return [reference.greedy_text(PLAIN, prompt, LONGEST, sampling) for prompt in PROMPTS]
 
@@ -29,12 +41,7 @@ def plain_texts(sampling: Sampling) -> list[list[int]]:
 @pytest.mark.parametrize("seed", range(6))
 def test_texts_are_the_plain_ones_whoever_copies(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Steps and copying rows drawn at random, rows joining as others end."""
-    chance, drawn = random.Random(seed), list[slice]()
-
-    def drafter(passes: Passes, rows: slice, anchor_B: Tensor, drafts: int) -> Tensor:
-        assert len(anchor_B) == rows.stop - rows.start > 0
-        drawn.append(rows)
-        return twin(passes, rows, anchor_B, drafts)
+    chance = random.Random(seed)
 
     def choose(rows: list[object], *_: object, **__: object) -> Step:
         return chance.choice(STEPS)
@@ -43,7 +50,7 @@ def test_texts_are_the_plain_ones_whoever_copies(seed: int, monkeypatch: pytest.
         return [step.lookup or (step.kind == "chain" and chance.random() < 0.5) for _ in rows]
 
     sampling = Sampling(repetition_penalty=chance.choice([1.0, 1.3]))
-    engine = Engine(MODEL, rows=4, capacity=200, plan=plan.parse("auto"), drafter=drafter)
+    engine, drawn = watched(4)
     monkeypatch.setattr(engine.planner, "choose", choose)
     monkeypatch.setattr(engine.planner, "copying", copying)
     done = decode(engine, PROMPTS, Options(max_new_tokens=LONGEST, sampling=sampling))
@@ -53,13 +60,7 @@ def test_texts_are_the_plain_ones_whoever_copies(seed: int, monkeypatch: pytest.
 
 def test_a_draft_pass_leaves_out_copying_rows_at_the_ends(monkeypatch: pytest.MonkeyPatch) -> None:
     """Of five rows the second and the fourth draft: one pass over the second to the fourth, none where all copy."""
-    drawn: list[slice] = []
-
-    def drafter(passes: Passes, rows: slice, anchor_B: Tensor, drafts: int) -> Tensor:
-        drawn.append(rows)
-        return twin(passes, rows, anchor_B, drafts)
-
-    engine = Engine(MODEL, rows=5, capacity=200, plan=plan.parse("auto"), drafter=drafter)
+    engine, drawn = watched(5)
     monkeypatch.setattr(engine.planner, "choose", lambda *_, **__: Step(3))
     flags = [[True, False, True, False, True], [True] * 5]
     monkeypatch.setattr(engine.planner, "copying", lambda *_: flags.pop(0))
@@ -84,13 +85,7 @@ def test_a_draft_pass_leaves_out_copying_rows_at_the_ends(monkeypatch: pytest.Mo
 
 def test_rows_with_drafts_made_ahead_need_no_draft_pass(monkeypatch: pytest.MonkeyPatch) -> None:
     """After a fused pass the rows it drafted for use what it made, exactly; the others draft."""
-    drawn: list[slice] = []
-
-    def drafter(passes: Passes, rows: slice, anchor_B: Tensor, drafts: int) -> Tensor:
-        drawn.append(rows)
-        return twin(passes, rows, anchor_B, drafts)
-
-    engine = Engine(MODEL, rows=3, capacity=200, plan=plan.parse("auto"), drafter=drafter)
+    engine, drawn = watched(3)
     steps = [Step(3, stops=4), Step(3)]
     monkeypatch.setattr(engine.planner, "choose", lambda *_, **__: steps.pop(0))
     for prompt in PROMPTS[:3]:
