@@ -8,7 +8,7 @@ import pytest
 
 from orthrus.decode.costs import Costs
 from orthrus.decode.plan import Step, parse
-from orthrus.decode.planner import Experience, Planner
+from orthrus.decode.planner import Planner
 from orthrus.decode.worth import WAYS, Record, expected, usually_met
 from orthrus.errors import ConfigError
 
@@ -413,9 +413,8 @@ def test_auto_weighs_the_kinds_it_is_told_to() -> None:
     assert parse("auto").without("onepass", "tree").steps(16) == parse("auto:lookup").steps(16)
     assert {step.kind for step in parse("auto:chain").steps(16)} == {"plain", "chain"}
     assert parse("onepass:2").without("onepass") == parse("onepass:2")
-    known = Experience()
-    for text in ("auto", "auto:chain", "auto"):
-        planner, record = Planner(parse(text), block=BLOCK, experience=known), Record()
+    for text in ("auto", "auto:chain", "auto:tree+lookup"):
+        planner, record = Planner(parse(text), block=BLOCK), Record()
         for _ in range(40):
             step = planner.choose([record], [True])
             planner.observe(step, [record], [step.drafts], 1.0 if step.lookup else 2.0)

@@ -39,7 +39,7 @@ class Experience:
     turn: int = 0
     used: dict[Kind, int] = field(default_factory=dict)
     last: Step | None = None
-    standing: dict[tuple[object, ...], tuple[Step, int]] = field(default_factory=dict)
+    standing: dict[tuple[int, ...], tuple[Step, int]] = field(default_factory=dict)
     usual_met: NDArray[np.float64] = field(default_factory=lambda: usually_met(Record()))
 
 
@@ -117,7 +117,7 @@ class Planner:
         """
         if len(self.steps) == 1:
             return self.steps[0]
-        known, situation = self.known, (self.plan.kinds, len(rows), ready, blind, *(found or ()))
+        known, situation = self.known, (len(rows), ready, blind, *(found or ()))
         before, until = known.standing.get(situation, (None, 0))
         if before is not None and known.turn < until:
             known.last = before
