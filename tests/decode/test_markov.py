@@ -106,6 +106,10 @@ def test_the_likeliest_candidates_are_followed_as_if_one_by_one(candidates: int,
     """Against a loop over slots that looks at nothing but each slot's likeliest tokens by itself."""
     logits = torch.randn(2, slots, V, generator=torch.Generator().manual_seed(seed)) * 2
     tokens, likely = MARKOV.follow(logits, torch.tensor([1, 7]), candidates=candidates)
+    assert likely is not None
+    unweighed, nothing = MARKOV.follow(logits, torch.tensor([1, 7]), candidates=candidates, weigh=False)
+    assert torch.equal(unweighed, tokens)
+    assert nothing is None
     for row, before in enumerate((1, 7)):
         for slot in range(slots):
             own = logits[row, slot].topk(min(candidates, V)).indices

@@ -54,13 +54,19 @@ def test_verify_equals_one_plain_forward(family: str, overrides: dict[str, objec
 @each_variant
 @torch.no_grad()
 def test_draft_is_the_twin_over_the_backbone_s_keys(family: str, overrides: dict[str, object]) -> None:
-    """Anchor and masks through the twin, prefix keys from the frozen view, the block open both ways."""
+    """Anchor and masks through the twin, prefix keys from the frozen view, the block open both ways.
+
+    Rows together, which differ in length, and each one alone, whose slots all see the same.
+    """
     model = dual(family, attn=None, **overrides)
     passes = passes_over(model)
-    logits = passes.draft(ALL, torch.tensor([40, 43, 46]), drafts=3)
+    anchor_B = torch.tensor([40, 43, 46])
+    logits = passes.draft(ALL, anchor_B, drafts=3)
     for row, text in enumerate(TEXTS):
+        own = slice(row, row + 1)
         expected = draft_alone(model, text, BLOCK[row][0], drafts=3)
         torch.testing.assert_close(logits[row], expected, **NEAR)
+        torch.testing.assert_close(passes.draft(own, anchor_B[own], drafts=3)[0], expected, **NEAR)
 
 
 @each_variant

@@ -361,6 +361,17 @@ def test_auto_is_never_slower_for_one_pass_steps(rate: float, loss: float, price
     assert sum(step.kind == "onepass" for step in steps) <= share * len(steps)
 
 
+def test_one_pass_steps_that_could_not_win_are_not_looked_at() -> None:
+    """Useless drafts, an allowance for dozens of looks: none after the first, before anything was known of them.
+
+    Where a pass of any width costs what one token does, they could win at any time, and are looked at.
+    """
+    _, steps = simulate(geometric(0.0), price=CPU, tokens=5000)
+    assert sum(step.kind == "onepass" for step in steps) <= 4
+    _, cheap = simulate(geometric(0.0), price=linear(1.0), tokens=5000)
+    assert sum(step.kind == "onepass" for step in cheap) > 30
+
+
 def test_what_fewer_and_more_stops_would_have_met_is_learned_too() -> None:
     """Stopped at the second likeliest place of 8: 1 stop would have missed it; none of 2: 8 stops might have met it."""
     step, record = Step(15, stops=8), Record(fade=1.0)

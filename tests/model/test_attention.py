@@ -72,6 +72,17 @@ def test_scaling_defaults_to_the_root_of_the_dimension(softcap: float | None) ->
     torch.testing.assert_close(out.double(), expected, rtol=0, atol=2e-6)
 
 
+@pytest.mark.parametrize("tile", [None, 2, 4])
+@pytest.mark.parametrize("softcap", [None, 2.0])
+def test_a_mask_of_one_number_stands_for_any_shape(tile: int | None, softcap: float | None) -> None:
+    """With tiles and without: every query sees every key."""
+    query, key, value = random_heads(2, 3, 4)
+    one = torch.zeros(1, 1, 1, 1)
+    out, _ = attention(CAUSAL, query, key, value, one, softcap=softcap, tile=tile)
+    expected, _ = attention(CAUSAL, query, key, value, one.expand(2, 1, 3, 4), softcap=softcap, tile=tile)
+    assert torch.equal(out, expected)
+
+
 def test_a_mask_longer_than_the_keys_is_cut() -> None:
     """Models that preallocate their mask hand over more columns than there are keys."""
     query, key, value = random_heads(2, 2, 3)

@@ -83,7 +83,7 @@ def cycle(passes: Passes, batch: Batch, step: Step, *, drafter: Drafter = twin) 
     logits_BMV, drew = _proposals(passes, batch, step, drafter)
     if step.kind == "tree":
         return _tree(passes, batch, logits_BMV, step, drew)
-    drafts = _draft(batch, logits_BMV, passes.markov)
+    drafts = _draft(batch, logits_BMV, passes.markov, weigh=step.kind == "onepass")
     if batch.copied_BM is not None and batch.copying_B is not None:
         copied_BM = torch.where(batch.copying_B[:, None], batch.copied_BM, drafts.tokens_BM)
         drafts = Drafts(copied_BM, drafts.scores_BMV, drafts.likely_BM)
@@ -173,10 +173,10 @@ def _tree(passes: Passes, batch: Batch, logits_BMV: Tensor, step: Step, drew: in
     return Outcome(tokens, drew + 1, inside=[(kept, length) for kept, length in inside])
 
 
-def _draft(batch: Batch, logits_BMV: Tensor, markov: Markov | None) -> Drafts:
+def _draft(batch: Batch, logits_BMV: Tensor, markov: Markov | None, *, weigh: bool = True) -> Drafts:
     def of(chooser: Chooser, index: Tensor | None) -> Drafts:
         before = None if markov is None else Before(_take(batch.anchor_B, index), markov)
-        return chooser.draft(_take(logits_BMV, index), _context(batch, index), before)
+        return chooser.draft(_take(logits_BMV, index), _context(batch, index), before, weigh=weigh)
 
     parts = [(index, of(chooser, index)) for chooser, index in batch.groups]
     if len(parts) == 1:

@@ -241,9 +241,10 @@ class Passes:
         self, rows: slice, token_BQ: Tensor, slot_BQ: Tensor, *, limit_BQ: Tensor, view: ViewName, logits: int | None
     ) -> Tensor:
         """Run a pass whose slots are its positions; `logits` says how many leading slots to project (None: none)."""
-        end = self._begin(rows, slot_BQ)
-        if self._sees_all(rows, slot_BQ, end):
-            layer_masks = masks.open_masks(self.windows, dtype=self.dtype, device=slot_BQ.device)
+        end = self._begin(rows, slot_BQ, fixed=view == "ar")
+        if self._alike(rows, slot_BQ, end, view):
+            seen = self.cache.lengths[rows.start] + slot_BQ.shape[1]
+            layer_masks = masks.alike(seen, span=end, windows=self.windows, dtype=self.dtype, device=slot_BQ.device)
         else:
             layer_masks = self._masks(masks.up_to(limit_BQ, span=end), slot_BQ, slot_BQ, slot_BQ, end)
         keep = (
@@ -251,10 +252,13 @@ class Passes:
         )
         return self._call(token_BQ, slot_BQ, View(name=view, masks=layer_masks), keep=keep)
 
-    def _begin(self, rows: slice, slot_BQ: Tensor) -> int:
-        """Point the cache at a pass's slots; returns one past the last slot in reach."""
+    def _begin(self, rows: slice, slot_BQ: Tensor, *, fixed: bool = True) -> int:
+        """Point the cache at a pass's slots; returns one past the last slot in reach.
+
+        Draft passes are free (`fixed=False`) of a geometry, which rounds the reach.
+        """
         end = max(self.cache.lengths[rows]) + slot_BQ.shape[1]
-        if self.geometry is not None:
+        if self.geometry is not None and fixed:
             end = min(-(-end // self.geometry.span) * self.geometry.span, self.cache.capacity)
         elif self.compiled:
             end = min(-(-end // compiled.SPAN) * compiled.SPAN, self.cache.capacity)
@@ -262,11 +266,14 @@ class Passes:
         self.cache.begin(rows, slot_BQ, end=end, start=self.cache.lengths[rows.start] if level else None)
         return end
 
-    def _sees_all(self, rows: slice, slot_BQ: Tensor, end: int) -> bool:
-        """Tell whether a pass is a last token alone, in rows of one length, before which all slots are its to see."""
-        if slot_BQ.shape[1] > 1 or self.compiled or self.geometry is not None:
+    def _alike(self, rows: slice, slot_BQ: Tensor, end: int, view: ViewName) -> bool:
+        """Tell whether all queries see the same slots: a lone token, or a block that looks both ways.
+
+        Only in rows of one length, and within every window.
+        """
+        if self.compiled or (slot_BQ.shape[1] > 1 and (self.causal or view == "ar")):
             return False
-        return set(self.cache.lengths[rows]) == {end - 1} and end <= min(self.windows, default=end)
+        return len(set(self.cache.lengths[rows])) == 1 and end <= min(self.windows, default=end)
 
     def _masks(
         self, allowed_BQS: Tensor, query_BQ: Tensor, written_BW: Tensor, position_BW: Tensor, end: int

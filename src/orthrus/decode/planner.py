@@ -5,7 +5,7 @@ Decisions are a pure function of those numbers: the clock is the engine's, and n
 Shapes: B rows, W ways to draft, M slots, S steps.
 """
 
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -51,6 +51,9 @@ class Planner:
     with drafts made ahead. Kinds of step that are not in use are looked at again from an allowance, a small share of
     the time spent, so that looking for better costs a bounded part. A decision that has been confirmed stands for some
     turns in each situation, since deciding takes time as well.
+
+    One-pass steps, the dearest to try, are looked at only where they could come near what is best: at what they were
+    measured to cost, or else at the least that they can.
     """
 
     STANDS = 4
@@ -58,6 +61,7 @@ class Planner:
     FIRST_PROBES = 4
     FIRST_TURNS = 64
     HEAD_START = 0.03
+    HOPE = 0.7
     SITUATIONS = 64
 
     def __init__(self, plan: Plan, *, block: int, experience: Experience | None = None) -> None:
@@ -76,6 +80,7 @@ class Planner:
         fused = self.steps[self._fused]
         self._hit_F = np.array([cell(step) for step in fused], dtype=int)
         self._certain_F = np.array([step.stops > step.drafts for step in fused], dtype=bool)
+        self._positions_F = np.array([step.scratch for step in fused], dtype=int)
         # Measured before one-pass steps are weighed: those of the widest's drafts with two stops, and the widest.
         widest = max(fused, key=lambda step: step.scratch, default=Step())
         few = [step for step in fused if step.drafts == widest.drafts and step.stops <= 2]
@@ -161,14 +166,20 @@ class Planner:
         fused = self._fused
         # Without drafts at hand, taking up one-pass steps costs a draft pass more: a tie is not enough.
         worthwhile = 1.0 if ready else 1.0 - self.HEAD_START
-        speed_S[fused] = worthwhile * self._lasting(rows, token_WM, cost_S[fused], draft_S[fused])
+        unknown_F = np.isnan(cost_S[fused])
+        cost_F = np.where(unknown_F, self._least(cost_S, verify_S), cost_S[fused])
+        hoped_F = worthwhile * self._lasting(rows, token_WM, cost_F, draft_S[fused])
+        speed_S[fused] = np.where(unknown_F, 0.0, hoped_F)
         speed_S[np.isnan(speed_S)] = 0.0
         best = int(speed_S.argmax())
         if ready and self._kinds[best] != "onepass":
             usable, speed = self._from_ready(ready, blind, token_WM, token_S, cost_S, draft_S, verify_S)
             if speed > speed_S[best]:
                 return self.steps[usable]
-        other = self._probe(best, basis, speed_S, cost_S, draft_S, copies=len(nothing) < len(rows))
+        barred: set[Kind] = set() if len(nothing) < len(rows) else {"lookup"}
+        if not (hoped_F >= speed_S[best] * self.HOPE).any():
+            barred.add("onepass")
+        other = self._probe(best, basis, speed_S, cost_S, draft_S, barred)
         return self.steps[best] if other is None else self.steps[other]
 
     def _gain(self, tree: Step) -> Gain:
@@ -195,6 +206,13 @@ class Planner:
         speed_S[(self._drafts_S > ready) | np.isnan(speed_S)] = 0.0
         best = int(speed_S.argmax())
         return best, float(speed_S[best])
+
+    def _least(self, cost_S: NDArray[np.float64], verify_S: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Return the least that each one-pass step can cost: its positions as verifying ones, drafting for nothing."""
+        verify_F, drafts_F = verify_S[self._fused], self._drafts_S[self._fused]
+        position_F = np.maximum(verify_F - cost_S[0], 0.0) / drafts_F
+        least_F: NDArray[np.float64] = verify_F + position_F * (self._positions_F - drafts_F - 1)
+        return least_F
 
     def _lasting(
         self,
@@ -290,19 +308,20 @@ class Planner:
         speed_S: NDArray[np.float64],
         cost_S: NDArray[np.float64],
         draft_S: NDArray[np.float64],
-        *,
-        copies: bool,
+        barred: Set[Kind],
     ) -> int | None:
         """Return another kind of step at its best length, when the allowance covers what it costs.
 
-        Kinds never measured come first; from plain decoding the most promising one is looked at every other time.
-        One-pass steps are looked at, whatever is best, until two of their shapes are measured: the others lie between.
+        Those barred could not win as things stand: copies where there is nothing to copy, one-pass steps where not even
+        the least that they can cost would do. Kinds never measured come first; from plain decoding the most promising
+        one is looked at every other time. One-pass steps are looked at, whatever is best, until two of their shapes are
+        measured: the others lie between.
         """
         known = self.known
         if known.allowance is None or known.allowance < cost_S[0]:
             return None
         ends = [i for i in self._ends if not known.costs.measured(self.steps[i], basis)]
-        kinds = {k for k in self._kinds if copies or k != "lookup"} - {"plain"}
+        kinds = {*self._kinds} - {"plain"} - barred
         if not ends or self._kinds[best] != "onepass":
             kinds -= {self._kinds[best]}
         if not kinds:

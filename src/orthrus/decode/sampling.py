@@ -73,16 +73,19 @@ class Chooser:
     sampling: Sampling
     coupled: bool = False
 
-    def draft(self, logits_BMV: Tensor, context: Context, before: Before | None = None) -> Drafts:
+    def draft(
+        self, logits_BMV: Tensor, context: Context, before: Before | None = None, *, weigh: bool = True
+    ) -> Drafts:
         """Propose one token per slot; slots know the row's text, and one another's choice only through `before`.
 
         With it (the anchors, `[B]`) they are chosen in turn: each slot's logits are shifted by the token before it; the
-        likeliest tokens, where nothing else matters, among a few candidates of each slot.
+        likeliest tokens, where nothing else matters, among a few candidates of each slot. How probable they are is told
+        where `weigh` asks for it.
         """
         seen = None if context.seen_BV is None else context.seen_BV[:, None]
         plainly = not self.sampling.do_sample and (seen is None or self.sampling.repetition_penalty == 1.0)
         if before is not None and plainly:
-            tokens, likely = before.shift.follow(logits_BMV, before.token, candidates=_CANDIDATES)
+            tokens, likely = before.shift.follow(logits_BMV, before.token, candidates=_CANDIDATES, weigh=weigh)
             return Drafts(tokens, None, likely)
         purpose = noise.TARGET if self.coupled else noise.DRAFT
         noise_BMV = self._gumbel(logits_BMV, context, purpose) if self.sampling.do_sample else None
@@ -97,7 +100,7 @@ class Chooser:
                 token_B = slots[-1][0][:, 0]
             tokens, scores = (torch.cat(column, 1) for column in zip(*slots, strict=True))
         rejects = self.sampling.do_sample and not self.coupled
-        return Drafts(tokens, scores if rejects else None, _likely(scores, tokens))
+        return Drafts(tokens, scores if rejects else None, _likely(scores, tokens) if weigh else None)
 
     def _draw(self, logits_BMV: Tensor, seen: Tensor | None, noise_BMV: Tensor | None) -> tuple[Tensor, Tensor]:
         """Choose each slot's token by its own logits; returns tokens `[B, M]` and scores `[B, M, V]`."""

@@ -62,9 +62,10 @@ def attention(
         return out.reshape(B, H, Q, value.shape[-1]).transpose(1, 2).contiguous(), None
     mask = None if attention_mask is None else _fold(attention_mask[:, :, :, : key.shape[2]], H // heads)
     if tile is not None:
-        if mask is None:
-            mask = query_BHQD.new_zeros(1, 1, 1, key.shape[2])
-        if softcap is None and s_aux is None and grouped.device.type == "cpu" and mask.dtype == grouped.dtype:
+        mask = query_BHQD.new_zeros(1, 1, 1, 1) if mask is None else mask
+        mask = mask.expand(-1, -1, -1, key.shape[2])
+        fits = value.shape[-1] == D and mask.dtype == grouped.dtype
+        if softcap is None and s_aux is None and grouped.device.type == "cpu" and fits:
             out = _flash_tiles(grouped, key, value, mask, scaling or D**-0.5, tile)
         else:
             out = _tiled(grouped, key, value, mask, scaling or D**-0.5, softcap, s_aux, Q, tile)
@@ -177,11 +178,11 @@ def _flash_tiles(grouped: Tensor, key: Tensor, value: Tensor, mask: Tensor, scal
         times = -(-_FEWEST_ROWS // rows)
         grouped = torch.cat([grouped] * times, dim=2)
         mask = torch.cat([mask] * times, dim=2) if mask.shape[2] > 1 else mask
+    if key.shape[2] <= tile:
+        # The same kernel by a shorter way.
+        return scaled_dot_product_attention(grouped, key, value, attn_mask=mask, scale=scaling)[:, :, :rows]
     mask = mask.expand(grouped.shape[0], 1, grouped.shape[2], -1)
     attend = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu.default
-    if key.shape[2] <= tile:
-        alone: Tensor = attend(grouped, key, value, 0.0, False, attn_mask=mask, scale=scaling)[0]
-        return alone[:, :, :rows]
     outs, totals = [], []
     for start in range(0, key.shape[2], tile):
         own = slice(start, start + tile)

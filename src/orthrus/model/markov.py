@@ -35,19 +35,21 @@ class Markov(nn.Module):
         """Return what each token adds to the logits of the slot after it: `[..., V]`."""
         return linear(embedding(token, self.before_VR), self.after_VR)
 
-    def follow(self, logits_BMV: Tensor, anchor_B: Tensor, *, candidates: int) -> tuple[Tensor, Tensor]:
+    def follow(
+        self, logits_BMV: Tensor, anchor_B: Tensor, *, candidates: int, weigh: bool = True
+    ) -> tuple[Tensor, Tensor | None]:
         """Choose each slot's likeliest token given the one chosen before it, among each slot's likeliest by itself.
 
         All steps are found at once, for every candidate before, and then composed in log M rounds.
 
         Returns:
             Tokens `[B, M]`, and how probable each is: the candidates of a slot, shifted, share what probability they
-            have together without the shift.
+            have together without the shift. None instead without `weigh`.
         """
         B, M, V = logits_BMV.shape
         K = min(candidates, V)
-        logits_BMV = logits_BMV.float()
         score_BMK, token_BMK = logits_BMV.topk(K, dim=2)
+        score_BMK = score_BMK.float()
         before_BMK = torch.cat([anchor_B[:, None, None].expand(B, 1, K), token_BMK[:, :-1]], dim=1)
         shifted_BMKK = score_BMK[:, :, None] + self.pairs(before_BMK, token_BMK)
         step_BMK, reach = shifted_BMKK.argmax(3), 1
@@ -55,11 +57,14 @@ class Markov(nn.Module):
             further = step_BMK[:, reach:].gather(2, step_BMK[:, :-reach])
             step_BMK, reach = torch.cat([step_BMK[:, :reach], further], dim=1), 2 * reach
         choice_BM1 = step_BMK[:, :, :1]
+        chosen_BM = token_BMK.gather(2, choice_BM1)[:, :, 0]
+        if not weigh:
+            return chosen_BM, None
         past_BM1 = torch.nn.functional.pad(choice_BM1[:, :-1], (0, 0, 1, 0))
         own_BMK = shifted_BMKK.gather(2, past_BM1[..., None].expand(B, M, 1, K))[:, :, 0]
-        mass_BM1 = (score_BMK.logsumexp(2, keepdim=True) - logits_BMV.logsumexp(2, keepdim=True)).exp()
+        mass_BM1 = (score_BMK.logsumexp(2, keepdim=True) - logits_BMV.float().logsumexp(2, keepdim=True)).exp()
         likely_BM1 = own_BMK.softmax(2).gather(2, choice_BM1) * mass_BM1
-        return token_BMK.gather(2, choice_BM1)[:, :, 0], likely_BM1[:, :, 0]
+        return chosen_BM, likely_BM1[:, :, 0]
 
     def pairs(self, before: Tensor, after: Tensor) -> Tensor:
         """Return what each of F tokens before adds to the logit of each of K tokens after: `[..., F, K]`."""

@@ -51,7 +51,8 @@ Mask = Tensor | BlockMask | InBlocks
 
 def additive(allowed: Tensor, dtype: torch.dtype) -> Tensor:
     """Turn a boolean mask into an additive one of the given dtype, same shape."""
-    return torch.zeros(allowed.shape, dtype=dtype, device=allowed.device).masked_fill_(~allowed, torch.finfo(dtype).min)
+    lowest = torch.full(allowed.shape, torch.finfo(dtype).min, dtype=dtype, device=allowed.device)
+    return lowest.masked_fill_(allowed, 0.0)
 
 
 def layer_masks(
@@ -76,10 +77,14 @@ def layer_masks(
     )
 
 
-def open_masks(windows: Iterable[int], *, dtype: torch.dtype, device: torch.device) -> LayerMasks:
-    """Make the masks of a pass whose queries see every key in reach: `[1, 1, 1, 1]`, which stands for any shape."""
-    nothing = torch.zeros(1, 1, 1, 1, dtype=dtype, device=device)
-    return LayerMasks(full=nothing, windowed=dict.fromkeys(windows, nothing))
+def alike(seen: int, *, span: int, windows: Iterable[int], dtype: torch.dtype, device: torch.device) -> LayerMasks:
+    """Make the masks of a pass whose queries all see the first `seen` slots and no others: `[1, 1, 1, S]`.
+
+    Where that is all slots in reach, `[1, 1, 1, 1]`, which stands for any shape.
+    """
+    mask = torch.zeros(1, 1, 1, span if seen < span else 1, dtype=dtype, device=device)
+    mask[..., seen:] = torch.finfo(dtype).min
+    return LayerMasks(full=mask, windowed=dict.fromkeys(windows, mask))
 
 
 def block_masks(
