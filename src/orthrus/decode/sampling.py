@@ -59,7 +59,7 @@ class Drafts(NamedTuple):
         return torch.ones_like(self.tokens_BM, dtype=torch.float32) if self.likely_BM is None else self.likely_BM
 
 
-_CANDIDATES = 32
+_CANDIDATES = 16
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,7 +18,7 @@ from torch import Tensor
 from orthrus.decode.accept import Verdict
 from orthrus.model.markov import Markov
 
-BRANCH = 8
+BRANCH = 16
 """Likeliest tokens of a slot that may become nodes."""
 
 _LEAST = -30.0
