@@ -25,7 +25,7 @@ LONGEST = 10
 STEMS = [[5, 6, 7, 8, 5, 6, 7, 8, 5], [5, 6, 7, 8, 9, 10, 11], [5, 6, 7, 40], [60, 61], [8]]
 MODEL, PLAIN = dual(num_hidden_layers=1), tiny("qwen3", num_hidden_layers=1)
 PLAN = plan.parse("auto")
-CAPACITY = Engine.room(max(map(len, STEMS)) + LONGEST, LONGEST, max(step.scratch for step in PLAN.steps(BLOCK)))
+CAPACITY = Engine.room(max(map(len, STEMS)) + LONGEST, LONGEST, PLAN.scratch(BLOCK))
 
 
 @cache
@@ -197,7 +197,7 @@ def test_a_drafter_that_is_always_wrong_costs_three_percent_more_passes_at_most(
 
     model = dual(num_hidden_layers=1, max_position_embeddings=1024)
     model.register_forward_pre_hook(take, with_kwargs=True)
-    room = Engine.room(3, 600, max(step.scratch for step in PLAN.steps(BLOCK)))
+    room = Engine.room(3, 600, PLAN.scratch(BLOCK))
     engine = Engine(model, rows=rows, capacity=room, plan=PLAN, drafter=wrong, clock=lambda: seconds)
     fused = engine.passes.fused
 

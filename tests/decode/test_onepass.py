@@ -310,7 +310,7 @@ def test_chains_use_what_was_drafted_ahead(monkeypatch: pytest.MonkeyPatch) -> N
     wanted = iter([Step(BLOCK - 1, stops=BLOCK), Step(3), Step(BLOCK - 1, stops=BLOCK)])
     told: list[tuple[int, bool]] = []
 
-    def choose(*_: object, ready: int, blind: bool) -> Step:
+    def choose(*_: object, ready: int, blind: bool, room: int) -> Step:
         told.append((ready, blind))
         return next(wanted)
 

@@ -31,6 +31,7 @@ def simulate(
     planner: Planner | None = None,
     ahead: Accept | None = None,
     surprise: float = 0.5,
+    room: int | None = None,
 ) -> tuple[float, list[Step]]:
     """Run a planner until so many tokens are out.
 
@@ -41,7 +42,7 @@ def simulate(
     record, elsewhere = Record(), geometric(surprise, seed=1)
     seconds, done, ready, steps = 0.0, 0, 0, []
     while done < tokens:
-        step = planner.choose([record], ready=ready, blind=True)
+        step = planner.choose([record], ready=ready, blind=True, room=room)
         drew = step.kind not in ("chain", "onepass") or not 0 < step.drafts <= ready
         kept = min((accept if drew or ahead is None else ahead)(done), step.drafts)
         rank = min(elsewhere(done), step.drafts, step.stops)
@@ -301,11 +302,12 @@ def test_copies_are_made_only_where_something_was_found() -> None:
 
 @pytest.mark.parametrize("block", [2, 4, 6, 8, 16, 32, 64])
 def test_one_pass_steps_of_auto_fit_their_rows(block: int) -> None:
-    """All of a short block's stops or a few of a long one's, within 160 positions: what `auto` asks of a cache."""
+    """All of a short block's stops or a few of a long one's, within 160 positions; a cache need not have them."""
     steps = [step for step in parse("auto").steps(block) if step.stops]
     assert {step.drafts for step in steps} <= {3, 7, 15, 31, 63, block - 1}
     assert all(1 <= step.stops <= step.drafts + 1 and step.scratch <= 160 for step in steps)
-    assert Planner(parse("auto"), block=block).scratch <= 160
+    assert parse("auto").scratch(block) == parse("auto:tree+lookup").scratch(block) == 2 * block
+    assert parse("onepass").scratch(block) == block + block * block
     assert any(step.stops == step.drafts + 1 for step in steps)
 
 
@@ -370,6 +372,28 @@ def test_one_pass_steps_that_could_not_win_are_not_looked_at() -> None:
     assert sum(step.kind == "onepass" for step in steps) <= 4
     _, cheap = simulate(geometric(0.0), price=linear(1.0), tokens=5000)
     assert sum(step.kind == "onepass" for step in cheap) > 30
+
+
+@pytest.mark.parametrize("room", [2 * BLOCK, 4 * BLOCK, 9 * BLOCK])
+def test_steps_are_never_wider_than_the_room_that_is_left(room: int) -> None:
+    """Where one-pass steps win with room for all of them: those that fit are taken, and others looked at as ever."""
+    _, anywhere = simulate(geometric(0.6), surprise=0.3, price=GPU, tokens=3000)
+    assert max(step.scratch for step in anywhere) > 4 * BLOCK
+    _, steps = simulate(geometric(0.6), surprise=0.3, price=GPU, tokens=3000, room=room)
+    assert max(step.scratch for step in steps) <= room
+    assert {step.kind for step in steps} >= {"plain", "chain", "tree"}
+    assert any(step.kind == "onepass" for step in steps) is (room >= 3 * BLOCK)
+
+
+def test_a_standing_decision_that_no_longer_fits_falls() -> None:
+    """The same situation with less room, within the turns for which a one-pass step was to stand."""
+    planner, wide = Planner(parse("auto"), block=BLOCK), Step(BLOCK - 1, stops=8)
+    simulate(geometric(0.6), surprise=0.3, price=GPU, tokens=3000, planner=planner)
+    for room, stands in ((wide.scratch, True), (2 * BLOCK, False)):
+        planner.known.standing[1, wide.drafts, True] = wide, planner.known.turn + 5
+        step = planner.choose([Record()], ready=wide.drafts, blind=True, room=room)
+        assert (step == wide) is stands
+        assert step.scratch <= room
 
 
 def test_what_fewer_and_more_stops_would_have_met_is_learned_too() -> None:

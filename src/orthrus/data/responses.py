@@ -89,7 +89,7 @@ def answer(
     if not usable:
         return
     scheme = plan.parse(decode)
-    width = max(step.scratch for step in scheme.steps(model.orthrus_config.block_size))
+    width = scheme.scratch(model.orthrus_config.block_size)
     engine = Engine(
         model, rows=how.rows, capacity=how.row_tokens + width, plan=scheme, admit_free=max(1, how.rows // 4)
     )

@@ -138,7 +138,7 @@ def engine_for(
     if exact not in EXACT:
         raise ConfigError(f"exact must be one of {', '.join(EXACT)}, found {exact!r}")
     block = config_of(model).block_size
-    width = max(step.scratch for step in plan.steps(block))
+    width = plan.scratch(block)
     context: int = model.config.get_text_config().max_position_embeddings
     longest = max((len(ids) for ids in prompts), default=1)
     capacity = Engine.room(longest, min(options.max_new_tokens, max(context - longest, 0)), width)

@@ -195,7 +195,8 @@ class Engine:
         found = self._look_up() if self.planner.copies else None
         ready = min(0 if r is None else len(r.logits_MV) for r in self._ready[rows])
         blind = [r is not None and r.blind for r in self._ready[rows]]
-        step = self._allowed(self.planner.choose(records, found, ready=ready, blind=any(blind)))
+        room = self.cache.capacity - max(self.cache.lengths[rows])
+        step = self._allowed(self.planner.choose(records, found, ready=ready, blind=any(blind), room=room))
         copied = self.planner.copying(step, records, found)
         started = self.clock()
         batch = self._batch(rows, step, copied)

@@ -26,7 +26,7 @@ STOPS = (1, 2, 4, 8)
 """Numbers of stop points of such passes."""
 
 _FUSED_ROWS = 160
-"""Positions of such a pass at most, which is also the scratch that `auto` asks of a cache."""
+"""Positions of such a pass at most."""
 
 
 class Step(NamedTuple):
@@ -95,6 +95,14 @@ class Plan:
         fused = [Step(m, stops=s) for m in lengths for s in STOPS if s <= m + 1]
         others = (*trees, *(step for step in fused if step.scratch <= _FUSED_ROWS), *copies)
         return (Step(), *chains, *(step for step in others if step.kind in self.kinds))
+
+    def scratch(self, block: int) -> int:
+        """Return the cache positions past a row's length that the plan cannot do without.
+
+        One-pass steps of `auto` need more, and are taken while rows have as much left for tokens still to come.
+        """
+        steps = self.steps(block)
+        return max(step.scratch for step in steps if step.kind != "onepass" or len(steps) == 1)
 
     def _fitted(self, step: Step, block: int) -> Step:
         if step.drafts >= block:

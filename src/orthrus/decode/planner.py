@@ -67,11 +67,13 @@ class Planner:
     def __init__(self, plan: Plan, *, block: int, experience: Experience | None = None) -> None:
         self.plan = plan
         self.steps = plan.steps(block)
+        self.scratch = plan.scratch(block)
         self.known = experience or Experience()
         self.copies = any(step.lookup for step in self.steps)
         self._kinds: list[Kind] = [step.kind for step in self.steps]
         self._drafts_S = np.array([step.drafts for step in self.steps])
         self._slots = int(self._drafts_S.max())
+        self._widest = max(step.scratch for step in self.steps)
         # A step's place in a table of expected tokens, way after way; no drafts give one token in any of them.
         way_S = np.array([LOOKUP if step.lookup else CHAIN for step in self.steps])
         self._place_S = way_S * (self._slots + 1) + self._drafts_S
@@ -94,11 +96,6 @@ class Planner:
         return slice(first, first + self._kinds.count(kind))
 
     @property
-    def scratch(self) -> int:
-        """Cache positions past a row's length that any step of the plan writes."""
-        return max(step.scratch for step in self.steps)
-
-    @property
     def first_drafts(self) -> int:
         """How many drafts the pass that reads a prompt should make for the first step, as far as can be told.
 
@@ -110,7 +107,13 @@ class Planner:
         return self._slots if last is None or last.kind in ("chain", "tree", "onepass") else 0
 
     def choose(
-        self, rows: Sequence[Record], found: Sequence[bool] | None = None, *, ready: int = 0, blind: bool = False
+        self,
+        rows: Sequence[Record],
+        found: Sequence[bool] | None = None,
+        *,
+        ready: int = 0,
+        blind: bool = False,
+        room: int | None = None,
     ) -> Step:
         """Return the next step for rows with these records.
 
@@ -119,15 +122,17 @@ class Planner:
             found: whose texts have something to copy.
             ready: drafts that the pass before has made for every row, for the step to use.
             blind: whether these were made without knowing the token before them.
+            room: cache positions left in every row, `scratch` at least; None for as many as may be.
         """
         if len(self.steps) == 1:
             return self.steps[0]
         known, situation = self.known, (len(rows), ready, blind, *(found or ()))
+        room = self._widest if room is None else room
         before, until = known.standing.get(situation, (None, 0))
-        if before is not None and known.turn < until:
+        if before is not None and known.turn < until and before.scratch <= room:
             known.last = before
             return before
-        step = self._decide(rows, found, ready, blind)
+        step = self._decide(rows, found, ready, blind, room)
         if known.last is None or step.kind != known.last.kind or len(known.standing) >= self.SITUATIONS:
             known.standing.clear()  # what was better than the other kind is to be seen anew
         confirmed = step == before and known.turn >= self.FIRST_TURNS
@@ -144,7 +149,7 @@ class Planner:
         better = token_BWM[:, LOOKUP, -1] > token_BWM[:, CHAIN, -1]
         return [hit and bool(more) for hit, more in zip(found, better, strict=True)]
 
-    def _decide(self, rows: Sequence[Record], found: Sequence[bool] | None, ready: int, blind: bool) -> Step:
+    def _decide(self, rows: Sequence[Record], found: Sequence[bool] | None, ready: int, blind: bool, room: int) -> Step:
         known = self.known
         basis = known.costs.basis(len(rows))
         cost_S, draft_S, verify_S = known.costs.estimates(self.steps, basis)
@@ -169,6 +174,7 @@ class Planner:
         unknown_F = np.isnan(cost_S[fused])
         cost_F = np.where(unknown_F, self._least(cost_S, verify_S), cost_S[fused])
         hoped_F = worthwhile * self._lasting(rows, token_WM, cost_F, draft_S[fused])
+        hoped_F[self._positions_F > room] = 0.0
         speed_S[fused] = np.where(unknown_F, 0.0, hoped_F)
         speed_S[np.isnan(speed_S)] = 0.0
         best = int(speed_S.argmax())
@@ -179,7 +185,7 @@ class Planner:
         barred: set[Kind] = set() if len(nothing) < len(rows) else {"lookup"}
         if not (hoped_F >= speed_S[best] * self.HOPE).any():
             barred.add("onepass")
-        other = self._probe(best, basis, speed_S, cost_S, draft_S, barred)
+        other = self._probe(best, basis, speed_S, cost_S, draft_S, barred, room)
         return self.steps[best] if other is None else self.steps[other]
 
     def _gain(self, tree: Step) -> Gain:
@@ -309,6 +315,7 @@ class Planner:
         cost_S: NDArray[np.float64],
         draft_S: NDArray[np.float64],
         barred: Set[Kind],
+        room: int,
     ) -> int | None:
         """Return another kind of step at its best length, when the allowance covers what it costs.
 
@@ -322,6 +329,8 @@ class Planner:
             return None
         ends = [i for i in self._ends if not known.costs.measured(self.steps[i], basis)]
         kinds = {*self._kinds} - {"plain"} - barred
+        if ends and self.steps[ends[0]].scratch > room:
+            kinds.discard("onepass")
         if not ends or self._kinds[best] != "onepass":
             kinds -= {self._kinds[best]}
         if not kinds:
