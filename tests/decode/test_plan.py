@@ -9,7 +9,7 @@ import pytest
 from orthrus.decode.costs import Costs
 from orthrus.decode.plan import Step, parse
 from orthrus.decode.planner import Planner
-from orthrus.decode.worth import WAYS, Record, expected, usually_met
+from orthrus.decode.worth import WAYS, Record, Rescue, expected, usually_met
 from orthrus.errors import ConfigError
 
 BLOCK = 16
@@ -224,8 +224,8 @@ def test_expected_tokens_are_those_of_the_slow_reckoning() -> None:
         for record in (row, prior):
             record.add(way, drafts=drafts, accepted=kept)
 
-    def rate(kept: float, tried: float, otherwise: float) -> float:
-        return (kept + 2 * otherwise) / (tried + 2)
+    def rate(kept: float, tried: float, otherwise: float, more: float = 2.0) -> float:
+        return (kept + more * otherwise) / (tried + more)
 
     def usual(w: int, slot: int) -> float:
         general = rate(prior.counts[1, w].sum(), prior.counts[0, w].sum(), 0.5)
@@ -234,11 +234,11 @@ def test_expected_tokens_are_those_of_the_slow_reckoning() -> None:
     def own(row: Record, w: int, slot: int) -> float:
         if WAYS[w] == "ahead":
             known = usual(0, slot)
-            loss = rate(prior.counts[1, w, slot], prior.counts[0, w, slot], known) / known
-            otherwise = min(own(row, 0, slot) * loss, 1.0)
+            loss = rate(prior.counts[1, w, slot], prior.counts[0, w, slot], known, 8.0) / known
+            otherwise, more = min(own(row, 0, slot) * loss, 1.0), 8.0
         else:
-            otherwise = usual(w, slot)
-        return rate(row.counts[1, w, slot], row.counts[0, w, slot], otherwise)
+            otherwise, more = usual(w, slot), 2.0
+        return rate(row.counts[1, w, slot], row.counts[0, w, slot], otherwise, more)
 
     tokens = expected(rows, prior)
     for b, row in enumerate(rows):
@@ -337,15 +337,21 @@ CPU = measured({1: 11.2, 16: 15.6, 32: 22.9, 48: 27.4, 80: 35.3, 272: 88.6})
 """Milliseconds of the bundled model's passes on one thread, float32, at 256 tokens of context."""
 
 
-@pytest.mark.parametrize(("rate", "share"), [(0.3, 0.82), (0.6, 0.66), (0.85, 0.80), (0.95, 0.87)])
+@pytest.mark.parametrize(("rate", "share"), [(0.3, 0.80), (0.6, 0.66), (0.85, 0.79), (0.95, 0.88)])
 def test_one_pass_a_cycle_is_taken_where_wide_passes_are_cheap(rate: float, share: float) -> None:
-    """On a GPU's costs, drafts made ahead hardly worse: most steps, and so much of the time, learning and all."""
-    worse = geometric(0.95 * rate)
-    seconds, steps = simulate(geometric(rate), ahead=worse, surprise=0.3, price=GPU, tokens=3000)
-    apart, _ = simulate(geometric(rate), price=GPU, tokens=3000, planner=Planner(TWO_PASSES, block=BLOCK))
-    assert seconds < share * apart
-    late = steps[len(steps) // 2 :]
-    assert sum(step.kind == "onepass" for step in late) > 0.6 * len(late)
+    """On a GPU's costs, drafts made ahead hardly worse: most steps, and so much of the time, learning and all.
+
+    Over three texts, since one in which the first drafts made ahead fail takes a while to be believed.
+    """
+    fused = apart = 0.0
+    for seed in range(3):
+        right, ahead = geometric(rate, seed), geometric(0.95 * rate, seed)
+        seconds, steps = simulate(right, ahead=ahead, surprise=0.3, price=GPU, tokens=3000)
+        fused += seconds
+        apart += simulate(right, price=GPU, tokens=3000, planner=Planner(TWO_PASSES, block=BLOCK))[0]
+        late = steps[len(steps) // 2 :]
+        assert sum(step.kind == "onepass" for step in late) > 0.6 * len(late)
+    assert fused < share * apart
 
 
 @pytest.mark.parametrize("rate", [0.0, 0.5, 0.8, 0.95])
@@ -435,6 +441,10 @@ def test_drafts_that_are_there_are_used_where_they_beat_what_is_best() -> None:
         planner.observe(Step(15), [record], [1], price(Step(15)))
         planner.observe(Step(7), [record], [1], price(Step(7), False), drew=False)
     planner.known.allowance = 0.0
+    planner.known.rescues = {step: Rescue(step) for step in planner.steps if step.nodes}
+    for _ in range(300):
+        for rescue in planner.known.rescues.values():
+            rescue.add(1, 1, 15)
     assert planner.choose([record]) == Step()
     assert planner.choose([record], ready=15, blind=True).kind == "chain"
     assert planner.choose([record], ready=2, blind=True).drafts <= 2
@@ -454,3 +464,41 @@ def test_auto_weighs_the_kinds_it_is_told_to() -> None:
             step = planner.choose([record], [True])
             planner.observe(step, [record], [step.drafts], 1.0 if step.lookup else 2.0)
             assert step in planner.steps
+
+
+# ---------------------------------------------------------------- on machines that are now faster, now slower
+
+
+def restless(price: Price, seed: int) -> Price:
+    """Let the machine drift by a quarter of its speed up and down, and each step take some more by chance."""
+    chance, level = random.Random(seed), 0.0
+
+    def drifting(step: Step, drew: bool = True) -> float:
+        nonlocal level
+        level = 0.99 * level + chance.gauss(0, 0.25 * (1 - 0.99**2) ** 0.5)
+        return price(step, drew) * math.exp(level + abs(chance.gauss(0, 0.06)))
+
+    return drifting
+
+
+@pytest.mark.parametrize("rate", [0.3, 0.6, 0.85, 0.95])
+def test_auto_stays_close_to_the_best_fixed_step_as_the_machine_drifts(rate: float) -> None:
+    """Over eight texts at most 5 % slower than the best step of all, by what steps cost without the drift."""
+    taken = best = 0.0
+    for seed in range(8):
+        accept = geometric(rate, seed)
+        _, steps = simulate(accept, price=restless(CPU, seed), tokens=2000, planner=Planner(TWO_PASSES, block=BLOCK))
+        taken += sum(CPU(step, True) for step in steps)
+        best += min(fixed(Step(m), accept, CPU, 2000) for m in range(BLOCK))
+    assert taken <= 1.05 * best
+
+
+def test_a_tree_is_worth_what_it_adds_where_its_chain_breaks_off() -> None:
+    """Chains kept whole tell nothing; the rest says how many more drafts to expect of the next that is not."""
+    rescue = Rescue(Step(15, nodes=15))
+    before = rescue.drafts
+    rescue.add(15, 15, 15)
+    assert rescue.drafts == before
+    for _ in range(400):
+        rescue.add(4, 2, 15)
+    assert rescue.drafts == pytest.approx(2.0, abs=0.01)

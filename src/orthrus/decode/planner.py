@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from orthrus.decode.costs import Costs
 from orthrus.decode.plan import Kind, Plan, Step
-from orthrus.decode.worth import AHEAD, CHAIN, LOOKUP, Gain, Record, Way, cell, expected, rate, usually_met
+from orthrus.decode.worth import AHEAD, CHAIN, LOOKUP, Record, Rescue, Way, cell, expected, rate, usually_met
 
 
 @dataclass(slots=True)
@@ -23,7 +23,7 @@ class Experience:
     Attributes:
         costs: seconds per step.
         worth: the record over all rows: a new row's prior.
-        gains: what trees keep more than chains.
+        rescues: what trees keep more than chains that break off.
         allowance: seconds that may be spent on looking at steps other than the best known one.
         turn: steps seen so far.
         used: the turn at which each kind was last used.
@@ -34,7 +34,7 @@ class Experience:
 
     costs: Costs = field(default_factory=Costs)
     worth: Record = field(default_factory=lambda: Record(fade=0.99))
-    gains: dict[Step, Gain] = field(default_factory=dict)
+    rescues: dict[Step, Rescue] = field(default_factory=dict)
     allowance: float | None = None
     turn: int = 0
     used: dict[Kind, int] = field(default_factory=dict)
@@ -60,7 +60,7 @@ class Planner:
     PROBE_SHARE = 0.02
     FIRST_PROBES = 4
     FIRST_TURNS = 64
-    HEAD_START = 0.03
+    MARGIN = 0.05
     HOPE = 0.7
     SITUATIONS = 64
 
@@ -165,15 +165,13 @@ class Planner:
         if 0 < len(nothing) < len(rows):  # in a chain, those that found more to copy than to draft copy
             token_WM[CHAIN] = token_BWM[:, [CHAIN, LOOKUP]].max(axis=1).sum(axis=0)
         token_S = token_WM.take(self._place_S)
-        gain_T = np.array([self._gain(step).ratio for step in self.steps[self._trees]])
-        token_S[self._trees] += (token_S[self._trees] - len(rows)) * (gain_T - 1)
+        token_S[self._trees] = self._of_trees(token_BWM[:, CHAIN])
         speed_S = token_S / np.maximum(cost_S, 1e-9)
         fused = self._fused
-        # Without drafts at hand, taking up one-pass steps costs a draft pass more: a tie is not enough.
-        worthwhile = 1.0 if ready else 1.0 - self.HEAD_START
         unknown_F = np.isnan(cost_S[fused])
         cost_F = np.where(unknown_F, self._least(cost_S, verify_S), cost_S[fused])
-        hoped_F = worthwhile * self._lasting(rows, token_WM, cost_F, draft_S[fused])
+        # What these promise rests on more guesses than the others do: a tie is not enough.
+        hoped_F = (1.0 - self.MARGIN) * self._lasting(rows, token_WM, cost_F, draft_S[fused])
         hoped_F[self._positions_F > room] = 0.0
         speed_S[fused] = np.where(unknown_F, 0.0, hoped_F)
         speed_S[np.isnan(speed_S)] = 0.0
@@ -183,13 +181,23 @@ class Planner:
             if speed > speed_S[best]:
                 return self.steps[usable]
         barred: set[Kind] = set() if len(nothing) < len(rows) else {"lookup"}
-        if not (hoped_F >= speed_S[best] * self.HOPE).any():
+        hope = speed_S[best] * self.HOPE
+        unseen = [i for i in self._ends if not known.costs.measured(self.steps[i], basis)]
+        ends = [i for i in unseen if hoped_F[i - fused.start] >= hope]
+        if not ends and not (speed_S[fused] >= hope).any():
             barred.add("onepass")
-        other = self._probe(best, basis, speed_S, cost_S, draft_S, barred, room)
+        other = self._probe(best, speed_S, cost_S, draft_S, barred, ends)
         return self.steps[best] if other is None else self.steps[other]
 
-    def _gain(self, tree: Step) -> Gain:
-        return self.known.gains.setdefault(tree, Gain(tree))
+    def _of_trees(self, token_BM: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Return the tokens expected of each tree, from those of chains: a tree goes on where its chain breaks off."""
+        more_T = np.array([self._rescue(step).drafts for step in self.steps[self._trees]])
+        whole_B = token_BM[:, -1] - token_BM[:, -2]  # how likely every draft is kept
+        token_T: NDArray[np.float64] = token_BM[:, -1].sum() + (1 - whole_B).sum() * more_T
+        return token_T
+
+    def _rescue(self, tree: Step) -> Rescue:
+        return self.known.rescues.setdefault(tree, Rescue(tree))
 
     def _from_ready(
         self,
@@ -281,7 +289,7 @@ class Planner:
         for place, (record, kept) in enumerate(zip(rows, accepted, strict=True)):
             drafts = step.drafts
             if step.nodes and inside is not None:
-                self._gain(step).add(kept, inside[place][0])
+                self._rescue(step).add(kept, *inside[place])
                 kept, drafts = inside[place]
             if step.kind == "plain" or (copied[place] and not found[place]):
                 record.relax()
@@ -310,27 +318,23 @@ class Planner:
     def _probe(
         self,
         best: int,
-        basis: int,
         speed_S: NDArray[np.float64],
         cost_S: NDArray[np.float64],
         draft_S: NDArray[np.float64],
         barred: Set[Kind],
-        room: int,
+        ends: Sequence[int],
     ) -> int | None:
         """Return another kind of step at its best length, when the allowance covers what it costs.
 
         Those barred could not win as things stand: copies where there is nothing to copy, one-pass steps where not even
         the least that they can cost would do. Kinds never measured come first; from plain decoding the most promising
-        one is looked at every other time. One-pass steps are looked at, whatever is best, until two of their shapes are
+        one is looked at every other time. One-pass steps are looked at, whatever is best, while there are `ends` to be
         measured: the others lie between.
         """
         known = self.known
         if known.allowance is None or known.allowance < cost_S[0]:
             return None
-        ends = [i for i in self._ends if not known.costs.measured(self.steps[i], basis)]
         kinds = {*self._kinds} - {"plain"} - barred
-        if ends and self.steps[ends[0]].scratch > room:
-            kinds.discard("onepass")
         if not ends or self._kinds[best] != "onepass":
             kinds -= {self._kinds[best]}
         if not kinds:

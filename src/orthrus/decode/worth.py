@@ -25,7 +25,7 @@ CHAIN, AHEAD, LOOKUP = range(len(WAYS))
 _SLOTS = 64
 _TRIED, _KEPT = 0, 1
 _LENGTHS = 8
-_FIRM = 20.0
+_FIRM = 8.0
 
 
 class Record:
@@ -78,7 +78,7 @@ def expected(records: Sequence[Record], prior: Record, *, slots: int = _SLOTS) -
 
     A slot that a row hardly ever tried is taken to be worth what it is in `prior`, and one hardly ever tried there what
     all slots are. Drafts made ahead are measured by a chain's: a slot hardly ever tried is worth what the chain's is,
-    less what being ahead costs in `prior`.
+    less what being ahead costs in `prior`; that says more than a trial or two.
 
     Returns:
         Array `[B, W, slots + 1]`, in the order of `WAYS`.
@@ -88,35 +88,36 @@ def expected(records: Sequence[Record], prior: Record, *, slots: int = _SLOTS) -
     counts = np.array([record.counts[:, :, :slots] for record in records])
     rate_BWM = rate(counts[:, _KEPT], counts[:, _TRIED], usual_WM)
     chain_M = usual_WM[CHAIN]
-    loss_M = rate(kept[AHEAD, :slots], tried[AHEAD, :slots], chain_M) / chain_M
+    loss_M = rate(kept[AHEAD, :slots], tried[AHEAD, :slots], chain_M, _FIRM) / chain_M
     own_BM = np.minimum(rate_BWM[:, CHAIN] * loss_M, 1.0)
-    rate_BWM[:, AHEAD] = rate(counts[:, _KEPT, AHEAD], counts[:, _TRIED, AHEAD], own_BM)
+    rate_BWM[:, AHEAD] = rate(counts[:, _KEPT, AHEAD], counts[:, _TRIED, AHEAD], own_BM, _FIRM)
     tokens = np.ones((*rate_BWM.shape[:2], slots + 1))
     np.cumprod(rate_BWM, axis=2, out=tokens[:, :, 1:])
     whole: NDArray[np.float64] = tokens.cumsum(axis=2)
     return whole
 
 
-class Gain:
-    """How many drafts a tree keeps for each one that the chain inside it does; over all rows, old cycles fade.
+class Rescue:
+    """How many drafts more than the chain inside it a tree keeps where that breaks off; over all rows, old ones fade.
 
     Until seen, what trees of 15 and 31 nodes kept on prompts that are hard for the bundled model
     (results/nano-trees.jsonl).
     """
 
-    def __init__(self, step: Step, *, fade: float = 0.99) -> None:
-        usual = 1.3 if step.nodes <= step.drafts else 1.4
-        self._kept, self._inside, self._fade = usual * _FIRM, _FIRM, fade
+    def __init__(self, step: Step, *, fade: float = 0.98) -> None:
+        usual = 0.5 if step.nodes <= step.drafts else 0.7
+        self._more, self._breaks, self._fade = usual * _FIRM, _FIRM, fade
 
     @property
-    def ratio(self) -> float:
-        """The gain as seen lately."""
-        return self._kept / self._inside
+    def drafts(self) -> float:
+        """Drafts kept beyond a chain that breaks off, as seen lately."""
+        return self._more / self._breaks
 
-    def add(self, kept: int, inside: int) -> None:
-        """Add one cycle of one row."""
-        self._kept = self._fade * self._kept + kept
-        self._inside = self._fade * self._inside + inside
+    def add(self, kept: int, inside: int, length: int) -> None:
+        """Add one cycle of one row: drafts kept of the tree and of the chain inside, and how long that is."""
+        if inside < length:
+            self._more = self._fade * self._more + kept - inside
+            self._breaks = self._fade * self._breaks + 1
 
 
 def usually_met(record: Record) -> NDArray[np.float64]:
@@ -132,7 +133,7 @@ def usually_met(record: Record) -> NDArray[np.float64]:
 
 
 def rate(
-    kept: NDArray[np.float64], tried: NDArray[np.float64], prior: NDArray[np.float64] | float
+    kept: NDArray[np.float64], tried: NDArray[np.float64], prior: NDArray[np.float64] | float, more: float = 2.0
 ) -> NDArray[np.float64]:
-    """Return a share as counted, with two more trials that went as the prior says."""
-    return (kept + 2.0 * prior) / (tried + 2.0)
+    """Return a share as counted, with a few more trials that went as the prior says."""
+    return (kept + more * prior) / (tried + more)
