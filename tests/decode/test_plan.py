@@ -337,7 +337,7 @@ CPU = measured({1: 11.2, 16: 15.6, 32: 22.9, 48: 27.4, 80: 35.3, 272: 88.6})
 """Milliseconds of the bundled model's passes on one thread, float32, at 256 tokens of context."""
 
 
-@pytest.mark.parametrize(("rate", "share"), [(0.3, 0.80), (0.6, 0.66), (0.85, 0.79), (0.95, 0.88)])
+@pytest.mark.parametrize(("rate", "share"), [(0.3, 0.80), (0.6, 0.66), (0.85, 0.80), (0.95, 0.88)])
 def test_one_pass_a_cycle_is_taken_where_wide_passes_are_cheap(rate: float, share: float) -> None:
     """On a GPU's costs, drafts made ahead hardly worse: most steps, and so much of the time, learning and all.
 

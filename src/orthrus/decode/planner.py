@@ -61,7 +61,7 @@ class Planner:
     FIRST_PROBES = 4
     FIRST_TURNS = 64
     MARGIN = 0.05
-    HOPE = 0.7
+    HOPE = 0.8
     SITUATIONS = 64
 
     def __init__(self, plan: Plan, *, block: int, experience: Experience | None = None) -> None:
