@@ -231,6 +231,21 @@ def test_no_warning_where_the_contract_holds() -> None:
 TILE = 4
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("rows", [1, 2, 4, 8, 16])
+@pytest.mark.parametrize("queries", [2, 4, 8, 32])
+def test_one_tile_is_what_the_kernel_for_several_gives(rows: int, queries: int, dtype: torch.dtype) -> None:
+    """Torch's own way to the kernel and the direct call, bit for bit: a text's second tile must change nothing."""
+    query, key, value = (torch.randn(rows, 2, n, 16).to(dtype) for n in (2 * queries, SPAN, SPAN))
+    reach = torch.arange(SPAN) <= SPAN // 2 + torch.arange(queries)[:, None]
+    mask = torch.where(reach, 0.0, torch.finfo(dtype).min).to(dtype)[None, None]
+    one, _ = attention(nn.Identity(), query.view(rows, 4, queries, 16), key, value, mask, scaling=0.3, tile=SPAN)
+    kernel = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu.default
+    wide = mask.repeat(1, 1, 2, 1).expand(rows, -1, -1, -1)
+    direct = kernel(query, key, value, 0.0, False, attn_mask=wide, scale=0.3)[0]
+    assert torch.equal(one, direct.reshape(rows, 4, queries, 16).transpose(1, 2))
+
+
 @given(
     groups=st.sampled_from([1, 2]),
     queries=st.integers(1, 4),
