@@ -48,12 +48,12 @@ class Costs:
         return step in self._seen.get(rows, {})
 
     def estimates(self, steps: tuple[Step, ...], rows: int) -> NDArray[np.float64]:
-        """Return each step's `estimate`, and the draft pass and the verification inside a chain of its length.
+        """Return each step's `estimate`, what a chain of its length drafts and verifies for, and its `least`.
 
         Reckoned anew once every other window of observations.
 
         Returns:
-            Array `[3, steps]`, nan where unknown.
+            Array `[4, steps]`, nan where unknown.
         """
         if (rows, steps) not in self._vectors:
             costs = [
@@ -61,6 +61,7 @@ class Costs:
                     self.estimate(step, rows),
                     self.draft(step.drafts, rows),
                     self.estimate(Step(step.drafts, lookup=True), rows) if step.drafts else None,
+                    self.least(step, rows) if step.stops else None,
                 )
                 for step in steps
             ]
@@ -79,8 +80,8 @@ class Costs:
         """Return a step's cost as measured, by interpolation over its length; None where unknown.
 
         A copy that was never measured is taken to cost half of what a chain of its length does: one of two passes. A
-        fused pass lies on the line between its verification and those measured, by the positions that it reads; a tree
-        costs what one that was measured does, or a chain, but for the width of its verification.
+        fused pass costs what its positions do in a verification, and beyond that what one that was measured does; a
+        tree costs what one that was measured does, or a chain, but for the width of its verification.
         """
         if (rows, step) not in self._estimates:
             self._estimates[rows, step] = self._reckon(step, rows)
@@ -91,9 +92,7 @@ class Costs:
         if step in seen:
             return median(seen[step])
         if step.kind == "onepass":
-            verify = self.estimate(Step(step.drafts, lookup=True), rows)
-            wider = [point for point in self._measured("onepass", rows) if point[0] > step.drafts + 1]
-            return _on_line([(step.drafts + 1, verify), *wider], step.scratch) if wider and verify is not None else None
+            return self._fused(step, rows)
         if step.kind == "tree":
             return self._tree(step, rows)
         if step.kind == "plain":
@@ -113,6 +112,27 @@ class Costs:
         # Beyond the measured ones a pass costs at most what a longer one does, and at least what a shorter one did.
         return above[0][1] if above else below[-1][1]
 
+    def least(self, step: Step, rows: int) -> float | None:
+        """Return the least that a one-pass step can cost: a verification of as many positions; None where unknown."""
+        plain = self.estimate(Step(), rows)
+        verify = self.estimate(Step(step.drafts, lookup=True), rows)
+        if plain is None or verify is None:
+            return None
+        return verify + max(0.0, verify - plain) / step.drafts * (step.scratch - step.drafts - 1)
+
+    def _fused(self, step: Step, rows: int) -> float | None:
+        """Reckon a one-pass step from the one measured that reads the next number of positions to its own.
+
+        What that one takes beyond its least (a second set of attention weights, for one thing) this one is taken to,
+        too.
+        """
+        seen = [s for s in self._seen.get(rows, {}) if s.kind == "onepass"]
+        least = self.least(step, rows)
+        if not seen or least is None:
+            return None
+        like = min(seen, key=lambda s: abs(s.scratch - step.scratch))
+        return least + max(0.0, median(self._seen[rows][like]) - (self.least(like, rows) or 0.0))
+
     def _tree(self, step: Step, rows: int) -> float | None:
         """Reckon a tree that was not measured."""
         plain = self.estimate(Step(), rows)
@@ -125,13 +145,11 @@ class Costs:
         return max(plain, seconds + row * (step.nodes - width))
 
     def _measured(self, kind: Kind, rows: int) -> list[tuple[int, float]]:
-        """Return what was measured of a kind, by drafts, or by positions of a fused pass, or by a tree's nodes."""
+        """Return what was measured of a kind, by drafts or by a tree's nodes."""
         if (rows, kind) not in self._points:
             seen = self._seen.get(rows, {})
             self._points[rows, kind] = sorted(
-                (s.scratch if kind == "onepass" else s.nodes or s.drafts, median(times))
-                for s, times in seen.items()
-                if s.kind == kind
+                (s.nodes or s.drafts, median(times)) for s, times in seen.items() if s.kind == kind
             )
         return self._points[rows, kind]
 

@@ -152,7 +152,7 @@ class Planner:
     def _decide(self, rows: Sequence[Record], found: Sequence[bool] | None, ready: int, blind: bool, room: int) -> Step:
         known = self.known
         basis = known.costs.basis(len(rows))
-        cost_S, draft_S, verify_S = known.costs.estimates(self.steps, basis)
+        cost_S, draft_S, verify_S, least_S = known.costs.estimates(self.steps, basis)
         for needed in (self._longest, 0):
             if np.isnan(cost_S[needed]):
                 return self.steps[needed]
@@ -169,7 +169,7 @@ class Planner:
         speed_S = token_S / np.maximum(cost_S, 1e-9)
         fused = self._fused
         unknown_F = np.isnan(cost_S[fused])
-        cost_F = np.where(unknown_F, self._least(cost_S, verify_S), cost_S[fused])
+        cost_F = np.where(unknown_F, least_S[fused], cost_S[fused])
         # What these promise rests on more guesses than the others do: a tie is not enough.
         hoped_F = (1.0 - self.MARGIN) * self._lasting(rows, token_WM, cost_F, draft_S[fused])
         hoped_F[self._positions_F > room] = 0.0
@@ -220,13 +220,6 @@ class Planner:
         speed_S[(self._drafts_S > ready) | np.isnan(speed_S)] = 0.0
         best = int(speed_S.argmax())
         return best, float(speed_S[best])
-
-    def _least(self, cost_S: NDArray[np.float64], verify_S: NDArray[np.float64]) -> NDArray[np.float64]:
-        """Return the least that each one-pass step can cost: its positions as verifying ones, drafting for nothing."""
-        verify_F, drafts_F = verify_S[self._fused], self._drafts_S[self._fused]
-        position_F = np.maximum(verify_F - cost_S[0], 0.0) / drafts_F
-        least_F: NDArray[np.float64] = verify_F + position_F * (self._positions_F - drafts_F - 1)
-        return least_F
 
     def _lasting(
         self,
