@@ -100,8 +100,7 @@ def expected(records: Sequence[Record], prior: Record, *, slots: int = _SLOTS) -
 class Rescue:
     """How many drafts more than the chain inside it a tree keeps where that breaks off; over all rows, old ones fade.
 
-    Until seen, what trees of 15 and 31 nodes kept on prompts that are hard for the bundled model
-    (results/nano-trees.jsonl).
+    Until seen, about the least that trees of 15 and 31 nodes kept on any prompts of results/nano-trees.jsonl.
     """
 
     def __init__(self, step: Step, *, fade: float = 0.98) -> None:
