@@ -64,6 +64,6 @@ def test_a_fused_pass_drafts_what_a_draft_pass_does(family: str) -> None:
 def test_texts_are_the_backbone_s(name: str) -> None:
     """Greedy, ragged rows that join and leave."""
     model, chosen = causal(), plan.parse(name)
-    capacity = 32 + max(step.scratch for step in chosen.steps(8))
+    capacity = 32 + chosen.scratch(8)
     rows = decode(Engine(model, rows=2, capacity=capacity, plan=chosen), TEXTS, Options(max_new_tokens=20))
     assert [row.token_ids for row in rows] == [reference.greedy_text(tiny("qwen3"), text, 20) for text in TEXTS]

@@ -46,7 +46,7 @@ def sample(
 ) -> Counter[tuple[int, ...]]:
     """Count the texts that one prompt gets, asked again and again, a hundred at a time."""
     chosen = plan.parse(name)
-    capacity = Engine.room(len(PROMPT), LENGTH, max(step.scratch for step in chosen.steps(BLOCK)))
+    capacity = Engine.room(len(PROMPT), LENGTH, chosen.scratch(BLOCK))
     engine = Engine(MODEL, rows=100, capacity=capacity, plan=chosen)
     options = Options(max_new_tokens=LENGTH, sampling=sampling, seed=seed)
     for index in range(texts):

@@ -45,7 +45,7 @@ def corrected(rank: int = 4, **overrides: object) -> PreTrainedModel:
 
 def engine_of(model: PreTrainedModel, name: str, *, rows: int = 3, room: int = 32, **more: object) -> Engine:
     chosen = plan.parse(name)
-    capacity = room + max(step.scratch for step in chosen.steps(BLOCK))
+    capacity = room + chosen.scratch(BLOCK)
     return Engine(model, rows=rows, capacity=capacity, plan=chosen, **more)  # type: ignore[arg-type]
 
 

@@ -337,22 +337,32 @@ CPU = measured({1: 11.2, 16: 15.6, 32: 22.9, 48: 27.4, 80: 35.3, 272: 88.6})
 """Milliseconds of the bundled model's passes on one thread, float32, at 256 tokens of context."""
 
 
-@pytest.mark.parametrize(("rate", "share"), [(0.3, 0.80), (0.6, 0.66), (0.85, 0.80), (0.95, 0.88)])
-def test_one_pass_a_cycle_is_taken_where_wide_passes_are_cheap(rate: float, share: float) -> None:
-    """On a GPU's costs, drafts made ahead hardly worse: most steps, and so much of the time, learning and all.
+CHEAP = pytest.mark.parametrize(("rate", "share"), [(0.3, 0.82), (0.6, 0.66), (0.85, 0.80), (0.95, 0.87)])
 
-    Over six texts, since one in which the first drafts made ahead fail takes a while to be believed.
-    """
+
+@CHEAP
+def test_one_pass_a_cycle_is_taken_where_wide_passes_are_cheap(rate: float, share: float) -> None:
+    """On a GPU's costs, drafts made ahead hardly worse: most steps, and so much of the time, learning and all."""
+    worse = geometric(0.95 * rate)
+    seconds, steps = simulate(geometric(rate), ahead=worse, surprise=0.3, price=GPU, tokens=3000)
+    apart, _ = simulate(geometric(rate), price=GPU, tokens=3000, planner=Planner(TWO_PASSES, block=BLOCK))
+    assert seconds < share * apart
+    late = steps[len(steps) // 2 :]
+    assert sum(step.kind == "onepass" for step in late) > 0.6 * len(late)
+
+
+@CHEAP
+def test_one_pass_a_cycle_is_taken_whatever_the_first_drafts_did(rate: float, share: float) -> None:
+    """The same over five more texts: in some of them the first drafts made ahead fail."""
     fused = apart = 0.0
-    late: list[Step] = []
-    for seed in range(6):
+    for seed in range(1, 6):
         right, ahead = geometric(rate, seed), geometric(0.95 * rate, seed)
         seconds, steps = simulate(right, ahead=ahead, surprise=0.3, price=GPU, tokens=3000)
         fused += seconds
         apart += simulate(right, price=GPU, tokens=3000, planner=Planner(TWO_PASSES, block=BLOCK))[0]
-        late += steps[len(steps) // 2 :]
+        late = steps[len(steps) // 2 :]
+        assert sum(step.kind == "onepass" for step in late) > 0.6 * len(late)
     assert fused < share * apart
-    assert sum(step.kind == "onepass" for step in late) > 0.6 * len(late)
 
 
 @pytest.mark.parametrize("rate", [0.0, 0.5, 0.8, 0.95])

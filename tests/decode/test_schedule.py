@@ -60,6 +60,7 @@ class Life(RuleBasedStateMachine):
     family: str
     model: PreTrainedModel
     plans: Sequence[str]
+    compared: set[str]
 
     asked: Bundle[int] = Bundle("asked")
 
@@ -73,7 +74,7 @@ class Life(RuleBasedStateMachine):
         self.engines: dict[str, Engine] = {}
         for name in self.plans:
             chosen = plan.parse(name)
-            room = Engine.room(longest, LONGEST, max(step.scratch for step in chosen.steps(BLOCK)))
+            room = Engine.room(longest, LONGEST, chosen.scratch(BLOCK))
             self.engines[name] = Engine(
                 self.model,
                 rows=rows,
@@ -136,6 +137,7 @@ class Life(RuleBasedStateMachine):
                 written = [] if row is None else row.token_ids
                 if row is not None and row.options.sampling.do_sample and name in REJECTING:
                     continue
+                self.compared.add(name)
                 if id in self.aborted[name]:
                     assert written == text[: len(written)], name
                 else:
@@ -144,10 +146,15 @@ class Life(RuleBasedStateMachine):
                     assert row.stats.emitted == len(text)
 
 
-def live(family: str, model: PreTrainedModel, plans: Sequence[str], *, lives: int, events: int) -> None:
-    """Run random lives of one model; its family is part of the schedules' seed."""
-    machine = type(f"{family}Life", (Life,), {"family": family, "model": model, "plans": plans})
+def live(family: str, model: PreTrainedModel, plans: Sequence[str], *, lives: int, events: int) -> set[str]:
+    """Run random lives of one model, whose family is part of the schedules' seed.
+
+    Every life ends in a comparison of all texts (`Life.teardown`); returns the plans that had any to compare.
+    """
+    compared: set[str] = set()
+    machine = type(f"{family}Life", (Life,), {"family": family, "model": model, "plans": plans, "compared": compared})
     run_state_machine_as_test(machine, settings=settings(max_examples=lives, stateful_step_count=events))
+    return compared
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -155,14 +162,14 @@ def test_random_schedules_equal_the_plain_loop(family: str) -> None:
     """Greedy, penalised and (where the noise is shared) sampled texts are the plain loop's in float32, for each kind of
     plan and every family.
     """
-    live(family, dual(family), KINDS, lives=3, events=15)
+    assert live(family, dual(family), KINDS, lives=3, events=15) == set(KINDS)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("family", FAMILIES)
 def test_long_random_schedules_equal_the_plain_loop(family: str) -> None:
     """The same for more plans and longer lives."""
-    live(family, dual(family), PLANS, lives=8, events=30)
+    assert live(family, dual(family), PLANS, lives=8, events=30) == set(PLANS)
 
 
 @pytest.mark.slow
@@ -172,7 +179,7 @@ def test_random_schedules_of_compiled_passes_equal_the_plain_loop(family: str) -
     torch._dynamo.reset()
     model = dual(family)
     compile_passes(model, backend="eager")
-    live(family, model, KINDS, lives=2, events=15)
+    assert live(family, model, KINDS, lives=2, events=15) == set(KINDS)
 
 
 # ---------------------------------------------------------------- nothing stays behind
@@ -185,7 +192,7 @@ def test_ten_thousand_admissions_leave_nothing_behind() -> None:
     chance = random.Random(0)
     model = dual(num_hidden_layers=1)
     chosen, stories = plan.parse("auto"), [(list(prompt), sampling) for prompt, sampling in STORIES[:3]]
-    room = Engine.room(max(len(prompt) for prompt, _ in stories), 2, max(step.scratch for step in chosen.steps(BLOCK)))
+    room = Engine.room(max(len(prompt) for prompt, _ in stories), 2, chosen.scratch(BLOCK))
     engine = Engine(model, rows=16, capacity=room, plan=chosen, clock=lambda: chance.random())
     options = {sampling: Options(max_new_tokens=2, sampling=sampling) for _, sampling in stories}
     aborted = {"live": 0, "waiting": 0}

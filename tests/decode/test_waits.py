@@ -74,7 +74,7 @@ CROWDS = {"greedy": [GREEDY, GREEDY], "sampled": [DRAWN, DRAWN], "mixed": [GREED
 def test_a_cycle_waits_for_the_device_once(name: str, crowd: str) -> None:
     """One `tolist` a step once all rows have joined, and nothing else that waits, whatever the rows ask for."""
     model, chosen = dual("gemma3_text"), plan.parse(name)
-    room = Engine.room(8, 40, max(step.scratch for step in chosen.steps(BLOCK)))
+    room = Engine.room(8, 40, chosen.scratch(BLOCK))
     engine = Engine(model, rows=3, capacity=room, plan=chosen)
     for place, sampling in enumerate(CROWDS[crowd]):
         engine.add([5, 6, 7, 5, 6, 7, 5 + place], Options(max_new_tokens=40, sampling=sampling))

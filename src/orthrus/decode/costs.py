@@ -114,35 +114,36 @@ class Costs:
 
     def least(self, step: Step, rows: int) -> float | None:
         """Return the least that a one-pass step can cost: a verification of as many positions; None where unknown."""
-        plain = self.estimate(Step(), rows)
-        verify = self.estimate(Step(step.drafts, lookup=True), rows)
-        if plain is None or verify is None:
+        verify, position = self.estimate(Step(step.drafts, lookup=True), rows), self._position(step.drafts, rows)
+        if verify is None or position is None:
             return None
-        return verify + max(0.0, verify - plain) / step.drafts * (step.scratch - step.drafts - 1)
+        return verify + position * (step.scratch - step.drafts - 1)
+
+    def _position(self, drafts: int, rows: int) -> float | None:
+        """Return what each position of a verification of so many drafts costs beyond a plain step."""
+        plain, verify = self.estimate(Step(), rows), self.estimate(Step(drafts, lookup=True), rows)
+        return None if plain is None or verify is None else max(0.0, verify - plain) / drafts
 
     def _fused(self, step: Step, rows: int) -> float | None:
-        """Reckon a one-pass step from the one measured that reads the next number of positions to its own.
+        """Reckon a one-pass step from the measured one whose number of positions is the nearest.
 
         What that one takes beyond its least (a second set of attention weights, for one thing) this one is taken to,
         too.
         """
-        seen = [s for s in self._seen.get(rows, {}) if s.kind == "onepass"]
-        least = self.least(step, rows)
-        if not seen or least is None:
-            return None
-        like = min(seen, key=lambda s: abs(s.scratch - step.scratch))
-        return least + max(0.0, median(self._seen[rows][like]) - (self.least(like, rows) or 0.0))
+        own, beyond = self.least(step, rows), []
+        for other, times in self._seen.get(rows, {}).items():
+            if other.kind == "onepass" and (least := self.least(other, rows)) is not None:
+                beyond.append((abs(other.scratch - step.scratch), median(times) - least))
+        return None if own is None or not beyond else own + max(0.0, min(beyond)[1])
 
     def _tree(self, step: Step, rows: int) -> float | None:
         """Reckon a tree that was not measured."""
-        plain = self.estimate(Step(), rows)
-        chain = self.estimate(Step(step.drafts), rows)
-        verify = self.estimate(Step(step.drafts, lookup=True), rows)
-        if plain is None or chain is None or verify is None:
+        plain, chain = self.estimate(Step(), rows), self.estimate(Step(step.drafts), rows)
+        position = self._position(step.drafts, rows)
+        if plain is None or chain is None or position is None:
             return None
-        row = max(0.0, verify - plain) / step.drafts
         width, seconds = (self._measured("tree", rows) or [(step.drafts, chain)])[-1]
-        return max(plain, seconds + row * (step.nodes - width))
+        return max(plain, seconds + position * (step.nodes - width))
 
     def _measured(self, kind: Kind, rows: int) -> list[tuple[int, float]]:
         """Return what was measured of a kind, by drafts or by a tree's nodes."""

@@ -83,7 +83,7 @@ class Planner:
         self._hit_F = np.array([cell(step) for step in fused], dtype=int)
         self._certain_F = np.array([step.stops > step.drafts for step in fused], dtype=bool)
         self._positions_F = np.array([step.scratch for step in fused], dtype=int)
-        # Measured before one-pass steps are weighed: those of the widest's drafts with two stops, and the widest.
+        # Measured first of all one-pass steps: those of the widest's drafts with two stops, and the widest.
         widest = max(fused, key=lambda step: step.scratch, default=Step())
         few = [step for step in fused if step.drafts == widest.drafts and step.stops <= 2]
         self._ends = [self.steps.index(step) for step in (*few[-1:], widest) if step.stops]
@@ -186,7 +186,7 @@ class Planner:
         ends = [i for i in unseen if hoped_F[i - fused.start] >= hope]
         if not ends and not (speed_S[fused] >= hope).any():
             barred.add("onepass")
-        other = self._probe(best, speed_S, cost_S, draft_S, barred, ends)
+        other = self._probe(best, speed_S, np.where(np.isnan(cost_S), least_S, cost_S), draft_S, barred, ends)
         return self.steps[best] if other is None else self.steps[other]
 
     def _of_trees(self, token_BM: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -342,10 +342,9 @@ class Planner:
         if kind == "onepass":
             # It drafts and verifies what a chain would have; what it costs beyond that is only what it drafts ahead.
             step = self.steps[index]
-            fused = (1 + step.stops) * draft_S[index] if np.isnan(cost_S[index]) else cost_S[index]
             chain = self._chains.start + int((self._drafts_S[self._chains] <= step.drafts).sum()) - 1
             earned = speed_S[chain] * cost_S[chain] / speed_S[best]
-            cost = max(float(draft_S[index] + fused - earned), float(cost_S[0]))
+            cost = max(float(draft_S[index] + cost_S[index] - earned), float(cost_S[0]))
         elif self._kinds[best] == "onepass":
             cost += float(draft_S[best])  # what was drafted ahead is lost
         if known.allowance < cost:

@@ -26,6 +26,7 @@ _SLOTS = 64
 _TRIED, _KEPT = 0, 1
 _LENGTHS = 8
 _FIRM = 8.0
+"""Trials that a guess counts as which rests on many others."""
 
 
 class Record:

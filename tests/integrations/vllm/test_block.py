@@ -1,9 +1,11 @@
 """The block that vLLM's drafters read equals the plain description of it, slot by slot."""
 
+import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from orthrus.decode import sampling
 from orthrus.decode.options import Sampling
 from orthrus.decode.sampling import Chooser, Context
 from orthrus.integrations.vllm.block import NO_SLOT, Block, block_inputs, in_turn
@@ -86,14 +88,14 @@ def test_rows_are_laid_independently_and_slots_are_unique(data: st.DataObject) -
     assert len(written) == len(set(written))
 
 
-def test_slots_are_chosen_in_turn_as_the_own_engine_does() -> None:
+def test_slots_are_chosen_in_turn_as_the_own_engine_does(monkeypatch: pytest.MonkeyPatch) -> None:
     """Greedily, with a correction that decides: the same drafts, and not those of slots on their own."""
-    vocabulary = 16  # as many as the own engine chooses among
+    monkeypatch.setattr(sampling, "_CANDIDATES", VOCABULARY)  # vLLM's drafter looks at all of them
     generator = torch.Generator().manual_seed(0)
-    markov = Markov(vocabulary, 4, device=torch.device("cpu"), dtype=torch.float32)
+    markov = Markov(VOCABULARY, 4, device=torch.device("cpu"), dtype=torch.float32)
     with torch.no_grad():
         markov.before_VR.normal_(generator=generator)
-    logits_BMV = torch.randn(3, 6, vocabulary, generator=generator)
+    logits_BMV = torch.randn(3, 6, VOCABULARY, generator=generator)
     anchor_B = torch.tensor([1, 2, 3], dtype=torch.int32)
     asked: list[int] = []
 
