@@ -72,10 +72,16 @@ def git_state(folder: Path) -> tuple[str | None, bool | None]:
 
 
 def device_name(device: torch.device) -> str:
-    """Return the name of the processor or accelerator that a torch device stands for."""
+    """Return the name of the processor or accelerator that a torch device stands for.
+
+    A processor's with the vector instructions that torch uses on it, since one name may stand for several
+    generations, whose figures do not compare: "AMD EPYC (AVX2)".
+    """
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
-    return _processor() if device.type == "cpu" else device.type
+    if device.type != "cpu":
+        return device.type
+    return f"{_processor()} ({torch.backends.cpu.get_cpu_capability()})"
 
 
 def _processor() -> str:

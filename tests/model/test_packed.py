@@ -10,8 +10,14 @@ from torch import nn
 
 from orthrus.model import packed
 from orthrus.model.attach import attach, detach
-from orthrus.model.packed import PackedLinear, is_packed, pack, pays, unpack
+from orthrus.model.packed import Copy, PackedLinear, copy_for, is_packed, pack, pays, unpack
 from tests.families import tiny
+
+
+@pytest.fixture(autouse=True)
+def everything_is_packed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As with AVX-512, unless a test says otherwise; whether it has products in 16 bits is the processor's own."""
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "AVX512")
 
 
 def layer(dtype: torch.dtype = torch.float32, *, bias: bool = True) -> nn.Sequential:
@@ -92,7 +98,7 @@ def test_unpacking_leaves_plain_layers() -> None:
     unpack(model)
     assert not is_packed(model)
     assert [type(m) for m in model] == [nn.Linear, Own]
-    assert not [name for name in vars(model[0]) if "packed" in name]
+    assert not [name for name in vars(model[0]) if "copy" in name]
 
 
 def test_detaching_a_view_unpacks() -> None:
@@ -107,8 +113,79 @@ def test_detaching_a_view_unpacks() -> None:
         assert torch.equal(model(ids).logits, expected)
 
 
-def test_what_cannot_be_packed_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Other precisions, a processor without bfloat16, a torch without oneDNN: plain products, and nothing to gain."""
+def processor(patch: pytest.MonkeyPatch, *, vectors: str, halves: bool) -> None:
+    """Pretend to be another processor: with these vector instructions, with or without products in 16 bits."""
+    patch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: vectors)
+    for name in ("_is_mkldnn_bf16_supported", "_is_mkldnn_fp16_supported"):
+        patch.setattr(torch.ops.mkldnn, name, lambda: halves)
+
+
+F32, BF16, F16 = torch.float32, torch.bfloat16, torch.float16
+
+
+@pytest.mark.parametrize(
+    ("vectors", "halves", "dtype", "small", "large"),
+    [
+        ("AVX512", True, F32, Copy(F32, True), Copy(F32, True)),
+        ("AVX512", True, BF16, Copy(BF16, True), Copy(BF16, True)),
+        ("AVX512", True, F16, Copy(F16, True), Copy(F16, True)),
+        ("AVX512", False, BF16, Copy(F32, True), Copy(F32, True)),
+        ("AVX2", False, F32, None, Copy(F32, True)),
+        ("AVX2", False, BF16, Copy(F32, False), Copy(F32, True)),
+        ("AVX2", False, F16, Copy(F32, False), Copy(F32, True)),
+        ("AVX2", True, BF16, None, Copy(BF16, True)),
+    ],
+)
+def test_the_copy_is_what_the_processor_reads_best(
+    monkeypatch: pytest.MonkeyPatch,
+    vectors: str,
+    halves: bool,
+    dtype: torch.dtype,
+    small: Copy | None,
+    large: Copy | None,
+) -> None:
+    """In float32 where it cannot multiply in 16 bits; packed with AVX-512, or where there is much to multiply."""
+    processor(monkeypatch, vectors=vectors, halves=halves)
+    assert copy_for(torch.empty(1024, 511, dtype=dtype)) == small
+    assert copy_for(torch.empty(1024, 512, dtype=dtype)) == large
+    assert pays(layer(dtype)) is (small is not None)
+
+
+@pytest.mark.parametrize("vectors", ["AVX512", "AVX2"])
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_without_16_bit_products_they_are_made_in_float32(
+    monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype, bias: bool, vectors: str
+) -> None:
+    """And rounded once, for several rows; one row is multiplied as it is."""
+    processor(monkeypatch, vectors=vectors, halves=False)
+    model = layer(dtype, bias=bias)
+    weights = [None if w is None else w.detach() for w in (model[0].weight, model[0].bias)]
+    pack(model)
+    multiply, widths = packed._multiply, []
+
+    def watched(input: torch.Tensor, *others: torch.Tensor | None) -> torch.Tensor:
+        widths.append(input.numel() // 48)
+        return multiply(input, *others)
+
+    monkeypatch.setattr(packed, "_multiply", watched)
+    for rows in ((2,), (1, 16), (1,), (1, 1)):
+        x = torch.randn(*rows, 48, dtype=dtype)
+        wide = nn.functional.linear(x.float(), *[None if w is None else w.float() for w in weights])
+        with torch.inference_mode():
+            found = model(x)
+        assert found.dtype == dtype
+        if x.numel() == 48:
+            assert torch.equal(found, nn.functional.linear(x, *weights))
+        elif vectors == "AVX2":
+            assert torch.equal(found, wide.to(dtype))
+        else:
+            torch.testing.assert_close(found.float(), wide, rtol=2**-7, atol=1e-5)
+    assert widths == [2, 16]
+
+
+def test_where_no_copy_helps_layers_are_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Other precisions, other devices, small products below AVX-512, a torch without oneDNN."""
 
     def check(model: nn.Sequential) -> None:
         x = torch.randn(4, 48, dtype=model[0].weight.dtype)
@@ -118,21 +195,26 @@ def test_what_cannot_be_packed_is_left_alone(monkeypatch: pytest.MonkeyPatch) ->
         with torch.inference_mode():
             assert torch.equal(model(x), expected)
 
-    check(layer(torch.float16))
+    check(layer(torch.float64))
+    assert not pays(layer().to("meta"))
     with monkeypatch.context() as patch:
-        patch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: False)
-        check(layer(torch.bfloat16))
-        assert pays(layer(torch.float32))
+        processor(patch, vectors="AVX2", halves=False)
+        check(layer())
     for missing in ("_product", "_reorder"):
         with monkeypatch.context() as patch:
+            processor(patch, vectors="AVX512", halves=False)
+            assert pays(layer())
             patch.setattr(packed, missing, None)
             check(layer())
+            assert copy_for(layer(torch.bfloat16)[0].weight) == Copy(torch.float32, packed=False)
     assert packed._operator("_no_such_operator") is None
+    assert not packed._has("_no_such_ability")
 
 
 def test_packing_waits_for_room(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A copy that would take more than half of the free memory is not made by itself."""
-    size = layer()[0].weight.nbytes
+    """A copy that would take more than half of the free memory is not made by itself, whatever it is a copy of."""
+    processor(monkeypatch, vectors="AVX512", halves=False)
+    size = 4 * layer()[0].weight.numel()
     for free, expected in ((2 * size, False), (2 * size + 2, True)):
         monkeypatch.setattr(packed.psutil, "virtual_memory", lambda free=free: SimpleNamespace(available=free))
-        assert pays(layer()) is expected
+        assert pays(layer()) is pays(layer(torch.bfloat16)) is expected

@@ -1,32 +1,41 @@
-"""Linear layers for decoding on CPUs: weights laid out once, the way oneDNN's kernels read them.
+"""Linear layers for decoding on CPUs: a second copy of the weights, as the kernels at hand read them best.
 
 A plain linear layer hands its weights to the matrix product as they are stored, and the kernel rearranges them anew in
-every pass, which for the few rows of a decoding pass is a good part of its time. Knows layers; knows no pass.
+every pass, which for the few rows of a decoding pass is a good part of its time: oneDNN takes them laid out once. Many
+CPUs cannot multiply in 16 bits, and torch then takes every row of a pass by itself: they get the weights in float32.
+Knows layers; knows no pass.
 """
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import psutil
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear
 
-_DTYPES = (torch.float32, torch.bfloat16)
-
 _ROWS = 16  # what the layout is made for; any number of rows can be multiplied
+
+_AMPLE = 1 << 19  # elements; below AVX-512 a packed product of fewer costs more to call than it saves
+
+
+class Copy(NamedTuple):
+    """How the second copy of a weight is kept: in which precision, and whether packed for oneDNN."""
+
+    dtype: torch.dtype
+    packed: bool
 
 
 class PackedLinear(nn.Linear):
-    """A linear layer that multiplies by a packed copy of its weights in inference mode, which decoding runs in.
+    """A linear layer that multiplies by a copy of its weights in inference mode, which decoding runs in.
 
     The copy is made at the first use, and again once the weights have changed; what is written into a weight's `.data`
     leaves no trace to tell by, and needs `unpack` and `pack`. Results are those of `nn.Linear` up to rounding, as
-    between any two kernels. Where the copy cannot be made (`can_pack`), and under autocast, it is `nn.Linear`.
+    between any two kernels. Where no copy would help (`copy_for`), and under autocast, it is `nn.Linear`.
     """
 
-    _packed: Tensor | None = None
-    _packed_state: tuple[int, int] | None = None
+    _copy: Tensor | None = None
+    _copy_state: tuple[int, int] | None = None
 
     def forward(self, input: Tensor) -> Tensor:
         """Return `input @ weight.T + bias`."""
@@ -35,17 +44,22 @@ class PackedLinear(nn.Linear):
         if not torch.is_inference_mode_enabled() or torch.is_autocast_enabled("cpu"):
             return linear(input, weight, bias)
         state = (weight.data_ptr(), 0 if weight.is_inference() else weight._version)
-        if state != self._packed_state:
-            self._packed_state = state
-            self._packed = _packed(weight)
-        if _product is None or self._packed is None or input.dtype != weight.dtype:
+        if state != self._copy_state:
+            self._copy_state = state
+            self._copy = _copied(weight)
+        copy = self._copy
+        if copy is None or input.dtype != weight.dtype:
             return linear(input, weight, bias)
-        out: Tensor = _product(input, self._packed, bias, "none", [], "")
-        return out
+        if copy.dtype == input.dtype:
+            return _multiply(input, copy, bias)
+        if input.numel() == input.shape[-1]:
+            return linear(input, weight, bias)  # the time of one row is that of reading weights: the fewer bytes win
+        wide_bias = None if bias is None else bias.to(copy.dtype)
+        return _multiply(input.to(copy.dtype), copy, wide_bias).to(input.dtype)
 
     def __getstate__(self) -> dict[str, object]:
-        """Leave the packed weights out of copies, which make their own."""
-        return {name: value for name, value in self.__dict__.items() if not name.startswith("_packed")}
+        """Leave the copied weights out of copies of the layer, which make their own."""
+        return {name: value for name, value in self.__dict__.items() if not name.startswith("_copy")}
 
 
 def _operator(name: str) -> Callable[..., Any] | None:
@@ -56,24 +70,52 @@ def _operator(name: str) -> Callable[..., Any] | None:
 _product, _reorder = _operator("_linear_pointwise"), _operator("_reorder_linear_weight")
 
 
-def can_pack(weight: Tensor) -> bool:
-    """Tell whether oneDNN packs such a weight here: on a CPU, in float32, or in bfloat16 where the CPU has it."""
-    if _product is None or _reorder is None or not torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]
-        return False
-    if weight.device.type != "cpu" or weight.dtype not in _DTYPES:
-        return False
-    return weight.dtype != torch.bfloat16 or bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+_MULTIPLIES: dict[torch.dtype, Callable[[], bool]] = {
+    torch.float32: lambda: True,
+    torch.bfloat16: lambda: _has("_is_mkldnn_bf16_supported"),
+    torch.float16: lambda: _has("_is_mkldnn_fp16_supported"),
+}
 
 
-def _packed(weight: Tensor) -> Tensor | None:
-    if _reorder is None or not can_pack(weight):
+def _has(ability: str) -> bool:
+    found = getattr(torch.ops.mkldnn, ability, None)
+    return found is not None and bool(found())
+
+
+def copy_for(weight: Tensor) -> Copy | None:
+    """Return the copy of a weight that makes products faster here; None where the weight itself is as good.
+
+    Its precision is the weight's own where the CPU multiplies in that, else float32. Packed are all weights on CPUs
+    with AVX-512, and large ones on others.
+    """
+    if weight.device.type != "cpu" or weight.dtype not in _MULTIPLIES:
         return None
-    packed: Tensor = _reorder(weight.detach().contiguous(), _ROWS)
+    native = _MULTIPLIES[weight.dtype]()
+    can_pack = _product is not None and _reorder is not None and torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
+    packed = can_pack and (torch.backends.cpu.get_cpu_capability() == "AVX512" or weight.numel() >= _AMPLE)
+    return Copy(weight.dtype if native else torch.float32, packed) if packed or not native else None
+
+
+def _copied(weight: Tensor) -> Tensor | None:
+    kind = copy_for(weight)
+    if kind is None:
+        return None
+    dense = weight.detach().to(kind.dtype).contiguous()
+    if not kind.packed or _reorder is None:
+        return dense
+    packed: Tensor = _reorder(dense, _ROWS)
     return packed
 
 
+def _multiply(input: Tensor, copy: Tensor, bias: Tensor | None) -> Tensor:
+    if not copy.is_mkldnn or _product is None:
+        return linear(input, copy, bias)
+    out: Tensor = _product(input, copy, bias, "none", [], "")
+    return out
+
+
 def pack(model: nn.Module) -> None:
-    """Let a model's linear layers multiply by packed weights from now on, in place; costs a second copy of them."""
+    """Let a model's linear layers multiply by copies of their weights from now on, in place, where that is faster."""
     for module in _of_class(model, nn.Linear):
         module.__class__ = PackedLinear
 
@@ -82,7 +124,7 @@ def unpack(model: nn.Module) -> None:
     """Make packed layers plain ones again, and free their copies."""
     for module in _of_class(model, PackedLinear):
         module.__class__ = nn.Linear
-        for name in ("_packed", "_packed_state"):
+        for name in ("_copy", "_copy_state"):
             module.__dict__.pop(name, None)
 
 
@@ -92,10 +134,12 @@ def is_packed(model: nn.Module) -> bool:
 
 
 def pays(model: nn.Module) -> bool:
-    """Tell whether packing helps here: all weights can be packed, and memory has room for them to spare."""
+    """Tell whether packing helps here: some weights are better copied, and memory has room for that to spare."""
     weights = [module.weight for module in _of_class(model, nn.Linear)]
-    size = sum(weight.numel() * weight.element_size() for weight in weights)
-    return all(map(can_pack, weights)) and size < psutil.virtual_memory().available / 2
+    copies = [(weight.numel(), kind) for weight in weights if (kind := copy_for(weight)) is not None]
+    size = sum(numel * kind.dtype.itemsize for numel, kind in copies)
+    free: int = psutil.virtual_memory().available
+    return 0 < size < free / 2
 
 
 def _of_class(model: nn.Module, kind: type[nn.Linear]) -> list[nn.Linear]:
