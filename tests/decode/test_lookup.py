@@ -1,13 +1,14 @@
 """Copies from the row's own text: the index against a search by hand, and texts that stay the backbone's own."""
 
 import random
+from collections import Counter
 from functools import cache
 
 import pytest
 
 from orthrus.decode import plan
 from orthrus.decode.engine import Engine
-from orthrus.decode.lookup import NGRAM, Lookup
+from orthrus.decode.lookup import LONG, NGRAM, Lookup
 from orthrus.decode.options import Options, Sampling
 from tests import reference
 from tests.decode.drive import BLOCK, decode, dual
@@ -17,21 +18,23 @@ MODEL, PLAIN = dual(num_hidden_layers=1), tiny("qwen3", num_hidden_layers=1)
 PROMPTS = [[5, 6, 7, 8] * 4, [9, 10, 11], [3]]
 
 
-def searched(text: list[int], count: int) -> list[int] | None:
-    """Look for the latest earlier place of the last tokens, and go on from there, round and round."""
-    if len(text) <= NGRAM:
-        return None
+def searched(text: list[int], count: int) -> tuple[int, list[int]]:
+    """Look for the latest earlier place of the last tokens, and go on from there, round and round.
+
+    Returns how many tokens there are the same, `LONG` at most, and the copy; none, and the last token, for no place.
+    """
     for end in range(len(text) - 1, NGRAM - 1, -1):
         if text[end - NGRAM : end] == text[-NGRAM:]:
+            common = max(n for n in range(NGRAM, min(LONG, end) + 1) if text[end - n : end] == text[-n:])
             tail = text[end:]
-            return [tail[i % len(tail)] for i in range(count)]
-    return None
+            return common, [tail[i % len(tail)] for i in range(count)]
+    return 0, [text[-1]] * count
 
 
 def test_drafts_are_what_a_search_through_the_text_finds() -> None:
     """Whatever pieces the text comes in; texts over two letters, so that most have something to copy."""
     rng = random.Random(0)
-    copied = 0
+    copied: Counter[int] = Counter()
     for _ in range(400):
         text = [rng.randrange(2) for _ in range(rng.randint(1, 40))]
         lookup, start = Lookup(), 0
@@ -39,12 +42,14 @@ def test_drafts_are_what_a_search_through_the_text_finds() -> None:
             size = rng.randint(1, 7)
             lookup.extend(text[start : start + size])
             start += size
-        expected = searched(text, 11)
+        matched, expected = searched(text, 11)
         assert len(lookup) == len(text)
-        assert lookup.found == (expected is not None)
-        assert lookup.drafts(11) == (expected or [text[-1]] * 11)
-        copied += lookup.found
-    assert 200 < copied < 400
+        assert lookup.matched == matched
+        assert lookup.drafts(11) == expected
+        copied[matched] += 1
+    assert set(copied) == {0, *range(NGRAM, LONG + 1)}
+    assert min(copied.values()) > 5
+    assert 200 < sum(copied.values()) - copied[0] < 400
 
 
 @cache

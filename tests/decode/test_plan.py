@@ -7,6 +7,7 @@ from collections.abc import Callable
 import pytest
 
 from orthrus.decode.costs import Costs
+from orthrus.decode.lookup import LONG
 from orthrus.decode.plan import Step, parse
 from orthrus.decode.planner import Planner
 from orthrus.decode.worth import WAYS, Record, Rescue, expected, usually_met
@@ -206,15 +207,34 @@ def test_expected_tokens_of_a_certain_and_a_hopeless_record() -> None:
         hopeless.add("chain", drafts=4, accepted=0)
         prior.add("lookup", drafts=4, accepted=4)
     tokens = expected([sure, hopeless], prior)
-    chain, _, lookup = range(3)
+    chain, lookup = WAYS.index("chain"), WAYS.index("lookup")
     assert tokens[0, chain, 4] > 4.2
     assert tokens[1, chain, 4] < 1.3
     assert (tokens[:, lookup, 4] > 4.2).all()
     assert expected([Record()], prior)[0, chain, :3].tolist() == [1, 1.5, 1.75]
 
 
+def test_one_block_tells_a_text_that_is_easier_than_others() -> None:
+    """Where hardly any draft is kept otherwise, ten of fifteen kept promise more of this text; and the other way."""
+    poor, rich, easy, hard = Record(fade=0.99), Record(fade=0.99), Record(), Record()
+    for turn in range(100):
+        poor.add("chain", drafts=15, accepted=2 if turn % 4 == 0 else 0)
+        rich.add("chain", drafts=15, accepted=12 if turn % 4 else 15)
+    easy.add("chain", drafts=15, accepted=10)
+    hard.add("chain", drafts=15, accepted=0)
+    of_poor, of_rich = (expected([Record(), easy, hard], prior)[:, 0, 15] for prior in (poor, rich))
+    assert of_poor[0] < 1.6
+    assert of_poor[1] > 4
+    assert of_rich[0] > 10
+    assert of_rich[2] < 0.7 * of_rich[0]
+
+
 def test_expected_tokens_are_those_of_the_slow_reckoning() -> None:
-    """Row after row and slot after slot, as the definition says; drafts made ahead by way of a chain's."""
+    """Row after row and slot after slot, as the definition says; drafts made ahead by way of a chain's.
+
+    A slot that a row hardly tried is as likely as usual, at odds moved by how the row's other slots did: by one step of
+    Newton's method towards the mode of the logarithm's posterior, whose prior is normal.
+    """
     rng = random.Random(3)
     prior, rows = Record(fade=0.99), [Record() for _ in range(3)]
     for _ in range(60):
@@ -231,13 +251,22 @@ def test_expected_tokens_are_those_of_the_slow_reckoning() -> None:
         general = rate(prior.counts[1, w].sum(), prior.counts[0, w].sum(), 0.5)
         return rate(prior.counts[1, w, slot], prior.counts[0, w, slot], general)
 
+    def shifted(row: Record, w: int, slot: int) -> float:
+        slope, curvature = 0.0, 1.0
+        for m in range(64):
+            chance, (tried, kept) = usual(w, m), row.counts[:, w, m]
+            slope += kept - tried * chance
+            curvature += tried * chance * (1 - chance)
+        odds = usual(w, slot) / (1 - usual(w, slot)) * math.exp(slope / curvature)
+        return odds / (1 + odds)
+
     def own(row: Record, w: int, slot: int) -> float:
         if WAYS[w] == "ahead":
             known = usual(0, slot)
             loss = rate(prior.counts[1, w, slot], prior.counts[0, w, slot], known, 8.0) / known
             otherwise, more = min(own(row, 0, slot) * loss, 1.0), 8.0
         else:
-            otherwise, more = usual(w, slot), 2.0
+            otherwise, more = shifted(row, w, slot), 2.0
         return rate(row.counts[1, w, slot], row.counts[0, w, slot], otherwise, more)
 
     tokens = expected(rows, prior)
@@ -298,6 +327,21 @@ def test_copies_are_made_only_where_something_was_found() -> None:
     before = record.counts.copy()
     planner.observe(Step(15, lookup=True), [record], [0], 1.2, [False])
     assert (record.counts == record.fade * before).all()
+
+
+def test_copies_after_many_tokens_in_common_are_weighed_by_themselves() -> None:
+    """Three tokens in common may be chance, eight hardly are: what the former are worth says nothing of the latter."""
+    planner, record = Planner(parse("auto"), block=BLOCK), Record()
+    for step in (Step(15), Step(), Step(15), Step()):
+        planner.observe(step, [record], [0], linear(1.2)(step, True))
+    for _ in range(50):
+        planner.observe(Step(15, lookup=True), [record], [0], 1.5, [LONG - 1])
+        planner.observe(Step(15, lookup=True), [record], [15], 1.5, [LONG])
+    planner.known.allowance = 0.0
+    for _ in range(2):  # a decision that stands is one of this situation only
+        assert planner.choose([record], [LONG - 1]) == Step()
+        assert planner.choose([record], [LONG]) == Step(15, lookup=True)
+    assert planner.copying(Step(15), [record] * 3, [LONG, 3, 0]) == [True, False, False]
 
 
 @pytest.mark.parametrize("block", [2, 4, 6, 8, 16, 32, 64])

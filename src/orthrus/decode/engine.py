@@ -227,12 +227,12 @@ class Engine:
         shape = {"rows": len(self.live), "drafts": step.drafts, "stops": step.stops}
         return step if can_fuse(self.passes.model, self.finding, **shape) else Step(step.drafts)
 
-    def _look_up(self) -> list[bool]:
-        """Bring the live rows' lookups up to their texts; returns which of them have found something to copy."""
+    def _look_up(self) -> list[int]:
+        """Bring the live rows' lookups up to their texts; returns how many tokens each has in common with a copy."""
         for row in self.live:
             row.lookup.extend(row.prompt_ids[len(row.lookup) :])
             row.lookup.extend(row.token_ids[len(row.lookup) - len(row.prompt_ids) :])
-        return [row.lookup.found for row in self.live]
+        return [row.lookup.matched for row in self.live]
 
     def _limit(self, prompt_ids: Sequence[int], options: Options) -> int:
         """Check a request against vocabulary, context and cache; return how many tokens it may write."""

@@ -8,6 +8,9 @@ from collections.abc import Iterable
 
 NGRAM = 3
 
+LONG = 8
+"""Tokens in common from which on a place is as good as any: what follows there hardly ever fails to follow here."""
+
 
 class Lookup:
     """An index over one text, grown with it: where each run of `NGRAM` tokens was last continued."""
@@ -25,9 +28,15 @@ class Lookup:
         return len(self._text)
 
     @property
-    def found(self) -> bool:
-        """True when the text's last tokens were written before."""
-        return self._source is not None
+    def matched(self) -> int:
+        """How many of the text's last tokens, `LONG` at most, were written before what would be copied; 0: nothing."""
+        if self._source is None:
+            return 0
+        text, ahead = self._text, len(self._text) - self._source
+        count = NGRAM
+        while count < min(LONG, self._source) and text[-count - 1] == text[-count - 1 - ahead]:
+            count += 1
+        return count
 
     def extend(self, token_ids: Iterable[int]) -> None:
         """Append tokens to the text."""

@@ -12,8 +12,22 @@ import numpy as np
 from numpy.typing import NDArray
 
 from orthrus.decode.costs import Costs
+from orthrus.decode.lookup import LONG
 from orthrus.decode.plan import Kind, Plan, Step
-from orthrus.decode.worth import AHEAD, CHAIN, LOOKUP, Record, Rescue, Way, cell, expected, rate, usually_met
+from orthrus.decode.worth import (
+    AHEAD,
+    CHAIN,
+    ECHO,
+    LOOKUP,
+    WAYS,
+    Record,
+    Rescue,
+    Way,
+    cell,
+    expected,
+    rate,
+    usually_met,
+)
 
 
 @dataclass(slots=True)
@@ -109,7 +123,7 @@ class Planner:
     def choose(
         self,
         rows: Sequence[Record],
-        found: Sequence[bool] | None = None,
+        found: Sequence[int] | None = None,
         *,
         ready: int = 0,
         blind: bool = False,
@@ -119,14 +133,15 @@ class Planner:
 
         Args:
             rows: their records.
-            found: whose texts have something to copy.
+            found: how many tokens each text has in common with one to copy from (`Lookup.matched`).
             ready: drafts that the pass before has made for every row, for the step to use.
             blind: whether these were made without knowing the token before them.
             room: cache positions left in every row, `scratch` at least; None for as many as may be.
         """
         if len(self.steps) == 1:
             return self.steps[0]
-        known, situation = self.known, (len(rows), ready, blind, *(found or ()))
+        copies = [_copy(matched) for matched in found or ()]
+        known, situation = self.known, (len(rows), ready, blind, *copies)
         room = self._widest if room is None else room
         before, until = known.standing.get(situation, (None, 0))
         if before is not None and known.turn < until and before.scratch <= room:
@@ -140,16 +155,24 @@ class Planner:
         known.last = step
         return step
 
-    def copying(self, step: Step, rows: Sequence[Record], found: Sequence[bool] | None) -> list[bool]:
+    def copying(self, step: Step, rows: Sequence[Record], found: Sequence[int] | None) -> list[bool]:
         """Return which rows' drafts are copies: in a chain, of those that found any, where copies promise more."""
-        found = found or [False] * len(rows)
+        found = found or [0] * len(rows)
         if step.kind != "chain" or not any(found):
             return [step.lookup] * len(rows)
-        token_BWM = expected(rows, self.known.worth, slots=step.drafts)
+        token_BWM = self._expected(rows, found, slots=step.drafts)
         better = token_BWM[:, LOOKUP, -1] > token_BWM[:, CHAIN, -1]
-        return [hit and bool(more) for hit, more in zip(found, better, strict=True)]
+        return [matched > 0 and bool(more) for matched, more in zip(found, better, strict=True)]
 
-    def _decide(self, rows: Sequence[Record], found: Sequence[bool] | None, ready: int, blind: bool, room: int) -> Step:
+    def _expected(self, rows: Sequence[Record], found: Sequence[int], *, slots: int) -> NDArray[np.float64]:
+        """Return `expected`, of copies what each row's is worth; one token where there is nothing to copy."""
+        token_BWM = expected(rows, self.known.worth, slots=slots)
+        way_B = [_copy(matched) for matched in found]
+        token_BWM[:, LOOKUP] = token_BWM[range(len(rows)), way_B]
+        token_BWM[[row for row, matched in enumerate(found) if not matched], LOOKUP] = 1.0
+        return token_BWM
+
+    def _decide(self, rows: Sequence[Record], found: Sequence[int] | None, ready: int, blind: bool, room: int) -> Step:
         known = self.known
         basis = known.costs.basis(len(rows))
         cost_S, draft_S, verify_S, least_S = known.costs.estimates(self.steps, basis)
@@ -158,11 +181,11 @@ class Planner:
                 return self.steps[needed]
             if known.allowance is None:
                 known.allowance = self.FIRST_PROBES * float(cost_S[needed])
-        token_BWM = expected(rows, known.worth, slots=self._slots)
-        nothing = [row for row, hit in enumerate(found or [False] * len(rows)) if not hit]
-        token_BWM[nothing, LOOKUP] = 1.0
+        found = found or [0] * len(rows)
+        token_BWM = self._expected(rows, found, slots=self._slots)
+        nothing = found.count(0)
         token_WM = token_BWM.sum(axis=0)
-        if 0 < len(nothing) < len(rows):  # in a chain, those that found more to copy than to draft copy
+        if 0 < nothing < len(rows):  # in a chain, those that found more to copy than to draft copy
             token_WM[CHAIN] = token_BWM[:, [CHAIN, LOOKUP]].max(axis=1).sum(axis=0)
         token_S = token_WM.take(self._place_S)
         token_S[self._trees] = self._of_trees(token_BWM[:, CHAIN])
@@ -180,7 +203,7 @@ class Planner:
             usable, speed = self._from_ready(ready, blind, token_WM, token_S, cost_S, draft_S, verify_S)
             if speed > speed_S[best]:
                 return self.steps[usable]
-        barred: set[Kind] = set() if len(nothing) < len(rows) else {"lookup"}
+        barred: set[Kind] = set() if nothing < len(rows) else {"lookup"}
         hope = speed_S[best] * self.HOPE
         unseen = [i for i in self._ends if not known.costs.measured(self.steps[i], basis)]
         ends = [i for i in unseen if hoped_F[i - fused.start] >= hope]
@@ -246,7 +269,7 @@ class Planner:
         rows: Sequence[Record],
         accepted: Sequence[int],
         seconds: float,
-        found: Sequence[bool] | None = None,
+        found: Sequence[int] | None = None,
         *,
         drew: bool | None = True,
         blind: Sequence[bool] | None = None,
@@ -278,7 +301,7 @@ class Planner:
             known.allowance += seconds * self.PROBE_SHARE
         blind = blind or [drew is False] * len(rows)
         copied = copied or [step.lookup] * len(rows)
-        found = found or [True] * len(rows)
+        found = found or [1] * len(rows)
         for place, (record, kept) in enumerate(zip(rows, accepted, strict=True)):
             drafts = step.drafts
             if step.nodes and inside is not None:
@@ -287,7 +310,7 @@ class Planner:
             if step.kind == "plain" or (copied[place] and not found[place]):
                 record.relax()
                 continue
-            way: Way = "lookup" if copied[place] else "ahead" if blind[place] else "chain"
+            way: Way = WAYS[_copy(found[place])] if copied[place] else "ahead" if blind[place] else "chain"
             for one in (record, known.worth):
                 one.add(way, drafts=drafts, accepted=kept)
         if step.kind == "onepass":
@@ -351,3 +374,8 @@ class Planner:
             return None
         known.allowance -= cost
         return index
+
+
+def _copy(matched: int) -> int:
+    """Return the way in which a text is copied after so many tokens in common; 0 where there are none."""
+    return 0 if not matched else ECHO if matched >= LONG else LOOKUP

@@ -1,6 +1,7 @@
 """What drafts are worth: how often they were kept lately, in a row and in general, and what to expect of the next.
 
-A row's chains, drafts made ahead, and copies from its text each have figures of their own; trees are measured by the
+A row's chains, drafts made ahead, and copies from its text, after few tokens in common or after many, each have figures
+of their own; trees are measured by the
 chain inside them, which every tree's verdict judges too. Knows steps and numbers; deciding is `planner`'s.
 
 Shapes: B rows, W ways to draft, M slots.
@@ -15,16 +16,23 @@ from numpy.typing import NDArray
 
 from orthrus.decode.plan import STOPS, Step
 
-Way = Literal["chain", "ahead", "lookup"]
+Way = Literal["chain", "ahead", "lookup", "echo"]
 
-WAYS: tuple[Way, ...] = ("chain", "ahead", "lookup")
-"""How drafts come about, in the order of arrays; "ahead": a fused pass made them without knowing the token before."""
+WAYS: tuple[Way, ...] = ("chain", "ahead", "lookup", "echo")
+"""How drafts come about, in the order of arrays.
 
-CHAIN, AHEAD, LOOKUP = range(len(WAYS))
+"ahead": a fused pass made them without knowing the token before; "echo": copied from where the text before them is the
+same for longer than chance would have it.
+"""
+
+CHAIN, AHEAD, LOOKUP, ECHO = range(len(WAYS))
 
 _SLOTS = 64
 _TRIED, _KEPT = 0, 1
 _LENGTHS = 8
+_SPREAD = 1.0
+"""Standard deviation of the logarithm of the odds between texts."""
+
 _FIRM = 8.0
 """Trials that a guess counts as which rests on many others."""
 
@@ -77,9 +85,10 @@ def cell(step: Step) -> int:
 def expected(records: Sequence[Record], prior: Record, *, slots: int = _SLOTS) -> NDArray[np.float64]:
     """Return the tokens each way to draft is expected to give each row by its number of drafts, the bonus included.
 
-    A slot that a row hardly ever tried is taken to be worth what it is in `prior`, and one hardly ever tried there what
-    all slots are. Drafts made ahead are measured by a chain's: a slot hardly ever tried is worth what the chain's is,
-    less what being ahead costs in `prior`; that says more than a trial or two.
+    A slot that a row hardly ever tried is taken to be worth what it is in `prior`, at the odds that the row's other
+    slots tell (`_odds`), and one hardly ever tried there what all slots are. Drafts made ahead are measured by a
+    chain's: a slot hardly ever tried is worth what the chain's is, less what being ahead costs in `prior`; that says
+    more than a trial or two.
 
     Returns:
         Array `[B, W, slots + 1]`, in the order of `WAYS`.
@@ -87,7 +96,8 @@ def expected(records: Sequence[Record], prior: Record, *, slots: int = _SLOTS) -
     tried, kept = prior.counts
     usual_WM = rate(kept, tried, rate(kept.sum(1), tried.sum(1), 0.5)[:, None])[:, :slots]
     counts = np.array([record.counts[:, :, :slots] for record in records])
-    rate_BWM = rate(counts[:, _KEPT], counts[:, _TRIED], usual_WM)
+    odds_BWM = _odds(counts, usual_WM)[..., None] * usual_WM
+    rate_BWM = rate(counts[:, _KEPT], counts[:, _TRIED], odds_BWM / (1 - usual_WM + odds_BWM))
     chain_M = usual_WM[CHAIN]
     loss_M = rate(kept[AHEAD, :slots], tried[AHEAD, :slots], chain_M, _FIRM) / chain_M
     own_BM = np.minimum(rate_BWM[:, CHAIN] * loss_M, 1.0)
@@ -96,6 +106,19 @@ def expected(records: Sequence[Record], prior: Record, *, slots: int = _SLOTS) -
     np.cumprod(rate_BWM, axis=2, out=tokens[:, :, 1:])
     whole: NDArray[np.float64] = tokens.cumsum(axis=2)
     return whole
+
+
+def _odds(counts_B2WM: NDArray[np.float64], usual_WM: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return by what factor the odds of each row's drafts, `[B, W]`, differ from what is usual, in all slots alike.
+
+    Some texts are easy to draft and others are not, so a few slots tell much about the rest. One step of Newton's
+    method towards the most likely logarithm of that factor, which is taken to vary from text to text by `_SPREAD`.
+    """
+    tried, kept = counts_B2WM[:, _TRIED], counts_B2WM[:, _KEPT]
+    surprise_BW = (kept - tried * usual_WM).sum(2)
+    certainty_BW = (tried * (usual_WM * (1 - usual_WM))).sum(2) + _SPREAD**-2
+    factor_BW: NDArray[np.float64] = np.exp(surprise_BW / certainty_BW)
+    return factor_BW
 
 
 class Rescue:
