@@ -199,6 +199,40 @@ def test_costs_of_the_nearest_number_of_rows_serve_until_there_are_own_ones() ->
     assert [costs.basis(r) for r in (1, 2, 5, 6, 16, 99)] == [2, 2, 2, 16, 16, 16]
 
 
+def test_old_times_give_way_to_new_ones_and_are_forgotten() -> None:
+    """A shape in use keeps its last nine; taken up again it starts anew; after a long time nothing is known of it."""
+    costs = Costs()
+    for _ in range(10):
+        costs.observe(Step(7), 1, 1.0)
+    costs.observe(Step(7), 1, 9.0)
+    assert costs.estimate(Step(7), 1) == 1.0
+    for _ in range(65):
+        costs.observe(Step(), 1, 0.5)
+    costs.observe(Step(7), 1, 3.0)
+    assert costs.estimate(Step(7), 1) == 3.0
+    for turn in range(2049 + 64):
+        assert costs.measured(Step(7), 1) or turn > 2048
+        costs.observe(Step(), 1, 0.5)
+    assert not costs.measured(Step(7), 1)
+    assert costs.measured(Step(), 1)
+    costs.observe(Step(7), 1, 2.0)  # its first run is long past
+    assert costs.estimate(Step(7), 1) == 2.0
+
+
+@pytest.mark.parametrize("long", [6, 8, 12, 16, 40])
+def test_a_bad_moment_of_the_machine_is_got_over(long: int) -> None:
+    """All steps take fifty times as long for a while: the best one is found again, whatever was in use meanwhile."""
+    planner, record, chosen = Planner(parse("auto"), block=BLOCK), Record(), []
+    for turn in range(2700):
+        step = planner.choose([record], [LONG])
+        chosen.append(step)
+        seconds = linear(1.2)(step, True) * (50 if 100 <= turn < 100 + long else 1)
+        planner.observe(step, [record], [step.drafts if step.lookup else 0], seconds, [LONG])
+    best = Step(15, lookup=True)
+    assert chosen[60:100].count(best) > 35
+    assert chosen[-400:].count(best) > 350
+
+
 def test_expected_tokens_of_a_certain_and_a_hopeless_record() -> None:
     """Expectations tend to drafts + 1 and to 1 as evidence grows; the prior decides where there is none."""
     sure, hopeless, prior = Record(), Record(), Record()

@@ -13,9 +13,16 @@ from numpy.typing import NDArray
 
 from orthrus.decode.plan import Kind, Step
 
+_STALE = 64
+_FORGOTTEN = 2048
+
 
 class Costs:
     """Seconds per step, as measured: the median of the last few of each shape, first runs (warm-up) left out.
+
+    Machines change their pace, for moments and for good: times of a shape that is taken up again after `_STALE` other
+    steps start anew, and after `_FORGOTTEN` of them a shape counts as never measured, so that no step is given up for
+    what it took in a bad moment.
 
     Of a one-pass step only the pass counts, not the draft pass that comes before it when nothing was drafted ahead.
     """
@@ -23,6 +30,8 @@ class Costs:
     def __init__(self, *, window: int = 9) -> None:
         self._seen: dict[int, dict[Step, deque[float]]] = {}
         self._runs: dict[tuple[int, Step], int] = {}
+        self._last: dict[tuple[int, Step], int] = {}
+        self._turn = 0
         self._window = window
         # What follows from the times, until enough of them are new.
         self._vectors: dict[tuple[int, tuple[Step, ...]], NDArray[np.float64]] = {}
@@ -31,12 +40,27 @@ class Costs:
 
     def observe(self, step: Step, rows: int, seconds: float) -> None:
         """Add one measured step over so many rows."""
+        self._turn += 1
         runs = self._runs[rows, step] = self._runs.get((rows, step), 0) + 1
+        anew = self._turn - self._last.get((rows, step), 0) > _STALE
+        self._last[rows, step] = self._turn
         if runs > 1:
-            self._seen.setdefault(rows, {}).setdefault(step, deque(maxlen=self._window)).append(seconds)
-        if 1 < runs <= 4 or runs % (2 * self._window) == 0:
+            times = self._seen.setdefault(rows, {}).setdefault(step, deque(maxlen=self._window))
+            if anew:
+                times.clear()
+            times.append(seconds)
+        forgotten = self._forget() if self._turn % _STALE == 0 else False
+        if anew or forgotten or 1 < runs <= 4 or runs % (2 * self._window) == 0:
             for known in (self._vectors, self._estimates, self._points):
                 known.clear()
+
+    def _forget(self) -> bool:
+        """Drop what was measured too long ago; tells whether there was any."""
+        old = [(rows, step) for (rows, step), last in self._last.items() if self._turn - last > _FORGOTTEN]
+        for rows, step in old:
+            del self._last[rows, step]
+            self._seen.get(rows, {}).pop(step, None)
+        return bool(old)
 
     def basis(self, rows: int) -> int:
         """Return the number of rows whose costs to go by: this one, or the nearest where steps can be compared."""
