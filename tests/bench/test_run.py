@@ -224,8 +224,8 @@ def _with_a_mistake(
 ) -> Callable[..., dict[Contender, Decoder]]:
     """Change one token of what a contender writes when it is called for the `call`-th time."""
 
-    def made(*arguments: Any) -> dict[Contender, Decoder]:
-        run = make(*arguments)
+    def made(*arguments: Any, **options: Any) -> dict[Contender, Decoder]:
+        run = make(*arguments, **options)
         honest, calls = run[contender], iter(range(1, 100))
 
         def wrong(prompts: Sequence[Sequence[int]], max_new_tokens: int) -> list[Answer]:

@@ -219,6 +219,27 @@ def test_old_times_give_way_to_new_ones_and_are_forgotten() -> None:
     assert costs.estimate(Step(7), 1) == 2.0
 
 
+def test_a_copy_costs_at_most_what_a_chain_does() -> None:
+    """It is one of a chain's two passes; what took longer was timed in a bad moment."""
+    costs = Costs()
+    for step, seconds in ((Step(15), 3.0), (Step(15, lookup=True), 50.0), (Step(3, lookup=True), 1.5)):
+        costs.observe(step, 1, seconds)
+        costs.observe(step, 1, seconds)
+    assert costs.estimate(Step(15, lookup=True), 1) == costs.estimate(Step(15), 1) == 3.0
+    assert costs.estimate(Step(3, lookup=True), 1) == 1.5
+
+
+def test_plain_steps_are_timed_again_where_none_is_taken() -> None:
+    """Timed in a bad moment and never the best since: they are looked at again before long, and not often."""
+    planner, record, plain = Planner(parse("auto"), block=BLOCK), Record(), []
+    for turn in range(1200):
+        step = planner.choose([record], [LONG])
+        plain += [turn] if step == Step() else []
+        planner.observe(step, [record], [step.drafts], linear(1.2)(step, True), [LONG])
+    late = [turn for turn in plain if turn > 200]
+    assert 3 <= len(late) <= 5
+
+
 @pytest.mark.parametrize("long", [6, 8, 12, 16, 40])
 def test_a_bad_moment_of_the_machine_is_got_over(long: int) -> None:
     """All steps take fifty times as long for a while: the best one is found again, whatever was in use meanwhile."""

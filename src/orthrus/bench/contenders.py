@@ -13,7 +13,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from orthrus.bench import peers
 from orthrus.decode import plan as plans
 from orthrus.decode.api import engine_for
-from orthrus.decode.engine import Row
+from orthrus.decode.engine import Engine, Row
 from orthrus.decode.exact import EXACT, Exact
 from orthrus.decode.options import Options
 from orthrus.decode.stop import Stopper
@@ -91,9 +91,13 @@ def fits(contender: Contender, batch: int) -> bool:
 
 
 def decoders(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, wanted: Iterable[Contender]
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    wanted: Iterable[Contender],
+    *,
+    watch: Callable[[Engine], None] | None = None,
 ) -> dict[Contender, Decoder]:
-    """Make each contender's decoder over the weights of one dual-view model."""
+    """Make each contender's decoder over the weights of one dual-view model; `watch` sees each engine of our own."""
     wanted = list(wanted)
     eos = Options.of(model.generation_config).eos_token_id
     backbone = peers.plain(model) if any(c.mode in PEERS for c in wanted) else None
@@ -102,12 +106,16 @@ def decoders(
         if backbone is not None and contender.mode in PEERS:
             out[contender] = _peer(backbone, contender.mode, eos)
         else:
-            out[contender] = _own(model, tokenizer, contender, eos)
+            out[contender] = _own(model, tokenizer, contender, eos, watch)
     return out
 
 
 def _own(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, contender: Contender, eos: tuple[int, ...]
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    contender: Contender,
+    eos: tuple[int, ...],
+    watch: Callable[[Engine], None] | None,
 ) -> Decoder:
     """Decode with the engine, as `orthrus.generate` does between tokenizing and joining text."""
     plan, exact = plans.parse(contender.plan or "ar"), contender.exact or "distribution"
@@ -115,6 +123,8 @@ def _own(
     def decode(prompts: Sequence[Sequence[int]], max_new_tokens: int) -> list[Answer]:
         options = Options(max_new_tokens=max_new_tokens, eos_token_id=eos)
         engine = engine_for(model, prompts, options, plan, rows=len(prompts), exact=exact)
+        if watch is not None:
+            watch(engine)
         ids = [engine.add(p, options, stopper=Stopper(options, tokenizer, limit=max_new_tokens)) for p in prompts]
         rows: dict[int, Row] = {}
         while engine.busy:

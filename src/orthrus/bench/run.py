@@ -17,12 +17,13 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from orthrus.bench import lines
-from orthrus.bench.contenders import Contender, decoders, fits
+from orthrus.bench.contenders import OWN, Contender, Decoder, decoders, fits
 from orthrus.bench.lines import Result
+from orthrus.bench.prices import Meter, Prices
 from orthrus.bench.race import Clock, Laps, first_difference, race
 from orthrus.bench.suites import Item, judge, read_suite
 from orthrus.decode.api import encode
-from orthrus.errors import ConfigError, PromptError
+from orthrus.errors import ConfigError, DataError, PromptError
 from orthrus.provenance import device_name, digest, provenance
 
 Loader: TypeAlias = Callable[[str], tuple[PreTrainedModel, PreTrainedTokenizerBase]]
@@ -47,6 +48,7 @@ class Job:
         rounds: how often every contender answers every prompt.
         warmup: rounds before the first batch of each size and precision that are not measured.
         compile: whether our decoding passes are compiled.
+        prices: a file of measured passes (`orthrus bench passes`) whose seconds count in place of the clock's.
     """
 
     model: str
@@ -60,6 +62,7 @@ class Job:
     rounds: int = 3
     warmup: int = 1
     compile: bool = False
+    prices: Path | None = None
 
     def __post_init__(self) -> None:
         for name, least in (("max_new_tokens", 1), ("rounds", 1), ("warmup", 0)):
@@ -74,6 +77,10 @@ class Job:
         for batch in self.batches:
             if not self.contenders_at(batch):
                 raise ConfigError(f"none of the modes asked for can run batches of {batch}: hf-lookup takes 1")
+
+        strangers = sorted({c.mode for c in self.contenders if c.mode not in OWN})
+        if self.prices is not None and strangers:
+            raise ConfigError(f"prices are of our own passes, so modes must be {' and '.join(OWN)}, found {strangers}")
 
     def contenders_at(self, batch: int) -> list[Contender]:
         """Return the contenders that can run batches of this size."""
@@ -133,6 +140,7 @@ def run(
     items = [item for suite in job.suites for item in read_suite(suite, folder=job.folder, limit=job.limit)]
     model, tokenizer = load(job.dtypes[0])
     prompts, too_long = encoded(items, model, tokenizer)
+    prices = {} if job.prices is None else {dtype: Prices.read(job.prices, dtype) for dtype in job.dtypes}
     settings = configuration(job, model)
     done = lines.take_up(output, digest(settings), {b: _who(job.contenders_at(b)) for b in job.batches})
     outlook = _outlook(job, prompts, digest(settings), done, too_long)
@@ -147,8 +155,12 @@ def run(
             model, tokenizer = load(dtype)
         for batch in job.batches:
             heats = [heat for heat in outlook.heats if (heat.dtype, heat.batch) == (dtype, batch)]
+            if not heats:
+                continue
             labels = {"provenance": head_id, "configuration": digest(settings)}
-            _race_all(job, heats, model, tokenizer, output, labels, clock=clock, on_lap=on_lap)
+            meter = Meter(prices[dtype]) if dtype in prices else None
+            runners = decoders(model, tokenizer, job.contenders_at(batch), watch=meter.watch if meter else None)
+            _race_all(job, heats, runners, model, tokenizer, output, labels, clock=meter or clock, on_lap=on_lap)
 
 
 def configuration(job: Job, model: PreTrainedModel) -> dict[str, Any]:
@@ -163,7 +175,15 @@ def configuration(job: Job, model: PreTrainedModel) -> dict[str, Any]:
         "device": device_name(model.device),
         "threads": torch.get_num_threads(),
         **({"compile": True} if job.compile else {}),
+        **({"prices": [job.prices.name, _digest(job.prices)]} if job.prices is not None else {}),
     }
+
+
+def _digest(file: Path) -> str:
+    try:
+        return hashlib.sha256(file.read_bytes()).hexdigest()[:12]
+    except OSError as error:
+        raise DataError(f"{file}: a readable file of measured passes is required; {error}") from None
 
 
 def weights_digest(model: PreTrainedModel) -> str:
@@ -214,6 +234,7 @@ def _outlook(
 def _race_all(
     job: Job,
     heats: Sequence[Heat],
+    runners: Mapping[Contender, Decoder],
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
     output: Path,
@@ -223,10 +244,7 @@ def _race_all(
     on_lap: Callable[[], None],
 ) -> None:
     """Race over batches of one size in one precision, and write each one's lines together."""
-    if not heats:
-        return
     context: int = model.config.get_text_config().max_position_embeddings
-    runners = decoders(model, tokenizer, job.contenders_at(heats[0].batch))
     for turn, heat in enumerate(heats):
         ids = [prompt.token_ids for prompt in heat.prompts]
         limit = min(job.max_new_tokens, context - max(map(len, ids)))

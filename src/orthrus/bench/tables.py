@@ -54,6 +54,7 @@ def tables(report: Report) -> list[Grid]:
                 f"threads {known['threads']}",
                 f"at most {known['max_new_tokens']} tokens",
                 f"rounds {known['rounds']}",
+                *([f"computed from {known['prices'][0]}"] if "prices" in known else []),
             ]
         title = " · ".join(facts)
         grids = (_speed(title, part), _drafts(title, part), _positions(title, part))

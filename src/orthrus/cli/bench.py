@@ -82,6 +82,13 @@ def run(
     threads: Threads = None,
     device: common.Device = None,
     compile: common.Compile = False,
+    prices: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="Results of orthrus bench passes, from any machine: count what it took for each pass, not the clock.",
+        ),
+    ] = None,
 ) -> None:
     """Let decoders race over prompts, greedily, one after another on each; run again to continue.
 
@@ -102,6 +109,7 @@ def run(
         rounds=rounds,
         warmup=warmup,
         compile=compile,
+        prices=prices,
     )
     set_threads(threads)
     with progress() as (start, lap):

@@ -103,7 +103,8 @@ class Costs:
     def estimate(self, step: Step, rows: int) -> float | None:
         """Return a step's cost as measured, by interpolation over its length; None where unknown.
 
-        A copy that was never measured is taken to cost half of what a chain of its length does: one of two passes. A
+        A copy that was never measured is taken to cost half of what a chain of its length does: one of two passes. One
+        that was is taken to cost at most the whole: where it took more, that was in a bad moment of the machine. A
         fused pass costs what its positions do in a verification, and beyond that what one that was measured does; a
         tree costs what one that was measured does, or a chain, but for the width of its verification.
         """
@@ -114,7 +115,9 @@ class Costs:
     def _reckon(self, step: Step, rows: int) -> float | None:
         seen = self._seen.get(rows, {})
         if step in seen:
-            return median(seen[step])
+            own = median(seen[step])
+            chain = self.estimate(Step(step.drafts), rows) if step.lookup else None
+            return own if chain is None else min(own, chain)
         if step.kind == "onepass":
             return self._fused(step, rows)
         if step.kind == "tree":
@@ -132,7 +135,7 @@ class Costs:
         below = [p for p in points if p[0] < step.drafts]
         above = [p for p in points if p[0] > step.drafts]
         if below and above:
-            return _on_line([below[-1], above[0]], step.drafts)
+            return on_line([below[-1], above[0]], step.drafts)
         # Beyond the measured ones a pass costs at most what a longer one does, and at least what a shorter one did.
         return above[0][1] if above else below[-1][1]
 
@@ -194,7 +197,7 @@ class Costs:
         ]
 
 
-def _on_line(points: Sequence[tuple[int, float]], x: int) -> float:
+def on_line(points: Sequence[tuple[int, float]], x: int) -> float:
     """Read a line through two or more points in order at x; past the last one it goes on, but never down."""
     right = min(max(bisect_right(points, x, key=lambda point: point[0]), 1), len(points) - 1)
     (x0, y0), (x1, y1) = points[right - 1], points[right]

@@ -77,6 +77,7 @@ class Planner:
     MARGIN = 0.05
     HOPE = 0.8
     SITUATIONS = 64
+    RENEWED = 256
 
     def __init__(self, plan: Plan, *, block: int, experience: Experience | None = None) -> None:
         self.plan = plan
@@ -345,12 +346,15 @@ class Planner:
         Those barred could not win as things stand: copies where there is nothing to copy, one-pass steps where not even
         the least that they can cost would do. Kinds never measured come first; from plain decoding the most promising
         one is looked at every other time. One-pass steps are looked at, whatever is best, while there are `ends` to be
-        measured: the others lie between.
+        measured: the others lie between. Plain steps, which all others are weighed against, are looked at for what they
+        cost by now when none was taken for `RENEWED` steps.
         """
         known = self.known
         if known.allowance is None or known.allowance < cost_S[0]:
             return None
-        kinds = {*self._kinds} - {"plain"} - barred
+        kinds = {*self._kinds} - barred
+        if known.turn - known.used.get("plain", 0) <= self.RENEWED:
+            kinds -= {"plain"}
         if not ends or self._kinds[best] != "onepass":
             kinds -= {self._kinds[best]}
         if not kinds:

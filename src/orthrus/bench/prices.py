@@ -1,0 +1,139 @@
+"""Decoding by a price list: a clock that only passes move on, each by what a file of measured passes says it takes.
+
+Tells what plans would give on a device that somebody has measured (`orthrus bench passes`), with this model's own
+drafts: counts and texts are real, seconds are computed, and whatever takes time between passes counts nothing. Knows
+passes and their prices; knows no suite and no plan.
+"""
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any, Final
+
+from torch import Tensor
+
+from orthrus.bench.lines import PASS, Record, read_records
+from orthrus.decode.costs import on_line
+from orthrus.decode.engine import Engine
+from orthrus.decode.passes import Passes
+from orthrus.errors import DataError
+
+_KINDS: Final = {"ar": "verify", "verify": "verify", "draft": "draft", "fused": "fused"}
+
+
+class Prices:
+    """What passes take: read off measured ones, on a line between widths, at the nearest batch and context.
+
+    Args:
+        records: lines of `orthrus bench passes`.
+        dtype: the precision whose lines count.
+        where: what to name in errors.
+    """
+
+    def __init__(self, records: Iterable[Record], dtype: str, *, where: str) -> None:
+        self._points: dict[str, dict[tuple[int, int], list[tuple[int, float]]]] = {}
+        self._where = f"{where}, {dtype}"
+        for record in records:
+            if record.get("kind") == PASS and record.get("dtype") == dtype and record.get("pass") in _KINDS:
+                place = (record["batch"], record["context"])
+                point = (record["width"] * (1 + record["stops"]), record["seconds"])
+                kinds = ["verify", "draft"] if record["pass"] == "ar" else [_KINDS[record["pass"]]]
+                for kind in kinds:
+                    self._points.setdefault(kind, {}).setdefault(place, []).append(point)
+        for kind in ("verify", "draft"):
+            self._measured(kind)
+
+    @classmethod
+    def read(cls, path: Path, dtype: str) -> "Prices":
+        """Read a file of measured passes; raises DataError where it has none of this precision."""
+        return cls(read_records(path), dtype, where=str(path))
+
+    def seconds(self, kind: str, positions: int, *, batch: int, context: int) -> float:
+        """Return what a pass of so many positions per row takes.
+
+        Args:
+            kind: "verify", "draft" or "fused".
+            positions: of one row, draft blocks included.
+            batch: rows.
+            context: tokens in the cache before it.
+
+        Raises:
+            DataError: none of that kind was measured.
+        """
+        measured = self._measured(kind)
+        place = min(measured, key=lambda place: (_apart(place[0], batch), _apart(place[1], context)))
+        points = sorted(measured[place])
+        return on_line(points, positions) if len(points) > 1 else points[0][1]
+
+    def _measured(self, kind: str) -> dict[tuple[int, int], list[tuple[int, float]]]:
+        if kind not in self._points:
+            raise DataError(
+                f"{self._where}: measured passes of kind {kind!r} are required, found {sorted(self._points)}: "
+                "orthrus bench passes --stops 1,2,4,all"
+            )
+        return self._points[kind]
+
+
+class Meter:
+    """A clock in seconds that stands still but for passes.
+
+    Args:
+        prices: what each pass moves it on by.
+    """
+
+    def __init__(self, prices: Prices) -> None:
+        self.prices = prices
+        self.now = 0.0
+
+    def __call__(self) -> float:
+        """Return the time."""
+        return self.now
+
+    def watch(self, engine: Engine) -> None:
+        """Let an engine go by this clock, and its passes move it on."""
+        passes = _Priced(engine.passes.model, engine.cache, engine.passes.geometry)
+        passes.meter = self
+        engine.passes, engine.clock = passes, self
+
+
+class _Priced(Passes):
+    """Passes that move a clock on."""
+
+    meter: Meter
+
+    def _charge(self, kind: str, rows: slice, positions: int) -> None:
+        for part in self._parts(rows):
+            batch, context = part.stop - part.start, max(self.cache.lengths[part])
+            self.meter.now += self.meter.prices.seconds(kind, positions, batch=batch, context=context)
+
+    def prefill(self, rows: slice, pending: Sequence[Sequence[int]], *, chunk: int, **more: Any) -> Tensor | None:
+        """Read prompts: each chunk costs what verifying as many positions does, drafts made with the last included."""
+        longest = max(map(len, pending))
+        for start in range(0, longest, chunk):
+            drafts = more.get("drafts", 0) if start + chunk >= longest else 0
+            self._charge("verify", rows, min(chunk, longest - start) + (drafts + 1 if drafts else 0))
+        return super().prefill(rows, pending, chunk=chunk, **more)
+
+    def verify(self, rows: slice, token_BQ: Tensor) -> Tensor:
+        """Run the AR view over each row's anchor and drafts."""
+        width = token_BQ.shape[1]
+        self._charge("verify", rows, width if self.geometry is None else self.geometry.width(width))
+        return super().verify(rows, token_BQ)
+
+    def draft(self, rows: slice, anchor_B: Tensor, drafts: int, **more: Any) -> Tensor:
+        """Run the diffusion view."""
+        self._charge("draft", rows, drafts + 1)
+        return super().draft(rows, anchor_B, drafts, **more)
+
+    def verify_tree(self, rows: slice, token_BP: Tensor, depth_BP: Tensor, ancestor_BPP: Tensor) -> Tensor:
+        """Run the AR view over a tree's nodes: what verifying as many positions in a row costs."""
+        self._charge("verify", rows, token_BP.shape[1])
+        return super().verify_tree(rows, token_BP, depth_BP, ancestor_BPP)
+
+    def fused(self, rows: slice, token_BQ: Tensor, stop_BS: Tensor, drafts: int) -> tuple[Tensor, Tensor]:
+        """Verify and draft in one pass."""
+        self._charge("fused", rows, token_BQ.shape[1] + stop_BS.shape[1] * (drafts + 1))
+        return super().fused(rows, token_BQ, stop_BS, drafts)
+
+
+def _apart(one: int, other: int) -> float:
+    return max(one, other) / max(1, min(one, other))
