@@ -303,7 +303,8 @@ def test_expected_tokens_are_those_of_the_slow_reckoning() -> None:
         return (kept + more * otherwise) / (tried + more)
 
     def usual(w: int, slot: int) -> float:
-        general = rate(prior.counts[1, w].sum(), prior.counts[0, w].sum(), 0.5)
+        guess, more = (0.8, 8.0) if WAYS[w] == "echo" else (0.5, 2.0)
+        general = rate(prior.counts[1, w].sum(), prior.counts[0, w].sum(), guess, more)
         return rate(prior.counts[1, w, slot], prior.counts[0, w, slot], general)
 
     def shifted(row: Record, w: int, slot: int) -> float:
@@ -397,6 +398,16 @@ def test_copies_after_many_tokens_in_common_are_weighed_by_themselves() -> None:
         assert planner.choose([record], [LONG - 1]) == Step()
         assert planner.choose([record], [LONG]) == Step(15, lookup=True)
     assert planner.copying(Step(15), [record] * 3, [LONG, 3, 0]) == [True, False, False]
+
+
+def test_one_copy_that_failed_does_not_end_copying() -> None:
+    """After many tokens in common: a text's loop is worth more than one exception in another tells."""
+    prior = Record(fade=0.99)
+    prior.add("echo", drafts=15, accepted=0)
+    prior.add("lookup", drafts=15, accepted=0)
+    tokens = expected([Record()], prior)[0]
+    assert tokens[WAYS.index("echo"), 15] > 2
+    assert tokens[WAYS.index("lookup"), 15] < 1.5
 
 
 @pytest.mark.parametrize("block", [2, 4, 6, 8, 16, 32, 64])

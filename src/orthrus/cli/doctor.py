@@ -66,7 +66,9 @@ def _device_names() -> list[str]:
 def _devices() -> dict[str, str]:
     import torch
 
-    described = {"cpu": f"{platform.processor() or platform.machine()}, {os.cpu_count()} logical cores"}
+    from orthrus.provenance import device_name
+
+    described = {"cpu": f"{device_name(torch.device('cpu'))}, {os.cpu_count()} logical cores"}
     for index in range(torch.cuda.device_count()):
         gpu = torch.cuda.get_device_properties(index)
         described[f"cuda:{index}"] = f"{gpu.name}, {gpu.total_memory / 2**30:.0f} GiB"

@@ -105,7 +105,8 @@ class Engine:
             # A tree's path is verified once more, and each shape of a fused pass would have to be probed first: both
             # take longer than `auto` could gain by them.
             plan = plan.without("onepass", "tree")
-        self.planner = Planner(plan, block=block, experience=_experience_of(model, exact, plan))
+        experience = _experience_of(model, exact, plan) if len(plan.steps(block)) > 1 else None
+        self.planner = Planner(plan, block=block, experience=experience)
         self.capacity = capacity
         self.finding = None if exact == "distribution" else finding_for(model, width=block, rows=rows)
         geometry = None if self.finding is None else self.finding.geometry
@@ -407,7 +408,10 @@ def _common_start(one: Sequence[int], other: Sequence[int]) -> int:
 
 
 def _experience_of(model: PreTrainedModel, exact: Exact, plan: Plan) -> Experience:
-    """Return what is known of this model's steps on its device; engines that weigh the same kinds learn together."""
+    """Return what is known of this model's steps on its device; engines that weigh the same kinds learn together.
+
+    Those of one kind of step weigh nothing, and would only teach others what to make of texts they decode otherwise.
+    """
     state = (str(model.device), model.dtype, torch.get_num_threads(), exact, plan.kinds)
     known: dict[object, Experience] = model.__dict__.setdefault("_orthrus_experience", {})
     return known.setdefault(state, Experience())

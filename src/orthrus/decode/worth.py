@@ -30,11 +30,16 @@ CHAIN, AHEAD, LOOKUP, ECHO = range(len(WAYS))
 _SLOTS = 64
 _TRIED, _KEPT = 0, 1
 _LENGTHS = 8
-_SPREAD = 1.0
-"""Standard deviation of the logarithm of the odds between texts."""
-
 _FIRM = 8.0
 """Trials that a guess counts as which rests on many others."""
+
+_GUESS = np.array([0.5, 0.5, 0.5, 0.8])
+_TRUST = np.array([2.0, 2.0, 2.0, _FIRM])
+"""How likely a draft of each way is before any was tried, and how many trials that counts as; of echoes, rather less
+than what the bundled model's texts gave on any set of prompts."""
+
+_SPREAD = 1.0
+"""Standard deviation of the logarithm of the odds between texts."""
 
 
 class Record:
@@ -94,7 +99,7 @@ def expected(records: Sequence[Record], prior: Record, *, slots: int = _SLOTS) -
         Array `[B, W, slots + 1]`, in the order of `WAYS`.
     """
     tried, kept = prior.counts
-    usual_WM = rate(kept, tried, rate(kept.sum(1), tried.sum(1), 0.5)[:, None])[:, :slots]
+    usual_WM = rate(kept, tried, rate(kept.sum(1), tried.sum(1), _GUESS, _TRUST)[:, None])[:, :slots]
     counts = np.array([record.counts[:, :, :slots] for record in records])
     odds_BWM = _odds(counts, usual_WM)[..., None] * usual_WM
     rate_BWM = rate(counts[:, _KEPT], counts[:, _TRIED], odds_BWM / (1 - usual_WM + odds_BWM))
@@ -156,7 +161,10 @@ def usually_met(record: Record) -> NDArray[np.float64]:
 
 
 def rate(
-    kept: NDArray[np.float64], tried: NDArray[np.float64], prior: NDArray[np.float64] | float, more: float = 2.0
+    kept: NDArray[np.float64],
+    tried: NDArray[np.float64],
+    prior: NDArray[np.float64] | float,
+    more: NDArray[np.float64] | float = 2.0,
 ) -> NDArray[np.float64]:
     """Return a share as counted, with a few more trials that went as the prior says."""
     return (kept + more * prior) / (tried + more)
