@@ -319,8 +319,8 @@ def test_expected_tokens_are_those_of_the_slow_reckoning() -> None:
     def own(row: Record, w: int, slot: int) -> float:
         if WAYS[w] == "ahead":
             known = usual(0, slot)
-            loss = rate(prior.counts[1, w, slot], prior.counts[0, w, slot], known, 8.0) / known
-            otherwise, more = min(own(row, 0, slot) * loss, 1.0), 8.0
+            loss = min(rate(prior.counts[1, w, slot], prior.counts[0, w, slot], known, 8.0) / known, 1.0)
+            otherwise, more = own(row, 0, slot) * loss, 8.0
         else:
             otherwise, more = shifted(row, w, slot), 2.0
         return rate(row.counts[1, w, slot], row.counts[0, w, slot], otherwise, more)

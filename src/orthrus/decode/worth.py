@@ -93,7 +93,7 @@ def expected(records: Sequence[Record], prior: Record, *, slots: int = _SLOTS) -
     A slot that a row hardly ever tried is taken to be worth what it is in `prior`, at the odds that the row's other
     slots tell (`_odds`), and one hardly ever tried there what all slots are. Drafts made ahead are measured by a
     chain's: a slot hardly ever tried is worth what the chain's is, less what being ahead costs in `prior`; that says
-    more than a trial or two.
+    more than a trial or two. (It gains nothing, though `prior` may have it so: easy texts are given more of them.)
 
     Returns:
         Array `[B, W, slots + 1]`, in the order of `WAYS`.
@@ -104,8 +104,8 @@ def expected(records: Sequence[Record], prior: Record, *, slots: int = _SLOTS) -
     odds_BWM = _odds(counts, usual_WM)[..., None] * usual_WM
     rate_BWM = rate(counts[:, _KEPT], counts[:, _TRIED], odds_BWM / (1 - usual_WM + odds_BWM))
     chain_M = usual_WM[CHAIN]
-    loss_M = rate(kept[AHEAD, :slots], tried[AHEAD, :slots], chain_M, _FIRM) / chain_M
-    own_BM = np.minimum(rate_BWM[:, CHAIN] * loss_M, 1.0)
+    loss_M = np.minimum(rate(kept[AHEAD, :slots], tried[AHEAD, :slots], chain_M, _FIRM) / chain_M, 1.0)
+    own_BM = rate_BWM[:, CHAIN] * loss_M
     rate_BWM[:, AHEAD] = rate(counts[:, _KEPT, AHEAD], counts[:, _TRIED, AHEAD], own_BM, _FIRM)
     tokens = np.ones((*rate_BWM.shape[:2], slots + 1))
     np.cumprod(rate_BWM, axis=2, out=tokens[:, :, 1:])
