@@ -1,8 +1,8 @@
 """What drafts are worth: how often they were kept lately, in a row and in general, and what to expect of the next.
 
 A row's chains, drafts made ahead, and copies from its text, after few tokens in common or after many, each have figures
-of their own; trees are measured by the
-chain inside them, which every tree's verdict judges too. Knows steps and numbers; deciding is `planner`'s.
+of their own; trees are measured by the chain inside them, which every tree's verdict judges too. Knows steps and
+numbers; deciding is `planner`'s.
 
 Shapes: B rows, W ways to draft, M slots.
 """
