@@ -23,7 +23,7 @@ from orthrus.bench.prices import Meter, Prices
 from orthrus.bench.race import Clock, Laps, first_difference, race
 from orthrus.bench.suites import Item, judge, read_suite
 from orthrus.decode.api import encode
-from orthrus.errors import ConfigError, DataError, PromptError
+from orthrus.errors import ConfigError, PromptError
 from orthrus.provenance import device_name, digest, provenance
 
 Loader: TypeAlias = Callable[[str], tuple[PreTrainedModel, PreTrainedTokenizerBase]]
@@ -175,15 +175,12 @@ def configuration(job: Job, model: PreTrainedModel) -> dict[str, Any]:
         "device": device_name(model.device),
         "threads": torch.get_num_threads(),
         **({"compile": True} if job.compile else {}),
-        **({"prices": [job.prices.name, _digest(job.prices)]} if job.prices is not None else {}),
+        **({"prices": [job.prices.name, _file_digest(job.prices)]} if job.prices is not None else {}),
     }
 
 
-def _digest(file: Path) -> str:
-    try:
-        return hashlib.sha256(file.read_bytes()).hexdigest()[:12]
-    except OSError as error:
-        raise DataError(f"{file}: a readable file of measured passes is required; {error}") from None
+def _file_digest(file: Path) -> str:
+    return hashlib.sha256(file.read_bytes()).hexdigest()[:12]
 
 
 def weights_digest(model: PreTrainedModel) -> str:

@@ -35,8 +35,8 @@ _FIRM = 8.0
 
 _GUESS = np.array([0.5, 0.5, 0.5, 0.8])
 _TRUST = np.array([2.0, 2.0, 2.0, _FIRM])
-"""How likely a draft of each way is before any was tried, and how many trials that counts as; of echoes, rather less
-than what the bundled model's texts gave on any set of prompts."""
+"""How likely a draft of each way is before any was tried, and how many trials that counts as: guesses, of echoes a
+firmer one, since a text that repeats itself mostly goes on to."""
 
 _SPREAD = 1.0
 """Standard deviation of the logarithm of the odds between texts."""
