@@ -349,9 +349,9 @@ class Engine:
         )
 
     def _usable(self, place: int, step: Step) -> Tensor | None:
-        """Return the drafts that an earlier pass has made for a row, where the step can do with them."""
+        """Return the drafts that an earlier pass has made for a row, where the step can and should do with them."""
         ready = self._ready[place]
-        if ready is None or len(ready.logits_MV) < step.drafts:
+        if ready is None or len(ready.logits_MV) < step.drafts or self.planner.draws:
             return None
         usable = step.kind in ("chain", "onepass") or (step.kind == "tree" and not ready.blind)
         return ready.logits_MV[: step.drafts] if usable else None

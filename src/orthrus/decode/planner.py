@@ -7,6 +7,7 @@ Shapes: B rows, W ways to draft, M slots, S steps.
 
 from collections.abc import Sequence, Set
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -38,7 +39,7 @@ class Experience:
         costs: seconds per step.
         worth: the record over all rows: a new row's prior.
         rescues: what trees keep more than chains that break off.
-        allowance: seconds that may be spent on looking at steps other than the best known one.
+        allowance: seconds that may be lost by looking at steps other than the best known one.
         turn: steps seen so far.
         used: the turn at which each kind was last used.
         last: what was decided last.
@@ -57,13 +58,32 @@ class Experience:
     usual_met: NDArray[np.float64] = field(default_factory=lambda: usually_met(Record()))
 
 
+class Look(NamedTuple):
+    """A step taken to see what it costs by now.
+
+    Attributes:
+        step: the step.
+        worth: seconds in which the best known step is expected to write as much, less what is thrown away for this one.
+        least, most: seconds that are taken from the allowance for it, whatever it took.
+    """
+
+    step: Step
+    worth: float
+    least: float
+    most: float
+
+    def cost(self, seconds: float) -> float:
+        """Return the seconds lost by it, having taken so many: what a bad moment of the machine adds is not its own."""
+        return max(min(seconds - self.worth, self.most), self.least)
+
+
 class Planner:
     """Choose each step. Engines of one model share costs, what stands, and, as a prior, what drafts were worth.
 
     `auto` maximises expected tokens per second over the live rows. A one-pass step counts as what taking it for good
     gives: where acceptance stops at a place that it has drafted for, the next one needs no draft pass, but has to do
     with drafts made ahead. Kinds of step that are not in use are looked at again from an allowance, a small share of
-    the time spent, so that looking for better costs a bounded part. A decision that has been confirmed stands for some
+    the time spent, less what looks have lost, so that looking for better costs a bounded part. A decision that has been confirmed stands for some
     turns in each situation, since deciding takes time as well.
 
     One-pass steps, the dearest to try, are looked at only where they could come near what is best: at what they were
@@ -85,6 +105,7 @@ class Planner:
         self.scratch = plan.scratch(block)
         self.known = experience or Experience()
         self.copies = any(step.lookup for step in self.steps)
+        self.look: Look | None = None
         self._kinds: list[Kind] = [step.kind for step in self.steps]
         self._drafts_S = np.array([step.drafts for step in self.steps])
         self._slots = int(self._drafts_S.max())
@@ -121,6 +142,11 @@ class Planner:
         last = self.known.last
         return self._slots if last is None or last.kind in ("chain", "tree", "onepass") else 0
 
+    @property
+    def draws(self) -> bool:
+        """Whether the step chosen last is to draft anew, whatever was drafted before: to see what all of it costs."""
+        return self.look is not None and self.look.step.kind != "onepass"
+
     def choose(
         self,
         rows: Sequence[Record],
@@ -139,6 +165,7 @@ class Planner:
             blind: whether these were made without knowing the token before them.
             room: cache positions left in every row, `scratch` at least; None for as many as may be.
         """
+        self.look = None
         if len(self.steps) == 1:
             return self.steps[0]
         copies = [_copy(matched) for matched in found or ()]
@@ -194,8 +221,9 @@ class Planner:
         fused = self._fused
         unknown_F = np.isnan(cost_S[fused])
         cost_F = np.where(unknown_F, least_S[fused], cost_S[fused])
-        # What these promise rests on more guesses than the others do: a tie is not enough.
-        hoped_F = (1.0 - self.MARGIN) * self._lasting(rows, token_WM, cost_F, draft_S[fused])
+        # What these promise rests on more guesses than the others do: a tie is not enough, but to go on with them.
+        margin = 0.0 if ready and blind else self.MARGIN
+        hoped_F = (1.0 - margin) * self._lasting(rows, token_WM, cost_F, draft_S[fused])
         hoped_F[self._positions_F > room] = 0.0
         speed_S[fused] = np.where(unknown_F, 0.0, hoped_F)
         speed_S[np.isnan(speed_S)] = 0.0
@@ -210,8 +238,8 @@ class Planner:
         ends = [i for i in unseen if hoped_F[i - fused.start] >= hope]
         if not ends and not (speed_S[fused] >= hope).any():
             barred.add("onepass")
-        other = self._probe(best, speed_S, np.where(np.isnan(cost_S), least_S, cost_S), draft_S, barred, ends)
-        return self.steps[best] if other is None else self.steps[other]
+        self.look = self._probe(best, speed_S, np.where(np.isnan(cost_S), least_S, cost_S), draft_S, barred, ends)
+        return self.steps[best] if self.look is None else self.look.step
 
     def _of_trees(self, token_BM: NDArray[np.float64]) -> NDArray[np.float64]:
         """Return the tokens expected of each tree, from those of chains: a tree goes on where its chain breaks off."""
@@ -300,6 +328,8 @@ class Planner:
         known.used[step.kind] = known.turn
         if known.allowance is not None and len(self.steps) > 1:
             known.allowance += seconds * self.PROBE_SHARE
+            known.allowance -= 0.0 if self.look is None else self.look.cost(seconds)
+            self.look = None
         blind = blind or [drew is False] * len(rows)
         copied = copied or [step.lookup] * len(rows)
         found = found or [1] * len(rows)
@@ -340,8 +370,8 @@ class Planner:
         draft_S: NDArray[np.float64],
         barred: Set[Kind],
         ends: Sequence[int],
-    ) -> int | None:
-        """Return another kind of step at its best length, when the allowance covers what it costs.
+    ) -> Look | None:
+        """Return another kind of step at its best length, when the allowance covers the least that a look may take.
 
         Those barred could not win as things stand: copies where there is nothing to copy, one-pass steps where not even
         the least that they can cost would do. Kinds never measured come first; from plain decoding the most promising
@@ -366,18 +396,16 @@ class Planner:
             kind = max(speed, key=lambda kind: speed[kind])
         index = ends[0] if kind == "onepass" and ends else speed[kind][1]
         cost = float(3 * cost_S[0] if np.isnan(cost_S[index]) else cost_S[index])
+        tokens, lost = speed_S[index] * cost, 0.0
         if kind == "onepass":
             # It drafts and verifies what a chain would have; what it costs beyond that is only what it drafts ahead.
             step = self.steps[index]
             chain = self._chains.start + int((self._drafts_S[self._chains] <= step.drafts).sum()) - 1
-            earned = speed_S[chain] * cost_S[chain] / speed_S[best]
-            cost = max(float(draft_S[index] + cost_S[index] - earned), float(cost_S[0]))
+            cost, tokens = float(draft_S[index] + cost_S[index]), speed_S[chain] * cost_S[chain]
         elif self._kinds[best] == "onepass":
-            cost += float(draft_S[best])  # what was drafted ahead is lost
-        if known.allowance < cost:
-            return None
-        known.allowance -= cost
-        return index
+            lost = float(draft_S[best])  # what was drafted ahead
+        worth = float(tokens / speed_S[best]) - lost
+        return Look(self.steps[index], worth=worth, least=float(cost_S[0]), most=cost - worth)
 
 
 def _copy(matched: int) -> int:
