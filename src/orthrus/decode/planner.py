@@ -83,8 +83,8 @@ class Planner:
     `auto` maximises expected tokens per second over the live rows. A one-pass step counts as what taking it for good
     gives: where acceptance stops at a place that it has drafted for, the next one needs no draft pass, but has to do
     with drafts made ahead. Kinds of step that are not in use are looked at again from an allowance, a small share of
-    the time spent, less what looks have lost, so that looking for better costs a bounded part. A decision that has been confirmed stands for some
-    turns in each situation, since deciding takes time as well.
+    the time spent, less what looks have lost, so that looking for better costs a bounded part. A decision that has been
+    confirmed stands for some turns in each situation, since deciding takes time as well.
 
     One-pass steps, the dearest to try, are looked at only where they could come near what is best: at what they were
     measured to cost, or else at the least that they can.
