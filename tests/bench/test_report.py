@@ -61,7 +61,7 @@ def test_settings_are_never_mixed() -> None:
     assert ratios == [4]
 
 
-def test_baselines_are_whom_one_asks_for_and_never_token_exact() -> None:
+def test_baselines_are_whom_one_asks_for_and_token_exact_only_then() -> None:
     token = result(exact="token", seconds=2.0)
     found = summaries([*_both("0", 1.0), result(mode="hf", exact=None, seconds=2.0), token], baselines=["hf"])
     assert {s.label: {b: r.totals.value for b, r in s.against.items()} for s in found} == {
@@ -72,12 +72,14 @@ def test_baselines_are_whom_one_asks_for_and_never_token_exact() -> None:
     }
     (slow,) = [s for s in summaries([result(), token]) if s.exact == "token"]
     assert slow.against["ar"].totals.value == 0.5
+    found = summaries([*_both("0", 1.0), token], baselines=["ar@token"])
+    assert {s.label: s.against["ar@token"].totals.value for s in found if s.against} == {"ar": 2, "orthrus full": 8}
 
 
 def test_a_plan_can_be_a_baseline_and_what_is_no_mode_cannot() -> None:
     (plain,) = [s for s in summaries(_both("0", 1.0), baselines=["orthrus:full"]) if s.mode == "ar"]
     assert plain.against["orthrus:full"].totals.value == 1 / 4
-    for name in ("orthrus", "ar:full", "vllm"):
+    for name in ("orthrus", "ar:full", "vllm", "hf@token", "ar@", "ar@bits"):
         with pytest.raises(ConfigError, match=name):
             summaries(_both("0", 1.0), baselines=[name])
 

@@ -13,6 +13,7 @@ from orthrus.bench import lines, metrics
 from orthrus.bench.contenders import MODES, OWN
 from orthrus.bench.lines import Record, Result
 from orthrus.bench.metrics import Estimate, Ratio
+from orthrus.decode.exact import EXACT
 from orthrus.errors import ConfigError, DataError
 
 ALL: Final = "all"
@@ -121,8 +122,8 @@ def read_report(paths: Sequence[Path], *, baselines: Sequence[str] = BASELINES, 
 
     Args:
         paths: files that `orthrus bench run`, `orthrus bench passes` or `orthrus bench train` wrote.
-        baselines: modes (of `orthrus`, with a plan: "orthrus:full") that every other contender is compared with,
-            where they ran.
+        baselines: modes (of `orthrus`, with a plan: "orthrus:full"; exact to the token with "@token") that every other
+            contender is compared with, where they ran.
         seed: of the bootstrap.
 
     Raises:
@@ -163,13 +164,16 @@ def summaries(results: Sequence[Result], *, baselines: Sequence[str] = BASELINES
 
 
 def _baseline(name: str) -> lines.Who:
-    """Return who a baseline's name stands for; of our own modes the faster kind, not exact to the token."""
-    mode, _, plan = name.partition(":")
-    if mode not in MODES or bool(plan) != (mode == "orthrus"):
+    """Return who a baseline's name stands for; of our own modes the faster kind, unless it is asked for by `@token`."""
+    who, _, exact = name.partition("@")
+    mode, _, plan = who.partition(":")
+    own = mode in OWN
+    if mode not in MODES or bool(plan) != (mode == "orthrus") or ("@" in name and not (own and exact in EXACT)):
         raise ConfigError(
-            f"a baseline is one of {', '.join(MODES)}, orthrus with a plan (orthrus:full); found {name!r}"
+            f"a baseline is one of {', '.join(MODES)}, orthrus with a plan (orthrus:full), our own modes also with what "
+            f"they promise (ar@token); found {name!r}"
         )
-    return mode, plan or None, "distribution" if mode in OWN else None
+    return mode, plan or None, (exact or "distribution") if own else None
 
 
 def _summary(

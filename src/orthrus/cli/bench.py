@@ -252,7 +252,9 @@ def report(
     against: Annotated[
         list[str] | None,
         typer.Option(
-            "--against", metavar="MODE,…", help="Baselines of ratios, orthrus:PLAN too; ar,hf,hf-static unless given."
+            "--against",
+            metavar="MODE,…",
+            help="Baselines of ratios, orthrus:PLAN and ar@token too; ar,hf,hf-static unless given.",
         ),
     ] = None,
     markdown: Annotated[bool, typer.Option("--markdown", help="Print the tables in markdown.")] = False,
