@@ -170,8 +170,8 @@ def _baseline(name: str) -> lines.Who:
     own = mode in OWN
     if mode not in MODES or bool(plan) != (mode == "orthrus") or ("@" in name and not (own and exact in EXACT)):
         raise ConfigError(
-            f"a baseline is one of {', '.join(MODES)}, orthrus with a plan (orthrus:full), our own modes also with what "
-            f"they promise (ar@token); found {name!r}"
+            f"a baseline is one of {', '.join(MODES)}, orthrus with a plan (orthrus:full), our own modes exact to the "
+            f"token too (ar@token); found {name!r}"
         )
     return mode, plan or None, (exact or "distribution") if own else None
 
