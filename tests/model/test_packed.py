@@ -2,6 +2,7 @@
 
 import copy
 import pickle
+from collections.abc import Callable
 from types import SimpleNamespace
 
 import pytest
@@ -10,7 +11,7 @@ from torch import nn
 
 from orthrus.model import packed
 from orthrus.model.attach import attach, detach
-from orthrus.model.packed import Copy, PackedLinear, copy_for, is_packed, pack, pays, unpack
+from orthrus.model.packed import Copy, PackedLinear, Ways, copy_for, pack, pays, tune, unpack, ways
 from tests.families import tiny
 
 
@@ -91,12 +92,12 @@ def test_unpacking_leaves_plain_layers() -> None:
 
     model = nn.Sequential(nn.Linear(4, 4), Own(4, 4))
     pack(model)
-    assert is_packed(model)
+    assert ways(model) == {Ways()}
     assert [type(m) for m in model] == [PackedLinear, Own]
     with torch.inference_mode():
         model(torch.randn(2, 4))
     unpack(model)
-    assert not is_packed(model)
+    assert not ways(model)
     assert [type(m) for m in model] == [nn.Linear, Own]
     assert not [name for name in vars(model[0]) if "copy" in name]
 
@@ -182,6 +183,89 @@ def test_without_16_bit_products_they_are_made_in_float32(
         else:
             torch.testing.assert_close(found.float(), wide, rtol=2**-7, atol=1e-5)
     assert widths == [2, 16]
+
+
+class Stopwatch:
+    """Stands still but for products: by the copy and by the weights, of one row and of several, as long as it says."""
+
+    def __init__(self, patch: pytest.MonkeyPatch, **seconds: int) -> None:
+        self.now, self.products = 0, 0
+        multiply, plain = packed._multiply, packed.linear
+
+        def counted(name: str, product: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
+            def of(input: torch.Tensor, *others: torch.Tensor | None) -> torch.Tensor:
+                self.products += 1
+                self.now += seconds[f"{name}_{'one' if input.numel() == input.shape[-1] else 'several'}"]
+                return product(input, *others)
+
+            return of
+
+        patch.setattr(packed, "_tuned", {})
+        patch.setattr(packed, "_multiply", counted("copy", multiply))
+        patch.setattr(packed, "linear", counted("weights", plain))
+
+    def __call__(self) -> float:
+        return self.now
+
+
+@pytest.mark.skipif(packed._product is None, reason="needs a torch with oneDNN")
+@pytest.mark.parametrize(
+    ("one", "several", "expected"),
+    [
+        (16, 16, set()),
+        (16, 20, {Ways(one=True)}),
+        (20, 16, {Ways(several=True)}),
+        (18, 18, {Ways()}),
+        (40, 40, {Ways()}),
+    ],
+)
+def test_what_is_clearly_faster_is_taken(
+    monkeypatch: pytest.MonkeyPatch, one: int, several: int, expected: set[Ways]
+) -> None:
+    """The weights themselves where they take less than nine tenths of the copies' time; no copies if never used."""
+    clock = Stopwatch(monkeypatch, copy_one=20, copy_several=20, weights_one=one, weights_several=several)
+    model = layer()
+    pack(model)
+    tune(model, clock=clock)
+    assert ways(model) == expected
+    chosen = next(iter(expected), Ways(one=True, several=True))
+    for rows, as_is in ((1, chosen.one), (5, chosen.several)):
+        x, before = torch.randn(rows, 48), clock.now
+        with torch.inference_mode():
+            found = model(x)
+        assert torch.equal(found, nn.functional.linear(x, model[0].weight, model[0].bias)) or not as_is
+        if expected:
+            assert clock.now - before == ((one if rows == 1 else several) if as_is else 20)
+
+
+@pytest.mark.skipif(packed._product is None, reason="needs a torch with oneDNN")
+def test_models_of_the_same_shapes_are_measured_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """So that two loaded alike compute alike, whatever the moment; other shapes and threads are measured anew."""
+    clock = Stopwatch(monkeypatch, copy_one=2, copy_several=2, weights_one=1, weights_several=4)
+    first, second, other = layer(), layer(), nn.Sequential(nn.Linear(16, 32))
+    for model in (first, second, other):
+        pack(model)
+    tune(first, clock=clock)
+    measured = clock.products
+    tune(second, clock=clock)
+    assert clock.products == measured > 0
+    assert ways(second) == {Ways(one=True)}
+    tune(other, clock=clock)
+    assert clock.products > measured
+    unpacked = layer()
+    tune(unpacked, clock=clock)
+    assert not ways(unpacked)
+
+
+@pytest.mark.skipif(packed._product is None, reason="needs a torch with oneDNN")
+def test_a_slow_machine_is_measured_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each way of each number of rows is tried once after the copies are made, where that takes seconds."""
+    clock = Stopwatch(monkeypatch, copy_one=9, copy_several=9, weights_one=8, weights_several=7)
+    model = layer()
+    pack(model)
+    tune(model, clock=clock)
+    assert clock.now == 2 * (9 + 9 + 8 + 7)
+    assert not ways(model)
 
 
 def test_where_no_copy_helps_layers_are_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -54,7 +54,7 @@ def load(
             takes its time.
         backbone: where an adapter's backbone is, when not where its configuration says.
         pack: whether linear layers keep a second copy of their weights, laid out for the CPU's kernels (faster passes);
-            None does so on the CPU where memory allows, unless passes are compiled.
+            None does so on the CPU where memory allows and it is found to be no slower, unless passes are compiled.
 
     Raises:
         CheckpointError: nothing of that name, a damaged file, or a view of another backbone.
@@ -74,8 +74,10 @@ def load(
     model.eval()
     if compile:
         compile_passes(model)
-    if (not compile and packed.pays(model)) if pack is None else pack:
+    if pack or (pack is None and not compile and packed.pays(model)):
         packed.pack(model)
+    if pack is None:
+        packed.tune(model)
     return model, tokenizer
 
 

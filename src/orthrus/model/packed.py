@@ -3,20 +3,28 @@
 A plain linear layer hands its weights to the matrix product as they are stored, and the kernel rearranges them anew in
 every pass, which for the few rows of a decoding pass is a good part of its time: oneDNN takes them laid out once. Many
 CPUs cannot multiply in 16 bits, and torch then takes every row of a pass by itself: they get the weights in float32.
-Knows layers; knows no pass.
+Where the weights themselves are read faster, `tune` finds that out. Knows layers; knows no pass.
 """
 
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from collections.abc import Callable, Sequence
+from time import perf_counter
+from typing import Any, NamedTuple, TypeVar
 
 import psutil
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear
 
+_Layer = TypeVar("_Layer", bound=nn.Linear)
+
 _ROWS = 16  # what the layout is made for; any number of rows can be multiplied
 
 _AMPLE = 1 << 19  # elements; below AVX-512 a packed product of fewer costs more to call than it saves
+
+_SAMPLE = 1 << 26  # elements timed by `tune`: more than caches hold, where a model has as many
+_TRIES = 5
+_PATIENCE = 0.2  # seconds after which no more tries begin
+_CLEARLY = 0.9  # of the copy's time, that the weights themselves must stay below
 
 
 class Copy(NamedTuple):
@@ -24,6 +32,13 @@ class Copy(NamedTuple):
 
     dtype: torch.dtype
     packed: bool
+
+
+class Ways(NamedTuple):
+    """Which products are made with the weights as they are, in spite of a copy: those of one row, of several rows."""
+
+    one: bool = False
+    several: bool = False
 
 
 class PackedLinear(nn.Linear):
@@ -36,6 +51,7 @@ class PackedLinear(nn.Linear):
 
     _copy: Tensor | None = None
     _copy_state: tuple[int, int] | None = None
+    as_is = Ways()
 
     def forward(self, input: Tensor) -> Tensor:
         """Return `input @ weight.T + bias`."""
@@ -47,12 +63,12 @@ class PackedLinear(nn.Linear):
         if state != self._copy_state:
             self._copy_state = state
             self._copy = _copied(weight)
-        copy = self._copy
-        if copy is None or input.dtype != weight.dtype:
+        copy, one = self._copy, input.numel() == input.shape[-1]
+        if copy is None or input.dtype != weight.dtype or self.as_is[0 if one else 1]:
             return linear(input, weight, bias)
         if copy.dtype == input.dtype:
             return _multiply(input, copy, bias)
-        if input.numel() == input.shape[-1]:
+        if one:
             return linear(input, weight, bias)  # the time of one row is that of reading weights: the fewer bytes win
         wide_bias = None if bias is None else bias.to(copy.dtype)
         return _multiply(input.to(copy.dtype), copy, wide_bias).to(input.dtype)
@@ -120,17 +136,68 @@ def pack(model: nn.Module) -> None:
         module.__class__ = PackedLinear
 
 
+def tune(model: nn.Module, *, clock: Callable[[], float] = perf_counter) -> None:
+    """Let packed layers multiply by the weights as they are wherever that is clearly faster here, as measured.
+
+    One row and several are timed apart, over layer after layer, so that weights come from as far away as in a pass. If
+    neither gains by the copies, they are dropped. Measured once a process for layers of these shapes, so that models
+    loaded alike compute alike.
+
+    Args:
+        model: one that was packed.
+        clock: seconds, from any moment on.
+    """
+    layers, size = [], 0
+    for layer in _of_class(model, PackedLinear):
+        if size < _SAMPLE and copy_for(layer.weight) is not None:
+            layers.append(layer)
+            size += layer.weight.numel()
+    if not layers:
+        return
+    key = (torch.get_num_threads(), *((tuple(layer.weight.shape), layer.weight.dtype) for layer in layers))
+    if key not in _tuned:
+        _tuned[key] = Ways(*(_faster_as_is(layers, rows, clock) for rows in (1, _ROWS)))
+    for layer in _of_class(model, PackedLinear):
+        layer.as_is = _tuned[key]
+    if all(_tuned[key]):
+        unpack(model)
+
+
+_tuned: dict[tuple[object, ...], Ways] = {}
+
+
+@torch.inference_mode()
+def _faster_as_is(layers: Sequence[PackedLinear], rows: int, clock: Callable[[], float]) -> bool:
+    """Tell whether layers multiply so many rows clearly faster by their weights than by their copies."""
+    inputs = [layer.weight.new_zeros(1, rows, layer.in_features) for layer in layers]
+    seconds: dict[Ways, list[float]] = {Ways(): [], Ways(one=True, several=True): []}
+    began = clock()
+    for attempt in range(1 + _TRIES):
+        if attempt > 1 and clock() - began > _PATIENCE:
+            break
+        for way, times in seconds.items():
+            for layer in layers:
+                layer.as_is = way
+            started = clock()
+            for layer, input in zip(layers, inputs, strict=True):
+                layer(input)
+            if attempt:  # the first makes the copies
+                times.append(clock() - started)
+    copies, weights = map(min, seconds.values())
+    return weights < _CLEARLY * copies
+
+
 def unpack(model: nn.Module) -> None:
     """Make packed layers plain ones again, and free their copies."""
     for module in _of_class(model, PackedLinear):
-        module.__class__ = nn.Linear
-        for name in ("_copy", "_copy_state"):
+        module.__class__ = nn.Linear  # type: ignore[assignment]
+        for name in ("_copy", "_copy_state", "as_is"):
             module.__dict__.pop(name, None)
 
 
-def is_packed(model: nn.Module) -> bool:
-    """Tell whether a model's linear layers are packed."""
-    return bool(_of_class(model, PackedLinear))
+def ways(model: nn.Module) -> frozenset[Ways]:
+    """Return how a model's packed layers multiply; none where it is not packed."""
+    return frozenset(layer.as_is for layer in _of_class(model, PackedLinear))
 
 
 def pays(model: nn.Module) -> bool:
@@ -142,5 +209,5 @@ def pays(model: nn.Module) -> bool:
     return 0 < size < free / 2
 
 
-def _of_class(model: nn.Module, kind: type[nn.Linear]) -> list[nn.Linear]:
+def _of_class(model: nn.Module, kind: type[_Layer]) -> list[_Layer]:
     return [module for module in model.modules() if type(module) is kind]
