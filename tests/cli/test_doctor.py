@@ -44,6 +44,9 @@ def test_everything_is_told_as_data(cli: Cli, bundled: Path) -> None:
     assert facts["dtypes"]["cpu"]["float32"] is True
     assert (facts["bundled"]["present"], facts["bundled"]["block_size"]) == (True, BLOCK)
     assert facts["bundled"]["view_parameters"] > 0
+    for products in facts["bundled"]["products"].values():
+        assert products.keys() == {"one", "several"}
+        assert {*products.values()} <= {"weights", "copies"}
     checks = {(c["model"], c["dtype"], c["device"]): c for c in facts["checks"]}
     assert {("random", "float32", "cpu"), ("nano", "float32", "cpu")} <= checks.keys()
     assert any(dtype == "bfloat16" for _, dtype, _ in checks)

@@ -18,6 +18,7 @@ from orthrus.decode.engine import Engine
 from orthrus.decode.exact import SPAN, Finding
 from orthrus.decode.options import Options, Sampling
 from orthrus.model import attention as functions
+from orthrus.model import packed
 from orthrus.model.attention import attention
 from orthrus.model.config import OrthrusConfig
 from tests.decode.drive import BLOCK, decode, dual
@@ -92,6 +93,31 @@ def test_the_probe_finds_a_geometry_once_per_state_of_the_model(monkeypatch: pyt
     exact.finding_for(model.to(torch.bfloat16), width=BLOCK)
     exact.finding_for(model, width=BLOCK)
     assert probed == [torch.bfloat16]
+    packed.pack(model)
+    exact.finding_for(model, width=BLOCK)
+    assert len(probed) == 2
+    mixed(model)
+    exact.finding_for(model, width=BLOCK)
+    assert len(probed) == 3
+
+
+def mixed(model: PreTrainedModel) -> PreTrainedModel:
+    """Let one row be multiplied by the weights and several by copies, as where that was measured to be faster."""
+    packed.pack(model)
+    for layer in model.modules():
+        if isinstance(layer, packed.PackedLinear):
+            layer.as_is = packed.Ways(one=True)
+    return model
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_texts_are_the_same_where_one_row_takes_another_kernel(dtype: torch.dtype) -> None:
+    """Passes of one token are filled up where that moves a bit, alone and beside others."""
+    model = mixed(dual().to(dtype))
+    expected = texts(model, "ar")
+    for name in PLANS:
+        for batch, count in ((1, 2), (4, 5)):
+            assert texts(model, name, batch=batch, count=count) == expected[:count], (name, batch)
 
 
 class Noisy(nn.Module):

@@ -139,12 +139,21 @@ def _check_bundled(bundled: dict[str, Any], dtype: str) -> Check:
         "view_parameters": twin,
         "block_size": config_of(model).block_size,
     }
+    bundled.setdefault("products", {})[dtype] = _products(model)
     with err().status(f"checking {bundled['name']} in {dtype} …"):
         check = selfcheck.check_loaded(
             bundled["name"], model, tokenizer, prompts=_NANO_PROMPTS, max_new_tokens=_NANO_TOKENS
         )
         bundled.setdefault("costs", []).extend(_costs(bundled["name"], model, dtype))
     return check
+
+
+def _products(model: "PreTrainedModel") -> dict[str, str]:
+    """Tell what one row and several are multiplied by: the weights, or copies of them for this CPU's kernels."""
+    from orthrus.model.packed import Ways, ways
+
+    way = next(iter(ways(model)), Ways(one=True, several=True))
+    return {rows: "weights" if as_is else "copies" for rows, as_is in way._asdict().items()}
 
 
 def _costs(name: str, model: "PreTrainedModel", dtype: str) -> list[dict[str, Any]]:
@@ -184,6 +193,8 @@ def _tell(facts: dict[str, Any]) -> None:
         own = [cost for cost in facts["costs"] if (cost["model"], cost["dtype"], cost["device"]) == place]
         told = (f"{cost['pass']} {cost['width']} {1000 * cost['seconds']:.1f} ms" for cost in own)
         say(f"{'passes':<14}{', '.join(place)}: {', '.join(told)}")
+    for dtype, products in facts["bundled"].get("products", {}).items():
+        say(f"{'products':<14}{dtype}: one row by {products['one']}, several by {products['several']}")
     say(facts["verdict"], style="bold green" if facts["passed"] else "bold red")
 
 
