@@ -66,9 +66,9 @@ def test_drafted_texts_have_the_backbone_s_distribution(name: str) -> None:
     assert reference.chi_square(sample(sampling), exact(sampling)) > ALARM
 
 
-@pytest.mark.parametrize("name", ["ar", "fixed:2", "tree:6", "onepass:2"])
+@pytest.mark.parametrize("name", ["ar", "fixed:2", "tree:6", "onepass:2", "onepass:2:6"])
 def test_any_plan_samples_the_same_distribution(name: str) -> None:
-    """Plain steps, other blocks, trees and fused passes: cycles end inside, at the end of and past the three tokens."""
+    """Plain steps, other blocks, trees, both fused: cycles end inside, at the end of and past the three tokens."""
     sampling = SAMPLINGS["temperature 1"]
     assert reference.chi_square(sample(sampling, name), exact(sampling)) > ALARM
 

@@ -3,6 +3,7 @@
 import random
 from collections.abc import Callable
 from functools import cache
+from typing import Any
 
 import pytest
 import torch
@@ -10,12 +11,13 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from orthrus.decode import cycle as cycles
-from orthrus.decode import plan
+from orthrus.decode import plan, tree
 from orthrus.decode.cycle import likely_stops
 from orthrus.decode.engine import Engine, Row
 from orthrus.decode.options import Options, Sampling
 from orthrus.decode.passes import Passes
 from orthrus.decode.plan import Step
+from orthrus.decode.tree import Tree, likely_ends
 from orthrus.errors import CacheFull
 from orthrus.model.attach import config_of, windows_of
 from orthrus.model.cache import ScratchCache
@@ -112,6 +114,47 @@ def test_fused_equals_verify_and_separate_blind_drafts(family: str) -> None:
             assert torch.equal(ahead[row, place].argmax(-1), alone.argmax(-1))
 
 
+TREE = Tree(
+    token_BN=torch.tensor([[4, 9, 7, 7, 30], [8, 8, 6, 50, 51], [1, 2, 3, 4, 5]]),
+    parent_BN=torch.tensor([[0, 0, 1, 2, 3], [0, 1, 2, 1, 0], [0, 0, 0, 0, 0]]),
+    depth_BP=torch.tensor([[0, 1, 1, 2, 2, 3], [0, 1, 2, 3, 2, 1], [0, 1, 1, 1, 1, 1]]),
+    ancestor_BPP=tree.ancestors(torch.tensor([[0, 0, 1, 2, 3], [0, 1, 2, 1, 0], [0, 0, 0, 0, 0]]), depth=3),
+    likely_BN=torch.zeros(3, 5),
+)
+"""Three trees of five nodes: branches of unequal length, a chain with side branches, and the root's children alone."""
+
+
+def path_to(row: int, node: int) -> list[int]:
+    """The tokens from the root's first child on."""
+    if node == 0:
+        return []
+    return [*path_to(row, int(TREE.parent_BN[row, node - 1])), int(TREE.token_BN[row, node - 1])]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@torch.inference_mode()
+def test_a_fused_tree_equals_its_verification_and_separate_blind_drafts(family: str) -> None:
+    """Another tree in each row, stops at nodes in any order: each block continues its own node's path, and no other."""
+    model, drafts = model_of(family), 4
+    texts = [random_tokens(row, length).tolist() for row, length in enumerate(LENGTHS)]
+    anchor_B1 = random_tokens(9, 3, 1)
+    token_BP = torch.cat([anchor_B1, TREE.token_BN], dim=1)
+    stop_BS = torch.tensor([[5, 0, 2, 4], [1, 3, 4, 5], [2, 0, 5, 1]])
+    fused, apart = (prefilled(model, texts, room=Step(drafts, nodes=5, stops=4).scratch) for _ in range(2))
+    ar, ahead = fused.fused(ROWS, token_BP, stop_BS, drafts, depth_BQ=TREE.depth_BP, ancestor_BQQ=TREE.ancestor_BPP)
+    verified = apart.verify_tree(ROWS, token_BP, TREE.depth_BP, TREE.ancestor_BPP)
+    torch.testing.assert_close(ar, verified, rtol=1e-5, atol=1e-5)
+    assert torch.equal(ar.argmax(-1), verified.argmax(-1))
+    for one, other in zip(fused.cache.keys + fused.cache.values, apart.cache.keys + apart.cache.values, strict=True):
+        for row, length in enumerate(LENGTHS):
+            torch.testing.assert_close(one[row, : length + 6], other[row, : length + 6], rtol=1e-5, atol=1e-5)
+    for row, text in enumerate(texts):
+        for place, node in enumerate(stop_BS[row].tolist()):
+            alone = blind_draft(model, [*text, int(anchor_B1[row]), *path_to(row, node)], drafts)
+            torch.testing.assert_close(ahead[row, place], alone, rtol=1e-5, atol=1e-5)
+            assert torch.equal(ahead[row, place].argmax(-1), alone.argmax(-1))
+
+
 @torch.inference_mode()
 def test_stops_do_not_see_one_another() -> None:
     """A block drafted for one stop alone, or beside others, or for two rows in one order and another: the same."""
@@ -147,7 +190,10 @@ Stops = Callable[[Tensor, int], Tensor]
 
 
 class Ahead(Double):
-    """A double that also says what fused passes draft ahead, and notes which stops they were asked for."""
+    """A double that also says what fused passes draft ahead, and notes which stops they were asked for.
+
+    After a node off the text it knows nothing.
+    """
 
     asked: list[list[list[int]]]
 
@@ -155,12 +201,16 @@ class Ahead(Double):
         self.engine, self.asked = engine, []
         real = engine.passes.fused
 
-        def fused(rows: slice, token_BQ: Tensor, stop_BS: Tensor, drafts: int) -> tuple[Tensor, Tensor]:
-            logits, ahead = real(rows, token_BQ, stop_BS, drafts)
+        def fused(rows: slice, token_BQ: Tensor, stop_BS: Tensor, drafts: int, **tree: Any) -> tuple[Tensor, Tensor]:
+            logits, ahead = real(rows, token_BQ, stop_BS, drafts, **tree)
             self.asked.append(stop_BS.tolist())
+            above_BQQ = tree.get("ancestor_BQQ", torch.ones(token_BQ.shape[1], token_BQ.shape[1]).tril().bool()[None])
             for b, row in enumerate(engine.live[rows]):
+                start = len(row.token_ids)
                 for s, stop in enumerate(stop_BS[b].tolist()):
-                    ahead[b, s] = self.beliefs(row, len(row.token_ids) + stop + 1, drafts)
+                    path = token_BQ[b, above_BQQ[b % len(above_BQQ), stop]].tolist()[1:]
+                    known = self.texts[tuple(row.prompt_ids)][start : start + len(path)] == path
+                    ahead[b, s] = self.beliefs(row, start + len(path) + 1, drafts) if known or not tree else 0.0
             return logits, ahead
 
         engine.passes.fused = fused  # type: ignore[method-assign]
@@ -173,6 +223,18 @@ class Ahead(Double):
             token = text[place] if place < len(text) else 0
             logits[j, token if self.right(row, place) else (token + 1) % VOCAB] = 1.0
         return logits
+
+
+class SecondBest(Ahead):
+    """Takes another token to be a little likelier than the right one, so that only trees hold the text."""
+
+    def __call__(self, passes: Passes, rows: slice, anchor_B: Tensor, drafts: int) -> Tensor:
+        assert self.engine is not None
+        return torch.stack([self.beliefs(row, len(row.token_ids), drafts) for row in self.engine.live[rows]])
+
+    def beliefs(self, row: Row, start: int, drafts: int) -> Tensor:
+        right = super().beliefs(row, start, drafts)
+        return 7.0 * right + 7.5 * right.roll(1, dims=1)
 
 
 def coin(row: Row, place: int) -> bool:
@@ -202,13 +264,33 @@ def the_unlikeliest(confidence_BM: Tensor, stops: int) -> Tensor:
 STOPS: dict[str, Stops] = {"likeliest": likely_stops, "random": at_random, "unlikeliest": the_unlikeliest}
 
 
+def nodes_at_random(grown: Tree, stops: int) -> Tensor:
+    """Any nodes, one of them twice even."""
+    return at_random(grown.likely_BN, stops)
+
+
+def the_unlikeliest_nodes(grown: Tree, stops: int) -> Tensor:
+    """Where the backbone leaves the tree least often."""
+    return likely_ends(grown, 1 << 20)[:, -stops:]
+
+
+NODES = {"likeliest": likely_ends, "random": nodes_at_random, "unlikeliest": the_unlikeliest_nodes}
+
+
+def choose_by(patch: pytest.MonkeyPatch, choice: str) -> None:
+    """Draft ahead for other places than the likeliest."""
+    places, nodes = STOPS[choice], NODES[choice]
+    patch.setattr(cycles, "likely_stops", places)
+    patch.setattr(tree, "likely_ends", nodes)
+
+
 @pytest.mark.parametrize("choice", STOPS)
 @pytest.mark.parametrize("double", DOUBLES)
 def test_stops_and_drafts_never_show_in_the_text(double: str, choice: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Four prompts over three rows, which join and leave: AR's text for one, two and all stops."""
+    """Four prompts over three rows, which join and leave: AR's text for one, two and all stops, of chains and trees."""
     torch.manual_seed(0)
-    monkeypatch.setattr(cycles, "likely_stops", STOPS[choice])
-    for name in ("onepass:1", "onepass:2", "onepass"):
+    choose_by(monkeypatch, choice)
+    for name in ("onepass:1", "onepass:2", "onepass", "onepass:3:12", "onepass:all:5"):
         ahead = Ahead(TEXTS, DOUBLES[double])
         engine = ahead.serve(Engine(MODEL, rows=3, capacity=110, plan=plan.parse(name), drafter=ahead))
         for row in decode(engine, PROMPTS, [Options(max_new_tokens=count) for count in COUNTS]):
@@ -224,8 +306,8 @@ def test_the_view_s_own_drafts_never_show_in_the_text(
 ) -> None:
     """Real draft logits from real fused passes, ragged rows, windows shorter than the texts."""
     torch.manual_seed(0)
-    monkeypatch.setattr(cycles, "likely_stops", STOPS[choice])
-    for name in ("onepass:1", "onepass"):
+    choose_by(monkeypatch, choice)
+    for name in ("onepass:1", "onepass", "onepass:2:12"):
         engine = Engine(model_of(family), rows=2, capacity=110, plan=plan.parse(name))
         rows = decode(engine, PROMPTS[:3], Options(max_new_tokens=12))
         assert [row.token_ids for row in rows] == greedy_texts(family)
@@ -259,6 +341,9 @@ def expected_forwards(length: int, right: Callable[[int], bool], hit: Callable[[
         ("never right", "onepass:1", lambda accepted: accepted == 0),
         ("right by a coin", "onepass:2", lambda accepted: accepted <= 1),
         ("right by a coin", "onepass:7", lambda accepted: accepted <= 6),
+        # So faint that nothing of a tree goes deeper than one token (all there are of each slot are as likely), and
+        # the one believed in comes first.
+        ("never right", "onepass:all:7", lambda accepted: True),
     ],
 )
 def test_forwards_are_counted(double: str, name: str, hit: Callable[[int], bool]) -> None:
@@ -274,6 +359,24 @@ def test_forwards_are_counted(double: str, name: str, hit: Callable[[int], bool]
         assert (row.stats.cycles, row.stats.accepted, row.stats.emitted) == (trace.cycles, trace.accepted, 23)
         assert row.stats.accepted_at_position == trace.accepted_at
         assert row.stats.plain_steps == 0
+
+
+def test_a_tree_goes_on_from_the_node_it_stopped_at() -> None:
+    """A double whose second best is right: as many drafts kept as by trees that draft anew in every cycle.
+
+    Siblings have places of their own, so a block of another node at the same depth would not do.
+    """
+    stats = []
+    for name in ("tree:12", "onepass:all:12"):
+        double = SecondBest(TEXTS, DOUBLES["always right"])
+        engine = double.serve(Engine(MODEL, rows=1, capacity=160, plan=plan.parse(name), drafter=double))
+        row = decode(engine, PROMPTS[:1], Options(max_new_tokens=24))[0]
+        assert row.token_ids == TEXTS[tuple(PROMPTS[0])][:24]
+        stats.append(row.stats)
+    apart, fused = stats
+    assert apart.accepted_at_position == fused.accepted_at_position
+    assert apart.accepted_at_position[1] > 0
+    assert (apart.forwards, fused.forwards) == (1 + 2 * apart.cycles, 2 + apart.cycles)
 
 
 @pytest.mark.parametrize("double", DOUBLES)
@@ -331,17 +434,21 @@ def test_rows_beside_one_that_missed_draft_again_with_it() -> None:
 
 
 def test_fixed_shapes_leave_one_pass_to_a_cycle() -> None:
-    """`exact="token"` fuses passes where the probe allows it, that of the prompt and its first drafts too."""
-    engine = Engine(MODEL, rows=1, capacity=110, plan=plan.parse("onepass"), exact="token")
-    row = decode(engine, PROMPTS[:1], Options(max_new_tokens=12))[0]
-    assert row.token_ids == TEXTS[tuple(PROMPTS[0])][:12]
-    assert row.stats.forwards == 1 + row.stats.cycles
+    """`exact="token"` fuses passes where the probe allows it, that of the prompt and its first drafts too.
+
+    A tree's path would be verified once more, so the chain takes its place.
+    """
+    for name in ("onepass", "onepass:all:12"):
+        engine = Engine(MODEL, rows=1, capacity=160, plan=plan.parse(name), exact="token")
+        row = decode(engine, PROMPTS[:1], Options(max_new_tokens=12))[0]
+        assert row.token_ids == TEXTS[tuple(PROMPTS[0])][:12]
+        assert row.stats.forwards == 1 + row.stats.cycles
 
 
 # ---------------------------------------------------------------- room
 
 
-@pytest.mark.parametrize("name", ["onepass:1", "onepass:2", "onepass"])
+@pytest.mark.parametrize("name", ["onepass:1", "onepass:2", "onepass", "onepass:2:12", "onepass:all:5"])
 def test_a_completion_may_fill_its_row_exactly(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """What `Engine.add` accepts never runs out of cache, drafters right, wrong or both; one position less is refused.
 
@@ -431,5 +538,5 @@ def test_a_sampled_row_s_text_is_its_own() -> None:
         return [row.token_ids for row in decode(engine, PROMPTS, sampled)]
 
     plain = texts("ar", 1)
-    for name in ("onepass:2", "tree:12", "auto"):
+    for name in ("onepass:2", "tree:12", "onepass:2:12", "auto"):
         assert texts(name, 1) == texts(name, 2) == texts(name, 4) == plain

@@ -141,6 +141,11 @@ def test_fixed_plans_never_change_their_mind() -> None:
         "tree:7": Step(15, nodes=7),
         "onepass:2": Step(15, stops=2),
         "onepass": Step(15, stops=16),
+        "onepass:all": Step(15, stops=16),
+        "onepass:20": Step(15, stops=16),
+        "onepass:4:31": Step(15, nodes=31, stops=4),
+        "onepass:all:31": Step(15, nodes=31, stops=32),
+        "onepass:all:5": Step(15, nodes=5, stops=6),
         "lookup": Step(15, lookup=True),
         "lookup:3": Step(3, lookup=True),
     }.items():
@@ -150,7 +155,22 @@ def test_fixed_plans_never_change_their_mind() -> None:
 
 @pytest.mark.parametrize(
     "text",
-    ["", "fixed", "fixed:1", "fixed:x", "tree:0", "onepass:0", "lookup:0", "fast", "ar:2", "auto:", "auto:plain"],
+    [
+        "",
+        "fixed",
+        "fixed:1",
+        "fixed:x",
+        "tree:0",
+        "onepass:0",
+        "onepass:2:0",
+        "onepass:2:",
+        "onepass:x:3",
+        "lookup:0",
+        "fast",
+        "ar:2",
+        "auto:",
+        "auto:plain",
+    ],
 )
 def test_other_names_are_refused(text: str) -> None:
     """The message lists the plans there are."""

@@ -22,7 +22,7 @@ from tests.decode.drive import BLOCK, dual, held
 from tests.families import FAMILIES, VOCAB, tiny
 
 KINDS = ["ar", "full", "tree:6", "onepass:2", "lookup", "auto"]
-PLANS = [*KINDS, "fixed:2", "fixed:5", "tree:20", "onepass", "lookup:2"]
+PLANS = [*KINDS, "onepass:2:6", "fixed:2", "fixed:5", "tree:20", "onepass", "lookup:2"]
 REJECTING = ["full", "fixed:2", "fixed:5"]
 LONGEST = 10
 SEED = 3

@@ -4,6 +4,8 @@ False alarms: each chi-square alarms below 1e-8 and there are fewer than 30 of t
 once in more than three million reseedings; with the seeds fixed, always or never.
 """
 
+import itertools
+import math
 from collections import Counter
 from functools import cache
 
@@ -83,9 +85,31 @@ def test_grow_equals_best_first_search(
         assert grown.ancestor_BPP[row].tolist() == above
         if scale == 1.0:
             logp = scores[row].double().log_softmax(-1).tolist()
+            likely = [math.exp(sum(slot[token] for slot, token in zip(logp, path, strict=False))) for path in paths[1:]]
+            least = math.exp(-30)  # what a token costs at most
+            assert grown.likely_BN[row].tolist() == pytest.approx(likely, rel=0.01, abs=least)
             found = reference.best_first(logp, budget + 1, BRANCH)
             assume(len(found) <= budget or found[budget - 1][0] - found[budget][0] > 0.01)  # no near-tie at the edge
             assert {path for _, path in found[:budget]} <= set(paths)
+
+
+@given(rows=st.integers(1, 2), slots=st.integers(1, 4), nodes=st.integers(1, 12), seed=st.integers(0, 10**6))
+def test_likely_ends_are_where_a_backbone_of_these_odds_leaves(rows: int, slots: int, nodes: int, seed: int) -> None:
+    """All walks of a backbone that writes what the drafts' odds say, weighed: the likeliest ends come first."""
+    scores = draw_scores(seed, rows, slots, 3)
+    grown = tree.grow(scores, nodes=min(nodes, tree.largest(slots, 3)))
+    places = grown.token_BN.shape[1] + 1
+    for row in range(rows):
+        paths, odds = paths_of(grown, row), scores[row].double().softmax(-1).tolist()
+        ends = [0.0] * places
+        for text in itertools.product(range(3), repeat=slots):
+            chance = math.prod(slot[token] for slot, token in zip(odds, text, strict=True))
+            ends[max(i for i, path in enumerate(paths) if path == text[: len(path)])] += chance
+        for stops in (1, 2, places, places + 3):
+            chosen = tree.likely_ends(grown, stops)[row].tolist()
+            assert len(set(chosen)) == len(chosen) == min(stops, places)
+            best = sorted(ends, reverse=True)[: len(chosen)]
+            assert [ends[place] for place in chosen] == pytest.approx(best, abs=0.02)
 
 
 def test_a_certain_block_gives_the_chain() -> None:

@@ -48,7 +48,8 @@ def test_ahead(rows: int, verified: int, stops: int, block: int, causal: bool, d
     length = data.draw(st.lists(st.integers(0, 5), min_size=rows, max_size=rows))
     stop = data.draw(matrix(rows, stops, st.integers(0, verified - 1)))
     span = max(length) + verified + stops * block + data.draw(st.integers(0, 2))
-    made = masks.ahead(torch.tensor(length), torch.tensor(stop), rows=verified, block=block, span=span, causal=causal)
+    text = masks.up_to(torch.tensor(length)[:, None] + torch.tensor(stop), span=span)
+    made = masks.ahead(text, torch.tensor(length), rows=verified, block=block, causal=causal)
     assert torch.equal(made, boolean(reference.ahead(length, stop, verified, block, span, causal)))
 
 

@@ -129,10 +129,10 @@ class _Priced(Passes):
         self._charge("verify", rows, token_BP.shape[1])
         return super().verify_tree(rows, token_BP, depth_BP, ancestor_BPP)
 
-    def fused(self, rows: slice, token_BQ: Tensor, stop_BS: Tensor, drafts: int) -> tuple[Tensor, Tensor]:
-        """Verify and draft in one pass."""
+    def fused(self, rows: slice, token_BQ: Tensor, stop_BS: Tensor, drafts: int, **tree: Any) -> tuple[Tensor, Tensor]:
+        """Verify and draft in one pass: over a tree, what as many positions of a chain cost."""
         self._charge("fused", rows, token_BQ.shape[1] + stop_BS.shape[1] * (drafts + 1))
-        return super().fused(rows, token_BQ, stop_BS, drafts)
+        return super().fused(rows, token_BQ, stop_BS, drafts, **tree)
 
 
 def _apart(one: int, other: int) -> float:

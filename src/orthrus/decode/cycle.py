@@ -81,7 +81,7 @@ def cycle(passes: Passes, batch: Batch, step: Step, *, drafter: Drafter = twin) 
     if batch.copied_BM is not None and batch.copying_B is None:
         return Outcome(_commit(passes, batch, _verify(passes, batch, Drafts(batch.copied_BM, None))), 1)
     logits_BMV, drew = _proposals(passes, batch, step, drafter)
-    if step.kind == "tree":
+    if step.nodes:
         return _tree(passes, batch, logits_BMV, step, drew)
     drafts = _draft(batch, logits_BMV, passes.markov, weigh=step.kind == "onepass")
     if batch.copied_BM is not None and batch.copying_B is not None:
@@ -130,10 +130,8 @@ def _onepass(passes: Passes, batch: Batch, drafts: Drafts, step: Step, drew: int
     stop_BS = likely_stops(drafts.confidence_BM, step.stops)
     logits_BM1V, ahead_BSMV = passes.fused(batch.rows, token_BM1, stop_BS, step.drafts)
     verdict = _judge(batch, drafts, logits_BM1V)
-    here_BS = stop_BS == verdict.accepted_B[:, None]
-    place_B = here_BS.long().argmax(1)
-    ready_BMV = ahead_BSMV[torch.arange(len(stop_BS), device=stop_BS.device), place_B]
-    tokens, ranks = _to_host(verdict, place_B.where(here_BS.any(1), stop_BS.shape[1])[:, None])
+    rank_B, ready_BMV = _met(stop_BS, verdict.accepted_B, ahead_BSMV)
+    tokens, ranks = _to_host(verdict, rank_B[:, None])
     passes.cache.commit(batch.rows, [len(t) for t in tokens])
     return Outcome(tokens, drew + 1, ready_BMV, [rank for (rank,) in ranks])
 
@@ -145,14 +143,32 @@ def likely_stops(confidence_BM: Tensor, stops: int) -> Tensor:
     return (reach_BM1 * leave_BM1).topk(min(stops, reach_BM1.shape[1]), dim=1).indices
 
 
+def _met(stop_BS: Tensor, stop_B: Tensor, ahead_BSMV: Tensor) -> tuple[Tensor, Tensor]:
+    """Return at which of its stops each row stopped, S for none of them, and what was drafted for that place."""
+    here_BS = stop_BS == stop_B[:, None]
+    place_B = here_BS.long().argmax(1)
+    ready_BMV = ahead_BSMV[torch.arange(len(stop_BS), device=stop_BS.device), place_B]
+    return place_B.where(here_BS.any(1), stop_BS.shape[1]), ready_BMV
+
+
 def _tree(passes: Passes, batch: Batch, logits_BMV: Tensor, step: Step, drew: int) -> Outcome:
-    """Verify a tree of drafts, and move the accepted path's keys to where they belong."""
+    """Verify a tree of drafts, and move the accepted path's keys to where they belong.
+
+    With stops the same pass drafts the next block for the nodes after which the backbone likeliest leaves the tree.
+    """
     slots = logits_BMV.shape[1]
     scores = _grouped(batch, lambda chooser, index: chooser.branch(_take(logits_BMV, index), _context(batch, index)))
     nodes = min(step.nodes, tree.largest(slots, logits_BMV.shape[2]))
     grown = tree.grow(scores, nodes=nodes, anchor_B=batch.anchor_B, markov=passes.markov)
     token_BP = torch.cat([batch.anchor_B[:, None], grown.token_BN], dim=1)
-    logits_BPV = passes.verify_tree(batch.rows, token_BP, grown.depth_BP, grown.ancestor_BPP)
+    stop_BS = ahead_BSMV = None
+    if step.stops:
+        stop_BS = tree.likely_ends(grown, step.stops)
+        logits_BPV, ahead_BSMV = passes.fused(
+            batch.rows, token_BP, stop_BS, slots, depth_BQ=grown.depth_BP, ancestor_BQQ=grown.ancestor_BPP
+        )
+    else:
+        logits_BPV = passes.verify_tree(batch.rows, token_BP, grown.depth_BP, grown.ancestor_BPP)
     choice_BP = _grouped(
         batch,
         lambda chooser, index: chooser.choices(
@@ -168,9 +184,15 @@ def _tree(passes: Passes, batch: Batch, logits_BMV: Tensor, step: Step, drew: in
     target_BM = length_B1 + torch.arange(1, slots + 1, device=length_B1.device)
     moved = slice(0, min(slots, grown.token_BN.shape[1]))
     passes.cache.move_slots(batch.rows, (length_B1 + path.node_BM)[:, moved], target_BM[:, moved])
-    tokens, inside = _to_host(path.verdict, path.chain_B2)
+    if stop_BS is None or ahead_BSMV is None:
+        tokens, inside = _to_host(path.verdict, path.chain_B2)
+        ranks = ready_BMV = None
+    else:
+        rank_B, ready_BMV = _met(stop_BS, path.last_B, ahead_BSMV)
+        tokens, numbers = _to_host(path.verdict, torch.cat([path.chain_B2, rank_B[:, None]], dim=1))
+        inside, ranks = [row[:2] for row in numbers], [row[2] for row in numbers]
     passes.cache.commit(batch.rows, [len(t) for t in tokens])
-    return Outcome(tokens, drew + 1, inside=[(kept, length) for kept, length in inside])
+    return Outcome(tokens, drew + 1, ready_BMV, ranks, [(kept, length) for kept, length in inside])
 
 
 def _draft(batch: Batch, logits_BMV: Tensor, markov: Markov | None, *, weigh: bool = True) -> Drafts:

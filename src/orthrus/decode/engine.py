@@ -225,8 +225,9 @@ class Engine:
         """Return the step, or the chain that takes its place where passes must not be fused."""
         if self.finding is None or step.kind != "onepass":
             return step
-        shape = {"rows": len(self.live), "drafts": step.drafts, "stops": step.stops}
-        return step if can_fuse(self.passes.model, self.finding, **shape) else Step(step.drafts)
+        chain = step._replace(nodes=0, stops=min(step.stops, step.drafts + 1))  # a tree's path would be verified again
+        shape = {"rows": len(self.live), "drafts": chain.drafts, "stops": chain.stops}
+        return chain if can_fuse(self.passes.model, self.finding, **shape) else Step(step.drafts)
 
     def _look_up(self) -> list[int]:
         """Bring the live rows' lookups up to their texts; returns how many tokens each has in common with a copy."""

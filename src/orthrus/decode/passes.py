@@ -174,11 +174,21 @@ class Passes:
         layer_masks = self._masks(allowed, position_BP, slot_BP, position_BP, end)
         return self._call(token_BP, position_BP, View(name="ar", masks=layer_masks), keep=0)
 
-    def fused(self, rows: slice, token_BQ: Tensor, stop_BS: Tensor, drafts: int) -> tuple[Tensor, Tensor]:
+    def fused(
+        self,
+        rows: slice,
+        token_BQ: Tensor,
+        stop_BS: Tensor,
+        drafts: int,
+        *,
+        depth_BQ: Tensor | None = None,
+        ancestor_BQQ: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor]:
         """Verify and draft in one pass: AR rows for anchor and drafts, a block of masks for each stop.
 
-        Block s continues the text as if the AR view kept `stop_BS[:, s]` drafts; it does not know the token written
-        there (its first slot is a mask too), so its slot j predicts position `length + stop + 2 + j`.
+        Block s continues the text as if the AR view kept the drafts up to the one at `stop_BS[:, s]`; it does not know
+        the token written there (its first slot is a mask too), so after a chain its slot j predicts position
+        `length + stop + 2 + j`. With depths and ancestors the drafts are a tree's, as in `verify_tree`.
 
         Returns:
             AR logits `[B, Q, V]` and the blocks' draft logits `[B, S, drafts, V]`.
@@ -189,7 +199,19 @@ class Passes:
         mask_BS = torch.full_like(stop_BS, self.config.mask)
         parts = [(part, slice(part.start - rows.start, part.stop - rows.start)) for part in self._parts(rows)]
         logits = _joined(
-            [self._both(part, token_BQ[own], stop_BS[own], mask_BS[own], drafts, keep) for part, own in parts]
+            [
+                self._both(
+                    part,
+                    token_BQ[own],
+                    stop_BS[own],
+                    mask_BS[own],
+                    drafts,
+                    keep,
+                    depth_BQ=None if depth_BQ is None else depth_BQ[own],
+                    ancestor_BQQ=None if ancestor_BQQ is None else ancestor_BQQ[own],
+                )
+                for part, own in parts
+            ]
         )
         return logits[:, :Q], logits[:, Q:].view(len(logits), S, drafts, -1)
 
@@ -202,25 +224,34 @@ class Passes:
         drafts: int,
         keep: Tensor,
         *,
+        depth_BQ: Tensor | None = None,
+        ancestor_BQQ: Tensor | None = None,
         eager: bool = False,
     ) -> Tensor:
         """Run the AR view over `token_BQ` and, behind them, the diffusion view over blocks `[head, mask × drafts]`.
 
-        Block s stands after the token at `stop_BS[:, s]` and sees the keys up to it, those of this very pass included.
+        Block s stands after the token at `stop_BS[:, s]` (-1: before all of them) and sees what that one does.
         """
         (B, Q), S, K = token_BQ.shape, stop_BS.shape[1], drafts + 1
         length_B = self.cache.length_R[rows]
         slot_BT = self._slots(rows, Q + S * K)
-        ahead_BSK = (length_B[:, None] + stop_BS + 1)[:, :, None] + torch.arange(K, device=self.cache.device)
-        position_BT = torch.cat([slot_BT[:, :Q], ahead_BSK.flatten(1)], dim=1)
         end = self._begin(rows, slot_BT)
-        causal = self._masks(masks.up_to(slot_BT[:, :Q], span=end), slot_BT[:, :Q], slot_BT, position_BT, end)
-        allowed = masks.ahead(length_B, stop_BS, rows=Q, block=K, span=end, causal=self.causal)
-        drafting = self._masks(allowed, position_BT[:, Q:], slot_BT, position_BT, end)
+        if depth_BQ is None or ancestor_BQQ is None:
+            own_BQ, place_BS = slot_BT[:, :Q], length_B[:, None] + stop_BS
+            sees_BQS, text_BSS = (masks.up_to(position, span=end) for position in (own_BQ, place_BS))
+        else:
+            own_BQ, place_BS = (length_B[:, None] + depth for depth in (depth_BQ, depth_BQ.gather(1, stop_BS)))
+            sees_BQS = masks.tree(length_B, ancestor_BQQ, span=end)
+            text_BSS = sees_BQS.gather(1, stop_BS[:, :, None].expand(-1, -1, end))
+        ahead_BSK = place_BS[:, :, None] + torch.arange(1, K + 1, device=self.cache.device)
+        position_BT = torch.cat([own_BQ, ahead_BSK.flatten(1)], dim=1)
+        verifying = self._masks(sees_BQS, own_BQ, slot_BT, position_BT, end)
+        allowed_BMS = masks.ahead(text_BSS, length_B, rows=Q, block=K, causal=self.causal)
+        drafting = self._masks(allowed_BMS, position_BT[:, Q:], slot_BT, position_BT, end)
         block_BSK = torch.full((B, S, K), self.config.mask, device=self.cache.device)
         block_BSK[:, :, 0] = head_BS
         token_BT = torch.cat([token_BQ, block_BSK.flatten(1)], dim=1)
-        view = FusedView(rows=Q, ar=causal, diffusion=drafting)
+        view = FusedView(rows=Q, ar=verifying, diffusion=drafting)
         return self._call(token_BT, position_BT, view, keep=keep, eager=eager)
 
     def _parts(self, rows: slice) -> list[slice]:

@@ -35,8 +35,8 @@ class Step(NamedTuple):
     Attributes:
         drafts: tokens drafted per row; 0 is a plain step.
         nodes: tree nodes verified; 0 verifies the chain of drafts.
-        stops: places where acceptance may stop for which the same pass drafts the next block; 0 drafts in a pass of
-            its own.
+        stops: places where acceptance may stop (after so many drafts, or at a node) for which the same pass drafts the
+            next block; 0 drafts in a pass of its own.
         lookup: drafts are copied from the row's own text (`decode.lookup`), which takes no pass.
     """
 
@@ -50,13 +50,13 @@ class Step(NamedTuple):
         """Return the step's kind."""
         if self.drafts == 0:
             return "plain"
-        return "lookup" if self.lookup else "tree" if self.nodes else "onepass" if self.stops else "chain"
+        return "lookup" if self.lookup else "onepass" if self.stops else "tree" if self.nodes else "chain"
 
     @property
     def scratch(self) -> int:
         """Cache positions past a row's length that the step writes at most."""
-        verify = 1 + max(self.drafts, self.nodes)
-        return verify + self.stops * (self.drafts + 1)
+        draft, verify = self.drafts + 1, (self.nodes or self.drafts) + 1
+        return max(draft, verify + self.stops * draft)
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +64,8 @@ class Plan:
     """What was asked for: always the same step, or `auto`.
 
     Attributes:
-        name: "auto", "auto:KINDS", "ar", "full", "fixed:K", "tree:N", "onepass", "onepass:M", "lookup" or "lookup:M".
+        name: "auto", "auto:KINDS", "ar", "full", "fixed:K", "tree:N", "onepass", "onepass:M", "onepass:M:N", "lookup"
+            or "lookup:M".
         step: the step of a fixed plan; None for `auto`.
         kinds: what `auto` weighs besides plain steps and chains.
     """
@@ -110,7 +111,7 @@ class Plan:
                 f"plan {self.name!r} asks for blocks of {step.drafts + 1}, this view was trained for at most {block}"
             )
         drafts = block - 1 if step.drafts < 0 else step.drafts
-        return step._replace(drafts=drafts, stops=min(step.stops, drafts + 1))
+        return step._replace(drafts=drafts, stops=min(step.stops, (step.nodes or drafts) + 1))
 
 
 _FULL = -1  # stands for "as many as the view was trained for" inside a parsed plan only
@@ -137,11 +138,15 @@ def parse(text: str) -> Plan:
         return Plan(text, Step(value - 1))
     if kind == "tree" and value >= 1:
         return Plan(text, Step(_FULL, nodes=value))
-    if kind == "onepass" and value >= 1:
-        return Plan(text, Step(_FULL, stops=value))
+    if kind == "onepass":
+        places, branches, nodes = number.partition(":")
+        stops = _ALL if places == "all" else int(places) if places.isdigit() else 0
+        if stops >= 1 and (not branches or (nodes.isdigit() and int(nodes) >= 1)):
+            return Plan(text, Step(_FULL, nodes=int(nodes or 0), stops=stops))
     if kind == "lookup" and value >= 1:
         return Plan(text, Step(value, lookup=True))
     raise ConfigError(
-        "a plan is 'auto', 'ar', 'full', 'fixed:K' (K of at least 2), 'tree:N', 'onepass', 'onepass:M', 'lookup', "
-        f"'lookup:M' or 'auto:' and some of chain+{'+'.join(sorted(WEIGHED))}, found {text!r}"
+        "a plan is 'auto', 'ar', 'full', 'fixed:K' (K of at least 2), 'tree:N', 'onepass', 'onepass:M' (M places, or "
+        "'all'), 'onepass:M:N' (over a tree of N nodes), 'lookup', 'lookup:M' or 'auto:' and some of "
+        f"chain+{'+'.join(sorted(WEIGHED))}, found {text!r}"
     )

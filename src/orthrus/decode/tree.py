@@ -33,12 +33,14 @@ class Tree(NamedTuple):
         parent_BN: index of each node's parent among the P nodes.
         depth_BP: distance from the root.
         ancestor_BPP: `[b, i, j]` says that j lies on i's path from the root, i itself included.
+        likely_BN: how probable each node's path is, by the drafts.
     """
 
     token_BN: Tensor
     parent_BN: Tensor
     depth_BP: Tensor
     ancestor_BPP: Tensor
+    likely_BN: Tensor
 
     def rows(self, index_B: Tensor) -> "Tree":
         """Return the trees of some of the rows."""
@@ -96,7 +98,8 @@ def _select(scores: list[Tensor], picks: list[Tensor], token_BMK: Tensor, nodes:
     """
     B, _, K = token_BMK.shape
     level_C, before_C = _levels(tuple(level.shape[1] for level in scores), token_BMK.device)
-    kept_BN = torch.cat(scores, dim=1).topk(nodes, dim=1).indices.sort(dim=1).values
+    score_BC = torch.cat(scores, dim=1)
+    kept_BN = score_BC.topk(nodes, dim=1).indices.sort(dim=1).values
     pick_BN = torch.cat(picks, dim=1).gather(1, kept_BN)
     level_BN = level_C[kept_BN]
     token_BN = token_BMK.flatten(1).gather(1, level_BN * K + pick_BN % K)
@@ -105,8 +108,22 @@ def _select(scores: list[Tensor], picks: list[Tensor], token_BMK: Tensor, nodes:
     parent_BN = place_BC.gather(1, before_C[kept_BN] + pick_BN // K)
     parent_BN = torch.where(level_BN == 0, 0, parent_BN)
     return Tree(
-        token_BN, parent_BN, torch.nn.functional.pad(level_BN + 1, (1, 0)), ancestors(parent_BN, depth=len(scores))
+        token_BN,
+        parent_BN,
+        torch.nn.functional.pad(level_BN + 1, (1, 0)),
+        ancestors(parent_BN, depth=len(scores)),
+        score_BC.gather(1, kept_BN).exp(),
     )
+
+
+def likely_ends(tree: Tree, stops: int) -> Tensor:
+    """Return the nodes after which the backbone likeliest leaves the tree, `[B, S]`, if the drafts are right about it.
+
+    The chance to leave at a node is that of its path, less that of the paths through its children.
+    """
+    reach_BP = torch.nn.functional.pad(tree.likely_BN, (1, 0), value=1.0)
+    leave_BP = reach_BP.scatter_add(1, tree.parent_BN, -tree.likely_BN)
+    return leave_BP.topk(min(stops, reach_BP.shape[1]), dim=1).indices
 
 
 @lru_cache(maxsize=64)
@@ -133,12 +150,14 @@ class Path(NamedTuple):
 
     Attributes:
         verdict: its tokens and their number.
+        last_B: the node it ends at.
         node_BM: the nodes it runs through, padded by the node's own place.
         chain_B2: of the chain inside the tree, each node the likeliest after the one before, how many nodes are
             accepted and how many there are.
     """
 
     verdict: Verdict
+    last_B: Tensor
     node_BM: Tensor
     chain_B2: Tensor
 
@@ -173,4 +192,4 @@ def walk(tree: Tree, choice_BP: Tensor, *, slots: int) -> Path:
     likeliest_BP = torch.nn.functional.pad(likeliest_BN, (1, 0), value=True)
     chain_BP = (likeliest_BP[:, None] | ~tree.ancestor_BPP).all(2)
     chain_B2 = torch.stack([(tree.depth_BP * part).amax(1) for part in (chain_BP & whole_BP, chain_BP)], dim=1)
-    return Path(Verdict(tokens_BM1, accepted_B), node_BM, chain_B2)
+    return Path(Verdict(tokens_BM1, accepted_B), last_B, node_BM, chain_B2)

@@ -157,16 +157,14 @@ def tree(length_B: Tensor, ancestors_BNN: Tensor, *, span: int) -> Tensor:
     return own_BNS | (node_BS < 0)[:, None]
 
 
-def ahead(length_B: Tensor, stop_BS: Tensor, *, rows: int, block: int, span: int, causal: bool = False) -> Tensor:
+def ahead(text_BSS: Tensor, length_B: Tensor, *, rows: int, block: int, causal: bool = False) -> Tensor:
     """Draft mask of a fused pass: `[B, S*K, span]` boolean.
 
-    Behind a row's `rows` AR slots lie its S blocks of K slots. A slot of block s sees the keys of the text up to the
-    place where acceptance stops after `stop_BS[:, s]` drafts, and its own block in both directions, or up to itself
-    where blocks are causal.
+    Behind a row's `rows` AR slots lie its S blocks of K slots. A slot of block s sees the slots `text_BSS[:, s]` of the
+    text that the block continues, and its own block in both directions, or up to itself where blocks are causal.
     """
-    S = stop_BS.shape[1]
+    _, S, span = text_BSS.shape
     slot_S = torch.arange(span, device=length_B.device)
-    text_BSS = slot_S <= (length_B[:, None] + stop_BS)[:, :, None]
     owner_BS = (slot_S - (length_B + rows)[:, None]).div(block, rounding_mode="floor")
     own_BSS = owner_BS[:, None] == torch.arange(S, device=length_B.device)[:, None]
     allowed_BMS = (text_BSS | own_BSS).repeat_interleave(block, dim=1)
