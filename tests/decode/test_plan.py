@@ -33,15 +33,17 @@ def simulate(
     planner: Planner | None = None,
     ahead: Accept | None = None,
     surprise: float = 0.5,
+    rescue: float = 0.0,
     room: int | None = None,
 ) -> tuple[float, list[Step]]:
     """Run a planner until so many tokens are out.
 
     `ahead` says how many of the drafts made ahead would be right, `accept` unless given; acceptance stops somewhere
-    else than at the likeliest place with the chance `surprise`, and so on from each place to the next likely.
+    else than at the likeliest place with the chance `surprise`, and so on from each place to the next likely. Trees
+    keep one draft more where the chain inside breaks off, with the chance `rescue`.
     """
     planner = planner or Planner(parse(plan), block=BLOCK)
-    record, elsewhere = Record(), geometric(surprise, seed=1)
+    record, elsewhere, more = Record(), geometric(surprise, seed=1), geometric(rescue, seed=2)
     seconds, done, ready, steps = 0.0, 0, 0, []
     while done < tokens:
         step = planner.choose([record], ready=ready, blind=True, room=room)
@@ -49,7 +51,8 @@ def simulate(
         kept = min((accept if drew or ahead is None else ahead)(done), step.drafts)
         rank = min(elsewhere(done), step.drafts, step.stops)
         ranks = [rank] if step.kind == "onepass" else None
-        inside = [(kept, step.drafts)] if step.kind == "tree" else None
+        inside = [(kept, step.drafts)] if step.nodes else None
+        kept += min(more(done), 1) if step.nodes and kept < step.drafts else 0
         took = price(step, drew)
         planner.observe(step, [record], [kept], took, drew=drew, ranks=ranks, inside=inside)
         ready = step.drafts if ranks and rank < step.stops else 0
@@ -437,7 +440,9 @@ def test_one_pass_steps_of_auto_fit_their_rows(block: int) -> None:
     """All of a short block's stops or a few of a long one's, within 160 positions; a cache need not have them."""
     steps = [step for step in parse("auto").steps(block) if step.stops]
     assert {step.drafts for step in steps} <= {3, 7, 15, 31, 63, block - 1}
-    assert all(1 <= step.stops <= step.drafts + 1 and step.scratch <= 160 for step in steps)
+    assert all(1 <= step.stops <= (step.nodes or step.drafts) + 1 and step.scratch <= 160 for step in steps)
+    assert {step.nodes for step in steps} <= {0, block - 1, 2 * block - 1}
+    assert not any(step.nodes for step in parse("auto:onepass").steps(block))
     assert parse("auto").scratch(block) == parse("auto:tree+lookup").scratch(block) == 2 * block
     assert parse("onepass").scratch(block) == block + block * block
     assert any(step.stops == step.drafts + 1 for step in steps)
@@ -472,29 +477,35 @@ CPU = measured({1: 11.2, 16: 15.6, 32: 22.9, 48: 27.4, 80: 35.3, 272: 88.6})
 """Milliseconds of the bundled model's passes on one thread, float32, at 256 tokens of context."""
 
 
-CHEAP = pytest.mark.parametrize(("rate", "share"), [(0.3, 0.82), (0.6, 0.66), (0.85, 0.80), (0.95, 0.87)])
+TREES = [(0.5, 0.3, 0.67), (0.5, 0.6, 0.66), (0.5, 0.85, 0.80), (0.5, 0.95, 0.87)]
+"""Drafts that trees keep more than chains, how likely each draft is right, and what share of the time may be taken."""
+
+CHAINS = [(0.0, 0.3, 0.82), (0.0, 0.6, 0.66), (0.0, 0.85, 0.80), (0.0, 0.95, 0.87)]
+"""The same where trees gain nothing."""
 
 
-@CHEAP
-def test_one_pass_a_cycle_is_taken_where_wide_passes_are_cheap(rate: float, share: float) -> None:
+@pytest.mark.parametrize(("rescue", "rate", "share"), TREES)
+def test_one_pass_a_cycle_is_taken_where_wide_passes_are_cheap(rescue: float, rate: float, share: float) -> None:
     """On a GPU's costs, drafts made ahead hardly worse: most steps, and so much of the time, learning and all."""
     worse = geometric(0.95 * rate)
-    seconds, steps = simulate(geometric(rate), ahead=worse, surprise=0.3, price=GPU, tokens=3000)
-    apart, _ = simulate(geometric(rate), price=GPU, tokens=3000, planner=Planner(TWO_PASSES, block=BLOCK))
+    seconds, steps = simulate(geometric(rate), ahead=worse, surprise=0.3, rescue=rescue, price=GPU, tokens=3000)
+    planner = Planner(TWO_PASSES, block=BLOCK)
+    apart, _ = simulate(geometric(rate), rescue=rescue, price=GPU, tokens=3000, planner=planner)
     assert seconds < share * apart
     late = steps[len(steps) // 2 :]
     assert sum(step.kind == "onepass" for step in late) > 0.6 * len(late)
 
 
-@CHEAP
-def test_one_pass_a_cycle_is_taken_whatever_the_first_drafts_did(rate: float, share: float) -> None:
+@pytest.mark.parametrize(("rescue", "rate", "share"), TREES + CHAINS)
+def test_one_pass_a_cycle_is_taken_whatever_the_first_drafts_did(rescue: float, rate: float, share: float) -> None:
     """The same over five more texts: in some of them the first drafts made ahead fail."""
     fused = apart = 0.0
     for seed in range(1, 6):
         right, ahead = geometric(rate, seed), geometric(0.95 * rate, seed)
-        seconds, steps = simulate(right, ahead=ahead, surprise=0.3, price=GPU, tokens=3000)
+        seconds, steps = simulate(right, ahead=ahead, surprise=0.3, rescue=rescue, price=GPU, tokens=3000)
         fused += seconds
-        apart += simulate(right, price=GPU, tokens=3000, planner=Planner(TWO_PASSES, block=BLOCK))[0]
+        planner = Planner(TWO_PASSES, block=BLOCK)
+        apart += simulate(right, rescue=rescue, price=GPU, tokens=3000, planner=planner)[0]
         late = steps[len(steps) // 2 :]
         assert sum(step.kind == "onepass" for step in late) > 0.6 * len(late)
     assert fused < share * apart

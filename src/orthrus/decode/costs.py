@@ -152,7 +152,7 @@ class Costs:
         return None if plain is None or verify is None else max(0.0, verify - plain) / drafts
 
     def _fused(self, step: Step, rows: int) -> float | None:
-        """Reckon a one-pass step from the measured one whose number of positions is the nearest.
+        """Reckon a one-pass step from the measured one, over a tree or not as it is, whose positions are the nearest.
 
         What that one takes beyond its least (a second set of attention weights, for one thing) this one is taken to,
         too.
@@ -160,7 +160,8 @@ class Costs:
         own, beyond = self.least(step, rows), []
         for other, times in self._seen.get(rows, {}).items():
             if other.kind == "onepass" and (least := self.least(other, rows)) is not None:
-                beyond.append((abs(other.scratch - step.scratch), median(times) - least))
+                apart = (bool(other.nodes) != bool(step.nodes), abs(other.scratch - step.scratch))
+                beyond.append((apart, median(times) - least))
         return None if own is None or not beyond else own + max(0.0, min(beyond)[1])
 
     def _tree(self, step: Step, rows: int) -> float | None:

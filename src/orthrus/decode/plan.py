@@ -92,8 +92,8 @@ class Plan:
         copies = [Step(m, lookup=True) for m in LOOKUPS if m < block]
         # Verified as wide as the longest chain, and twice as wide.
         trees = [Step(block - 1, nodes=nodes) for nodes in (block - 1, 2 * block - 1)]
-        lengths = [*(m for m in FUSED if m < block - 1), block - 1]
-        fused = [Step(m, stops=s) for m in lengths for s in STOPS if s <= m + 1]
+        blocks = [*(Step(m) for m in FUSED if m < block - 1), Step(block - 1), *(trees if "tree" in self.kinds else ())]
+        fused = [one._replace(stops=s) for one in blocks for s in STOPS if s <= (one.nodes or one.drafts) + 1]
         others = (*trees, *(step for step in fused if step.scratch <= _FUSED_ROWS), *copies)
         return (Step(), *chains, *(step for step in others if step.kind in self.kinds))
 

@@ -117,11 +117,12 @@ class Planner:
         self._longest = max(self._chains.stop - 1, 0)
         fused = self.steps[self._fused]
         self._hit_F = np.array([cell(step) for step in fused], dtype=int)
-        self._certain_F = np.array([step.stops > step.drafts for step in fused], dtype=bool)
+        self._certain_F = np.array([step.stops > (step.nodes or step.drafts) for step in fused], dtype=bool)
         self._positions_F = np.array([step.scratch for step in fused], dtype=int)
-        # Measured first of all one-pass steps: those of the widest's drafts with two stops, and the widest.
-        widest = max(fused, key=lambda step: step.scratch, default=Step())
-        few = [step for step in fused if step.drafts == widest.drafts and step.stops <= 2]
+        # Measured first of all one-pass steps: of those over chains the widest's drafts with two stops, and the widest.
+        chains = [step for step in fused if not step.nodes]
+        widest = max(chains, key=lambda step: step.scratch, default=Step())
+        few = [step for step in chains if step.drafts == widest.drafts and step.stops <= 2]
         self._ends = [self.steps.index(step) for step in (*few[-1:], widest) if step.stops]
 
     def _all(self, kind: Kind) -> slice:
@@ -248,7 +249,8 @@ class Planner:
         token_T: NDArray[np.float64] = token_BM[:, -1].sum() + (1 - whole_B).sum() * more_T
         return token_T
 
-    def _rescue(self, tree: Step) -> Rescue:
+    def _rescue(self, step: Step) -> Rescue:
+        tree = step._replace(stops=0)  # fused or not
         return self.known.rescues.setdefault(tree, Rescue(tree))
 
     def _from_ready(
@@ -286,11 +288,18 @@ class Planner:
         )
         met_F = rate(met, tried, self.known.usual_met.take(self._hit_F)).prod(axis=0)
         miss_F = np.where(self._certain_F, 0.0, 1 - met_F)
-        drafts_F = self._drafts_S[self._fused]
-        ahead_F, known_F = token_WM[AHEAD, drafts_F], token_WM[CHAIN, drafts_F]
+        ahead_F, known_F = (self._of_fused(token_WM[way], len(rows)) for way in (AHEAD, CHAIN))
         cycle_F = np.maximum(cost_F + miss_F * draft_F, 1e-9)
         speed_F: NDArray[np.float64] = (ahead_F + miss_F * (known_F - ahead_F)) / cycle_F
         return speed_F
+
+    def _of_fused(self, token_M: NDArray[np.float64], rows: int) -> NDArray[np.float64]:
+        """Return the tokens expected of each one-pass step, from those of chains over all rows; of trees as above."""
+        drafts_F = self._drafts_S[self._fused]
+        more_F = np.array([self._rescue(step).drafts if step.nodes else 0.0 for step in self.steps[self._fused]])
+        whole_F = token_M[drafts_F] - token_M[drafts_F - 1]
+        token_F: NDArray[np.float64] = token_M[drafts_F] + (rows - whole_F) * more_F
+        return token_F
 
     def observe(
         self,

@@ -29,7 +29,7 @@ CHAIN, AHEAD, LOOKUP, ECHO = range(len(WAYS))
 
 _SLOTS = 64
 _TRIED, _KEPT = 0, 1
-_LENGTHS = 8
+_DIGITS = 8
 _FIRM = 8.0
 """Trials that a guess counts as which rests on many others."""
 
@@ -46,15 +46,15 @@ class Record:
     """How often each slot's draft was tried and kept, given that all before it were; by the way it came about.
 
     Arrays, because a planner asks before every cycle: `counts[tried or kept, W, M]`, and of fused passes
-    `hits[tried or met, length, stops]`: how often acceptance stopped where they had drafted ahead, by the binary digits
-    of their draft count and by `STOPS`. Old cycles fade.
+    `hits[tried or met, shape, stops]`: how often acceptance stopped where they had drafted ahead, by the binary digits
+    of a chain's drafts, and then those of a tree's nodes, and by `STOPS`. Old cycles fade.
     """
 
     __slots__ = ("counts", "fade", "hits")
 
     def __init__(self, *, slots: int = _SLOTS, fade: float = 0.95) -> None:
         self.counts: NDArray[np.float64] = np.zeros((2, len(WAYS), slots))
-        self.hits: NDArray[np.float64] = np.zeros((2, _LENGTHS, len(STOPS)))
+        self.hits: NDArray[np.float64] = np.zeros((2, 2 * _DIGITS, len(STOPS)))
         self.fade = fade
 
     def relax(self) -> None:
@@ -73,18 +73,18 @@ class Record:
 
         What would have been met with fewer stops is known as well, and with more of them if it was met.
         """
-        length, asked = divmod(cell(step), len(STOPS))
+        shape, asked = divmod(cell(step), len(STOPS))
         told = slice(0, asked + 1 if rank >= step.stops else len(STOPS))
-        tried_met = self.hits[:, length, told]
+        tried_met = self.hits[:, shape, told]
         tried_met *= self.fade
         tried_met[_TRIED] += 1
         tried_met[_KEPT] += np.array(STOPS[told]) > rank
 
 
 def cell(step: Step) -> int:
-    """Return a one-pass step's place in the flattened `[lengths, stops]` of what was met."""
-    length = min(step.drafts.bit_length(), _LENGTHS - 1)
-    return length * len(STOPS) + bisect_right(STOPS, step.stops) - 1
+    """Return a one-pass step's place in the flattened `[shapes, stops]` of what was met."""
+    shape = min((step.nodes or step.drafts).bit_length(), _DIGITS - 1) + (_DIGITS if step.nodes else 0)
+    return shape * len(STOPS) + bisect_right(STOPS, step.stops) - 1
 
 
 def expected(records: Sequence[Record], prior: Record, *, slots: int = _SLOTS) -> NDArray[np.float64]:
@@ -149,7 +149,7 @@ class Rescue:
 
 
 def usually_met(record: Record) -> NDArray[np.float64]:
-    """Return the chance that a row stops where a fused pass has drafted ahead, `[lengths, stops]`.
+    """Return the chance that a row stops where a fused pass has drafted ahead, `[shapes, stops]`.
 
     Unknown, it is taken to be one half for one stop point, and each further number of them to halve the misses.
     """
