@@ -10,6 +10,7 @@ from orthrus.decode import plan
 from orthrus.decode.engine import Engine
 from orthrus.decode.lookup import LONG, NGRAM, Lookup
 from orthrus.decode.options import Options, Sampling
+from orthrus.decode.plan import Step
 from tests import reference
 from tests.decode.drive import BLOCK, decode, dual
 from tests.families import tiny
@@ -50,6 +51,35 @@ def test_drafts_are_what_a_search_through_the_text_finds() -> None:
     assert set(copied) == {0, *range(NGRAM, LONG + 1)}
     assert min(copied.values()) > 5
     assert 200 < sum(copied.values()) - copied[0] < 400
+
+
+def test_what_a_copy_would_have_had_right_is_counted_up_to_its_first_mistake() -> None:
+    """After 1 2 3 4 5 … 1 2 3 comes a copy of 4 5 …: right, wrong at once, right after a mistake, or shorter."""
+    lookup = Lookup([1, 2, 3, 4, 5, 9, 1, 2, 3])
+    for written, right in (([4, 5, 9, 1], 4), ([4, 6, 9], 1), ([5, 4], 0), ([7, 5, 9], 0), ([4], 1)):
+        assert lookup.foresaw(written) == right
+    assert len(lookup) == 9
+
+
+def test_an_engine_tells_its_planner_what_copies_would_have_been_worth(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of rows that could have copied: by plain steps, each the copy's next token or not; of others nothing."""
+    engine = Engine(MODEL, rows=2, capacity=80, plan=plan.parse("auto"))
+    monkeypatch.setattr(engine.planner, "choose", lambda *_, **__: Step())
+    real, told = engine.planner.observe, Counter[int | None]()
+
+    def observe(*arguments: object, foreseen: list[int | None], **more: object) -> None:
+        told.update(foreseen)
+        for row, right in zip(engine.live, foreseen, strict=True):
+            text = row.prompt_ids + row.token_ids
+            matched, copy = searched(text, 1)
+            written = plain_texts(1.0)[PROMPTS.index(row.prompt_ids)][len(row.token_ids)]
+            assert right == (None if not matched else int(copy == [written]))
+        real(*arguments, foreseen=foreseen, **more)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(engine.planner, "observe", observe)
+    decode(engine, PROMPTS, Options(max_new_tokens=24))
+    assert told[None] > 0
+    assert told[0] + told[1] > 0
 
 
 @cache

@@ -425,6 +425,35 @@ def test_copies_after_many_tokens_in_common_are_weighed_by_themselves() -> None:
     assert planner.copying(Step(15), [record] * 3, [LONG, 3, 0]) == [True, False, False]
 
 
+def test_what_copies_would_have_been_worth_is_learned_while_others_are_drafted() -> None:
+    """Copies that failed once and were given up, in texts that go on like them: taken again, without a look at any.
+
+    And a text that goes on otherwise teaches the opposite, as far as it went on and no further.
+    """
+    for foreseen, copies in ((None, False), ([10], True)):
+        planner, record = Planner(parse("auto"), block=BLOCK), Record()
+        for step in (Step(15), Step(), Step(15), Step(), Step(15, lookup=True), Step(15, lookup=True)):
+            planner.observe(step, [record], [9 if step == Step(15) else 0], linear(1.2)(step, True), [3])
+        for _ in range(8):
+            planner.known.allowance = 0.0
+            assert not planner.choose([record], [3]).lookup
+            planner.observe(Step(), [record], [0], 1.0, [3], foreseen=[0])
+        for _ in range(8):
+            planner.observe(Step(15), [record], [9], 2.4, [3], foreseen=foreseen)
+        planner.known.standing.clear()
+        assert planner.choose([record], [3]).lookup is copies
+    told = Record(fade=1.0)
+    planner.observe(Step(15), [told], [4], 2.4, [LONG], foreseen=[2])
+    planner.observe(Step(), [told], [0], 1.0, [LONG], foreseen=[1])
+    planner.observe(Step(15), [told], [4], 2.4, [LONG], foreseen=[None])
+    planner.observe(Step(15, lookup=True), [told], [4], 1.2, [3], foreseen=[4])
+    tried, kept = told.counts
+    echo, lookup = WAYS.index("echo"), WAYS.index("lookup")
+    assert tried[echo, :4].tolist() == [2, 1, 1, 0]
+    assert kept[echo, :4].tolist() == [2, 1, 0, 0]
+    assert tried[lookup, :6].tolist() == [1, 1, 1, 1, 1, 0]
+
+
 def test_one_copy_that_failed_does_not_end_copying() -> None:
     """After many tokens in common: a text's loop is worth more than one exception in another tells."""
     prior = Record(fade=0.99)

@@ -42,8 +42,8 @@ def generate(
         prompts: a text, one chat (a list of {"role", "content"}), or a list of either. Texts are continued as they
             are; chats take the tokenizer's chat template.
         mode: "orthrus" drafts and verifies, "ar" decodes plainly through the same engine; the text is the same.
-        plan: what each cycle does: "auto" (the default), "full", "fixed:K", "tree:N", "onepass", "onepass:M", "onepass:M:N", "lookup",
-            "lookup:M", "ar"; or `auto` among fewer kinds of step, as "auto:tree+lookup".
+        plan: what each cycle does: "auto" (the default), "full", "fixed:K", "tree:N", "onepass", "onepass:M",
+            "onepass:M:N", "lookup", "lookup:M", "ar"; or `auto` among fewer kinds of step, as "auto:tree+lookup".
         exact: "distribution", or "token" for the same tokens as `mode="ar", exact="token"` at any precision.
         batch_size: completions in flight at once; as soon as one ends the next begins.
         on_progress: called with the prompt's index after every cycle that moved it.

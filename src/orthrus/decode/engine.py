@@ -212,6 +212,7 @@ class Engine:
             drew=None if 0 < len(drawn) < len(self.live) else len(drawn) > 0,
             blind=[unknowing and place not in drawn for place, unknowing in enumerate(blind)],
             copied=copied,
+            foreseen=None if found is None else self._foreseen(found, outcome.tokens),
             ranks=outcome.ranks,
             inside=outcome.inside,
         )
@@ -235,6 +236,11 @@ class Engine:
             row.lookup.extend(row.prompt_ids[len(row.lookup) :])
             row.lookup.extend(row.token_ids[len(row.lookup) - len(row.prompt_ids) :])
         return [row.lookup.matched for row in self.live]
+
+    def _foreseen(self, found: list[int], tokens: list[list[int]]) -> list[int | None]:
+        """Return how many of the tokens just written a copy would have had right, in rows that could have copied."""
+        triples = zip(self.live, found, tokens, strict=True)
+        return [row.lookup.foresaw(written) if matched else None for row, matched, written in triples]
 
     def _limit(self, prompt_ids: Sequence[int], options: Options) -> int:
         """Check a request against vocabulary, context and cache; return how many tokens it may write."""

@@ -4,7 +4,7 @@ Costs no pass, so that a cycle is one verify pass; worth it on texts that repeat
 lookup decoding; Saxena, 2023). Knows token ids only.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 NGRAM = 3
 
@@ -61,3 +61,8 @@ class Lookup:
         while len(copied) < count:
             copied += copied[: count - len(copied)]
         return copied
+
+    def foresaw(self, token_ids: Sequence[int]) -> int:
+        """Return how many of the tokens that the text goes on with a copy would have had right."""
+        pairs = zip(self.drafts(len(token_ids)), token_ids, strict=True)
+        return next((count for count, (copied, written) in enumerate(pairs) if copied != written), len(token_ids))

@@ -312,6 +312,7 @@ class Planner:
         drew: bool | None = True,
         blind: Sequence[bool] | None = None,
         copied: Sequence[bool] | None = None,
+        foreseen: Sequence[int | None] | None = None,
         ranks: Sequence[int] | None = None,
         inside: Sequence[tuple[int, int]] | None = None,
     ) -> None:
@@ -327,6 +328,7 @@ class Planner:
                 tells nothing of what the step costs.
             blind: whose drafts were made without knowing the token before them; without, all of those not drawn.
             copied: whose drafts were copies; without, all of a lookup's.
+            foreseen: how many of the tokens written a copy would have had right; None where there was nothing to copy.
             ranks: after a fused pass, at which of its stops by likelihood each row stopped; `stops` for none of them.
             inside: after a tree, how many drafts of the chain inside were kept, and how many there are.
         """
@@ -347,12 +349,17 @@ class Planner:
             if step.nodes and inside is not None:
                 self._rescue(step).add(kept, *inside[place])
                 kept, drafts = inside[place]
+            copy: Way = WAYS[_copy(found[place])]
             if step.kind == "plain" or (copied[place] and not found[place]):
                 record.relax()
-                continue
-            way: Way = WAYS[_copy(found[place])] if copied[place] else "ahead" if blind[place] else "chain"
-            for one in (record, known.worth):
-                one.add(way, drafts=drafts, accepted=kept)
+            else:
+                way = copy if copied[place] else "ahead" if blind[place] else "chain"
+                for one in (record, known.worth):
+                    one.add(way, drafts=drafts, accepted=kept)
+            right = None if foreseen is None or copied[place] else foreseen[place]
+            if right is not None:  # what a copy would have been worth, as far as the text went on, comes for nothing
+                for one in (record, known.worth):
+                    one.add(copy, drafts=accepted[place] + 1, accepted=right)
         if step.kind == "onepass":
             for record, rank in zip(rows, ranks or [step.stops] * len(rows), strict=True):
                 record.stopped(step, rank)
