@@ -45,6 +45,7 @@ class Experience:
         last: what was decided last.
         standing: the latest decision in each situation, and the turn until which it stands.
         usual_met: `usually_met` of the record over all rows.
+        hopeless: the turn until which one-pass steps are not weighed, since none came near the best.
     """
 
     costs: Costs = field(default_factory=Costs)
@@ -56,6 +57,7 @@ class Experience:
     last: Step | None = None
     standing: dict[tuple[int, ...], tuple[Step, int]] = field(default_factory=dict)
     usual_met: NDArray[np.float64] = field(default_factory=lambda: usually_met(Record()))
+    hopeless: int = 0
 
 
 class Look(NamedTuple):
@@ -87,7 +89,7 @@ class Planner:
     confirmed stands for some turns in each situation, since deciding takes time as well.
 
     One-pass steps, the dearest to try, are looked at only where they could come near what is best: at what they were
-    measured to cost, or else at the least that they can.
+    measured to cost, or else at the least that they can. Where none does, they are not weighed for some turns either.
     """
 
     STANDS = 4
@@ -96,6 +98,7 @@ class Planner:
     FIRST_TURNS = 64
     MARGIN = 0.05
     HOPE = 0.8
+    HOPELESS = 16
     SITUATIONS = 64
     RENEWED = 256
 
@@ -176,7 +179,10 @@ class Planner:
         if before is not None and known.turn < until and before.scratch <= room:
             known.last = before
             return before
-        step = self._decide(rows, found, ready, blind, room)
+        step, self.look = self._decide(rows, found, ready, blind, room)
+        if self.look is not None:
+            known.standing.pop(situation, None)
+            return step
         if known.last is None or step.kind != known.last.kind or len(known.standing) >= self.SITUATIONS:
             known.standing.clear()  # what was better than the other kind is to be seen anew
         confirmed = step == before and known.turn >= self.FIRST_TURNS
@@ -201,13 +207,16 @@ class Planner:
         token_BWM[[row for row, matched in enumerate(found) if not matched], LOOKUP] = 1.0
         return token_BWM
 
-    def _decide(self, rows: Sequence[Record], found: Sequence[int] | None, ready: int, blind: bool, room: int) -> Step:
+    def _decide(
+        self, rows: Sequence[Record], found: Sequence[int] | None, ready: int, blind: bool, room: int
+    ) -> tuple[Step, Look | None]:
+        """Return the step to take, and what it is looked at for where it is not the best known one."""
         known = self.known
         basis = known.costs.basis(len(rows))
         cost_S, draft_S, verify_S, least_S = known.costs.estimates(self.steps, basis)
         for needed in (self._longest, 0):
             if np.isnan(cost_S[needed]):
-                return self.steps[needed]
+                return self.steps[needed], None
             if known.allowance is None:
                 known.allowance = self.FIRST_PROBES * float(cost_S[needed])
         found = found or [0] * len(rows)
@@ -219,28 +228,32 @@ class Planner:
         token_S = token_WM.take(self._place_S)
         token_S[self._trees] = self._of_trees(token_BWM[:, CHAIN])
         speed_S = token_S / np.maximum(cost_S, 1e-9)
-        fused = self._fused
-        unknown_F = np.isnan(cost_S[fused])
-        cost_F = np.where(unknown_F, least_S[fused], cost_S[fused])
-        # What these promise rests on more guesses than the others do: a tie is not enough, but to go on with them.
-        margin = 0.0 if ready and blind else self.MARGIN
-        hoped_F = (1.0 - margin) * self._lasting(rows, token_WM, cost_F, draft_S[fused])
-        hoped_F[self._positions_F > room] = 0.0
+        fused, ahead = self._fused, ready > 0 and blind
+        unknown_F, hoped_F = np.isnan(cost_S[fused]), np.zeros(fused.stop - fused.start)
+        weighed = ahead or known.turn >= known.hopeless
+        if weighed:
+            cost_F = np.where(unknown_F, least_S[fused], cost_S[fused])
+            # What these promise rests on more guesses than the others do: a tie is not enough, but to go on with them.
+            margin = 0.0 if ahead else self.MARGIN
+            hoped_F = (1.0 - margin) * self._lasting(rows, token_WM, cost_F, draft_S[fused])
+            hoped_F[self._positions_F > room] = 0.0
         speed_S[fused] = np.where(unknown_F, 0.0, hoped_F)
         speed_S[np.isnan(speed_S)] = 0.0
         best = int(speed_S.argmax())
         if ready and self._kinds[best] != "onepass":
             usable, speed = self._from_ready(ready, blind, token_WM, token_S, cost_S, draft_S, verify_S)
             if speed > speed_S[best]:
-                return self.steps[usable]
+                return self.steps[usable], None
         barred: set[Kind] = set() if nothing < len(rows) else {"lookup"}
         hope = speed_S[best] * self.HOPE
         unseen = [i for i in self._ends if not known.costs.measured(self.steps[i], basis)]
         ends = [i for i in unseen if hoped_F[i - fused.start] >= hope]
         if not ends and not (speed_S[fused] >= hope).any():
             barred.add("onepass")
-        self.look = self._probe(best, speed_S, np.where(np.isnan(cost_S), least_S, cost_S), draft_S, barred, ends)
-        return self.steps[best] if self.look is None else self.look.step
+            if weighed:
+                known.hopeless = known.turn + self.HOPELESS
+        look = self._probe(best, speed_S, np.where(np.isnan(cost_S), least_S, cost_S), draft_S, barred, ends)
+        return self.steps[best] if look is None else look.step, look
 
     def _of_trees(self, token_BM: NDArray[np.float64]) -> NDArray[np.float64]:
         """Return the tokens expected of each tree, from those of chains: a tree goes on where its chain breaks off."""
@@ -332,12 +345,14 @@ class Planner:
             ranks: after a fused pass, at which of its stops by likelihood each row stopped; `stops` for none of them.
             inside: after a tree, how many drafts of the chain inside were kept, and how many there are.
         """
+        if len(self.steps) == 1:
+            return  # there is nothing to decide
         known = self.known
         if drew is not None:
             known.costs.observe(*self._priced(step, len(rows), seconds, drew=drew))
         known.turn += 1
         known.used[step.kind] = known.turn
-        if known.allowance is not None and len(self.steps) > 1:
+        if known.allowance is not None:
             known.allowance += seconds * self.PROBE_SHARE
             known.allowance -= 0.0 if self.look is None else self.look.cost(seconds)
             self.look = None
