@@ -28,7 +28,7 @@ def compiled(family: str, backend: str) -> PreTrainedModel:
     [
         ("qwen3", "full"),
         *(pytest.param("gemma3_text", name, marks=pytest.mark.slow) for name in ("tree:6", "lookup")),
-        pytest.param("qwen3", "onepass:2", marks=pytest.mark.slow),
+        *(pytest.param("qwen3", name, marks=pytest.mark.slow) for name in ("onepass:2", "onepass:2:6")),
     ],
 )
 def test_texts_are_those_of_the_plain_loop(family: str, name: str) -> None:
