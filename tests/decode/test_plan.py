@@ -513,7 +513,7 @@ CHAINS = [(0.0, 0.3, 0.82), (0.0, 0.6, 0.66), (0.0, 0.85, 0.80), (0.0, 0.95, 0.8
 """The same where trees gain nothing."""
 
 
-@pytest.mark.parametrize(("rescue", "rate", "share"), TREES)
+@pytest.mark.parametrize(("rescue", "rate", "share"), TREES + CHAINS)
 def test_one_pass_a_cycle_is_taken_where_wide_passes_are_cheap(rescue: float, rate: float, share: float) -> None:
     """On a GPU's costs, drafts made ahead hardly worse: most steps, and so much of the time, learning and all."""
     worse = geometric(0.95 * rate)

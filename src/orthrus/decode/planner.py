@@ -97,6 +97,7 @@ class Planner:
     FIRST_PROBES = 4
     FIRST_TURNS = 64
     MARGIN = 0.05
+    FORKED = 0.03
     HOPE = 0.8
     HOPELESS = 16
     SITUATIONS = 64
@@ -122,6 +123,7 @@ class Planner:
         self._hit_F = np.array([cell(step) for step in fused], dtype=int)
         self._certain_F = np.array([step.stops > (step.nodes or step.drafts) for step in fused], dtype=bool)
         self._positions_F = np.array([step.scratch for step in fused], dtype=int)
+        self._trust_F = np.array([1.0 - self.FORKED if step.nodes else 1.0 for step in fused])
         # Measured first of all one-pass steps: of those over chains the widest's drafts with two stops, and the widest.
         chains = [step for step in fused if not step.nodes]
         widest = max(chains, key=lambda step: step.scratch, default=Step())
@@ -210,7 +212,7 @@ class Planner:
     def _decide(
         self, rows: Sequence[Record], found: Sequence[int] | None, ready: int, blind: bool, room: int
     ) -> tuple[Step, Look | None]:
-        """Return the step to take, and what it is looked at for where it is not the best known one."""
+        """Return the step to take; with the look that it is, where it is not the best known one."""
         known = self.known
         basis = known.costs.basis(len(rows))
         cost_S, draft_S, verify_S, least_S = known.costs.estimates(self.steps, basis)
@@ -233,9 +235,9 @@ class Planner:
         weighed = ahead or known.turn >= known.hopeless
         if weighed:
             cost_F = np.where(unknown_F, least_S[fused], cost_S[fused])
-            # What these promise rests on more guesses than the others do: a tie is not enough, but to go on with them.
-            margin = 0.0 if ahead else self.MARGIN
-            hoped_F = (1.0 - margin) * self._lasting(rows, token_WM, cost_F, draft_S[fused])
+            # What these promise rests on more guesses than the others do, over trees on most: a tie is not enough.
+            margin = 0.0 if ahead else self.MARGIN  # but to go on with them
+            hoped_F = (1.0 - margin) * self._trust_F * self._lasting(rows, token_WM, cost_F, draft_S[fused])
             hoped_F[self._positions_F > room] = 0.0
         speed_S[fused] = np.where(unknown_F, 0.0, hoped_F)
         speed_S[np.isnan(speed_S)] = 0.0

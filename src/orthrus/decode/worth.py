@@ -50,39 +50,23 @@ class Record:
     of a chain's drafts, and then those of a tree's nodes, and by `STOPS`. Old cycles fade.
     """
 
-    __slots__ = ("_counts", "_unread", "fade", "hits")
+    __slots__ = ("counts", "fade", "hits")
 
     def __init__(self, *, slots: int = _SLOTS, fade: float = 0.95) -> None:
-        self._counts: NDArray[np.float64] = np.zeros((2, len(WAYS), slots))
-        self._unread: list[tuple[int, int, int]] = []
+        self.counts: NDArray[np.float64] = np.zeros((2, len(WAYS), slots))
         self.hits: NDArray[np.float64] = np.zeros((2, 2 * _DIGITS, len(STOPS)))
         self.fade = fade
 
-    @property
-    def counts(self) -> NDArray[np.float64]:
-        """How often drafts were tried and kept, `[tried or kept, W, M]`.
-
-        Reckoned when it is asked for: just after a pass, whose weights have driven all else out of the near caches, it
-        would take much longer.
-        """
-        for way, drafts, accepted in self._unread:
-            if drafts:
-                tried_kept = self._counts[:, way]
-                tried_kept *= self.fade
-                tried_kept[_TRIED, : min(accepted + 1, drafts)] += 1
-                tried_kept[_KEPT, :accepted] += 1
-            else:
-                self._counts *= self.fade
-        self._unread.clear()
-        return self._counts
-
     def relax(self) -> None:
         """Forget a little, as text moves on that no draft was tried on."""
-        self._unread.append((0, 0, 0))
+        self.counts *= self.fade
 
     def add(self, way: Way, *, drafts: int, accepted: int) -> None:
         """Add one cycle."""
-        self._unread.append((WAYS.index(way), drafts, accepted))
+        tried_kept = self.counts[:, WAYS.index(way)]
+        tried_kept *= self.fade
+        tried_kept[_TRIED, : min(accepted + 1, drafts)] += 1
+        tried_kept[_KEPT, :accepted] += 1
 
     def stopped(self, step: Step, rank: int) -> None:
         """Add where a fused pass' acceptance stopped: at its stop number `rank` by likelihood, or at none of them.
