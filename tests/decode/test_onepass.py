@@ -3,7 +3,6 @@
 import random
 from collections.abc import Callable
 from functools import cache
-from typing import Any
 
 import pytest
 import torch
@@ -15,7 +14,7 @@ from orthrus.decode import plan, tree
 from orthrus.decode.cycle import likely_stops
 from orthrus.decode.engine import Engine, Row
 from orthrus.decode.options import Options, Sampling
-from orthrus.decode.passes import Passes
+from orthrus.decode.passes import Branches, Passes
 from orthrus.decode.plan import Step
 from orthrus.decode.tree import Tree, likely_ends
 from orthrus.errors import CacheFull
@@ -141,8 +140,9 @@ def test_a_fused_tree_equals_its_verification_and_separate_blind_drafts(family: 
     token_BP = torch.cat([anchor_B1, TREE.token_BN], dim=1)
     stop_BS = torch.tensor([[5, 0, 2, 4], [1, 3, 4, 5], [2, 0, 5, 1]])
     fused, apart = (prefilled(model, texts, room=Step(drafts, nodes=5, stops=4).scratch) for _ in range(2))
-    ar, ahead = fused.fused(ROWS, token_BP, stop_BS, drafts, depth_BQ=TREE.depth_BP, ancestor_BQQ=TREE.ancestor_BPP)
-    verified = apart.verify_tree(ROWS, token_BP, TREE.depth_BP, TREE.ancestor_BPP)
+    branches = Branches(TREE.depth_BP, TREE.ancestor_BPP)
+    ar, ahead = fused.fused(ROWS, token_BP, stop_BS, drafts, branches)
+    verified = apart.verify_tree(ROWS, token_BP, branches)
     torch.testing.assert_close(ar, verified, rtol=1e-5, atol=1e-5)
     assert torch.equal(ar.argmax(-1), verified.argmax(-1))
     for one, other in zip(fused.cache.keys + fused.cache.values, apart.cache.keys + apart.cache.values, strict=True):
@@ -201,16 +201,20 @@ class Ahead(Double):
         self.engine, self.asked = engine, []
         real = engine.passes.fused
 
-        def fused(rows: slice, token_BQ: Tensor, stop_BS: Tensor, drafts: int, **tree: Any) -> tuple[Tensor, Tensor]:
-            logits, ahead = real(rows, token_BQ, stop_BS, drafts, **tree)
+        def fused(
+            rows: slice, token_BQ: Tensor, stop_BS: Tensor, drafts: int, branches: Branches | None = None
+        ) -> tuple[Tensor, Tensor]:
+            logits, ahead = real(rows, token_BQ, stop_BS, drafts, branches)
             self.asked.append(stop_BS.tolist())
-            above_BQQ = tree.get("ancestor_BQQ", torch.ones(token_BQ.shape[1], token_BQ.shape[1]).tril().bool()[None])
             for b, row in enumerate(engine.live[rows]):
                 start = len(row.token_ids)
                 for s, stop in enumerate(stop_BS[b].tolist()):
-                    path = token_BQ[b, above_BQQ[b % len(above_BQQ), stop]].tolist()[1:]
+                    if branches is None:
+                        ahead[b, s] = self.beliefs(row, start + stop + 1, drafts)
+                        continue
+                    path = token_BQ[b, branches.ancestor_BQQ[b, stop]].tolist()[1:]
                     known = self.texts[tuple(row.prompt_ids)][start : start + len(path)] == path
-                    ahead[b, s] = self.beliefs(row, start + len(path) + 1, drafts) if known or not tree else 0.0
+                    ahead[b, s] = self.beliefs(row, start + len(path) + 1, drafts) if known else 0.0
             return logits, ahead
 
         engine.passes.fused = fused  # type: ignore[method-assign]

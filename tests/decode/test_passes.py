@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from orthrus.decode.passes import Passes
+from orthrus.decode.passes import Branches, Passes
 from orthrus.errors import CacheFull, ConfigError
 from orthrus.model import masks
 from orthrus.model.attach import config_of, windows_of
@@ -181,7 +181,9 @@ def test_tree_pass_equals_a_plain_forward_per_path(family: str, overrides: dict[
     for node, above in enumerate(parent):
         paths.append([*(paths[above] if above is not None else []), node])
     ancestors = torch.tensor([[[j in path for j in range(5)] for path in paths]] * 3)
-    logits = passes_over(model).verify_tree(ALL, torch.tensor([tokens] * 3), torch.tensor([depth] * 3), ancestors)
+    logits = passes_over(model).verify_tree(
+        ALL, torch.tensor([tokens] * 3), Branches(torch.tensor([depth] * 3), ancestors)
+    )
     for row, text in enumerate(TEXTS):
         for node, path in enumerate(paths):
             expected = whole(model, text + [tokens[i] for i in path])[-1]

@@ -14,7 +14,7 @@ from torch import Tensor
 from orthrus.bench.lines import PASS, Record, read_records
 from orthrus.decode.costs import on_line
 from orthrus.decode.engine import Engine
-from orthrus.decode.passes import Passes
+from orthrus.decode.passes import Branches, Passes
 from orthrus.errors import DataError
 
 _KINDS: Final = {"ar": "verify", "verify": "verify", "draft": "draft", "fused": "fused"}
@@ -124,15 +124,17 @@ class _Priced(Passes):
         self._charge("draft", rows, drafts + 1)
         return super().draft(rows, anchor_B, drafts, **more)
 
-    def verify_tree(self, rows: slice, token_BP: Tensor, depth_BP: Tensor, ancestor_BPP: Tensor) -> Tensor:
+    def verify_tree(self, rows: slice, token_BP: Tensor, branches: Branches) -> Tensor:
         """Run the AR view over a tree's nodes: what verifying as many positions in a row costs."""
         self._charge("verify", rows, token_BP.shape[1])
-        return super().verify_tree(rows, token_BP, depth_BP, ancestor_BPP)
+        return super().verify_tree(rows, token_BP, branches)
 
-    def fused(self, rows: slice, token_BQ: Tensor, stop_BS: Tensor, drafts: int, **tree: Any) -> tuple[Tensor, Tensor]:
+    def fused(
+        self, rows: slice, token_BQ: Tensor, stop_BS: Tensor, drafts: int, branches: Branches | None = None
+    ) -> tuple[Tensor, Tensor]:
         """Verify and draft in one pass: over a tree, what as many positions of a chain cost."""
         self._charge("fused", rows, token_BQ.shape[1] + stop_BS.shape[1] * (drafts + 1))
-        return super().fused(rows, token_BQ, stop_BS, drafts, **tree)
+        return super().fused(rows, token_BQ, stop_BS, drafts, branches)
 
 
 def _apart(one: int, other: int) -> float:

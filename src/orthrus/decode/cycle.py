@@ -16,7 +16,7 @@ from torch import Tensor
 
 from orthrus.decode import tree
 from orthrus.decode.accept import Verdict
-from orthrus.decode.passes import Passes
+from orthrus.decode.passes import Branches, Passes
 from orthrus.decode.plan import Step
 from orthrus.decode.sampling import Chooser, Context, Drafts
 from orthrus.model.markov import Before, Markov
@@ -161,14 +161,12 @@ def _tree(passes: Passes, batch: Batch, logits_BMV: Tensor, step: Step, drew: in
     nodes = min(step.nodes, tree.largest(slots, logits_BMV.shape[2]))
     grown = tree.grow(scores, nodes=nodes, anchor_B=batch.anchor_B, markov=passes.markov)
     token_BP = torch.cat([batch.anchor_B[:, None], grown.token_BN], dim=1)
-    stop_BS = ahead_BSMV = None
+    branches, stop_BS, ahead_BSMV = Branches(grown.depth_BP, grown.ancestor_BPP), None, None
     if step.stops:
         stop_BS = tree.likely_ends(grown, step.stops)
-        logits_BPV, ahead_BSMV = passes.fused(
-            batch.rows, token_BP, stop_BS, slots, depth_BQ=grown.depth_BP, ancestor_BQQ=grown.ancestor_BPP
-        )
+        logits_BPV, ahead_BSMV = passes.fused(batch.rows, token_BP, stop_BS, slots, branches)
     else:
-        logits_BPV = passes.verify_tree(batch.rows, token_BP, grown.depth_BP, grown.ancestor_BPP)
+        logits_BPV = passes.verify_tree(batch.rows, token_BP, branches)
     choice_BP = _grouped(
         batch,
         lambda chooser, index: chooser.choices(

@@ -10,7 +10,7 @@ from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -66,6 +66,22 @@ class Geometry:
             parts.append(slice(start, start + size))
             start += size
         return parts
+
+
+class Branches(NamedTuple):
+    """How the AR rows of a pass hang together where they are a tree of drafts (`decode.tree`).
+
+    Attributes:
+        depth_BQ: distance from the root, which stands at the row's length.
+        ancestor_BQQ: `[b, i, j]` says that j lies on i's path from the root, i itself included.
+    """
+
+    depth_BQ: Tensor
+    ancestor_BQQ: Tensor
+
+    def rows(self, own: slice) -> "Branches":
+        """Return the branches of some of the rows."""
+        return Branches(self.depth_BQ[own], self.ancestor_BQQ[own])
 
 
 class Passes:
@@ -162,33 +178,26 @@ class Passes:
         limit_BK = slot_BK if self.causal else slot_BK[:, -1:].expand_as(slot_BK)
         return self._forward(rows, token_BK, slot_BK, limit_BQ=limit_BK, view="diffusion", logits=drafts)
 
-    def verify_tree(self, rows: slice, token_BP: Tensor, depth_BP: Tensor, ancestor_BPP: Tensor) -> Tensor:
+    def verify_tree(self, rows: slice, token_BP: Tensor, branches: Branches) -> Tensor:
         """Run the AR view over the nodes of a draft tree, each seeing its own path; returns logits `[B, P, V]`.
 
         Node i's keys lie in slot `length + i`, at position `length + depth`.
         """
         slot_BP = self._slots(rows, token_BP.shape[1])
-        position_BP = self.cache.length_R[rows, None] + depth_BP
+        position_BP = self.cache.length_R[rows, None] + branches.depth_BQ
         end = self._begin(rows, slot_BP)
-        allowed = masks.tree(self.cache.length_R[rows], ancestor_BPP, span=end)
+        allowed = masks.tree(self.cache.length_R[rows], branches.ancestor_BQQ, span=end)
         layer_masks = self._masks(allowed, position_BP, slot_BP, position_BP, end)
         return self._call(token_BP, position_BP, View(name="ar", masks=layer_masks), keep=0)
 
     def fused(
-        self,
-        rows: slice,
-        token_BQ: Tensor,
-        stop_BS: Tensor,
-        drafts: int,
-        *,
-        depth_BQ: Tensor | None = None,
-        ancestor_BQQ: Tensor | None = None,
+        self, rows: slice, token_BQ: Tensor, stop_BS: Tensor, drafts: int, branches: Branches | None = None
     ) -> tuple[Tensor, Tensor]:
         """Verify and draft in one pass: AR rows for anchor and drafts, a block of masks for each stop.
 
         Block s continues the text as if the AR view kept the drafts up to the one at `stop_BS[:, s]`; it does not know
         the token written there (its first slot is a mask too), so after a chain its slot j predicts position
-        `length + stop + 2 + j`. With depths and ancestors the drafts are a tree's, as in `verify_tree`.
+        `length + stop + 2 + j`. With branches the drafts are a tree's, as in `verify_tree`.
 
         Returns:
             AR logits `[B, Q, V]` and the blocks' draft logits `[B, S, drafts, V]`.
@@ -198,22 +207,12 @@ class Passes:
         keep = torch.cat([index[:Q], index[Q:].view(S, K)[:, :-1].flatten()])
         mask_BS = torch.full_like(stop_BS, self.config.mask)
         parts = [(part, slice(part.start - rows.start, part.stop - rows.start)) for part in self._parts(rows)]
-        logits = _joined(
-            [
-                self._both(
-                    part,
-                    token_BQ[own],
-                    stop_BS[own],
-                    mask_BS[own],
-                    drafts,
-                    keep,
-                    depth_BQ=None if depth_BQ is None else depth_BQ[own],
-                    ancestor_BQQ=None if ancestor_BQQ is None else ancestor_BQQ[own],
-                )
-                for part, own in parts
-            ]
-        )
-        return logits[:, :Q], logits[:, Q:].view(len(logits), S, drafts, -1)
+        logits = []
+        for part, own in parts:
+            hung = None if branches is None else branches.rows(own)
+            logits.append(self._both(part, token_BQ[own], stop_BS[own], mask_BS[own], drafts, keep, branches=hung))
+        logits_BTV = _joined(logits)
+        return logits_BTV[:, :Q], logits_BTV[:, Q:].view(len(logits_BTV), S, drafts, -1)
 
     def _both(
         self,
@@ -224,8 +223,7 @@ class Passes:
         drafts: int,
         keep: Tensor,
         *,
-        depth_BQ: Tensor | None = None,
-        ancestor_BQQ: Tensor | None = None,
+        branches: Branches | None = None,
         eager: bool = False,
     ) -> Tensor:
         """Run the AR view over `token_BQ` and, behind them, the diffusion view over blocks `[head, mask × drafts]`.
@@ -236,12 +234,13 @@ class Passes:
         length_B = self.cache.length_R[rows]
         slot_BT = self._slots(rows, Q + S * K)
         end = self._begin(rows, slot_BT)
-        if depth_BQ is None or ancestor_BQQ is None:
+        if branches is None:
             own_BQ, place_BS = slot_BT[:, :Q], length_B[:, None] + stop_BS
             sees_BQS, text_BSS = (masks.up_to(position, span=end) for position in (own_BQ, place_BS))
         else:
-            own_BQ, place_BS = (length_B[:, None] + depth for depth in (depth_BQ, depth_BQ.gather(1, stop_BS)))
-            sees_BQS = masks.tree(length_B, ancestor_BQQ, span=end)
+            own_BQ = length_B[:, None] + branches.depth_BQ
+            place_BS = own_BQ.gather(1, stop_BS)
+            sees_BQS = masks.tree(length_B, branches.ancestor_BQQ, span=end)
             text_BSS = sees_BQS.gather(1, stop_BS[:, :, None].expand(-1, -1, end))
         ahead_BSK = place_BS[:, :, None] + torch.arange(1, K + 1, device=self.cache.device)
         position_BT = torch.cat([own_BQ, ahead_BSK.flatten(1)], dim=1)
