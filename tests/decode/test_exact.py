@@ -106,7 +106,7 @@ def mixed(model: PreTrainedModel) -> PreTrainedModel:
     packed.pack(model)
     for layer in model.modules():
         if isinstance(layer, packed.PackedLinear):
-            layer.as_is = packed.Ways(one=True)
+            layer.as_is = packed.AsIs(one=True)
     return model
 
 

@@ -11,7 +11,7 @@ from torch import nn
 
 from orthrus.model import packed
 from orthrus.model.attach import attach, detach
-from orthrus.model.packed import Copy, PackedLinear, Ways, copy_for, pack, pays, tune, unpack, ways
+from orthrus.model.packed import AsIs, Copy, PackedLinear, copy_for, kernels_of, pack, pays, tune, unpack
 from tests.families import tiny
 
 
@@ -92,12 +92,12 @@ def test_unpacking_leaves_plain_layers() -> None:
 
     model = nn.Sequential(nn.Linear(4, 4), Own(4, 4))
     pack(model)
-    assert ways(model) == {Ways()}
+    assert kernels_of(model) == {AsIs()}
     assert [type(m) for m in model] == [PackedLinear, Own]
     with torch.inference_mode():
         model(torch.randn(2, 4))
     unpack(model)
-    assert not ways(model)
+    assert not kernels_of(model)
     assert [type(m) for m in model] == [nn.Linear, Own]
     assert not [name for name in vars(model[0]) if "copy" in name]
 
@@ -213,22 +213,22 @@ class Stopwatch:
     ("one", "several", "expected"),
     [
         (16, 16, set()),
-        (16, 20, {Ways(one=True)}),
-        (20, 16, {Ways(several=True)}),
-        (18, 18, {Ways()}),
-        (40, 40, {Ways()}),
+        (16, 20, {AsIs(one=True)}),
+        (20, 16, {AsIs(several=True)}),
+        (18, 18, {AsIs()}),
+        (40, 40, {AsIs()}),
     ],
 )
 def test_what_is_clearly_faster_is_taken(
-    monkeypatch: pytest.MonkeyPatch, one: int, several: int, expected: set[Ways]
+    monkeypatch: pytest.MonkeyPatch, one: int, several: int, expected: set[AsIs]
 ) -> None:
     """The weights themselves where they take less than nine tenths of the copies' time; no copies if never used."""
     clock = Stopwatch(monkeypatch, copy_one=20, copy_several=20, weights_one=one, weights_several=several)
     model = layer()
     pack(model)
     tune(model, clock=clock)
-    assert ways(model) == expected
-    chosen = next(iter(expected), Ways(one=True, several=True))
+    assert kernels_of(model) == expected
+    chosen = next(iter(expected), AsIs(one=True, several=True))
     for rows, as_is in ((1, chosen.one), (5, chosen.several)):
         x, before = torch.randn(rows, 48), clock.now
         with torch.inference_mode():
@@ -249,12 +249,12 @@ def test_models_of_the_same_shapes_are_measured_once(monkeypatch: pytest.MonkeyP
     measured = clock.products
     tune(second, clock=clock)
     assert clock.products == measured > 0
-    assert ways(second) == {Ways(one=True)}
+    assert kernels_of(second) == {AsIs(one=True)}
     tune(other, clock=clock)
     assert clock.products > measured
     unpacked = layer()
     tune(unpacked, clock=clock)
-    assert not ways(unpacked)
+    assert not kernels_of(unpacked)
 
 
 @pytest.mark.skipif(packed._product is None, reason="needs a torch with oneDNN")
@@ -265,7 +265,7 @@ def test_a_slow_machine_is_measured_once(monkeypatch: pytest.MonkeyPatch) -> Non
     pack(model)
     tune(model, clock=clock)
     assert clock.now == 2 * (9 + 9 + 8 + 7)
-    assert not ways(model)
+    assert not kernels_of(model)
 
 
 def test_where_no_copy_helps_layers_are_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -150,10 +150,10 @@ def _check_bundled(bundled: dict[str, Any], dtype: str) -> Check:
 
 def _products(model: "PreTrainedModel") -> dict[str, str]:
     """Tell what one row and several are multiplied by: the weights, or copies of them for this CPU's kernels."""
-    from orthrus.model.packed import Ways, ways
+    from orthrus.model.packed import AsIs, kernels_of
 
-    way = next(iter(ways(model)), Ways(one=True, several=True))
-    return {rows: "weights" if as_is else "copies" for rows, as_is in way._asdict().items()}
+    found = next(iter(kernels_of(model)), AsIs(one=True, several=True))
+    return {rows: "weights" if as_is else "copies" for rows, as_is in found._asdict().items()}
 
 
 def _costs(name: str, model: "PreTrainedModel", dtype: str) -> list[dict[str, Any]]:

@@ -19,7 +19,7 @@ from orthrus.decode.passes import Geometry, Passes
 from orthrus.model import attention
 from orthrus.model.cache import ScratchCache
 from orthrus.model.compiled import is_compiled
-from orthrus.model.packed import ways
+from orthrus.model.packed import kernels_of
 
 Exact = Literal["distribution", "token"]
 EXACT: tuple[Exact, ...] = ("distribution", "token")
@@ -122,7 +122,7 @@ def can_fuse(model: PreTrainedModel, finding: Finding, *, rows: int, drafts: int
 
 def _state(model: PreTrainedModel) -> tuple[object, ...]:
     """Return what a finding holds for."""
-    kernels = (model.config._attn_implementation, is_compiled(model), ways(model))
+    kernels = (model.config._attn_implementation, is_compiled(model), kernels_of(model))
     return (str(model.device), model.dtype, *kernels, torch.get_num_threads())
 
 

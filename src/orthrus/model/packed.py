@@ -34,11 +34,14 @@ class Copy(NamedTuple):
     packed: bool
 
 
-class Ways(NamedTuple):
+class AsIs(NamedTuple):
     """Which products are made with the weights as they are, in spite of a copy: those of one row, of several rows."""
 
     one: bool = False
     several: bool = False
+
+
+_tuned: dict[tuple[object, ...], AsIs] = {}
 
 
 class PackedLinear(nn.Linear):
@@ -51,7 +54,7 @@ class PackedLinear(nn.Linear):
 
     _copy: Tensor | None = None
     _copy_state: tuple[int, int] | None = None
-    as_is = Ways()
+    as_is = AsIs()
 
     def forward(self, input: Tensor) -> Tensor:
         """Return `input @ weight.T + bias`."""
@@ -156,28 +159,25 @@ def tune(model: nn.Module, *, clock: Callable[[], float] = perf_counter) -> None
         return
     key = (torch.get_num_threads(), *((tuple(layer.weight.shape), layer.weight.dtype) for layer in layers))
     if key not in _tuned:
-        _tuned[key] = Ways(*(_faster_as_is(layers, rows, clock) for rows in (1, _ROWS)))
+        _tuned[key] = AsIs(*(_faster_as_is(layers, rows, clock) for rows in (1, _ROWS)))
     for layer in _of_class(model, PackedLinear):
         layer.as_is = _tuned[key]
     if all(_tuned[key]):
         unpack(model)
 
 
-_tuned: dict[tuple[object, ...], Ways] = {}
-
-
 @torch.inference_mode()
 def _faster_as_is(layers: Sequence[PackedLinear], rows: int, clock: Callable[[], float]) -> bool:
     """Tell whether layers multiply so many rows clearly faster by their weights than by their copies."""
     inputs = [layer.weight.new_zeros(1, rows, layer.in_features) for layer in layers]
-    seconds: dict[Ways, list[float]] = {Ways(): [], Ways(one=True, several=True): []}
+    seconds: dict[AsIs, list[float]] = {AsIs(): [], AsIs(one=True, several=True): []}
     began = clock()
     for attempt in range(1 + _TRIES):
         if attempt > 1 and clock() - began > _PATIENCE:
             break
-        for way, times in seconds.items():
+        for as_is, times in seconds.items():
             for layer in layers:
-                layer.as_is = way
+                layer.as_is = as_is
             started = clock()
             for layer, input in zip(layers, inputs, strict=True):
                 layer(input)
@@ -195,8 +195,8 @@ def unpack(model: nn.Module) -> None:
             module.__dict__.pop(name, None)
 
 
-def ways(model: nn.Module) -> frozenset[Ways]:
-    """Return how a model's packed layers multiply; none where it is not packed."""
+def kernels_of(model: nn.Module) -> frozenset[AsIs]:
+    """Return by which kernels a model's packed layers multiply; none where it is not packed."""
     return frozenset(layer.as_is for layer in _of_class(model, PackedLinear))
 
 
