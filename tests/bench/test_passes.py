@@ -70,7 +70,7 @@ def test_fused_passes_come_by_width_and_stops_and_carry_a_block_for_each_stop(
     ]
     places = [(2, 1), (2, 2), (4, 1), (4, 2), (4, 4)]
     assert [cost.what for cost in found] == [Pass("fused", *place) for place in places]
-    assert rows[:5] == [(one.what.width, one.what.rows - one.what.width) for one in found]
+    assert sorted(rows[:5]) == [(one.what.width, one.what.rows - one.what.width) for one in found]
     assert found[-1].to_dict()["stops"] == 4
 
 
@@ -91,7 +91,7 @@ def test_fused_passes_are_reported_in_plain_passes() -> None:
 
 
 def test_passes_take_turns_over_a_cache_of_the_right_length(loaded: Loaded, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The first time round is the warm-up; each time round begins one further on."""
+    """Three times round, the first of them for warming up, in orders of chance."""
     order: list[str] = []
 
     def note(passes: Passes, rows: slice, token_BQ: object, what: Pass) -> None:
@@ -100,7 +100,9 @@ def test_passes_take_turns_over_a_cache_of_the_right_length(loaded: Loaded, monk
 
     monkeypatch.setattr(module, "_run", note)
     list(costs(loaded[0], widths=(2,), contexts=(7,), batches=(2,), repeats=2))
-    assert "".join(order) == "adv" + "dva" + "vad"
+    turns = [order[start : start + 3] for start in range(0, len(order), 3)]
+    assert [sorted(turn) for turn in turns] == 3 * [["a", "d", "v"]]
+    assert len({*map(tuple, turns)}) > 1
 
 
 @pytest.mark.parametrize(

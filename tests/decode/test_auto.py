@@ -85,7 +85,7 @@ class Life:
             self.step()
 
 
-@pytest.mark.parametrize(("rows", "admissions", "seed"), [(1, 70, 1), (3, 200, 5)])
+@pytest.mark.parametrize(("rows", "admissions", "seed"), [(1, 70, 1), (3, 200, 2)])
 def test_nonsense_costs_change_no_text_and_leave_nothing_behind(rows: int, admissions: int, seed: int) -> None:
     """Texts equal the plain loop's; afterwards no row is live or waiting, nothing is ready, the cache has not grown.
 

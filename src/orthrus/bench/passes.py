@@ -6,6 +6,7 @@ are drawn from a seed: what a pass costs does not depend on them.
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from random import Random
 from statistics import median
 from time import perf_counter
 from typing import Any, Final
@@ -153,8 +154,8 @@ def _costs_at(
     cache.set_lengths_of(rows, [context] * batch)
     seconds: dict[Pass, list[float]] = {one: [] for one in what}
     for repeat in range(repeats + 1):
-        first = repeat % len(what)
-        for one in [*what[first:], *what[:first]]:
+        # In an order of chance: what a pass finds in the caches is what the one before has left there.
+        for one in Random(repeat).sample(what, len(what)):
             start = clock()
             _run(passes, rows, token_BQ, one)
             taken = clock() - start

@@ -32,6 +32,31 @@ from orthrus.decode.worth import (
 
 
 @dataclass(slots=True)
+class Decision:
+    """The best known step of a situation, what it promised, and for how many more cycles it stands.
+
+    Attributes:
+        step: the step.
+        tokens: tokens it is expected to give each time.
+        speed: and per second.
+        uses: cycles for which it still stands.
+        owed: tokens it has given less than promised, never below none.
+    """
+
+    step: Step
+    tokens: float = 0.0
+    speed: float = 0.0
+    uses: int = 0
+    owed: float = 0.0
+
+    def settle(self, tokens: int, seconds: float) -> None:
+        """Hold what a cycle gave against what was promised: it falls when it owes what it gives in one cycle."""
+        self.owed = max(self.owed + seconds * self.speed - tokens, 0.0)
+        if self.owed > self.tokens:
+            self.uses = 0
+
+
+@dataclass(slots=True)
 class Experience:
     """What engines of one model have learned together: costs, what drafts were worth lately, what may be spent.
 
@@ -43,7 +68,8 @@ class Experience:
         turn: steps seen so far.
         used: the turn at which each kind was last used.
         last: what was decided last.
-        standing: the latest decision in each situation, and the turn until which it stands.
+        standing: the latest decision in each situation.
+        look_from: the allowance from which on looks are to be thought of again.
         usual_met: `usually_met` of the record over all rows.
         hopeless: the turn until which one-pass steps are not weighed, since none came near the best.
     """
@@ -55,7 +81,8 @@ class Experience:
     turn: int = 0
     used: dict[Kind, int] = field(default_factory=dict)
     last: Step | None = None
-    standing: dict[tuple[int, ...], tuple[Step, int]] = field(default_factory=dict)
+    standing: dict[tuple[int, ...], Decision] = field(default_factory=dict)
+    look_from: float = 0.0
     usual_met: NDArray[np.float64] = field(default_factory=lambda: usually_met(Record()))
     hopeless: int = 0
 
@@ -85,14 +112,15 @@ class Planner:
     `auto` maximises expected tokens per second over the live rows. A one-pass step counts as what taking it for good
     gives: where acceptance stops at a place that it has drafted for, the next one needs no draft pass, but has to do
     with drafts made ahead. Kinds of step that are not in use are looked at again from an allowance, a small share of
-    the time spent, less what looks have lost, so that looking for better costs a bounded part. A decision that has been
-    confirmed stands for some turns in each situation, since deciding takes time as well.
+    the time spent, less what looks have lost, so that looking for better costs a bounded part. Deciding takes time as
+    well: a decision that has been confirmed stands in its situation while it keeps its promise, for some cycles at most
+    or until there is something to spend on a look.
 
     One-pass steps, the dearest to try, are looked at only where they could come near what is best: at what they were
     measured to cost, or else at the least that they can. Where none does, they are not weighed for some turns either.
     """
 
-    STANDS = 4
+    STANDS = 16
     PROBE_SHARE = 0.02
     FIRST_PROBES = 4
     FIRST_TURNS = 64
@@ -110,6 +138,7 @@ class Planner:
         self.known = experience or Experience()
         self.copies = any(step.lookup for step in self.steps)
         self.look: Look | None = None
+        self._decision: Decision | None = None  # under which the step chosen last is taken
         self._kinds: list[Kind] = [step.kind for step in self.steps]
         self._drafts_S = np.array([step.drafts for step in self.steps])
         self._slots = int(self._drafts_S.max())
@@ -177,25 +206,34 @@ class Planner:
         copies = [_copy(matched) for matched in found or ()]
         known, situation = self.known, (len(rows), ready, blind, *copies)
         room = self._widest if room is None else room
-        before, until = known.standing.get(situation, (None, 0))
-        if before is not None and known.turn < until and before.scratch <= room:
-            known.last = before
-            return before
-        step, self.look = self._decide(rows, found, ready, blind, room)
+        before = known.standing.get(situation)
+        can_look = known.allowance is not None and known.allowance >= known.look_from
+        if before is not None and before.uses and before.step.scratch <= room and not can_look:
+            before.uses -= 1
+            known.last, self._decision = before.step, before
+            return before.step
+        decided, self.look = self._decide(rows, found, ready, blind, room)
+        self._decision = None
         if self.look is not None:
-            known.standing.pop(situation, None)
-            return step
-        if known.last is None or step.kind != known.last.kind or len(known.standing) >= self.SITUATIONS:
+            if before is not None:
+                before.uses = 0
+            return self.look.step
+        changed = before is not None and before.step.kind != decided.step.kind
+        if changed or len(known.standing) >= self.SITUATIONS:
             known.standing.clear()  # what was better than the other kind is to be seen anew
-        confirmed = step == before and known.turn >= self.FIRST_TURNS
-        known.standing[situation] = step, known.turn + 1 + (self.STANDS if confirmed else 0)
-        known.last = step
-        return step
+        if before is not None and before.step == decided.step and known.turn >= self.FIRST_TURNS:
+            decided.uses = self.STANDS
+        known.standing[situation] = self._decision = decided
+        known.last = decided.step
+        return decided.step
 
     def copying(self, step: Step, rows: Sequence[Record], found: Sequence[int] | None) -> list[bool]:
-        """Return which rows' drafts are copies: in a chain, of those that found any, where copies promise more."""
+        """Return which rows' drafts are copies: in a chain, of those that found any, where copies promise more.
+
+        None where the chain is taken to see what it costs; a single row's would have been a step of their own.
+        """
         found = found or [0] * len(rows)
-        if step.kind != "chain" or not any(found):
+        if step.kind != "chain" or self.draws or len(rows) == 1 or not any(found):
             return [step.lookup] * len(rows)
         token_BWM = self._expected(rows, found, slots=step.drafts)
         better = token_BWM[:, LOOKUP, -1] > token_BWM[:, CHAIN, -1]
@@ -211,14 +249,14 @@ class Planner:
 
     def _decide(
         self, rows: Sequence[Record], found: Sequence[int] | None, ready: int, blind: bool, room: int
-    ) -> tuple[Step, Look | None]:
-        """Return the step to take; with the look that it is, where it is not the best known one."""
+    ) -> tuple[Decision, Look | None]:
+        """Return the best known step, and the look to take instead, if any."""
         known = self.known
         basis = known.costs.basis(len(rows))
         cost_S, draft_S, verify_S, least_S = known.costs.estimates(self.steps, basis)
         for needed in (self._longest, 0):
             if np.isnan(cost_S[needed]):
-                return self.steps[needed], None
+                return Decision(self.steps[needed]), None
             if known.allowance is None:
                 known.allowance = self.FIRST_PROBES * float(cost_S[needed])
         found = found or [0] * len(rows)
@@ -231,31 +269,34 @@ class Planner:
         token_S[self._trees] = self._of_trees(token_BWM[:, CHAIN])
         speed_S = token_S / np.maximum(cost_S, 1e-9)
         fused, ahead = self._fused, ready > 0 and blind
-        unknown_F, hoped_F = np.isnan(cost_S[fused]), np.zeros(fused.stop - fused.start)
         weighed = ahead or known.turn >= known.hopeless
+        hoped_F = np.zeros(fused.stop - fused.start)
         if weighed:
-            cost_F = np.where(unknown_F, least_S[fused], cost_S[fused])
+            cost_F = np.where(np.isnan(cost_S[fused]), least_S[fused], cost_S[fused])
             # What these promise rests on more guesses than the others do, over trees on most: a tie is not enough.
             margin = 0.0 if ahead else self.MARGIN  # but to go on with them
             hoped_F = (1.0 - margin) * self._trust_F * self._lasting(rows, token_WM, cost_F, draft_S[fused])
             hoped_F[self._positions_F > room] = 0.0
-        speed_S[fused] = np.where(unknown_F, 0.0, hoped_F)
+        speed_S[fused] = np.where(np.isnan(cost_S[fused]), 0.0, hoped_F) if weighed else 0.0
         speed_S[np.isnan(speed_S)] = 0.0
         best = int(speed_S.argmax())
         if ready and self._kinds[best] != "onepass":
-            usable, speed = self._from_ready(ready, blind, token_WM, token_S, cost_S, draft_S, verify_S)
-            if speed > speed_S[best]:
-                return self.steps[usable], None
+            usable = self._from_ready(ready, blind, token_WM, token_S, cost_S, draft_S, verify_S)
+            if usable.speed > speed_S[best]:
+                return usable, None
         barred: set[Kind] = set() if nothing < len(rows) else {"lookup"}
-        hope = speed_S[best] * self.HOPE
-        unseen = [i for i in self._ends if not known.costs.measured(self.steps[i], basis)]
-        ends = [i for i in unseen if hoped_F[i - fused.start] >= hope]
-        if not ends and not (speed_S[fused] >= hope).any():
+        ends: list[int] = []
+        if weighed:
+            hope = speed_S[best] * self.HOPE
+            unseen = [i for i in self._ends if not known.costs.measured(self.steps[i], basis)]
+            ends = [i for i in unseen if hoped_F[i - fused.start] >= hope]
+            weighed = bool(ends) or bool((speed_S[fused] >= hope).any())
+            known.hopeless = known.hopeless if weighed else known.turn + self.HOPELESS
+        if not weighed:
             barred.add("onepass")
-            if weighed:
-                known.hopeless = known.turn + self.HOPELESS
-        look = self._probe(best, speed_S, np.where(np.isnan(cost_S), least_S, cost_S), draft_S, barred, ends)
-        return self.steps[best] if look is None else look.step, look
+        look = self._probe(best, speed_S, cost_S, least_S, draft_S, barred, ends)
+        speed = float(speed_S[best])
+        return Decision(self.steps[best], speed * float(cost_S[best]), speed), look
 
     def _of_trees(self, token_BM: NDArray[np.float64]) -> NDArray[np.float64]:
         """Return the tokens expected of each tree, from those of chains: a tree goes on where its chain breaks off."""
@@ -277,18 +318,18 @@ class Planner:
         cost_S: NDArray[np.float64],
         draft_S: NDArray[np.float64],
         verify_S: NDArray[np.float64],
-    ) -> tuple[int, float]:
-        """Return the best step that needs no draft pass, having so many drafts, and its tokens per second."""
-        speed_S = np.zeros(len(self.steps))
+    ) -> Decision:
+        """Return the best step that needs no draft pass, having so many drafts."""
         chains, trees = self._chains, self._trees
-        drafts_C = self._drafts_S[chains]
-        speed_S[chains] = token_WM[AHEAD if blind else CHAIN, drafts_C] / np.maximum(verify_S[chains], 1e-9)
+        token_R, cost_R = token_S.copy(), np.full(len(self.steps), np.nan)
+        token_R[chains] = token_WM[AHEAD if blind else CHAIN, self._drafts_S[chains]]
+        cost_R[chains] = verify_S[chains]
         if not blind:
-            cost_T = np.maximum(cost_S[trees] - draft_S[trees], verify_S[trees])
-            speed_S[trees] = token_S[trees] / np.maximum(cost_T, 1e-9)
-        speed_S[(self._drafts_S > ready) | np.isnan(speed_S)] = 0.0
-        best = int(speed_S.argmax())
-        return best, float(speed_S[best])
+            cost_R[trees] = np.maximum(cost_S[trees] - draft_S[trees], verify_S[trees])
+        speed_R = token_R / np.maximum(cost_R, 1e-9)
+        speed_R[(self._drafts_S > ready) | np.isnan(speed_R)] = 0.0
+        best = int(speed_R.argmax())
+        return Decision(self.steps[best], float(token_R[best]), float(speed_R[best]))
 
     def _lasting(
         self,
@@ -358,6 +399,8 @@ class Planner:
             known.allowance += seconds * self.PROBE_SHARE
             known.allowance -= 0.0 if self.look is None else self.look.cost(seconds)
             self.look = None
+        if self._decision is not None:
+            self._decision.settle(sum(accepted) + len(rows), seconds)
         blind = blind or [drew is False] * len(rows)
         copied = copied or [step.lookup] * len(rows)
         found = found or [1] * len(rows)
@@ -400,6 +443,7 @@ class Planner:
         best: int,
         speed_S: NDArray[np.float64],
         cost_S: NDArray[np.float64],
+        least_S: NDArray[np.float64],
         draft_S: NDArray[np.float64],
         barred: Set[Kind],
         ends: Sequence[int],
@@ -414,7 +458,10 @@ class Planner:
         """
         known = self.known
         if known.allowance is None or known.allowance < cost_S[0]:
+            known.look_from = float(cost_S[0])
             return None
+        cost_S = np.where(np.isnan(cost_S), least_S, cost_S)
+        known.look_from = np.inf  # unless one is taken, there is nothing to look at as things stand
         kinds = {*self._kinds} - barred
         if known.turn - known.used.get("plain", 0) <= self.RENEWED:
             kinds -= {"plain"}

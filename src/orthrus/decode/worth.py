@@ -45,28 +45,43 @@ _SPREAD = 1.0
 class Record:
     """How often each slot's draft was tried and kept, given that all before it were; by the way it came about.
 
-    Arrays, because a planner asks before every cycle: `counts[tried or kept, W, M]`, and of fused passes
-    `hits[tried or met, shape, stops]`: how often acceptance stopped where they had drafted ahead, by the binary digits
-    of a chain's drafts, and then those of a tree's nodes, and by `STOPS`. Old cycles fade.
+    Arrays: `counts[tried or kept, W, M]`, and of fused passes `hits[tried or met, shape, stops]`: how often acceptance
+    stopped where they had drafted ahead, by the binary digits of a chain's drafts, then those of a tree's nodes, and
+    by `STOPS`. Old cycles fade. Cycles are counted when `counts` is asked for: between two passes the first few steps
+    of anything take longest, and not every cycle is decided anew.
     """
 
-    __slots__ = ("counts", "fade", "hits")
+    __slots__ = ("_counts", "_told", "fade", "hits")
 
     def __init__(self, *, slots: int = _SLOTS, fade: float = 0.95) -> None:
-        self.counts: NDArray[np.float64] = np.zeros((2, len(WAYS), slots))
+        self._counts: NDArray[np.float64] = np.zeros((2, len(WAYS), slots))
+        self._told: list[tuple[int, int, int] | None] = []
         self.hits: NDArray[np.float64] = np.zeros((2, 2 * _DIGITS, len(STOPS)))
         self.fade = fade
 
+    @property
+    def counts(self) -> NDArray[np.float64]:
+        """How often each slot's draft was tried, and kept: `[2, W, M]`."""
+        for told in self._told:
+            if told is None:
+                self._counts *= self.fade
+                continue
+            way, drafts, accepted = told
+            tried_kept = self._counts[:, way]
+            tried_kept *= self.fade
+            tried, kept = tried_kept[_TRIED, : min(accepted + 1, drafts)], tried_kept[_KEPT, :accepted]
+            tried += 1
+            kept += 1
+        self._told.clear()
+        return self._counts
+
     def relax(self) -> None:
         """Forget a little, as text moves on that no draft was tried on."""
-        self.counts *= self.fade
+        self._told.append(None)
 
     def add(self, way: Way, *, drafts: int, accepted: int) -> None:
         """Add one cycle."""
-        tried_kept = self.counts[:, WAYS.index(way)]
-        tried_kept *= self.fade
-        tried_kept[_TRIED, : min(accepted + 1, drafts)] += 1
-        tried_kept[_KEPT, :accepted] += 1
+        self._told.append((WAYS.index(way), drafts, accepted))
 
     def stopped(self, step: Step, rank: int) -> None:
         """Add where a fused pass' acceptance stopped: at its stop number `rank` by likelihood, or at none of them.

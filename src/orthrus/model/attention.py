@@ -108,7 +108,7 @@ def _flex(
 
 def _fold(mask_B1QS: Tensor, groups: int) -> Tensor:
     """Repeat the mask for the queries that share a key/value head: `[B, 1, G*Q, S]`."""
-    return mask_B1QS if groups == 1 or mask_B1QS.shape[2] == 1 else mask_B1QS.repeat(1, 1, groups, 1)
+    return mask_B1QS if groups == 1 or mask_B1QS.shape[2] == 1 else torch.cat([mask_B1QS] * groups, dim=2)
 
 
 def _explicit(
