@@ -7,7 +7,7 @@ from typing import Any, TypeAlias
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 from transformers import PreTrainedModel
@@ -80,7 +80,7 @@ def test_the_probe_finds_a_geometry_once_per_state_of_the_model(monkeypatch: pyt
     model = dual()
     finding = exact.finding_for(model, width=BLOCK)
     assert finding.holds
-    assert (finding.geometry.widths[-1], finding.geometry.span % finding.geometry.tile) == (BLOCK, 0)
+    assert (finding.geometry.widths[-1], finding.geometry.tails[-1]) == (BLOCK, finding.geometry.span)
     probed: list[torch.dtype] = []
 
     def count(model: PreTrainedModel, *, width: int, rows: int) -> Finding:
@@ -208,12 +208,12 @@ def test_fused_passes_are_taken_only_where_they_leave_the_bits_alone() -> None:
 
 def test_noise_by_reach_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
     """Attention that moves with the number of slots it is handed, masked ones included, cannot verify drafts."""
-    real = functions._flash_tiles
+    real = functions._by_blocks
 
     def moving(grouped: Tensor, key: Tensor, *rest: Any) -> Tensor:
         return real(grouped, key, *rest) * (1 + 1e-3 * key.shape[2])
 
-    monkeypatch.setattr(functions, "_flash_tiles", moving)
+    monkeypatch.setattr(functions, "_by_blocks", moving)
     finding = exact.probe(dual(), width=BLOCK)
     assert finding.broken[0] == "a token's logits depend on masked cache slots in reach"
     assert (finding.holds, finding.geometry.group) == (False, 1)
@@ -252,24 +252,50 @@ def test_no_warning_where_the_contract_holds() -> None:
         assert Engine(low("qwen3"), rows=1, capacity=96, plan=plan.parse("full")).finding is None
 
 
-# ---------------------------------------------------------------- attention by tiles
+@pytest.mark.parametrize("from_slots", [128, SPAN])
+def test_noise_by_reach_within_a_span_is_found(from_slots: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Attention that moves where it is handed fewer slots than a span: those numbers of slots are filled up."""
+    real = functions._by_blocks
+
+    def moving(grouped: Tensor, key: Tensor, *rest: Any) -> Tensor:
+        return real(grouped, key, *rest) * (1 if key.shape[2] >= from_slots else 1.01)
+
+    clean = exact.probe(dual(), width=BLOCK).geometry.tails
+    assert clean[0] == 64
+    monkeypatch.setattr(functions, "_by_blocks", moving)
+    finding = exact.probe(dual(), width=BLOCK)
+    assert finding.geometry.tails == tuple(tail for tail in clean if tail >= from_slots)
+    assert (finding.holds, finding.geometry.span) == (True, SPAN)
+
+
+# ---------------------------------------------------------------- attention by blocks and tiles
 
 TILE = 4
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("rows", [1, 2, 4, 8, 16])
-@pytest.mark.parametrize("queries", [2, 4, 8, 32])
-def test_one_tile_is_what_the_kernel_for_several_gives(rows: int, queries: int, dtype: torch.dtype) -> None:
-    """Torch's own way to the kernel and the direct call, bit for bit: a text's second tile must change nothing."""
-    query, key, value = (torch.randn(rows, 2, n, 16).to(dtype) for n in (2 * queries, SPAN, SPAN))
-    reach = torch.arange(SPAN) <= SPAN // 2 + torch.arange(queries)[:, None]
-    mask = torch.where(reach, 0.0, torch.finfo(dtype).min).to(dtype)[None, None]
-    one, _ = attention(nn.Identity(), query.view(rows, 4, queries, 16), key, value, mask, scaling=0.3, tile=SPAN)
-    kernel = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu.default
-    wide = mask.repeat(1, 1, 2, 1).expand(rows, -1, -1, -1)
-    direct = kernel(query, key, value, 0.0, False, attn_mask=wide, scale=0.3)[0]
-    assert torch.equal(one, direct.reshape(rows, 4, queries, 16).transpose(1, 2))
+@pytest.mark.parametrize("rows", [1, 4])
+@pytest.mark.parametrize("queries", [1, 2, 3, 8, 32, 256])
+def test_masked_blocks_change_no_bit_of_the_kernel(rows: int, queries: int, dtype: torch.dtype) -> None:
+    """Whatever the slots out of reach hold, one block of them or five; and a window hides whole blocks before."""
+    reach, keys = SPAN + 300, 7 * SPAN
+    query = torch.randn(rows, 4, queries, 16).to(dtype)
+    key, value = (torch.randn(rows, 2, keys, 16).to(dtype) for _ in range(2))
+    for window in (keys, 200):
+        place = reach - queries + torch.arange(queries)[:, None]
+        sees = (torch.arange(keys) <= place) & (torch.arange(keys) > place - window)
+        mask = torch.where(sees, 0.0, torch.finfo(dtype).min).to(dtype)[None, None]
+
+        def attend(slots: int, mask: Tensor = mask) -> Tensor:
+            cut = key[:, :, :slots], value[:, :, :slots], mask[..., :slots]
+            return attention(nn.Identity(), query, *cut, scaling=0.3, tile=SPAN)[0]
+
+        first = attend(2 * SPAN)
+        assert torch.equal(attend(3 * SPAN), first)
+        assert torch.equal(attend(keys), first)
+        wide = [x.float() for x in (query, key, value, mask)]
+        plain = attention(nn.Identity(), *wide, scaling=0.3)[0]
+        torch.testing.assert_close(first.float(), plain, rtol=0, atol=2e-6 if dtype == torch.float32 else 3e-2)
 
 
 @given(
@@ -277,13 +303,17 @@ def test_one_tile_is_what_the_kernel_for_several_gives(rows: int, queries: int, 
     queries=st.integers(1, 4),
     softcap=st.sampled_from([None, 2.0]),
     sinks=st.booleans(),
-    dtype=st.sampled_from([torch.float32, torch.bfloat16]),
+    dtype=st.sampled_from([torch.float32, torch.bfloat16, torch.float16]),
     seed=st.integers(0, 9),
 )
 def test_masked_tiles_change_no_bit_of_tiled_attention(
     groups: int, queries: int, softcap: float | None, sinks: bool, dtype: torch.dtype, seed: int
 ) -> None:
-    """Whatever the slots out of reach hold, however many they are; and the result is plain attention's, rounded."""
+    """Whatever the slots out of reach hold, however many they are; and the result is plain attention's, rounded.
+
+    What neither caps scores nor has sinks takes the kernel's blocks, but in float16.
+    """
+    assume(softcap is not None or sinks or dtype == torch.float16)
     generator = torch.Generator().manual_seed(seed)
     heads, reach, keys = 2, 2 * TILE - 1, 8 * TILE
     query = torch.randn(2, heads * groups, queries, 8, generator=generator).to(dtype)
@@ -297,7 +327,7 @@ def test_masked_tiles_change_no_bit_of_tiled_attention(
         return attention(nn.Identity(), query, *cut, tile=TILE, **more)[0]
 
     first = tiled(2 * TILE)
-    for slots in (3 * TILE, 5 * TILE, keys):
+    for slots in (reach, 3 * TILE, 3 * TILE + 1, 5 * TILE, keys):
         assert torch.equal(tiled(slots), first)
     wide = [x.float() for x in (query, key[:, :, :reach], value[:, :, :reach], mask[..., :reach])]
     plain = attention(nn.Identity(), *wide, **more)[0]
@@ -306,9 +336,12 @@ def test_masked_tiles_change_no_bit_of_tiled_attention(
 
 def test_fixed_shapes_cut_rows_into_powers_of_two() -> None:
     """Seven rows with at most four to a pass: four, two and one; capacity leaves room for fillers, in whole spans."""
-    geometry = exact.Geometry(widths=(2, 5, 8), chunks=(8, 32), span=SPAN, tile=SPAN, group=4)
+    geometry = exact.Geometry(widths=(2, 5, 8), chunks=(8, 32), span=SPAN, tails=(64, 128, SPAN), group=4)
     assert [geometry.width(tokens) for tokens in (1, 2, 3, 5, 6, 8)] == [2, 2, 5, 5, 8, 8]
     assert [geometry.chunk(tokens) for tokens in (1, 8, 9, 32)] == [8, 8, 32, 32]
     assert geometry.parts(slice(2, 9)) == [slice(2, 6), slice(6, 8), slice(8, 9)]
+    reaches = {1: 64, 64: 64, 65: 128, 129: SPAN, SPAN: SPAN, SPAN + 1: SPAN + 64, 2 * SPAN - 1: 2 * SPAN}
+    assert {slots: geometry.reach(slots, whole=False) for slots in reaches} == reaches
+    assert [geometry.reach(slots, whole=True) for slots in (1, SPAN, SPAN + 1)] == [SPAN, SPAN, 2 * SPAN]
     assert geometry.capacity(SPAN - 32) == SPAN
     assert geometry.capacity(SPAN - 31) == 2 * SPAN

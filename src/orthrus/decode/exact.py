@@ -2,12 +2,14 @@
 
 In bfloat16 a pass over many rows and a pass over one take different kernels, near-ties flip, and texts part. With
 `exact="token"` every AR pass, plain steps included, has one of a few shapes: so many tokens per row, so many rows, keys
-in reach rounded up to a multiple of `span`. A token's logits then depend on its own text alone as long as the kernels
+in reach rounded up to one of a few numbers. A token's logits then depend on its own text alone as long as the kernels
 treat rows independently in each of them, which `probe` checks on the device at hand and never takes for granted.
 Knows passes and tensors; knows neither options nor acceptance.
 """
 
 import dataclasses
+import itertools
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -19,17 +21,22 @@ from orthrus.decode.passes import Geometry, Passes
 from orthrus.model import attention
 from orthrus.model.cache import ScratchCache
 from orthrus.model.compiled import is_compiled
+from orthrus.model.masks import additive
 from orthrus.model.packed import kernels_of
 
 Exact = Literal["distribution", "token"]
 EXACT: tuple[Exact, ...] = ("distribution", "token")
 
-SPAN = 256
+SPAN = attention.BLOCK
 _WIDTHS = (1, 2, 3, 4, 5, 7, 8, 9, 12, 16, 24, 32, 48, 64)
 _CHUNKS = (32, 64, 96, 128, 192, 256)
+_TAILS = (64, 128, 192, 256, 320, 384)
 _GROUPS = (1, 2, 4, 8, 16)
 _PREFIX = SPAN - 7
 _LONGER = 3 * SPAN
+_READ = 249
+_DRAWN = 32
+_NUMBERS = 1 << 18
 _TEXTS = 2
 _FEWEST_TOKENS = 8
 
@@ -57,7 +64,7 @@ def probe(model: PreTrainedModel, *, width: int, rows: int = _GROUPS[-1]) -> Fin
 
     Compares passes over random texts with passes over one text, `width` tokens at a time: one token and fillers in each
     of them; more masked slots in reach; the text among 2, 4, 8 and 16 rows, up to `rows`; narrower passes; keys written
-    by wide prefill passes, and by those that draft as well.
+    by wide prefill passes, and by those that draft as well; and, of attention alone, fewer masked slots in reach.
     """
     with torch.inference_mode():
         bench = _Bench(model, width, rows)
@@ -86,7 +93,8 @@ def probe(model: PreTrainedModel, *, width: int, rows: int = _GROUPS[-1]) -> Fin
             apart = ", ".join(str(c) for c in wider if c not in chunks)
             broken.append(f"a token's keys depend on the width of its prefill pass: not {apart} tokens at once")
         reads_ahead = holds and all(torch.equal(keys, bench.keys(c, drafts=width - 1)) for c in chunks)
-    found = Geometry(widths=(*widths, width), chunks=tuple(chunks), span=SPAN, tile=SPAN, group=group)
+        tails = [tail for tail in _TAILS if holds and bench.attends_alike(tail, (*widths, width))]
+    found = Geometry(widths=(*widths, width), chunks=tuple(chunks), span=SPAN, tails=(*tails, SPAN), group=group)
     return Finding(geometry=found if holds else bench.fixed, reads_ahead=reads_ahead, holds=holds, broken=tuple(broken))
 
 
@@ -141,7 +149,7 @@ class _Bench:
         vocabulary = model.get_input_embeddings().weight.shape[0]
         shape = (max(self.groups[-1], _TEXTS), _PREFIX + 2 * width)
         self.tokens = torch.randint(vocabulary, shape, generator=generator).to(model.device)
-        self.fixed = Geometry(widths=(width,), chunks=(width,), span=SPAN, tile=SPAN, group=1)
+        self.fixed = Geometry(widths=(width,), chunks=(width,), span=SPAN, tails=(SPAN,), group=1)
         capacity = max(_LONGER, self.fixed.capacity(_PREFIX + 2 * width + scratch))
         self.cache = ScratchCache(rows=shape[0], capacity=capacity, device=model.device)
         Passes(model, self.cache).prefill(slice(0, shape[0]), self.tokens[:, :_PREFIX].tolist(), chunk=_PREFIX)
@@ -174,7 +182,7 @@ class _Bench:
     ) -> Tensor:
         """Return logits of the first `length` tokens after the prefix, read so many at a time."""
         count, step = rows.stop - rows.start, tokens or width
-        shape = dataclasses.replace(self.fixed, widths=(width,), span=span, group=count)
+        shape = dataclasses.replace(self.fixed, widths=(width,), span=span, tails=(span,), group=count)
         passes, logits = Passes(self.model, self.cache, shape), []
         for start in range(0, length, step):
             token_BQ = self.tokens[rows, _PREFIX + start : _PREFIX + min(start + step, length)]
@@ -195,5 +203,40 @@ class _Bench:
         own, anchor_B = slice(0, 1), self.tokens[:1, _PREFIX] if drafts else None
         self.cache.set_length(0, 0)
         passes = Passes(self.model, self.cache, dataclasses.replace(self.fixed, chunks=(chunk,)))
-        passes.prefill(own, self.tokens[own, :_PREFIX].tolist(), chunk=chunk, anchor_B=anchor_B, drafts=drafts)
-        return torch.stack([b[-1][0, :_PREFIX].clone() for b in (self.cache.keys, self.cache.values)])
+        passes.prefill(own, self.tokens[own, :_READ].tolist(), chunk=chunk, anchor_B=anchor_B, drafts=drafts)
+        return torch.stack([b[-1][0, :_READ].clone() for b in (self.cache.keys, self.cache.values)])
+
+    def attends_alike(self, tail: int, widths: Sequence[int]) -> bool:
+        """Tell whether attention over so many slots gives tokens at their end the bits that it does over a whole span.
+
+        Of each layer's shapes, with random queries and keys. `_NUMBERS` results each, since bfloat16 rounds most of the
+        differences away: of sums associated otherwise some seven in a hundred thousand show.
+        """
+        heads: int = self.model.config.get_text_config().num_attention_heads
+        layers = zip(self.cache.keys, self.cache.values, strict=True)
+        shapes = {(*keys.shape[2:], values.shape[3]) for keys, values in layers}
+        like, generator = self.cache.keys[0], torch.Generator().manual_seed(0)
+
+        def drawn(*shape: int) -> Tensor:
+            return torch.randn(shape, generator=generator).to(like)
+
+        for (own, size, out), width in itertools.product(sorted(shapes), widths):
+            keys, values = drawn(_DRAWN, SPAN, own, size), drawn(_DRAWN, SPAN, own, out)
+            seen_QS = torch.arange(SPAN) <= torch.arange(tail - width, tail)[:, None]
+            mask = additive(seen_QS, like.dtype).to(like.device)[None, None]
+            for _ in range(-(-_NUMBERS // (_DRAWN * heads * width * out))):
+                query = drawn(_DRAWN, heads, width, size)
+                short, whole = (
+                    attention.attention(
+                        self.model,
+                        query,
+                        keys[:, :slots].transpose(1, 2),
+                        values[:, :slots].transpose(1, 2),
+                        mask[..., :slots],
+                        tile=SPAN,
+                    )[0]
+                    for slots in (tail, SPAN)
+                )
+                if not torch.equal(short, whole):
+                    return False
+        return True

@@ -33,8 +33,8 @@ class Geometry:
     Attributes:
         widths: tokens per row that a decoding pass may have, in ascending order; fewer are filled up to the next.
         chunks: the same of prefill passes.
-        span: cache slots in reach are rounded up to a multiple of this.
-        tile: attention takes keys so many at a time; divides `span`.
+        span: attention takes keys so many at a time; cache slots in reach are rounded up to a multiple of this.
+        tails: where logits are asked for, to whole spans and one of these, in ascending order, `span` the last.
         group: rows per decoding pass at most, a power of two; other numbers of rows take several passes of smaller
             powers. Prefill passes carry one row.
     """
@@ -42,7 +42,7 @@ class Geometry:
     widths: tuple[int, ...]
     chunks: tuple[int, ...]
     span: int
-    tile: int
+    tails: tuple[int, ...]
     group: int
 
     def width(self, tokens: int) -> int:
@@ -52,6 +52,11 @@ class Geometry:
     def chunk(self, tokens: int) -> int:
         """Return the width of a prefill pass over so many tokens, the largest one's at most."""
         return self.chunks[bisect_left(self.chunks, tokens)]
+
+    def reach(self, slots: int, *, whole: bool) -> int:
+        """Return how many slots a pass looks at that needs so many: `whole` spans, or a tail at their end."""
+        before = (slots - 1) // self.span * self.span
+        return before + (self.span if whole else self.tails[bisect_left(self.tails, slots - before)])
 
     def capacity(self, positions: int) -> int:
         """Return the cache positions a row of so many tokens needs, fillers and rounding included."""
@@ -271,7 +276,7 @@ class Passes:
         self, rows: slice, token_BQ: Tensor, slot_BQ: Tensor, *, limit_BQ: Tensor, view: ViewName, logits: int | None
     ) -> Tensor:
         """Run a pass whose slots are its positions; `logits` says how many leading slots to project (None: none)."""
-        end = self._begin(rows, slot_BQ, fixed=view == "ar")
+        end = self._begin(rows, slot_BQ, fixed=view == "ar", whole=logits is None)
         if self._alike(rows, slot_BQ, end, view):
             seen = self.cache.lengths[rows.start] + slot_BQ.shape[1]
             layer_masks = masks.alike(seen, span=end, windows=self.windows, dtype=self.dtype, device=slot_BQ.device)
@@ -282,14 +287,14 @@ class Passes:
         )
         return self._call(token_BQ, slot_BQ, View(name=view, masks=layer_masks), keep=keep)
 
-    def _begin(self, rows: slice, slot_BQ: Tensor, *, fixed: bool = True) -> int:
+    def _begin(self, rows: slice, slot_BQ: Tensor, *, fixed: bool = True, whole: bool = True) -> int:
         """Point the cache at a pass's slots; returns one past the last slot in reach.
 
         Draft passes are free (`fixed=False`) of a geometry, which rounds the reach.
         """
         end = max(self.cache.lengths[rows]) + slot_BQ.shape[1]
         if self.geometry is not None and fixed:
-            end = min(-(-end // self.geometry.span) * self.geometry.span, self.cache.capacity)
+            end = min(self.geometry.reach(end, whole=whole), self.cache.capacity)
         elif self.compiled:
             end = min(-(-end // compiled.SPAN) * compiled.SPAN, self.cache.capacity)
         level = not self.compiled and len(set(self.cache.lengths[rows])) == 1
@@ -341,7 +346,7 @@ class Passes:
         if isinstance(view, FusedView):
             arguments["attention_mask"] = view.ar.full
         if self.geometry is not None and (isinstance(view, FusedView) or view.name == "ar"):
-            arguments["tile"] = self.geometry.tile
+            arguments["tile"] = self.geometry.span
         if keep is None:
             hidden: Tensor = self.model.base_model(**arguments).last_hidden_state
             return hidden

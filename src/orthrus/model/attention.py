@@ -21,6 +21,9 @@ from orthrus.model.masks import InBlocks
 
 NAME = "orthrus"
 
+BLOCK = 512
+"""Keys that torch's attention kernel for CPUs takes at a time, whatever their number."""
+
 _FEWEST_ROWS = 4
 
 
@@ -45,8 +48,8 @@ def attention(
             blocks (training on CPUs); None means causal for several queries, all for one.
         softcap: scores become `softcap * tanh(score / softcap)` before the mask (Gemma 2).
         s_aux: one sink logit per head, which takes part in the softmax and in nothing else (gpt-oss).
-        tile: keys are taken so many at a time (S a multiple of it), by operations whose shapes and order do not
-            depend on S: masked keys beyond a query's reach then change no bit of its result.
+        tile: keys are taken so many at a time, or `BLOCK` by the CPU's kernel, by operations whose shapes and order do
+            not depend on S, a multiple of that: masked keys beyond a query's reach then change no bit of its result.
     """
     B, H, Q, D = query_BHQD.shape
     heads = key.shape[1]
@@ -64,9 +67,9 @@ def attention(
     if tile is not None:
         mask = query_BHQD.new_zeros(1, 1, 1, 1) if mask is None else mask
         mask = mask.expand(-1, -1, -1, key.shape[2])
-        fits = value.shape[-1] == D and mask.dtype == grouped.dtype
+        fits = value.shape[-1] == D and mask.dtype == grouped.dtype and grouped.dtype != torch.float16
         if softcap is None and s_aux is None and grouped.device.type == "cpu" and fits:
-            out = _flash_tiles(grouped, key, value, mask, scaling or D**-0.5, tile)
+            out = _by_blocks(grouped, key, value, mask, scaling or D**-0.5)
         else:
             out = _tiled(grouped, key, value, mask, scaling or D**-0.5, softcap, s_aux, Q, tile)
     elif softcap is None and s_aux is None:
@@ -167,35 +170,18 @@ def _softmax(scores: Tensor, sink_H: Tensor | None, queries: int) -> Tensor:
     return torch.softmax(torch.cat([scores, sinks], dim=-1), dim=-1)[..., :-1]
 
 
-def _flash_tiles(grouped: Tensor, key: Tensor, value: Tensor, mask: Tensor, scaling: float, tile: int) -> Tensor:
-    """Attend tile by tile with the CPU's own kernel, and weigh the tiles by what each one's softmax adds up to.
+def _by_blocks(grouped: Tensor, key: Tensor, value: Tensor, mask: Tensor, scaling: float) -> Tensor:
+    """Attend with the CPU's own kernel, which takes `BLOCK` keys at a time, one block after another.
 
-    As in `_tiled`, a tile out of reach adds exact zeros at the end of each sum; with one tile there is nothing to add.
+    A block out of reach adds exact zeros at the end of each sum. (In float16 the kernel may pack keys, where there are
+    enough of them for their number to pay.)
     """
     rows = grouped.shape[2]
     if rows < _FEWEST_ROWS:
         # Kernels for fewer rows associate their sums in another way.
         times = -(-_FEWEST_ROWS // rows)
-        grouped = torch.cat([grouped] * times, dim=2)
-        mask = torch.cat([mask] * times, dim=2) if mask.shape[2] > 1 else mask
-    if key.shape[2] <= tile:
-        # The same kernel by a shorter way.
-        return scaled_dot_product_attention(grouped, key, value, attn_mask=mask, scale=scaling)[:, :, :rows]
-    mask = mask.expand(grouped.shape[0], 1, grouped.shape[2], -1)
-    attend = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu.default
-    outs, totals = [], []
-    for start in range(0, key.shape[2], tile):
-        own = slice(start, start + tile)
-        out, total = attend(
-            grouped, key[:, :, own], value[:, :, own], 0.0, False, attn_mask=mask[..., own], scale=scaling
-        )
-        outs.append(out)
-        totals.append(total)
-    total_TBHR = torch.stack(totals)
-    weight_TBHR = torch.exp(total_TBHR - total_TBHR.amax(0))
-    parts = torch.stack(outs).float() * weight_TBHR[..., None]
-    whole: Tensor = parts.cumsum(0)[-1] / weight_TBHR.cumsum(0)[-1][..., None]
-    return whole[:, :, :rows].to(value.dtype)
+        grouped, mask = torch.cat([grouped] * times, dim=2), _fold(mask, times)
+    return scaled_dot_product_attention(grouped, key, value, attn_mask=mask, scale=scaling)[:, :, :rows]
 
 
 def _tiled(
@@ -209,12 +195,16 @@ def _tiled(
     queries: int,
     tile: int,
 ) -> Tensor:
-    """Attend tile by tile: a matrix product per tile, then running sums over tiles, in order.
+    """Attend tile by tile: a matrix product per tile, then running sums over tiles, in order; the last one filled up.
 
     A tile out of reach adds exact zeros at the end of each sum. (A plain sum over tiles would associate its terms
     differently for another number of tiles; a cumulative one cannot.)
     """
     B, heads, rows, D = grouped.shape
+    if lacking := -key.shape[2] % tile:
+        key, value = (torch.nn.functional.pad(x, (0, 0, 0, lacking)) for x in (key, value))
+        unseen = False if mask.dtype == torch.bool else torch.finfo(mask.dtype).min
+        mask = torch.nn.functional.pad(mask, (0, lacking), value=unseen)
     tiles = key.shape[2] // tile
 
     def cut(x: Tensor) -> Tensor:
