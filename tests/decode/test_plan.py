@@ -745,6 +745,24 @@ def test_what_was_timed_in_a_bad_moment_is_soon_timed_again(usual: Price) -> Non
     assert after < 1.09 * without
 
 
+def test_the_longest_chain_comes_back_after_a_bad_moment() -> None:
+    """All steps take twice as long for twelve steps; one text in ten gives the chain up. At most 1 % is lost."""
+    usual, plan = measured({1: 2.4, 16: 3.3, 32: 4.3}), parse("auto:chain+lookup")
+
+    def taken(seed: int, *, bad: bool) -> float:
+        times = list[float]()
+
+        def price(step: Step, drew: bool = True) -> float:
+            times.append(usual(step, drew))
+            return times[-1] * (2 if bad and 150 < len(times) <= 162 else 1)
+
+        simulate(geometric(0.95, seed), price=price, tokens=8000, planner=Planner(plan, block=BLOCK))
+        return sum(times)
+
+    after, without = (sum(taken(seed, bad=bad) for seed in range(10)) for bad in (True, False))
+    assert after < 1.01 * without
+
+
 def test_a_look_costs_what_it_took_beyond_its_worth_within_bounds() -> None:
     """What a bad moment adds is no loss of the look, and none is free."""
     look = Look(Step(15), worth=3.0, least=1.0, most=4.0)

@@ -209,8 +209,8 @@ class _Bench:
     def attends_alike(self, tail: int, widths: Sequence[int]) -> bool:
         """Tell whether attention over so many slots gives tokens at their end the bits that it does over a whole span.
 
-        Of each layer's shapes, with random queries and keys. `_NUMBERS` results each, since bfloat16 rounds most of the
-        differences away: of sums associated otherwise some seven in a hundred thousand show.
+        Of each layer's shapes, with random queries and keys. `_NUMBERS` results each, since bfloat16 rounds nearly all
+        differences between sums associated otherwise away.
         """
         heads: int = self.model.config.get_text_config().num_attention_heads
         layers = zip(self.cache.keys, self.cache.values, strict=True)

@@ -66,7 +66,8 @@ class Experience:
         rescues: what trees keep more than chains that break off.
         allowance: seconds that may be lost by looking at steps other than the best known one.
         turn: steps seen so far.
-        used: the turn at which each kind was last used.
+        used: the turn at which each kind was last used,
+        longest: and the longest chain.
         last: what was decided last.
         standing: the latest decision in each situation.
         look_from: the allowance from which on looks are to be thought of again.
@@ -80,6 +81,7 @@ class Experience:
     allowance: float | None = None
     turn: int = 0
     used: dict[Kind, int] = field(default_factory=dict)
+    longest: int = 0
     last: Step | None = None
     standing: dict[tuple[int, ...], Decision] = field(default_factory=dict)
     look_from: float = 0.0
@@ -395,6 +397,8 @@ class Planner:
             known.costs.observe(*self._priced(step, len(rows), seconds, drew=drew))
         known.turn += 1
         known.used[step.kind] = known.turn
+        if step == self.steps[self._longest]:
+            known.longest = known.turn
         if known.allowance is not None:
             known.allowance += seconds * self.PROBE_SHARE
             known.allowance -= 0.0 if self.look is None else self.look.cost(seconds)
@@ -452,9 +456,10 @@ class Planner:
 
         Those barred could not win as things stand: copies where there is nothing to copy, one-pass steps where not even
         the least that they can cost would do. Kinds never measured come first; from plain decoding the most promising
-        one is looked at every other time. One-pass steps are looked at, whatever is best, while there are `ends` to be
-        measured: the others lie between. Plain steps, which all others are weighed against, are looked at for what they
-        cost by now when none was taken for `RENEWED` steps.
+        one is looked at every other time. Two are looked at though others of their kind are best: one-pass steps, while
+        there are `ends` to be measured (the others lie between), and the longest chain, which a bad moment may have
+        driven out. Plain steps, which all others are weighed against, are looked at for what they cost by now when none
+        was taken for `RENEWED` steps.
         """
         known = self.known
         if known.allowance is None or known.allowance < cost_S[0]:
@@ -465,12 +470,16 @@ class Planner:
         kinds = {*self._kinds} - barred
         if known.turn - known.used.get("plain", 0) <= self.RENEWED:
             kinds -= {"plain"}
-        if not ends or self._kinds[best] != "onepass":
+        shorter = self._chains.start <= best < self._longest
+        if not shorter and not (ends and self._kinds[best] == "onepass"):
             kinds -= {self._kinds[best]}
         if not kinds:
             return None
         speed = {kind: max((speed_S[i], i) for i, k in enumerate(self._kinds) if k == kind) for kind in kinds}
-        order = sorted(kinds, key=lambda kind: (known.used.get(kind, 0), kind))
+        last = dict(known.used)
+        if shorter:
+            speed["chain"], last["chain"] = (speed_S[self._longest], self._longest), known.longest
+        order = sorted(kinds, key=lambda kind: (last.get(kind, 0), kind))
         kind = order[0]
         if self._kinds[best] == "plain" and speed[kind][0] and known.turn % 2:
             kind = max(speed, key=lambda kind: speed[kind])
