@@ -66,7 +66,7 @@ def attention(
     mask = None if attention_mask is None else _fold(attention_mask[:, :, :, : key.shape[2]], H // heads)
     if tile is not None:
         mask = query_BHQD.new_zeros(1, 1, 1, 1) if mask is None else mask
-        mask = mask.expand(-1, -1, -1, key.shape[2])
+        mask = mask if mask.shape[3] == key.shape[2] else mask.expand(-1, -1, -1, key.shape[2])
         fits = value.shape[-1] == D and mask.dtype == grouped.dtype and grouped.dtype != torch.float16
         if softcap is None and s_aux is None and grouped.device.type == "cpu" and fits:
             out = _by_blocks(grouped, key, value, mask, scaling or D**-0.5)
