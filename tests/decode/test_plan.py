@@ -763,6 +763,25 @@ def test_the_longest_chain_comes_back_after_a_bad_moment() -> None:
     assert after < 1.01 * without
 
 
+def test_looks_that_change_nothing_become_rarer() -> None:
+    """Chains always right: a quarter as many looks later on as at first. Then they are always wrong: as many again."""
+    looks = list[int]()
+
+    class Watched(Planner):
+        def choose(self, *args: Any, **more: Any) -> Step:
+            step = super().choose(*args, **more)
+            looks.append(int(self.look is not None))
+            return step
+
+    planner = Watched(parse("auto:chain+tree"), block=BLOCK)
+    simulate(lambda _: 63, price=linear(1.2), tokens=2000 * BLOCK, planner=planner)
+    early, late = sum(looks[100:500]), sum(looks[-400:])
+    assert early > 2.5 * late > 0
+    assert planner.known.vain >= planner.VAIN * (planner.RARER - 1)
+    simulate(lambda _: 0, price=linear(1.2), tokens=40, planner=planner)
+    assert planner.known.vain < planner.VAIN
+
+
 def test_a_look_costs_what_it_took_beyond_its_worth_within_bounds() -> None:
     """What a bad moment adds is no loss of the look, and none is free."""
     look = Look(Step(15), worth=3.0, least=1.0, most=4.0)

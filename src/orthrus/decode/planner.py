@@ -71,6 +71,7 @@ class Experience:
         last: what was decided last.
         standing: the latest decision in each situation.
         look_from: the allowance from which on looks are to be thought of again.
+        vain: looks since another kind of step became the best somewhere.
         usual_met: `usually_met` of the record over all rows.
         hopeless: the turn until which one-pass steps are not weighed, since none came near the best.
     """
@@ -85,6 +86,7 @@ class Experience:
     last: Step | None = None
     standing: dict[tuple[int, ...], Decision] = field(default_factory=dict)
     look_from: float = 0.0
+    vain: int = 0
     usual_met: NDArray[np.float64] = field(default_factory=lambda: usually_met(Record()))
     hopeless: int = 0
 
@@ -114,9 +116,9 @@ class Planner:
     `auto` maximises expected tokens per second over the live rows. A one-pass step counts as what taking it for good
     gives: where acceptance stops at a place that it has drafted for, the next one needs no draft pass, but has to do
     with drafts made ahead. Kinds of step that are not in use are looked at again from an allowance, a small share of
-    the time spent, less what looks have lost, so that looking for better costs a bounded part. Deciding takes time as
-    well: a decision that has been confirmed stands in its situation while it keeps its promise, for some cycles at most
-    or until there is something to spend on a look.
+    the time spent, less what looks have lost, so that looking for better costs a bounded part; of a quarter of that
+    share in the end, while looks change nothing. Deciding takes time as well: a decision that has been confirmed stands
+    in its situation while it keeps its promise, for some cycles at most or until there is something to spend on a look.
 
     One-pass steps, the dearest to try, are looked at only where they could come near what is best: at what they were
     measured to cost, or else at the least that they can. Where none does, they are not weighed for some turns either.
@@ -124,6 +126,8 @@ class Planner:
 
     STANDS = 16
     PROBE_SHARE = 0.02
+    VAIN = 8
+    RARER = 4
     FIRST_PROBES = 4
     FIRST_TURNS = 64
     MARGIN = 0.05
@@ -217,10 +221,12 @@ class Planner:
         decided, self.look = self._decide(rows, found, ready, blind, room)
         self._decision = None
         if self.look is not None:
+            known.vain += 1
             if before is not None:
                 before.uses = 0
             return self.look.step
         changed = before is not None and before.step.kind != decided.step.kind
+        known.vain = 0 if changed else known.vain
         if changed or len(known.standing) >= self.SITUATIONS:
             known.standing.clear()  # what was better than the other kind is to be seen anew
         if before is not None and before.step == decided.step and known.turn >= self.FIRST_TURNS:
@@ -400,7 +406,7 @@ class Planner:
         if step == self.steps[self._longest]:
             known.longest = known.turn
         if known.allowance is not None:
-            known.allowance += seconds * self.PROBE_SHARE
+            known.allowance += seconds * self.PROBE_SHARE / (1 + min(known.vain // self.VAIN, self.RARER - 1))
             known.allowance -= 0.0 if self.look is None else self.look.cost(seconds)
             self.look = None
         if self._decision is not None:
