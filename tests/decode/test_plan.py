@@ -515,12 +515,21 @@ CHAINS = [(0.0, 0.3, 0.82), (0.0, 0.6, 0.66), (0.0, 0.85, 0.80), (0.0, 0.95, 0.8
 
 @pytest.mark.parametrize(("rescue", "rate", "share"), TREES + CHAINS)
 def test_one_pass_a_cycle_is_taken_where_wide_passes_are_cheap(rescue: float, rate: float, share: float) -> None:
-    """On a GPU's costs, drafts made ahead hardly worse: most steps, and so much of the time, learning and all.
+    """On a GPU's costs, drafts made ahead hardly worse: most steps, and so much of the time, learning and all."""
+    worse = geometric(0.95 * rate)
+    seconds, steps = simulate(geometric(rate), ahead=worse, surprise=0.3, rescue=rescue, price=GPU, tokens=3000)
+    planner = Planner(TWO_PASSES, block=BLOCK)
+    apart, _ = simulate(geometric(rate), rescue=rescue, price=GPU, tokens=3000, planner=planner)
+    assert seconds < share * apart
+    late = steps[len(steps) // 2 :]
+    assert sum(step.kind == "onepass" for step in late) > 0.6 * len(late)
 
-    Over six texts: in some of them the first drafts made ahead fail.
-    """
+
+@pytest.mark.parametrize(("rescue", "rate", "share"), TREES + CHAINS)
+def test_one_pass_a_cycle_is_taken_whatever_the_first_drafts_did(rescue: float, rate: float, share: float) -> None:
+    """The same over five more texts: in some of them the first drafts made ahead fail."""
     fused = apart = 0.0
-    for seed in range(6):
+    for seed in range(1, 6):
         right, ahead = geometric(rate, seed), geometric(0.95 * rate, seed)
         seconds, steps = simulate(right, ahead=ahead, surprise=0.3, rescue=rescue, price=GPU, tokens=3000)
         fused += seconds
@@ -720,7 +729,7 @@ def test_auto_stays_close_to_the_best_fixed_step_as_the_machine_drifts(rate: flo
 def test_what_was_timed_in_a_bad_moment_is_soon_timed_again(usual: Price) -> None:
     """Chains and trees take twice as long for the first 30 steps: at most 9 % more time than without, by usual costs.
 
-    Over eight texts. Plain or one-pass steps have taken over by then, and looks at what they drove out must be neither
+    Over one text and over eight. Plain or one-pass steps have taken over by then, and looks at what they drove out must be neither
     rare nor blind.
     """
 
@@ -741,8 +750,9 @@ def test_what_was_timed_in_a_bad_moment_is_soon_timed_again(usual: Price) -> Non
         simulate(right, ahead=ahead, price=price, tokens=3000, planner=planner)
         return seconds
 
-    after, without = (sum(taken(bad, seed) for seed in range(8)) for bad in (30, 0))
-    assert after < 1.09 * without
+    after, without = ([taken(bad, seed) for seed in range(8)] for bad in (30, 0))
+    assert after[0] < 1.09 * without[0]
+    assert sum(after) < 1.09 * sum(without)
 
 
 def test_the_longest_chain_comes_back_after_a_bad_moment() -> None:

@@ -131,7 +131,7 @@ class Planner:
     FIRST_PROBES = 4
     FIRST_TURNS = 64
     MARGIN = 0.05
-    FORKED = 0.03
+    FORKED = 0.032
     HOPE = 0.8
     HOPELESS = 16
     SITUATIONS = 64
