@@ -268,6 +268,18 @@ def test_noise_by_reach_within_a_span_is_found(from_slots: int, monkeypatch: pyt
     assert (finding.holds, finding.geometry.span) == (True, SPAN)
 
 
+def test_noise_by_reach_beyond_a_span_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Attention that moves with the size of the last block, but of no other than the second: no tails."""
+    real = functions._by_blocks
+
+    def moving(grouped: Tensor, key: Tensor, *rest: Any) -> Tensor:
+        return real(grouped, key, *rest) * (1.01 if SPAN < key.shape[2] < 2 * SPAN else 1)
+
+    monkeypatch.setattr(functions, "_by_blocks", moving)
+    finding = exact.probe(dual(), width=BLOCK)
+    assert (finding.holds, finding.geometry.tails) == (True, (SPAN,))
+
+
 # ---------------------------------------------------------------- attention by blocks and tiles
 
 TILE = 4

@@ -729,8 +729,8 @@ def test_auto_stays_close_to_the_best_fixed_step_as_the_machine_drifts(rate: flo
 def test_what_was_timed_in_a_bad_moment_is_soon_timed_again(usual: Price) -> None:
     """Chains and trees take twice as long for the first 30 steps: at most 9 % more time than without, by usual costs.
 
-    Over one text and over eight. Plain or one-pass steps have taken over by then, and looks at what they drove out must be neither
-    rare nor blind.
+    Over one text and over eight. Plain or one-pass steps have taken over by then, and looks at what they drove out must
+    be neither rare nor blind.
     """
 
     def taken(bad: int, seed: int) -> float:

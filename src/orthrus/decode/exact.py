@@ -211,8 +211,8 @@ class _Bench:
     def attends_alike(self, tail: int, widths: Sequence[int]) -> bool:
         """Tell whether attention over so many slots gives tokens at their end the bits that it does over a whole span.
 
-        Of each layer's shapes, with random queries and keys. `_NUMBERS` results each, since bfloat16 rounds nearly all
-        differences between sums associated otherwise away.
+        Alone and after a whole span before them. Of each layer's shapes, with random queries and keys. `_NUMBERS`
+        results each, since bfloat16 rounds nearly all differences between sums associated otherwise away.
         """
         heads: int = self.model.config.get_text_config().num_attention_heads
         layers = zip(self.cache.keys, self.cache.values, strict=True)
@@ -222,10 +222,10 @@ class _Bench:
         def drawn(*shape: int) -> Tensor:
             return torch.randn(shape, generator=generator).to(like)
 
-        for (own, size, out), width in itertools.product(sorted(shapes), widths):
-            keys, values = drawn(_DRAWN, SPAN, own, size), drawn(_DRAWN, SPAN, own, out)
-            seen_QS = torch.arange(SPAN) <= torch.arange(tail - width, tail)[:, None]
-            mask = additive(seen_QS, like.dtype).to(like.device)[None, None]
+        for (own, size, out), width, before in itertools.product(sorted(shapes), widths, (0, SPAN)):
+            keys, values = (drawn(_DRAWN, before + SPAN, own, last) for last in (size, out))
+            place_Q = torch.arange(before + tail - width, before + tail)
+            mask = additive(torch.arange(before + SPAN) <= place_Q[:, None], like.dtype).to(like.device)[None, None]
             for _ in range(-(-_NUMBERS // (_DRAWN * heads * width * out))):
                 query = drawn(_DRAWN, heads, width, size)
                 short, whole = (
@@ -237,7 +237,7 @@ class _Bench:
                         mask[..., :slots],
                         tile=SPAN,
                     )[0]
-                    for slots in (tail, SPAN)
+                    for slots in (before + tail, before + SPAN)
                 )
                 if not torch.equal(short, whole):
                     return False
