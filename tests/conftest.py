@@ -32,7 +32,11 @@ settings.load_profile("orthrus")
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Leave slow tests to those who ask for them: `pytest -m slow`."""
+    """Leave slow tests to those who ask for them (`pytest -m slow`), and those for a GPU to machines that have one."""
+    if not torch.cuda.is_available():
+        for item in items:
+            if item.get_closest_marker("gpu"):
+                item.add_marker(pytest.mark.skip(reason="gpu: needs a CUDA device"))
     if "slow" not in config.getoption("-m"):
         for item in items:
             if item.get_closest_marker("slow"):

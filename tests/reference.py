@@ -199,7 +199,8 @@ def greedy_text(model: nn.Module, prompt: Sequence[int], count: int, sampling: S
     ids = list(prompt)
     with torch.no_grad():
         for _ in range(count):
-            logits = model(input_ids=torch.tensor([ids]), use_cache=False).logits[0, -1].tolist()
+            token_1T = torch.tensor([ids], device=next(model.parameters()).device)
+            logits = model(input_ids=token_1T, use_cache=False).logits[0, -1].tolist()
             best = scores(logits, set(ids), sampling or Sampling())
             ids.append(best.index(max(best)))
     return ids[len(prompt) :]
@@ -251,7 +252,8 @@ def coupled_text(
     ids = list(prompt)
     with torch.no_grad(), np.errstate(divide="ignore"):
         for _ in range(count):
-            logits = model(input_ids=torch.tensor([ids]), use_cache=False).logits[0, -1].tolist()
+            token_1T = torch.tensor([ids], device=next(model.parameters()).device)
+            logits = model(input_ids=token_1T, use_cache=False).logits[0, -1].tolist()
             chances = distribution(logits, set(ids), sampling)
             ids.append(int(np.argmax(np.log(chances) + noise(len(ids)))))
     return ids[len(prompt) :]

@@ -1,21 +1,28 @@
 """Passes are timed one by one, in turns, and leave the cache as it was."""
 
+import json
+from pathlib import Path
+
 import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 
 from orthrus.bench import passes as module
 from orthrus.bench.passes import ALL, Pass, costs, kinds
+from orthrus.bench.peers import plain
 from orthrus.bench.report import Report
+from orthrus.bench.shapes import shaped
 from orthrus.bench.tables import tables
 from orthrus.decode.passes import Passes
-from orthrus.errors import ConfigError
+from orthrus.errors import CheckpointError, ConfigError
+from orthrus.model.attach import config_of, duals
 from orthrus.model.cache import ScratchCache
 from orthrus.model.packed import unpack
 from tests.bench.conftest import Ticks
 
 Loaded = tuple[PreTrainedModel, PreTrainedTokenizerBase]
+ROOT = Path(__file__).parents[2]
 
 
 def test_the_plain_step_comes_first_and_drafts_need_two_positions() -> None:
@@ -143,10 +150,80 @@ def test_the_floor_multiplies_by_every_matrix_of_a_verify_pass(loaded: Loaded) -
 
 
 def test_the_floor_comes_last_and_its_columns_when_asked_for() -> None:
-    assert kinds([1, 4], floor=True)[-3:] == [Pass("matmul", 1), Pass("matmul", 4), Pass("read", 1)]
+    assert kinds([1, 4], floor=True)[-4:] == [Pass("matmul", 1), Pass("matmul", 4), Pass("read", 1), Pass("copy", 1)]
     seconds = {("ar", 1): 1.0, ("draft", 4): 3.0, ("verify", 4): 5.0, ("matmul", 4): 1.5, ("read", 1): 0.5}
     place = {"model": "tiny", "dtype": "float32", "batch": 1, "context": 9}
     passes = [{**place, "pass": kind, "width": width, "seconds": s / 1000} for (kind, width), s in seconds.items()]
     (grid,) = tables(Report(provenances=[], summaries=[], passes=passes))[:1]
     assert grid.header[-3:] == ["matmul ms", "read ms", "cycle / floor"]
     assert grid.rows[-1][-6:] == ["–", "3.00", "5.00", "1.50", "–", "2.00"]
+
+
+def test_bytes_are_those_a_pass_must_read(loaded: Loaded) -> None:
+    """The weights of its own half and the keys in reach, but for the table of embeddings, of which it reads rows."""
+    model = loaded[0]
+    cache = ScratchCache(rows=2, capacity=40)
+    passes, rows = Passes(model, cache), slice(0, 2)
+    with torch.inference_mode():
+        passes.verify(rows, torch.zeros(2, 4, dtype=torch.long))
+    cache.set_lengths_of(rows, [20, 20])
+    named = dict(model.named_parameters())
+    assert not model.config.tie_word_embeddings
+    own = sum(p.nbytes for name, p in named.items() if ".diffusion." not in name and "embed_tokens" not in name)
+    twin = sum(p.nbytes for name, p in named.items() if ".diffusion." in name)
+    config = model.config
+    keys = 2 * config.num_hidden_layers * 2 * 20 * config.num_key_value_heads * config.head_dim * 4
+    assert module._bytes(passes, rows, Pass("read", 1)) == keys
+    assert module._bytes(passes, rows, Pass("verify", 4)) == own + keys
+    assert module._bytes(passes, rows, Pass("draft", 4)) == own + keys, "the twin's attention for the original's"
+    assert module._bytes(passes, rows, Pass("fused", 4, 1)) == own + twin + keys
+    assert module._bytes(passes, rows, Pass("copy", 1)) == 2 * module.COPIED
+
+
+def test_prompts_are_read_and_leave_the_cache_as_it_was(loaded: Loaded) -> None:
+    """To the first token without a view, plainly, and with a block: the last two commit what they read."""
+    model = loaded[0]
+    cache = ScratchCache(rows=1, capacity=60)
+    passes, rows = Passes(model, cache), slice(0, 1)
+    cache.set_length(0, 20)
+    with torch.inference_mode():
+        for width in (0, 1, 4):
+            module._read(passes, rows, 20, width, plain(model))
+            assert cache.lengths == [20]
+    found = [cost.what for cost in costs(model, widths=(1, 4), contexts=(20,), repeats=1, prompt=True)]
+    assert found[-3:] == [Pass("prompt", 0), Pass("prompt", 1), Pass("prompt", 4)]
+
+
+def test_shares_of_bandwidth_and_first_tokens_have_their_columns() -> None:
+    place = {"model": "tiny", "dtype": "float32", "batch": 1, "context": 9}
+    given = [("ar", 1, 2.0, 600), ("verify", 4, 3.0, 600), ("copy", 1, 1.0, 400)]
+    given += [("prompt", 0, 7.0, None), ("prompt", 1, 8.0, None), ("prompt", 4, 9.0, None)]
+    passes = [{**place, "pass": kind, "width": w, "seconds": s / 1000, "bytes": b} for kind, w, s, b in given]
+    of_passes, prompts = tables(Report(provenances=[], summaries=[], passes=passes))[:2]
+    assert of_passes.header[-1] == "of bandwidth"
+    assert [row[-1] for row in of_passes.rows] == ["75.0 %", "50.0 %"]
+    assert prompts.rows == [["tiny", "float32", "1", "9", "7.0", "8.0", "9.0"]]
+
+
+def test_a_shape_is_made_from_its_configuration_alone(tmp_path: Path) -> None:
+    """Random weights of the precision asked for, a view of 32 slots; what is no configuration is named."""
+    shape = {"model_type": "qwen3", "vocab_size": 64, "hidden_size": 16, "intermediate_size": 24, "head_dim": 8}
+    shape |= {"num_hidden_layers": 2, "num_attention_heads": 2, "num_key_value_heads": 1}
+    file = tmp_path / "config.json"
+    file.write_text(json.dumps(shape))
+    model = shaped(str(file), dtype="bfloat16", device="cpu")
+    assert (model.dtype, config_of(model).block_size, len(duals(model))) == (torch.bfloat16, 32, 2)
+    assert any(p.abs().sum() > 0 for p in model.parameters())
+    (tmp_path / "other.json").write_text("{}")
+    for name in ("other.json", "missing.json"):
+        with pytest.raises(CheckpointError, match=name):
+            shaped(str(tmp_path / name), device="cpu")
+
+
+@pytest.mark.parametrize("file", sorted((ROOT / "recipes/shapes").glob("*.json")), ids=lambda file: file.stem)
+def test_shapes_that_come_along_are_configurations(file: Path) -> None:
+    """Without making their weights, which are gigabytes."""
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(file))
+    billions = sum(p.numel() for p in model.parameters()) / 1e9
+    assert {"qwen3-8b": 8.0, "qwen3-1.7b": 1.6}[file.stem] < billions < {"qwen3-8b": 8.4, "qwen3-1.7b": 2.1}[file.stem]

@@ -1,13 +1,24 @@
 """Compiled passes: the same graph whatever the lengths, and the same texts as eager ones."""
 
+from collections.abc import Callable
+from typing import Any
+
 import pytest
 import torch
+from torch import Tensor
 from transformers import PreTrainedModel
 
 from orthrus.decode import plan
 from orthrus.decode.engine import Engine
 from orthrus.decode.options import Options
-from orthrus.model.compiled import compile_passes, is_compiled
+from orthrus.errors import CacheFull
+from orthrus.model import attention as functions
+from orthrus.model import compiled as module
+from orthrus.model.attach import layers_of
+from orthrus.model.cache import ScratchCache
+from orthrus.model.compiled import Recording, by_layer, compile_passes, is_compiled
+from orthrus.model.masks import Behind
+from orthrus.model.merged import merge
 from tests import reference
 from tests.decode.drive import decode, dual
 from tests.families import tiny
@@ -54,3 +65,128 @@ def test_a_graph_serves_every_length() -> None:
     before = len(traced)
     decode(engine, [[9, 6, 7, 8]], Options(max_new_tokens=400))
     assert len(traced) <= before + 2
+
+
+# ---------------------------------------------------------------- as on CUDA: masks in parts, passes recorded
+
+
+def densely(
+    grouped: Tensor,
+    key: Tensor,
+    value: Tensor,
+    mask: Behind,
+    scaling: float,
+    softcap: float | None,
+    sink_H: Tensor | None,
+    queries: int,
+    in_order: bool,
+) -> Tensor:
+    """Stand in for the kernel: the parts put together to a dense mask."""
+    slot_S = torch.arange(key.shape[2])
+    behind_BS = slot_S - mask.length_B[:, None]
+    Q, W = mask.own_BQW.shape[1:]
+    text_BQS = (behind_BS < 0)[:, None].expand(-1, Q, -1)
+    if mask.first_BQ is not None:
+        text_BQS = text_BQS & (slot_S >= mask.first_BQ[:, :, None])
+    inside_BS = (behind_BS >= 0) & (behind_BS < W)
+    index_BQS = behind_BS.clamp(0, W - 1)[:, None].expand(-1, Q, -1)
+    own_BQS = mask.own_BQW.gather(2, index_BQS) & inside_BS[:, None]
+    dense = (text_BQS | own_BQS).repeat(1, grouped.shape[2] // Q, 1)[:, None]
+    return functions._explicit(grouped, key, value, dense, scaling, softcap, sink_H, queries)
+
+
+@pytest.fixture
+def in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Masks of decoding passes are in parts, as on CUDA."""
+    monkeypatch.setattr(functions, "can_split", lambda _: True)
+    monkeypatch.setattr(functions, "_split", densely)
+
+
+@pytest.fixture
+def recorded(in_parts: None, monkeypatch: pytest.MonkeyPatch) -> list[object]:
+    """Passes are recorded, as on CUDA; what stands in for a graph makes the call again. Returns what was recorded."""
+    made: list[object] = []
+
+    def record(inputs: list[Tensor], call: Callable[[], list[Tensor]], _: ScratchCache) -> Recording:
+        results = [result.clone() for result in call()]
+        made.append(results)
+
+        def replay() -> None:
+            for kept, new in zip(results, call(), strict=True):
+                kept.copy_(new)
+
+        return Recording(replay, inputs, results)
+
+    monkeypatch.setattr(module, "record", record)
+    return made
+
+
+def marked(model: PreTrainedModel) -> PreTrainedModel:
+    """Let a model pass for compiled: what is recorded is its forward as it is."""
+    model.__dict__[module._ATTRIBUTE] = model.forward
+    return model
+
+
+FAMILIES_AND_PLANS = [
+    ("qwen3", "full"),
+    ("qwen3", "auto"),
+    ("gemma2", "full"),
+    ("gemma3_text", "tree:6"),
+    ("gpt_oss", "onepass:2"),
+    ("gemma3_text", "onepass:2:6"),
+]
+
+
+@pytest.mark.parametrize(("family", "name"), FAMILIES_AND_PLANS)
+def test_texts_under_masks_in_parts_are_those_of_the_plain_loop(family: str, name: str, in_parts: None) -> None:
+    """Windows, caps, sinks, trees and fused passes, rows that join and leave."""
+    engine = Engine(dual(family), rows=2, capacity=96, plan=plan.parse(name))
+    for prompt, row in zip(PROMPTS, decode(engine, PROMPTS, Options(max_new_tokens=12)), strict=True):
+        assert row.token_ids == reference.greedy_text(tiny(family), prompt, 12)
+
+
+@pytest.mark.parametrize("options", [{}, {"exact": "token"}], ids=["distribution", "token"])
+@pytest.mark.parametrize(("family", "name"), FAMILIES_AND_PLANS)
+def test_recorded_texts_are_those_of_the_plain_loop(
+    family: str, name: str, options: dict[str, Any], recorded: list[object]
+) -> None:
+    """Whatever a recording reads is brought up to date, the lengths of texts too; few are made, and none twice."""
+    model = marked(dual(family))
+    engine = Engine(model, rows=2, capacity=96, plan=plan.parse(name), **options)
+    for _ in range(2):
+        for prompt, row in zip(PROMPTS, decode(engine, PROMPTS, Options(max_new_tokens=12)), strict=True):
+            assert row.token_ids == reference.greedy_text(tiny(family), prompt, 12)
+    assert len(engine.cache.recordings) == len(set(engine.cache.recordings))
+    if name == "full":
+        assert 0 < len(engine.cache.recordings) <= 4, "drafts and verifications, of one row and of two"
+
+
+def test_a_pass_that_does_not_fit_is_refused_before_it_is_run_again(recorded: list[object]) -> None:
+    """The check a recording skips is made all the same."""
+    engine = Engine(marked(dual()), rows=1, capacity=96, plan=plan.parse("full"))
+    decode(engine, PROMPTS[:1], Options(max_new_tokens=12))
+    assert engine.cache.recordings
+    engine.cache.set_length(0, engine.cache.capacity - 2)
+    with pytest.raises(CacheFull):
+        engine.passes.verify(slice(0, 1), torch.zeros(1, 8, dtype=torch.long))
+
+
+def test_layers_share_their_graphs(recorded: list[object]) -> None:
+    """Three times as many layers are not compiled any longer, and are left as they were."""
+    counts = []
+    for layers in (2, 6):
+        traced: list[int] = []
+
+        def count(graph: torch.fx.GraphModule, _: list[Tensor], traced: list[int] = traced) -> object:
+            traced.append(1)
+            return graph.forward
+
+        torch._dynamo.reset()
+        model = merge(dual(num_hidden_layers=layers))
+        model.__dict__[module._ATTRIBUTE] = by_layer(model, backend=count)
+        engine = Engine(model, rows=1, capacity=96, plan=plan.parse("full"))
+        (row,) = decode(engine, PROMPTS[:1], Options(max_new_tokens=12))
+        assert row.token_ids == reference.greedy_text(tiny("qwen3", num_hidden_layers=layers), PROMPTS[0], 12)
+        counts.append(len(traced))
+        assert all("forward" not in layer.__dict__ for layer in layers_of(model))
+    assert counts[0] == counts[1] > 0

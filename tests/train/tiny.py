@@ -68,9 +68,9 @@ def tiny_tokenizer() -> PreTrainedTokenizerFast:
     return train_tokenizer(TEXTS * 40, vocab_size=300, max_length=256)
 
 
-def saved_backbone(folder: Path, tokenizer: PreTrainedTokenizerFast, family: str) -> Path:
+def saved_backbone(folder: Path, tokenizer: PreTrainedTokenizerFast, family: str, **overrides: object) -> Path:
     """Write a tiny random backbone as `from_pretrained` reads it."""
-    model = tiny(family, vocab_size=300)
+    model = tiny(family, vocab_size=300, **overrides)
     model.generation_config.eos_token_id = tokenizer.eos_token_id
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)

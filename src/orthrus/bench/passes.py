@@ -15,16 +15,22 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
+from orthrus.bench import peers
 from orthrus.bench.race import Clock
+from orthrus.decode.engine import PREFILL_CHUNK
 from orthrus.decode.passes import Passes
 from orthrus.errors import ConfigError
 from orthrus.model.attach import duals
 from orthrus.model.cache import ScratchCache
+from orthrus.model.dual import DualAttention
 
 WIDTHS: Final = (1, 2, 4, 8, 16, 32, 64)
 
 ALL: Final = 1 << 30
 """As a number of stop points: all there are."""
+
+COPIED: Final = 1 << 28
+"""Bytes that the kind "copy" reads, and writes elsewhere."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,7 +40,9 @@ class Pass:
     Attributes:
         kind: "ar", "draft", "verify", or "fused" for a verification that drafts as long a block for each stop point;
             "matmul" for a pass's matrix products alone, those of attention included; "read" for reading all cached
-            keys and values once, which is of no width.
+            keys and values once, which is of no width; "copy" for copying `COPIED` bytes, by which a machine's
+            bandwidth is known; "prompt" for reading a prompt of `context` tokens and verifying the first block, or
+            plainly writing the first token (width 1), or that by transformers' own model without a view (width 0).
         width: positions; of a fused pass those verified.
         stops: stop points that a fused pass drafts for.
     """
@@ -57,6 +65,8 @@ class Cost:
     batch: int
     context: int
     repeats_seconds: list[float]
+    bytes: int | None = None
+    """Weights, keys and values that it cannot do without reading; of a copy what is read and written."""
 
     @property
     def seconds(self) -> float:
@@ -73,6 +83,7 @@ class Cost:
             "context": self.context,
             "seconds": self.seconds,
             "repeats_seconds": self.repeats_seconds,
+            "bytes": self.bytes,
         }
 
 
@@ -85,6 +96,7 @@ def costs(
     batches: Sequence[int] = (1,),
     repeats: int = 20,
     floor: bool = False,
+    prompt: bool = False,
     clock: Clock = perf_counter,
     on_pass: Callable[[], None] = lambda: None,
 ) -> Iterator[Cost]:
@@ -97,7 +109,8 @@ def costs(
         contexts: tokens in the cache before the pass.
         batches: prompts per pass.
         repeats: how often each pass is timed, after one that is not.
-        floor: whether to time what a pass cannot do without, too ("matmul", "read").
+        floor: whether to time what a pass cannot do without, too ("matmul", "read", "copy").
+        prompt: whether to time reading prompts up to the first token, too, of as many tokens as `contexts` says.
         clock: seconds, from any moment on.
         on_pass: called after every timed pass.
 
@@ -120,15 +133,18 @@ def costs(
         )
     for batch in batches:
         for context in contexts:
-            yield from _costs_at(model, kinds(widths, stops, floor=floor), batch, context, repeats, clock, on_pass)
+            what = kinds(widths, stops, floor=floor, prompt=prompt)
+            yield from _costs_at(model, what, batch, context, repeats, clock, on_pass)
 
 
-def kinds(widths: Sequence[int], stops: Sequence[int] = (), *, floor: bool = False) -> list[Pass]:
-    """Return the passes of these widths: the plain step, drafts and verifications, fused passes, then their floor."""
+def kinds(widths: Sequence[int], stops: Sequence[int] = (), *, floor: bool = False, prompt: bool = False) -> list[Pass]:
+    """Return the passes of these widths: the plain step, drafts and verifications, fused passes, then the others."""
     wider = sorted(width for width in set(widths) if width > 1)
     passes = [Pass("ar", 1)] + [Pass(kind, width) for width in wider for kind in ("draft", "verify")]
     passes += [Pass("fused", width, count) for width in wider for count in sorted({min(m, width) for m in stops})]
-    return passes + ([Pass("matmul", width) for width in (1, *wider)] + [Pass("read", 1)] if floor else [])
+    if floor:
+        passes += [Pass("matmul", width) for width in (1, *wider)] + [Pass("read", 1), Pass("copy", 1)]
+    return passes + ([Pass("prompt", width) for width in (0, 1, *wider[-1:])] if prompt else [])
 
 
 @torch.inference_mode()
@@ -149,6 +165,7 @@ def _costs_at(
     drawn = torch.randint(model.get_input_embeddings().weight.shape[0], (batch, widest), generator=random)
     token_BQ = drawn.to(model.device)
     passes.verify(rows, token_BQ[:, :1])
+    backbone = peers.plain(model) if any(one.kind == "prompt" for one in what) else model
     for buffer in (*cache.keys, *cache.values):
         buffer.normal_()
     cache.set_lengths_of(rows, [context] * batch)
@@ -157,12 +174,18 @@ def _costs_at(
         # In an order of chance: what a pass finds in the caches is what the one before has left there.
         for one in Random(repeat).sample(what, len(what)):
             start = clock()
-            _run(passes, rows, token_BQ, one)
+            if one.kind == "prompt":
+                _read(passes, rows, context, one.width, backbone)
+            else:
+                _run(passes, rows, token_BQ, one)
             taken = clock() - start
             if repeat:  # the first time round is the warm-up
                 seconds[one].append(taken)
                 on_pass()
-    return [Cost(what=one, batch=batch, context=context, repeats_seconds=seconds[one]) for one in what]
+    return [
+        Cost(what=one, batch=batch, context=context, repeats_seconds=seconds[one], bytes=_bytes(passes, rows, one))
+        for one in what
+    ]
 
 
 def _run(passes: Passes, rows: slice, token_BQ: torch.Tensor, what: Pass) -> None:
@@ -172,6 +195,8 @@ def _run(passes: Passes, rows: slice, token_BQ: torch.Tensor, what: Pass) -> Non
     elif what.kind == "read":
         live = slice(0, passes.cache.lengths[0])
         torch.stack([buffer[rows, live].sum() for buffer in (*passes.cache.keys, *passes.cache.values)]).tolist()
+    elif what.kind == "copy":
+        torch.empty(COPIED, dtype=torch.uint8, device=token_BQ.device).clone()[:1].tolist()
     elif what.kind == "fused":
         stop_BS = torch.arange(what.stops, device=token_BQ.device).expand(len(token_BQ), -1)
         passes.fused(rows, token_BQ[:, : what.width], stop_BS, what.width - 1)[0].argmax(-1).tolist()
@@ -179,6 +204,47 @@ def _run(passes: Passes, rows: slice, token_BQ: torch.Tensor, what: Pass) -> Non
         passes.draft(rows, token_BQ[:, 0], what.width - 1).argmax(-1).tolist()
     else:
         passes.verify(rows, token_BQ[:, : what.width]).argmax(-1).tolist()
+
+
+def _read(passes: Passes, rows: slice, context: int, width: int, backbone: PreTrainedModel) -> None:
+    """Read a prompt from its start and wait for the first token after it, or for the first block's verdict."""
+    batch, device = rows.stop - rows.start, passes.cache.device
+    if width == 0:
+        token_BT = torch.ones(batch, context, dtype=torch.long, device=device)
+        backbone(input_ids=token_BT, logits_to_keep=1).logits.argmax(-1).tolist()
+        return
+    passes.cache.set_lengths_of(rows, [0] * batch)
+    anchor_B, ahead = torch.ones(batch, dtype=torch.long, device=device), None
+    pending = [[1] * (context - 1)] * batch
+    if width == 1:
+        passes.prefill(rows, pending, chunk=PREFILL_CHUNK)
+    else:
+        ahead = passes.prefill(rows, pending, chunk=PREFILL_CHUNK, anchor_B=anchor_B, drafts=width - 1)
+    drafts = anchor_B.new_empty(batch, 0) if ahead is None else ahead.argmax(-1)
+    passes.verify(rows, torch.cat([anchor_B[:, None], drafts], dim=1)).argmax(-1).tolist()
+    passes.cache.set_lengths_of(rows, [context] * batch)
+
+
+def _bytes(passes: Passes, rows: slice, what: Pass) -> int | None:
+    """Return how many bytes a pass must read at least; None for kinds of which that tells nothing."""
+    cached: int = sum(buffer[rows, : passes.cache.lengths[rows.start]].nbytes for buffer in passes.cache.keys)
+    cached += sum(buffer[rows, : passes.cache.lengths[rows.start]].nbytes for buffer in passes.cache.values)
+    if what.kind in ("read", "copy"):
+        return cached if what.kind == "read" else 2 * COPIED
+    if what.kind not in ("ar", "draft", "verify", "fused"):
+        return None
+    model = passes.model
+    unread = {id(p) for dual in duals(model) for p in _unused(dual, what.kind).parameters()}
+    head, table = model.get_output_embeddings(), model.get_input_embeddings()
+    if head is None or head.weight is not table.weight:
+        unread |= {id(p) for p in table.parameters()}  # of which a pass reads a row per token
+    weights: int = sum(p.numel() * p.element_size() for p in model.parameters() if id(p) not in unread)
+    return cached + weights
+
+
+def _unused(dual: DualAttention, kind: str) -> nn.Module:
+    """Return the half of a dual attention module that a pass leaves alone."""
+    return {"draft": dual.ar, "fused": nn.Module()}.get(kind, dual.diffusion)
 
 
 def _multiply(passes: Passes, rows: slice, width: int) -> torch.Tensor:

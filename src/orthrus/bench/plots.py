@@ -109,7 +109,7 @@ def _passes(passes: Sequence[Record]) -> Draw:
     """Draw milliseconds by width: drafts, and verifications from the plain step of width 1 on."""
     curves: dict[str, list[tuple[int, float]]] = {}
     for record in passes:
-        if record["pass"] in ("fused", "matmul", "read"):
+        if record["pass"] not in ("ar", "draft", "verify"):
             continue
         kind = "draft" if record["pass"] == "draft" else "verify"
         label = f"{kind}, {record['dtype']}, batch {record['batch']}, context {record['context']}"

@@ -60,7 +60,8 @@ def tables(report: Report) -> list[Grid]:
         grids = (_speed(title, part), _drafts(title, part), _positions(title, part))
         out += [grid for grid in grids if grid.rows]
     if report.passes:
-        out += [grid for grid in (_passes(report.passes), _fused(report.passes)) if grid.rows]
+        of_passes = (_passes(report.passes), _fused(report.passes), _prompts(report.passes))
+        out += [grid for grid in of_passes if grid.rows]
     if report.steps:
         out.append(steps(report.steps))
     if report.provenances:
@@ -124,19 +125,29 @@ def _positions(title: str, part: Sequence[Summary]) -> Grid:
 _PASSES = ("ar", "draft", "verify")
 
 
-def _passes(passes: Iterable[Record]) -> Grid:
+_FLOOR = ("matmul", "read")
+
+
+def _passes(passes: Sequence[Record]) -> Grid:
     """Put the passes of one width side by side; where it was measured, what they cannot do without.
 
-    The floor of a cycle is the matrix products of its two passes, and one read of the keys in each.
+    The floor of a cycle is the matrix products of its two passes, and one read of the keys in each. The share of
+    bandwidth is that of the bytes a plain step or a verification must read, in its time, of what a copy moves.
     """
     milliseconds: dict[tuple[str, ...], dict[str, float]] = {}
+    moved: dict[tuple[str, ...], float] = {}
     for record in passes:
-        if record["pass"] == "fused":
-            continue
-        place = tuple(str(record[name]) for name in ("model", "dtype", "batch", "context", "width"))
-        milliseconds.setdefault(place, {})[record["pass"]] = 1000 * record["seconds"]
+        place, kind = (
+            tuple(str(record[name]) for name in ("model", "dtype", "batch", "context", "width")),
+            record["pass"],
+        )
+        if kind in (*_PASSES, *_FLOOR):
+            milliseconds.setdefault(place, {})[kind] = 1000 * record["seconds"]
+        if kind in ("ar", "verify", "copy") and record.get("bytes"):
+            moved[(*place[:-1], "copy") if kind == "copy" else place] = record["bytes"] / record["seconds"]
     measured = {kind for found in milliseconds.values() for kind in found}
-    kinds = [kind for kind in ("ar", "draft", "verify", "matmul", "read") if kind in measured or kind in _PASSES]
+    kinds = [kind for kind in (*_PASSES, *_FLOOR) if kind in measured or kind in _PASSES]
+    copied = any(place[-1] == "copy" for place in moved)
     rows = []
     for place, found in milliseconds.items():
         row = [*place, *(_number(found[kind], 2) if kind in found else _NONE for kind in kinds)]
@@ -145,9 +156,28 @@ def _passes(passes: Iterable[Record]) -> Grid:
             whole = read is not None and {"draft", "verify", "matmul"} <= found.keys()
             floor = 2 * (found["matmul"] + read) if whole and read is not None else None
             row.append(_NONE if floor is None else _number((found["draft"] + found["verify"]) / floor, 2))
+        if copied:
+            own, copy = moved.get(place), moved.get((*place[:-1], "copy"))
+            row.append(_percent(own / copy if own and copy else None))
         rows.append(row)
     header = ["model", "dtype", "batch", "context", "width", *(f"{kind} ms" for kind in kinds)]
-    return Grid(title="Cost of passes", header=header + ["cycle / floor"] * ("matmul" in kinds), rows=rows, labels=2)
+    header += ["cycle / floor"] * ("matmul" in kinds) + ["of bandwidth"] * copied
+    return Grid(title="Cost of passes", header=header, rows=rows, labels=2)
+
+
+def _prompts(passes: Iterable[Record]) -> Grid:
+    """Say how long a prompt takes up to its first token: without a view, plainly, and with the first block drafted."""
+    milliseconds: dict[tuple[str, ...], dict[int, float]] = {}
+    for record in passes:
+        if record["pass"] == "prompt":
+            place = tuple(str(record[name]) for name in ("model", "dtype", "batch", "context"))
+            milliseconds.setdefault(place, {})[min(record["width"], 2)] = 1000 * record["seconds"]
+    rows = [
+        [*place, *(_number(found[kind], 1) if kind in found else _NONE for kind in (0, 1, 2))]
+        for place, found in milliseconds.items()
+    ]
+    header = ["model", "dtype", "batch", "context", "backbone alone ms", "plainly ms", "first block drafted ms"]
+    return Grid(title="Time to the first token", header=header, rows=rows, labels=2)
 
 
 def _fused(passes: Iterable[Record]) -> Grid:

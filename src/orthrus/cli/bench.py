@@ -125,7 +125,10 @@ def run(
 
 def passes(
     output: Output,
-    model: Model = "nano",
+    model: Annotated[
+        str,
+        typer.Argument(help="A bundled model, a directory, a Hub id; or a config.json, for random weights of a shape."),
+    ] = "nano",
     widths: Annotated[
         list[str] | None,
         typer.Option("--width", metavar="N,…", help="Positions of a pass; 1,2,4,8,16,32,64 unless given."),
@@ -141,9 +144,12 @@ def passes(
     batch: Batches = None,
     dtype: Dtypes = None,
     repeats: Annotated[int, typer.Option(min=1, help="How often every pass is timed.")] = 20,
-    floor: Annotated[bool, typer.Option("--floor", help="Time a pass's matrix products alone, and a read of keys.")] = (
-        False
-    ),
+    floor: Annotated[
+        bool, typer.Option("--floor", help="Time a pass's matrix products alone, a read of keys, a copy of bytes.")
+    ] = False,
+    prompt: Annotated[
+        bool, typer.Option("--prompt", help="Time reading prompts of --context tokens up to the first token.")
+    ] = False,
     positions: Annotated[
         int | None,
         typer.Option(min=2, metavar="N", help="Positions the model is taken to have, beyond what it was trained for."),
@@ -158,6 +164,7 @@ def passes(
     """Time single passes (a plain step, drafts, verifications, fused ones) by width, context and batch."""
     from orthrus.bench import lines
     from orthrus.bench.passes import ALL, costs, kinds
+    from orthrus.bench.shapes import is_shape, shaped
     from orthrus.provenance import digest, provenance
 
     set_threads(threads)
@@ -168,11 +175,14 @@ def passes(
         _numbers(batch, "1", "--batch"),
     )
     fused = [ALL if text == "all" else _numbers([text], "", "--stops")[0] for text in _listed(stops, "")]
-    load, head = loader(model, device, compile=compile, pack=pack), ""
+    head = ""
     with progress() as (start, lap):
-        start(len(dtypes) * len(long) * len(many) * len(kinds(wide, fused, floor=floor)) * repeats, "")
+        start(len(dtypes) * len(long) * len(many) * len(kinds(wide, fused, floor=floor, prompt=prompt)) * repeats, "")
         for name in dtypes:
-            loaded, _ = load(name)
+            if is_shape(model):
+                loaded = shaped(model, dtype=name, device=device, compile=compile)
+            else:
+                loaded, _ = loader(model, device, compile=compile, pack=pack)(name)
             if positions is not None:
                 loaded.config.get_text_config().max_position_embeddings = positions
             if not head:
@@ -189,6 +199,7 @@ def passes(
                 batches=many,
                 repeats=repeats,
                 floor=floor,
+                prompt=prompt,
                 on_pass=lap,
             ):
                 lines.append(output, [{**labels, **cost.to_dict()}])

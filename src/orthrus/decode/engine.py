@@ -9,7 +9,7 @@ import warnings
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 import torch
 from torch import Tensor
@@ -30,7 +30,10 @@ from orthrus.decode.stop import Stopper
 from orthrus.decode.worth import Record
 from orthrus.errors import CacheFull, PromptError
 from orthrus.model.attach import config_of
-from orthrus.model.cache import ScratchCache
+from orthrus.model.compiled import lend
+
+PREFILL_CHUNK: Final = 512
+"""Prompt positions per prefill pass, where nothing else is asked for."""
 
 
 @dataclass(kw_only=True, slots=True)
@@ -94,7 +97,7 @@ class Engine:
         rows: int,
         capacity: int,
         plan: Plan,
-        prefill_chunk: int = 512,
+        prefill_chunk: int = PREFILL_CHUNK,
         admit_free: int = 1,
         exact: Exact = "distribution",
         drafter: Drafter = twin,
@@ -117,7 +120,7 @@ class Engine:
                 stacklevel=2,
             )
         room = capacity if geometry is None else geometry.capacity(capacity)
-        self.cache = ScratchCache(rows=rows, capacity=room, device=model.device)
+        self.cache = lend(model, rows=rows, capacity=room, borrower=self)
         self.passes = Passes(model, self.cache, geometry)
         # Chains of one length keep the most drafts by rejection. Under any other plan a row's cycles depend on the
         # clock, on the rows beside it, or (trees) on noise still to come; none of them may decide what a seed gives, so

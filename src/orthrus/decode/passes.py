@@ -7,7 +7,7 @@ Shapes: B rows, Q query rows, K block length, M drafts, V vocabulary.
 """
 
 from bisect import bisect_left
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any, NamedTuple
@@ -17,7 +17,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from orthrus.errors import ConfigError, UnsupportedModel
-from orthrus.model import compiled, masks
+from orthrus.model import attention, compiled, masks
 from orthrus.model.attach import config_of, duals, windows_of
 from orthrus.model.cache import ScratchCache
 from orthrus.model.dual import FusedView, View, ViewName
@@ -89,6 +89,22 @@ class Branches(NamedTuple):
         return Branches(self.depth_BQ[own], self.ancestor_BQQ[own])
 
 
+class Frame(NamedTuple):
+    """The slots that a pass's masks are made over: all in reach or, where masks are in parts, its own alone.
+
+    Attributes:
+        first_B: the slot of the cache that is the frame's first.
+        length_B: where in the frame the pass's own slots begin.
+        span: slots in it.
+        in_parts: whether it holds the pass's own slots alone.
+    """
+
+    first_B: Tensor
+    length_B: Tensor
+    span: int
+    in_parts: bool
+
+
 class Passes:
     """Run a dual-view model over the rows of one cache; with a `geometry`, AR passes take fixed shapes."""
 
@@ -97,6 +113,8 @@ class Passes:
         self.cache = cache
         self.geometry = geometry
         self.compiled = compiled.is_compiled(model)
+        self.in_parts = attention.can_split(cache.device) and model.config._attn_implementation == attention.NAME
+        self.weights = model.get_input_embeddings().weight.data_ptr()  # other ones are another recording
         self.config = config_of(model)
         self.causal = self.config.block_attention == "causal"
         self.markov = markov_of(model)
@@ -160,6 +178,11 @@ class Passes:
         """Run the AR view over each row's anchor and drafts; returns logits `[B, Q, V]`."""
         Q = token_BQ.shape[1]
         width = Q if self.geometry is None else self.geometry.width(Q)
+        (logits_BQV,) = self._replayed("verify", rows, width, [token_BQ], lambda own: [self._verify(rows, width, *own)])
+        return logits_BQV
+
+    def _verify(self, rows: slice, width: int, token_BQ: Tensor) -> Tensor:
+        Q = token_BQ.shape[1]
         if width > Q:
             token_BQ = torch.nn.functional.pad(token_BQ, (0, width - Q))
         logits = []
@@ -175,6 +198,12 @@ class Passes:
         Slot j predicts the token after its own position, so the last slot's logits are never computed. `shown_BJ` are
         drafts that a step before has settled, in place of the first masks.
         """
+        given = [anchor_B] if shown_BJ is None else [anchor_B, shown_BJ]
+        width = drafts + 1
+        (logits_BMV,) = self._replayed("draft", rows, width, given, lambda own: [self._draft(rows, drafts, *own)])
+        return logits_BMV
+
+    def _draft(self, rows: slice, drafts: int, anchor_B: Tensor, shown_BJ: Tensor | None = None) -> Tensor:
         token_BK = torch.full((anchor_B.shape[0], drafts + 1), self.config.mask, device=self.cache.device)
         token_BK[:, 0] = anchor_B
         if shown_BJ is not None:
@@ -188,11 +217,21 @@ class Passes:
 
         Node i's keys lie in slot `length + i`, at position `length + depth`.
         """
+        (logits_BPV,) = self._replayed(
+            "tree",
+            rows,
+            token_BP.shape[1],
+            [token_BP, *branches],
+            lambda own: [self._verify_tree(rows, own[0], Branches(*own[1:]))],
+        )
+        return logits_BPV
+
+    def _verify_tree(self, rows: slice, token_BP: Tensor, branches: Branches) -> Tensor:
         slot_BP = self._slots(rows, token_BP.shape[1])
         position_BP = self.cache.length_R[rows, None] + branches.depth_BQ
-        end = self._begin(rows, slot_BP)
-        allowed = masks.tree(self.cache.length_R[rows], branches.ancestor_BQQ, span=end)
-        layer_masks = self._masks(allowed, position_BP, slot_BP, position_BP, end)
+        frame = self._begin(rows, slot_BP)
+        allowed = masks.tree(frame.length_B, branches.ancestor_BQQ, span=frame.span)
+        layer_masks = self._masks(frame, allowed, position_BP, slot_BP, position_BP)
         return self._call(token_BP, position_BP, View(name="ar", masks=layer_masks), keep=0)
 
     def fused(
@@ -207,6 +246,18 @@ class Passes:
         Returns:
             AR logits `[B, Q, V]` and the blocks' draft logits `[B, S, drafts, V]`.
         """
+        given = [token_BQ, stop_BS, *(branches or ())]
+
+        def call(own: list[Tensor]) -> list[Tensor]:
+            return list(self._fused(rows, own[0], own[1], drafts, Branches(*own[2:]) if own[2:] else None))
+
+        width = token_BQ.shape[1] + stop_BS.shape[1] * (drafts + 1)
+        logits_BQV, ahead_BSMV = self._replayed(("fused", drafts), rows, width, given, call)
+        return logits_BQV, ahead_BSMV
+
+    def _fused(
+        self, rows: slice, token_BQ: Tensor, stop_BS: Tensor, drafts: int, branches: Branches | None
+    ) -> tuple[Tensor, Tensor]:
         Q, S, K = token_BQ.shape[1], stop_BS.shape[1], drafts + 1
         index = torch.arange(Q + S * K, device=self.cache.device)
         keep = torch.cat([index[:Q], index[Q:].view(S, K)[:, :-1].flatten()])
@@ -238,20 +289,20 @@ class Passes:
         (B, Q), S, K = token_BQ.shape, stop_BS.shape[1], drafts + 1
         length_B = self.cache.length_R[rows]
         slot_BT = self._slots(rows, Q + S * K)
-        end = self._begin(rows, slot_BT)
+        frame = self._begin(rows, slot_BT, prefill=eager)
         if branches is None:
             own_BQ, place_BS = slot_BT[:, :Q], length_B[:, None] + stop_BS
-            sees_BQS, text_BSS = (masks.up_to(position, span=end) for position in (own_BQ, place_BS))
+            sees_BQS, text_BSS = (self._up_to(frame, place) for place in (own_BQ, place_BS))
         else:
             own_BQ = length_B[:, None] + branches.depth_BQ
             place_BS = own_BQ.gather(1, stop_BS)
-            sees_BQS = masks.tree(length_B, branches.ancestor_BQQ, span=end)
-            text_BSS = sees_BQS.gather(1, stop_BS[:, :, None].expand(-1, -1, end))
+            sees_BQS = masks.tree(frame.length_B, branches.ancestor_BQQ, span=frame.span)
+            text_BSS = sees_BQS.gather(1, stop_BS[:, :, None].expand(-1, -1, frame.span))
         ahead_BSK = place_BS[:, :, None] + torch.arange(1, K + 1, device=self.cache.device)
         position_BT = torch.cat([own_BQ, ahead_BSK.flatten(1)], dim=1)
-        verifying = self._masks(sees_BQS, own_BQ, slot_BT, position_BT, end)
-        allowed_BMS = masks.ahead(text_BSS, length_B, rows=Q, block=K, causal=self.causal)
-        drafting = self._masks(allowed_BMS, position_BT[:, Q:], slot_BT, position_BT, end)
+        verifying = self._masks(frame, sees_BQS, own_BQ, slot_BT, position_BT)
+        allowed_BMS = masks.ahead(text_BSS, frame.length_B, rows=Q, block=K, causal=self.causal)
+        drafting = self._masks(frame, allowed_BMS, position_BT[:, Q:], slot_BT, position_BT)
         block_BSK = torch.full((B, S, K), self.config.mask, device=self.cache.device)
         block_BSK[:, :, 0] = head_BS
         token_BT = torch.cat([token_BQ, block_BSK.flatten(1)], dim=1)
@@ -276,50 +327,93 @@ class Passes:
         self, rows: slice, token_BQ: Tensor, slot_BQ: Tensor, *, limit_BQ: Tensor, view: ViewName, logits: int | None
     ) -> Tensor:
         """Run a pass whose slots are its positions; `logits` says how many leading slots to project (None: none)."""
-        end = self._begin(rows, slot_BQ, fixed=view == "ar", whole=logits is None)
-        if self._alike(rows, slot_BQ, end, view):
+        frame = self._begin(rows, slot_BQ, fixed=view == "ar", whole=logits is None, prefill=logits is None)
+        if self._alike(rows, slot_BQ, frame, view):
             seen = self.cache.lengths[rows.start] + slot_BQ.shape[1]
-            layer_masks = masks.alike(seen, span=end, windows=self.windows, dtype=self.dtype, device=slot_BQ.device)
+            layer_masks = masks.alike(
+                seen, span=frame.span, windows=self.windows, dtype=self.dtype, device=slot_BQ.device
+            )
         else:
-            layer_masks = self._masks(masks.up_to(limit_BQ, span=end), slot_BQ, slot_BQ, slot_BQ, end)
+            layer_masks = self._masks(frame, self._up_to(frame, limit_BQ), slot_BQ, slot_BQ, slot_BQ)
         keep = (
             None if logits is None else 0 if logits == slot_BQ.shape[1] else torch.arange(logits, device=slot_BQ.device)
         )
         return self._call(token_BQ, slot_BQ, View(name=view, masks=layer_masks), keep=keep)
 
-    def _begin(self, rows: slice, slot_BQ: Tensor, *, fixed: bool = True, whole: bool = True) -> int:
-        """Point the cache at a pass's slots; returns one past the last slot in reach.
+    def _begin(
+        self, rows: slice, slot_BQ: Tensor, *, fixed: bool = True, whole: bool = True, prefill: bool = False
+    ) -> Frame:
+        """Point the cache at a pass's slots; returns what its masks are made over.
 
         Draft passes are free (`fixed=False`) of a geometry, which rounds the reach.
         """
-        end = max(self.cache.lengths[rows]) + slot_BQ.shape[1]
-        if self.geometry is not None and fixed:
-            end = min(self.geometry.reach(end, whole=whole), self.cache.capacity)
+        cache, longest = self.cache, max(self.cache.lengths[rows])
+        end, length_B = longest + slot_BQ.shape[1], cache.length_R[rows]
+        # Reading a prompt is another kernel's work, unless its keys must be those that other passes write.
+        in_parts = self.in_parts and (self.geometry is not None or not prefill)
+        if in_parts:
+            cache.require(end)
+            end = cache.capacity
+        elif self.geometry is not None and fixed:
+            end = min(self.geometry.reach(end, whole=whole), cache.capacity)
         elif self.compiled:
-            end = min(-(-end // compiled.SPAN) * compiled.SPAN, self.cache.capacity)
-        level = not self.compiled and len(set(self.cache.lengths[rows])) == 1
-        self.cache.begin(rows, slot_BQ, end=end, start=self.cache.lengths[rows.start] if level else None)
-        return end
+            end = min(-(-end // compiled.SPAN) * compiled.SPAN, cache.capacity)
+        level = not self.compiled and len(set(cache.lengths[rows])) == 1
+        cache.begin(rows, slot_BQ, end=end, start=cache.lengths[rows.start] if level else None)
+        if in_parts:
+            return Frame(length_B, torch.zeros_like(length_B), slot_BQ.shape[1], in_parts=True)
+        return Frame(torch.zeros_like(length_B), length_B, end, in_parts=False)
 
-    def _alike(self, rows: slice, slot_BQ: Tensor, end: int, view: ViewName) -> bool:
+    def _up_to(self, frame: Frame, limit_BQ: Tensor) -> Tensor:
+        """Let each query see the frame's slots up to and including the one at its limit."""
+        limit_BQ = limit_BQ - frame.first_B[:, None] if frame.in_parts else limit_BQ
+        return masks.up_to(limit_BQ, span=frame.span)
+
+    def _alike(self, rows: slice, slot_BQ: Tensor, frame: Frame, view: ViewName) -> bool:
         """Tell whether all queries see the same slots: a lone token, or a block that looks both ways.
 
         Only in rows of one length, and within every window.
         """
-        if self.compiled or (slot_BQ.shape[1] > 1 and (self.causal or view == "ar")):
+        if self.compiled or frame.in_parts or (slot_BQ.shape[1] > 1 and (self.causal or view == "ar")):
             return False
-        return len(set(self.cache.lengths[rows])) == 1 and end <= min(self.windows, default=end)
+        return len(set(self.cache.lengths[rows])) == 1 and frame.span <= min(self.windows, default=frame.span)
 
     def _masks(
-        self, allowed_BQS: Tensor, query_BQ: Tensor, written_BW: Tensor, position_BW: Tensor, end: int
+        self, frame: Frame, allowed_BQS: Tensor, query_BQ: Tensor, written_BW: Tensor, position_BW: Tensor
     ) -> masks.LayerMasks:
-        """Make a pass's masks dense; keys lie at the position of their slot but for those the pass itself writes."""
-        key_BS = torch.arange(end, device=query_BQ.device)[None]
+        """Make a pass's masks from its rule within the frame.
+
+        Keys lie at the position of their slot but for those the pass itself writes.
+        """
+        if frame.in_parts:
+            return masks.behind(
+                allowed_BQS,
+                length_B=frame.first_B,
+                query_position_BQ=query_BQ,
+                key_position_BW=position_BW,
+                windows=self.windows,
+            )
+        key_BS = torch.arange(frame.span, device=query_BQ.device)[None]
         if self.windows and position_BW is not written_BW:
             key_BS = key_BS.expand(len(written_BW), -1).scatter(1, written_BW, position_BW)
         return masks.layer_masks(
             allowed_BQS, query_position_BQ=query_BQ, key_position_BS=key_BS, windows=self.windows, dtype=self.dtype
         )
+
+    def _replayed(
+        self,
+        kind: object,
+        rows: slice,
+        width: int,
+        given: list[Tensor],
+        call: Callable[[list[Tensor]], list[Tensor]],
+    ) -> list[Tensor]:
+        """Make a pass, or run it again as it was recorded; `given` is all that may differ, but for rows' lengths."""
+        if not (self.compiled and self.in_parts and self.cache.keys):
+            return call(given)
+        self.cache.require(max(self.cache.lengths[rows]) + width)
+        key = (kind, width, rows.start, rows.stop, self.geometry, self.weights)
+        return compiled.replayed(self.cache, key, given, call)
 
     def _call(
         self,
@@ -336,15 +430,13 @@ class Passes:
         """
         arguments: dict[str, Any] = {
             "input_ids": token_BQ,
-            "attention_mask": view.masks.full if isinstance(view, View) and view.masks else None,
+            "attention_mask": self._stand_in(view),
             # Fillers and drafts may stand past the context, where learned position embeddings have no row.
             "position_ids": position_BQ.clamp_max(self.last_position),
             "past_key_values": self.cache,
             "use_cache": True,
             "view": view,
         }
-        if isinstance(view, FusedView):
-            arguments["attention_mask"] = view.ar.full
         if self.geometry is not None and (isinstance(view, FusedView) or view.name == "ar"):
             arguments["tile"] = self.geometry.span
         if keep is None:
@@ -355,6 +447,15 @@ class Passes:
             return compiled.run(self.model, arguments)
         logits: Tensor = self.model(**arguments).logits
         return logits
+
+    @staticmethod
+    def _stand_in(view: View | FusedView) -> Tensor | None:
+        """Return any mask that the model takes for one, which saves it making its own: each view brings its own."""
+        own = view.ar if isinstance(view, FusedView) else view.masks
+        if own is None:
+            return None
+        assert isinstance(own.full, Tensor | masks.Behind)
+        return own.full if isinstance(own.full, Tensor) else own.full.own_BQW[:, None]
 
 
 def _joined(parts: list[Tensor]) -> Tensor:

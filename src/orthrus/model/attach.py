@@ -96,6 +96,11 @@ def duals(model: nn.Module) -> list[DualAttention]:
     return [dual for _, _, dual in _dual_sites(model)]
 
 
+def layers_of(model: nn.Module) -> list[nn.Module]:
+    """Return the model's decoder layers, which hold a dual attention module each, in order."""
+    return [parent for parent, _, _ in _dual_sites(model)]
+
+
 def windows_of(model: nn.Module) -> tuple[int, ...]:
     """Return the distinct sliding windows of the model's layers, in tokens."""
     return tuple(sorted({dual.window for dual in duals(model) if dual.window is not None}))

@@ -8,6 +8,7 @@ Shapes: B rows, H query heads, G queries per key/value head, Q query rows, S key
 """
 
 from collections.abc import Callable
+from importlib.util import find_spec
 from typing import Any
 
 import torch
@@ -17,7 +18,7 @@ from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.masking_utils import sdpa_mask
 
-from orthrus.model.masks import InBlocks
+from orthrus.model.masks import Behind, InBlocks
 
 NAME = "orthrus"
 
@@ -32,7 +33,7 @@ def attention(
     query_BHQD: Tensor,
     key: Tensor,
     value: Tensor,
-    attention_mask: Tensor | BlockMask | InBlocks | None,
+    attention_mask: Tensor | BlockMask | InBlocks | Behind | None,
     scaling: float | None = None,
     dropout: float = 0.0,
     softcap: float | None = None,
@@ -45,7 +46,8 @@ def attention(
 
     Args:
         attention_mask: additive or boolean, `[B, 1, Q, S]`, or FlexAttention's block mask (training on CUDA), or one in
-            blocks (training on CPUs); None means causal for several queries, all for one.
+            blocks (training on CPUs), or in parts (decoding on CUDA); None means causal for several queries, all for
+            one.
         softcap: scores become `softcap * tanh(score / softcap)` before the mask (Gemma 2).
         s_aux: one sink logit per head, which takes part in the softmax and in nothing else (gpt-oss).
         tile: keys are taken so many at a time, or `BLOCK` by the CPU's kernel, by operations whose shapes and order do
@@ -60,6 +62,9 @@ def attention(
         attention_mask = torch.ones(Q, key.shape[2], dtype=torch.bool, device=key.device).tril(key.shape[2] - Q)
         attention_mask = attention_mask[None, None]
     grouped = query_BHQD.reshape(B, heads, (H // heads) * Q, D)
+    if isinstance(attention_mask, Behind):
+        out = _split(grouped, key, value, attention_mask, scaling or D**-0.5, softcap, s_aux, Q, tile is not None)
+        return out.reshape(B, H, Q, value.shape[-1]).transpose(1, 2).contiguous(), None
     if isinstance(attention_mask, InBlocks):
         out = _in_blocks(grouped, key, value, attention_mask, scaling or D**-0.5, softcap, s_aux, Q)
         return out.reshape(B, H, Q, value.shape[-1]).transpose(1, 2).contiguous(), None
@@ -77,6 +82,26 @@ def attention(
     else:
         out = _explicit(grouped, key, value, mask, scaling or D**-0.5, softcap, s_aux, Q)
     return out.reshape(B, H, Q, value.shape[-1]).transpose(1, 2).contiguous(), None
+
+
+@torch.compiler.disable  # type: ignore[untyped-decorator]
+def _split(
+    grouped: Tensor,
+    key: Tensor,
+    value: Tensor,
+    mask: Behind,
+    scaling: float,
+    softcap: float | None,
+    sink_H: Tensor | None,
+    queries: int,
+    in_order: bool,
+) -> Tensor:
+    from orthrus.model.split_attention import split_attention  # Triton is where CUDA is
+
+    sink_NR = None if sink_H is None else sink_H.view(key.shape[1], -1).repeat_interleave(queries, dim=1)
+    return split_attention(
+        grouped, key, value, mask, scaling=scaling, softcap=softcap, sink_NR=sink_NR, in_order=in_order
+    )
 
 
 def _flex(
@@ -239,6 +264,11 @@ def _masked(scores: Tensor, mask: Tensor) -> Tensor:
 def _sinks(sink_H: Tensor, heads: int, queries: int) -> Tensor:
     """Lay one sink logit per query head out along the folded query axis: `[1, heads, G*Q, 1]`."""
     return sink_H.view(heads, -1).repeat_interleave(queries, dim=1)[None, :, :, None]
+
+
+def can_split(device: torch.device) -> bool:
+    """Tell whether attention over masks in parts (`masks.Behind`) runs on a device: on CUDA, where Triton is."""
+    return device.type == "cuda" and find_spec("triton") is not None
 
 
 def register() -> str:

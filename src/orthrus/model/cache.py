@@ -7,12 +7,35 @@ a view of the buffers. Knows neither masks nor views nor tokens; stands in for a
 Shapes: R rows of the cache, B rows of a pass, Q query rows, S slots, H key/value heads, D head dimension.
 """
 
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from orthrus.errors import CacheFull
+from orthrus.model.attention import can_split
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Place:
+    """Where the next pass reads and writes: the rows it runs over, and what it looks at of them.
+
+    Attributes:
+        first: the first of its contiguous rows, and
+        last: one past the last.
+        row_B1: the same on the device.
+        slot_BQ: `[B, Q]` slots its keys are written to.
+        start: the first slot, where slots are known on the host to be `start … start+Q-1` in every row.
+        span: one past the last slot any of its queries may look at.
+    """
+
+    first: int
+    last: int
+    row_B1: Tensor
+    slot_BQ: Tensor
+    start: int | None
+    span: int
 
 
 class ScratchCache:
@@ -28,16 +51,17 @@ class ScratchCache:
         self.device = torch.device(device)
         self.lengths = [0] * rows
         self.length_R = torch.zeros(rows, dtype=torch.long, device=self.device)
+        self._kernel = can_split(self.device)
         self.keys: list[Tensor] = []
         self.values: list[Tensor] = []
-        self._rows = slice(0, 0)
-        self._row_B1 = torch.empty(0, 1, dtype=torch.long)
-        self._slot_BQ = torch.empty(0, 0, dtype=torch.long)
-        self._start: int | None = None
-        self.span = 0
+        none = torch.empty(0, 0, dtype=torch.long)
+        self.place = Place(first=0, last=0, row_B1=none, slot_BQ=none, start=None, span=0)
+        # Passes over these very buffers, and the memory that they work in: `model.compiled` keeps them here.
+        self.recordings: dict[object, Any] = {}
+        self.workspace: Any = None
 
     def begin(self, rows: slice, slot_BQ: Tensor, *, end: int, start: int | None = None) -> None:
-        """Point the next pass at its slots; every layer's `update` then writes there.
+        """Point the next pass at its place; every layer's `update` then writes there.
 
         Args:
             rows: the contiguous rows the pass runs over.
@@ -47,44 +71,47 @@ class ScratchCache:
             start: the first slot, where slots are known on the host to be `start … start+Q-1` in every row; writing
                 them is a plain copy then.
         """
+        self.require(end)
+        row_B1 = torch.arange(rows.start, rows.stop, device=self.device)[:, None]
+        self.place = Place(first=rows.start, last=rows.stop, row_B1=row_B1, slot_BQ=slot_BQ, start=start, span=end)
+
+    def require(self, end: int) -> None:
+        """Raise CacheFull where a pass that ends before this slot does not fit."""
         if end > self.capacity:
             raise CacheFull(
                 f"the pass needs {end} cache positions, the cache has {self.capacity} "
                 f"(rows are {max(self.lengths)} long at most): ask for fewer tokens or a larger capacity"
             )
-        self._rows = rows
-        self._row_B1 = torch.arange(rows.start, rows.stop, device=self.device)[:, None]
-        self._slot_BQ = slot_BQ
-        self._start = start
-        self.span = end
 
     def update(self, key_BHQD: Tensor, value_BHQD: Tensor, layer_idx: int, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
         """Write one layer's keys and values into the pass's slots; return views `[B, H, span, D]` of all in reach."""
-        return self._write(key_BHQD, value_BHQD, layer_idx, slice(0, self._slot_BQ.shape[1]))
+        return self._write(key_BHQD, value_BHQD, layer_idx, slice(0, self.place.slot_BQ.shape[1]))
 
     def part(self, columns: slice) -> "CacheColumns":
         """Return what stands in for this cache where only some query rows of the pass write."""
-        return CacheColumns(self, slice(*columns.indices(self._slot_BQ.shape[1])))
+        return CacheColumns(self, slice(*columns.indices(self.place.slot_BQ.shape[1])))
 
     def _write(self, key_BHQD: Tensor, value_BHQD: Tensor, layer_idx: int, columns: slice) -> tuple[Tensor, Tensor]:
         while len(self.keys) <= layer_idx:
             self.keys.append(self._buffer(key_BHQD))
             self.values.append(self._buffer(value_BHQD))
-        out = []
-        for buffer, new in ((self.keys[layer_idx], key_BHQD), (self.values[layer_idx], value_BHQD)):
-            if self._start is None:
-                buffer[self._row_B1, self._slot_BQ[:, columns]] = new.transpose(1, 2)
-            else:
-                buffer[self._rows, self._start + columns.start : self._start + columns.stop] = new.transpose(1, 2)
-            out.append(buffer[self._rows, : self.span].transpose(1, 2))
-        return out[0], out[1]
+        place, rows = self.place, slice(self.place.first, self.place.last)
+        keys, values = self.keys[layer_idx], self.values[layer_idx]
+        if place.start is not None:
+            slots = slice(place.start + columns.start, place.start + columns.stop)
+            keys[rows, slots], values[rows, slots] = key_BHQD.transpose(1, 2), value_BHQD.transpose(1, 2)
+        elif self._kernel:
+            from orthrus.model.split_attention import write
+
+            write(keys, values, key_BHQD, value_BHQD, place.row_B1, place.slot_BQ[:, columns])
+        else:
+            keys[place.row_B1, place.slot_BQ[:, columns]] = key_BHQD.transpose(1, 2)
+            values[place.row_B1, place.slot_BQ[:, columns]] = value_BHQD.transpose(1, 2)
+        return keys[rows, : place.span].transpose(1, 2), values[rows, : place.span].transpose(1, 2)
 
     def _buffer(self, like_BHQD: Tensor) -> Tensor:
         _, heads, _, dim = like_BHQD.shape
-        buffer = like_BHQD.new_zeros(self.rows, self.capacity, heads, dim)
-        if buffer.is_cuda:
-            torch._dynamo.mark_static_address(buffer)  # a CUDA graph may write to it where it lies
-        return buffer
+        return like_BHQD.new_zeros(self.rows, self.capacity, heads, dim)
 
     def commit(self, rows: slice, counts: list[int]) -> None:
         """Keep `counts[i]` more positions of each row; what lies past them stays scratch."""

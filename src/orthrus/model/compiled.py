@@ -1,30 +1,58 @@
-"""Decoding passes through torch.compile: one graph per kind of pass, whatever the lengths.
+"""Decoding passes through torch.compile: on CPUs as one graph a kind of pass, on CUDA layer by layer and replayed.
 
-Knows how a model's forward is compiled and what CUDA graphs ask of buffers; knows no pass.
+One graph of a whole model takes minutes to compile, and calling it from Python takes time in every pass. On CUDA all
+layers share a few small graphs, and what a pass launches is recorded as a CUDA graph, one for each shape of pass and
+not for each length of text. Knows how a model's forward is compiled, and what a recording asks of its inputs; knows no
+pass.
 """
 
-from collections.abc import Callable
+import weakref
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedModel
+
+from orthrus.model.attach import layers_of
+from orthrus.model.cache import CacheColumns, ScratchCache
+from orthrus.model.merged import merge
 
 _ATTRIBUTE = "_orthrus_compiled"
 
 SPAN = 256
-"""Cache slots in reach are rounded up to a multiple of this, so that lengths do not make a CUDA graph each."""
+"""Cache slots in reach are rounded up to a multiple of this, so that lengths do not make a graph each."""
+
+_EIGHTHS = 3  # bits: caches that are lent again are rounded up to an eighth of a power of two
+_KEPT = 2  # caches nobody borrows, per model
+_idle: "weakref.WeakKeyDictionary[PreTrainedModel, list[ScratchCache]]" = weakref.WeakKeyDictionary()
 
 _RECOMPILES = 64  # views, widths of one and more, one row and more, which rows are projected
 
+Forward = Callable[..., Any]
+Backend = str | Callable[..., Any]
 
-def compile_passes(model: PreTrainedModel, *, backend: "str | Callable[..., Any]" = "inductor") -> None:
-    """Compile a model's decoding passes from now on, at their first use; on CUDA with CUDA graphs.
+
+@dataclass(frozen=True, slots=True)
+class Recording:
+    """A call to run again without Python: what runs it, where it reads its inputs and where it leaves its results."""
+
+    replay: Callable[[], None]
+    inputs: list[Tensor]
+    results: list[Tensor]
+
+
+def compile_passes(model: PreTrainedModel, *, backend: Backend = "inductor") -> None:
+    """Compile a model's decoding passes from now on, at their first use; on CUDA each shape becomes a CUDA graph.
 
     Prefill stays eager. Logits are those of eager passes up to rounding, as between any two kernels.
     """
-    mode = "reduce-overhead" if model.device.type == "cuda" and backend == "inductor" else None
-    model.__dict__[_ATTRIBUTE] = torch.compile(model.forward, dynamic=True, mode=mode, backend=backend)
+    if model.device.type == "cuda":
+        forward = by_layer(merge(model), backend=backend)
+    else:
+        forward = torch.compile(model.forward, dynamic=True, backend=backend)
+    model.__dict__[_ATTRIBUTE] = forward
 
 
 def is_compiled(model: PreTrainedModel) -> bool:
@@ -32,14 +60,110 @@ def is_compiled(model: PreTrainedModel) -> bool:
     return _ATTRIBUTE in model.__dict__
 
 
+def lend(model: PreTrainedModel, *, rows: int, capacity: int, borrower: object) -> ScratchCache:
+    """Return a cache for as long as its borrower lives.
+
+    Where passes are recorded, one whose borrower is gone is lent again, and with it all that was recorded over it.
+    """
+    device = model.device
+    if not (is_compiled(model) and device.type == "cuda"):
+        return ScratchCache(rows=rows, capacity=capacity, device=device)
+    idle = _idle.setdefault(model, [])
+    fitting = [c for c in idle if c.rows == rows and c.capacity >= capacity and c.device == device]
+    if fitting:
+        cache = min(fitting, key=lambda c: c.capacity)
+        idle.remove(cache)
+        cache.set_lengths_of(slice(0, rows), [0] * rows)
+    else:
+        step = max(SPAN, 1 << max(0, capacity.bit_length() - _EIGHTHS - 1))
+        cache = ScratchCache(rows=rows, capacity=-(-capacity // step) * step, device=device)
+    weakref.finalize(borrower, _take_back, idle, cache).atexit = False
+    return cache
+
+
+def _take_back(idle: list[ScratchCache], cache: ScratchCache) -> None:
+    idle.append(cache)
+    del idle[:-_KEPT]
+
+
 def run(model: PreTrainedModel, arguments: dict[str, Any]) -> Tensor:
-    """Call a compiled model; returns logits that later passes leave alone."""
-    forward: Callable[..., Any] = model.__dict__[_ATTRIBUTE]
+    """Call a compiled model; returns logits."""
+    forward: Forward = model.__dict__[_ATTRIBUTE]
     with torch._dynamo.config.patch(recompile_limit=_RECOMPILES):
-        if model.device.type != "cuda":
-            logits: Tensor = forward(**arguments).logits
-            return logits
-        torch.compiler.cudagraph_mark_step_begin()  # type: ignore[no-untyped-call]
-        # What a CUDA graph returns is overwritten by its next run.
-        copied: Tensor = forward(**arguments).logits.clone()
-        return copied
+        logits: Tensor = forward(**arguments).logits
+        return logits
+
+
+def by_layer(model: PreTrainedModel, *, backend: Backend = "inductor") -> Forward:
+    """Return a model's forward with compiled decoder layers, which share their graphs whatever their number.
+
+    Graphs end where keys are written, so that nothing in them tells one layer from another.
+    """
+    layers = layers_of(model)
+    compiled = [torch.compile(layer.forward, dynamic=True, backend=backend) for layer in layers]
+
+    def forward(**arguments: Any) -> Any:
+        arguments["past_key_values"] = _Untraced(arguments["past_key_values"])
+        try:
+            for layer, call in zip(layers, compiled, strict=True):
+                layer.__dict__["forward"] = call
+            with torch._dynamo.config.patch(allow_unspec_int_on_nn_module=True):
+                return nn.Module.__call__(model, **arguments)
+        finally:
+            for layer in layers:
+                layer.__dict__.pop("forward", None)
+
+    return forward
+
+
+class _Untraced:
+    """A cache that is called and not traced."""
+
+    def __init__(self, cache: ScratchCache | CacheColumns) -> None:
+        self._cache = cache
+
+    @torch.compiler.disable  # type: ignore[untyped-decorator]
+    def update(self, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+        return self._cache.update(*args, **kwargs)
+
+    def part(self, columns: slice) -> "_Untraced":
+        assert isinstance(self._cache, ScratchCache)
+        return _Untraced(self._cache.part(columns))
+
+    def get_seq_length(self, layer_idx: int = 0) -> int:
+        return self._cache.get_seq_length(layer_idx)
+
+
+def replayed(
+    cache: ScratchCache, key: object, given: Sequence[Tensor], call: Callable[[list[Tensor]], list[Tensor]]
+) -> list[Tensor]:
+    """Make a call over a cache's buffers, or run it again as it was recorded; results are the caller's to keep.
+
+    Args:
+        cache: whose buffers and lengths the call reads and writes.
+        key: tells calls apart that do different things, beyond the shapes of what they are given.
+        given: all other tensors that may differ from time to time.
+        call: computes the results from tensors like the given ones, without waiting for the device.
+    """
+    shapes = tuple((tensor.shape, tensor.dtype) for tensor in given)
+    recording = cache.recordings.get((key, shapes))
+    if recording is None:
+        inputs = [tensor.clone() for tensor in given]
+        recording = cache.recordings[key, shapes] = record(inputs, lambda: call(inputs), cache)
+    torch._foreach_copy_(recording.inputs, list(given))
+    recording.replay()
+    return [tensor.clone() for tensor in recording.results]
+
+
+def record(inputs: list[Tensor], call: Callable[[], list[Tensor]], cache: ScratchCache) -> Recording:
+    """Record a call as a CUDA graph; those over one cache share their memory."""
+    aside, graph = torch.cuda.Stream(), torch.cuda.CUDAGraph()  # type: ignore[no-untyped-call]
+    aside.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(aside):
+        call()  # what is compiled or allocated at first use must not be while recording
+    torch.cuda.current_stream().wait_stream(aside)
+    if cache.workspace is None:
+        cache.workspace = torch.cuda.graph_pool_handle()
+    with torch.cuda.graph(graph, pool=cache.workspace):
+        results = call()
+    return Recording(graph.replay, inputs, results)

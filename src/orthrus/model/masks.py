@@ -46,7 +46,24 @@ class InBlocks:
     block: int
 
 
-Mask = Tensor | BlockMask | InBlocks
+@dataclass(frozen=True, slots=True)
+class Behind:
+    """The mask of a decoding pass in parts: what queries see of the text, and of the pass's own slots behind it.
+
+    Its size does not depend on the text's, nor does anything about it that the host must know.
+
+    Attributes:
+        length_B: tokens of each row's text, which stand in its first slots.
+        own_BQW: whether a query sees the slots `length … length + W - 1`.
+        first_BQ: the first slot of the text that a query sees, in layers with a sliding window.
+    """
+
+    length_B: Tensor
+    own_BQW: Tensor
+    first_BQ: Tensor | None = None
+
+
+Mask = Tensor | BlockMask | InBlocks | Behind
 
 
 def additive(allowed: Tensor, dtype: torch.dtype) -> Tensor:
@@ -75,6 +92,27 @@ def layer_masks(
         full=additive(allowed_BQS, dtype)[:, None],
         windowed={w: additive(near(w), dtype)[:, None] for w in windows},
     )
+
+
+def behind(
+    own_BQW: Tensor,
+    *,
+    length_B: Tensor,
+    query_position_BQ: Tensor,
+    key_position_BW: Tensor,
+    windows: Iterable[int],
+) -> LayerMasks:
+    """Make the masks of one pass in parts, from the rule for its own slots and with the same windows as `layer_masks`.
+
+    All queries see the text but for what lies outside their windows; `key_position_BW` are those of the own slots.
+    """
+    own_BQW = own_BQW.contiguous()
+
+    def near(window: int) -> Behind:
+        seen_BQW = own_BQW & (query_position_BQ[:, :, None] - key_position_BW[:, None, :] < window)
+        return Behind(length_B, seen_BQW, (query_position_BQ - window + 1).clamp_min(0))
+
+    return LayerMasks(full=Behind(length_B, own_BQW), windowed={w: near(w) for w in windows})
 
 
 def alike(seen: int, *, span: int, windows: Iterable[int], dtype: torch.dtype, device: torch.device) -> LayerMasks:

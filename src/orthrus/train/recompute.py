@@ -11,13 +11,6 @@ from functools import partial
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from orthrus.model.dual import DualAttention
-
-
-def decoder_layers(model: nn.Module) -> list[nn.Module]:
-    """The modules that hold a dual attention module, in order."""
-    return [m for m in model.modules() if any(isinstance(child, DualAttention) for child in m.children())]
-
 
 @contextmanager
 def recomputed(layers: Sequence[nn.Module]) -> Iterator[None]:

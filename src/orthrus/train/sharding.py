@@ -19,7 +19,7 @@ from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 from transformers import PreTrainedModel
 
-from orthrus.train.recompute import decoder_layers
+from orthrus.model.attach import layers_of
 
 
 def shard(model: PreTrainedModel, *, device: torch.device, processes: int) -> None:
@@ -34,7 +34,7 @@ def shard(model: PreTrainedModel, *, device: torch.device, processes: int) -> No
     head = model.get_output_embeddings().to(device)
     mesh = init_device_mesh(device.type, (processes,))
     # Without the root's own setting, its parameters would stay gathered between two passes.
-    for module in [*decoder_layers(model), model.get_input_embeddings(), model.base_model]:
+    for module in [*layers_of(model), model.get_input_embeddings(), model.base_model]:
         fully_shard(module, mesh=mesh, reshard_after_forward=True, ignored_params=set(head.parameters()))
     for module in model.modules():
         if isinstance(module, FSDPModule):

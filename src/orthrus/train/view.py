@@ -27,7 +27,7 @@ from orthrus.decode.output import Stats
 from orthrus.decode.passes import Passes
 from orthrus.errors import ConfigError
 from orthrus.model import attention, masks
-from orthrus.model.attach import attach, config_of, windows_of
+from orthrus.model.attach import attach, config_of, layers_of, windows_of
 from orthrus.model.checkpoint import save
 from orthrus.model.config import OrthrusConfig
 from orthrus.model.dual import View, ViewName
@@ -38,7 +38,7 @@ from orthrus.train import anchors, objective
 from orthrus.train.anchors import Blocks
 from orthrus.train.prepare import Prepared, prepare
 from orthrus.train.ranks import Ranks
-from orthrus.train.recompute import decoder_layers, recomputed
+from orthrus.train.recompute import recomputed
 from orthrus.train.sections import ViewRecipe
 from orthrus.train.sharding import shard
 from orthrus.train.step import Loss, Rows, row_generator
@@ -77,7 +77,7 @@ class ViewTask:
         home = torch.device("cpu") if sharded and recipe.answers.by != "backbone" else self._device
         self._model, self._tokenizer = load_backbone(recipe, home)
         self._windows = windows_of(self._model)
-        self._layers = decoder_layers(self._model) if recipe.model.gradient_checkpointing else []
+        self._layers = layers_of(self._model) if recipe.model.gradient_checkpointing else []
         self._head = output_head(self._model)
         ranks = Ranks(recipe.run.device)
         self._data = data or prepare(recipe, self._tokenizer, self._model, ranks=ranks, on_progress=_report)

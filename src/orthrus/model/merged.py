@@ -1,0 +1,111 @@
+"""Linear layers that read the same input, multiplied as one: queries, keys and values; gate and up.
+
+On a GPU a decoding pass takes as long as reading its weights, and a small matrix is read at a third of the speed of a
+large one. Weights of such layers come to lie one behind another, and each layer's own is a view of its part. Knows
+layers; knows no pass.
+"""
+
+from itertools import accumulate, groupby
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import linear
+from transformers import PreTrainedModel
+
+from orthrus.model.attach import layers_of
+
+
+class Merged:
+    """The weights of layers that read the same input, and what they made of the last one."""
+
+    def __init__(self, layers: list["MergedLinear"]) -> None:
+        self.weight = torch.cat([layer.weight.detach() for layer in layers])
+        self.bias = None if layers[0].bias is None else torch.cat([layer.bias.detach() for layer in layers])
+        self.sizes = [layer.out_features for layer in layers]
+        self.input: Tensor | None = None
+        self.outputs: tuple[Tensor, ...] = ()
+
+
+class MergedLinear(nn.Linear):
+    """A linear layer whose product is made with its neighbours': whichever is called first with an input makes all.
+
+    Results are those of `nn.Linear` up to rounding, as between any two kernels. With gradients it is `nn.Linear`, and
+    so is a copy of it. Weights may be written to; other tensors put in their place go unnoticed (`unmerge` first).
+    """
+
+    _merged: Merged | None = None
+    _place = 0
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Return `input @ weight.T + bias`."""
+        merged = self._merged
+        if merged is None or torch.is_grad_enabled():
+            return linear(input, self.weight, self.bias)
+        if merged.input is not input:
+            merged.input = input
+            merged.outputs = torch.split(linear(input, merged.weight, merged.bias), merged.sizes, -1)
+        output = merged.outputs[self._place]
+        if self._place == len(merged.sizes) - 1:
+            merged.input, merged.outputs = None, ()
+        return output
+
+    def __getstate__(self) -> dict[str, object]:
+        """Leave what is shared out of copies of the layer."""
+        return {name: value for name, value in self.__dict__.items() if name != "_merged"}
+
+
+@torch.no_grad()
+def merge(model: PreTrainedModel) -> PreTrainedModel:
+    """Merge a dual-view model's linear layers that read the same input, found by a pass over one token in each view."""
+    for group in _groups(model):
+        for layer in group:
+            layer.__class__ = MergedLinear
+        layers = [layer for layer in group if isinstance(layer, MergedLinear)]
+        merged = Merged(layers)
+        stops = list(accumulate(merged.sizes))
+        for place, (layer, stop) in enumerate(zip(layers, stops, strict=True)):
+            own = slice(stop - merged.sizes[place], stop)
+            layer._merged, layer._place = merged, place
+            layer.weight.data = merged.weight[own]
+            if merged.bias is not None:
+                layer.bias.data = merged.bias[own]
+    return model
+
+
+def unmerge(model: nn.Module) -> None:
+    """Make merged layers plain ones again, each with weights of its own."""
+    for layer in [module for module in model.modules() if type(module) is MergedLinear]:
+        layer.__class__ = nn.Linear  # type: ignore[assignment]
+        layer.__dict__.pop("_merged", None)
+        layer.__dict__.pop("_place", None)
+        for parameter in layer.parameters():
+            parameter.data = parameter.data.clone()
+
+
+def _groups(model: PreTrainedModel) -> list[list[nn.Linear]]:
+    """Return the linear layers of one module that are called one after another with the very same tensor."""
+    parents = {child: parent for layer in layers_of(model) for parent in layer.modules() for child in parent.children()}
+    linears = [child for child in parents if type(child) is nn.Linear]
+    groups: list[list[nn.Linear]] = []
+    known: set[nn.Linear] = set()
+    calls: list[tuple[nn.Linear, Tensor]] = []
+
+    def note(module: nn.Module, args: tuple[Tensor, ...]) -> None:
+        assert isinstance(module, nn.Linear)
+        calls.append((module, args[0]))
+
+    for view in ("ar", "diffusion"):
+        calls.clear()
+        hooks = [child.register_forward_pre_hook(note) for child in linears]
+        try:
+            model.base_model(input_ids=torch.zeros(1, 1, dtype=torch.long, device=model.device), view=view)
+        finally:
+            for hook in hooks:
+                hook.remove()
+        for _, same in groupby(calls, key=lambda call: (id(call[1]), id(parents[call[0]]))):
+            layers = [module for module, _ in same]
+            alike = len({layer.bias is None for layer in layers}) == 1
+            if len(layers) > 1 and alike and known.isdisjoint(layers):
+                groups.append(layers)
+                known.update(layers)
+    return groups
