@@ -1,5 +1,6 @@
 """Compiled passes: the same graph whatever the lengths, and the same texts as eager ones."""
 
+import gc
 from collections.abc import Callable
 from typing import Any
 
@@ -107,15 +108,18 @@ def recorded(in_parts: None, monkeypatch: pytest.MonkeyPatch) -> list[object]:
     """Passes are recorded, as on CUDA; what stands in for a graph makes the call again. Returns what was recorded."""
     made: list[object] = []
 
-    def record(inputs: list[Tensor], call: Callable[[], list[Tensor]], _: ScratchCache) -> Recording:
-        results = [result.clone() for result in call()]
+    def record(
+        inputs: list[Tensor], call: Callable[[], list[Tensor]], _: ScratchCache
+    ) -> tuple[Recording, list[Tensor]]:
+        first = call()
+        results = [result.clone() for result in first]
         made.append(results)
 
         def replay() -> None:
             for kept, new in zip(results, call(), strict=True):
                 kept.copy_(new)
 
-        return Recording(replay, inputs, results)
+        return Recording(replay, inputs, results), first
 
     monkeypatch.setattr(module, "record", record)
     return made
@@ -169,6 +173,39 @@ def test_a_pass_that_does_not_fit_is_refused_before_it_is_run_again(recorded: li
     engine.cache.set_length(0, engine.cache.capacity - 2)
     with pytest.raises(CacheFull):
         engine.passes.verify(slice(0, 1), torch.zeros(1, 8, dtype=torch.long))
+
+
+def test_a_cache_is_lent_again_with_what_was_recorded_over_it(recorded: list[object]) -> None:
+    """To the next engine of as many rows that it has room for, once nobody else has it; texts are what they were."""
+    model = marked(dual())
+
+    def engine(rows: int = 1, capacity: int = 96) -> Engine:
+        return Engine(model, rows=rows, capacity=capacity, plan=plan.parse("full"))
+
+    first = engine()
+    (row,) = decode(first, PROMPTS[:1], Options(max_new_tokens=12))
+    cache, made = first.cache, len(recorded)
+    assert engine().cache is not cache, "in use"
+    del first
+    gc.collect()
+    second = engine(capacity=200)
+    assert second.cache is cache, "rounded up to 256"
+    assert second.cache.lengths == [0]
+    assert decode(second, PROMPTS[:1], Options(max_new_tokens=12))[0].token_ids == row.token_ids
+    assert len(recorded) == made, "nothing is recorded twice"
+    del second
+    gc.collect()
+    assert engine(rows=2).cache is not cache
+    assert engine(capacity=300).cache is not cache
+    gc.collect()
+    assert len(module._idle[model]) == module._KEPT
+
+
+def test_caches_of_models_that_are_not_compiled_are_their_engines_own(in_parts: None) -> None:
+    model = dual()
+    engines = [Engine(model, rows=1, capacity=96, plan=plan.parse("full")) for _ in range(2)]
+    assert [engine.cache.capacity for engine in engines] == [96, 96]
+    assert model not in module._idle
 
 
 def test_layers_share_their_graphs(recorded: list[object]) -> None:

@@ -181,7 +181,7 @@ def _tree(passes: Passes, batch: Batch, logits_BMV: Tensor, step: Step, drew: in
     length_B1 = passes.cache.length_R[batch.rows, None]
     target_BM = length_B1 + torch.arange(1, slots + 1, device=length_B1.device)
     moved = slice(0, min(slots, grown.token_BN.shape[1]))
-    passes.cache.move_slots(batch.rows, (length_B1 + path.node_BM)[:, moved], target_BM[:, moved])
+    passes.move_slots(batch.rows, (length_B1 + path.node_BM)[:, moved], target_BM[:, moved])
     if stop_BS is None or ahead_BSMV is None:
         tokens, inside = _to_host(path.verdict, path.chain_B2)
         ranks = ready_BMV = None

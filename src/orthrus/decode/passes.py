@@ -255,6 +255,15 @@ class Passes:
         logits_BQV, ahead_BSMV = self._replayed(("fused", drafts), rows, width, given, call)
         return logits_BQV, ahead_BSMV
 
+    def move_slots(self, rows: slice, source_BM: Tensor, target_BM: Tensor) -> None:
+        """Copy a few slots within each row, as `ScratchCache.move_slots` does: a tree's accepted path to its place."""
+
+        def call(own: list[Tensor]) -> list[Tensor]:
+            self.cache.move_slots(rows, *own)
+            return []
+
+        self._replayed("move", rows, 0, [source_BM, target_BM], call)
+
     def _fused(
         self, rows: slice, token_BQ: Tensor, stop_BS: Tensor, drafts: int, branches: Branches | None
     ) -> tuple[Tensor, Tensor]:

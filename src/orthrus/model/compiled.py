@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from orthrus.model import attention
 from orthrus.model.attach import layers_of
 from orthrus.model.cache import CacheColumns, ScratchCache
 from orthrus.model.merged import merge
@@ -66,12 +67,12 @@ def lend(model: PreTrainedModel, *, rows: int, capacity: int, borrower: object) 
     Where passes are recorded, one whose borrower is gone is lent again, and with it all that was recorded over it.
     """
     device = model.device
-    if not (is_compiled(model) and device.type == "cuda"):
+    if not (is_compiled(model) and attention.can_split(device)):
         return ScratchCache(rows=rows, capacity=capacity, device=device)
     idle = _idle.setdefault(model, [])
     fitting = [c for c in idle if c.rows == rows and c.capacity >= capacity and c.device == device]
     if fitting:
-        cache = min(fitting, key=lambda c: c.capacity)
+        cache = min(fitting, key=lambda c: (c.capacity, -len(c.recordings)))
         idle.remove(cache)
         cache.set_lengths_of(slice(0, rows), [0] * rows)
     else:
@@ -149,21 +150,25 @@ def replayed(
     recording = cache.recordings.get((key, shapes))
     if recording is None:
         inputs = [tensor.clone() for tensor in given]
-        recording = cache.recordings[key, shapes] = record(inputs, lambda: call(inputs), cache)
-    torch._foreach_copy_(recording.inputs, list(given))
+        cache.recordings[key, shapes], results = record(inputs, lambda: call(inputs), cache)
+        return results
+    if given:
+        torch._foreach_copy_(recording.inputs, list(given))
     recording.replay()
     return [tensor.clone() for tensor in recording.results]
 
 
-def record(inputs: list[Tensor], call: Callable[[], list[Tensor]], cache: ScratchCache) -> Recording:
-    """Record a call as a CUDA graph; those over one cache share their memory."""
+def record(
+    inputs: list[Tensor], call: Callable[[], list[Tensor]], cache: ScratchCache
+) -> tuple[Recording, list[Tensor]]:
+    """Make a call, and record it as a CUDA graph; those over one cache share their memory."""
     aside, graph = torch.cuda.Stream(), torch.cuda.CUDAGraph()  # type: ignore[no-untyped-call]
     aside.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(aside):
-        call()  # what is compiled or allocated at first use must not be while recording
+        first = call()  # compiles and allocates what must not be while recording, which computes nothing
     torch.cuda.current_stream().wait_stream(aside)
     if cache.workspace is None:
         cache.workspace = torch.cuda.graph_pool_handle()
     with torch.cuda.graph(graph, pool=cache.workspace):
         results = call()
-    return Recording(graph.replay, inputs, results)
+    return Recording(graph.replay, inputs, results), first
