@@ -177,7 +177,9 @@ def test_bytes_are_those_a_pass_must_read(loaded: Loaded) -> None:
     assert module._bytes(passes, rows, Pass("verify", 4)) == own + keys
     assert module._bytes(passes, rows, Pass("draft", 4)) == own + keys, "the twin's attention for the original's"
     assert module._bytes(passes, rows, Pass("fused", 4, 1)) == own + twin + keys
-    assert module._bytes(passes, rows, Pass("copy", 1)) == 2 * module.COPIED
+    assert module._bytes(passes, rows, Pass("matmul", 4)) is None
+    copied = [cost.bytes for cost in costs(model, widths=(1,), contexts=(9,), repeats=1, floor=True)][-1]
+    assert copied == 2 * module.COPIED["cpu"]
 
 
 def test_prompts_are_read_and_leave_the_cache_as_it_was(loaded: Loaded) -> None:

@@ -29,8 +29,8 @@ WIDTHS: Final = (1, 2, 4, 8, 16, 32, 64)
 ALL: Final = 1 << 30
 """As a number of stop points: all there are."""
 
-COPIED: Final = 1 << 28
-"""Bytes that the kind "copy" reads, and writes elsewhere."""
+COPIED: Final = {"cpu": 1 << 28, "cuda": 1 << 31}
+"""Bytes that the kind "copy" reads, and writes elsewhere: so many that calling it takes no time beside."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +40,7 @@ class Pass:
     Attributes:
         kind: "ar", "draft", "verify", or "fused" for a verification that drafts as long a block for each stop point;
             "matmul" for a pass's matrix products alone, those of attention included; "read" for reading all cached
-            keys and values once, which is of no width; "copy" for copying `COPIED` bytes, by which a machine's
+            keys and values once, which is of no width; "copy" for copying `COPIED` bytes, by which a device's
             bandwidth is known; "prompt" for reading a prompt of `context` tokens and verifying the first block, or
             plainly writing the first token (width 1), or that by transformers' own model without a view (width 0).
         width: positions; of a fused pass those verified.
@@ -169,6 +169,8 @@ def _costs_at(
     for buffer in (*cache.keys, *cache.values):
         buffer.normal_()
     cache.set_lengths_of(rows, [context] * batch)
+    size = COPIED.get(model.device.type, COPIED["cpu"]) if Pass("copy", 1) in what else 0
+    both = torch.zeros(2, size, dtype=torch.uint8, device=model.device)
     seconds: dict[Pass, list[float]] = {one: [] for one in what}
     for repeat in range(repeats + 1):
         # In an order of chance: what a pass finds in the caches is what the one before has left there.
@@ -176,15 +178,17 @@ def _costs_at(
             start = clock()
             if one.kind == "prompt":
                 _read(passes, rows, context, one.width, backbone)
+            elif one.kind == "copy":
+                both[1].copy_(both[0])[:1].tolist()
             else:
                 _run(passes, rows, token_BQ, one)
             taken = clock() - start
             if repeat:  # the first time round is the warm-up
                 seconds[one].append(taken)
                 on_pass()
+    moved = {one: 2 * size if one.kind == "copy" else _bytes(passes, rows, one) for one in what}
     return [
-        Cost(what=one, batch=batch, context=context, repeats_seconds=seconds[one], bytes=_bytes(passes, rows, one))
-        for one in what
+        Cost(what=one, batch=batch, context=context, repeats_seconds=seconds[one], bytes=moved[one]) for one in what
     ]
 
 
@@ -195,8 +199,6 @@ def _run(passes: Passes, rows: slice, token_BQ: torch.Tensor, what: Pass) -> Non
     elif what.kind == "read":
         live = slice(0, passes.cache.lengths[0])
         torch.stack([buffer[rows, live].sum() for buffer in (*passes.cache.keys, *passes.cache.values)]).tolist()
-    elif what.kind == "copy":
-        torch.empty(COPIED, dtype=torch.uint8, device=token_BQ.device).clone()[:1].tolist()
     elif what.kind == "fused":
         stop_BS = torch.arange(what.stops, device=token_BQ.device).expand(len(token_BQ), -1)
         passes.fused(rows, token_BQ[:, : what.width], stop_BS, what.width - 1)[0].argmax(-1).tolist()
@@ -229,8 +231,8 @@ def _bytes(passes: Passes, rows: slice, what: Pass) -> int | None:
     """Return how many bytes a pass must read at least; None for kinds of which that tells nothing."""
     cached: int = sum(buffer[rows, : passes.cache.lengths[rows.start]].nbytes for buffer in passes.cache.keys)
     cached += sum(buffer[rows, : passes.cache.lengths[rows.start]].nbytes for buffer in passes.cache.values)
-    if what.kind in ("read", "copy"):
-        return cached if what.kind == "read" else 2 * COPIED
+    if what.kind == "read":
+        return cached
     if what.kind not in ("ar", "draft", "verify", "fused"):
         return None
     model = passes.model
