@@ -90,5 +90,5 @@ def test_a_cycle_waits_for_the_device_once(name: str) -> None:
         finally:
             torch.cuda.set_sync_debug_mode("default")
     # What a cycle is told is copied to the device before it starts (engine.py), which waits for nothing.
-    places = [f"{Path(w.filename).name}:{w.lineno}" for w in caught if "synchroniz" in str(w.message)]
+    places = [f"{Path(w.filename).name}:{w.lineno}" for w in caught if "called a synchronizing" in str(w.message)]
     assert len([place for place in places if not place.startswith("engine.py")]) == 1, places

@@ -22,6 +22,7 @@ from orthrus.decode.passes import Passes
 from orthrus.errors import ConfigError
 from orthrus.model.attach import duals
 from orthrus.model.cache import ScratchCache
+from orthrus.model.compiled import replayed
 from orthrus.model.dual import DualAttention
 
 WIDTHS: Final = (1, 2, 4, 8, 16, 32, 64)
@@ -194,7 +195,10 @@ def _costs_at(
 
 def _run(passes: Passes, rows: slice, token_BQ: torch.Tensor, what: Pass) -> None:
     """Run one pass and wait for its tokens, as a cycle does."""
-    if what.kind == "matmul":
+    if what.kind == "matmul" and passes.recorded:
+        key = (what, rows.start, rows.stop, passes.cache.lengths[rows.start])
+        replayed(passes.cache, key, [], lambda _: [_multiply(passes, rows, what.width)])[0].tolist()
+    elif what.kind == "matmul":
         _multiply(passes, rows, what.width).tolist()
     elif what.kind == "read":
         live = slice(0, passes.cache.lengths[0])
@@ -217,11 +221,12 @@ def _read(passes: Passes, rows: slice, context: int, width: int, backbone: PreTr
         return
     passes.cache.set_lengths_of(rows, [0] * batch)
     anchor_B, ahead = torch.ones(batch, dtype=torch.long, device=device), None
-    pending = [[1] * (context - 1)] * batch
-    if width == 1:
-        passes.prefill(rows, pending, chunk=PREFILL_CHUNK)
+    pending, chunk = [[1] * (context - 1)] * batch, PREFILL_CHUNK.get(device.type, PREFILL_CHUNK["cpu"])
+    if width > 1 and passes.reads_ahead:
+        ahead = passes.prefill(rows, pending, chunk=chunk, anchor_B=anchor_B, drafts=width - 1)
     else:
-        ahead = passes.prefill(rows, pending, chunk=PREFILL_CHUNK, anchor_B=anchor_B, drafts=width - 1)
+        passes.prefill(rows, pending, chunk=chunk)
+        ahead = passes.draft(rows, anchor_B, width - 1) if width > 1 else None
     drafts = anchor_B.new_empty(batch, 0) if ahead is None else ahead.argmax(-1)
     passes.verify(rows, torch.cat([anchor_B[:, None], drafts], dim=1)).argmax(-1).tolist()
     passes.cache.set_lengths_of(rows, [context] * batch)

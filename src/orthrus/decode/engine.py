@@ -32,8 +32,8 @@ from orthrus.errors import CacheFull, PromptError
 from orthrus.model.attach import config_of
 from orthrus.model.compiled import lend
 
-PREFILL_CHUNK: Final = 512
-"""Prompt positions per prefill pass, where nothing else is asked for."""
+PREFILL_CHUNK: Final = {"cpu": 512, "cuda": 2048}
+"""Prompt positions per prefill pass by kind of device, where nothing else is asked for."""
 
 
 @dataclass(kw_only=True, slots=True)
@@ -81,7 +81,7 @@ class Engine:
         rows: completions in flight at most.
         capacity: positions per row, scratch for one block included (`Engine.room` says how many a request needs).
         plan: how many drafts each cycle proposes.
-        prefill_chunk: prompt positions per prefill pass at most.
+        prefill_chunk: prompt positions per prefill pass at most; `PREFILL_CHUNK` unless given.
         admit_free: rows that must be free before waiting completions join (more of them share a prefill pass).
         exact: "distribution" (the method's guarantee: the same text in float32, the same distribution always) or
             "token" (the same tokens as plain decoding with `exact="token"`, at any precision, bit for bit; where the
@@ -97,7 +97,7 @@ class Engine:
         rows: int,
         capacity: int,
         plan: Plan,
-        prefill_chunk: int = PREFILL_CHUNK,
+        prefill_chunk: int | None = None,
         admit_free: int = 1,
         exact: Exact = "distribution",
         drafter: Drafter = twin,
@@ -127,7 +127,7 @@ class Engine:
         # these texts are what plain sampling draws with the same noise, and trees find far more of them that way.
         chains = {step.kind for step in self.planner.steps} == {"chain"}
         self.coupled = exact == "token" or not chains
-        self.prefill_chunk = prefill_chunk
+        self.prefill_chunk = prefill_chunk or PREFILL_CHUNK.get(model.device.type, PREFILL_CHUNK["cpu"])
         self.admit_free = admit_free
         self.drafter = drafter
         self.context_length: int = model.config.get_text_config().max_position_embeddings
@@ -287,7 +287,7 @@ class Engine:
     def _read(self, rows: slice, pending: list[list[int]]) -> None:
         """Read what new rows' prompts still lack; where drafts will be wanted next, the last pass makes the first."""
         others = [ready is not None for ready in self._ready[: rows.start]]
-        allowed = self.finding is None or self.finding.reads_ahead
+        allowed = self.passes.reads_ahead and (self.finding is None or self.finding.reads_ahead)
         drafts = self.planner.first_drafts if all(pending) and all(others) and allowed else 0
         if self.drafter is not twin or not drafts:
             self.passes.prefill(rows, pending, chunk=self.prefill_chunk)

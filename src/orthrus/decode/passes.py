@@ -114,6 +114,8 @@ class Passes:
         self.geometry = geometry
         self.compiled = compiled.is_compiled(model)
         self.in_parts = attention.can_split(cache.device) and model.config._attn_implementation == attention.NAME
+        self.recorded = self.compiled and self.in_parts
+        self.reads_ahead = not self.recorded  # a recorded draft pass takes less than a longer prefill pass does
         self.weights = model.get_input_embeddings().weight.data_ptr()  # other ones are another recording
         self.config = config_of(model)
         self.causal = self.config.block_attention == "causal"
@@ -418,7 +420,7 @@ class Passes:
         call: Callable[[list[Tensor]], list[Tensor]],
     ) -> list[Tensor]:
         """Make a pass, or run it again as it was recorded; `given` is all that may differ, but for rows' lengths."""
-        if not (self.compiled and self.in_parts and self.cache.keys):
+        if not (self.recorded and self.cache.keys):
             return call(given)
         self.cache.require(max(self.cache.lengths[rows]) + width)
         key = (kind, width, rows.start, rows.stop, self.geometry, self.weights)

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.attention.flex_attention import BlockMask, flex_attention
+from torch.nn.attention.flex_attention import AuxOutput, AuxRequest, BlockMask, flex_attention
 from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.masking_utils import sdpa_mask
@@ -116,8 +116,11 @@ def _flex(
     def cap(score: Tensor, b: Tensor, h: Tensor, q: Tensor, k: Tensor) -> Tensor:
         return _capped(score, softcap)
 
-    attend: Callable[..., tuple[Tensor, Tensor]] = flex_attention
-    out, log_total = (torch.compile(attend) if query.is_cuda else attend)(
+    attend: Callable[..., tuple[Tensor, AuxOutput]] = flex_attention
+    # Its kernel for few queries, which torch would take below 128 of them, serves no training: it has no shape for some
+    # numbers of queries and heads.
+    options = {"BACKEND": "TRITON"} if query.is_cuda else None
+    out, more = (torch.compile(attend) if query.is_cuda else attend)(
         query,
         key,
         value,
@@ -125,11 +128,13 @@ def _flex(
         block_mask=mask,
         scale=scaling,
         enable_gqa=query.shape[1] != key.shape[1],
-        return_lse=True,
+        kernel_options=options,
+        return_aux=AuxRequest(lse=True),
     )
     if sink_H is not None:
-        # A sink takes its share of the softmax: exp(sink) joins a total that was exp(log_total).
-        out = out * torch.sigmoid(log_total - sink_H[None, :, None])[..., None].to(out.dtype)
+        # A sink takes its share of the softmax: exp(sink) joins a total that was exp(lse).
+        assert more.lse is not None
+        out = out * torch.sigmoid(more.lse - sink_H[None, :, None])[..., None].to(out.dtype)
     attended: Tensor = out.transpose(1, 2).contiguous()
     return attended
 

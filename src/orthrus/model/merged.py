@@ -1,8 +1,8 @@
 """Linear layers that read the same input, multiplied as one: queries, keys and values; gate and up.
 
-On a GPU a decoding pass takes as long as reading its weights, and a small matrix is read at a third of the speed of a
-large one. Weights of such layers come to lie one behind another, and each layer's own is a view of its part. Knows
-layers; knows no pass.
+On a GPU a decoding pass takes as long as reading its weights, and a small matrix is read far more slowly than a large
+one. Weights of such layers come to lie one behind another, and each layer's own is a view of its part. Knows layers;
+knows no pass.
 """
 
 from itertools import accumulate, groupby
