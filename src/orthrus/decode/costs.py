@@ -15,6 +15,7 @@ from orthrus.decode.plan import Kind, Step
 
 _STALE = 64
 _FORGOTTEN = 2048
+_OTHERS_REST_ON = ("plain", "chain", "lookup")  # kinds that others are reckoned from
 
 
 class Costs:
@@ -50,9 +51,18 @@ class Costs:
                 times.clear()
             times.append(seconds)
         forgotten = self._forget() if self._turn % _STALE == 0 else False
-        if anew or forgotten or 1 < runs <= 4 or runs % (2 * self._window) == 0:
+        new = anew or 1 < runs <= 4 or runs % (2 * self._window) == 0
+        if forgotten or (new and step.kind in _OTHERS_REST_ON):
             for known in (self._vectors, self._estimates, self._points):
                 known.clear()
+        elif new:
+            self._outdate(step.kind)
+
+    def _outdate(self, kind: Kind) -> None:
+        """Forget what was reckoned of a kind whose times tell of no other."""
+        self._vectors.clear()
+        self._estimates = {at: seconds for at, seconds in self._estimates.items() if at[1].kind != kind}
+        self._points = {at: points for at, points in self._points.items() if at[1] != kind}
 
     def _forget(self) -> bool:
         """Drop what was measured too long ago; tells whether there was any."""

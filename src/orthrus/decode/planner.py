@@ -7,6 +7,7 @@ Shapes: B rows, W ways to draft, M slots, S steps.
 
 from collections.abc import Sequence, Set
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import NamedTuple
 
 import numpy as np
@@ -110,6 +111,75 @@ class Look(NamedTuple):
         return max(min(seconds - self.worth, self.most), self.least)
 
 
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """Where a plan's steps stand among each other, and what of them never changes.
+
+    Attributes:
+        kinds: each step's kind.
+        drafts_S: and drafts.
+        slots: the most drafts, and
+        widest: the most scratch that one of them takes.
+        place_S: its place in a table of expected tokens, way after way.
+        chains, trees, fused: where the steps of a kind stand, one after another.
+        longest: where the longest chain stands.
+        hit_F: of one-pass steps, the cell of a record that counts them,
+        certain_F: whether they draft for all stops,
+        positions_F: positions of the cache they take, and
+        forked_F: whether they verify a tree.
+        ends: those measured first of all one-pass steps: of chains the widest's drafts with two stops, and the widest.
+    """
+
+    kinds: list[Kind]
+    drafts_S: NDArray[np.int64]
+    slots: int
+    widest: int
+    place_S: NDArray[np.int64]
+    chains: slice
+    trees: slice
+    fused: slice
+    longest: int
+    hit_F: NDArray[np.int64]
+    certain_F: NDArray[np.bool_]
+    positions_F: NDArray[np.int64]
+    forked_F: NDArray[np.bool_]
+    ends: list[int]
+
+
+@lru_cache
+def layout(steps: tuple[Step, ...]) -> Layout:
+    """Lay out a plan's steps, once for all engines that take them."""
+    kinds: list[Kind] = [step.kind for step in steps]
+
+    def all_of(kind: Kind) -> slice:
+        first = kinds.index(kind) if kind in kinds else 0
+        return slice(first, first + kinds.count(kind))
+
+    drafts_S = np.array([step.drafts for step in steps])
+    slots = int(drafts_S.max())
+    way_S = np.array([LOOKUP if step.lookup else CHAIN for step in steps])
+    fused = steps[all_of("onepass")]
+    chains = [step for step in fused if not step.nodes]
+    widest = max(chains, key=lambda step: step.scratch, default=Step())
+    few = [step for step in chains if step.drafts == widest.drafts and step.stops <= 2]
+    return Layout(
+        kinds=kinds,
+        drafts_S=drafts_S,
+        slots=slots,
+        widest=max(step.scratch for step in steps),
+        place_S=way_S * (slots + 1) + drafts_S,
+        chains=all_of("chain"),
+        trees=all_of("tree"),
+        fused=all_of("onepass"),
+        longest=max(all_of("chain").stop - 1, 0),
+        hit_F=np.array([cell(step) for step in fused], dtype=int),
+        certain_F=np.array([step.stops > (step.nodes or step.drafts) for step in fused], dtype=bool),
+        positions_F=np.array([step.scratch for step in fused], dtype=int),
+        forked_F=np.array([step.nodes > 0 for step in fused], dtype=bool),
+        ends=[steps.index(step) for step in (*few[-1:], widest) if step.stops],
+    )
+
+
 class Planner:
     """Choose each step. Engines of one model share costs, what stands, and, as a prior, what drafts were worth.
 
@@ -145,32 +215,7 @@ class Planner:
         self.copies = any(step.lookup for step in self.steps)
         self.look: Look | None = None
         self._decision: Decision | None = None  # under which the step chosen last is taken
-        self._kinds: list[Kind] = [step.kind for step in self.steps]
-        self._drafts_S = np.array([step.drafts for step in self.steps])
-        self._slots = int(self._drafts_S.max())
-        self._widest = max(step.scratch for step in self.steps)
-        # A step's place in a table of expected tokens, way after way; no drafts give one token in any of them.
-        way_S = np.array([LOOKUP if step.lookup else CHAIN for step in self.steps])
-        self._place_S = way_S * (self._slots + 1) + self._drafts_S
-        self._chains, self._trees, self._fused = (self._all(kind) for kind in ("chain", "tree", "onepass"))
-        self._longest = max(self._chains.stop - 1, 0)
-        fused = self.steps[self._fused]
-        self._hit_F = np.array([cell(step) for step in fused], dtype=int)
-        self._certain_F = np.array([step.stops > (step.nodes or step.drafts) for step in fused], dtype=bool)
-        self._positions_F = np.array([step.scratch for step in fused], dtype=int)
-        self._trust_F = np.array([1.0 - self.FORKED if step.nodes else 1.0 for step in fused])
-        # Measured first of all one-pass steps: of those over chains the widest's drafts with two stops, and the widest.
-        chains = [step for step in fused if not step.nodes]
-        widest = max(chains, key=lambda step: step.scratch, default=Step())
-        few = [step for step in chains if step.drafts == widest.drafts and step.stops <= 2]
-        self._ends = [self.steps.index(step) for step in (*few[-1:], widest) if step.stops]
-
-    def _all(self, kind: Kind) -> slice:
-        """Return where the steps of a kind stand, one after another."""
-        if kind not in self._kinds:
-            return slice(0, 0)
-        first = self._kinds.index(kind)
-        return slice(first, first + self._kinds.count(kind))
+        self._at = layout(self.steps)
 
     @property
     def first_drafts(self) -> int:
@@ -181,7 +226,7 @@ class Planner:
         if len(self.steps) == 1:
             return self.steps[0].drafts if self.steps[0].stops else 0
         last = self.known.last
-        return self._slots if last is None or last.kind in ("chain", "tree", "onepass") else 0
+        return self._at.slots if last is None or last.kind in ("chain", "tree", "onepass") else 0
 
     @property
     def draws(self) -> bool:
@@ -211,7 +256,7 @@ class Planner:
             return self.steps[0]
         copies = [_copy(matched) for matched in found or ()]
         known, situation = self.known, (len(rows), ready, blind, *copies)
-        room = self._widest if room is None else room
+        room = self._at.widest if room is None else room
         before = known.standing.get(situation)
         can_look = known.allowance is not None and known.allowance >= known.look_from
         if before is not None and before.uses and before.step.scratch <= room and not can_look:
@@ -262,33 +307,37 @@ class Planner:
         known = self.known
         basis = known.costs.basis(len(rows))
         cost_S, draft_S, verify_S, least_S = known.costs.estimates(self.steps, basis)
-        for needed in (self._longest, 0):
+        for needed in (self._at.longest, 0):
             if np.isnan(cost_S[needed]):
                 return Decision(self.steps[needed]), None
             if known.allowance is None:
                 known.allowance = self.FIRST_PROBES * float(cost_S[needed])
         found = found or [0] * len(rows)
-        token_BWM = self._expected(rows, found, slots=self._slots)
+        token_BWM = self._expected(rows, found, slots=self._at.slots)
         nothing = found.count(0)
         token_WM = token_BWM.sum(axis=0)
         if 0 < nothing < len(rows):  # in a chain, those that found more to copy than to draft copy
             token_WM[CHAIN] = token_BWM[:, [CHAIN, LOOKUP]].max(axis=1).sum(axis=0)
-        token_S = token_WM.take(self._place_S)
-        token_S[self._trees] = self._of_trees(token_BWM[:, CHAIN])
+        token_S = token_WM.take(self._at.place_S)
+        token_S[self._at.trees] = self._of_trees(token_BWM[:, CHAIN])
         speed_S = token_S / np.maximum(cost_S, 1e-9)
-        fused, ahead = self._fused, ready > 0 and blind
+        fused, ahead = self._at.fused, ready > 0 and blind
         weighed = ahead or known.turn >= known.hopeless
         hoped_F = np.zeros(fused.stop - fused.start)
         if weighed:
             cost_F = np.where(np.isnan(cost_S[fused]), least_S[fused], cost_S[fused])
             # What these promise rests on more guesses than the others do, over trees on most: a tie is not enough.
             margin = 0.0 if ahead else self.MARGIN  # but to go on with them
-            hoped_F = (1.0 - margin) * self._trust_F * self._lasting(rows, token_WM, cost_F, draft_S[fused])
-            hoped_F[self._positions_F > room] = 0.0
+            hoped_F = (
+                (1.0 - margin)
+                * np.where(self._at.forked_F, 1.0 - self.FORKED, 1.0)
+                * self._lasting(rows, token_WM, cost_F, draft_S[fused])
+            )
+            hoped_F[self._at.positions_F > room] = 0.0
         speed_S[fused] = np.where(np.isnan(cost_S[fused]), 0.0, hoped_F) if weighed else 0.0
         speed_S[np.isnan(speed_S)] = 0.0
         best = int(speed_S.argmax())
-        if ready and self._kinds[best] != "onepass":
+        if ready and self._at.kinds[best] != "onepass":
             usable = self._from_ready(ready, blind, token_WM, token_S, cost_S, draft_S, verify_S)
             if usable.speed > speed_S[best]:
                 return usable, None
@@ -296,7 +345,7 @@ class Planner:
         ends: list[int] = []
         if weighed:
             hope = speed_S[best] * self.HOPE
-            unseen = [i for i in self._ends if not known.costs.measured(self.steps[i], basis)]
+            unseen = [i for i in self._at.ends if not known.costs.measured(self.steps[i], basis)]
             ends = [i for i in unseen if hoped_F[i - fused.start] >= hope]
             weighed = bool(ends) or bool((speed_S[fused] >= hope).any())
             known.hopeless = known.hopeless if weighed else known.turn + self.HOPELESS
@@ -308,7 +357,7 @@ class Planner:
 
     def _of_trees(self, token_BM: NDArray[np.float64]) -> NDArray[np.float64]:
         """Return the tokens expected of each tree, from those of chains: a tree goes on where its chain breaks off."""
-        more_T = np.array([self._rescue(step).drafts for step in self.steps[self._trees]])
+        more_T = np.array([self._rescue(step).drafts for step in self.steps[self._at.trees]])
         whole_B = token_BM[:, -1] - token_BM[:, -2]  # how likely every draft is kept
         token_T: NDArray[np.float64] = token_BM[:, -1].sum() + (1 - whole_B).sum() * more_T
         return token_T
@@ -328,14 +377,14 @@ class Planner:
         verify_S: NDArray[np.float64],
     ) -> Decision:
         """Return the best step that needs no draft pass, having so many drafts."""
-        chains, trees = self._chains, self._trees
+        chains, trees = self._at.chains, self._at.trees
         token_R, cost_R = token_S.copy(), np.full(len(self.steps), np.nan)
-        token_R[chains] = token_WM[AHEAD if blind else CHAIN, self._drafts_S[chains]]
+        token_R[chains] = token_WM[AHEAD if blind else CHAIN, self._at.drafts_S[chains]]
         cost_R[chains] = verify_S[chains]
         if not blind:
             cost_R[trees] = np.maximum(cost_S[trees] - draft_S[trees], verify_S[trees])
         speed_R = token_R / np.maximum(cost_R, 1e-9)
-        speed_R[(self._drafts_S > ready) | np.isnan(speed_R)] = 0.0
+        speed_R[(self._at.drafts_S > ready) | np.isnan(speed_R)] = 0.0
         best = int(speed_R.argmax())
         return Decision(self.steps[best], float(token_R[best]), float(speed_R[best]))
 
@@ -348,10 +397,10 @@ class Planner:
     ) -> NDArray[np.float64]:
         """Return tokens per second of each one-pass step, taken again and again."""
         tried, met = (
-            np.array([record.hits for record in rows]).reshape(len(rows), 2, -1)[:, :, self._hit_F].swapaxes(0, 1)
+            np.array([record.hits for record in rows]).reshape(len(rows), 2, -1)[:, :, self._at.hit_F].swapaxes(0, 1)
         )
-        met_F = rate(met, tried, self.known.usual_met.take(self._hit_F)).prod(axis=0)
-        miss_F = np.where(self._certain_F, 0.0, 1 - met_F)
+        met_F = rate(met, tried, self.known.usual_met.take(self._at.hit_F)).prod(axis=0)
+        miss_F = np.where(self._at.certain_F, 0.0, 1 - met_F)
         ahead_F, known_F = (self._of_fused(token_WM[way], len(rows)) for way in (AHEAD, CHAIN))
         cycle_F = np.maximum(cost_F + miss_F * draft_F, 1e-9)
         speed_F: NDArray[np.float64] = (ahead_F + miss_F * (known_F - ahead_F)) / cycle_F
@@ -359,8 +408,8 @@ class Planner:
 
     def _of_fused(self, token_M: NDArray[np.float64], rows: int) -> NDArray[np.float64]:
         """Return the tokens expected of each one-pass step, from those of chains over all rows; of trees as above."""
-        drafts_F = self._drafts_S[self._fused]
-        more_F = np.array([self._rescue(step).drafts if step.nodes else 0.0 for step in self.steps[self._fused]])
+        drafts_F = self._at.drafts_S[self._at.fused]
+        more_F = np.array([self._rescue(step).drafts if step.nodes else 0.0 for step in self.steps[self._at.fused]])
         whole_F = token_M[drafts_F] - token_M[drafts_F - 1]
         token_F: NDArray[np.float64] = token_M[drafts_F] + (rows - whole_F) * more_F
         return token_F
@@ -403,7 +452,7 @@ class Planner:
             known.costs.observe(*self._priced(step, len(rows), seconds, drew=drew))
         known.turn += 1
         known.used[step.kind] = known.turn
-        if step == self.steps[self._longest]:
+        if step == self.steps[self._at.longest]:
             known.longest = known.turn
         if known.allowance is not None:
             known.allowance += seconds * self.PROBE_SHARE / (1 + min(known.vain // self.VAIN, self.RARER - 1))
@@ -473,21 +522,21 @@ class Planner:
             return None
         cost_S = np.where(np.isnan(cost_S), least_S, cost_S)
         known.look_from = np.inf  # unless one is taken, there is nothing to look at as things stand
-        kinds = {*self._kinds} - barred
+        kinds = {*self._at.kinds} - barred
         if known.turn - known.used.get("plain", 0) <= self.RENEWED:
             kinds -= {"plain"}
-        shorter = self._chains.start <= best < self._longest
-        if not shorter and not (ends and self._kinds[best] == "onepass"):
-            kinds -= {self._kinds[best]}
+        shorter = self._at.chains.start <= best < self._at.longest
+        if not shorter and not (ends and self._at.kinds[best] == "onepass"):
+            kinds -= {self._at.kinds[best]}
         if not kinds:
             return None
-        speed = {kind: max((speed_S[i], i) for i, k in enumerate(self._kinds) if k == kind) for kind in kinds}
+        speed = {kind: max((speed_S[i], i) for i, k in enumerate(self._at.kinds) if k == kind) for kind in kinds}
         last = dict(known.used)
         if shorter:
-            speed["chain"], last["chain"] = (speed_S[self._longest], self._longest), known.longest
+            speed["chain"], last["chain"] = (speed_S[self._at.longest], self._at.longest), known.longest
         order = sorted(kinds, key=lambda kind: (last.get(kind, 0), kind))
         kind = order[0]
-        if self._kinds[best] == "plain" and speed[kind][0] and known.turn % 2:
+        if self._at.kinds[best] == "plain" and speed[kind][0] and known.turn % 2:
             kind = max(speed, key=lambda kind: speed[kind])
         index = ends[0] if kind == "onepass" and ends else speed[kind][1]
         cost = float(3 * cost_S[0] if np.isnan(cost_S[index]) else cost_S[index])
@@ -495,9 +544,9 @@ class Planner:
         if kind == "onepass":
             # It drafts and verifies what a chain would have; what it costs beyond that is only what it drafts ahead.
             step = self.steps[index]
-            chain = self._chains.start + int((self._drafts_S[self._chains] <= step.drafts).sum()) - 1
+            chain = self._at.chains.start + int((self._at.drafts_S[self._at.chains] <= step.drafts).sum()) - 1
             cost, tokens = float(draft_S[index] + cost_S[index]), speed_S[chain] * cost_S[chain]
-        elif self._kinds[best] == "onepass":
+        elif self._at.kinds[best] == "onepass":
             lost = float(draft_S[best])  # what was drafted ahead
         worth = float(tokens / speed_S[best]) - lost
         return Look(self.steps[index], worth=worth, least=float(cost_S[0]), most=cost - worth)
