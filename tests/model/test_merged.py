@@ -1,12 +1,17 @@
 """Linear layers multiplied as one: the same results, the same weights, and nothing left behind in copies."""
 
 import copy
+from pathlib import Path
 
 import pytest
 import torch
 
+import orthrus
+from orthrus.model.attach import config_of, detach
+from orthrus.model.checkpoint import load_adapter
 from orthrus.model.merged import MergedLinear, merge, unmerge
 from tests.decode.drive import dual
+from tests.families import tiny
 
 
 def logits(model: torch.nn.Module, view: str) -> torch.Tensor:
@@ -50,6 +55,21 @@ def test_copies_and_unmerged_layers_are_plain() -> None:
     unmerge(model)
     assert not any(isinstance(m, MergedLinear) for m in model.modules())
     assert torch.equal(logits(model, "ar"), logits(dual(), "ar"))
+
+
+def test_a_merged_model_is_saved_and_detached_as_any_other(tmp_path: Path) -> None:
+    """Views of one tensor are written as tensors of their own; nothing of the merger is left on the backbone."""
+    model = merge(dual())
+    orthrus.save(model, tmp_path / "view", format="adapter")
+    model.save_pretrained(tmp_path / "whole")
+    fresh = orthrus.attach(tiny("qwen3"), config_of(model), attn_implementation="orthrus")
+    load_adapter(fresh, tmp_path / "view")
+    assert torch.equal(logits(fresh, "diffusion"), logits(dual(), "diffusion"))
+    backbone = detach(model)
+    assert not any(isinstance(m, MergedLinear) for m in backbone.modules())
+    ids = torch.arange(12)[None]
+    with torch.no_grad():
+        assert torch.equal(backbone(input_ids=ids).logits, tiny("qwen3", attn="orthrus")(input_ids=ids).logits)
 
 
 def test_layers_called_with_other_inputs_do_not_get_each_others() -> None:

@@ -12,7 +12,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from orthrus.errors import ConfigError, UnsupportedModel
-from orthrus.model import attention, markov, packed
+from orthrus.model import attention, markov, merged, packed
 from orthrus.model.config import OrthrusConfig
 from orthrus.model.dual import DualAttention
 
@@ -65,6 +65,7 @@ def detach(model: PreTrainedModel) -> PreTrainedModel:
     markov.install(model, None)
     delattr(model, _ATTRIBUTE)
     packed.unpack(model)
+    merged.unmerge(model)
     return model
 
 

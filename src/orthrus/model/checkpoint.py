@@ -71,7 +71,7 @@ def save(model: PreTrainedModel, path: str | Path, *, format: Format = "adapter"
         raise ConfigError(f"format must be 'adapter' or 'official', found {format!r}")
     stem = Path(ADAPTER_FILE).stem if format == "adapter" else "model"
     with replacing(Path(path)) as scratch:
-        plain = {name: t.detach().cpu().contiguous() for name, t in tensors.items()}
+        plain = {name: _alone(t.detach().cpu()) for name, t in tensors.items()}
         save_torch_state_dict(plain, scratch, filename_pattern=stem + "{suffix}.safetensors")
         for name, values in files.items():
             (scratch / name).write_text(json.dumps(values, indent=2, sort_keys=True) + "\n")
@@ -81,6 +81,12 @@ def save(model: PreTrainedModel, path: str | Path, *, format: Format = "adapter"
         if file.name not in written:
             file.unlink()
     return Path(path)
+
+
+def _alone(tensor: Tensor) -> Tensor:
+    """Return a contiguous tensor that shares its memory with no other (merged layers' do), which files cannot say."""
+    shares = tensor.untyped_storage().nbytes() > tensor.numel() * tensor.element_size()
+    return tensor.clone(memory_format=torch.contiguous_format) if shares else tensor.contiguous()
 
 
 def load_adapter(model: PreTrainedModel, path: Path) -> None:

@@ -12,8 +12,6 @@ from torch import Tensor, nn
 from torch.nn.functional import linear
 from transformers import PreTrainedModel
 
-from orthrus.model.attach import layers_of
-
 
 class Merged:
     """The weights of layers that read the same input, and what they made of the last one."""
@@ -84,8 +82,7 @@ def unmerge(model: nn.Module) -> None:
 
 def _groups(model: PreTrainedModel) -> list[list[nn.Linear]]:
     """Return the linear layers of one module that are called one after another with the very same tensor."""
-    parents = {child: parent for layer in layers_of(model) for parent in layer.modules() for child in parent.children()}
-    linears = [child for child in parents if type(child) is nn.Linear]
+    parents = {child: parent for parent in model.modules() for child in parent.children() if type(child) is nn.Linear}
     groups: list[list[nn.Linear]] = []
     known: set[nn.Linear] = set()
     calls: list[tuple[nn.Linear, Tensor]] = []
@@ -96,7 +93,7 @@ def _groups(model: PreTrainedModel) -> list[list[nn.Linear]]:
 
     for view in ("ar", "diffusion"):
         calls.clear()
-        hooks = [child.register_forward_pre_hook(note) for child in linears]
+        hooks = [child.register_forward_pre_hook(note) for child in parents]
         try:
             model.base_model(input_ids=torch.zeros(1, 1, dtype=torch.long, device=model.device), view=view)
         finally:
