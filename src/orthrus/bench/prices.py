@@ -106,11 +106,12 @@ class _Priced(Passes):
             self.meter.now += self.meter.prices.seconds(kind, positions, batch=batch, context=context)
 
     def prefill(self, rows: slice, pending: Sequence[Sequence[int]], *, chunk: int, **more: Any) -> Tensor | None:
-        """Read prompts: each chunk costs what verifying as many positions does, drafts made with the last included."""
+        """Read prompts: each chunk costs what verifying as many positions does; one that drafts, what a fused pass."""
         longest = max(map(len, pending))
         for start in range(0, longest, chunk):
             drafts = more.get("drafts", 0) if start + chunk >= longest else 0
-            self._charge("verify", rows, min(chunk, longest - start) + (drafts + 1 if drafts else 0))
+            ahead = drafts + 1 if drafts else 0
+            self._charge("fused" if ahead else "verify", rows, min(chunk, longest - start) + ahead)
         return super().prefill(rows, pending, chunk=chunk, **more)
 
     def verify(self, rows: slice, token_BQ: Tensor) -> Tensor:
