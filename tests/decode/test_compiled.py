@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+import orthrus
 from orthrus.decode import plan
 from orthrus.decode.engine import Engine
 from orthrus.decode.options import Options
@@ -110,7 +111,7 @@ def recorded(in_parts: None, monkeypatch: pytest.MonkeyPatch) -> list[object]:
 
     def record(
         inputs: list[Tensor], call: Callable[[], list[Tensor]], _: ScratchCache
-    ) -> tuple[Recording, list[Tensor]]:
+    ) -> tuple[Recording | None, list[Tensor]]:
         first = call()
         results = [result.clone() for result in first]
         made.append(results)
@@ -173,6 +174,37 @@ def test_a_pass_that_does_not_fit_is_refused_before_it_is_run_again(recorded: li
     engine.cache.set_length(0, engine.cache.capacity - 2)
     with pytest.raises(CacheFull):
         engine.passes.verify(slice(0, 1), torch.zeros(1, 8, dtype=torch.long))
+
+
+def test_other_weights_or_another_view_are_recorded_anew(recorded: list[object]) -> None:
+    """A recording reads weights where they lay: once they lie elsewhere, or drafts are made otherwise, it is no use."""
+    model = marked(dual())
+
+    def text() -> list[int]:
+        engine = Engine(model, rows=1, capacity=96, plan=plan.parse("full"))
+        return decode(engine, PROMPTS[:1], Options(max_new_tokens=12))[0].token_ids
+
+    expected, made = text(), len(recorded)
+    orthrus.detach(model)
+    orthrus.attach(model, orthrus.OrthrusConfig(block_size=8), attn_implementation="orthrus")
+    gc.collect()
+    assert text() == expected
+    assert len(recorded) == 2 * made
+
+
+def test_passes_that_cannot_be_recorded_are_launched(in_parts: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What waits for the device while it is recorded is asked for once, and texts are what they are."""
+    asked: list[object] = []
+
+    def record(_: object, call: Callable[[], list[Tensor]], cache: ScratchCache) -> tuple[None, list[Tensor]]:
+        asked.append(cache)
+        return None, call()
+
+    monkeypatch.setattr(module, "record", record)
+    engine = Engine(marked(dual()), rows=1, capacity=96, plan=plan.parse("full"))
+    (row,) = decode(engine, PROMPTS[:1], Options(max_new_tokens=12))
+    assert row.token_ids == reference.greedy_text(tiny("qwen3"), PROMPTS[0], 12)
+    assert len(asked) == len(engine.cache.recordings) == 2
 
 
 def test_a_cache_is_lent_again_with_what_was_recorded_over_it(recorded: list[object]) -> None:

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 import orthrus
+from orthrus.bench.peers import plain
 from orthrus.model.attach import config_of, detach
 from orthrus.model.checkpoint import load_adapter
 from orthrus.model.merged import MergedLinear, merge, unmerge
@@ -70,6 +71,15 @@ def test_a_merged_model_is_saved_and_detached_as_any_other(tmp_path: Path) -> No
     ids = torch.arange(12)[None]
     with torch.no_grad():
         assert torch.equal(backbone(input_ids=ids).logits, tiny("qwen3", attn="orthrus")(input_ids=ids).logits)
+
+
+def test_a_plain_backbone_for_comparison_leaves_its_original_merged() -> None:
+    """It shares the weights: were they moved, what is loaded into the original later would go unnoticed."""
+    model = merge(dual())
+    plain(model)
+    other = dual("qwen3", seed=3)
+    model.load_state_dict(other.state_dict())
+    torch.testing.assert_close(logits(model, "ar"), logits(other, "ar"), rtol=1e-5, atol=1e-5)
 
 
 def test_layers_called_with_other_inputs_do_not_get_each_others() -> None:

@@ -11,6 +11,7 @@ INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 pytestmark = [pytest.mark.skipif(not (INTERPRETED or torch.cuda.is_available()), reason="needs a CUDA device")]
 DEVICE = "cpu" if INTERPRETED else "cuda"
 
+from orthrus.model import split_attention as module  # noqa: E402
 from orthrus.model.masks import Behind  # noqa: E402
 from orthrus.model.split_attention import split_attention, write  # noqa: E402
 
@@ -95,6 +96,36 @@ def test_tiles_beyond_reach_change_no_bit(dtype: torch.dtype) -> None:
     for slots in (384, 1024):
         long = split_attention(query, key[:, :, :slots], value[:, :, :slots], mask, scaling=0.3, in_order=True)
         assert torch.equal(short, long)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, pytest.param(torch.bfloat16, marks=REAL)])
+@pytest.mark.parametrize("window", [None, 70])
+def test_where_a_pass_begins_changes_no_bit(window: int | None, dtype: torch.dtype) -> None:
+    """Keys that are text in one pass are the pass's own in another, in whole blocks of keys and in others."""
+    query, key, value, _ = drawn(1, 2, 2, 8, 8, 512, 16, [200], None, dtype)
+    last, found = 261, []
+    for length in (254, 256, 261):
+        own = torch.ones(1, 8, 8, dtype=torch.bool, device=DEVICE).tril()
+        own[0, 5] = torch.arange(8, device=DEVICE) <= last - length
+        first = None if window is None else torch.full((1, 8), last - window + 1, device=DEVICE)
+        mask = Behind(torch.tensor([length], device=DEVICE), own, first)
+        out = split_attention(query, key, value, mask, scaling=0.3, in_order=True)
+        found.append(out.view(1, 2, 2, 8, 16)[:, :, :, 5])
+    assert torch.equal(found[0], found[1])
+    assert torch.equal(found[0], found[2])
+
+
+@pytest.mark.parametrize(("size", "dtype"), [(256, torch.bfloat16), (256, torch.float32), (128, torch.float32)])
+@pytest.mark.parametrize("shared", [99 << 10, 163 << 10, 227 << 10])
+def test_programs_fit_the_devices_memory(
+    size: int, dtype: torch.dtype, shared: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Tiles of keys, values, queries and scores, the widest that go in."""
+    monkeypatch.setattr(module, "_SHARED", shared)
+    block, keys, stages = module._shape(torch.empty(1, dtype=dtype), 128, size, size)
+    assert (stages * keys * 2 * size + block * size) * dtype.itemsize + 4 * block * keys <= shared
+    roomy = module._shape(torch.empty(1, dtype=torch.bfloat16), 128, 64, 64)
+    assert roomy == ((64, 128, 2) if shared > 128 << 10 else (64, 64, 2))
 
 
 @REAL

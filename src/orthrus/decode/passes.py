@@ -116,7 +116,8 @@ class Passes:
         self.in_parts = attention.can_split(cache.device) and model.config._attn_implementation == attention.NAME
         self.recorded = self.compiled and self.in_parts
         self.reads_ahead = not self.recorded  # a recorded draft pass takes less than a longer prefill pass does
-        self.weights = model.get_input_embeddings().weight.data_ptr()  # other ones are another recording
+        # What a recording reads beside the cache and its inputs: other weights make another one.
+        self.model_state = hash((config_of(model), *(p.data_ptr() for p in model.parameters()))) if self.recorded else 0
         self.config = config_of(model)
         self.causal = self.config.block_attention == "causal"
         self.markov = markov_of(model)
@@ -362,8 +363,8 @@ class Passes:
         end, length_B = longest + slot_BQ.shape[1], cache.length_R[rows]
         # Reading a prompt is another kernel's work, unless its keys must be those that other passes write.
         in_parts = self.in_parts and (self.geometry is not None or not prefill)
+        cache.require(end)
         if in_parts:
-            cache.require(end)
             end = cache.capacity
         elif self.geometry is not None and fixed:
             end = min(self.geometry.reach(end, whole=whole), cache.capacity)
@@ -423,7 +424,7 @@ class Passes:
         if not (self.recorded and self.cache.keys):
             return call(given)
         self.cache.require(max(self.cache.lengths[rows]) + width)
-        key = (kind, width, rows.start, rows.stop, self.geometry, self.weights)
+        key = (kind, width, rows.start, rows.stop, self.geometry, self.model_state)
         return compiled.replayed(self.cache, key, given, call)
 
     def _call(

@@ -99,9 +99,10 @@ def _split(
     from orthrus.model.split_attention import split_attention  # Triton is where CUDA is
 
     sink_NR = None if sink_H is None else sink_H.view(key.shape[1], -1).repeat_interleave(queries, dim=1)
-    return split_attention(
-        grouped, key, value, mask, scaling=scaling, softcap=softcap, sink_NR=sink_NR, in_order=in_order
-    )
+    with torch.cuda.device_of(grouped):  # type: ignore[no-untyped-call]
+        return split_attention(
+            grouped, key, value, mask, scaling=scaling, softcap=softcap, sink_NR=sink_NR, in_order=in_order
+        )
 
 
 def _flex(

@@ -59,6 +59,7 @@ class ScratchCache:
         # Passes over these very buffers, and the memory that they work in: `model.compiled` keeps them here.
         self.recordings: dict[object, Any] = {}
         self.workspace: Any = None
+        self.results: Tensor | None = None
 
     def begin(self, rows: slice, slot_BQ: Tensor, *, end: int, start: int | None = None) -> None:
         """Point the next pass at its place; every layer's `update` then writes there.
@@ -103,7 +104,8 @@ class ScratchCache:
         elif self._kernel:
             from orthrus.model.split_attention import write
 
-            write(keys, values, key_BHQD, value_BHQD, place.row_B1, place.slot_BQ[:, columns])
+            with torch.cuda.device_of(keys):  # type: ignore[no-untyped-call]
+                write(keys, values, key_BHQD, value_BHQD, place.row_B1, place.slot_BQ[:, columns])
         else:
             keys[place.row_B1, place.slot_BQ[:, columns]] = key_BHQD.transpose(1, 2)
             values[place.row_B1, place.slot_BQ[:, columns]] = value_BHQD.transpose(1, 2)

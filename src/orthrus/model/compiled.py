@@ -6,6 +6,7 @@ not for each length of text. Knows how a model's forward is compiled, and what a
 pass.
 """
 
+import warnings
 import weakref
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -26,7 +27,8 @@ SPAN = 256
 """Cache slots in reach are rounded up to a multiple of this, so that lengths do not make a graph each."""
 
 _EIGHTHS = 3  # bits: caches that are lent again are rounded up to an eighth of a power of two
-_KEPT = 2  # caches nobody borrows, per model
+_KEPT = 1  # caches nobody borrows, per model
+_ALIGNED = 256  # bytes
 _idle: "weakref.WeakKeyDictionary[PreTrainedModel, list[ScratchCache]]" = weakref.WeakKeyDictionary()
 
 _RECOMPILES = 64  # views, widths of one and more, one row and more, which rows are projected
@@ -77,6 +79,7 @@ def lend(model: PreTrainedModel, *, rows: int, capacity: int, borrower: object) 
         cache.set_lengths_of(slice(0, rows), [0] * rows)
     else:
         step = max(SPAN, 1 << max(0, capacity.bit_length() - _EIGHTHS - 1))
+        idle.clear()  # a device's memory may not hold both
         cache = ScratchCache(rows=rows, capacity=-(-capacity // step) * step, device=device)
     weakref.finalize(borrower, _take_back, idle, cache).atexit = False
     return cache
@@ -147,11 +150,13 @@ def replayed(
         call: computes the results from tensors like the given ones, without waiting for the device.
     """
     shapes = tuple((tensor.shape, tensor.dtype) for tensor in given)
-    recording = cache.recordings.get((key, shapes))
-    if recording is None:
+    if (key, shapes) not in cache.recordings:
         inputs = [tensor.clone() for tensor in given]
         cache.recordings[key, shapes], results = record(inputs, lambda: call(inputs), cache)
         return results
+    recording = cache.recordings[key, shapes]
+    if recording is None:
+        return call(list(given))
     if given:
         torch._foreach_copy_(recording.inputs, list(given))
     recording.replay()
@@ -160,15 +165,32 @@ def replayed(
 
 def record(
     inputs: list[Tensor], call: Callable[[], list[Tensor]], cache: ScratchCache
-) -> tuple[Recording, list[Tensor]]:
-    """Make a call, and record it as a CUDA graph; those over one cache share their memory."""
-    aside, graph = torch.cuda.Stream(), torch.cuda.CUDAGraph()  # type: ignore[no-untyped-call]
-    aside.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(aside):
+) -> tuple[Recording | None, list[Tensor]]:
+    """Make a call, and record it as a CUDA graph; None where it waits for the device, which no graph can.
+
+    Recordings over one cache share their memory and the place where they leave their results.
+    """
+    with torch.cuda.device(cache.device):
         first = call()  # compiles and allocates what must not be while recording, which computes nothing
-    torch.cuda.current_stream().wait_stream(aside)
-    if cache.workspace is None:
-        cache.workspace = torch.cuda.graph_pool_handle()
-    with torch.cuda.graph(graph, pool=cache.workspace):
-        results = call()
-    return Recording(graph.replay, inputs, results), first
+        kept = _places(cache, first)
+        if cache.workspace is None:
+            cache.workspace = torch.cuda.graph_pool_handle()
+        graph = torch.cuda.CUDAGraph()
+        try:
+            with torch.cuda.graph(graph, pool=cache.workspace):
+                for place, result in zip(kept, call(), strict=True):
+                    place.copy_(result)
+        except RuntimeError as error:
+            reason = str(error).splitlines()[0]
+            warnings.warn(f"passes of this model cannot be recorded ({reason}): launched one by one", stacklevel=2)
+            return None, first
+    return Recording(graph.replay, inputs, kept), first
+
+
+def _places(cache: ScratchCache, results: list[Tensor]) -> list[Tensor]:
+    """Return tensors like the results, in memory that all recordings over a cache share."""
+    sizes = [-(-result.nbytes // _ALIGNED) * _ALIGNED for result in results]
+    if cache.results is None or cache.results.numel() < sum(sizes):
+        cache.results = torch.empty(sum(sizes), dtype=torch.uint8, device=cache.device)
+    parts = torch.split(cache.results[: sum(sizes)], sizes)
+    return [part[: r.nbytes].view(r.dtype).view(r.shape) for part, r in zip(parts, results, strict=True)]

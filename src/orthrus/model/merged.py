@@ -39,7 +39,7 @@ class MergedLinear(nn.Linear):
         merged = self._merged
         if merged is None or torch.is_grad_enabled():
             return linear(input, self.weight, self.bias)
-        if merged.input is not input:
+        if merged.input is not input or self._place == 0:
             merged.input = input
             merged.outputs = torch.split(linear(input, merged.weight, merged.bias), merged.sizes, -1)
         output = merged.outputs[self._place]
@@ -74,15 +74,19 @@ def unmerge(model: nn.Module) -> None:
     """Make merged layers plain ones again, each with weights of its own."""
     for layer in [module for module in model.modules() if type(module) is MergedLinear]:
         layer.__class__ = nn.Linear  # type: ignore[assignment]
-        layer.__dict__.pop("_merged", None)
         layer.__dict__.pop("_place", None)
-        for parameter in layer.parameters():
-            parameter.data = parameter.data.clone()
+        if layer.__dict__.pop("_merged", None) is not None:  # a copy may share its weights with the original
+            for parameter in layer.parameters():
+                parameter.data = parameter.data.clone()
+
+
+def _is_plain(module: nn.Module) -> bool:
+    return type(module) is nn.Linear or (isinstance(module, MergedLinear) and module._merged is None)
 
 
 def _groups(model: PreTrainedModel) -> list[list[nn.Linear]]:
     """Return the linear layers of one module that are called one after another with the very same tensor."""
-    parents = {child: parent for parent in model.modules() for child in parent.children() if type(child) is nn.Linear}
+    parents = {child: parent for parent in model.modules() for child in parent.children() if _is_plain(child)}
     groups: list[list[nn.Linear]] = []
     known: set[nn.Linear] = set()
     calls: list[tuple[nn.Linear, Tensor]] = []

@@ -18,11 +18,10 @@ from torch import Tensor
 from orthrus.model.masks import Behind
 
 _ROWS = 64  # query rows per program at most
-_KEYS = (64, 128)  # that a program looks at at a time: one with few rows, and one with many
-_WARPS = (4, 8)
+_SHAPES = ((128, 2), (64, 2), (64, 1), (32, 1), (16, 1))  # keys at a time, and loads in flight: the first that fits
 _TILE = 128  # keys per program, where that is fixed
 _AT_ONCE = 16  # of those programs' results put together at once
-_STAGES = 2
+_SHARED = 96 << 10  # bytes of shared memory where the device does not say
 _PER_PROCESSOR = 2  # programs that a multiprocessor works on at once
 
 
@@ -52,7 +51,8 @@ def split_attention(
     Q, W = mask.own_BQW.shape[1:]
     first_BQ = mask.own_BQW if mask.first_BQ is None else mask.first_BQ  # any tensor, where it is not read
     query = query_BNRD.contiguous()
-    block = max(16, min(_ROWS, triton.next_power_of_2(R)))
+    sizes = {"D": D, "DV": size, "BLOCK_D": _padded(D), "BLOCK_DV": _padded(size)}
+    block, keys, stages = _shape(query, R, _padded(D), _padded(size))
     blocks = triton.cdiv(R, block)
     if in_order:
         splits = triton.cdiv(key_BNSD.shape[2], _TILE)
@@ -60,7 +60,6 @@ def split_attention(
         splits = max(1, min(64, _PER_PROCESSOR * _processors(query.device) // (B * N * blocks)))
     parts = query.new_empty(B * N, splits, R, size, dtype=torch.float32)
     tops, totals = query.new_empty(2, B * N, splits, R, dtype=torch.float32)
-    sizes = {"D": D, "DV": size, "BLOCK_D": _padded(D), "BLOCK_DV": _padded(size)}
     _part[(B * N, blocks, splits)](
         query,
         key_BNSD,
@@ -86,11 +85,11 @@ def split_attention(
         CAPPED=softcap is not None,
         WINDOWED=mask.first_BQ is not None,
         BLOCK_M=block,
-        BLOCK_N=_KEYS[block >= _ROWS],
+        BLOCK_N=keys,
         PRECISION="ieee" if query.dtype == torch.float32 else "tf32",
         **sizes,
-        num_warps=_WARPS[block >= _ROWS],
-        num_stages=_STAGES,
+        num_warps=8 if block == _ROWS else 4,
+        num_stages=stages,
     )
     out = query.new_empty(B, N, R, size)
     _join[(B * N, R)](
@@ -99,9 +98,12 @@ def split_attention(
         totals,
         out if sink_NR is None else sink_NR,
         out,
+        mask.length_B,
+        W,
         R,
         N,
         SPLITS=splits,
+        TILE=_TILE if in_order else 0,
         AT_ONCE=_AT_ONCE if in_order else triton.next_power_of_2(splits),
         SINKS=sink_NR is not None,
         DV=size,
@@ -132,6 +134,21 @@ def write(keys: Tensor, values: Tensor, key_BNQD: Tensor, value_BNQD: Tensor, ro
         ALL_V=N * size,
         BLOCK=triton.next_power_of_2(N * max(D, size)),
     )
+
+
+def _shape(query: Tensor, rows: int, size: int, value_size: int) -> tuple[int, int, int]:
+    """Return query rows per program, keys at a time and loads in flight: as many as the device has memory for."""
+    shared, bytes_each = _SHARED, query.element_size()
+    if query.is_cuda:
+        properties: Any = torch.cuda.get_device_properties(query.device)  # typed without this one
+        shared = properties.shared_memory_per_block_optin
+    most = int(max(16, min(_ROWS, triton.next_power_of_2(rows))))
+    for block in (most, 16):
+        for keys, stages in _SHAPES if block == _ROWS else _SHAPES[1:]:
+            tiles = stages * keys * (size + value_size) + block * size
+            if tiles * bytes_each + 4 * block * keys <= shared:
+                return block, keys, stages
+    return 16, *_SHAPES[-1]
 
 
 def _padded(size: int) -> int:
@@ -194,7 +211,7 @@ def _part(  # type: ignore[no-untyped-def]
     earliest = 0
     if WINDOWED:
         begin = tl.load(first + b * first_b + at_query * first_q, mask=there, other=0)
-        earliest = tl.min(tl.where(there, begin, end), axis=0) // BLOCK_N * BLOCK_N
+        earliest = tl.minimum(tl.min(tl.where(there, begin, end), axis=0), text) // BLOCK_N * BLOCK_N
     if TILE:
         start = split * TILE
         stop = tl.minimum(start + TILE, end)
@@ -213,8 +230,11 @@ def _part(  # type: ignore[no-untyped-def]
     keys = key + b * key_b + n * key_n
     values = value + b * value_b + n * value_n
     table = own + b * own_b + at_query[:, None] * own_q
-    # Whole blocks of text first, which need no table of who sees what; then what the pass itself has written.
-    whole = tl.maximum(start, tl.minimum(stop, text // BLOCK_N * BLOCK_N))
+    # Whole blocks of text first, which need no table of who sees what; then what the pass itself has written. In order
+    # all go the latter way: compilers round the two differently, and which a key takes depends on the text's length.
+    whole = start
+    if not TILE:
+        whole = tl.maximum(start, tl.minimum(stop, text // BLOCK_N * BLOCK_N))
     for inside in tl.static_range(2):
         for at in range(whole if inside else start, stop if inside else whole, BLOCK_N):
             slot = at + tl.arange(0, BLOCK_N)
@@ -250,7 +270,8 @@ def _part(  # type: ignore[no-untyped-def]
     place = (bn * SPLITS + split) * R + row
     tl.store(tops + place, top, mask=there)
     tl.store(totals + place, total, mask=there)
-    tl.store(parts + place[:, None] * DV + dv[None], sums, mask=there[:, None] & (dv[None] < DV))
+    some = there & (start < stop)
+    tl.store(parts + place[:, None] * DV + dv[None], sums, mask=some[:, None] & (dv[None] < DV))
 
 
 @triton.jit  # type: ignore[untyped-decorator]
@@ -260,9 +281,12 @@ def _join(  # type: ignore[no-untyped-def]
     totals,
     sinks,
     out,
+    length,
+    W,
     R,
     N,
     SPLITS: tl.constexpr,
+    TILE: tl.constexpr,
     AT_ONCE: tl.constexpr,
     SINKS: tl.constexpr,
     DV: tl.constexpr,
@@ -275,16 +299,20 @@ def _join(  # type: ignore[no-untyped-def]
     top = float("-inf")
     total = 0.0
     sums = tl.zeros((BLOCK_DV,), tl.float32)
-    for at in range(0, SPLITS, AT_ONCE):
+    splits = SPLITS
+    if TILE:
+        splits = tl.cdiv(tl.load(length + bn // N) + W, TILE)
+    for at in range(0, splits, AT_ONCE):
         split = at + tl.arange(0, AT_ONCE)
-        known = split < SPLITS
+        known = split < splits
         place = (bn * SPLITS + split) * R + row
         own_top = tl.load(tops + place, mask=known, other=float("-inf"))
         higher = tl.maximum(top, tl.max(own_top, axis=0))
         base = tl.where(higher == float("-inf"), 0.0, higher)
         shrink = tl.exp(top - base)
         weight = tl.exp(own_top - base)
-        each = tl.load(parts + place[:, None] * DV + dv[None], mask=known[:, None] & (dv[None] < DV), other=0.0)
+        some = known & (own_top > float("-inf"))
+        each = tl.load(parts + place[:, None] * DV + dv[None], mask=some[:, None] & (dv[None] < DV), other=0.0)
         sums = sums * shrink + tl.sum(weight[:, None] * each, axis=0)
         total = total * shrink + tl.sum(weight * tl.load(totals + place, mask=known, other=0.0), axis=0)
         top = higher
