@@ -1,5 +1,6 @@
 """Compiled passes: the same graph whatever the lengths, and the same texts as eager ones."""
 
+import copy
 import gc
 from collections.abc import Callable
 from typing import Any
@@ -13,6 +14,7 @@ import orthrus
 from orthrus.decode import plan
 from orthrus.decode.engine import Engine
 from orthrus.decode.options import Options
+from orthrus.decode.passes import Passes
 from orthrus.errors import CacheFull
 from orthrus.model import attention as functions
 from orthrus.model import compiled as module
@@ -128,7 +130,7 @@ def recorded(in_parts: None, monkeypatch: pytest.MonkeyPatch) -> list[object]:
 
 def marked(model: PreTrainedModel) -> PreTrainedModel:
     """Let a model pass for compiled: what is recorded is its forward as it is."""
-    model.__dict__[module._ATTRIBUTE] = model.forward
+    model.__dict__[module._ATTRIBUTE] = (id(model), model.forward)
     return model
 
 
@@ -174,6 +176,18 @@ def test_a_pass_that_does_not_fit_is_refused_before_it_is_run_again(recorded: li
     engine.cache.set_length(0, engine.cache.capacity - 2)
     with pytest.raises(CacheFull):
         engine.passes.verify(slice(0, 1), torch.zeros(1, 8, dtype=torch.long))
+
+
+def test_a_prompt_that_does_not_fit_is_refused() -> None:
+    """Rounding up what a compiled pass looks at hides nothing."""
+    passes = Passes(marked(dual()), ScratchCache(rows=1, capacity=16))
+    with torch.inference_mode(), pytest.raises(CacheFull):
+        passes.prefill(slice(0, 1), [[5] * 20], chunk=64)
+
+
+def test_a_copy_is_not_compiled() -> None:
+    """It would run the original's forward."""
+    assert not is_compiled(copy.deepcopy(marked(dual())))
 
 
 def test_other_weights_or_another_view_are_recorded_anew(recorded: list[object]) -> None:
@@ -252,7 +266,7 @@ def test_layers_share_their_graphs(recorded: list[object]) -> None:
 
         torch._dynamo.reset()
         model = merge(dual(num_hidden_layers=layers))
-        model.__dict__[module._ATTRIBUTE] = by_layer(model, backend=count)
+        model.__dict__[module._ATTRIBUTE] = (id(model), by_layer(model, backend=count))
         engine = Engine(model, rows=1, capacity=96, plan=plan.parse("full"))
         (row,) = decode(engine, PROMPTS[:1], Options(max_new_tokens=12))
         assert row.token_ids == reference.greedy_text(tiny("qwen3", num_hidden_layers=layers), PROMPTS[0], 12)

@@ -55,12 +55,13 @@ def compile_passes(model: PreTrainedModel, *, backend: Backend = "inductor") -> 
         forward = by_layer(merge(model), backend=backend)
     else:
         forward = torch.compile(model.forward, dynamic=True, backend=backend)
-    model.__dict__[_ATTRIBUTE] = forward
+    model.__dict__[_ATTRIBUTE] = (id(model), forward)
 
 
 def is_compiled(model: PreTrainedModel) -> bool:
-    """Tell whether decoding passes are compiled."""
-    return _ATTRIBUTE in model.__dict__
+    """Tell whether decoding passes are compiled; those of a copy are not."""
+    whose, _ = model.__dict__.get(_ATTRIBUTE, (None, None))
+    return bool(whose == id(model))
 
 
 def lend(model: PreTrainedModel, *, rows: int, capacity: int, borrower: object) -> ScratchCache:
@@ -92,7 +93,8 @@ def _take_back(idle: list[ScratchCache], cache: ScratchCache) -> None:
 
 def run(model: PreTrainedModel, arguments: dict[str, Any]) -> Tensor:
     """Call a compiled model; returns logits."""
-    forward: Forward = model.__dict__[_ATTRIBUTE]
+    forward: Forward
+    _, forward = model.__dict__[_ATTRIBUTE]
     with torch._dynamo.config.patch(recompile_limit=_RECOMPILES):
         logits: Tensor = forward(**arguments).logits
         return logits
