@@ -18,7 +18,7 @@ from orthrus.decode.passes import Passes
 from orthrus.errors import CheckpointError, ConfigError
 from orthrus.model.attach import config_of, duals
 from orthrus.model.cache import ScratchCache
-from orthrus.model.packed import unpack
+from orthrus.model.packed import PackedLinear, unpack
 from tests.bench.conftest import Ticks
 
 Loaded = tuple[PreTrainedModel, PreTrainedTokenizerBase]
@@ -216,6 +216,9 @@ def test_a_shape_is_made_from_its_configuration_alone(tmp_path: Path) -> None:
     model = shaped(str(file), dtype="bfloat16", device="cpu")
     assert (model.dtype, config_of(model).block_size, len(duals(model))) == (torch.bfloat16, 32, 2)
     assert any(p.abs().sum() > 0 for p in model.parameters())
+    assert isinstance(shaped(str(file), dtype="float32", device="cpu", pack=True).lm_head, PackedLinear)
+    with pytest.raises(ConfigError, match="drop one"):
+        shaped(str(file), device="cpu", compile=True, pack=True)
     (tmp_path / "other.json").write_text("{}")
     for name in ("other.json", "missing.json"):
         with pytest.raises(CheckpointError, match=name):

@@ -11,9 +11,8 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from orthrus.errors import CheckpointError
 from orthrus.model.attach import attach
-from orthrus.model.compiled import compile_passes
 from orthrus.model.config import OrthrusConfig
-from orthrus.model.load import device_of, dtype_of
+from orthrus.model.load import device_of, dtype_of, ready
 
 BLOCK = 32
 """Block length of the paper's models."""
@@ -30,12 +29,13 @@ def shaped(
     dtype: str | torch.dtype | None = None,
     device: str | torch.device | None = None,
     compile: bool = False,
+    pack: bool | None = None,
 ) -> PreTrainedModel:
-    """Make a dual-view model of random weights after a configuration file.
+    """Make a dual-view model of random weights after a configuration file; the options are those of `load`.
 
     Raises:
         CheckpointError: no such file, or no configuration that transformers knows.
-        ConfigError: an unknown dtype or device.
+        ConfigError: an unknown dtype or device, or both `compile` and `pack`.
     """
     place = device_of(device)
     wanted = dtype_of(dtype, place)
@@ -47,7 +47,4 @@ def shaped(
     except (OSError, ValueError, KeyError) as error:
         raise CheckpointError(f"{config} must be a model's config.json: {str(error).splitlines()[0]}") from error
     attach(model, OrthrusConfig(block_size=BLOCK, mask_token_id=0), attn_implementation="orthrus")
-    model.eval()
-    if compile:
-        compile_passes(model)
-    return model
+    return ready(model, compile=compile, pack=pack)

@@ -180,7 +180,7 @@ def passes(
         start(len(dtypes) * len(long) * len(many) * len(kinds(wide, fused, floor=floor, prompt=prompt)) * repeats, "")
         for name in dtypes:
             if is_shape(model):
-                loaded = shaped(model, dtype=name, device=device, compile=compile)
+                loaded = shaped(model, dtype=name, device=device, compile=compile, pack=pack)
             else:
                 loaded, _ = loader(model, device, compile=compile, pack=pack)(name)
             if positions is not None:

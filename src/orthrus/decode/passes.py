@@ -364,8 +364,8 @@ class Passes:
         # Reading a prompt is another kernel's work, unless its keys must be those that other passes write.
         in_parts = self.in_parts and (self.geometry is not None or not prefill)
         cache.require(end)
-        if in_parts:
-            end = cache.capacity
+        if in_parts and self.recorded:
+            end = cache.capacity  # one recording for all lengths
         elif self.geometry is not None and fixed:
             end = min(self.geometry.reach(end, whole=whole), cache.capacity)
         elif self.compiled:

@@ -56,10 +56,7 @@ class ScratchCache:
         self.values: list[Tensor] = []
         none = torch.empty(0, 0, dtype=torch.long)
         self.place = Place(first=0, last=0, row_B1=none, slot_BQ=none, start=None, span=0)
-        # Passes over these very buffers, and the memory that they work in: `model.compiled` keeps them here.
-        self.recordings: dict[object, Any] = {}
-        self.workspace: Any = None
-        self.results: Tensor | None = None
+        self.recordings: Any = None  # `model.compiled` keeps passes over these very buffers here
 
     def begin(self, rows: slice, slot_BQ: Tensor, *, end: int, start: int | None = None) -> None:
         """Point the next pass at its place; every layer's `update` then writes there.

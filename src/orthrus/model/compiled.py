@@ -9,7 +9,7 @@ pass.
 import warnings
 import weakref
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -46,6 +46,38 @@ class Recording:
     results: list[Tensor]
 
 
+@dataclass(slots=True)
+class Recordings:
+    """What was recorded over one cache's buffers: made by key, None where a call cannot be; and what all of it shares.
+
+    Attributes:
+        made: the recordings.
+        workspace: memory that they work in.
+        results: bytes that they leave their results in.
+    """
+
+    made: dict[object, Recording | None] = field(default_factory=dict)
+    workspace: Any = None
+    results: Tensor | None = None
+
+    def places(self, results: list[Tensor]) -> list[Tensor]:
+        """Return tensors like the results, in the memory that all recordings leave theirs in."""
+        sizes = [-(-result.nbytes // _ALIGNED) * _ALIGNED for result in results]
+        if self.results is None or self.results.numel() < sum(sizes):
+            device = results[0].device if results else None
+            self.results = torch.empty(sum(sizes), dtype=torch.uint8, device=device)
+        parts = torch.split(self.results[: sum(sizes)], sizes)
+        return [part[: r.nbytes].view(r.dtype).view(r.shape) for part, r in zip(parts, results, strict=True)]
+
+
+def recordings_of(cache: ScratchCache) -> Recordings:
+    """Return what was recorded over a cache."""
+    if cache.recordings is None:
+        cache.recordings = Recordings()
+    known: Recordings = cache.recordings
+    return known
+
+
 def compile_passes(model: PreTrainedModel, *, backend: Backend = "inductor") -> None:
     """Compile a model's decoding passes from now on, at their first use; on CUDA each shape becomes a CUDA graph.
 
@@ -75,7 +107,7 @@ def lend(model: PreTrainedModel, *, rows: int, capacity: int, borrower: object) 
     idle = _idle.setdefault(model, [])
     fitting = [c for c in idle if c.rows == rows and c.capacity >= capacity and c.device == device]
     if fitting:
-        cache = min(fitting, key=lambda c: (c.capacity, -len(c.recordings)))
+        cache = min(fitting, key=lambda c: (c.capacity, -len(recordings_of(c).made)))
         idle.remove(cache)
         cache.set_lengths_of(slice(0, rows), [0] * rows)
     else:
@@ -151,12 +183,13 @@ def replayed(
         given: all other tensors that may differ from time to time.
         call: computes the results from tensors like the given ones, without waiting for the device.
     """
-    shapes = tuple((tensor.shape, tensor.dtype) for tensor in given)
-    if (key, shapes) not in cache.recordings:
+    made = recordings_of(cache).made
+    full_key = (key, *((tensor.shape, tensor.dtype) for tensor in given))
+    if full_key not in made:
         inputs = [tensor.clone() for tensor in given]
-        cache.recordings[key, shapes], results = record(inputs, lambda: call(inputs), cache)
+        made[full_key], results = record(inputs, lambda: call(inputs), cache)
         return results
-    recording = cache.recordings[key, shapes]
+    recording = made[full_key]
     if recording is None:
         return call(list(given))
     if given:
@@ -172,14 +205,14 @@ def record(
 
     Recordings over one cache share their memory and the place where they leave their results.
     """
+    shared = recordings_of(cache)
     with torch.cuda.device(cache.device):
         first = call()  # compiles and allocates what must not be while recording, which computes nothing
-        kept = _places(cache, first)
-        if cache.workspace is None:
-            cache.workspace = torch.cuda.graph_pool_handle()
+        kept = shared.places(first)
+        shared.workspace = shared.workspace or torch.cuda.graph_pool_handle()
         graph = torch.cuda.CUDAGraph()
         try:
-            with torch.cuda.graph(graph, pool=cache.workspace):
+            with torch.cuda.graph(graph, pool=shared.workspace):
                 for place, result in zip(kept, call(), strict=True):
                     place.copy_(result)
         except RuntimeError as error:
@@ -187,12 +220,3 @@ def record(
             warnings.warn(f"passes of this model cannot be recorded ({reason}): launched one by one", stacklevel=2)
             return None, first
     return Recording(graph.replay, inputs, kept), first
-
-
-def _places(cache: ScratchCache, results: list[Tensor]) -> list[Tensor]:
-    """Return tensors like the results, in memory that all recordings over a cache share."""
-    sizes = [-(-result.nbytes // _ALIGNED) * _ALIGNED for result in results]
-    if cache.results is None or cache.results.numel() < sum(sizes):
-        cache.results = torch.empty(sum(sizes), dtype=torch.uint8, device=cache.device)
-    parts = torch.split(cache.results[: sum(sizes)], sizes)
-    return [part[: r.nbytes].view(r.dtype).view(r.shape) for part, r in zip(parts, results, strict=True)]

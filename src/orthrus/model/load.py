@@ -60,17 +60,21 @@ def load(
         CheckpointError: nothing of that name, a damaged file, or a view of another backbone.
         ConfigError: an unknown dtype or device, or both `compile` and `pack`.
     """
-    if compile and pack:
-        raise ConfigError("compiled passes lay weights out themselves, found compile=True and pack=True: drop one")
     place = device_of(device)
     wanted = dtype_of(dtype, place)
+    _check(compile, pack)
     path = locate(name, revision)
     if (path / checkpoint.CONFIG_FILE).exists():
         model, home = _load_adapter(path, wanted, backbone)
     else:
         model, home = _load_official(path, wanted), path
     tokenizer = _tokenizer(home)
-    model.to(place)
+    return ready(model.to(place), compile=compile, pack=pack), tokenizer
+
+
+def ready(model: PreTrainedModel, *, compile: bool, pack: bool | None) -> PreTrainedModel:
+    """Make a dual-view model ready to decode where it is, in place; both options as for `load`."""
+    _check(compile, pack)
     model.eval()
     if compile:
         compile_passes(model)
@@ -78,7 +82,12 @@ def load(
         packed.pack(model)
     if pack is None:
         packed.tune(model)
-    return model, tokenizer
+    return model
+
+
+def _check(compile: bool, pack: bool | None) -> None:
+    if compile and pack:
+        raise ConfigError("compiled passes lay weights out themselves, found compile=True and pack=True: drop one")
 
 
 def backbone_with_tokenizer(name: str | Path, *, revision: str | None = None) -> tuple[PreTrainedModel, Any]:
