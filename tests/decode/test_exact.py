@@ -181,11 +181,10 @@ def test_noise_by_tokens_leaves_passes_of_one_width() -> None:
     assert "a token's logits depend on the width of its pass: narrow ones (1, 2, 3, 4, 5, 7) are filled up" in (
         finding.broken
     )
-    assert "a token's keys depend on the width of its prefill pass: not 32, 64, 96, 128, 192, 256 tokens at once" in (
-        finding.broken
-    )
+    apart = "32, 48, 64, 80, 96, 128, 160, 192, 256"
+    assert f"a token's keys depend on the width of its prefill pass: not {apart} tokens at once" in finding.broken
     assert (finding.geometry.widths, finding.geometry.chunks, finding.reads_ahead) == ((BLOCK,), (BLOCK,), False)
-    assert exact.probe(noisy(by_rows), width=BLOCK).geometry.chunks == (BLOCK, 32, 64, 96, 128, 192, 256)
+    assert exact.probe(noisy(by_rows), width=BLOCK).geometry.chunks == (BLOCK, *exact._CHUNKS)
 
 
 def by_many_tokens(x: Tensor) -> float:
@@ -260,12 +259,31 @@ def test_noise_by_reach_within_a_span_is_found(from_slots: int, monkeypatch: pyt
     def moving(grouped: Tensor, key: Tensor, *rest: Any) -> Tensor:
         return real(grouped, key, *rest) * (1 if key.shape[2] >= from_slots else 1.01)
 
-    clean = exact.probe(dual(), width=BLOCK).geometry.tails
-    assert clean[0] == 64
+    clean = exact.probe(dual(), width=BLOCK).geometry
+    assert clean.tails[0] == clean.chunk_tails[0] == 64
     monkeypatch.setattr(functions, "_by_blocks", moving)
     finding = exact.probe(dual(), width=BLOCK)
-    assert finding.geometry.tails == tuple(tail for tail in clean if tail >= from_slots)
+    assert finding.geometry.tails == tuple(tail for tail in clean.tails if tail >= from_slots)
+    assert finding.geometry.chunk_tails == tuple(tail for tail in clean.chunk_tails if tail >= from_slots)
     assert (finding.holds, finding.geometry.span) == (True, SPAN)
+
+
+@pytest.mark.parametrize(("fewest", "most"), [(1, 2 * BLOCK - 1), (2 * BLOCK + 1, 1 << 20)])
+def test_noise_by_reach_is_found_for_decoding_and_for_reading_apart(
+    fewest: int, most: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Attention over fewer slots than a span moves for few queries, or for many: those passes look at whole spans."""
+    real = functions._by_blocks
+
+    def moving(grouped: Tensor, key: Tensor, *rest: Any) -> Tensor:
+        moved = fewest <= grouped.shape[2] <= most and key.shape[2] % SPAN
+        return real(grouped, key, *rest) * (1.01 if moved else 1)
+
+    clean = exact.probe(dual(), width=BLOCK).geometry
+    monkeypatch.setattr(functions, "_by_blocks", moving)
+    geometry = exact.probe(dual(), width=BLOCK).geometry
+    few, many = (clean.tails, (SPAN,)) if fewest > 1 else ((SPAN,), clean.chunk_tails)
+    assert (geometry.tails, geometry.chunk_tails) == (few, many)
 
 
 def test_noise_by_reach_beyond_a_span_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -277,7 +295,7 @@ def test_noise_by_reach_beyond_a_span_is_found(monkeypatch: pytest.MonkeyPatch) 
 
     monkeypatch.setattr(functions, "_by_blocks", moving)
     finding = exact.probe(dual(), width=BLOCK)
-    assert (finding.holds, finding.geometry.tails) == (True, (SPAN,))
+    assert (finding.holds, finding.geometry.tails, finding.geometry.chunk_tails) == (True, (SPAN,), (SPAN,))
 
 
 # ---------------------------------------------------------------- attention by blocks and tiles
@@ -348,12 +366,15 @@ def test_masked_tiles_change_no_bit_of_tiled_attention(
 
 def test_fixed_shapes_cut_rows_into_powers_of_two() -> None:
     """Seven rows with at most four to a pass: four, two and one; capacity leaves room for fillers, in whole spans."""
-    geometry = exact.Geometry(widths=(2, 5, 8), chunks=(8, 32), span=SPAN, tails=(64, 128, SPAN), group=4)
+    tails = (64, 128, SPAN)
+    geometry = exact.Geometry(
+        widths=(2, 5, 8), chunks=(8, 32), span=SPAN, tails=tails, chunk_tails=(SPAN,), group=4
+    )
     assert [geometry.width(tokens) for tokens in (1, 2, 3, 5, 6, 8)] == [2, 2, 5, 5, 8, 8]
     assert [geometry.chunk(tokens) for tokens in (1, 8, 9, 32)] == [8, 8, 32, 32]
     assert geometry.parts(slice(2, 9)) == [slice(2, 6), slice(6, 8), slice(8, 9)]
     reaches = {1: 64, 64: 64, 65: 128, 129: SPAN, SPAN: SPAN, SPAN + 1: SPAN + 64, 2 * SPAN - 1: 2 * SPAN}
-    assert {slots: geometry.reach(slots, whole=False) for slots in reaches} == reaches
-    assert [geometry.reach(slots, whole=True) for slots in (1, SPAN, SPAN + 1)] == [SPAN, SPAN, 2 * SPAN]
+    assert {slots: geometry.reach(slots, tails) for slots in reaches} == reaches
+    assert [geometry.reach(slots) for slots in (1, SPAN, SPAN + 1)] == [SPAN, SPAN, 2 * SPAN]
     assert geometry.capacity(SPAN - 32) == SPAN
     assert geometry.capacity(SPAN - 31) == 2 * SPAN

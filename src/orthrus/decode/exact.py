@@ -29,7 +29,7 @@ EXACT: tuple[Exact, ...] = ("distribution", "token")
 
 SPAN = attention.BLOCK
 _WIDTHS = (1, 2, 3, 4, 5, 7, 8, 9, 12, 16, 24, 32, 48, 64)
-_CHUNKS = (32, 64, 96, 128, 192, 256)
+_CHUNKS = (32, 48, 64, 80, 96, 128, 160, 192, 256)
 _TAILS = (64, 128, 192, 256, 320, 384)
 _GROUPS = (1, 2, 4, 8, 16)
 _PREFIX = SPAN - 7
@@ -64,7 +64,8 @@ def probe(model: PreTrainedModel, *, width: int, rows: int = _GROUPS[-1]) -> Fin
 
     Compares passes over random texts with passes over one text, `width` tokens at a time: one token and fillers in each
     of them; more masked slots in reach; the text among 2, 4, 8 and 16 rows, up to `rows`; narrower passes; keys written
-    by wide prefill passes, and by those that draft as well; and, of attention alone, fewer masked slots in reach.
+    by wide prefill passes, and by those that draft as well; and, of attention alone, fewer masked slots in reach, for
+    decoding passes and for prefill passes.
     """
     with torch.inference_mode():
         bench = _Bench(model, width, rows)
@@ -95,8 +96,18 @@ def probe(model: PreTrainedModel, *, width: int, rows: int = _GROUPS[-1]) -> Fin
         reads_ahead = holds and all(torch.equal(keys, bench.keys(c, drafts=width - 1)) for c in chunks)
         # Elsewhere tiles are filled up, and every number of slots is a shape of its own to compile.
         few = holds and model.device.type == "cpu"
-        tails = [tail for tail in _TAILS if few and bench.attends_alike(tail, (*widths, width))]
-    found = Geometry(widths=(*widths, width), chunks=tuple(chunks), span=SPAN, tails=(*tails, SPAN), group=group)
+        tails, chunk_tails = (
+            (*(tail for tail in _TAILS if few and bench.attends_alike(tail, tokens)), SPAN)
+            for tokens in ((*widths, width), chunks)
+        )
+    found = Geometry(
+        widths=(*widths, width),
+        chunks=tuple(chunks),
+        span=SPAN,
+        tails=tails,
+        chunk_tails=chunk_tails,
+        group=group,
+    )
     return Finding(geometry=found if holds else bench.fixed, reads_ahead=reads_ahead, holds=holds, broken=tuple(broken))
 
 
@@ -151,7 +162,9 @@ class _Bench:
         vocabulary = model.get_input_embeddings().weight.shape[0]
         shape = (max(self.groups[-1], _TEXTS), _PREFIX + 2 * width)
         self.tokens = torch.randint(vocabulary, shape, generator=generator).to(model.device)
-        self.fixed = Geometry(widths=(width,), chunks=(width,), span=SPAN, tails=(SPAN,), group=1)
+        self.fixed = Geometry(
+            widths=(width,), chunks=(width,), span=SPAN, tails=(SPAN,), chunk_tails=(SPAN,), group=1
+        )
         capacity = max(_LONGER, self.fixed.capacity(_PREFIX + 2 * width + scratch))
         self.cache = ScratchCache(rows=shape[0], capacity=capacity, device=model.device)
         Passes(model, self.cache).prefill(slice(0, shape[0]), self.tokens[:, :_PREFIX].tolist(), chunk=_PREFIX)
@@ -223,6 +236,8 @@ class _Bench:
             return torch.randn(shape, generator=generator).to(like)
 
         for (own, size, out), width, before in itertools.product(sorted(shapes), widths, (0, SPAN)):
+            if width > before + tail:
+                continue  # no pass looks at fewer slots than it has tokens
             keys, values = (drawn(_DRAWN, before + SPAN, own, last) for last in (size, out))
             place_Q = torch.arange(before + tail - width, before + tail)
             mask = additive(torch.arange(before + SPAN) <= place_Q[:, None], like.dtype).to(like.device)[None, None]
