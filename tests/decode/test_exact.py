@@ -367,9 +367,7 @@ def test_masked_tiles_change_no_bit_of_tiled_attention(
 def test_fixed_shapes_cut_rows_into_powers_of_two() -> None:
     """Seven rows with at most four to a pass: four, two and one; capacity leaves room for fillers, in whole spans."""
     tails = (64, 128, SPAN)
-    geometry = exact.Geometry(
-        widths=(2, 5, 8), chunks=(8, 32), span=SPAN, tails=tails, chunk_tails=(SPAN,), group=4
-    )
+    geometry = exact.Geometry(widths=(2, 5, 8), chunks=(8, 32), span=SPAN, tails=tails, chunk_tails=(SPAN,), group=4)
     assert [geometry.width(tokens) for tokens in (1, 2, 3, 5, 6, 8)] == [2, 2, 5, 5, 8, 8]
     assert [geometry.chunk(tokens) for tokens in (1, 8, 9, 32)] == [8, 8, 32, 32]
     assert geometry.parts(slice(2, 9)) == [slice(2, 6), slice(6, 8), slice(8, 9)]

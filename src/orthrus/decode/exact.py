@@ -162,9 +162,7 @@ class _Bench:
         vocabulary = model.get_input_embeddings().weight.shape[0]
         shape = (max(self.groups[-1], _TEXTS), _PREFIX + 2 * width)
         self.tokens = torch.randint(vocabulary, shape, generator=generator).to(model.device)
-        self.fixed = Geometry(
-            widths=(width,), chunks=(width,), span=SPAN, tails=(SPAN,), chunk_tails=(SPAN,), group=1
-        )
+        self.fixed = Geometry(widths=(width,), chunks=(width,), span=SPAN, tails=(SPAN,), chunk_tails=(SPAN,), group=1)
         capacity = max(_LONGER, self.fixed.capacity(_PREFIX + 2 * width + scratch))
         self.cache = ScratchCache(rows=shape[0], capacity=capacity, device=model.device)
         Passes(model, self.cache).prefill(slice(0, shape[0]), self.tokens[:, :_PREFIX].tolist(), chunk=_PREFIX)

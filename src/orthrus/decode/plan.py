@@ -4,6 +4,7 @@
 """
 
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import Any, Literal, NamedTuple
 
 from orthrus.errors import ConfigError
@@ -84,18 +85,7 @@ class Plan:
         Raises:
             ConfigError: the plan asks for longer blocks than the view was trained for.
         """
-        if self.step is not None:
-            return (self._fitted(self.step, block),)
-        chains = [Step(m) for m in LADDER if m < block]
-        if block - 1 not in LADDER:
-            chains.append(Step(block - 1))
-        copies = [Step(m, lookup=True) for m in LOOKUPS if m < block]
-        # Verified as wide as the longest chain, and twice as wide.
-        trees = [Step(block - 1, nodes=nodes) for nodes in (block - 1, 2 * block - 1)]
-        blocks = [*(Step(m) for m in FUSED if m < block - 1), Step(block - 1), *(trees if "tree" in self.kinds else ())]
-        fused = [one._replace(stops=s) for one in blocks for s in STOPS if s <= (one.nodes or one.drafts) + 1]
-        others = (*trees, *(step for step in fused if step.scratch <= _FUSED_ROWS), *copies)
-        return (Step(), *chains, *(step for step in others if step.kind in self.kinds))
+        return _steps(self, block)
 
     def scratch(self, block: int) -> int:
         """Return the cache positions past a row's length that the plan cannot do without.
@@ -105,13 +95,30 @@ class Plan:
         steps = self.steps(block)
         return max(step.scratch for step in steps if step.kind != "onepass" or len(steps) == 1)
 
-    def _fitted(self, step: Step, block: int) -> Step:
-        if step.drafts >= block:
-            raise ConfigError(
-                f"plan {self.name!r} asks for blocks of {step.drafts + 1}, this view was trained for at most {block}"
-            )
-        drafts = block - 1 if step.drafts < 0 else step.drafts
-        return step._replace(drafts=drafts, stops=min(step.stops, (step.nodes or drafts) + 1))
+
+@lru_cache
+def _steps(plan: Plan, block: int) -> tuple[Step, ...]:
+    if plan.step is not None:
+        return (_fitted(plan, plan.step, block),)
+    chains = [Step(m) for m in LADDER if m < block]
+    if block - 1 not in LADDER:
+        chains.append(Step(block - 1))
+    copies = [Step(m, lookup=True) for m in LOOKUPS if m < block]
+    # Verified as wide as the longest chain, and twice as wide.
+    trees = [Step(block - 1, nodes=nodes) for nodes in (block - 1, 2 * block - 1)]
+    blocks = [*(Step(m) for m in FUSED if m < block - 1), Step(block - 1), *(trees if "tree" in plan.kinds else ())]
+    fused = [one._replace(stops=s) for one in blocks for s in STOPS if s <= (one.nodes or one.drafts) + 1]
+    others = (*trees, *(step for step in fused if step.scratch <= _FUSED_ROWS), *copies)
+    return (Step(), *chains, *(step for step in others if step.kind in plan.kinds))
+
+
+def _fitted(plan: Plan, step: Step, block: int) -> Step:
+    if step.drafts >= block:
+        raise ConfigError(
+            f"plan {plan.name!r} asks for blocks of {step.drafts + 1}, this view was trained for at most {block}"
+        )
+    drafts = block - 1 if step.drafts < 0 else step.drafts
+    return step._replace(drafts=drafts, stops=min(step.stops, (step.nodes or drafts) + 1))
 
 
 _FULL = -1  # stands for "as many as the view was trained for" inside a parsed plan only

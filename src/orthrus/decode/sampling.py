@@ -59,9 +59,6 @@ class Drafts(NamedTuple):
         return torch.ones_like(self.tokens_BM, dtype=torch.float32) if self.likely_BM is None else self.likely_BM
 
 
-_CANDIDATES = 16
-
-
 @dataclass(frozen=True, slots=True)
 class Chooser:
     """Choose tokens as one `Sampling` says.
@@ -78,28 +75,30 @@ class Chooser:
     ) -> Drafts:
         """Propose one token per slot; slots know the row's text, and one another's choice only through `before`.
 
-        With it (the anchors, `[B]`) they are chosen in turn: each slot's logits are shifted by the token before it; the
-        likeliest tokens, where nothing else matters, among a few candidates of each slot. How probable they are is told
-        where `weigh` asks for it.
+        With it (the anchors, `[B]`) they are chosen in turn: each slot's logits are shifted by the token before it. How
+        probable they are is told where `weigh` asks for it.
         """
         seen = None if context.seen_BV is None else context.seen_BV[:, None]
-        plainly = not self.sampling.do_sample and (seen is None or self.sampling.repetition_penalty == 1.0)
-        if before is not None and plainly:
-            tokens, likely = before.shift.follow(logits_BMV, before.token, candidates=_CANDIDATES, weigh=weigh)
-            return Drafts(tokens, None, likely)
         purpose = noise.TARGET if self.coupled else noise.DRAFT
         noise_BMV = self._gumbel(logits_BMV, context, purpose) if self.sampling.do_sample else None
+        rejects = self.sampling.do_sample and not self.coupled
         if before is None:
             tokens, scores = self._draw(logits_BMV, seen, noise_BMV)
-        else:
-            slots, token_B = [], before.token
-            for slot in range(logits_BMV.shape[1]):
-                own = slice(slot, slot + 1)
-                shifted_B1V = logits_BMV[:, own].float() + before.shift(token_B)[:, None]
-                slots.append(self._draw(shifted_B1V, seen, None if noise_BMV is None else noise_BMV[:, own]))
-                token_B = slots[-1][0][:, 0]
-            tokens, scores = (torch.cat(column, 1) for column in zip(*slots, strict=True))
-        rejects = self.sampling.do_sample and not self.coupled
+            return Drafts(tokens, scores if rejects else None, _likely(scores, tokens) if weigh else None)
+        plainly = not self.sampling.do_sample and (seen is None or self.sampling.repetition_penalty == 1.0)
+        drawn: list[Tensor] = []
+
+        def choose(shifted_BV: Tensor, slot: int) -> Tensor:
+            if plainly:
+                drawn.append(shifted_BV)
+                return shifted_BV.argmax(-1)
+            own = None if noise_BMV is None else noise_BMV[:, slot : slot + 1]
+            token_B1, scores_B1V = self._draw(shifted_BV[:, None], seen, own)
+            drawn.append(scores_B1V[:, 0])
+            return token_B1[:, 0]
+
+        tokens = before.shift.in_turn(logits_BMV, before.token, choose)
+        scores = torch.stack(drawn, dim=1) if rejects or weigh else logits_BMV
         return Drafts(tokens, scores if rejects else None, _likely(scores, tokens) if weigh else None)
 
     def _draw(self, logits_BMV: Tensor, seen: Tensor | None, noise_BMV: Tensor | None) -> tuple[Tensor, Tensor]:

@@ -62,11 +62,15 @@ def grow(score_BMV: Tensor, *, nodes: int, anchor_B: Tensor | None = None, marko
     """Pick the `nodes` most probable paths of the slots' distributions, best first.
 
     A path is never more probable than its prefixes, so the best paths of all lengths form a tree. With `markov`, which
-    needs the anchors, a slot's likeliest tokens are weighed anew after each token before them.
+    needs the anchors, a slot's likeliest tokens, by themselves or after those that would be chosen before them, are
+    weighed anew after each token before them.
     """
     B, M, V = score_BMV.shape
     K = min(BRANCH, V)
-    logp_BMK, token_BMK = score_BMV.log_softmax(-1).topk(K, dim=-1)
+    logp_BMV = score_BMV.log_softmax(-1)
+    likely_BMV = logp_BMV if markov is None or anchor_B is None else _in_turn(score_BMV, logp_BMV, anchor_B, markov)
+    token_BMK = likely_BMV.topk(K, dim=-1).indices
+    logp_BMK = logp_BMV.gather(2, token_BMK)
     step_BMKK = logp_BMK[:, :, None].expand(B, M, K, K)  # after each of the tokens before, which may make no difference
     if markov is not None and anchor_B is not None:
         before_BMK = torch.cat([anchor_B[:, None, None].expand(B, 1, K), token_BMK[:, :-1]], dim=1)
@@ -84,6 +88,18 @@ def grow(score_BMV: Tensor, *, nodes: int, anchor_B: Tensor | None = None, marko
         scores.append(path_BF)
         picks.append(pick_BF)
     return _select(scores, picks, token_BMK, nodes)
+
+
+def _in_turn(score_BMV: Tensor, logp_BMV: Tensor, anchor_B: Tensor, markov: Markov) -> Tensor:
+    """Return how likely each token is by its slot alone, or after the likeliest ones before it where that is more."""
+    shifted: list[Tensor] = []
+
+    def likeliest(shifted_BV: Tensor, _: int) -> Tensor:
+        shifted.append(shifted_BV)
+        return shifted_BV.argmax(-1)
+
+    markov.in_turn(score_BMV, anchor_B, likeliest)
+    return torch.maximum(logp_BMV, torch.stack(shifted, dim=1).log_softmax(-1))
 
 
 def _weighed(logp_BMKK: Tensor, shift_BMKK: Tensor) -> Tensor:

@@ -94,7 +94,7 @@ def config_of(model: nn.Module) -> OrthrusConfig:
 
 def duals(model: nn.Module) -> list[DualAttention]:
     """Return the model's dual attention modules in layer order."""
-    return [dual for _, _, dual in _dual_sites(model)]
+    return [module for module in model.modules() if isinstance(module, DualAttention)]
 
 
 def layers_of(model: nn.Module) -> list[nn.Module]:

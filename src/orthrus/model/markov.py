@@ -7,6 +7,7 @@ draft before has been chosen. Knows tokens and how a model keeps the matrix; kno
 Shapes: V vocabulary, R rank.
 """
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -30,41 +31,40 @@ class Markov(nn.Module):
         drawn_VR = torch.randn(vocabulary, rank, generator=torch.Generator().manual_seed(0), device="cpu")
         self.before_VR = nn.Parameter(torch.zeros(vocabulary, rank, device=device, dtype=dtype))
         self.after_VR = nn.Parameter(drawn_VR.to(device, dtype))
+        self._copies: tuple[Tensor, Tensor] = (drawn_VR, drawn_VR)
+        self._copied: object = None  # the state of the factors that the copies are of
 
     def forward(self, token: Tensor) -> Tensor:
         """Return what each token adds to the logits of the slot after it: `[..., V]`."""
         return linear(embedding(token, self.before_VR), self.after_VR)
 
-    def follow(
-        self, logits_BMV: Tensor, anchor_B: Tensor, *, candidates: int, weigh: bool = True
-    ) -> tuple[Tensor, Tensor | None]:
-        """Choose each slot's likeliest token given the one chosen before it, among each slot's likeliest by itself.
+    def in_turn(self, logits_BMV: Tensor, anchor_B: Tensor, choose: Callable[[Tensor, int], Tensor]) -> Tensor:
+        """Choose each slot's token in turn, its logits shifted by the token before it; returns `[B, M]`.
 
-        All steps are found at once, for every candidate before, and then composed in log M rounds.
+        Among all tokens, not a few that are likely by themselves: where one token all but decides the next, the slot
+        need not know it.
 
-        Returns:
-            Tokens `[B, M]`, and how probable each is: the candidates of a slot, shifted, share what probability they
-            have together without the shift. None instead without `weigh`.
+        Args:
+            logits_BMV: what the view says of every slot.
+            anchor_B: the tokens before the first slots.
+            choose: a slot's shifted logits `[B, V]`, in float32, and its number to tokens `[B]`.
         """
-        B, M, V = logits_BMV.shape
-        K = min(candidates, V)
-        score_BMK, token_BMK = logits_BMV.topk(K, dim=2)
-        score_BMK = score_BMK.float()
-        before_BMK = torch.cat([anchor_B[:, None, None].expand(B, 1, K), token_BMK[:, :-1]], dim=1)
-        shifted_BMKK = score_BMK[:, :, None] + self.pairs(before_BMK, token_BMK)
-        step_BMK, reach = shifted_BMKK.argmax(3), 1
-        while reach < M:
-            further = step_BMK[:, reach:].gather(2, step_BMK[:, :-reach])
-            step_BMK, reach = torch.cat([step_BMK[:, :reach], further], dim=1), 2 * reach
-        choice_BM1 = step_BMK[:, :, :1]
-        chosen_BM = token_BMK.gather(2, choice_BM1)[:, :, 0]
-        if not weigh:
-            return chosen_BM, None
-        past_BM1 = torch.nn.functional.pad(choice_BM1[:, :-1], (0, 0, 1, 0))
-        own_BMK = shifted_BMKK.gather(2, past_BM1[..., None].expand(B, M, 1, K))[:, :, 0]
-        mass_BM1 = (score_BMK.logsumexp(2, keepdim=True) - logits_BMV.float().logsumexp(2, keepdim=True)).exp()
-        likely_BM1 = own_BMK.softmax(2).gather(2, choice_BM1) * mass_BM1
-        return chosen_BM, likely_BM1[:, :, 0]
+        before_VR, after_RV = self._in_float32()
+        token_B, chosen = anchor_B, []
+        for slot, logits_BV in enumerate(logits_BMV.float().unbind(1)):
+            token_B = choose(torch.addmm(logits_BV, embedding(token_B, before_VR), after_RV), slot)
+            chosen.append(token_B)
+        return torch.stack(chosen, dim=1)
+
+    def _in_float32(self) -> tuple[Tensor, Tensor]:
+        """Return copies of both factors, the second one transposed, which are kept until the factors change."""
+        factors = (self.before_VR, self.after_VR)
+        state = tuple((f.data_ptr(), 0 if f.is_inference() else f._version) for f in factors)
+        if self._copied != state:
+            with torch.inference_mode(False), torch.no_grad():
+                self._copies = factors[0].float(), factors[1].float().t().contiguous()
+            self._copied = state
+        return self._copies
 
     def pairs(self, before: Tensor, after: Tensor) -> Tensor:
         """Return what each of F tokens before adds to the logit of each of K tokens after: `[..., F, K]`."""

@@ -1,11 +1,9 @@
 """The block that vLLM's drafters read equals the plain description of it, slot by slot."""
 
-import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from orthrus.decode import sampling
 from orthrus.decode.options import Sampling
 from orthrus.decode.sampling import Chooser, Context
 from orthrus.integrations.vllm.block import NO_SLOT, Block, block_inputs, in_turn
@@ -88,9 +86,8 @@ def test_rows_are_laid_independently_and_slots_are_unique(data: st.DataObject) -
     assert len(written) == len(set(written))
 
 
-def test_slots_are_chosen_in_turn_as_the_own_engine_does(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_slots_are_chosen_in_turn_as_the_own_engine_does() -> None:
     """Greedily, with a correction that decides: the same drafts, and not those of slots on their own."""
-    monkeypatch.setattr(sampling, "_CANDIDATES", VOCABULARY)  # vLLM's drafter looks at all of them
     generator = torch.Generator().manual_seed(0)
     markov = Markov(VOCABULARY, 4, device=torch.device("cpu"), dtype=torch.float32)
     with torch.no_grad():
