@@ -68,13 +68,17 @@ def grow(score_BMV: Tensor, *, nodes: int, anchor_B: Tensor | None = None, marko
     B, M, V = score_BMV.shape
     K = min(BRANCH, V)
     logp_BMV = score_BMV.log_softmax(-1)
-    likely_BMV = logp_BMV if markov is None or anchor_B is None else _in_turn(score_BMV, logp_BMV, anchor_B, markov)
-    token_BMK = likely_BMV.topk(K, dim=-1).indices
-    logp_BMK = logp_BMV.gather(2, token_BMK)
-    step_BMKK = logp_BMK[:, :, None].expand(B, M, K, K)  # after each of the tokens before, which may make no difference
-    if markov is not None and anchor_B is not None:
+    if markov is None or anchor_B is None:
+        logp_BMK, token_BMK = logp_BMV.topk(K, dim=-1)
+        step_BMKK = logp_BMK[:, :, None].expand(B, M, K, K)  # the same after each of the tokens before
+    else:
+        after_BMV = _in_turn(score_BMV, anchor_B, markov)
+        token_BMK = torch.maximum(logp_BMV, after_BMV).topk(K, dim=-1).indices
         before_BMK = torch.cat([anchor_B[:, None, None].expand(B, 1, K), token_BMK[:, :-1]], dim=1)
-        step_BMKK = _weighed(step_BMKK, markov.pairs(before_BMK, token_BMK))
+        shifted_BMKK = logp_BMV.gather(2, token_BMK)[:, :, None] + markov.pairs(before_BMK, token_BMK)
+        # Of a slot these tokens have what they have after the likeliest ones before it, whichever was before.
+        share_BM1 = after_BMV.gather(2, token_BMK).logsumexp(-1, keepdim=True)
+        step_BMKK = shifted_BMKK.log_softmax(-1) + share_BM1[..., None]
     # Each token costs something, even a certain one, and none costs so much that float32 loses this something in a sum
     # over the block (impossible ones would all cost the same): a path never ties with its prefix; parents are first.
     step_BMKK = step_BMKK.clamp_min(_LEAST) - _TOLL
@@ -90,8 +94,8 @@ def grow(score_BMV: Tensor, *, nodes: int, anchor_B: Tensor | None = None, marko
     return _select(scores, picks, token_BMK, nodes)
 
 
-def _in_turn(score_BMV: Tensor, logp_BMV: Tensor, anchor_B: Tensor, markov: Markov) -> Tensor:
-    """Return how likely each token is by its slot alone, or after the likeliest ones before it where that is more."""
+def _in_turn(score_BMV: Tensor, anchor_B: Tensor, markov: Markov) -> Tensor:
+    """Return how likely each slot's tokens are after the likeliest ones before it."""
     shifted: list[Tensor] = []
 
     def likeliest(shifted_BV: Tensor, _: int) -> Tensor:
@@ -99,12 +103,7 @@ def _in_turn(score_BMV: Tensor, logp_BMV: Tensor, anchor_B: Tensor, markov: Mark
         return shifted_BV.argmax(-1)
 
     markov.in_turn(score_BMV, anchor_B, likeliest)
-    return torch.maximum(logp_BMV, torch.stack(shifted, dim=1).log_softmax(-1))
-
-
-def _weighed(logp_BMKK: Tensor, shift_BMKK: Tensor) -> Tensor:
-    """Shift a slot's log-probabilities by each token before it; together its tokens stay as probable as they were."""
-    return (logp_BMKK + shift_BMKK).log_softmax(-1) + logp_BMKK.logsumexp(-1, keepdim=True)
+    return torch.stack(shifted, dim=1).log_softmax(-1)
 
 
 def _select(scores: list[Tensor], picks: list[Tensor], token_BMK: Tensor, nodes: int) -> Tree:
