@@ -97,8 +97,8 @@ def probe(model: PreTrainedModel, *, width: int, rows: int = _GROUPS[-1]) -> Fin
         # Elsewhere tiles are filled up, and every number of slots is a shape of its own to compile.
         few = holds and model.device.type == "cpu"
         tails, chunk_tails = (
-            (*(tail for tail in _TAILS if few and bench.attends_alike(tail, tokens)), SPAN)
-            for tokens in ((*widths, width), chunks)
+            (*(tail for tail in _TAILS if few and bench.attends_alike(tail, tokens, numbers)), SPAN)
+            for tokens, numbers in (((*widths, width), _NUMBERS), (chunks, _NUMBERS // 4))
         )
     found = Geometry(
         widths=(*widths, width),
@@ -219,11 +219,12 @@ class _Bench:
         passes.prefill(own, self.tokens[own, :_READ].tolist(), chunk=chunk, anchor_B=anchor_B, drafts=drafts)
         return torch.stack([b[-1][0, :_READ].clone() for b in (self.cache.keys, self.cache.values)])
 
-    def attends_alike(self, tail: int, widths: Sequence[int]) -> bool:
+    def attends_alike(self, tail: int, widths: Sequence[int], numbers: int) -> bool:
         """Tell whether attention over so many slots gives tokens at their end the bits that it does over a whole span.
 
-        Alone and after a whole span before them. Of each layer's shapes, with random queries and keys. `_NUMBERS`
-        results each, since bfloat16 rounds nearly all differences between sums associated otherwise away.
+        Alone and after a whole span before them. Of each layer's shapes, with random queries and keys. So many
+        results each, since bfloat16 rounds nearly all differences between sums associated otherwise away; wide passes,
+        whose queries are taken in blocks of the same sizes, make up for fewer by their number.
         """
         heads: int = self.model.config.get_text_config().num_attention_heads
         layers = zip(self.cache.keys, self.cache.values, strict=True)
@@ -236,11 +237,12 @@ class _Bench:
         for (own, size, out), width, before in itertools.product(sorted(shapes), widths, (0, SPAN)):
             if width > before + tail:
                 continue  # no pass looks at fewer slots than it has tokens
-            keys, values = (drawn(_DRAWN, before + SPAN, own, last) for last in (size, out))
+            texts = min(-(-numbers // (heads * width * out)), _DRAWN)
+            keys, values = (drawn(texts, before + SPAN, own, last) for last in (size, out))
             place_Q = torch.arange(before + tail - width, before + tail)
             mask = additive(torch.arange(before + SPAN) <= place_Q[:, None], like.dtype).to(like.device)[None, None]
-            for _ in range(-(-_NUMBERS // (_DRAWN * heads * width * out))):
-                query = drawn(_DRAWN, heads, width, size)
+            for _ in range(-(-numbers // (texts * heads * width * out))):
+                query = drawn(texts, heads, width, size)
                 short, whole = (
                     attention.attention(
                         self.model,
