@@ -366,13 +366,15 @@ def test_masked_tiles_change_no_bit_of_tiled_attention(
 
 def test_fixed_shapes_cut_rows_into_powers_of_two() -> None:
     """Seven rows with at most four to a pass: four, two and one; capacity leaves room for fillers, in whole spans."""
-    tails = (64, 128, SPAN)
-    geometry = exact.Geometry(widths=(2, 5, 8), chunks=(8, 32), span=SPAN, tails=tails, chunk_tails=(SPAN,), group=4)
+    geometry = exact.Geometry(
+        widths=(2, 5, 8), chunks=(8, 32), span=SPAN, tails=(64, 128, SPAN), chunk_tails=(128, SPAN), group=4
+    )
     assert [geometry.width(tokens) for tokens in (1, 2, 3, 5, 6, 8)] == [2, 2, 5, 5, 8, 8]
     assert [geometry.chunk(tokens) for tokens in (1, 8, 9, 32)] == [8, 8, 32, 32]
     assert geometry.parts(slice(2, 9)) == [slice(2, 6), slice(6, 8), slice(8, 9)]
     reaches = {1: 64, 64: 64, 65: 128, 129: SPAN, SPAN: SPAN, SPAN + 1: SPAN + 64, 2 * SPAN - 1: 2 * SPAN}
-    assert {slots: geometry.reach(slots, tails) for slots in reaches} == reaches
-    assert [geometry.reach(slots) for slots in (1, SPAN, SPAN + 1)] == [SPAN, SPAN, 2 * SPAN]
+    assert {slots: geometry.reach(slots, whole=False) for slots in reaches} == reaches
+    assert [geometry.reach(slots, whole=True) for slots in (1, SPAN, SPAN + 1)] == [SPAN, SPAN, 2 * SPAN]
+    assert [geometry.reach(slots, whole=False, prefill=True) for slots in (1, 129, SPAN + 1)] == [128, SPAN, SPAN + 128]
     assert geometry.capacity(SPAN - 32) == SPAN
     assert geometry.capacity(SPAN - 31) == 2 * SPAN

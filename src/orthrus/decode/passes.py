@@ -55,10 +55,11 @@ class Geometry:
         """Return the width of a prefill pass over so many tokens, the largest one's at most."""
         return self.chunks[bisect_left(self.chunks, tokens)]
 
-    def reach(self, slots: int, tails: tuple[int, ...] = ()) -> int:
-        """Return how many slots a pass looks at that needs so many: whole spans, the last one a tail where allowed."""
+    def reach(self, slots: int, *, whole: bool, prefill: bool = False) -> int:
+        """Return how many slots a pass looks at that needs so many: `whole` spans, or a tail at their end."""
         before = (slots - 1) // self.span * self.span
-        return before + (tails[bisect_left(tails, slots - before)] if tails else self.span)
+        tails = (self.span,) if whole else self.chunk_tails if prefill else self.tails
+        return before + tails[bisect_left(tails, slots - before)]
 
     def capacity(self, positions: int) -> int:
         """Return the cache positions a row of so many tokens needs, fillers and rounding included."""
@@ -303,9 +304,7 @@ class Passes:
         (B, Q), S, K = token_BQ.shape, stop_BS.shape[1], drafts + 1
         length_B = self.cache.length_R[rows]
         slot_BT = self._slots(rows, Q + S * K)
-        fixed = self.geometry
-        tails = fixed.chunk_tails if fixed is not None and eager else ()
-        frame = self._begin(rows, slot_BT, tails=tails, prefill=eager)
+        frame = self._begin(rows, slot_BT, whole=not eager, prefill=eager)
         if branches is None:
             own_BQ, place_BS = slot_BT[:, :Q], length_B[:, None] + stop_BS
             sees_BQS, text_BSS = (self._up_to(frame, place) for place in (own_BQ, place_BS))
@@ -343,9 +342,7 @@ class Passes:
         self, rows: slice, token_BQ: Tensor, slot_BQ: Tensor, *, limit_BQ: Tensor, view: ViewName, logits: int | None
     ) -> Tensor:
         """Run a pass whose slots are its positions; `logits` says how many leading slots to project (None: none)."""
-        fixed, prefill = self.geometry, logits is None
-        tails = () if fixed is None else fixed.chunk_tails if prefill else fixed.tails
-        frame = self._begin(rows, slot_BQ, fixed=view == "ar", tails=tails, prefill=prefill)
+        frame = self._begin(rows, slot_BQ, fixed=view == "ar", whole=False, prefill=logits is None)
         if self._alike(rows, slot_BQ, frame, view):
             seen = self.cache.lengths[rows.start] + slot_BQ.shape[1]
             layer_masks = masks.alike(
@@ -359,17 +356,11 @@ class Passes:
         return self._call(token_BQ, slot_BQ, View(name=view, masks=layer_masks), keep=keep)
 
     def _begin(
-        self,
-        rows: slice,
-        slot_BQ: Tensor,
-        *,
-        fixed: bool = True,
-        tails: tuple[int, ...] = (),
-        prefill: bool = False,
+        self, rows: slice, slot_BQ: Tensor, *, fixed: bool = True, whole: bool = True, prefill: bool = False
     ) -> Frame:
         """Point the cache at a pass's slots; returns what its masks are made over.
 
-        Draft passes are free (`fixed=False`) of a geometry, which rounds the reach, to whole spans or to `tails`.
+        Draft passes are free (`fixed=False`) of a geometry, which rounds the reach, to `whole` spans or to tails.
         """
         cache, longest = self.cache, max(self.cache.lengths[rows])
         end, length_B = longest + slot_BQ.shape[1], cache.length_R[rows]
@@ -379,7 +370,7 @@ class Passes:
         if in_parts and self.recorded:
             end = cache.capacity  # one recording for all lengths
         elif self.geometry is not None and fixed:
-            end = min(self.geometry.reach(end, tails), cache.capacity)
+            end = min(self.geometry.reach(end, whole=whole, prefill=prefill), cache.capacity)
         elif self.compiled:
             end = min(-(-end // compiled.SPAN) * compiled.SPAN, cache.capacity)
         level = not self.compiled and len(set(cache.lengths[rows])) == 1

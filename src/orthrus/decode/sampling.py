@@ -81,24 +81,22 @@ class Chooser:
         seen = None if context.seen_BV is None else context.seen_BV[:, None]
         purpose = noise.TARGET if self.coupled else noise.DRAFT
         noise_BMV = self._gumbel(logits_BMV, context, purpose) if self.sampling.do_sample else None
-        rejects = self.sampling.do_sample and not self.coupled
         if before is None:
             tokens, scores = self._draw(logits_BMV, seen, noise_BMV)
-            return Drafts(tokens, scores if rejects else None, _likely(scores, tokens) if weigh else None)
-        plainly = not self.sampling.do_sample and (seen is None or self.sampling.repetition_penalty == 1.0)
-        drawn: list[Tensor] = []
+        elif noise_BMV is None and (seen is None or self.sampling.repetition_penalty == 1.0):
+            tokens, scores = before.shift.likeliest(logits_BMV, before.token)
+        else:
+            drawn: list[Tensor] = []
 
-        def choose(shifted_BV: Tensor, slot: int) -> Tensor:
-            if plainly:
-                drawn.append(shifted_BV)
-                return shifted_BV.argmax(-1)
-            own = None if noise_BMV is None else noise_BMV[:, slot : slot + 1]
-            token_B1, scores_B1V = self._draw(shifted_BV[:, None], seen, own)
-            drawn.append(scores_B1V[:, 0])
-            return token_B1[:, 0]
+            def choose(shifted_BV: Tensor, slot: int) -> Tensor:
+                own = None if noise_BMV is None else noise_BMV[:, slot : slot + 1]
+                token_B1, scores_B1V = self._draw(shifted_BV[:, None], seen, own)
+                drawn.append(scores_B1V)
+                return token_B1[:, 0]
 
-        tokens = before.shift.in_turn(logits_BMV, before.token, choose)
-        scores = torch.stack(drawn, dim=1) if rejects or weigh else logits_BMV
+            tokens = before.shift.in_turn(logits_BMV, before.token, choose)
+            scores = torch.cat(drawn, dim=1)
+        rejects = self.sampling.do_sample and not self.coupled
         return Drafts(tokens, scores if rejects else None, _likely(scores, tokens) if weigh else None)
 
     def _draw(self, logits_BMV: Tensor, seen: Tensor | None, noise_BMV: Tensor | None) -> tuple[Tensor, Tensor]:

@@ -72,7 +72,7 @@ def grow(score_BMV: Tensor, *, nodes: int, anchor_B: Tensor | None = None, marko
         logp_BMK, token_BMK = logp_BMV.topk(K, dim=-1)
         step_BMKK = logp_BMK[:, :, None].expand(B, M, K, K)  # the same after each of the tokens before
     else:
-        after_BMV = _in_turn(score_BMV, anchor_B, markov)
+        after_BMV = markov.likeliest(score_BMV, anchor_B)[1].log_softmax(-1)
         token_BMK = torch.maximum(logp_BMV, after_BMV).topk(K, dim=-1).indices
         before_BMK = torch.cat([anchor_B[:, None, None].expand(B, 1, K), token_BMK[:, :-1]], dim=1)
         shifted_BMKK = logp_BMV.gather(2, token_BMK)[:, :, None] + markov.pairs(before_BMK, token_BMK)
@@ -92,18 +92,6 @@ def grow(score_BMV: Tensor, *, nodes: int, anchor_B: Tensor | None = None, marko
         scores.append(path_BF)
         picks.append(pick_BF)
     return _select(scores, picks, token_BMK, nodes)
-
-
-def _in_turn(score_BMV: Tensor, anchor_B: Tensor, markov: Markov) -> Tensor:
-    """Return how likely each slot's tokens are after the likeliest ones before it."""
-    shifted: list[Tensor] = []
-
-    def likeliest(shifted_BV: Tensor, _: int) -> Tensor:
-        shifted.append(shifted_BV)
-        return shifted_BV.argmax(-1)
-
-    markov.in_turn(score_BMV, anchor_B, likeliest)
-    return torch.stack(shifted, dim=1).log_softmax(-1)
 
 
 def _select(scores: list[Tensor], picks: list[Tensor], token_BMK: Tensor, nodes: int) -> Tree:

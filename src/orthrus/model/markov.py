@@ -31,8 +31,7 @@ class Markov(nn.Module):
         drawn_VR = torch.randn(vocabulary, rank, generator=torch.Generator().manual_seed(0), device="cpu")
         self.before_VR = nn.Parameter(torch.zeros(vocabulary, rank, device=device, dtype=dtype))
         self.after_VR = nn.Parameter(drawn_VR.to(device, dtype))
-        self._copies: tuple[Tensor, Tensor] = (drawn_VR, drawn_VR)
-        self._copied: object = None  # the state of the factors that the copies are of
+        self._copies: tuple[object, Tensor, Tensor] | None = None  # what they are copies of, and the copies
 
     def forward(self, token: Tensor) -> Tensor:
         """Return what each token adds to the logits of the slot after it: `[..., V]`."""
@@ -56,15 +55,25 @@ class Markov(nn.Module):
             chosen.append(token_B)
         return torch.stack(chosen, dim=1)
 
+    def likeliest(self, logits_BMV: Tensor, anchor_B: Tensor) -> tuple[Tensor, Tensor]:
+        """Choose each slot's likeliest token in turn; returns them, `[B, M]`, and their slots' shifted logits."""
+        shifted: list[Tensor] = []
+
+        def choose(shifted_BV: Tensor, _: int) -> Tensor:
+            shifted.append(shifted_BV)
+            return shifted_BV.argmax(-1)
+
+        tokens_BM = self.in_turn(logits_BMV, anchor_B, choose)
+        return tokens_BM, torch.stack(shifted, dim=1)
+
     def _in_float32(self) -> tuple[Tensor, Tensor]:
         """Return copies of both factors, the second one transposed, which are kept until the factors change."""
         factors = (self.before_VR, self.after_VR)
         state = tuple((f.data_ptr(), 0 if f.is_inference() else f._version) for f in factors)
-        if self._copied != state:
+        if self._copies is None or self._copies[0] != state:
             with torch.inference_mode(False), torch.no_grad():
-                self._copies = factors[0].float(), factors[1].float().t().contiguous()
-            self._copied = state
-        return self._copies
+                self._copies = state, factors[0].float(), factors[1].float().t().contiguous()
+        return self._copies[1:]
 
     def pairs(self, before: Tensor, after: Tensor) -> Tensor:
         """Return what each of F tokens before adds to the logit of each of K tokens after: `[..., F, K]`."""
