@@ -1,9 +1,10 @@
-"""What every test stands on: one thread, no network, repeatable property tests, and tokenizers made in memory."""
+"""What every test stands on: one thread, offline, no memory, repeatable property tests, tokenizers made in memory."""
 
 import os
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
+os.environ["ORTHRUS_CACHE"] = ""  # planners begin with nothing, and leave nothing
 # Help and usage messages are compared as plain text, also where the surroundings ask for colour.
 os.environ["_TYPER_FORCE_DISABLE_TERMINAL"] = "1"
 

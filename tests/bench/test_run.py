@@ -1,6 +1,7 @@
 """A run writes what it should, once, whatever happens to it on the way."""
 
 import dataclasses
+import gc
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,8 +13,10 @@ from orthrus.bench import run as bench
 from orthrus.bench.contenders import Answer, Contender, Decoder, contenders
 from orthrus.bench.lines import Result, read_records, results
 from orthrus.bench.run import Job, Outlook, run
+from orthrus.decode import experience
 from orthrus.decode.output import Stats
 from orthrus.errors import ConfigError, PromptError
+from orthrus.model.checkpoint import weights_digest
 from orthrus.model.load import load
 from tests.bench.conftest import Ticks
 
@@ -197,6 +200,26 @@ def test_jobs_that_make_no_sense_are_refused(field: str, value: object) -> None:
         Job(**{"model": "m", "suites": ("s",), "contenders": contenders(["ar"]), field: value})
 
 
+def test_planners_remember_only_where_asked_to(start: Start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Figures do not depend on earlier runs unless they say so: as a configuration of its own."""
+    monkeypatch.setenv("ORTHRUS_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(experience, "_WORTH_KEEPING", 1)
+    who = contenders(["ar", "orthrus"], ["auto"])
+    alone = start(contenders=who)
+    gc.collect()
+    assert not (tmp_path / "cache").exists()
+    found = start(contenders=who, remember=True)
+    gc.collect()
+    assert len([*(tmp_path / "cache" / "experience").iterdir()]) == 1
+    assert len(found) == 2 * len(alone)
+    assert len({line.configuration for line in found}) == 2
+
+
+def test_prices_teach_nothing_that_is_to_be_remembered() -> None:
+    with pytest.raises(ConfigError, match="prices and remember"):
+        Job(model="m", suites=("s",), contenders=contenders(["orthrus"]), prices=Path("prices.jsonl"), remember=True)
+
+
 def test_a_batch_that_nobody_can_run_is_refused() -> None:
     with pytest.raises(ConfigError, match="hf-lookup"):
         Job(model="m", suites=("s",), contenders=contenders(["hf-lookup"]), batches=(2,))
@@ -206,13 +229,13 @@ def test_other_weights_are_another_configuration(
     loaded: tuple[PreTrainedModel, PreTrainedTokenizerBase],
 ) -> None:
     model = loaded[0]
-    before = bench.weights_digest(model)
+    before = weights_digest(model)
     twin = next(p for name, p in model.named_parameters() if ".diffusion." in name)
     saved = twin.data.clone()
     twin.data[0, 0] += 1
-    assert bench.weights_digest(model) != before
+    assert weights_digest(model) != before
     twin.data.copy_(saved)
-    assert bench.weights_digest(model) == before
+    assert weights_digest(model) == before
 
 
 def _loader(folder: Path) -> Callable[[str], tuple[PreTrainedModel, PreTrainedTokenizerBase]]:

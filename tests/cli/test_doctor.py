@@ -41,6 +41,7 @@ def test_everything_is_told_as_data(cli: Cli, bundled: Path) -> None:
     assert facts["versions"]["orthrus"] == __version__
     assert facts["versions"]["torch"] == torch.__version__
     assert facts["threads"] == torch.get_num_threads()
+    assert facts["memory"] == {"folder": None, "files": 0}
     assert facts["dtypes"]["cpu"]["float32"] is True
     assert (facts["bundled"]["present"], facts["bundled"]["block_size"]) == (True, BLOCK)
     assert facts["bundled"]["view_parameters"] > 0
@@ -62,6 +63,16 @@ def test_everything_is_told_in_words(cli: Cli, bundled: Path) -> None:
     assert ran.code == 0
     for words in (f"orthrus       {__version__}", "24 of 24 texts identical", "verify 8", "decoding is lossless here"):
         assert words in ran.out
+
+
+def test_what_planners_keep_is_counted(
+    cli: Cli, bundled: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ORTHRUS_CACHE", str(tmp_path))
+    (tmp_path / "experience").mkdir()
+    (tmp_path / "experience" / "0123.json").write_text("{}")
+    facts = json.loads(cli("doctor", "--json").out)
+    assert facts["memory"] == {"folder": str(tmp_path / "experience"), "files": 1}
 
 
 def test_an_absent_bundled_model_is_no_failure(cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,10 +12,11 @@ from torch import Tensor, nn
 
 from orthrus.decode import plan
 from orthrus.decode.engine import Engine, Row
+from orthrus.decode.experience import Experience, begin_anew
 from orthrus.decode.options import Options, Sampling
 from orthrus.decode.passes import Passes
 from orthrus.decode.plan import Step
-from orthrus.decode.planner import Experience, Planner
+from orthrus.decode.planner import Planner
 from orthrus.decode.worth import Record
 from tests import reference
 from tests.decode.drive import BLOCK, dual
@@ -52,7 +53,7 @@ class Life:
 
     def __init__(self, seed: int, rows: int) -> None:
         self.chance = random.Random(seed)
-        MODEL.__dict__.pop("_orthrus_experience", None)  # what other tests' engines have learned
+        begin_anew(MODEL)  # what other tests' engines have learned
         self.engine = Engine(MODEL, rows=rows, capacity=CAPACITY, plan=PLAN, clock=Nonsense(self.chance))
         self.expected: dict[int, list[int]] = {}
         self.rows: dict[int, Row] = {}

@@ -12,6 +12,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 import orthrus
 from orthrus.decode import plan
 from orthrus.decode.engine import Engine
+from orthrus.decode.experience import begin_anew
 from orthrus.decode.options import Options, Sampling
 from orthrus.errors import CacheFull, PromptError
 from tests import reference
@@ -252,7 +253,7 @@ def test_the_pass_that_reads_the_prompt_makes_the_first_drafts(name: str) -> Non
     """A text's first cycle takes one pass, that of verifying; a prompt of one token has no pass to draft in."""
     prompts = [PROMPTS[2], PROMPTS[0], [8]]
     for prompt, passes in zip(prompts, (1, 1, 2), strict=True):
-        MODEL.__dict__.pop("_orthrus_experience", None)  # `auto` is to begin with drafts
+        begin_anew(MODEL)  # `auto` is to begin with drafts
         engine = Engine(MODEL, rows=1, capacity=200, plan=plan.parse(name))
         engine.add(prompt, Options(max_new_tokens=20))
         (progress,) = engine.step()

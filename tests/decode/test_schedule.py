@@ -15,6 +15,7 @@ from transformers import PreTrainedModel
 
 from orthrus.decode import noise, plan
 from orthrus.decode.engine import Engine, Row
+from orthrus.decode.experience import begin_anew
 from orthrus.decode.options import Options, Sampling
 from orthrus.model.compiled import compile_passes
 from tests import reference
@@ -68,7 +69,7 @@ class Life(RuleBasedStateMachine):
         rows=st.integers(1, 3), chunk=st.sampled_from([1, 3, 512]), free=st.integers(1, 2), seed=st.integers(0, 99)
     )
     def begin(self, rows: int, chunk: int, free: int, seed: int) -> None:
-        self.model.__dict__.pop("_orthrus_experience", None)
+        begin_anew(self.model)
         self.chance, self.now = random.Random(seed), 0.0
         longest = max(len(prompt) for prompt, _ in STORIES) + LONGEST
         self.engines: dict[str, Engine] = {}

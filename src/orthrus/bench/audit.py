@@ -21,14 +21,16 @@ from orthrus.bench import lines
 from orthrus.bench.contenders import Contender, contenders
 from orthrus.bench.lines import Result
 from orthrus.bench.race import Clock
-from orthrus.bench.run import Encoded, Heat, Loader, Outlook, encoded, weights_digest
+from orthrus.bench.run import Encoded, Heat, Loader, Outlook, encoded
 from orthrus.bench.suites import read_suite
 from orthrus.bench.texts import Plain, Writer, perplexity
 from orthrus.bench.verdicts import Parting, Reference, Verdict, close, from_hf
 from orthrus.decode.engine import Row
 from orthrus.decode.exact import Exact, finding_for
+from orthrus.decode.experience import begin_anew
 from orthrus.errors import ConfigError
 from orthrus.model.attach import config_of
+from orthrus.model.checkpoint import weights_digest
 from orthrus.model.load import DTYPES
 from orthrus.provenance import device_name, digest, provenance
 
@@ -129,6 +131,7 @@ def run(
     lines.append(output, [{"kind": lines.PROVENANCE, "id": digest(head), "configuration": digest(settings), **head}])
     for dtype in dict.fromkeys(heat.dtype for heat in outlook.heats):
         model = scorer if dtype == SCORER else load(dtype)[0]
+        begin_anew(model)
         writer = Writer(model, tokenizer, job.max_new_tokens)
         audit = _Audit(
             job=job,

@@ -23,13 +23,13 @@ from orthrus.bench.prices import Meter, Prices
 from orthrus.bench.race import Clock, Laps, first_difference, race
 from orthrus.bench.suites import Item, judge, read_suite
 from orthrus.decode.api import encode
+from orthrus.decode.experience import begin_anew
 from orthrus.errors import ConfigError, PromptError
+from orthrus.model.checkpoint import weights_digest
 from orthrus.provenance import device_name, digest, provenance
 
 Loader: TypeAlias = Callable[[str], tuple[PreTrainedModel, PreTrainedTokenizerBase]]
 """Load the model that is measured in the precision of that name."""
-
-_SAMPLE = 4096
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -49,6 +49,8 @@ class Job:
         warmup: rounds before the first batch of each size and precision that are not measured.
         compile: whether our decoding passes are compiled.
         prices: a file of measured passes (`orthrus bench passes`) whose seconds count in place of the clock's.
+        remember: whether planners begin with what earlier processes learned, and keep what they learn; else they begin
+            with nothing, so that figures do not depend on what was run before.
     """
 
     model: str
@@ -63,6 +65,7 @@ class Job:
     warmup: int = 1
     compile: bool = False
     prices: Path | None = None
+    remember: bool = False
 
     def __post_init__(self) -> None:
         for name, least in (("max_new_tokens", 1), ("rounds", 1), ("warmup", 0)):
@@ -78,6 +81,8 @@ class Job:
             if not self.contenders_at(batch):
                 raise ConfigError(f"none of the modes asked for can run batches of {batch}: hf-lookup takes 1")
 
+        if self.prices is not None and self.remember:
+            raise ConfigError("with prices planners learn by themselves: leave out one of prices and remember")
         strangers = sorted({c.mode for c in self.contenders if c.mode not in OWN})
         if self.prices is not None and strangers:
             raise ConfigError(f"prices are of our own passes, so modes must be {' and '.join(OWN)}, found {strangers}")
@@ -138,7 +143,7 @@ def run(
         PromptError: all prompts are longer than the model's context.
     """
     items = [item for suite in job.suites for item in read_suite(suite, folder=job.folder, limit=job.limit)]
-    model, tokenizer = load(job.dtypes[0])
+    model, tokenizer = _loaded(job, load, job.dtypes[0])
     prompts, too_long = encoded(items, model, tokenizer)
     prices = {} if job.prices is None else {dtype: Prices.read(job.prices, dtype) for dtype in job.dtypes}
     settings = configuration(job, model)
@@ -152,7 +157,7 @@ def run(
     lines.append(output, [{"kind": lines.PROVENANCE, "id": head_id, "configuration": digest(settings), **head}])
     for dtype in job.dtypes:
         if dtype != job.dtypes[0]:
-            model, tokenizer = load(dtype)
+            model, tokenizer = _loaded(job, load, dtype)
         for batch in job.batches:
             heats = [heat for heat in outlook.heats if (heat.dtype, heat.batch) == (dtype, batch)]
             if not heats:
@@ -161,6 +166,13 @@ def run(
             meter = Meter(prices[dtype]) if dtype in prices else None
             runners = decoders(model, tokenizer, job.contenders_at(batch), watch=meter.watch if meter else None)
             _race_all(job, heats, runners, model, tokenizer, output, labels, clock=meter or clock, on_lap=on_lap)
+
+
+def _loaded(job: Job, load: Loader, dtype: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    model, tokenizer = load(dtype)
+    if not job.remember:
+        begin_anew(model)
+    return model, tokenizer
 
 
 def configuration(job: Job, model: PreTrainedModel) -> dict[str, Any]:
@@ -175,22 +187,13 @@ def configuration(job: Job, model: PreTrainedModel) -> dict[str, Any]:
         "device": device_name(model.device),
         "threads": torch.get_num_threads(),
         **({"compile": True} if job.compile else {}),
+        **({"remember": True} if job.remember else {}),
         **({"prices": [job.prices.name, _file_digest(job.prices)]} if job.prices is not None else {}),
     }
 
 
 def _file_digest(file: Path) -> str:
     return hashlib.sha256(file.read_bytes()).hexdigest()[:12]
-
-
-def weights_digest(model: PreTrainedModel) -> str:
-    """Return twelve hexadecimal digits for a model's weights, the view's too: the same in every precision."""
-    hashed = hashlib.sha256()
-    for name, tensor in sorted(model.named_parameters()):
-        flat = tensor.detach().reshape(-1)
-        samples = flat[:: max(1, flat.numel() // _SAMPLE)].to("cpu", torch.bfloat16).view(torch.int16)
-        hashed.update(f"{name} {list(tensor.shape)}".encode() + samples.numpy().tobytes())
-    return hashed.hexdigest()[:12]
 
 
 def encoded(

@@ -33,6 +33,7 @@ def doctor(json: common.Json = False) -> None:
         "devices": _devices(),
         "threads": _threads(),
         "dtypes": {device: _dtypes(device) for device in _device_names()},
+        "memory": _memory(),
         "bundled": _bundled(),
     }
     checks = _checks(facts["bundled"])
@@ -54,6 +55,15 @@ def doctor(json: common.Json = False) -> None:
 def _versions() -> dict[str, str]:
     installed = {name: version(name) for name in _PACKAGES}
     return {"orthrus": __version__, "python": platform.python_version(), **installed}
+
+
+def _memory() -> dict[str, Any]:
+    """Tell where planners keep what they learn, and for how many models, precisions and the like they have."""
+    from orthrus.decode.experience import folder
+
+    place = folder()
+    kept = 0 if place is None else sum(file.suffix == ".json" for file in place.glob("*"))
+    return {"folder": None if place is None else str(place), "files": kept}
 
 
 def _device_names() -> list[str]:
@@ -181,7 +191,9 @@ def _tell(facts: dict[str, Any]) -> None:
     """Put the facts into words."""
     lines: dict[str, str] = dict(facts["versions"])
     lines |= {device: f"{what}: {_working(facts['dtypes'][device])}" for device, what in facts["devices"].items()}
-    lines |= {"threads": str(facts["threads"]), facts["bundled"]["name"]: _told(facts["bundled"])}
+    memory = facts["memory"]
+    kept = "planners keep nothing" if memory["folder"] is None else f"{memory['files']} files in {memory['folder']}"
+    lines |= {"threads": str(facts["threads"]), "memory": kept, facts["bundled"]["name"]: _told(facts["bundled"])}
     for name, value in lines.items():
         say(f"{name:<14}{value}")
     for check in facts["checks"]:

@@ -7,11 +7,12 @@ from bisect import bisect_right
 from collections import deque
 from collections.abc import Sequence
 from statistics import median
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from orthrus.decode.plan import Kind, Step
+from orthrus.decode.plan import Kind, Step, step_of
 
 _STALE = 64
 _FORGOTTEN = 2048
@@ -34,6 +35,9 @@ class Costs:
         self._last: dict[tuple[int, Step], int] = {}
         self._turn = 0
         self._window = window
+        # Of an earlier process: what was measured there and not yet here, and what took how long of what was.
+        self._recalled: dict[tuple[int, Step], float] = {}
+        self._retaken: dict[tuple[int, Step], float] = {}
         # What follows from the times, until enough of them are new.
         self._vectors: dict[tuple[int, tuple[Step, ...]], NDArray[np.float64]] = {}
         self._estimates: dict[tuple[int, Step], float | None] = {}
@@ -44,15 +48,17 @@ class Costs:
         self._turn += 1
         runs = self._runs[rows, step] = self._runs.get((rows, step), 0) + 1
         anew = self._turn - self._last.get((rows, step), 0) > _STALE
-        self._last[rows, step] = self._turn
         if runs > 1:
+            self._last[rows, step] = self._turn
             times = self._seen.setdefault(rows, {}).setdefault(step, deque(maxlen=self._window))
             if anew:
                 times.clear()
             times.append(seconds)
+            if (rows, step) in self._recalled:
+                self._retaken[rows, step] = self._recalled.pop((rows, step))
         forgotten = self._forget() if self._turn % _STALE == 0 else False
         new = anew or 1 < runs <= 4 or runs % (2 * self._window) == 0
-        if forgotten or (new and step.kind in _OTHERS_REST_ON):
+        if forgotten or (new and (step.kind in _OTHERS_REST_ON or self._recalled)):
             for known in (self._vectors, self._estimates, self._points):
                 known.clear()
         elif new:
@@ -68,9 +74,22 @@ class Costs:
         """Drop what was measured too long ago; tells whether there was any."""
         old = [(rows, step) for (rows, step), last in self._last.items() if self._turn - last > _FORGOTTEN]
         for rows, step in old:
-            del self._last[rows, step]
+            for known in (self._last, self._recalled, self._retaken):
+                known.pop((rows, step), None)
             self._seen.get(rows, {}).pop(step, None)
         return bool(old)
+
+    def _time(self, step: Step, rows: int) -> float:
+        """Return a measured step's cost."""
+        return median(self._times(step, rows))
+
+    def _times(self, step: Step, rows: int) -> Sequence[float]:
+        """Return a step's last times; those of an earlier process are held to the pace of this one."""
+        times = self._seen[rows][step]
+        if (rows, step) not in self._recalled or not self._retaken:
+            return times
+        pace = median(median(self._seen[r][s]) / max(old, 1e-9) for (r, s), old in self._retaken.items())
+        return [pace * seconds for seconds in times]
 
     def basis(self, rows: int) -> int:
         """Return the number of rows whose costs to go by: this one, or the nearest where steps can be compared."""
@@ -125,7 +144,7 @@ class Costs:
     def _reckon(self, step: Step, rows: int) -> float | None:
         seen = self._seen.get(rows, {})
         if step in seen:
-            own = median(seen[step])
+            own = self._time(step, rows)
             chain = self.estimate(Step(step.drafts), rows) if step.lookup else None
             return own if chain is None else min(own, chain)
         if step.kind == "onepass":
@@ -168,10 +187,10 @@ class Costs:
         too.
         """
         own, beyond = self.least(step, rows), []
-        for other, times in self._seen.get(rows, {}).items():
+        for other in self._seen.get(rows, {}):
             if other.kind == "onepass" and (least := self.least(other, rows)) is not None:
                 apart = (bool(other.nodes) != bool(step.nodes), abs(other.scratch - step.scratch))
-                beyond.append((apart, median(times) - least))
+                beyond.append((apart, self._time(other, rows) - least))
         return None if own is None or not beyond else own + max(0.0, min(beyond)[1])
 
     def _tree(self, step: Step, rows: int) -> float | None:
@@ -188,9 +207,34 @@ class Costs:
         if (rows, kind) not in self._points:
             seen = self._seen.get(rows, {})
             self._points[rows, kind] = sorted(
-                (s.nodes or s.drafts, median(times)) for s, times in seen.items() if s.kind == kind
+                (s.nodes or s.drafts, self._time(s, rows)) for s in seen if s.kind == kind
             )
         return self._points[rows, kind]
+
+    def to_record(self) -> list[list[Any]]:
+        """Return what was measured, as JSON values: for each shape rows, the step's fields, how long ago, and times."""
+        return [
+            [rows, *step, self._turn - self._last[rows, step], *self._times(step, rows)]
+            for rows, steps in self._seen.items()
+            for step in steps
+        ]
+
+    @classmethod
+    def from_record(cls, record: Sequence[Sequence[Any]]) -> "Costs":
+        """Take up what an earlier process measured: each shape's times start anew when it is taken.
+
+        The machine may have another pace by now. What is not yet measured here is held to that of what is.
+
+        Raises:
+            TypeError, ValueError: the record is of something else.
+        """
+        costs = cls()
+        for rows, drafts, nodes, stops, lookup, ago, *times in record:
+            step = step_of([drafts, nodes, stops, lookup])
+            costs._last[int(rows), step] = -max(int(ago), _STALE)
+            costs._seen.setdefault(int(rows), {})[step] = deque(map(float, times), maxlen=costs._window)
+            costs._recalled[int(rows), step] = median(map(float, times))
+        return costs
 
     def table(self) -> list[dict[str, float | int | str]]:
         """Return everything measured, one record per shape and number of rows."""
@@ -201,10 +245,10 @@ class Costs:
                 "nodes": step.nodes,
                 "stops": step.stops,
                 "rows": rows,
-                "seconds": median(times),
+                "seconds": self._time(step, rows),
             }
             for rows, steps in sorted(self._seen.items())
-            for step, times in sorted(steps.items(), key=lambda item: repr(item[0]))
+            for step in sorted(steps, key=repr)
         ]
 
 

@@ -18,13 +18,14 @@ from transformers import PreTrainedModel
 from orthrus.decode import plan as plans
 from orthrus.decode.cycle import Batch, Drafter, Outcome, cycle, twin
 from orthrus.decode.exact import Exact, can_fuse, finding_for
+from orthrus.decode.experience import experience_of
 from orthrus.decode.lookup import Lookup
 from orthrus.decode.noise import stream_of
 from orthrus.decode.options import Options, Sampling
 from orthrus.decode.output import FinishReason, Stats
 from orthrus.decode.passes import Passes
 from orthrus.decode.plan import Plan, Step
-from orthrus.decode.planner import Experience, Planner
+from orthrus.decode.planner import Planner
 from orthrus.decode.sampling import Chooser, Context
 from orthrus.decode.stop import Stopper
 from orthrus.decode.worth import Record
@@ -108,7 +109,7 @@ class Engine:
             # A tree's path is verified once more, and each shape of a fused pass would have to be probed first: both
             # take longer than `auto` could gain by them.
             plan = plan.without("onepass", "tree")
-        experience = _experience_of(model, exact, plan) if len(plan.steps(block)) > 1 else None
+        experience = experience_of(model, exact, plan) if len(plan.steps(block)) > 1 else None
         self.planner = Planner(plan, block=block, experience=experience)
         self.capacity = capacity
         self.finding = None if exact == "distribution" else finding_for(model, width=block, rows=rows)
@@ -415,13 +416,3 @@ def _common_start(one: Sequence[int], other: Sequence[int]) -> int:
         if a != b:
             return place
     return min(len(one), len(other))
-
-
-def _experience_of(model: PreTrainedModel, exact: Exact, plan: Plan) -> Experience:
-    """Return what is known of this model's steps on its device; engines that weigh the same kinds learn together.
-
-    Those of one kind of step weigh nothing, and would only teach others what to make of texts they decode otherwise.
-    """
-    state = (str(model.device), model.dtype, torch.get_num_threads(), exact, plan.kinds)
-    known: dict[object, Experience] = model.__dict__.setdefault("_orthrus_experience", {})
-    return known.setdefault(state, Experience())

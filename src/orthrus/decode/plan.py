@@ -3,6 +3,7 @@
 `parse` reads what was asked for; `planner` decides where that is left open. No plan ever changes a text.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any, Literal, NamedTuple
@@ -58,6 +59,12 @@ class Step(NamedTuple):
         """Cache positions past a row's length that the step writes at most."""
         draft, verify = self.drafts + 1, (self.nodes or self.drafts) + 1
         return max(draft, verify + self.stops * draft)
+
+
+def step_of(fields: Sequence[Any]) -> Step:
+    """Read a step from its four fields, as JSON has them; raises ValueError for others."""
+    drafts, nodes, stops, lookup = fields
+    return Step(int(drafts), int(nodes), int(stops), bool(lookup))
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,14 +6,14 @@ Shapes: B rows, W ways to draft, M slots, S steps.
 """
 
 from collections.abc import Sequence, Set
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import lru_cache
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from orthrus.decode.costs import Costs
+from orthrus.decode.experience import Decision, Experience
 from orthrus.decode.lookup import LONG
 from orthrus.decode.plan import Kind, Plan, Step
 from orthrus.decode.worth import (
@@ -30,66 +30,6 @@ from orthrus.decode.worth import (
     rate,
     usually_met,
 )
-
-
-@dataclass(slots=True)
-class Decision:
-    """The best known step of a situation, what it promised, and for how many more cycles it stands.
-
-    Attributes:
-        step: the step.
-        tokens: tokens it is expected to give each time.
-        speed: and per second.
-        uses: cycles for which it still stands.
-        owed: tokens it has given less than promised, never below none.
-    """
-
-    step: Step
-    tokens: float = 0.0
-    speed: float = 0.0
-    uses: int = 0
-    owed: float = 0.0
-
-    def settle(self, tokens: int, seconds: float) -> None:
-        """Hold what a cycle gave against what was promised: it falls when it owes what it gives in one cycle."""
-        self.owed = max(self.owed + seconds * self.speed - tokens, 0.0)
-        if self.owed > self.tokens:
-            self.uses = 0
-
-
-@dataclass(slots=True)
-class Experience:
-    """What engines of one model have learned together: costs, what drafts were worth lately, what may be spent.
-
-    Attributes:
-        costs: seconds per step.
-        worth: the record over all rows: a new row's prior.
-        rescues: what trees keep more than chains that break off.
-        allowance: seconds that may be lost by looking at steps other than the best known one.
-        turn: steps seen so far.
-        used: the turn at which each kind was last used,
-        longest: and the longest chain.
-        last: what was decided last.
-        standing: the latest decision in each situation.
-        look_from: the allowance from which on looks are to be thought of again.
-        vain: looks since another kind of step became the best somewhere.
-        usual_met: `usually_met` of the record over all rows.
-        hopeless: the turn until which one-pass steps are not weighed, since none came near the best.
-    """
-
-    costs: Costs = field(default_factory=Costs)
-    worth: Record = field(default_factory=lambda: Record(fade=0.99))
-    rescues: dict[Step, Rescue] = field(default_factory=dict)
-    allowance: float | None = None
-    turn: int = 0
-    used: dict[Kind, int] = field(default_factory=dict)
-    longest: int = 0
-    last: Step | None = None
-    standing: dict[tuple[int, ...], Decision] = field(default_factory=dict)
-    look_from: float = 0.0
-    vain: int = 0
-    usual_met: NDArray[np.float64] = field(default_factory=lambda: usually_met(Record()))
-    hopeless: int = 0
 
 
 class Look(NamedTuple):

@@ -8,8 +8,8 @@ Shapes: B rows, W ways to draft, M slots.
 """
 
 from bisect import bisect_right
-from collections.abc import Sequence
-from typing import Literal
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -83,6 +83,17 @@ class Record:
         """Add one cycle."""
         self._told.append((WAYS.index(way), drafts, accepted))
 
+    def to_record(self) -> dict[str, Any]:
+        """Return all figures, as JSON values."""
+        return {name: np.round(a, 4).tolist() for name, a in (("counts", self.counts), ("hits", self.hits))}
+
+    def restore(self, record: Mapping[str, Any]) -> None:
+        """Take up figures of `to_record`; raises KeyError or ValueError for others."""
+        counts, hits = (np.array(record[name], dtype=float) for name in ("counts", "hits"))
+        if counts.shape != self._counts.shape or hits.shape != self.hits.shape:
+            raise ValueError(f"records of shapes {self._counts.shape} and {self.hits.shape} are required")
+        self._counts, self.hits = counts, hits
+
     def stopped(self, step: Step, rank: int) -> None:
         """Add where a fused pass' acceptance stopped: at its stop number `rank` by likelihood, or at none of them.
 
@@ -155,6 +166,14 @@ class Rescue:
     def drafts(self) -> float:
         """Drafts kept beyond a chain that breaks off, as seen lately."""
         return self._more / self._breaks
+
+    def to_record(self) -> tuple[float, float]:
+        """Return drafts kept beyond, and chains that broke off."""
+        return round(self._more, 4), round(self._breaks, 4)
+
+    def restore(self, more: float, breaks: float) -> None:
+        """Take up figures of `to_record`."""
+        self._more, self._breaks = float(more), float(breaks)
 
     def add(self, kept: int, inside: int, length: int) -> None:
         """Add one cycle of one row: drafts kept of the tree and of the chain inside, and how long that is."""

@@ -8,7 +8,7 @@ import hashlib
 import json
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
@@ -137,13 +137,22 @@ def fill(model: PreTrainedModel, tensors: dict[str, Tensor], *, where: str) -> N
 
 def fingerprint(model: PreTrainedModel) -> str:
     """Digest the backbone's weights: names, shapes and evenly spaced samples, the same in float32 and bfloat16."""
+    return _digest(backbone_tensors(model))[:32]
+
+
+def weights_digest(model: PreTrainedModel) -> str:
+    """Return twelve hexadecimal digits for a model's weights, the view's too: the same in every precision."""
+    return _digest(dict(model.named_parameters()))[:12]
+
+
+def _digest(tensors: Mapping[str, Tensor]) -> str:
     digest = hashlib.sha256()
-    for name, tensor in sorted(backbone_tensors(model).items()):
+    for name, tensor in sorted(tensors.items()):
         flat = tensor.detach().reshape(-1)
         samples = flat[:: max(1, flat.numel() // _SAMPLE)].to("cpu", torch.bfloat16).view(torch.int16)
         digest.update(f"{name} {list(tensor.shape)}".encode())
         digest.update(samples.numpy().tobytes())
-    return digest.hexdigest()[:32]
+    return digest.hexdigest()
 
 
 def twin_tensors(model: PreTrainedModel) -> dict[str, Tensor]:

@@ -1,0 +1,93 @@
+"""Planners at work without a model and without time: simulated drafts, a simulated clock."""
+
+import random
+from collections.abc import Callable
+
+from orthrus.decode.plan import Step, parse
+from orthrus.decode.planner import Planner
+from orthrus.decode.worth import Record
+
+BLOCK = 16
+
+Price = Callable[[Step, bool], float]
+"""What a step takes, and whether it has to draft first."""
+
+Accept = Callable[[int], int]
+"""How many drafts would be right from this place of the text on."""
+
+
+def simulate(
+    accept: Accept,
+    *,
+    price: Price,
+    tokens: int,
+    plan: str = "auto",
+    planner: Planner | None = None,
+    ahead: Accept | None = None,
+    surprise: float = 0.5,
+    rescue: float = 0.0,
+    room: int | None = None,
+) -> tuple[float, list[Step]]:
+    """Run a planner until so many tokens are out.
+
+    `ahead` says how many of the drafts made ahead would be right, `accept` unless given; acceptance stops somewhere
+    else than at the likeliest place with the chance `surprise`, and so on from each place to the next likely. Trees
+    keep one draft more where the chain inside breaks off, with the chance `rescue`.
+    """
+    planner = planner or Planner(parse(plan), block=BLOCK)
+    record, elsewhere, more = Record(), geometric(surprise, seed=1), geometric(rescue, seed=2)
+    seconds, done, ready, steps = 0.0, 0, 0, []
+    while done < tokens:
+        step = planner.choose([record], ready=ready, blind=True, room=room)
+        drew = step.kind not in ("chain", "onepass") or not 0 < step.drafts <= ready or planner.draws
+        kept = min((accept if drew or ahead is None else ahead)(done), step.drafts)
+        rank = min(elsewhere(done), step.drafts, step.stops)
+        ranks = [rank] if step.kind == "onepass" else None
+        inside = [(kept, step.drafts)] if step.nodes else None
+        kept += min(more(done), 1) if step.nodes and kept < step.drafts else 0
+        took = price(step, drew)
+        planner.observe(step, [record], [kept], took, drew=drew, ranks=ranks, inside=inside)
+        ready = step.drafts if ranks and rank < step.stops else 0
+        seconds += took
+        done += kept + 1
+        steps.append(step)
+    return seconds, steps
+
+
+def linear(wide: float) -> Price:
+    """Price passes so that one of 16 rows costs `wide` one-row passes, in proportion in between."""
+
+    def price(step: Step, drew: bool = True) -> float:
+        def one(rows: int) -> float:
+            return 1 + (wide - 1) * (rows - 1) / 15
+
+        if step.kind == "plain":
+            return one(1)
+        if step.lookup:
+            return one(step.drafts + 1)
+        draft = one(step.drafts + 1) if drew else 0.0
+        if step.kind == "onepass":
+            return draft + one(step.scratch)
+        return draft + one(1 + (step.nodes or step.drafts))
+
+    return price
+
+
+def geometric(rate: float, seed: int = 0) -> Accept:
+    """Drafts that are each right with the same chance; where they are at one rate, they are at a higher one."""
+    rng, drawn = random.Random(seed), list[float]()
+
+    def accept(place: int) -> int:
+        drawn.extend(rng.random() for _ in range(place + 64 - len(drawn)))
+        return next((i for i, chance in enumerate(drawn[place : place + 63]) if chance >= rate), 63)
+
+    return accept
+
+
+def fixed(step: Step, accept: Accept, price: Price, tokens: int) -> float:
+    """Return what always taking one step would cost."""
+    seconds, done = 0.0, 0
+    while done < tokens:
+        done += min(accept(done), step.drafts) + 1
+        seconds += price(step, True)
+    return seconds
