@@ -72,7 +72,7 @@ def test_what_planners_keep_is_counted(
     (tmp_path / "experience").mkdir()
     (tmp_path / "experience" / "0123.json").write_text("{}")
     facts = json.loads(cli("doctor", "--json").out)
-    assert facts["memory"] == {"folder": str(tmp_path / "experience"), "files": 1}
+    assert facts["memory"] == {"folder": str(tmp_path), "files": 1}
 
 
 def test_an_absent_bundled_model_is_no_failure(cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,6 +3,7 @@
 import warnings
 from collections.abc import Callable
 from functools import cache
+from pathlib import Path
 from typing import Any, TypeAlias
 
 import pytest
@@ -16,6 +17,7 @@ import orthrus
 from orthrus.decode import exact, plan
 from orthrus.decode.engine import Engine
 from orthrus.decode.exact import SPAN, Finding
+from orthrus.decode.experience import begin_anew
 from orthrus.decode.options import Options, Sampling
 from orthrus.model import attention as functions
 from orthrus.model import packed
@@ -99,6 +101,43 @@ def test_the_probe_finds_a_geometry_once_per_state_of_the_model(monkeypatch: pyt
     mixed(model)
     exact.finding_for(model, width=BLOCK)
     assert len(probed) == 3
+
+
+@pytest.fixture
+def probed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Keep findings in a folder of the test's own; the numbers of rows that were probed for, once in earnest."""
+    monkeypatch.setenv("ORTHRUS_CACHE", str(tmp_path))
+    rows_probed: list[int] = []
+    found: list[Finding] = []
+    probe = exact.probe
+
+    def count(model: PreTrainedModel, *, width: int, rows: int) -> Finding:
+        found[:] = found or [probe(model, width=width, rows=rows)]
+        rows_probed.append(rows)
+        return found[0]
+
+    monkeypatch.setattr(exact, "probe", count)
+    return rows_probed
+
+
+@pytest.mark.parametrize("noise", ["by_rows", "by_tokens", "by_place"])
+def test_the_next_process_looks_in_brief_at_what_was_found(probed: list[int], noise: str) -> None:
+    """A model of the same weights is not probed again, unless its kernels have other ways by now, or on a whim."""
+    finding = exact.finding_for(dual(), width=BLOCK, rows=2)
+    assert exact.finding_for(dual(), width=BLOCK, rows=2) == finding
+    assert probed == [2]
+    exact.finding_for(dual(), width=BLOCK, rows=4)
+    exact.finding_for(dual("llama"), width=BLOCK, rows=2)
+    assert probed == [2, 4, 2]
+    disturbed = dual()
+    for layer in disturbed.model.layers:  # the same weights, and the same name of every one
+        layer.mlp.register_forward_hook(lambda _, given, out: out * (1 + globals()[noise](given[0])))
+    exact.finding_for(disturbed, width=BLOCK, rows=2)
+    assert len(probed) == 4
+    alone = dual()
+    begin_anew(alone)
+    exact.finding_for(alone, width=BLOCK, rows=2)
+    assert len(probed) == 5
 
 
 def mixed(model: PreTrainedModel) -> PreTrainedModel:

@@ -137,7 +137,7 @@ def test_a_second_process_begins_with_what_the_first_learned(folder: Path) -> No
     del model
     gc.collect()
     (file,) = (folder / "experience").iterdir()
-    assert json.loads(file.read_text())["learned"]["turn"] == turns
+    assert json.loads(file.read_text())["record"]["turn"] == turns
     again = dual(num_hidden_layers=1)
     assert experience_of(again, "distribution", plan.parse("auto")).turn == turns
     assert experience_of(again, "token", plan.parse("auto")).turn == 0
@@ -167,17 +167,6 @@ def test_a_file_that_is_no_good_costs_a_beginning_and_nothing_else(folder: Path,
     assert file.read_text() != text
     again = dual(num_hidden_layers=1)
     assert experience_of(again, "distribution", plan.parse("auto")).turn == 0
-
-
-def test_a_folder_that_cannot_be_written_is_no_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A file stands where the folder would be."""
-    (tmp_path / "taken").write_text("mine")
-    monkeypatch.setenv("ORTHRUS_CACHE", str(tmp_path / "taken"))
-    model = dual(num_hidden_layers=1)
-    write(model)
-    del model
-    gc.collect()
-    assert [(f.name, f.read_text()) for f in tmp_path.iterdir()] == [("taken", "mine")]
 
 
 def test_nothing_is_kept_where_nothing_is_to_be(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

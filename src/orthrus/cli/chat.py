@@ -68,6 +68,7 @@ def chat(
         max_new_tokens=max_new_tokens,
     )
     loaded, tokenizer = common.load(model, dtype=dtype, device=device, compile=compile)
+    common.look_at_kernels(loaded, exact, rows=1)
     talk = Conversation(loaded, tokenizer, mode=mode, plan=plan, exact=exact, window=window, options=options)
     talk.system = system
     say(

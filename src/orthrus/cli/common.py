@@ -112,6 +112,16 @@ def load(
         return load_model(name, dtype=dtype, device=device, compile=compile)
 
 
+def look_at_kernels(model: "PreTrainedModel", exact: ExactName, *, rows: int) -> None:
+    """Find out what `--exact token` rests on here, with a sign of life on the terminal: it takes some seconds once."""
+    from orthrus.decode.exact import finding_for
+    from orthrus.model.attach import config_of
+
+    if exact == "token":
+        with err().status("looking at this machine's kernels …"):
+            finding_for(model, width=config_of(model).block_size, rows=rows)
+
+
 def precision(model: "PreTrainedModel") -> str:
     """Return a model's dtype as the command line spells it."""
     return str(model.dtype).removeprefix("torch.")

@@ -58,11 +58,11 @@ def _versions() -> dict[str, str]:
 
 
 def _memory() -> dict[str, Any]:
-    """Tell where planners keep what they learn, and for how many models, precisions and the like they have."""
-    from orthrus.decode.experience import folder
+    """Tell where files are kept for processes to come, and how many."""
+    from orthrus.memory import folder
 
     place = folder()
-    kept = 0 if place is None else sum(file.suffix == ".json" for file in place.glob("*"))
+    kept = 0 if place is None else sum(1 for _ in place.glob("*/*.json"))
     return {"folder": None if place is None else str(place), "files": kept}
 
 
@@ -192,7 +192,7 @@ def _tell(facts: dict[str, Any]) -> None:
     lines: dict[str, str] = dict(facts["versions"])
     lines |= {device: f"{what}: {_working(facts['dtypes'][device])}" for device, what in facts["devices"].items()}
     memory = facts["memory"]
-    kept = "planners keep nothing" if memory["folder"] is None else f"{memory['files']} files in {memory['folder']}"
+    kept = "nothing is kept" if memory["folder"] is None else f"{memory['files']} files in {memory['folder']}"
     lines |= {"threads": str(facts["threads"]), "memory": kept, facts["bundled"]["name"]: _told(facts["bundled"])}
     for name, value in lines.items():
         say(f"{name:<14}{value}")

@@ -79,6 +79,7 @@ def generate(
     if turns == "first":
         records = [dataclasses.replace(record, turns=record.turns[:1]) for record in records]
     loaded, tokenizer = common.load(model, dtype=dtype, device=device, compile=compile)
+    common.look_at_kernels(loaded, exact, rows=min(batch_size, len(records)))
     job = Job(
         model=loaded,
         tokenizer=tokenizer,

@@ -8,23 +8,32 @@ Knows passes and tensors; knows neither options nor acceptance.
 """
 
 import dataclasses
+import hashlib
 import itertools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from functools import cache
+from pathlib import Path
+from typing import Any, Final, Literal
 
 import torch
+from pydantic import TypeAdapter, ValidationError
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from orthrus import memory
 from orthrus.decode.passes import Geometry, Passes
 from orthrus.model import attention
 from orthrus.model.cache import ScratchCache
 from orthrus.model.compiled import is_compiled
 from orthrus.model.masks import additive
 from orthrus.model.packed import kernels_of
+from orthrus.model.state import state_of
 
 Exact = Literal["distribution", "token"]
+KIND: Final = "exact"
+"""Under which `orthrus.memory` keeps findings."""
+
 EXACT: tuple[Exact, ...] = ("distribution", "token")
 
 SPAN = attention.BLOCK
@@ -57,6 +66,9 @@ class Finding:
     reads_ahead: bool
     holds: bool
     broken: tuple[str, ...]
+
+
+_FINDING: Final = TypeAdapter(Finding)
 
 
 def probe(model: PreTrainedModel, *, width: int, rows: int = _GROUPS[-1]) -> Finding:
@@ -112,12 +124,34 @@ def probe(model: PreTrainedModel, *, width: int, rows: int = _GROUPS[-1]) -> Fin
 
 
 def finding_for(model: PreTrainedModel, *, width: int, rows: int = _GROUPS[-1]) -> Finding:
-    """Return the probe's finding for a model as it stands (device, dtype, kernels, threads), probing once."""
+    """Return the probe's finding for a model as it stands (device, dtype, kernels, threads), probing once.
+
+    What was found is kept for processes to come (`orthrus.memory`), which look at it in brief and probe anew where it
+    fails, or where anything that it depends on has changed: processor, torch, weights, the code of passes.
+    """
     known: dict[object, Finding] = model.__dict__.setdefault("_orthrus_findings", {})
     state = (width, _groups(rows), *_state(model))
     if state not in known:
-        known[state] = probe(model, width=width, rows=rows)
+        about = {**state_of(model), "code": _code(), "width": width, "groups": list(_groups(rows))}
+        found = None if memory.parted(model) else _recalled(about)
+        if found is None or not _confirmed(model, found, width=width, rows=rows):
+            found = probe(model, width=width, rows=rows)
+            if not memory.parted(model):
+                memory.keep(KIND, about, _FINDING.dump_python(found, mode="json"))
+        known[state] = found
     return known[state]
+
+
+def _confirmed(model: PreTrainedModel, finding: Finding, *, width: int, rows: int) -> bool:
+    """Look once more, at the ends of each range only, at what an earlier process found."""
+    if not finding.holds:
+        return True  # plain decoding is right anywhere
+    shape = finding.geometry
+    with torch.inference_mode():
+        bench = _Bench(model, width, rows)
+        alike = bench.agrees(width, tokens=1) and bench.agrees(width, span=_LONGER)
+        alike = alike and all(bench.agrees(w, group=shape.group) for w in (shape.widths[0], width))
+        return alike and torch.equal(bench.keys(width), bench.keys(shape.chunks[-1]))
 
 
 def can_fuse(model: PreTrainedModel, finding: Finding, *, rows: int, drafts: int, stops: int) -> bool:
@@ -145,6 +179,24 @@ def _state(model: PreTrainedModel) -> tuple[object, ...]:
     """Return what a finding holds for."""
     kernels = (model.config._attn_implementation, is_compiled(model), kernels_of(model))
     return (str(model.device), model.dtype, *kernels, torch.get_num_threads())
+
+
+@cache
+def _code() -> str:
+    """Digest the source of decoding and of models: another version may take other kernels."""
+    hashed = hashlib.sha256()
+    for package in (Path(__file__).parent, Path(attention.__file__).parent):
+        for file in sorted(package.glob("*.py")):
+            hashed.update(file.read_bytes())
+    return hashed.hexdigest()[:12]
+
+
+def _recalled(about: Mapping[str, Any]) -> Finding | None:
+    record = memory.recall(KIND, about)
+    try:
+        return None if record is None else _FINDING.validate_python(record)
+    except ValidationError:
+        return None
 
 
 def _groups(rows: int) -> tuple[int, ...]:

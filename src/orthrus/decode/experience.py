@@ -1,18 +1,13 @@
 """What planners of one model have learned together, and how it is kept from one process to the next.
 
 What steps cost and what drafts are worth is learned while decoding. It stays with the model while that is loaded, and
-goes to a small file then, so that only the first process on a machine begins with nothing. A file that is missing,
-damaged or of another version costs that beginning and nothing else; no text depends on any of this.
+goes to a small file then (`orthrus.memory`), so that only the first process on a machine begins with nothing. No text
+depends on any of this.
 """
 
-import json
-import logging
-import os
-import tempfile
 import weakref
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, Final, get_args
 
 import numpy as np
@@ -20,24 +15,19 @@ import torch
 from numpy.typing import NDArray
 from transformers import PreTrainedModel
 
+from orthrus import memory
 from orthrus.decode.costs import Costs
 from orthrus.decode.plan import Kind, Plan, Step, step_of
 from orthrus.decode.worth import Record, Rescue, usually_met
-from orthrus.model.checkpoint import weights_digest
-from orthrus.model.compiled import is_compiled
-from orthrus.model.packed import kernels_of
-from orthrus.provenance import device_name, digest
+from orthrus.model.state import state_of
 
-FOLDER: Final = "ORTHRUS_CACHE"
-"""Environment variable that names the folder of what is kept; empty: nothing is."""
+KIND: Final = "experience"
+"""Under which `orthrus.memory` keeps it."""
 
 _LEARNED_HERE: Final = "_orthrus_experience"
-_ANEW: Final = "_orthrus_begins_anew"
 _FORMAT: Final = 1
 _WORTH_KEEPING: Final = 64
 """Turns after which there is something to keep."""
-
-_log = logging.getLogger(__name__)
 
 
 @dataclass(slots=True)
@@ -149,67 +139,32 @@ def experience_of(model: PreTrainedModel, exact: str, plan: Plan) -> Experience:
     known: dict[object, Experience] = model.__dict__.setdefault(_LEARNED_HERE, {})
     state = (str(model.device), model.dtype, torch.get_num_threads(), exact, plan.kinds)
     if state not in known:
-        place = None if model.__dict__.get(_ANEW) else folder()
-        if place is None:
+        if memory.parted(model):
             known[state] = Experience()
         else:
-            about = _about(model, exact, plan)
-            file = place / f"{digest(about)}.json"
-            known[state] = _recalled(file, about)
-            weakref.finalize(model, _keep, file, about, known[state], known[state].turn)
+            about = {"format": _FORMAT, **state_of(model), "exact": exact, "kinds": sorted(plan.kinds)}
+            known[state] = _recalled(about)
+            weakref.finalize(model, _keep, about, known[state], known[state].turn)
     return known[state]
 
 
 def begin_anew(model: PreTrainedModel) -> None:
-    """Let planners of a model begin with nothing, whatever was learned before, and keep nothing of what they learn."""
-    model.__dict__[_LEARNED_HERE], model.__dict__[_ANEW] = {}, True
+    """Let planners of a model begin with nothing, whatever was learned before, and let nothing about it outlive it."""
+    model.__dict__[_LEARNED_HERE] = {}
+    memory.part(model)
 
 
-def folder() -> Path | None:
-    """Return where what planners learn is kept; None where nothing is."""
-    caches = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
-    named = os.environ.get(FOLDER, f"{caches}/orthrus")
-    return Path(named, "experience").expanduser() if named else None
-
-
-def _about(model: PreTrainedModel, exact: str, plan: Plan) -> dict[str, Any]:
-    """Return all that what is learned depends on."""
-    return {
-        "format": _FORMAT,
-        "weights": weights_digest(model),
-        "device": device_name(model.device),
-        "dtype": str(model.dtype).removeprefix("torch."),
-        "threads": torch.get_num_threads(),
-        "attention": model.config._attn_implementation,
-        "compiled": is_compiled(model),
-        "packed": sorted(str(kernels) for kernels in kernels_of(model)),
-        "torch": torch.__version__,
-        "exact": exact,
-        "kinds": sorted(plan.kinds),
-    }
-
-
-def _recalled(file: Path, about: Mapping[str, Any]) -> Experience:
+def _recalled(about: Mapping[str, Any]) -> Experience:
+    record = memory.recall(KIND, about)
+    if record is None:
+        return Experience()
     try:
-        record = json.loads(file.read_text(encoding="utf-8"))
-        if record["about"] == about:
-            return Experience.from_record(record["learned"])
-    except FileNotFoundError:
-        pass
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        _log.info("%s is not what planners keep (%s): they begin with nothing", file, error)
-    return Experience()
+        return Experience.from_record(record)
+    except (KeyError, TypeError, ValueError):
+        return Experience()
 
 
-def _keep(file: Path, about: Mapping[str, Any], known: Experience, before: int) -> None:
-    """Write what was learned, if there is more than before; of several processes the last one's stays."""
-    if known.turn < max(before + 1, _WORTH_KEEPING):
-        return
-    text = json.dumps({"about": about, "learned": known.to_record()})
-    try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile("w", encoding="utf-8", dir=file.parent, suffix=".tmp", delete=False) as new:
-            new.write(text)
-        Path(new.name).replace(file)
-    except OSError as error:
-        _log.info("what planners learned is not kept in %s: %s", file, error)
+def _keep(about: Mapping[str, Any], known: Experience, before: int) -> None:
+    """Keep what was learned, if there is more than before."""
+    if known.turn >= max(before + 1, _WORTH_KEEPING):
+        memory.keep(KIND, about, known.to_record())

@@ -1,0 +1,107 @@
+"""Small files that outlive a process: what was measured or found out on this machine, for the next one to begin with.
+
+A file that is missing, damaged or about something else is as good as none. Knows JSON and machines, no model.
+"""
+
+import hashlib
+import json
+import logging
+import os
+import platform
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Final
+
+import torch
+
+from orthrus.provenance import device_name, digest
+
+FOLDER: Final = "ORTHRUS_CACHE"
+"""Environment variable that names the folder; empty: nothing is kept. `~/.cache/orthrus` unless given."""
+
+_PARTED: Final = "_orthrus_without_memory"
+_OF_A_PROCESSOR: Final = ("vendor_id", "cpu family", "model", "stepping", "microcode", "cache size", "flags")
+_OF_KERNELS: Final = ("ATEN_", "CUBLAS_", "CUDA_", "DNNL_", "KMP_", "MKL_", "NVIDIA_", "OMP_", "ONEDNN_", "TORCH_")
+
+_log = logging.getLogger(__name__)
+
+
+def folder() -> Path | None:
+    """Return where files are kept; None where none are."""
+    caches = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+    named = os.environ.get(FOLDER, f"{caches}/orthrus")
+    return Path(named).expanduser() if named else None
+
+
+def recall(kind: str, about: Mapping[str, Any]) -> Any:
+    """Return what was kept about just this, a JSON value; None where nothing was."""
+    file = _file(kind, about)
+    if file is None or not file.exists():
+        return None
+    try:
+        found = json.loads(file.read_text(encoding="utf-8"))
+        return found["record"] if found["about"] == about else None
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        _log.info("%s cannot be read (%s): as good as none", file, error)
+        return None
+
+
+def keep(kind: str, about: Mapping[str, Any], record: Any) -> None:
+    """Write a JSON value about something, whole or not at all; of several processes the last one's stays."""
+    file = _file(kind, about)
+    if file is None:
+        return
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile("w", encoding="utf-8", dir=file.parent, suffix=".tmp", delete=False) as new:
+            json.dump({"about": about, "record": record}, new)
+        Path(new.name).replace(file)
+    except OSError as error:
+        _log.info("%s cannot be written: %s", file, error)
+
+
+def part(owner: object) -> None:
+    """Let nothing about an object (a model) be recalled or kept from now on."""
+    owner.__dict__[_PARTED] = True
+
+
+def parted(owner: object) -> bool:
+    """Tell whether nothing about an object is to be recalled or kept."""
+    return _PARTED in owner.__dict__
+
+
+def machine(device: torch.device) -> dict[str, Any]:
+    """Return all that decides how fast, and by which kernels, this process computes on a device, as JSON values."""
+    about: dict[str, Any] = {
+        "device": device_name(device),
+        "threads": torch.get_num_threads(),
+        "torch": _short(torch.__version__ + torch.__config__.show()),
+        "processor": _short(_processor()),
+        "environment": {name: value for name, value in sorted(os.environ.items()) if name.startswith(_OF_KERNELS)},
+    }
+    about["settings"] = [
+        torch.get_float32_matmul_precision(),
+        torch.are_deterministic_algorithms_enabled(),
+        torch.backends.mkldnn.enabled,
+    ]
+    if device.type == "cuda":
+        about["cuda"] = [torch.version.cuda, *torch.cuda.get_device_capability(device)]
+    return about
+
+
+def _file(kind: str, about: Mapping[str, Any]) -> Path | None:
+    place = folder()
+    return None if place is None else place / kind / f"{digest(about)}.json"
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").partition("\n\n")[0].splitlines()
+    except OSError:
+        return platform.processor() or platform.machine()
+    return "\n".join(line for line in lines if line.partition(":")[0].strip() in _OF_A_PROCESSOR)
+
+
+def _short(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()[:12]
