@@ -1,5 +1,6 @@
 """Planners at work without a model and without time: simulated drafts, a simulated clock."""
 
+import math
 import random
 from collections.abc import Callable
 
@@ -71,6 +72,24 @@ def linear(wide: float) -> Price:
         return draft + one(1 + (step.nodes or step.drafts))
 
     return price
+
+
+class Moody:
+    """A machine with bad moments: they come at random, last some steps, and make each take half as long again."""
+
+    def __init__(self, price: Price, *, share: float, steps: int, seed: int) -> None:
+        self.price, self.share, self.steps = price, share, steps
+        self.rng, self.left, self.slow = random.Random(seed), 0.0, False
+        self.usual = 0.0  # what the same steps would have taken without
+
+    def __call__(self, step: Step, drew: bool = True) -> float:
+        if self.left <= 0:
+            self.slow = self.rng.random() < self.share
+            self.left = self.rng.expovariate(1 / self.steps) if self.slow else 1.0
+        self.left -= 1
+        seconds = self.price(step, drew)
+        self.usual += seconds
+        return seconds * (1.5 if self.slow else 1.0) * math.exp(abs(self.rng.gauss(0, 0.05)))
 
 
 def geometric(rate: float, seed: int = 0) -> Accept:

@@ -14,8 +14,9 @@ from numpy.typing import NDArray
 
 from orthrus.decode.plan import Kind, Step, step_of
 
-_STALE = 64
+_STALE = 8
 _FORGOTTEN = 2048
+_SWEPT = 64
 _OTHERS_REST_ON = ("plain", "chain", "lookup")  # kinds that others are reckoned from
 
 
@@ -23,8 +24,8 @@ class Costs:
     """Seconds per step, as measured: the median of the last few of each shape, first runs (warm-up) left out.
 
     Machines change their pace, for moments and for good: times of a shape that is taken up again after `_STALE` other
-    steps start anew, and after `_FORGOTTEN` of them a shape counts as never measured, so that no step is given up for
-    what it took in a bad moment.
+    steps start anew (soon, for what drove it out may have been a bad moment that fills all of them), and after
+    `_FORGOTTEN` of them a shape counts as never measured, so that no step is given up for what it took then.
 
     Of a one-pass step only the pass counts, not the draft pass that comes before it when nothing was drafted ahead.
     """
@@ -56,7 +57,7 @@ class Costs:
             times.append(seconds)
             if (rows, step) in self._recalled:
                 self._retaken[rows, step] = self._recalled.pop((rows, step))
-        forgotten = self._forget() if self._turn % _STALE == 0 else False
+        forgotten = self._forget() if self._turn % _SWEPT == 0 else False
         new = anew or 1 < runs <= 4 or runs % (2 * self._window) == 0
         if forgotten or (new and (step.kind in _OTHERS_REST_ON or self._recalled)):
             for known in (self._vectors, self._estimates, self._points):
