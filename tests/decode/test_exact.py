@@ -103,18 +103,20 @@ def test_the_probe_finds_a_geometry_once_per_state_of_the_model(monkeypatch: pyt
     assert len(probed) == 3
 
 
+@cache
+def clean_finding() -> Finding:
+    return exact.probe(dual(), width=BLOCK, rows=2)
+
+
 @pytest.fixture
 def probed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """Keep findings in a folder of the test's own; the numbers of rows that were probed for, once in earnest."""
+    finding, rows_probed = clean_finding(), list[int]()
     monkeypatch.setenv("ORTHRUS_CACHE", str(tmp_path))
-    rows_probed: list[int] = []
-    found: list[Finding] = []
-    probe = exact.probe
 
     def count(model: PreTrainedModel, *, width: int, rows: int) -> Finding:
-        found[:] = found or [probe(model, width=width, rows=rows)]
         rows_probed.append(rows)
-        return found[0]
+        return finding
 
     monkeypatch.setattr(exact, "probe", count)
     return rows_probed
