@@ -47,6 +47,21 @@ def test_a_folder_that_cannot_be_had_is_no_error(tmp_path: Path, monkeypatch: py
     assert [(file.name, file.read_text()) for file in tmp_path.iterdir()] == [("taken", "mine")]
 
 
+def test_a_disk_that_is_full_leaves_what_was_there_and_no_half_a_file(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    memory.keep("kind", ABOUT, 1)
+
+    def full(path: Path, text: str, encoding: str) -> int:
+        path.write_bytes(text.encode()[:5])
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_text", full)
+    memory.keep("kind", ABOUT, 2)
+    assert memory.recall("kind", ABOUT) == 1
+    assert [file.suffix for file in (folder / "kind").iterdir()] == [".json"]
+
+
 def test_the_folder_is_where_caches_are(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("ORTHRUS_CACHE")
     monkeypatch.delenv("XDG_CACHE_HOME", raising=False)

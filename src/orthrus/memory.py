@@ -8,8 +8,8 @@ import json
 import logging
 import os
 import platform
-import tempfile
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final
 
@@ -52,13 +52,15 @@ def keep(kind: str, about: Mapping[str, Any], record: Any) -> None:
     file = _file(kind, about)
     if file is None:
         return
+    temporary = file.with_suffix(f".{os.getpid()}.tmp")
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile("w", encoding="utf-8", dir=file.parent, suffix=".tmp", delete=False) as new:
-            json.dump({"about": about, "record": record}, new)
-        Path(new.name).replace(file)
+        temporary.write_text(json.dumps({"about": about, "record": record}), encoding="utf-8")
+        temporary.replace(file)
     except OSError as error:
         _log.info("%s cannot be written: %s", file, error)
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
 
 
 def part(owner: object) -> None:
@@ -79,12 +81,12 @@ def machine(device: torch.device) -> dict[str, Any]:
         "torch": _short(torch.__version__ + torch.__config__.show()),
         "processor": _short(_processor()),
         "environment": {name: value for name, value in sorted(os.environ.items()) if name.startswith(_OF_KERNELS)},
+        "settings": [
+            torch.get_float32_matmul_precision(),
+            torch.are_deterministic_algorithms_enabled(),
+            torch.backends.mkldnn.enabled,
+        ],
     }
-    about["settings"] = [
-        torch.get_float32_matmul_precision(),
-        torch.are_deterministic_algorithms_enabled(),
-        torch.backends.mkldnn.enabled,
-    ]
     if device.type == "cuda":
         about["cuda"] = [torch.version.cuda, *torch.cuda.get_device_capability(device)]
     return about
