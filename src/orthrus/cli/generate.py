@@ -79,7 +79,6 @@ def generate(
     if turns == "first":
         records = [dataclasses.replace(record, turns=record.turns[:1]) for record in records]
     loaded, tokenizer = common.load(model, dtype=dtype, device=device, compile=compile)
-    common.look_at_kernels(loaded, exact, rows=min(batch_size, len(records)))
     job = Job(
         model=loaded,
         tokenizer=tokenizer,
@@ -96,6 +95,7 @@ def generate(
 def report(job: Job, mode: Literal["orthrus", "ar", "compare"], *, name: str, json: bool) -> None:
     """Run a job and print what came of it; ends with exit code 1 where a comparison breaks the promise."""
     runs.check(job)
+    common.look_at_kernels(job.model, job.exact, rows=min(job.batch_size, len(job.records)))
     if mode == "compare":
         runs.warm_up(job, ("ar", "orthrus"))
         plain = runs.run(job, "ar")

@@ -133,10 +133,10 @@ def finding_for(model: PreTrainedModel, *, width: int, rows: int = _GROUPS[-1]) 
     state = (width, _groups(rows), *_state(model))
     if state not in known:
         about = {**state_of(model), "code": _code(), "width": width, "groups": list(_groups(rows))}
-        found = None if memory.parted(model) else _recalled(about)
+        found = None if memory.excluded(model) else _recalled(about)
         if found is None or not _confirmed(model, found, width=width, rows=rows):
             found = probe(model, width=width, rows=rows)
-            if not memory.parted(model):
+            if not memory.excluded(model):
                 memory.keep(KIND, about, _FINDING.dump_python(found, mode="json"))
         known[state] = found
     return known[state]

@@ -139,7 +139,7 @@ def experience_of(model: PreTrainedModel, exact: str, plan: Plan) -> Experience:
     known: dict[object, Experience] = model.__dict__.setdefault(_LEARNED_HERE, {})
     state = (str(model.device), model.dtype, torch.get_num_threads(), exact, plan.kinds)
     if state not in known:
-        if memory.parted(model):
+        if memory.excluded(model):
             known[state] = Experience()
         else:
             about = {"format": _FORMAT, **state_of(model), "exact": exact, "kinds": sorted(plan.kinds)}
@@ -151,7 +151,7 @@ def experience_of(model: PreTrainedModel, exact: str, plan: Plan) -> Experience:
 def begin_anew(model: PreTrainedModel) -> None:
     """Let planners of a model begin with nothing, whatever was learned before, and let nothing about it outlive it."""
     model.__dict__[_LEARNED_HERE] = {}
-    memory.part(model)
+    memory.exclude(model)
 
 
 def _recalled(about: Mapping[str, Any]) -> Experience:
