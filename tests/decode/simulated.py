@@ -2,9 +2,9 @@
 
 import math
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
-from orthrus.decode.plan import Step, parse
+from orthrus.decode.plan import Kind, Step, parse
 from orthrus.decode.planner import Planner
 from orthrus.decode.worth import Record
 
@@ -55,23 +55,23 @@ def simulate(
     return seconds, steps
 
 
-def linear(wide: float) -> Price:
-    """Price passes so that one of 16 rows costs `wide` one-row passes, in proportion in between."""
+def by_rows(one: Callable[[int], float], more: Mapping[Kind, float] | None = None) -> Price:
+    """Price steps by what a pass over so many rows takes, and by what each kind takes beyond its passes."""
 
     def price(step: Step, drew: bool = True) -> float:
-        def one(rows: int) -> float:
-            return 1 + (wide - 1) * (rows - 1) / 15
-
+        beyond = (more or {}).get(step.kind, 0.0)
         if step.kind == "plain":
-            return one(1)
-        if step.lookup:
-            return one(step.drafts + 1)
-        draft = one(step.drafts + 1) if drew else 0.0
-        if step.kind == "onepass":
-            return draft + one(step.scratch)
-        return draft + one(1 + (step.nodes or step.drafts))
+            return beyond + one(1)
+        draft = one(step.drafts + 1) if drew and not step.lookup else 0.0
+        verified = step.scratch if step.kind == "onepass" else 1 + (step.nodes or step.drafts)
+        return beyond + draft + one(verified)
 
     return price
+
+
+def linear(wide: float) -> Price:
+    """Price passes so that one of 16 rows costs `wide` one-row passes, in proportion in between."""
+    return by_rows(lambda rows: 1 + (wide - 1) * (rows - 1) / 15)
 
 
 class Moody:

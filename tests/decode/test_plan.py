@@ -12,7 +12,7 @@ from orthrus.decode.plan import Step, parse
 from orthrus.decode.planner import Decision, Look, Planner
 from orthrus.decode.worth import WAYS, Record, Rescue, expected, usually_met
 from orthrus.errors import ConfigError
-from tests.decode.simulated import BLOCK, Moody, Price, fixed, geometric, linear, simulate
+from tests.decode.simulated import BLOCK, Moody, Price, by_rows, fixed, geometric, linear, simulate
 
 
 @pytest.mark.parametrize("wide", [1.2, 1.75, 4.0])
@@ -403,11 +403,7 @@ def measured(milliseconds: dict[int, float]) -> Price:
         (x0, y0), (x1, y1) = known[max(after - 1, 0)], known[max(after, 1)]
         return y0 + (y1 - y0) * (rows - x0) / (x1 - x0)
 
-    def price(step: Step, drew: bool = True) -> float:
-        draft = one(step.drafts + 1) if step.drafts and drew and not step.lookup else 0.0
-        return draft + one(step.scratch)
-
-    return price
+    return by_rows(one)
 
 
 GPU = measured({1: 10.0, 16: 10.2, 32: 12.0, 160: 12.6})
@@ -639,20 +635,8 @@ def test_auto_stays_close_to_the_best_fixed_step_as_the_machine_drifts(rate: flo
     assert taken <= 1.05 * best
 
 
-def nano(step: Step, drew: bool = True) -> float:
-    """About what the bundled model's steps take on two cores, in milliseconds."""
-
-    def one(rows: int) -> float:
-        return 5.3 + 1.1 * (rows - 1) / 15
-
-    if step.kind == "plain":
-        return one(1)
-    if step.lookup:
-        return 0.3 + one(step.drafts + 1)
-    draft = one(step.drafts + 1) if drew else 0.0
-    if step.kind == "onepass":
-        return 3.0 + draft + one(step.scratch)
-    return 0.6 + draft + one(1 + (step.nodes or step.drafts)) + (1.0 if step.nodes else 0.0)
+NANO = by_rows(lambda rows: 5.3 + 1.1 * (rows - 1) / 15, {"lookup": 0.3, "chain": 0.6, "tree": 1.6, "onepass": 3.0})
+"""About what the bundled model's steps take on two cores, in milliseconds."""
 
 
 @pytest.mark.parametrize(("steps", "share"), [(8, 0.03), (20, 0.02), (60, 0.01)])
@@ -663,12 +647,12 @@ def test_bad_moments_that_come_in_bursts_do_not_drive_out_what_is_best(steps: in
     """
     loss = 0.0
     for seed in range(10):
-        machine, planner = Moody(nano, share=share, steps=steps, seed=seed), Planner(parse("auto"), block=BLOCK)
+        machine, planner = Moody(NANO, share=share, steps=steps, seed=seed), Planner(parse("auto"), block=BLOCK)
         accept = geometric(0.98, seed=seed)
         simulate(accept, price=machine, tokens=1500, planner=planner, rescue=0.15)
         machine.usual = 0.0
         simulate(accept, price=machine, tokens=6000, planner=planner, rescue=0.15)
-        loss += machine.usual / fixed(Step(15), accept, nano, 6000) - 1
+        loss += machine.usual / fixed(Step(15), accept, NANO, 6000) - 1
     assert loss / 10 <= 0.015
 
 
