@@ -38,6 +38,7 @@ def next_process(known: Experience) -> Planner:
 
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    gc.collect()  # what models of other tests leave behind is not for this folder
     monkeypatch.setenv("ORTHRUS_CACHE", str(tmp_path / "cache"))
     return tmp_path / "cache"
 
