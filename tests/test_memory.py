@@ -82,9 +82,12 @@ def test_a_machine_is_told_by_all_that_chooses_kernels(monkeypatch: pytest.Monke
     monkeypatch.setattr(torch, "get_num_threads", lambda: 77)
     changed.append(memory.machine(cpu))
     monkeypatch.undo()
-    precision = torch.get_float32_matmul_precision()
-    torch.set_float32_matmul_precision("medium")
-    changed.append(memory.machine(cpu))
-    torch.set_float32_matmul_precision(precision)
+    torch.backends.cuda.matmul.fp32_precision = "tf32"  # torch's own summary of precisions raises now
+    try:
+        changed.append(memory.machine(cpu))
+    finally:
+        torch.backends.cuda.matmul.fp32_precision = "none"
+    with torch.autocast("cpu", torch.bfloat16):
+        changed.append(memory.machine(cpu))
     assert all(after != before for after in changed)
     assert memory.machine(cpu) == before

@@ -81,15 +81,25 @@ def machine(device: torch.device) -> dict[str, Any]:
         "torch": _short(torch.__version__ + torch.__config__.show()),
         "processor": _short(_processor()),
         "environment": {name: value for name, value in sorted(os.environ.items()) if name.startswith(_OF_KERNELS)},
-        "settings": [
-            torch.get_float32_matmul_precision(),
-            torch.are_deterministic_algorithms_enabled(),
-            torch.backends.mkldnn.enabled,
-        ],
+        "settings": list(settings(device)),
     }
     if device.type == "cuda":
         about["cuda"] = [torch.version.cuda, *torch.cuda.get_device_capability(device)]
     return about
+
+
+def settings(device: torch.device) -> tuple[Any, ...]:
+    """Return what a program may have told torch that changes kernels on a device, as JSON values."""
+    backends = torch.backends
+    # Not torch's own summary of these: it raises once one of them was set by itself.
+    libraries = [getattr(backends.mkldnn, "matmul", None), backends.mkldnn, backends.cuda.matmul, backends]
+    casts = torch.is_autocast_enabled(device.type)
+    return (
+        *(getattr(library, "fp32_precision", None) for library in libraries),
+        torch.are_deterministic_algorithms_enabled(),
+        backends.mkldnn.enabled,
+        str(torch.get_autocast_dtype(device.type)) if casts else None,
+    )
 
 
 def _file(kind: str, about: Mapping[str, Any]) -> Path | None:

@@ -10,11 +10,19 @@ from orthrus.decode.worth import Record
 
 BLOCK = 16
 
+SLOTS = 63
+"""Drafts that records count, more than any step of these blocks makes."""
+
 Price = Callable[[Step, bool], float]
 """What a step takes, and whether it has to draft first."""
 
 Accept = Callable[[int], int]
 """How many drafts would be right from this place of the text on."""
+
+
+def fresh(fade: float = 0.95) -> Record:
+    """A record of nothing yet."""
+    return Record(slots=SLOTS, fade=fade)
 
 
 def simulate(
@@ -36,7 +44,7 @@ def simulate(
     keep one draft more where the chain inside breaks off, with the chance `rescue`.
     """
     planner = planner or Planner(parse(plan), block=BLOCK)
-    record, elsewhere, more = Record(), geometric(surprise, seed=1), geometric(rescue, seed=2)
+    record, elsewhere, more = fresh(), geometric(surprise, seed=1), geometric(rescue, seed=2)
     seconds, done, ready, steps = 0.0, 0, 0, []
     while done < tokens:
         step = planner.choose([record], ready=ready, blind=True, room=room)

@@ -1,5 +1,6 @@
 """`generate` and `stream`: prompts in every form, text and tokens out, bad input refused before anything runs."""
 
+from itertools import accumulate
 from typing import Any
 
 import pytest
@@ -125,6 +126,8 @@ def test_chunks_join_to_the_completion(name: str, model: PreTrainedModel, charac
     assert [chunk.finish_reason for chunk in chunks] == [None] * (len(chunks) - 1) + ["length"]
     assert sum(chunk.accepted for chunk in chunks) == out.stats.accepted
     assert chunks[-1].stats == out.stats
+    counts = list(accumulate(len(chunk.token_ids) for chunk in chunks))
+    assert [chunk.stats.emitted for chunk in chunks] == counts
     for chunk in chunks:
         assert characters.decode(chunk.token_ids[: chunk.accepted]) == chunk.draft_text
         assert characters.decode(chunk.token_ids[chunk.accepted :]) == chunk.bonus_text
@@ -152,6 +155,19 @@ def test_a_stream_left_early_leaves_the_engine_ready(
     assert first.stats.emitted < 20
     chunks = orthrus.stream(model, characters, "x", engine=engine, max_new_tokens=9)
     assert [t for chunk in chunks for t in chunk.token_ids] == plain(characters, "x", 9)
+
+
+def test_a_stream_takes_an_idle_engine_as_it_is(model: PreTrainedModel, characters: PreTrainedTokenizerBase) -> None:
+    """Two texts at a time would be mixed up, and another plan beside an engine passed over; the first text goes on."""
+    engine = Engine(model, rows=1, capacity=64, plan=plan.parse("fixed:4"))
+    for more in ({"mode": "ar"}, {"plan": "full"}, {"exact": "token"}):
+        with pytest.raises(ConfigError, match="mode, plan and exact are settled with the engine"):
+            orthrus.stream(model, characters, "abc", engine=engine, **more)  # type: ignore[arg-type]
+    first = orthrus.stream(model, characters, "abc", engine=engine, max_new_tokens=20)
+    tokens = next(first).token_ids
+    with pytest.raises(ConfigError, match="needs an idle engine, found one with a text in flight"):
+        next(orthrus.stream(model, characters, "x", engine=engine, max_new_tokens=9))
+    assert tokens + [t for chunk in first for t in chunk.token_ids] == plain(characters, "abc", 20)
 
 
 def test_a_conversation_keeps_its_keys(

@@ -112,11 +112,11 @@ def test_nonsense_costs_change_no_text_and_leave_nothing_behind(rows: int, admis
 
 def test_what_is_remembered_of_steps_is_bounded() -> None:
     """A few figures per shape and number of rows, however many steps were taken."""
-    known = Experience()
+    known = Experience.of(16)
     for turn in range(1000):
         known.costs.observe(Step(turn % 7), 1 + turn % 2, 1.0)
     assert all(len(times) <= 9 for steps in known.costs._seen.values() for times in steps.values())
-    assert len(known.costs.table()) == 14
+    assert len(known.costs.to_record()) == 14
 
 
 def test_what_a_row_leaves_behind_is_reused(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -162,7 +162,7 @@ def test_a_recorded_trace_gives_the_same_decisions(monkeypatch: pytest.MonkeyPat
     def twin_of(value: Any) -> Any:
         """Replace a row's record, known by its identity, by one of our own; copy any other list."""
         if isinstance(value, Record):
-            return records.setdefault(id(value), (value, Record()))[1]
+            return records.setdefault(id(value), (value, Record(slots=BLOCK - 1)))[1]
         return [twin_of(part) for part in value] if isinstance(value, list) else value
 
     def noted(name: str, real: Callable[..., Step | None]) -> Callable[..., Step | None]:

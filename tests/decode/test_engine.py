@@ -141,6 +141,27 @@ def test_aborting_everything_leaves_an_idle_engine() -> None:
     assert decode(engine, PROMPTS[:1], Options(max_new_tokens=12))[0].token_ids == TEXTS[tuple(PROMPTS[0])][:12]
 
 
+@pytest.mark.parametrize("failing", [1, 2])
+def test_a_prompt_that_could_not_be_read_waits_for_the_next_step(failing: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Memory runs out in the first or second pass of two that read it: all texts are whole in the end."""
+    engine = engine_of(MODEL, rows=3, prefill_chunk=2)
+    ids = [engine.add(p, Options(max_new_tokens=12)) for p in PROMPTS]
+    real, passes = engine.passes._forward, list[int]()
+
+    def run(*args: Any, **more: Any) -> Any:
+        passes.append(len(passes) + 1)
+        if passes[-1] == failing:
+            raise MemoryError
+        return real(*args, **more)
+
+    monkeypatch.setattr(engine.passes, "_forward", run)
+    with pytest.raises(MemoryError):
+        engine.step()
+    assert (engine.live, [row.id for row in engine.waiting]) == ([], ids)
+    rows = finish(engine)
+    assert [rows[id].token_ids for id in ids] == [TEXTS[tuple(p)][:12] for p in PROMPTS]
+
+
 # ---------------------------------------------------------------- room
 
 

@@ -78,7 +78,7 @@ def test_sampled_texts_do_not_depend_on_the_trained_block() -> None:
 
 
 def test_the_probe_finds_a_geometry_once_per_state_of_the_model(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Single rows at fixed width hold on the CPU; asking again probes only when dtype or threads have changed."""
+    """Single rows at fixed width hold on the CPU; asking again probes only when its state has changed."""
     model = dual()
     finding = exact.finding_for(model, width=BLOCK)
     assert finding.holds
@@ -101,6 +101,10 @@ def test_the_probe_finds_a_geometry_once_per_state_of_the_model(monkeypatch: pyt
     mixed(model)
     exact.finding_for(model, width=BLOCK)
     assert len(probed) == 3
+    with torch.autocast("cpu", torch.bfloat16):
+        exact.finding_for(model, width=BLOCK)
+    exact.finding_for(model, width=BLOCK)
+    assert len(probed) == 4
 
 
 @cache

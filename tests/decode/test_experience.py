@@ -15,6 +15,8 @@ from orthrus.decode.experience import Experience, begin_anew, experience_of
 from orthrus.decode.options import Options
 from orthrus.decode.plan import Step, parse
 from orthrus.decode.planner import Planner
+from orthrus.model.attach import attach, detach
+from orthrus.model.config import OrthrusConfig
 from tests import reference
 from tests.decode.drive import decode, dual
 from tests.decode.simulated import BLOCK, fixed, geometric, linear, simulate
@@ -33,7 +35,7 @@ def learned() -> Experience:
 def next_process(known: Experience) -> Planner:
     """A planner that has read what another process wrote."""
     record = json.loads(json.dumps(known.to_record()))
-    return Planner(parse("auto"), block=BLOCK, experience=Experience.from_record(record))
+    return Planner(parse("auto"), block=BLOCK, experience=Experience.from_record(record, block=BLOCK))
 
 
 @pytest.fixture
@@ -122,6 +124,21 @@ def test_what_was_measured_elsewhere_is_held_to_the_pace_of_what_is_measured_her
     assert [costs.estimate(step, 1) for step in (Step(), Step(7), Step(15))] == [2.0, 4.0, 6.0]
     again = Costs.from_record(costs.to_record())
     assert [again.estimate(step, 1) for step in (Step(), Step(7), Step(15))] == [2.0, 4.0, 6.0]
+
+
+@pytest.mark.parametrize("block", [4, 66, 129])
+def test_another_view_of_a_model_begins_anew(block: int) -> None:
+    """What stood for blocks of 8 is no step of theirs; blocks may be longer than any step on the ladder, too."""
+    model = dual(num_hidden_layers=1, max_position_embeddings=512)
+    write(model)
+    known = experience_of(model, "distribution", plan.parse("auto"))
+    assert known.turn > 0
+    attach(detach(model), OrthrusConfig(block_size=block), attn_implementation="orthrus")
+    assert experience_of(model, "distribution", plan.parse("auto")).turn == 0
+    engine = Engine(model, rows=1, capacity=400, plan=plan.parse("auto"), clock=Ticking())
+    rows = decode(engine, PROMPTS * 2, OPTIONS)
+    backbone = tiny("qwen3", num_hidden_layers=1, max_position_embeddings=512)
+    assert [row.token_ids for row in rows] == [reference.greedy_text(backbone, p, 40) for p in PROMPTS * 2]
 
 
 # ---------------------------------------------------------------- files

@@ -12,7 +12,7 @@ from orthrus.decode.plan import Step, parse
 from orthrus.decode.planner import Decision, Look, Planner
 from orthrus.decode.worth import WAYS, Record, Rescue, expected, usually_met
 from orthrus.errors import ConfigError
-from tests.decode.simulated import BLOCK, Moody, Price, by_rows, fixed, geometric, linear, simulate
+from tests.decode.simulated import BLOCK, SLOTS, Moody, Price, by_rows, fixed, fresh, geometric, linear, simulate
 
 
 @pytest.mark.parametrize("wide", [1.2, 1.75, 4.0])
@@ -170,7 +170,7 @@ def test_a_copy_costs_at_most_what_a_chain_does() -> None:
 
 def test_plain_steps_are_timed_again_where_none_is_taken() -> None:
     """Timed in a bad moment and never the best since: they are looked at again before long, and not often."""
-    planner, record, plain = Planner(parse("auto"), block=BLOCK), Record(), []
+    planner, record, plain = Planner(parse("auto"), block=BLOCK), fresh(), []
     for turn in range(1200):
         step = planner.choose([record], [LONG])
         plain += [turn] if step == Step() else []
@@ -182,7 +182,7 @@ def test_plain_steps_are_timed_again_where_none_is_taken() -> None:
 @pytest.mark.parametrize("long", [6, 8, 12, 16, 40])
 def test_a_bad_moment_of_the_machine_is_got_over(long: int) -> None:
     """All steps take fifty times as long for a while: the best one is found again, whatever was in use meanwhile."""
-    planner, record, chosen = Planner(parse("auto"), block=BLOCK), Record(), []
+    planner, record, chosen = Planner(parse("auto"), block=BLOCK), fresh(), []
     for turn in range(2700):
         step = planner.choose([record], [LONG])
         chosen.append(step)
@@ -195,28 +195,28 @@ def test_a_bad_moment_of_the_machine_is_got_over(long: int) -> None:
 
 def test_expected_tokens_of_a_certain_and_a_hopeless_record() -> None:
     """Expectations tend to drafts + 1 and to 1 as evidence grows; the prior decides where there is none."""
-    sure, hopeless, prior = Record(), Record(), Record()
+    sure, hopeless, prior = fresh(), fresh(), fresh()
     for _ in range(200):
         sure.add("chain", drafts=4, accepted=4)
         hopeless.add("chain", drafts=4, accepted=0)
         prior.add("lookup", drafts=4, accepted=4)
-    tokens = expected([sure, hopeless], prior)
+    tokens = expected([sure, hopeless], prior, slots=SLOTS)
     chain, lookup = WAYS.index("chain"), WAYS.index("lookup")
     assert tokens[0, chain, 4] > 4.2
     assert tokens[1, chain, 4] < 1.3
     assert (tokens[:, lookup, 4] > 4.2).all()
-    assert expected([Record()], prior)[0, chain, :3].tolist() == [1, 1.5, 1.75]
+    assert expected([fresh()], prior, slots=SLOTS)[0, chain, :3].tolist() == [1, 1.5, 1.75]
 
 
 def test_one_block_tells_a_text_that_is_easier_than_others() -> None:
     """Where hardly any draft is kept otherwise, ten of fifteen kept promise more of this text; and the other way."""
-    poor, rich, easy, hard = Record(fade=0.99), Record(fade=0.99), Record(), Record()
+    poor, rich, easy, hard = fresh(fade=0.99), fresh(fade=0.99), fresh(), fresh()
     for turn in range(100):
         poor.add("chain", drafts=15, accepted=2 if turn % 4 == 0 else 0)
         rich.add("chain", drafts=15, accepted=12 if turn % 4 else 15)
     easy.add("chain", drafts=15, accepted=10)
     hard.add("chain", drafts=15, accepted=0)
-    of_poor, of_rich = (expected([Record(), easy, hard], prior)[:, 0, 15] for prior in (poor, rich))
+    of_poor, of_rich = (expected([fresh(), easy, hard], prior, slots=SLOTS)[:, 0, 15] for prior in (poor, rich))
     assert of_poor[0] < 1.6
     assert of_poor[1] > 4
     assert of_rich[0] > 10
@@ -230,7 +230,7 @@ def test_expected_tokens_are_those_of_the_slow_reckoning() -> None:
     Newton's method towards the mode of the logarithm's posterior, whose prior is normal.
     """
     rng = random.Random(3)
-    prior, rows = Record(fade=0.99), [Record() for _ in range(3)]
+    prior, rows = fresh(fade=0.99), [fresh() for _ in range(3)]
     for _ in range(60):
         row, drafts = rng.choice(rows), rng.randint(1, 15)
         kept = rng.randint(0, drafts)
@@ -248,7 +248,7 @@ def test_expected_tokens_are_those_of_the_slow_reckoning() -> None:
 
     def shifted(row: Record, w: int, slot: int) -> float:
         slope, curvature = 0.0, 1.0
-        for m in range(64):
+        for m in range(SLOTS):
             chance, (tried, kept) = usual(w, m), row.counts[:, w, m]
             slope += kept - tried * chance
             curvature += tried * chance * (1 - chance)
@@ -264,11 +264,11 @@ def test_expected_tokens_are_those_of_the_slow_reckoning() -> None:
             otherwise, more = shifted(row, w, slot), 2.0
         return rate(row.counts[1, w, slot], row.counts[0, w, slot], otherwise, more)
 
-    tokens = expected(rows, prior)
+    tokens = expected(rows, prior, slots=SLOTS)
     for b, row in enumerate(rows):
         for w in range(len(WAYS)):
             total = run = 1.0
-            for slot in range(64):
+            for slot in range(SLOTS):
                 run *= own(row, w, slot)
                 total += run
                 assert tokens[b, w, slot + 1] == pytest.approx(total)
@@ -276,7 +276,7 @@ def test_expected_tokens_are_those_of_the_slow_reckoning() -> None:
 
 def test_trees_use_drafts_that_are_there_unless_made_blindly() -> None:
     """The pass that read the prompt has drafted: a tree of these costs a verification."""
-    planner, record = Planner(parse("auto"), block=BLOCK), Record()
+    planner, record = Planner(parse("auto"), block=BLOCK), fresh()
     price, tree = linear(1.1), Step(15, nodes=15)
     for step in (Step(15), Step(), tree, Step(15), Step(), tree):
         planner.observe(step, [record], [0], price(step))
@@ -293,7 +293,7 @@ def test_trees_use_drafts_that_are_there_unless_made_blindly() -> None:
 
 def test_rows_that_found_more_to_copy_than_to_draft_copy_in_a_chain() -> None:
     """Each row its own: one copies what the other would have to draft; in a lookup all do."""
-    planner, good, bad = Planner(parse("auto"), block=BLOCK), Record(), Record()
+    planner, good, bad = Planner(parse("auto"), block=BLOCK), fresh(), fresh()
     for _ in range(50):
         planner.observe(Step(7, lookup=True), [good, bad], [7, 0], 1.0, [True, True])
         planner.observe(Step(7), [good, bad], [2, 2], 2.0)
@@ -309,7 +309,7 @@ def test_rows_that_found_more_to_copy_than_to_draft_copy_in_a_chain() -> None:
 
 def test_copies_are_made_only_where_something_was_found() -> None:
     """However good copying has been, rows without anything to copy do not count on it."""
-    planner, record = Planner(parse("auto"), block=BLOCK), Record()
+    planner, record = Planner(parse("auto"), block=BLOCK), fresh()
     price = linear(1.2)
     for step in (Step(15), Step(), Step(15), Step()):
         planner.observe(step, [record], [0], price(step, True))
@@ -326,7 +326,7 @@ def test_copies_are_made_only_where_something_was_found() -> None:
 
 def test_copies_after_many_tokens_in_common_are_weighed_by_themselves() -> None:
     """Three tokens in common may be chance, eight hardly are: what the former are worth says nothing of the latter."""
-    planner, record = Planner(parse("auto"), block=BLOCK), Record()
+    planner, record = Planner(parse("auto"), block=BLOCK), fresh()
     for step in (Step(15), Step(), Step(15), Step()):
         planner.observe(step, [record], [0], linear(1.2)(step, True))
     for _ in range(50):
@@ -345,7 +345,7 @@ def test_what_copies_would_have_been_worth_is_learned_while_others_are_drafted()
     And a text that goes on otherwise teaches the opposite, as far as it went on and no further.
     """
     for foreseen, copies in ((None, False), ([10], True)):
-        planner, record = Planner(parse("auto"), block=BLOCK), Record()
+        planner, record = Planner(parse("auto"), block=BLOCK), fresh()
         for step in (Step(15), Step(), Step(15), Step(), Step(15, lookup=True), Step(15, lookup=True)):
             planner.observe(step, [record], [9 if step == Step(15) else 0], linear(1.2)(step, True), [3])
         for _ in range(8):
@@ -356,7 +356,7 @@ def test_what_copies_would_have_been_worth_is_learned_while_others_are_drafted()
             planner.observe(Step(15), [record], [9], 2.4, [3], foreseen=foreseen)
         planner.known.standing.clear()
         assert planner.choose([record], [3]).lookup is copies
-    told = Record(fade=1.0)
+    told = fresh(fade=1.0)
     planner.observe(Step(15), [told], [4], 2.4, [LONG], foreseen=[2])
     planner.observe(Step(), [told], [0], 1.0, [LONG], foreseen=[1])
     planner.observe(Step(15), [told], [4], 2.4, [LONG], foreseen=[None])
@@ -370,10 +370,10 @@ def test_what_copies_would_have_been_worth_is_learned_while_others_are_drafted()
 
 def test_one_copy_that_failed_does_not_end_copying() -> None:
     """After many tokens in common: a text's loop is worth more than one exception in another tells."""
-    prior = Record(fade=0.99)
+    prior = fresh(fade=0.99)
     prior.add("echo", drafts=15, accepted=0)
     prior.add("lookup", drafts=15, accepted=0)
-    tokens = expected([Record()], prior)[0]
+    tokens = expected([fresh()], prior, slots=SLOTS)[0]
     assert tokens[WAYS.index("echo"), 15] > 2
     assert tokens[WAYS.index("lookup"), 15] < 1.5
 
@@ -493,7 +493,7 @@ def test_a_standing_decision_that_no_longer_fits_falls() -> None:
     simulate(geometric(0.6), surprise=0.3, price=GPU, tokens=3000, planner=planner)
     for room, stands in ((wide.scratch, True), (2 * BLOCK, False)):
         planner.known.standing[1, wide.drafts, True] = Decision(wide, uses=5)
-        step = planner.choose([Record()], ready=wide.drafts, blind=True, room=room)
+        step = planner.choose([fresh()], ready=wide.drafts, blind=True, room=room)
         assert (step == wide) is stands
         assert step.scratch <= room
 
@@ -515,7 +515,7 @@ def test_a_decision_stands_while_it_keeps_its_promise() -> None:
 
     Confirmed for good, a cycle of 16 tokens falls once it owes more than 32 of them: after three that gave one each.
     """
-    planner, record, price = Counting(), Record(), linear(1.2)
+    planner, record, price = Counting(), fresh(), linear(1.2)
     simulate(lambda _: 63, price=price, tokens=200 * BLOCK, planner=planner)
     steady = [turn for turn in planner.turns if turn > 100]
     assert len(steady) < (planner.known.turn - 100) / 10
@@ -565,14 +565,14 @@ def test_a_decision_is_forgiven_what_it_made_up_for() -> None:
 
 def test_what_fewer_and_more_stops_would_have_met_is_learned_too() -> None:
     """Stopped at the second likeliest place of 8: 1 stop would have missed it; none of 2: 8 stops might have met it."""
-    step, record = Step(15, stops=8), Record(fade=1.0)
+    step, record = Step(15, stops=8), fresh(fade=1.0)
     record.stopped(step, 1)
     record.stopped(Step(15, stops=2), 2)
     tried, met = record.hits[:, (15).bit_length()]
     assert tried.tolist() == [2, 2, 1, 1]
     assert met.tolist() == [0, 1, 1, 1]
     assert record.hits.sum() == 9
-    assert usually_met(Record())[0].tolist() == [0.5, 0.75, 0.875, 0.9375]
+    assert usually_met(fresh())[0].tolist() == [0.5, 0.75, 0.875, 0.9375]
 
 
 def test_a_fused_pass_is_priced_by_what_is_left_without_its_draft() -> None:
@@ -580,7 +580,7 @@ def test_a_fused_pass_is_priced_by_what_is_left_without_its_draft() -> None:
 
     A position costs 0.1 there, 4 of them are verified for 2.0; what is not measured takes longer like the nearest.
     """
-    planner, record = Planner(parse("auto"), block=4), Record()
+    planner, record = Planner(parse("auto"), block=4), fresh()
     for seconds in (9.0, 1.7):
         planner.observe(Step(), [record], [0], seconds)
     for seconds in (9.0, 4.0):
@@ -600,7 +600,7 @@ def test_a_fused_pass_is_priced_by_what_is_left_without_its_draft() -> None:
 
 def test_drafts_that_are_there_are_used_where_they_beat_what_is_best() -> None:
     """A verification of them, as long as they are, instead of plain steps; without them plain steps."""
-    planner, record = Planner(parse("auto"), block=BLOCK), Record()
+    planner, record = Planner(parse("auto"), block=BLOCK), fresh()
     price = linear(1.2)
     for step in (Step(15), Step(), Step(15), Step()):
         planner.observe(step, [record], [0], price(step))
@@ -626,7 +626,7 @@ def test_auto_weighs_the_kinds_it_is_told_to() -> None:
     assert {step.kind for step in parse("auto:chain").steps(16)} == {"plain", "chain"}
     assert parse("onepass:2").without("onepass") == parse("onepass:2")
     for text in ("auto", "auto:chain", "auto:tree+lookup"):
-        planner, record = Planner(parse(text), block=BLOCK), Record()
+        planner, record = Planner(parse(text), block=BLOCK), fresh()
         for _ in range(40):
             step = planner.choose([record], [True])
             planner.observe(step, [record], [step.drafts], 1.0 if step.lookup else 2.0)

@@ -6,6 +6,7 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoModelForSeq2SeqLM, PreTrainedModel
 
 import orthrus
+from orthrus.bench.peers import plain
 from orthrus.errors import ConfigError, UnsupportedModel
 from orthrus.model import masks
 from orthrus.model.attach import config_of, duals, is_attached, use_attention, windows_of
@@ -136,6 +137,20 @@ def test_attaching_twice_is_refused() -> None:
     with pytest.raises(ConfigError, match=r"has a diffusion view already: detach\(\) it first"):
         orthrus.attach(model, CONFIG)
     assert [dual.diffusion for dual in duals(model)] == twins
+
+
+def test_detaching_leaves_the_backbone_as_it_was() -> None:
+    """Its attention function, and which of its parameters are to be trained; a comparison's copy changes neither."""
+    model = tiny("qwen3")
+    function = model.config._attn_implementation
+    frozen = model.model.embed_tokens.weight.requires_grad_(False)
+    orthrus.attach(model, CONFIG, attn_implementation="orthrus")
+    plain(model)
+    assert model.config._attn_implementation == "orthrus"
+    assert not any(p.requires_grad for name, p in model.named_parameters() if ".diffusion." not in name)
+    orthrus.detach(model)
+    assert model.config._attn_implementation == function != "orthrus"
+    assert [p for p in model.parameters() if not p.requires_grad] == [frozen]
 
 
 def test_detaching_a_plain_model_is_refused() -> None:

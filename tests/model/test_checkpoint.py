@@ -3,6 +3,7 @@
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -99,6 +100,58 @@ def test_adapter_loads_through_load(tmp_path: Path, characters: PreTrainedTokeni
         orthrus.load(tmp_path / "apart")
     loaded, _ = orthrus.load(tmp_path / "apart", backbone=tmp_path / "whole", dtype="float32", device="cpu")
     assert_equal(model, loaded)
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_a_backbone_is_known_in_every_precision(
+    dtype: str, tmp_path: Path, characters: PreTrainedTokenizerBase
+) -> None:
+    """Half precision rounds what fingerprints are made of; the right backbone is taken all the same, and no other."""
+    backbone = tiny("qwen3")
+    with torch.no_grad():
+        for parameter in backbone.parameters():
+            parameter.copy_((parameter * 1e-5).bfloat16())  # below what float16 has all digits for
+    backbone.save_pretrained(tmp_path)
+    characters.save_pretrained(tmp_path)
+    orthrus.save(orthrus.attach(backbone, CONFIG), tmp_path)
+    loaded, _ = orthrus.load(tmp_path, dtype=dtype)
+    assert loaded.dtype == getattr(torch, dtype)
+    config = json.loads((tmp_path / "orthrus_config.json").read_text())
+    (tmp_path / "orthrus_config.json").write_text(json.dumps(config | {"fingerprint": "0" * 32}))
+    with pytest.raises(CheckpointError, match=r"fingerprint 0000.* load it with its own backbone"):
+        orthrus.load(tmp_path, dtype=dtype)
+
+
+def test_what_holds_its_backbone_takes_no_other(tmp_path: Path, characters: PreTrainedTokenizerBase) -> None:
+    """The official layout has all weights in one file."""
+    orthrus.save(trained(), tmp_path, format="official")
+    characters.save_pretrained(tmp_path)
+    with pytest.raises(ConfigError, match="holds its backbone itself, found backbone='other' beside it: drop it"):
+        orthrus.load(tmp_path, backbone="other")
+
+
+@pytest.mark.parametrize(("given", "revision"), [(None, "abc"), ("mirror/model", None)])
+def test_a_pinned_revision_is_the_named_backbones(
+    given: str | None, revision: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its weights' and its tokenizer's; another backbone has no such commit."""
+    asked = list[tuple[str, str | None]]()
+
+    def pretrained(cls: Any, home: str, dtype: Any, *, revision: str | None) -> PreTrainedModel:
+        asked.append((home, revision))
+        return tiny("qwen3")
+
+    def tokenizer(home: str, *, revision: str | None = None) -> None:
+        asked.append((home, revision))
+
+    monkeypatch.setattr("orthrus.model.load._pretrained", pretrained)
+    monkeypatch.setattr("orthrus.model.load._tokenizer", tokenizer)
+    orthrus.save(trained(), tmp_path)
+    config = json.loads((tmp_path / "orthrus_config.json").read_text())
+    config |= {"backbone": "some/model", "revision": "abc"}
+    (tmp_path / "orthrus_config.json").write_text(json.dumps(config))
+    orthrus.load(tmp_path, backbone=given)
+    assert asked == [(given or "some/model", revision)] * 2
 
 
 def test_configuration_names_its_backbone(tmp_path: Path) -> None:

@@ -22,6 +22,7 @@ def plain(model: PreTrainedModel) -> PreTrainedModel:
     """
     tensors = [*model.parameters(), *model.buffers()]
     backbone = detach(copy.deepcopy(model, {id(tensor): tensor for tensor in tensors}))
+    backbone.requires_grad_(False)  # its parameters are the model's own
     backbone.set_attn_implementation("sdpa")
     backbone.generation_config = GenerationConfig()
     return backbone

@@ -4,6 +4,7 @@ Knows tokenizers, chat templates and the engine; knows no passes, no acceptance,
 """
 
 from collections.abc import Callable, Generator, Sequence
+from copy import deepcopy
 from typing import Any, Literal, TypeAlias
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -92,9 +93,18 @@ def stream(
 ) -> Generator[Chunk, None, None]:
     """Complete one prompt and yield each cycle's text as it is decided; arguments as for `generate`.
 
-    Pass the same one-row `engine` again to keep its cache: only tokens that differ from the last text are read.
-    Closing the iterator early ends the completion and leaves the engine ready for the next one.
+    Pass the same one-row `engine` again to keep its cache: only tokens that differ from the last text are read. Mode,
+    plan and exactness are then the engine's. Closing the iterator early ends the completion and leaves the engine
+    ready for the next one.
+
+    Raises:
+        ConfigError: as `generate`, or mode, plan or exact beside an engine, or one that is busy with another text.
     """
+    if engine is not None and (mode, plan, exact) != ("orthrus", None, "distribution"):
+        raise ConfigError(
+            f"mode, plan and exact are settled with the engine, found mode={mode!r}, plan={plan!r} and exact={exact!r} "
+            "beside one: drop them, or build another engine"
+        )
     chosen = Options.of(model.generation_config, **options)
     prompt_ids = encode(tokenizer, prompt)
     engine = engine or engine_for(model, [prompt_ids], chosen, plan_of(mode, plan), rows=1, exact=exact)
@@ -105,6 +115,8 @@ def stream(
 def _stream(
     engine: Engine, tokenizer: PreTrainedTokenizerBase, prompt_ids: list[int], options: Options, limit: int
 ) -> Generator[Chunk, None, None]:
+    if engine.live or engine.waiting:
+        raise ConfigError("a stream needs an idle engine, found one with a text in flight: close that stream first")
     decoder = TextStream(tokenizer)
     id = engine.add(prompt_ids, options, stopper=Stopper(options, tokenizer, limit=limit))
     try:
@@ -119,7 +131,7 @@ def _stream(
                     token_ids=progress.token_ids,
                     accepted=progress.accepted,
                     finish_reason=progress.row.finish_reason,
-                    stats=progress.row.stats,
+                    stats=deepcopy(progress.row.stats),
                 )
     finally:
         engine.abort(id)
@@ -140,12 +152,9 @@ def engine_for(
     block = config_of(model).block_size
     width = plan.scratch(block)
     context: int = model.config.get_text_config().max_position_embeddings
-    longest = max((len(ids) for ids in prompts), default=1)
-    capacity = Engine.room(longest, min(options.max_new_tokens, max(context - longest, 0)), width)
-    shorter = max(
-        (Engine.room(len(i), min(options.max_new_tokens, context - len(i)), width) for i in prompts), default=0
-    )
-    return Engine(model, rows=rows, capacity=max(capacity, shorter), plan=plan, exact=exact)
+    lengths = [len(ids) for ids in prompts] or [1]
+    capacity = max(Engine.room(n, min(options.max_new_tokens, max(context - n, 0)), width) for n in lengths)
+    return Engine(model, rows=rows, capacity=capacity, plan=plan, exact=exact)
 
 
 def plan_of(mode: str, plan: str | None) -> plans.Plan:

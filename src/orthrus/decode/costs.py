@@ -237,21 +237,6 @@ class Costs:
             costs._recalled[int(rows), step] = median(map(float, times))
         return costs
 
-    def table(self) -> list[dict[str, float | int | str]]:
-        """Return everything measured, one record per shape and number of rows."""
-        return [
-            {
-                "kind": step.kind,
-                "drafts": step.drafts,
-                "nodes": step.nodes,
-                "stops": step.stops,
-                "rows": rows,
-                "seconds": self._time(step, rows),
-            }
-            for rows, steps in sorted(self._seen.items())
-            for step in sorted(steps, key=repr)
-        ]
-
 
 def on_line(points: Sequence[tuple[int, float]], x: int) -> float:
     """Read a line through two or more points in order at x; past the last one it goes on, but never down."""

@@ -46,9 +46,9 @@ class Row:
     options: Options
     stopper: Stopper
     stream: int
+    record: Record
     token_ids: list[int] = field(default_factory=list)
     stats: Stats = field(default_factory=Stats)
-    record: Record = field(default_factory=Record)
     lookup: Lookup = field(default_factory=Lookup)
     finish_reason: FinishReason | None = None
 
@@ -104,7 +104,7 @@ class Engine:
         drafter: Drafter = twin,
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
-        block = config_of(model).block_size
+        block = self.block = config_of(model).block_size
         if exact == "token":
             # A tree's path is verified once more, and each shape of a fused pass would have to be probed first: both
             # take longer than `auto` could gain by them.
@@ -169,6 +169,7 @@ class Engine:
             options=options,
             stopper=stopper or Stopper(options, None, limit=limit),
             stream=stream_of(options.seed, index),
+            record=Record(slots=self.block - 1),
         )
         self._next_id += 1
         self.waiting.append(row)
@@ -277,13 +278,25 @@ class Engine:
         while self.waiting and len(self.live) < self.cache.rows:
             pending.append(self._reuse(len(self.live), self.waiting[0].prompt_ids[:-1]))
             self.live.append(self.waiting.popleft())
-        joined = range(first, len(self.live))
-        if not joined:
+        if not pending:
             return
-        if any(pending):
-            self._read(slice(first, len(self.live)), pending)
-        for place in joined:
-            self._see(place)
+        try:
+            if any(pending):
+                self._read(slice(first, len(self.live)), pending)
+            for place in range(first, len(self.live)):
+                self._see(place)
+        except BaseException:  # memory ran out, say: nobody may go on from a prompt that was not read
+            self._send_back(first)
+            raise
+
+    def _send_back(self, first: int) -> None:
+        """Let the rows from this place on wait again, with the keys that they have by now."""
+        while len(self.live) > first:
+            row = self.live.pop()
+            place = len(self.live)
+            self._cached_ids[place] = row.prompt_ids[: self.cache.lengths[place]]
+            self._ready[place] = None
+            self.waiting.appendleft(row)
 
     def _read(self, rows: slice, pending: list[list[int]]) -> None:
         """Read what new rows' prompts still lack; where drafts will be wanted next, the last pass makes the first."""

@@ -124,7 +124,7 @@ def probe(model: PreTrainedModel, *, width: int, rows: int = _GROUPS[-1]) -> Fin
 
 
 def finding_for(model: PreTrainedModel, *, width: int, rows: int = _GROUPS[-1]) -> Finding:
-    """Return the probe's finding for a model as it stands (device, dtype, kernels, threads), probing once.
+    """Return the probe's finding for a model as it stands (device, dtype, kernels, threads, settings), probing once.
 
     What was found is kept for processes to come (`orthrus.memory`), which look at it in brief and probe anew where it
     fails, or where anything that it depends on has changed: processor, torch, weights, the code of passes.
@@ -178,7 +178,7 @@ def can_fuse(model: PreTrainedModel, finding: Finding, *, rows: int, drafts: int
 def _state(model: PreTrainedModel) -> tuple[object, ...]:
     """Return what a finding holds for."""
     kernels = (model.config._attn_implementation, is_compiled(model), kernels_of(model))
-    return (str(model.device), model.dtype, *kernels, torch.get_num_threads())
+    return (str(model.device), model.dtype, *kernels, torch.get_num_threads(), *memory.settings(model.device))
 
 
 def _alike(bench: "_Bench", tail: int, tokens: Sequence[int], numbers: int) -> bool:

@@ -19,6 +19,7 @@ from orthrus import memory
 from orthrus.decode.costs import Costs
 from orthrus.decode.plan import Kind, Plan, Step, step_of
 from orthrus.decode.worth import Record, Rescue, usually_met
+from orthrus.model.attach import config_of
 from orthrus.model.state import state_of
 
 KIND: Final = "experience"
@@ -75,8 +76,8 @@ class Experience:
     """What engines of one model have learned together: costs, what drafts were worth lately, what may be spent.
 
     Attributes:
-        costs: seconds per step.
         worth: the record over all rows: a new row's prior.
+        costs: seconds per step.
         rescues: what trees keep more than chains that break off.
         allowance: seconds that may be lost by looking at steps other than the best known one.
         turn: steps seen so far.
@@ -90,8 +91,8 @@ class Experience:
         hopeless: the turn until which one-pass steps are not weighed, since none came near the best.
     """
 
+    worth: Record
     costs: Costs = field(default_factory=Costs)
-    worth: Record = field(default_factory=lambda: Record(fade=0.99))
     rescues: dict[Step, Rescue] = field(default_factory=dict)
     allowance: float | None = None
     turn: int = 0
@@ -101,7 +102,7 @@ class Experience:
     standing: dict[tuple[int, ...], Decision] = field(default_factory=dict)
     look_from: float = 0.0
     vain: int = 0
-    usual_met: NDArray[np.float64] = field(default_factory=lambda: usually_met(Record()))
+    usual_met: NDArray[np.float64] = field(default_factory=lambda: usually_met(Record(slots=0)))
     hopeless: int = 0
 
     def to_record(self) -> dict[str, Any]:
@@ -120,7 +121,12 @@ class Experience:
         }
 
     @classmethod
-    def from_record(cls, record: Mapping[str, Any]) -> "Experience":
+    def of(cls, block: int) -> "Experience":
+        """Begin with nothing, for a view of so long blocks."""
+        return cls(worth=Record(slots=block - 1, fade=0.99))
+
+    @classmethod
+    def from_record(cls, record: Mapping[str, Any], *, block: int) -> "Experience":
         """Take up what an earlier process learned; raises KeyError, TypeError or ValueError for anything else.
 
         What a plain step takes, which all others are weighed against, is to be seen anew: the machine may have another
@@ -128,7 +134,7 @@ class Experience:
         """
         known = cls(
             costs=Costs.from_record(record["costs"]),
-            rescues={},
+            worth=Record(slots=block - 1, fade=0.99),
             allowance=None if record["allowance"] is None else float(record["allowance"]),
             turn=int(record["turn"]),
             used={kind: int(record["used"][kind]) for kind in get_args(Kind)[1:] if kind in record["used"]},
@@ -152,13 +158,15 @@ def experience_of(model: PreTrainedModel, exact: str, plan: Plan) -> Experience:
     Those of one kind of step weigh nothing, and would only teach others what to make of texts they decode otherwise.
     """
     known: dict[object, Experience] = model.__dict__.setdefault(_LEARNED_HERE, {})
-    state = (str(model.device), model.dtype, torch.get_num_threads(), exact, plan.kinds)
+    view = config_of(model)
+    state = (view, str(model.device), model.dtype, torch.get_num_threads(), exact, plan.kinds)
     if state not in known:
         if memory.excluded(model):
-            known[state] = Experience()
+            known[state] = Experience.of(view.block_size)
         else:
             about = {"format": _FORMAT, **state_of(model), "exact": exact, "kinds": sorted(plan.kinds)}
-            known[state] = _recalled(about)
+            about |= {"block": view.block_size, "attention_in_blocks": view.block_attention}
+            known[state] = _recalled(about, view.block_size)
             weakref.finalize(model, _keep, about, known[state], known[state].turn)
     return known[state]
 
@@ -169,14 +177,14 @@ def begin_anew(model: PreTrainedModel) -> None:
     memory.exclude(model)
 
 
-def _recalled(about: Mapping[str, Any]) -> Experience:
+def _recalled(about: Mapping[str, Any], block: int) -> Experience:
     record = memory.recall(KIND, about)
     if record is None:
-        return Experience()
+        return Experience.of(block)
     try:
-        return Experience.from_record(record)
+        return Experience.from_record(record, block=block)
     except (KeyError, TypeError, ValueError):
-        return Experience()
+        return Experience.of(block)
 
 
 def _keep(about: Mapping[str, Any], known: Experience, before: int) -> None:

@@ -151,7 +151,7 @@ class Planner:
         self.plan = plan
         self.steps = plan.steps(block)
         self.scratch = plan.scratch(block)
-        self.known = experience or Experience()
+        self.known = experience or Experience.of(block)
         self.copies = any(step.lookup for step in self.steps)
         self.look: Look | None = None
         self._decision: Decision | None = None  # under which the step chosen last is taken

@@ -25,7 +25,9 @@ class Stopper:
         self._reach = max(map(len, options.stop_strings), default=0)
         self._left = limit
         self._text = ""
-        self._decoder = TextStream(tokenizer) if options.stop_strings and tokenizer is not None else None
+        self._decoder = None
+        if options.stop_strings and tokenizer is not None:
+            self._decoder = TextStream(tokenizer, skip_special_tokens=False)  # those may be meant, too
 
     def cut(self, tokens: Sequence[int]) -> tuple[list[int], FinishReason | None]:
         """Return the tokens that belong to the text, and why it ends there (None: it goes on)."""
@@ -50,7 +52,7 @@ class Stopper:
 class TextStream:
     """Turn tokens into text as they come; a character split over tokens appears with its last one."""
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, *, skip_special_tokens: bool = True) -> None:
         backend = getattr(tokenizer, "backend_tokenizer", None)
         if backend is None:
             raise ConfigError(
@@ -58,7 +60,8 @@ class TextStream:
                 "AutoTokenizer.from_pretrained(..., use_fast=True)"
             )
         self._backend = backend
-        self._stream = DecodeStream(skip_special_tokens=True)
+        self._skip = skip_special_tokens
+        self._stream = DecodeStream(skip_special_tokens=skip_special_tokens)
         self._tokens: list[int] = []
         self._given = ""
 
@@ -71,5 +74,5 @@ class TextStream:
 
     def rest(self) -> str:
         """Return what is left of an unfinished character once no token will follow."""
-        whole: str = self._backend.decode(self._tokens, skip_special_tokens=True)
+        whole: str = self._backend.decode(self._tokens, skip_special_tokens=self._skip)
         return whole[len(self._given) :] if whole.startswith(self._given) else ""

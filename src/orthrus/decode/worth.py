@@ -27,7 +27,6 @@ same for longer than chance would have it.
 
 CHAIN, AHEAD, LOOKUP, ECHO = range(len(WAYS))
 
-_SLOTS = 64
 _TRIED, _KEPT = 0, 1
 _DIGITS = 8
 _FIRM = 8.0
@@ -53,7 +52,7 @@ class Record:
 
     __slots__ = ("_counts", "_told", "fade", "hits")
 
-    def __init__(self, *, slots: int = _SLOTS, fade: float = 0.95) -> None:
+    def __init__(self, *, slots: int, fade: float = 0.95) -> None:
         self._counts: NDArray[np.float64] = np.zeros((2, len(WAYS), slots))
         self._told: list[tuple[int, int, int] | None] = []
         self.hits: NDArray[np.float64] = np.zeros((2, 2 * _DIGITS, len(STOPS)))
@@ -113,8 +112,10 @@ def cell(step: Step) -> int:
     return shape * len(STOPS) + bisect_right(STOPS, step.stops) - 1
 
 
-def expected(records: Sequence[Record], prior: Record, *, slots: int = _SLOTS) -> NDArray[np.float64]:
+def expected(records: Sequence[Record], prior: Record, *, slots: int) -> NDArray[np.float64]:
     """Return the tokens each way to draft is expected to give each row by its number of drafts, the bonus included.
+
+    Of as many drafts as records count, at most.
 
     A slot that a row hardly ever tried is taken to be worth what it is in `prior`, at the odds that the row's other
     slots tell (`_odds`), and one hardly ever tried there what all slots are. Drafts made ahead are measured by a

@@ -17,6 +17,7 @@ from orthrus.model.config import OrthrusConfig
 from orthrus.model.dual import DualAttention
 
 _ATTRIBUTE = "orthrus_config"
+_FORMER = "_orthrus_former"  # what attention function the backbone had, and which parameters were to be trained
 
 
 def attach(
@@ -47,6 +48,8 @@ def attach(
     mask = rows - 1 if config.mask_token_id is None else config.mask_token_id
     if mask >= rows:
         raise ConfigError(f"mask_token_id must be one of the {rows} embedding rows, found {mask}")
+    trainable = frozenset(name for name, parameter in model.named_parameters() if parameter.requires_grad)
+    setattr(model, _FORMER, (model.config._attn_implementation, trainable))
     model.requires_grad_(False)
     for parent, name, module, window in sites:
         setattr(parent, name, DualAttention(module, window=window))
@@ -58,7 +61,10 @@ def attach(
 
 
 def detach(model: PreTrainedModel) -> PreTrainedModel:
-    """Take the diffusion view off a model, in place; what remains is the backbone as it was."""
+    """Take the diffusion view off a model, in place; what remains is the backbone as it was.
+
+    Its attention function is the one it had, and those of its parameters that were to be trained are again.
+    """
     config_of(model)
     for parent, name, dual in list(_dual_sites(model)):
         setattr(parent, name, dual.ar)
@@ -66,6 +72,10 @@ def detach(model: PreTrainedModel) -> PreTrainedModel:
     delattr(model, _ATTRIBUTE)
     packed.unpack(model)
     merged.unmerge(model)
+    function, trainable = model.__dict__.pop(_FORMER)
+    model.set_attn_implementation(function)
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(name in trainable)
     return model
 
 

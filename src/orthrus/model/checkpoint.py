@@ -92,17 +92,25 @@ def _alone(tensor: Tensor) -> Tensor:
 def load_adapter(model: PreTrainedModel, path: Path) -> None:
     """Load an adapter's tensors into a model whose view has just been attached, in place.
 
+    Float16 rounds the samples of a fingerprint: of such a model's backbone `check_backbone` is asked before, in the
+    precision that its weights are kept in.
+
     Raises:
         CheckpointError: a missing or damaged file, missing, unexpected or misshapen tensors, or another backbone.
     """
-    config = config_of(model)
+    if model.dtype != torch.float16:
+        check_backbone(model, config_of(model), path)
+    fill(model, read_tensors(path, ADAPTER_FILE), where=str(path))
+
+
+def check_backbone(model: PreTrainedModel, config: OrthrusConfig, path: Path) -> None:
+    """Raise CheckpointError where the view kept at `path` was trained for another backbone than this model's."""
     found = fingerprint(model)
     if config.fingerprint is not None and config.fingerprint != found:
         raise CheckpointError(
             f"{path} holds a view trained for a backbone with fingerprint {config.fingerprint} "
             f"({config.backbone or 'unnamed'}), this model's is {found}: load it with its own backbone"
         )
-    fill(model, read_tensors(path, ADAPTER_FILE), where=str(path))
 
 
 def read_config(path: Path) -> OrthrusConfig:
@@ -141,7 +149,7 @@ def fingerprint(model: PreTrainedModel) -> str:
 
 
 def weights_digest(model: PreTrainedModel) -> str:
-    """Return twelve hexadecimal digits for a model's weights, the view's too: the same in every precision."""
+    """Return twelve hexadecimal digits for a model's weights, the view's too: the same in float32 and bfloat16."""
     return _digest(dict(model.named_parameters()))[:12]
 
 

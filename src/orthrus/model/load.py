@@ -58,17 +58,18 @@ def load(
 
     Raises:
         CheckpointError: nothing of that name, a damaged file, or a view of another backbone.
-        ConfigError: an unknown dtype or device, or both `compile` and `pack`.
+        ConfigError: an unknown dtype or device, both `compile` and `pack`, or a backbone for what holds its own.
     """
     place = device_of(device)
     wanted = dtype_of(dtype, place)
     _check(compile, pack)
     path = locate(name, revision)
     if (path / checkpoint.CONFIG_FILE).exists():
-        model, home = _load_adapter(path, wanted, backbone)
+        model, tokenizer = _load_adapter(path, wanted, backbone)
+    elif backbone is not None:
+        raise ConfigError(f"{name} holds its backbone itself, found backbone={str(backbone)!r} beside it: drop it")
     else:
-        model, home = _load_official(path, wanted), path
-    tokenizer = _tokenizer(home)
+        model, tokenizer = _load_official(path, wanted), _tokenizer(path)
     return ready(model.to(place), compile=compile, pack=pack), tokenizer
 
 
@@ -145,7 +146,7 @@ def dtype_of(dtype: str | torch.dtype | None, device: torch.device) -> torch.dty
 
 def _load_adapter(
     path: Path, dtype: torch.dtype | str, backbone: str | Path | None
-) -> tuple[PreTrainedModel, Path | str]:
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     config = checkpoint.read_config(path)
     home: Path | str
     if backbone is not None:
@@ -156,10 +157,15 @@ def _load_adapter(
         home = _bundled(config.backbone)
     else:
         raise CheckpointError(f"{path} does not say which backbone it belongs to: pass backbone=…")
-    model = _pretrained(AutoModelForCausalLM, home, dtype, revision=None if home == path else config.revision)
+    revision = None if home == path or backbone is not None else config.revision
+    if dtype == torch.float16:
+        kept = _pretrained(AutoModelForCausalLM, home, "auto", revision=revision)
+        checkpoint.check_backbone(kept, config, path)
+        del kept
+    model = _pretrained(AutoModelForCausalLM, home, dtype, revision=revision)
     attach(model, config, attn_implementation="orthrus")
     checkpoint.load_adapter(model, path)
-    return model, home
+    return model, _tokenizer(home, revision=revision)
 
 
 def _bundled(name: str | Path) -> Path | str:
@@ -209,10 +215,10 @@ def _pretrained(cls: Any, home: Path | str, dtype: torch.dtype | str, **more: An
     return model
 
 
-def _tokenizer(home: Path | str) -> PreTrainedTokenizerBase:
+def _tokenizer(home: Path | str, *, revision: str | None = None) -> PreTrainedTokenizerBase:
     missing = f"{home} must hold the model's tokenizer, found none: copy its tokenizer files there"
     try:
-        tokenizer = AutoTokenizer.from_pretrained(home)
+        tokenizer = AutoTokenizer.from_pretrained(home, revision=revision)
     except (OSError, ValueError, KeyError) as error:
         raise CheckpointError(f"{missing} ({str(error).splitlines()[0]})") from error
     # Where files are missing, some families of transformers 5 give a tokenizer of special tokens alone.
