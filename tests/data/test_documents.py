@@ -29,6 +29,7 @@ def test_chats_and_texts_are_read_in_order_gzipped_or_not(tmp_path: Path) -> Non
     ("line", "words"),
     [
         ("{", "expected one JSON object a line"),
+        ("[" * 100_000, "expected one JSON object a line"),
         ("[]", "expected a JSON object, found list"),
         ("{}", "found the keys []"),
         ('{"text": ""}', "found the keys ['text']"),
@@ -49,9 +50,10 @@ def test_a_broken_record_is_named_by_file_and_line(tmp_path: Path, line: str, wo
 def test_files_that_are_absent_cut_short_or_not_text_are_refused(tmp_path: Path) -> None:
     whole = gzip.compress(b'{"text": "' + bytes(range(97, 123)) * 50 + b'"}\n')
     (tmp_path / "cut.jsonl.gz").write_bytes(whole[:-12])
+    (tmp_path / "damaged.jsonl.gz").write_bytes(whole[:10] + b"\xff" * 50)  # the header alone is whole
     (tmp_path / "bytes.jsonl").write_bytes(b"\xff\xfe\x00")
-    for name in ("absent.jsonl", "cut.jsonl.gz", "bytes.jsonl"):
-        with pytest.raises(DataError, match=name):
+    for name in ("absent.jsonl", "cut.jsonl.gz", "damaged.jsonl.gz", "bytes.jsonl"):
+        with pytest.raises(DataError, match=rf"{name}: a readable text file in UTF-8 is required"):
             list(jsonl_documents(tmp_path / name))
 
 
@@ -64,6 +66,16 @@ def test_long_texts_are_cut_at_blank_lines_and_lose_no_word(tmp_path: Path) -> N
     assert len(pieces) == 3
     assert "\n\n".join(pieces) == text
     assert [document.text for document in jsonl_documents(path)] == [text]
+
+
+def test_documents_know_their_place(tmp_path: Path) -> None:
+    """File and line, pieces of a text too, and the number of a generated problem."""
+    path = tmp_path / "x.jsonl"
+    text = "one " * 10 + "\n\n" + "two " * 10
+    path.write_text("\n" + json.dumps({"text": text}) + "\n" + json.dumps({"messages": CHAT}) + "\n", encoding="utf-8")
+    places = [document.place for document in jsonl_documents(path, split_characters=50)]
+    assert places == [f"{path}:2", f"{path}:2", f"{path}:3"]
+    assert next(synthetic_documents("maths", split="heldout")).place == "maths, heldout problem 0"
 
 
 def test_synthetic_documents_are_the_problems_in_order() -> None:

@@ -1,5 +1,6 @@
 """The backbone's task: documents that do not see each other, the loss as specified, a model that loads."""
 
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -9,10 +10,10 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from orthrus.data.packing import NO_DOCUMENT, PackedRows, load_rows
-from orthrus.errors import DataError
-from orthrus.train.backbone import BackboneTask, next_token_targets
+from orthrus.errors import ConfigError, DataError
+from orthrus.train.backbone import BackboneTask, _tokenizer, next_token_targets
 from orthrus.train.tokenizer import load_tokenizer
-from tests.train.tiny import tiny_recipe
+from tests.train.tiny import TABLES, tiny_recipe
 
 
 @pytest.fixture(scope="module")
@@ -106,3 +107,39 @@ def test_the_published_model_loads_with_its_tokenizer(task: BackboneTask, tmp_pa
 def test_rows_of_another_recipe_are_not_taken(task: BackboneTask, output: Path) -> None:
     with pytest.raises(DataError, match="other data than the recipe names"):
         BackboneTask(tiny_recipe(output, data={"seed": 5}))
+
+
+def test_a_tokenizer_of_another_size_is_refused(task: BackboneTask, output: Path) -> None:
+    """A folder that is there already is not taken for the recipe's, whose model would have too few embeddings."""
+    model = TABLES["model"] | {"vocab_size": 599}
+    with pytest.raises(ConfigError, match=r"tokenizer: a tokenizer of model\.vocab_size \(599\) .* found one of 600"):
+        BackboneTask(tiny_recipe(output, model=model))
+
+
+def test_a_tokenizer_is_copied_whole_or_not_at_all(
+    task: BackboneTask, output: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Killed while it copies, a run leaves no folder that the next would take for the tokenizer."""
+    copytree = shutil.copytree
+
+    def killed(source: Path, target: Path) -> None:
+        copytree(source, target)
+        (target / "tokenizer.json").unlink()
+        raise KeyboardInterrupt
+
+    recipe = tiny_recipe(tmp_path, model=TABLES["model"] | {"start_from": str(output)})
+    monkeypatch.setattr(shutil, "copytree", killed)
+    with pytest.raises(KeyboardInterrupt):
+        _tokenizer(recipe, tmp_path / "tokenizer")
+    monkeypatch.undo()
+    assert not (tmp_path / "tokenizer").exists()
+    copied = _tokenizer(recipe, tmp_path / "tokenizer")
+    assert copied.get_vocab() == load_tokenizer(output / "tokenizer").get_vocab()
+    assert [path.name for path in tmp_path.iterdir()] == ["tokenizer"]
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without CUDA")
+def test_a_device_that_is_not_there_is_an_error_of_the_recipe(output: Path) -> None:
+    """Not torch's own, with its traceback."""
+    with pytest.raises(ConfigError, match="device 'cuda' cannot be used here"):
+        BackboneTask(tiny_recipe(output, run={"device": "cuda"}))

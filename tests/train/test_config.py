@@ -1,6 +1,7 @@
 """Recipes: read strictly, inherited, overridden, compared, and refused with words that help."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -8,6 +9,7 @@ from orthrus.errors import ConfigError
 from orthrus.train.config import changed_keys, load_recipe
 from orthrus.train.sections import BackboneRecipe, JsonlSource, SyntheticSource, ViewRecipe
 from orthrus.train.sweep import load_sweep, runs_of
+from tests.train.tiny import tiny_recipe
 
 RECIPES = Path(__file__).parents[2] / "recipes"
 NANO = RECIPES / "nano-backbone-start.toml"
@@ -86,6 +88,35 @@ def test_an_integer_is_a_good_float() -> None:
 )
 def test_refusals_name_key_value_and_remedy(override: str, words: str) -> None:
     assert words in refusal(override)
+
+
+@pytest.mark.parametrize(
+    ("shared", "one", "other", "words"),
+    [
+        (
+            {"kind": "jsonl"},
+            {"path": "a/train.jsonl"},
+            {"path": "b/train.jsonl.gz"},
+            "'train' for a/train.* b/train",
+        ),
+        ({"kind": "jsonl"}, {"path": "wiki.en.jsonl"}, {"path": "wiki.de.jsonl"}, "'wiki' for wiki.en.* wiki.de.jsonl"),
+        (
+            {"kind": "dataset", "name": "a/x", "columns": {"text": "text"}},
+            {"config": "c"},
+            {"config": "d"},
+            r"'x-train' for a/x \(c, train\) .* a/x \(d, train\)",
+        ),
+        ({"kind": "synthetic", "domain": "maths"}, {}, {}, r"'maths' for maths \(sources.0\) and maths \(sources.1\)"),
+    ],
+)
+def test_held_out_sets_of_one_name_are_refused(
+    shared: dict[str, Any], one: dict[str, Any], other: dict[str, Any], words: str
+) -> None:
+    """Both are named: the second would be evaluated on the first one's documents. A set that is not there is none."""
+    first, second = ({"weight": 1.0, "heldout": 2, **shared, **keys} for keys in (one, other))
+    with pytest.raises(ConfigError, match=rf"data: .* must have different names, found {words}"):
+        tiny_recipe(Path("run"), data={"sources": [first, second]})
+    assert tiny_recipe(Path("run"), data={"sources": [first, second | {"heldout": 0}]})
 
 
 def test_all_faults_are_named_at_once() -> None:

@@ -52,6 +52,13 @@ class SignalledTask(BackboneTask):
         return super().loss(rows, step)
 
 
+class UnevaluableTask(BackboneTask):
+    """Cannot be evaluated."""
+
+    def evaluate(self, step: int) -> dict[str, float]:
+        raise DataError(f"no evaluation after step {step}")
+
+
 class ChangedLossTask(BackboneTask):
     """Multiplies the loss of step 4 by infinity."""
 
@@ -186,6 +193,33 @@ def test_a_finished_run_stays_as_it_is(prepared: Path, whole: tuple[Path, dict[s
     shutil.copytree(whole[0] / "checkpoints", prepared / "checkpoints")
     result, weights = run(tiny_recipe(prepared))
     assert (result.step, result.finished) == (8, True)
+    assert_bitwise_equal(weights, whole[1])
+
+
+def test_a_finished_run_has_the_figures_it_ended_with(prepared: Path, whole: tuple[Path, dict[str, Tensor]]) -> None:
+    """Those of its log, without another evaluation; where it was killed before they were there, they are taken."""
+    log = (whole[0] / "log.jsonl").read_text()
+    last = json.loads(log.splitlines()[-1])
+    figures = {name: value for name, value in last.items() if name not in ("event", "step")}
+    assert figures
+    shutil.copytree(whole[0] / "checkpoints", prepared / "checkpoints")
+    (prepared / "log.jsonl").write_text(log)
+    recipe = tiny_recipe(prepared)
+    assert train(UnevaluableTask(recipe), recipe).metrics == figures
+    (prepared / "log.jsonl").write_text("".join(log.splitlines(keepends=True)[:-1]))
+    assert run(recipe)[0].metrics == pytest.approx(figures)
+    evaluated = [json.loads(line)["event"] for line in (prepared / "log.jsonl").read_text().splitlines()]
+    assert evaluated.count("evaluation") == 2
+
+
+def test_an_evaluation_that_fails_loses_no_step(prepared: Path, whole: tuple[Path, dict[str, Tensor]]) -> None:
+    """The checkpoint of the same step is written before it, and the run goes on from there."""
+    recipe = tiny_recipe(prepared, run={"checkpoint_every": 4, "eval_every": 4})
+    with pytest.raises(DataError, match="no evaluation after step 4"):
+        train(UnevaluableTask(recipe), recipe)
+    assert [path.name for path in checkpoint_paths(prepared / "checkpoints")] == ["step-00000004"]
+    result, weights = run(recipe)
+    assert result.finished
     assert_bitwise_equal(weights, whole[1])
 
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -15,12 +16,16 @@ import torch
 from transformers import PreTrainedTokenizerFast
 
 import orthrus
+from orthrus.cli import main
 from orthrus.data import shards
 from orthrus.data.packing import PackedRows, load_rows
+from orthrus.data.remote import Server, served_answers
 from orthrus.data.responses import Answering, Prompt
 from orthrus.errors import ConfigError, DataError
+from orthrus.model import load as loading
+from orthrus.train import ranks, view
 from orthrus.train.drafting import drafting
-from orthrus.train.prepare import Prepared, prepare
+from orthrus.train.prepare import Prepared, prepare, train_prompts
 from orthrus.train.ranks import Ranks
 from orthrus.train.sections import ViewRecipe
 from orthrus.train.view import load_backbone
@@ -170,6 +175,8 @@ class Stub:
 
     url: str
     status: int = 200
+    reply: bytes | None = None
+    promised: int | None = None
     asked: list[dict[str, Any]] = field(default_factory=list)
 
 
@@ -184,8 +191,10 @@ def server() -> Iterator[Stub]:
             text = f"{len(body['prompt'])} it is"
             reply = json.dumps({"choices": [{"text": text, "finish_reason": "stop"}]}).encode()
             self.send_response(stub.status)
+            if stub.promised is not None:
+                self.send_header("Content-Length", str(stub.promised))
             self.end_headers()
-            self.wfile.write(reply if stub.status == 200 else b"no such model")
+            self.wfile.write((stub.reply or reply) if stub.status == 200 else b"no such model")
 
         def log_message(self, *_: Any) -> None:
             pass
@@ -234,6 +243,37 @@ def test_a_server_that_refuses_is_named(
     with pytest.raises(DataError, match=r"/v1/completions: a server .* status 404: no such model"):
         made(recipe, tokenizer)
     assert len(server.asked) <= 6
+
+
+@pytest.mark.parametrize("reply", [b"<html>", b"[]", b'{"choices": []}', b'{"choices": [{"text": null}]}'])
+def test_a_reply_that_is_no_completion_is_not_asked_for_again(
+    tokenizer: PreTrainedTokenizerFast, server: Stub, reply: bytes
+) -> None:
+    """The server is there and answers; it would say the same five times."""
+    server.reply = reply
+    asked = Server(url=server.url, model="tiny", pause=0.0)
+    with pytest.raises(DataError, match=r"/v1/completions: a completion with choices\[0\]\.text is required, found"):
+        list(served_answers(asked, tokenizer, PROMPTS[:1], HOW))
+    assert len(server.asked) == 1
+
+
+def test_a_reply_that_breaks_off_is_asked_for_again(tokenizer: PreTrainedTokenizerFast, server: Stub) -> None:
+    """As a server gives it that ends or is restarted; after the last attempt it is an error with words."""
+    server.promised = 9999
+    asked = Server(url=server.url, model="tiny", attempts=2, pause=0.0)
+    with pytest.raises(DataError, match=r"a server that completes prompts .* IncompleteRead"):
+        list(served_answers(asked, tokenizer, PROMPTS[:1], HOW))
+    assert len(server.asked) == 2
+
+
+@pytest.mark.parametrize(
+    "url", ["myhost/v1", "myhost:8000/v1", "http:///v1", "http://myhost:port/v1", "http://[myhost/v1"]
+)
+def test_an_address_that_is_none_is_named(tokenizer: PreTrainedTokenizerFast, url: str) -> None:
+    """At once, and not as an error of urllib."""
+    asked = Server(url=url, model="tiny", attempts=1)
+    with pytest.raises(DataError, match=rf"answers\.url must be an address .* found '{re.escape(url)}'"):
+        list(served_answers(asked, tokenizer, PROMPTS[:1], HOW))
 
 
 HOW = Answering(max_new_tokens=4, rows=2, row_tokens=32)
@@ -338,9 +378,9 @@ EMPTY_THOUGHT = {"question": "how?", "answer": "<think>\n\n</think>\n\nso"}
 @pytest.mark.parametrize(
     ("records", "answers", "words"),
     [
-        ([QUESTIONS[0], THOUGHT], {}, "answers that .* are required, as those before"),
-        ([THOUGHT, QUESTIONS[0]], {}, "answers that .* are required, as those before"),
-        ([{"question": "why?", "answer": " "}], {}, "an answer is required"),
+        ([QUESTIONS[0], THOUGHT], {}, r"set \(train\), row 1: an answer that does not .*, as .* row 0 has it, found"),
+        ([THOUGHT, QUESTIONS[0]], {}, r"set \(train\), row 1: an answer that thinks .*, as .* row 0 has it, found"),
+        ([QUESTIONS[0], {"question": "why?", "answer": " "}], {}, r"set \(train\), row 1: an answer is required"),
         ([{"question": "why?"}], {}, "the columns answer are required, found question"),
         ([{"question": 3, "answer": "x"}], {}, "row 0: a text is required, found 3"),
         ([QUESTIONS[0]], {"thinking": "on"}, "needs a chat template that knows enable_thinking"),
@@ -385,7 +425,7 @@ def test_thinking_is_the_templates_and_the_answers_alike(
     assert manifest_of(tmp_path / "run")["thinking"] == thinking
     other = written(tmp_path / "other", [THOUGHT, EMPTY_THOUGHT])
     mixed = recipe_of(backbone, tmp_path / "mixed", other, answers={"by": "given", "thinking": thinking})
-    with pytest.raises(DataError, match=r"as answers\.thinking says"):
+    with pytest.raises(DataError, match=r"as answers\.thinking has it"):
         made(mixed, knowing)
 
 
@@ -403,21 +443,47 @@ def test_prompts_longer_than_a_row_are_counted_and_not_all_of_them_may_be(
         made(recipe_of(backbone, tmp_path / "none", hopeless, answers={"by": "given"}), tokenizer)
 
 
-def test_the_command_reports_its_manifests(
-    backbone: Path, dataset: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+def test_given_answers_are_checked_in_the_order_of_their_sources(
+    backbone: Path, tmp_path: Path, tokenizer: PreTrainedTokenizerFast
 ) -> None:
-    """`orthrus prepare` prints a line a set, or one JSON object; a backbone's recipe is refused."""
-    from orthrus.cli import main
+    """The first record settles it, not the first after shuffling; the one that differs is named by file and line."""
+    sources = []
+    for name, answers in {"plain": ["a", "b", "c", "d"], "mixed": ["e", "<think>hm</think> f"]}.items():
+        path = tmp_path / f"{name}.jsonl"
+        chats = [[{"role": "user", "content": "x"}, {"role": "assistant", "content": answer}] for answer in answers]
+        path.write_text("".join(json.dumps({"messages": chat}) + "\n" for chat in chats))
+        sources.append({"kind": "jsonl", "path": str(path), "weight": float(len(answers))})
+    for seed in range(4):
+        recipe = recipe_of(backbone, tmp_path / "run", answers={"by": "given"}, data={"sources": sources, "seed": seed})
+        with pytest.raises(DataError, match=r"mixed\.jsonl:2: .*, as .*plain\.jsonl:1 has it"):
+            made(recipe, tokenizer)
 
+
+def test_a_chat_that_comes_again_answers_at_another_turn(
+    backbone: Path, tmp_path: Path, tokenizer: PreTrainedTokenizerFast
+) -> None:
+    """Four chats of two answers each give eight prompts, all different, where eight are asked for."""
+    said = [
+        {"messages": [{"role": role, "content": f"{n} {role} {i}"} for i in (1, 2) for role in ("user", "assistant")]}
+        for n in ("one", "two", "three", "four")
+    ]
+    (tmp_path / "chats.jsonl").write_text("".join(json.dumps(chat) + "\n" for chat in said))
+    source = {"kind": "jsonl", "path": str(tmp_path / "chats.jsonl"), "weight": 1.0}
+    recipe = recipe_of(backbone, tmp_path / "run", data={"sources": [source]}, responses={"prompts": 8})
+    assert len({tuple(prompt.token_ids) for prompt in train_prompts(recipe, tokenizer)}) == 8
+
+
+def written_recipe(path: Path, backbone: Path, dataset: Path, *, by: str = "given", device: str = "cpu") -> Path:
+    """A recipe as a file."""
     text = f"""
         kind = "view"
         model = {{ backbone = "{backbone}", block_size = 6 }}
-        answers = {{ by = "given" }}
+        answers = {{ by = "{by}" }}
         responses = {{ prompts = 6, max_new_tokens = 40 }}
         objective = {{ block_lengths = [6], blocks_per_row = 8 }}
         optimizer = {{ name = "adamw", lr = 0.01 }}
         schedule = {{ steps = 2 }}
-        run = {{ output = "{tmp_path / "run"}", batch_rows = 1 }}
+        run = {{ output = "{path.parent / "run"}", batch_rows = 1, device = "{device}" }}
         [data]
         tokens = 1000
         row_tokens = 128
@@ -427,14 +493,49 @@ def test_the_command_reports_its_manifests(
         columns = {{ prompt = "question", answer = "answer" }}
         weight = 1.0
     """
-    (tmp_path / "recipe.toml").write_text(text)
-    assert main(["prepare", str(tmp_path / "recipe.toml")]) == 0
+    path.write_text(text)
+    return path
+
+
+def test_the_command_reports_its_manifests(
+    backbone: Path, dataset: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """`orthrus prepare` prints a line a set, or one JSON object; a backbone's recipe is refused."""
+    recipe = str(written_recipe(tmp_path / "recipe.toml", backbone, dataset))
+    assert main(["prepare", recipe]) == 0
     assert "6 answers" in capsys.readouterr().out
-    assert main(["prepare", str(tmp_path / "recipe.toml"), "--json"]) == 0
+    assert main(["prepare", recipe, "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["train"]["documents"] == 6
     backbones = Path(__file__).parents[2] / "recipes" / "nano-backbone-start.toml"
     assert main(["prepare", os.fspath(backbones)]) == 1
     assert "kind = 'view' is required" in capsys.readouterr().err
+
+
+def test_the_command_has_its_device_before_the_backbone_goes_there(
+    backbone: Path, dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """accelerate settles which of several GPUs "cuda" is: before that all processes would load onto the first."""
+    order: list[str] = []
+
+    def load(*_: Any) -> Any:
+        order.append("backbone")
+        raise ConfigError("enough")
+
+    monkeypatch.setattr(ranks, "Ranks", lambda device: order.append("ranks"))
+    monkeypatch.setattr(loading, "device_of", lambda device: order.append("device"))
+    monkeypatch.setattr(view, "load_backbone", load)
+    assert main(["prepare", str(written_recipe(tmp_path / "recipe.toml", backbone, dataset, by="backbone"))]) == 1
+    assert order == ["ranks", "device", "backbone"]
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without CUDA")
+def test_the_command_refuses_a_device_that_is_not_there(
+    backbone: Path, dataset: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A line that says so, and exit code 1."""
+    recipe = written_recipe(tmp_path / "recipe.toml", backbone, dataset, by="backbone", device="cuda")
+    assert main(["prepare", str(recipe)]) == 1
+    assert "device 'cuda' cannot be used here" in capsys.readouterr().err
 
 
 def test_token_ids_are_kept_as_int32(

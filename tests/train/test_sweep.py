@@ -2,14 +2,16 @@
 
 import json
 import math
+import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from orthrus.cli import main
-from orthrus.errors import ConfigError
+from orthrus.errors import ConfigError, DataError
 from orthrus.train import sweep as sweeps
 from orthrus.train.loop import TrainResult
 from orthrus.train.sections import Recipe
@@ -64,6 +66,38 @@ def test_every_variant_is_trained_with_every_seed_once(file: Path, trained: Trai
     assert [line["variant"] for line in sweeps.carry_out(sweep, file, results)] == ["K of 8"]
 
 
+def test_half_a_line_is_trained_again_and_joined_to_none(file: Path, trained: Trained, tmp_path: Path) -> None:
+    """What a killed process left at the end is no line; one in the middle is an error that says where."""
+    sweep, results = sweeps.load_sweep(file), tmp_path / "lines.jsonl"
+    lines = list(sweeps.carry_out(sweep, file, results, only=["plain"]))
+    whole = results.read_text(encoding="utf-8")
+    results.write_text(whole[:-40], encoding="utf-8")
+    assert sweeps.read_lines(results) == lines[:1]
+    shutil.rmtree(tmp_path / "runs" / "plain-5")
+    assert list(sweeps.carry_out(sweep, file, results, only=["plain"])) == lines[1:]
+    assert results.read_text(encoding="utf-8") == whole
+    results.write_text(whole[:-1], encoding="utf-8")  # a whole line that lacks its end alone is kept
+    assert not list(sweeps.carry_out(sweep, file, results, only=["plain"]))
+    assert results.read_text(encoding="utf-8") == whole
+    results.write_text("{\n" + whole, encoding="utf-8")
+    with pytest.raises(DataError, match=r"lines\.jsonl: one JSON object a line is required, found .* in line 1"):
+        sweeps.read_lines(results)
+
+
+def test_a_line_without_figures_costs_its_variant_nothing(file: Path, trained: Trained, tmp_path: Path) -> None:
+    """It is passed over in comparing, and its run, which is finished and gives its figures, gets another line."""
+    sweep, results = sweeps.load_sweep(file), tmp_path / "lines.jsonl"
+    name = "heldout/maths/tokens_per_cycle"
+    lines = list(sweeps.carry_out(sweep, file, results))
+    spoilt = [*lines[:3], lines[3] | {"figures": {}}]
+    assert sweeps.compare(sweep, spoilt, [name])["K of 8"][name].mean == pytest.approx(8 / 3)
+    results.write_text("".join(json.dumps(line) + "\n" for line in spoilt), encoding="utf-8")
+    shutil.rmtree(tmp_path / "runs" / "K of 8-5")
+    assert list(sweeps.carry_out(sweep, file, results)) == lines[3:]
+    table = sweeps.compare(sweep, sweeps.read_lines(results), [name])
+    assert table["K of 8"][name].mean == pytest.approx((8 / 3 + 8 / 5) / 2)
+
+
 def test_variants_can_be_picked(file: Path, trained: Trained, tmp_path: Path) -> None:
     """Only those named are trained, and a name that is none is refused."""
     sweep, results = sweeps.load_sweep(file), tmp_path / "lines.jsonl"
@@ -98,6 +132,34 @@ def test_an_interval_is_student_s(tmp_path: Path) -> None:
     assert list(table) == ["base", "other"]
     low, high = table["other"]["x"].interval or (0, 0)
     assert math.log(high) - math.log(low) == pytest.approx(2 * 4.303 * 0.1 / math.sqrt(3))
+
+
+def test_figures_of_zero_have_no_ratio(tmp_path: Path) -> None:
+    """A seed with a zero on either side counts in the mean and not in the ratio."""
+    figures = {"base": (2.0, 0.0, 1.0), "other": (3.0, 1.0, 0.0)}
+    lines: list[dict[str, Any]] = [
+        {"variant": v, "seed": s, "figures": {"x": value}} for v, row in figures.items() for s, value in enumerate(row)
+    ]
+    sweep = sweeps.Sweep(recipe="", output="", seeds=[0], variants={"base": [], "other": []})
+    found = sweeps.compare(sweep, lines, ["x"])["other"]["x"]
+    assert (found.mean, found.ratio, found.interval) == (pytest.approx(4 / 3), pytest.approx(1.5), None)
+
+
+def test_a_sweep_that_was_stopped_says_so(
+    file: Path, trained: Trained, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Exit code 3, as `orthrus train` has it; what is done has its line, and a report of it is no failure."""
+    results, train = tmp_path / "lines.jsonl", sweeps.run
+
+    def stopped(recipe: Recipe) -> TrainResult:
+        result = train(recipe)
+        return replace(result, finished=len(trained) < 2, model=None)
+
+    monkeypatch.setattr(sweeps, "run", stopped)
+    assert main(["sweep", str(file), "--output", str(results)]) == 3
+    assert "plain 3: 0.0 minutes" in capsys.readouterr().out
+    assert len(sweeps.read_lines(results)) == 1
+    assert main(["sweep", str(file), "--output", str(results), "--report"]) == 0
 
 
 def test_the_command_trains_then_reports(

@@ -1,5 +1,6 @@
 """View training end to end on tiny backbones: the block pass is the decoder's own draft pass, and it learns."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +14,11 @@ from orthrus.decode.api import engine_for
 from orthrus.decode.options import Options
 from orthrus.decode.output import Stats
 from orthrus.decode.passes import Passes
-from orthrus.errors import CheckpointError
+from orthrus.errors import CheckpointError, ConfigError
 from orthrus.model import checkpoint
 from orthrus.model.attach import attach, config_of
 from orthrus.model.config import OrthrusConfig
+from orthrus.train import view
 from orthrus.train.loop import train
 from orthrus.train.prepare import train_prompts
 from orthrus.train.view import TeacherKeys, ViewTask
@@ -169,6 +171,67 @@ def test_an_evaluation_says_what_each_plan_gives(task: ViewTask) -> None:
         (source,) = task._data.heldout
         for metric in ("tokens_per_cycle", "tokens_per_forward"):
             assert figures[f"heldout/{source}/{prefix}{metric}"] == getattr(stats, metric)
+
+
+def test_held_out_prompts_that_were_not_packed_are_not_decoded(
+    tmp_path: Path, tokenizer: PreTrainedTokenizerFast
+) -> None:
+    """One that is longer than the backbone reads does not end the run; the others keep the order of their file."""
+    asked = ["one two three four five", "seven " * 300, "one", "two", "three"]
+    (tmp_path / "chats.jsonl").write_text(
+        "".join(json.dumps({"messages": [{"role": "user", "content": text}]}) + "\n" for text in asked)
+    )
+    source = {"kind": "jsonl", "path": str(tmp_path / "chats.jsonl"), "weight": 1.0, "heldout": 3}
+    backbone = saved_backbone(tmp_path / "backbone", tokenizer, "qwen3")
+    recipe = view_recipe(backbone, tmp_path / "run", data={"sources": [source]}, schedule={"steps": 3})
+    task = ViewTask(recipe)
+    chats = [tokenizer.decode(ids) for ids in task._data.heldout_prompts["chats"]]
+    assert ["five" in chat for chat in chats] == [True, False]
+    assert train(task, recipe).finished
+
+
+@pytest.mark.parametrize("further", [False, True])
+def test_rows_that_the_backbone_cannot_read_are_refused(
+    further: bool, tmp_path: Path, tokenizer: PreTrainedTokenizerFast
+) -> None:
+    """Before any prompt is answered, with an untrained view and with one to start from."""
+    backbone = saved_backbone(tmp_path / "backbone", tokenizer, "qwen3")
+    start = checkpoint.save(attach(tiny("qwen3", vocab_size=300)), tmp_path / "begun") if further else None
+    model = {"backbone": str(backbone), "start_from": str(start)} if further else {"backbone": str(backbone)}
+    with pytest.raises(ConfigError, match=r"data\.row_tokens must be at most 256, .* found 257"):
+        ViewTask(view_recipe(backbone, tmp_path / "run", model=model, data={"row_tokens": 257}))
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without CUDA")
+def test_a_device_that_is_not_there_is_an_error_of_the_recipe(
+    tmp_path: Path, tokenizer: PreTrainedTokenizerFast
+) -> None:
+    """Not torch's own, with its traceback."""
+    backbone = saved_backbone(tmp_path / "backbone", tokenizer, "qwen3")
+    with pytest.raises(ConfigError, match="device 'cuda' cannot be used here"):
+        ViewTask(view_recipe(backbone, tmp_path / "run", run={"device": "cuda"}))
+
+
+def test_a_process_has_its_device_before_the_backbone_goes_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """accelerate settles which of several GPUs "cuda" is: before that all processes would load onto the first."""
+    order: list[str] = []
+
+    class Loaded(Exception):
+        pass
+
+    def load(*_: Any) -> Any:
+        order.append("backbone")
+        raise Loaded
+
+    monkeypatch.setattr(view, "Ranks", lambda device: order.append("ranks"))
+    monkeypatch.setattr(view, "device_of", lambda device: order.append("device"))
+    monkeypatch.setattr(view, "load_backbone", load)
+    with pytest.raises(Loaded):
+        ViewTask(view_recipe(tmp_path, tmp_path / "run"))
+    assert order == ["ranks", "device", "backbone"]
 
 
 def test_two_steps_take_three_passes_a_cycle(

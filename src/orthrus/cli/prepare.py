@@ -50,17 +50,17 @@ def _run(recipe: "ViewRecipe") -> bool:
     """Prepare; returns whether this is the process that reports."""
     import torch
 
-    from orthrus.model.load import tokenizer_of
+    from orthrus.model.load import device_of, tokenizer_of
     from orthrus.train.prepare import prepare as make
     from orthrus.train.ranks import Ranks
     from orthrus.train.view import load_backbone
 
+    ranks = Ranks(recipe.run.device)  # before the device is touched: it gives each process its own
     if recipe.run.threads is not None:
         torch.set_num_threads(recipe.run.threads)
     model, tokenizer = None, None
     if recipe.answers.by == "backbone":
-        model, tokenizer = load_backbone(recipe, torch.device(recipe.run.device))
-    ranks = Ranks(recipe.run.device)
+        model, tokenizer = load_backbone(recipe, device_of(recipe.run.device))
     with _progress() as note:
         make(recipe, tokenizer or tokenizer_of(recipe.model.backbone), model, ranks=ranks, on_progress=note)
     return ranks.main

@@ -8,7 +8,7 @@ import typer
 from rich.table import Table
 
 from orthrus.cli.common import Json, out, print_json
-from orthrus.cli.train import Set
+from orthrus.cli.train import STOPPED, Set
 
 if TYPE_CHECKING:
     from orthrus.train.sweep import Figure
@@ -34,14 +34,19 @@ def sweep(
     figures: Figures = None,
     as_json: Json = False,
 ) -> None:
-    """Train every run of a sweep that has no line of results yet; then say how variants compare with the first."""
-    from orthrus.train.sweep import carry_out, compare, load_sweep, read_lines
+    """Train every run of a sweep that has no line of results yet; then say how variants compare with the first.
+
+    Exit code 3 when stopped before its end (run it again to continue).
+    """
+    from orthrus.train.sweep import carry_out, compare, load_sweep, missing, read_lines
 
     wanted = load_sweep(file)
     if not report:
         for line in carry_out(wanted, file, results, overrides or [], only=variants or []):
             out().print(f"{line['variant']} {line['seed']}: {line['minutes']} minutes", soft_wrap=True)
     lines = read_lines(results)
+    if not report and missing(wanted, lines, only=variants or []):
+        raise typer.Exit(STOPPED)
     every = {name.removeprefix(HELDOUT) for line in lines for name in line["figures"]}
     chosen = figures or sorted(name for name in every if name.endswith("tokens_per_cycle"))
     compared = compare(wanted, lines, [HELDOUT + name for name in chosen])

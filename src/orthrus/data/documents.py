@@ -4,14 +4,14 @@ Knows record formats and where documents come from; knows neither tokenizers nor
 `{"source", "id", "messages": [{"role", "content"}, …]}` or `{"source", "id", "text"}`, one object a line.
 """
 
-import gzip
 import itertools
 import json
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from orthrus.data.lines import lines_of
 from orthrus.data.synthetic import Domain, Split, problem
 from orthrus.errors import DataError
 
@@ -20,18 +20,19 @@ Message = Mapping[str, str]
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Document:
-    """One chat (`messages` not empty) or one plain text."""
+    """One chat (`messages` not empty) or one plain text; `place` says where it was found, for messages about it."""
 
     source: str
     messages: tuple[Message, ...] = ()
     text: str = ""
+    place: str = field(default="", compare=False)
 
 
 def synthetic_documents(domain: Domain, *, split: Split = "train", seed: int = 0) -> Iterator[Document]:
     """Endless problems of one domain of `orthrus.data.synthetic`, from index 0 on."""
     for index in itertools.count():
         messages = tuple(problem(domain, index, split=split, seed=seed).messages)
-        yield Document(source=domain, messages=messages)
+        yield Document(source=domain, messages=messages, place=f"{domain}, {split} problem {index}")
 
 
 def jsonl_documents(path: str | Path, *, split_characters: int | None = None) -> Iterator[Document]:
@@ -42,29 +43,23 @@ def jsonl_documents(path: str | Path, *, split_characters: int | None = None) ->
     Raises:
         DataError: the file cannot be read, or a record is not of the format; with file and line.
     """
-    path = Path(path)
-    try:
-        with gzip.open(path, "rt", encoding="utf-8") if path.suffix == ".gz" else path.open(encoding="utf-8") as f:
-            for number, line in enumerate(f, start=1):
-                if line.strip():
-                    yield from _pieces(_parse(line, f"{path}:{number}"), split_characters)
-    except (OSError, EOFError, UnicodeDecodeError) as error:
-        raise DataError(f"{path}: a readable JSONL file is required; {error}") from None
+    for number, line in lines_of(Path(path)):
+        yield from _pieces(_parse(line, f"{path}:{number}"), split_characters)
 
 
 def _parse(line: str, where: str) -> Document:
     try:
         record = json.loads(line)
-    except json.JSONDecodeError as error:
+    except (ValueError, RecursionError) as error:
         raise DataError(f"{where}: expected one JSON object a line; {error}") from None
     if not isinstance(record, dict):
         raise DataError(f"{where}: expected a JSON object, found {type(record).__name__}")
     source = str(record.get("source", ""))
     match record:
         case {"messages": list(messages)} if messages and all(_is_message(m) for m in messages):
-            return Document(source=source, messages=tuple(messages))
+            return Document(source=source, messages=tuple(messages), place=where)
         case {"text": str(text)} if text:
-            return Document(source=source, text=text)
+            return Document(source=source, text=text, place=where)
     raise DataError(
         f"{where}: expected 'messages' (a list of objects with the strings 'role' and 'content') or 'text' "
         f"(a string that is not empty), found the keys {sorted(record)}"
@@ -84,8 +79,8 @@ def _pieces(document: Document, split_characters: int | None) -> Iterator[Docume
     piece = ""
     for paragraph in document.text.split("\n\n"):
         if piece and len(piece) + len(paragraph) > split_characters:
-            yield Document(source=document.source, text=piece.rstrip())
+            yield replace(document, text=piece.rstrip())
             piece = ""
         piece += paragraph + "\n\n"
     if piece.strip():
-        yield Document(source=document.source, text=piece.rstrip())
+        yield replace(document, text=piece.rstrip())

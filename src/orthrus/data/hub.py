@@ -72,7 +72,7 @@ def _rows(dataset: Dataset, where: str) -> Iterable[Mapping[str, Any]]:
 
 def _document(row: Mapping[str, Any], columns: Columns, *, source: str, where: str) -> Document:
     if columns.text is not None:
-        return Document(source=source, text=_text(row[columns.text], where))
+        return Document(source=source, text=_text(row[columns.text], where), place=where)
     if columns.messages is not None:
         messages = row[columns.messages]
         if not isinstance(messages, list) or not messages:
@@ -81,14 +81,13 @@ def _document(row: Mapping[str, Any], columns: Columns, *, source: str, where: s
             chat = tuple({"role": str(m["role"]), "content": _text(m["content"], where)} for m in messages)
         except (KeyError, TypeError):
             raise DataError(f"{where}: messages are {{role, content}}, found {messages[0]!r}") from None
-        return Document(source=source, messages=chat)
+        return Document(source=source, messages=chat, place=where)
     assert columns.prompt is not None
     asked = {"role": "user", "content": _text(row[columns.prompt], where)}
     if columns.answer is None:
-        return Document(source=source, messages=(asked,))
-    return Document(
-        source=source, messages=(asked, {"role": "assistant", "content": _text(row[columns.answer], where)})
-    )
+        return Document(source=source, messages=(asked,), place=where)
+    answer = {"role": "assistant", "content": _text(row[columns.answer], where)}
+    return Document(source=source, messages=(asked, answer), place=where)
 
 
 def _text(value: Any, where: str) -> str:

@@ -3,16 +3,15 @@
 Knows file formats and the column names that prompt sets use; knows no tokenizer, no template, no benchmark.
 """
 
-import gzip
 import itertools
 import json
 import re
-import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final, TypeAlias
 
+from orthrus.data.lines import lines_of
 from orthrus.errors import ConfigError, DataError
 
 Message: TypeAlias = dict[str, str]
@@ -86,7 +85,7 @@ def _records(source: str | Path) -> Iterator[PromptRecord]:
 
 
 def _from_jsonl(path: Path) -> Iterator[PromptRecord]:
-    for number, line in _lines(path):
+    for number, line in lines_of(path):
         where = f"{path}:{number}"
         try:
             fields = json.loads(line)
@@ -98,7 +97,7 @@ def _from_jsonl(path: Path) -> Iterator[PromptRecord]:
 
 
 def _from_text(path: Path) -> Iterator[PromptRecord]:
-    for number, line in _lines(path):
+    for number, line in lines_of(path):
         yield user_prompt(line.strip(), id=f"{_stem(path)}/{number}", task=_stem(path))
 
 
@@ -130,16 +129,6 @@ def _open_hub(name: str, config: str | None, split: str | None, where: str) -> I
 
 def _preferred(splits: Sequence[str]) -> str:
     return next((split for split in ("test", "validation") if split in splits), splits[0])
-
-
-def _lines(path: Path) -> Iterator[tuple[int, str]]:
-    """Yield the lines of a text file that are not blank, with their numbers."""
-    try:
-        zipped = path.suffix == ".gz"
-        with gzip.open(path, "rt", encoding="utf-8") if zipped else path.open(encoding="utf-8") as lines:
-            yield from ((number, line) for number, line in enumerate(lines, start=1) if line.strip())
-    except (OSError, EOFError, zlib.error, UnicodeDecodeError) as error:
-        raise DataError(f"{path}: a readable text file in UTF-8 is required, found: {error}") from error
 
 
 def _record(fields: Mapping[str, Any], *, where: str, task: str, number: int) -> PromptRecord:

@@ -10,7 +10,9 @@ import urllib.request
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
+from http.client import HTTPException
 from typing import Any
+from urllib.parse import urlsplit
 
 from transformers import PreTrainedTokenizerBase
 
@@ -38,8 +40,10 @@ def served_answers(
     Tokens are the server's where it gives them (`return_token_ids`, as vLLM does), else its text encoded again.
 
     Raises:
-        DataError: the server cannot be reached, refuses, or answers something else than a completion.
+        DataError: the address is none, or its server cannot be reached, refuses, or answers something else than a
+            completion.
     """
+    _check_address(server.url)
     usable = how.usable(prompts)
     with ThreadPoolExecutor(max_workers=how.rows) as pool:
         asked = {pool.submit(_complete, server, prompt, how.room(prompt)): prompt for prompt in usable}
@@ -49,6 +53,16 @@ def served_answers(
                 yield joined(prompt.token_ids, _tokens(future.result(), tokenizer)[: how.room(prompt)])
         finally:
             pool.shutdown(cancel_futures=True)
+
+
+def _check_address(url: str) -> None:
+    try:
+        parts = urlsplit(url)
+        good = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+    except ValueError:
+        good = False
+    if not good:
+        raise DataError(f"answers.url must be an address such as http://localhost:8000/v1, found {url!r}: correct it")
 
 
 def _tokens(choice: dict[str, Any], tokenizer: PreTrainedTokenizerBase) -> list[int]:
@@ -73,18 +87,24 @@ def _complete(server: Server, prompt: Prompt, max_tokens: int) -> dict[str, Any]
             time.sleep(server.pause * 2 ** (attempt - 1))
         try:
             with urllib.request.urlopen(request, timeout=server.timeout) as response:
-                return _choice(json.loads(response.read()), url)
+                reply = response.read()
         except urllib.error.HTTPError as error:
             reason = f"status {error.code}: {error.read(200).decode(errors='replace')}"
             if error.code < 500 and error.code != 429:
                 break
-        except (OSError, ValueError) as error:
+        except (OSError, HTTPException, ValueError) as error:
             reason = str(error)
+        else:
+            return _choice(reply, url)
     raise DataError(f"{url}: a server that completes prompts of token ids is required; {reason}; shards done are kept")
 
 
-def _choice(reply: Any, url: str) -> dict[str, Any]:
-    match reply:
+def _choice(reply: bytes, url: str) -> dict[str, Any]:
+    try:
+        found = json.loads(reply)
+    except ValueError:
+        found = reply
+    match found:
         case {"choices": [{"text": str()} as choice, *_]}:
             return dict(choice)
-    raise DataError(f"{url}: a completion with choices[0].text is required, found {str(reply)[:200]}")
+    raise DataError(f"{url}: a completion with choices[0].text is required, found {str(found)[:200]}")

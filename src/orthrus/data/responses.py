@@ -25,10 +25,14 @@ _THOUGHT = re.compile(r"<think>\s*\S.*?</think>", re.DOTALL)
 
 
 class Prompt(NamedTuple):
-    """What a model is asked, as tokens, and the answer that its document gives (None for texts and open chats)."""
+    """What a model is asked, as tokens, and the answer that its document gives (None for texts and open chats).
+
+    `place` says where the document was found.
+    """
 
     token_ids: list[int]
     answer: str | None = None
+    place: str = ""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -43,10 +47,13 @@ class Answering:
         """How many tokens an answer may have; 0 where the prompt fills its row."""
         return max(0, min(self.max_new_tokens, self.row_tokens - len(prompt.token_ids)))
 
+    def fits(self, prompt: Prompt) -> bool:
+        """Whether a prompt leaves room for two tokens of an answer."""
+        return 0 < len(prompt.token_ids) < self.row_tokens - 1
+
     def usable(self, prompts: Iterable[Prompt]) -> list[Prompt]:
-        """Prompts that leave room for two tokens of an answer, the shortest first."""
-        usable = [p for p in prompts if 0 < len(p.token_ids) < self.row_tokens - 1]
-        return sorted(usable, key=lambda prompt: len(prompt.token_ids))
+        """Prompts that fit, the shortest first."""
+        return sorted(filter(self.fits, prompts), key=lambda prompt: len(prompt.token_ids))
 
 
 def prompt_of(
@@ -62,7 +69,7 @@ def prompt_of(
     """
     if not document.messages:
         whole: list[int] = tokenizer(document.text)["input_ids"]
-        return Prompt(whole[: max(1, len(whole) // 3)])
+        return Prompt(whole[: max(1, len(whole) // 3)], place=document.place)
     turns = [i for i, message in enumerate(document.messages) if message["role"] == "assistant"]
     end = turns[choice % len(turns)] if turns else len(document.messages)
     setting = {} if thinking is None else {"enable_thinking": thinking}
@@ -74,7 +81,7 @@ def prompt_of(
     ids: list[int] = tokenizer.apply_chat_template(
         list(document.messages[:end]), add_generation_prompt=True, tokenize=True, return_dict=False, **setting
     )
-    return Prompt(ids, document.messages[end]["content"] if turns else None)
+    return Prompt(ids, document.messages[end]["content"] if turns else None, document.place)
 
 
 def answer(
@@ -119,19 +126,20 @@ def check_given(prompts: Iterable[Prompt], *, thinking: bool | None) -> None:
     """Refuse prompts whose answers are missing, empty, or think where others or the setting do not.
 
     Raises:
-        DataError: with the prompt's number.
+        DataError: with the place of the document.
     """
-    first: bool | None = thinking
-    for number, prompt in enumerate(prompts):
+    first, settled_by = thinking, "answers.thinking"
+    for prompt in prompts:
         if prompt.answer is None or not prompt.answer.strip():
-            raise DataError(f"prompt {number}: an answer is required (answers.by = 'given'), found none; leave it out")
+            raise DataError(f"{prompt.place}: an answer is required (answers.by = 'given'), found none; leave it out")
         thinks = _THOUGHT.search(prompt.answer) is not None
-        first = thinks if first is None else first
+        if first is None:
+            first, settled_by = thinks, prompt.place
         if thinks != first:
             raise DataError(
-                f"prompt {number}: answers that {'think' if first else 'do not think'} are required, as "
-                f"{'those before' if thinking is None else 'answers.thinking says'}, found one that "
-                f"{'thinks' if thinks else 'does not'}: a view trained on a mix halves acceptance; separate them"
+                f"{prompt.place}: an answer that {'thinks' if first else 'does not think'} is required, as "
+                f"{settled_by} has it, found one that {'thinks' if thinks else 'does not'}: a view foresees little of "
+                "the kind that it was not trained on; separate them"
             )
 
 

@@ -14,7 +14,9 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
 
 from orthrus.data.packing import NO_DOCUMENT, PackedRows
+from orthrus.errors import ConfigError
 from orthrus.model import masks
+from orthrus.model.load import device_of
 from orthrus.train.checkpoints import load_trainable
 from orthrus.train.corpus import data_folder, heldout_rows, mixed_documents, training_rows
 from orthrus.train.sections import BackboneRecipe
@@ -54,7 +56,7 @@ class BackboneTask:
 
     def __init__(self, recipe: BackboneRecipe) -> None:
         self._recipe = recipe
-        self._device = torch.device(recipe.run.device)
+        self._device = device_of(recipe.run.device)
         folder = Path(recipe.run.output)
         self._tokenizer = _tokenizer(recipe, folder / "tokenizer")
         self._rows = training_rows(recipe.data, self._tokenizer, data_folder(recipe))
@@ -125,15 +127,25 @@ class BackboneTask:
 
 
 def _tokenizer(recipe: BackboneRecipe, path: Path) -> PreTrainedTokenizerFast:
-    if not path.exists() and recipe.model.start_from is not None:
-        shutil.copytree(Path(recipe.model.start_from) / "tokenizer", path)
-    elif not path.exists():
-        characters = recipe.tokenizer.train_characters
-        texts = training_texts(mixed_documents(recipe.data, characters=characters), characters=characters)
-        tokenizer = train_tokenizer(
-            texts, vocab_size=recipe.model.vocab_size, max_length=recipe.model.max_position_embeddings
-        )
+    """The run's tokenizer, from `path` if it is there, else copied or trained and kept there."""
+    if not path.exists():
         temporary = path.with_name(path.name + ".tmp")
-        tokenizer.save_pretrained(temporary)
+        shutil.rmtree(temporary, ignore_errors=True)
+        if recipe.model.start_from is not None:
+            shutil.copytree(Path(recipe.model.start_from) / "tokenizer", temporary)
+        else:
+            _trained_tokenizer(recipe).save_pretrained(temporary)
         temporary.rename(path)
-    return load_tokenizer(path)
+    tokenizer = load_tokenizer(path)
+    if len(tokenizer) != recipe.model.vocab_size:
+        raise ConfigError(
+            f"{path}: a tokenizer of model.vocab_size ({recipe.model.vocab_size}) entries is required, found one of "
+            f"{len(tokenizer)}: set model.vocab_size to that, or take another run.output"
+        )
+    return tokenizer
+
+
+def _trained_tokenizer(recipe: BackboneRecipe) -> PreTrainedTokenizerFast:
+    characters = recipe.tokenizer.train_characters
+    texts = training_texts(mixed_documents(recipe.data, characters=characters), characters=characters)
+    return train_tokenizer(texts, vocab_size=recipe.model.vocab_size, max_length=recipe.model.max_position_embeddings)

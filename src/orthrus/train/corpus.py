@@ -15,17 +15,7 @@ from orthrus.data.documents import Document, jsonl_documents, synthetic_document
 from orthrus.data.hub import Columns, Dataset, dataset_documents
 from orthrus.data.packing import EncodedDocument, PackedRows, encode_documents, load_rows, pack, save_rows
 from orthrus.errors import DataError
-from orthrus.train.sections import DataSection, DatasetSource, JsonlSource, Recipe, Source, SyntheticSource
-
-
-def source_name(source: Source) -> str:
-    """A short name of a source: its domain, its file's name without endings, or its dataset's with the split."""
-    match source:
-        case JsonlSource():
-            return Path(source.path).name.split(".")[0]
-        case DatasetSource():
-            return f"{Path(source.name).name}-{source.split}"
-    return source.domain
+from orthrus.train.sections import DataSection, DatasetSource, JsonlSource, Recipe, Source, SyntheticSource, source_name
 
 
 def train_documents(source: Source, *, seed: int) -> Iterator[Document]:

@@ -108,6 +108,15 @@ class Journal:
             self._console.print(line, highlight=False, markup=False, soft_wrap=True)
 
 
+def evaluation_at(path: Path, step: int) -> dict[str, float] | None:
+    """Return the figures that a log has of the evaluation after `step`, None where it has none."""
+    if not path.exists():
+        return None
+    lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if _step_of(line) == step]
+    found = [line for line in lines if line["event"] == "evaluation"]
+    return {name: value for name, value in found[-1].items() if name not in ("event", "step")} if found else None
+
+
 def _cut_back(path: Path, start: int) -> None:
     if not path.exists():
         return

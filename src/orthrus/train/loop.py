@@ -22,7 +22,7 @@ from orthrus.train.card import write_card
 from orthrus.train.checkpoints import Checkpoint, load_latest, save_checkpoint
 from orthrus.train.config import flat
 from orthrus.train.fit import parts_of_step
-from orthrus.train.journal import Journal
+from orthrus.train.journal import Journal, evaluation_at
 from orthrus.train.optim import build_optimizers
 from orthrus.train.ranks import Ranks
 from orthrus.train.sections import Recipe
@@ -57,7 +57,7 @@ def train(task: Task, recipe: Recipe, *, resume: bool = True) -> TrainResult:
     """
     run = recipe.run
     output = Path(run.output)
-    checkpoints = output / "checkpoints"
+    checkpoints, log = output / "checkpoints", output / "log.jsonl"
     if run.threads is not None:
         torch.set_num_threads(run.threads)
     ranks = Ranks(run.device)
@@ -70,12 +70,11 @@ def train(task: Task, recipe: Recipe, *, resume: bool = True) -> TrainResult:
     step = _restore(before, trainable, optimizers)
     parts = parts_of_step(task, recipe, ranks, optimizers, step=step, at_least=before.parts if before else 1)
     metrics: dict[str, float] = {}
+    evaluates = ranks.main or run.sharding != "none"  # passes of a sharded model need all processes
     tables = recipe.model_dump(mode="json")
     with (
         trackers(run.trackers, output, dict(flat(tables)), main=ranks.main) as tracked,
-        Journal(
-            output / "log.jsonl", steps=recipe.schedule.steps, start=step, silent=not ranks.main, trackers=tracked
-        ) as journal,
+        Journal(log, steps=recipe.schedule.steps, start=step, silent=not ranks.main, trackers=tracked) as journal,
         _stop_signals() as stop,
     ):
         about = provenance(dtypes=[run.dtype], device=run.device) | {"processes": ranks.count}
@@ -88,10 +87,7 @@ def train(task: Task, recipe: Recipe, *, resume: bool = True) -> TrainResult:
             last = step == recipe.schedule.steps
             if step % run.log_every == 0 or last:
                 journal.write_step(step)
-            # Passes of a sharded model need all processes.
-            if (ranks.main or run.sharding != "none") and (step % run.eval_every == 0 or last):
-                metrics = _evaluate(task, recipe, step)
-                journal.write_evaluation(step, metrics)
+            # Before the evaluation: where that fails, the steps are kept.
             if step % run.checkpoint_every == 0 or last or stopping:
                 kept = {name: parameter.detach() for name, parameter in trainable.items()}
                 state = Checkpoint(
@@ -102,6 +98,12 @@ def train(task: Task, recipe: Recipe, *, resume: bool = True) -> TrainResult:
                 )
                 if ranks.main:
                     save_checkpoint(checkpoints, state, recipe)
+            if evaluates and step % run.eval_every == 0 and not last:
+                metrics = _evaluate(task, recipe, step, journal)
+        if evaluates and step == recipe.schedule.steps:
+            # A run that was finished before has its figures, unless it was killed while it took them.
+            found = evaluation_at(log, step)
+            metrics = _evaluate(task, recipe, step, journal) if found is None else found
     finished = step == recipe.schedule.steps
     model = output / "model" if finished else None
     if model is not None:
@@ -113,10 +115,12 @@ def train(task: Task, recipe: Recipe, *, resume: bool = True) -> TrainResult:
     return TrainResult(step=step, finished=finished, metrics=metrics, model=model)
 
 
-def _evaluate(task: Task, recipe: Recipe, step: int) -> dict[str, float]:
+def _evaluate(task: Task, recipe: Recipe, step: int, journal: Journal) -> dict[str, float]:
     task.model.eval()
     with torch.inference_mode(), autocast(recipe):
-        return task.evaluate(step)
+        metrics = task.evaluate(step)
+    journal.write_evaluation(step, metrics)
+    return metrics
 
 
 def _restore(

@@ -25,10 +25,10 @@ from orthrus.data.responses import Answering, Prompt, prompt_of
 from orthrus.decode.output import Stats
 from orthrus.errors import DataError
 from orthrus.model.checkpoint import fingerprint
-from orthrus.train.corpus import corpus_about, data_folder, heldout_documents, source_name, train_documents
+from orthrus.train.corpus import corpus_about, data_folder, heldout_documents, train_documents
 from orthrus.train.drafting import drafting
 from orthrus.train.ranks import Ranks
-from orthrus.train.sections import AnswersSection, DatasetSource, Source, SyntheticSource, ViewRecipe
+from orthrus.train.sections import AnswersSection, DatasetSource, Source, SyntheticSource, ViewRecipe, source_name
 
 OnProgress = Callable[[str, int, int], None]
 """Called with the name of a set, prompts answered and all prompts."""
@@ -61,16 +61,19 @@ def prepare(
         DataError: sources or answers that cannot be read or do not fit together, or data made by another recipe.
         ConfigError: a thinking setting that the chat template does not know.
     """
-    make = partial(_packed, recipe, tokenizer, model, ranks, on_progress)
+    make, fits = partial(_packed, recipe, tokenizer, model, ranks, on_progress), _how(recipe).fits
     heldout = {
-        source_name(source): _prompts(recipe, tokenizer, heldout_documents(source, seed=recipe.data.seed))
+        source_name(source): _heldout_prompts(recipe, tokenizer, source)
         for source in recipe.data.sources
         if source.heldout
     }
     return Prepared(
         rows=make("train", lambda: train_prompts(recipe, tokenizer)),
         heldout={name: make(f"heldout-{name}", partial(list, prompts)) for name, prompts in heldout.items()},
-        heldout_prompts={name: [prompt.token_ids for prompt in prompts] for name, prompts in heldout.items()},
+        # Those that are packed, in the documents' order: the first few are decoded, not the shortest.
+        heldout_prompts={
+            name: [prompt.token_ids for prompt in prompts if fits(prompt)] for name, prompts in heldout.items()
+        },
     )
 
 
@@ -82,6 +85,7 @@ def train_prompts(recipe: ViewRecipe, tokenizer: PreTrainedTokenizerFast) -> lis
     for source in data.sources:
         share = round(recipe.responses.prompts * source.weight / whole)
         prompts += _prompts(recipe, tokenizer, itertools.islice(_again(source, seed=data.seed), share))
+    _check(recipe, prompts)
     random.Random(data.seed).shuffle(prompts)
     return prompts
 
@@ -114,8 +118,6 @@ def _packed(
     about = made_from(recipe, model)
     if ranks.any(not path.exists()):
         prompts = ask()
-        if recipe.answers.by == "given":
-            responses.check_given(prompts, thinking=recipe.answers.enable_thinking)
         folder = path.with_name(path.name + "-answers")
         spent = Stats(forwards=0)
         with drafting(model, recipe.answers.view) as decode:
@@ -226,19 +228,37 @@ def _source_note(source: Source) -> dict[str, Any]:
     return note
 
 
-def _prompts(recipe: ViewRecipe, tokenizer: PreTrainedTokenizerFast, documents: Iterable[Document]) -> list[Prompt]:
+def _heldout_prompts(recipe: ViewRecipe, tokenizer: PreTrainedTokenizerFast, source: Source) -> list[Prompt]:
+    documents = heldout_documents(source, seed=recipe.data.seed)
+    prompts = _prompts(recipe, tokenizer, zip(documents, itertools.count()))
+    _check(recipe, prompts)
+    return prompts
+
+
+def _check(recipe: ViewRecipe, prompts: Iterable[Prompt]) -> None:
+    if recipe.answers.by == "given":
+        responses.check_given(prompts, thinking=recipe.answers.enable_thinking)
+
+
+def _prompts(
+    recipe: ViewRecipe, tokenizer: PreTrainedTokenizerFast, documents: Iterable[tuple[Document, int]]
+) -> list[Prompt]:
+    """Prompts of documents, each with the number that picks its turn."""
     return [
-        prompt_of(tokenizer, document, choice=i, thinking=recipe.answers.enable_thinking)
-        for i, document in enumerate(documents)
+        prompt_of(tokenizer, document, choice=choice, thinking=recipe.answers.enable_thinking)
+        for document, choice in documents
     ]
 
 
-def _again(source: Source, *, seed: int) -> Iterator[Document]:
-    """A source's documents, over and over; a chat then answers at another of its turns."""
-    while True:
+def _again(source: Source, *, seed: int) -> Iterator[tuple[Document, int]]:
+    """A source's documents, over and over, each with what picks its turn: its own number and the pass's.
+
+    So a chat answers at the next of its turns in the next pass, however many documents there are.
+    """
+    for again in itertools.count():
         empty = True
-        for document in train_documents(source, seed=seed):
+        for number, document in enumerate(train_documents(source, seed=seed)):
             empty = False
-            yield document
+            yield document, number + again
         if empty:
             raise DataError(f"{source_name(source)}: no document is left to train on; lower `heldout` or drop it")

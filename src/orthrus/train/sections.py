@@ -4,6 +4,7 @@ Knows the sections and what fits together inside one; knows neither files nor mo
 a run can be compared with the checkpoint that it resumes.
 """
 
+from pathlib import Path
 from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -77,6 +78,16 @@ class DatasetSource(Section):
 Source = Annotated[SyntheticSource | JsonlSource | DatasetSource, Field(discriminator="kind")]
 
 
+def source_name(source: Source) -> str:
+    """A short name of a source: its domain, its file's name without endings, or its dataset's with the split."""
+    match source:
+        case JsonlSource():
+            return Path(source.path).name.split(".")[0]
+        case DatasetSource():
+            return f"{Path(source.name).name}-{source.split}"
+    return source.domain
+
+
 class DataSection(Section):
     """Which documents, in which proportions of tokens, packed into rows of which length."""
 
@@ -85,6 +96,31 @@ class DataSection(Section):
     row_tokens: Positive
     seed: int = 0
     folder: str | None = Field(default=None, description="where rows are kept; run.output/data unless recipes share it")
+
+    @model_validator(mode="after")
+    def _heldout_sets_have_their_own_names(self) -> "DataSection":
+        seen: dict[str, int] = {}
+        for place, source in enumerate(self.sources):
+            name = source_name(source)
+            if source.heldout and name in seen:
+                raise ValueError(
+                    f"sources that hold documents back must have different names, found {name!r} for "
+                    f"{_origin(self.sources[seen[name]])} (sources.{seen[name]}) and {_origin(source)} "
+                    f"(sources.{place}): rename a file or folder, or set heldout = 0 in all but one"
+                )
+            if source.heldout:
+                seen[name] = place
+        return self
+
+
+def _origin(source: Source) -> str:
+    """Where a source's documents are from, in full."""
+    match source:
+        case JsonlSource():
+            return source.path
+        case DatasetSource():
+            return f"{source.name} ({', '.join(filter(None, (source.config, source.split)))})"
+    return source.domain
 
 
 class BackboneModel(Section):

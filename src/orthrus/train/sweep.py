@@ -15,7 +15,7 @@ from typing import Any
 
 from pydantic import Field, ValidationError
 
-from orthrus.errors import ConfigError
+from orthrus.errors import ConfigError, DataError
 from orthrus.train.card import computing_minutes
 from orthrus.train.config import load_recipe
 from orthrus.train.run import run
@@ -72,13 +72,16 @@ def carry_out(
 
     Raises:
         ConfigError: `only`, which picks variants, names one that there is not; or a variant does not fit.
+        DataError: `results` holds a line that is none.
     """
     for name in only:
         if name not in sweep.variants:
             raise ConfigError(f"{path}: variants are {', '.join(sweep.variants)}, found {name!r}")
     # All of them are checked before the first is trained.
     wanted = [one for one in runs_of(sweep, path, overrides) if not only or one.variant in only]
-    done = {(line["variant"], line["seed"]) for line in read_lines(results)}
+    _cut_back(results)
+    # A line without figures, as older versions wrote for runs found finished, is made up for from the run's log.
+    done = {(line["variant"], line["seed"]) for line in read_lines(results) if line["figures"]}
     for one in wanted:
         if (one.variant, one.seed) in done:
             continue
@@ -102,19 +105,48 @@ def carry_out(
         yield line
 
 
+def missing(sweep: Sweep, lines: Sequence[Mapping[str, Any]], *, only: Sequence[str] = ()) -> list[tuple[str, int]]:
+    """Return variant and seed of the runs that have no line yet, of the variants that `only` picks, or of all."""
+    done = {(line["variant"], line["seed"]) for line in lines}
+    runs = [(variant, seed) for seed in sweep.seeds for variant in sweep.variants if not only or variant in only]
+    return [run for run in runs if run not in done]
+
+
 def read_lines(results: Path) -> list[dict[str, Any]]:
-    """Return the lines of a file of results, none where there is no file."""
+    """Return the lines of a file of results, none where there is no file; half a line at its end is left out.
+
+    Raises:
+        DataError: a line before the last is no JSON.
+    """
     if not results.exists():
         return []
-    return [json.loads(text) for text in results.read_text(encoding="utf-8").splitlines() if text]
+    texts = [text for text in results.read_text(encoding="utf-8").split("\n") if text]
+    lines = []
+    for number, text in enumerate(texts, start=1):
+        try:
+            lines.append(json.loads(text))
+        except json.JSONDecodeError as error:
+            if number == len(texts):
+                break  # of a process that was killed
+            raise DataError(f"{results}: one JSON object a line is required, found {error} in line {number}") from None
+    return lines
+
+
+def _cut_back(results: Path) -> None:
+    """Drop half a line at the end of a file, which the next line would be joined to."""
+    if results.exists() and not results.read_text(encoding="utf-8").endswith("\n"):
+        kept = "".join(json.dumps(line) + "\n" for line in read_lines(results))
+        temporary = results.with_name(results.name + ".tmp")
+        temporary.write_text(kept, encoding="utf-8")
+        temporary.replace(results)
 
 
 @dataclass(frozen=True, slots=True)
 class Figure:
     """One figure of a variant: its mean over seeds, and its ratio to the base's with a 95 % interval.
 
-    The ratio is paired by seed (a geometric mean); None where the base has no such figure. The interval is None for
-    fewer than two seeds and for the base.
+    The ratio is paired by seed (a geometric mean), over the seeds for which both figures are above zero; None where
+    there is none. The interval is None for fewer than two of them and for the base.
     """
 
     mean: float
@@ -123,10 +155,10 @@ class Figure:
 
 
 def compare(sweep: Sweep, lines: Sequence[Mapping[str, Any]], figures: Sequence[str]) -> dict[str, dict[str, Figure]]:
-    """Compare the variants that have lines with the sweep's first: by variant and by the name of a figure."""
+    """Compare the variants that have figures with the sweep's first: by variant and by the name of a figure."""
     by_variant: dict[str, dict[int, Mapping[str, float]]] = {variant: {} for variant in sweep.variants}
     for line in lines:
-        if line["variant"] in by_variant:
+        if line["variant"] in by_variant and line["figures"]:
             by_variant[line["variant"]][line["seed"]] = line["figures"]
     base = next(iter(by_variant.values()))
     return {
@@ -138,8 +170,8 @@ def compare(sweep: Sweep, lines: Sequence[Mapping[str, Any]], figures: Sequence[
 
 def _figure(runs: Mapping[int, Mapping[str, float]], base: Mapping[int, Mapping[str, float]], name: str) -> Figure:
     values = [run[name] for run in runs.values()]
-    shared = [seed for seed in runs if name in base.get(seed, {})]
-    logs = [math.log(runs[seed][name] / base[seed][name]) for seed in shared if base[seed][name] > 0]
+    pairs = [(run[name], base[seed][name]) for seed, run in runs.items() if name in base.get(seed, {})]
+    logs = [math.log(own / other) for own, other in pairs if own > 0 and other > 0]
     if not logs:
         return Figure(statistics.fmean(values), None, None)
     middle = statistics.fmean(logs)

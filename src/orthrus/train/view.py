@@ -28,11 +28,11 @@ from orthrus.decode.passes import Passes
 from orthrus.errors import ConfigError
 from orthrus.model import attention, masks
 from orthrus.model.attach import attach, config_of, layers_of, windows_of
-from orthrus.model.checkpoint import save
+from orthrus.model.checkpoint import CONFIG_FILE, save
 from orthrus.model.config import OrthrusConfig
 from orthrus.model.dual import View, ViewName
 from orthrus.model.head import output_head
-from orthrus.model.load import backbone_with_tokenizer, load
+from orthrus.model.load import backbone_with_tokenizer, device_of, load, locate
 from orthrus.model.markov import Before, install, markov_of, untrained
 from orthrus.train import anchors, objective
 from orthrus.train.anchors import Blocks
@@ -69,7 +69,8 @@ class ViewTask:
 
     def __init__(self, recipe: ViewRecipe, *, data: Prepared | None = None) -> None:
         self._recipe = recipe
-        self._device = torch.device(recipe.run.device)
+        ranks = Ranks(recipe.run.device)  # before the device is touched: it gives each process its own
+        self._device = device_of(recipe.run.device)
         if recipe.run.threads is not None:
             torch.set_num_threads(recipe.run.threads)
         sharded = recipe.run.sharding != "none"
@@ -79,7 +80,6 @@ class ViewTask:
         self._windows = windows_of(self._model)
         self._layers = layers_of(self._model) if recipe.model.gradient_checkpointing else []
         self._head = output_head(self._model)
-        ranks = Ranks(recipe.run.device)
         self._data = data or prepare(recipe, self._tokenizer, self._model, ranks=ranks, on_progress=_report)
         if sharded:
             shard(self._model, device=self._device, processes=ranks.count)
@@ -326,11 +326,15 @@ def load_backbone(recipe: ViewRecipe, device: torch.device) -> tuple[PreTrainedM
     """Load the frozen backbone in float32 with an untrained view, or with the view that `model.start_from` holds.
 
     Raises:
-        ConfigError: the recipe's `model.markov_rank` is not that of the view to start from.
+        ConfigError: the recipe's `model.markov_rank` is not that of the view to start from, or its rows are longer than
+            the backbone reads.
     """
     wanted = recipe.model
     if wanted.start_from is not None:
-        model, tokenizer = load(wanted.start_from, dtype="float32", device="cpu", backbone=wanted.backbone, pack=False)
+        beside = (locate(wanted.start_from) / CONFIG_FILE).exists()  # the official layout holds its backbone itself
+        backbone = wanted.backbone if beside else None
+        model, tokenizer = load(wanted.start_from, dtype="float32", device="cpu", backbone=backbone, pack=False)
+        _check_rows(model, recipe)
         started = config_of(model)
         if started.markov_rank not in (0, wanted.markov_rank):
             raise ConfigError(
@@ -348,6 +352,7 @@ def load_backbone(recipe: ViewRecipe, device: torch.device) -> tuple[PreTrainedM
         )
         return model.to(device).eval(), tokenizer
     model, tokenizer = backbone_with_tokenizer(wanted.backbone)
+    _check_rows(model, recipe)
     config = OrthrusConfig(
         block_size=wanted.block_size,
         mask_token_id=tokenizer.convert_tokens_to_ids("<|mask|>") if "<|mask|>" in tokenizer.get_vocab() else None,
@@ -357,6 +362,15 @@ def load_backbone(recipe: ViewRecipe, device: torch.device) -> tuple[PreTrainedM
     )
     attach(model, config, attn_implementation="orthrus")
     return model.to(device).eval(), tokenizer
+
+
+def _check_rows(model: PreTrainedModel, recipe: ViewRecipe) -> None:
+    context = int(model.config.get_text_config().max_position_embeddings)
+    if recipe.data.row_tokens > context:
+        raise ConfigError(
+            f"data.row_tokens must be at most {context}, which is what {recipe.model.backbone} reads, found "
+            f"{recipe.data.row_tokens}: make rows shorter, or take a backbone of a longer context"
+        )
 
 
 def _report(name: str, done: int, whole: int) -> None:
