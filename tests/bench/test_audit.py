@@ -334,6 +334,13 @@ def test_a_job_that_cannot_be_done_is_refused(job: dict[str, Any], named: str) -
         Job(**{"model": "tiny", "suites": ("s",), **job})
 
 
+def test_suites_whose_lines_could_not_be_told_apart_are_refused(tmp_path: Path) -> None:
+    """Before a model is loaded."""
+    job = Job(model="tiny", suites=("synthetic:json", "synthetic:json@heldout"), limit=1)
+    with pytest.raises(ConfigError, match="'synthetic:json' and 'synthetic:json@heldout' both have"):
+        audit.run(job, tmp_path / "out.jsonl", load=lambda _: pytest.fail("a model was loaded"))
+
+
 def test_lines_that_no_audit_wrote_are_refused(tmp_path: Path) -> None:
     """A line of `orthrus bench run` under an audit's configuration, half a reference, and a file without any."""
     line = result().to_record()

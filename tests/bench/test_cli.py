@@ -81,6 +81,20 @@ def test_passes_then_report(bench: Bench, model_folder: Path, tmp_path: Path) ->
     assert "Cost of fused passes" in bench("report", output)[1]
 
 
+def test_passes_are_added_to_a_file_that_a_killed_run_left(bench: Bench, model_folder: Path, tmp_path: Path) -> None:
+    """Nothing is taken up, and help does not say so."""
+    output = tmp_path / "passes.jsonl"
+    arguments = ["--width", "1", "--context", "8", "--repeats", 1, "--output", output]
+    assert bench("passes", model_folder, *arguments)[0] == 0
+    output.write_text(output.read_text() + '{"kind": "pa')
+    assert bench("passes", model_folder, *arguments)[0] == 0
+    assert [record["kind"] for record in read_records(output)] == ["provenance", "pass"] * 2
+    for verb, is_taken_up in (("run", True), ("passes", False), ("train", False)):
+        words = " ".join(bench(verb, "--help")[1].replace("│", " ").split())
+        assert ("taken up where it ended" in words) is is_taken_up
+        assert "A file of JSON lines; added to" in words
+
+
 @pytest.mark.parametrize(
     ("arguments", "code", "named"),
     [

@@ -1,12 +1,14 @@
 """Reports put together what belongs together, and say it in tables, JSON and pictures."""
 
+import dataclasses
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from orthrus.bench import lines
+from orthrus.bench import lines, plots
 from orthrus.bench.lines import Result
 from orthrus.bench.plots import plot
 from orthrus.bench.report import Report, Summary, read_report, summaries
@@ -101,6 +103,14 @@ def test_a_file_without_results_is_an_error(tmp_path: Path) -> None:
         read_report([path])
 
 
+def test_a_provenance_line_without_its_fields_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "r.jsonl"
+    head = {name: value for name, value in _provenance().items() if name not in ("id", "date")}
+    lines.append(path, [head, *(line.to_record() for line in RESULTS)])
+    with pytest.raises(DataError, match=r"r\.jsonl: a provenance line must have .* none of \['date', 'id'\]"):
+        read_report([path])
+
+
 def test_a_report_is_json_and_has_the_names_of_the_design() -> None:
     record = json.loads(json.dumps(_report().to_dict()))
     orthrus = next(s for s in record["summaries"] if s["mode"] == "orthrus")
@@ -112,7 +122,7 @@ def test_a_report_is_json_and_has_the_names_of_the_design() -> None:
 
 def test_tables_have_a_row_for_every_figure() -> None:
     speed, drafts, positions, passes, runs = tables(_report())
-    assert speed.title == "Speed: tiny · float32 · batch 1 · threads 2 · at most 64 tokens · rounds 3"
+    assert speed.title == "Speed: tiny · float32 · batch 1 · a processor · threads 2 · at most 64 tokens · rounds 3"
     assert [
         "s",
         "y",
@@ -130,6 +140,73 @@ def test_tables_have_a_row_for_every_figure() -> None:
     for grid in (speed, drafts, positions, passes, runs):
         assert {len(row) for row in grid.rows} == {len(grid.header)}
         assert grid.to_rich().row_count == len(grid.rows)
+
+
+def test_passes_of_two_machines_are_told_apart() -> None:
+    """Fused passes are compared with the plain, draft and verify passes of their own machine."""
+    _, fused, prompts, _ = tables(_timed())
+    assert fused.header[:2] == ["device", "model"]
+    assert [(row[0], *row[-3:]) for row in fused.rows] == [
+        ("fast", "6.00", "6.00", "1.20"),
+        ("slow", "60.00", "6.00", "1.20"),
+    ]
+    costs, *_ = tables(_timed())
+    assert costs.rows == [
+        ["fast", "tiny", "float32", "1", "64", "1", "1.00", "–", "–"],
+        ["fast", "tiny", "float32", "1", "64", "8", "–", "2.00", "3.00"],
+        ["slow", "tiny", "float32", "1", "64", "1", "10.00", "–", "–"],
+        ["slow", "tiny", "float32", "1", "64", "8", "–", "20.00", "30.00"],
+    ]
+    assert [(row[0], row[-1]) for row in prompts.rows] == [("fast", "7.0"), ("slow", "70.0")]
+    for grid in (costs, fused, prompts):
+        assert {len(row) for row in grid.rows} == {len(grid.header)}
+        assert grid.labels == 3
+
+
+def test_a_machine_with_other_threads_or_torch_is_another_one() -> None:
+    assert list(_timed(device="fast", threads=1).machines().values()) == ["fast, threads 2", "fast, threads 1"]
+    assert list(_timed(device="fast", torch="2.9").machines().values()) == ["fast, torch 2.13.0", "fast, torch 2.9"]
+    unknown = dataclasses.replace(_timed(), provenances=_timed().provenances[:1])
+    assert len(set(unknown.machines().values())) == 2
+
+
+def test_runs_of_one_machine_are_one_table_and_the_last_counts() -> None:
+    costs, fused, *_ = tables(_timed(device="fast", date="2026-01-02T00:00:00+00:00"))
+    assert costs.rows == [
+        ["tiny", "float32", "1", "64", "1", "10.00", "–", "–"],
+        ["tiny", "float32", "1", "64", "8", "–", "20.00", "30.00"],
+    ]
+    assert "device" not in costs.header + fused.header
+
+
+def test_curves_of_two_machines_are_two(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    drawn: dict[str, dict[str, list[tuple[int, float]]]] = {}
+    monkeypatch.setattr(plots, "_curves", lambda curves, title, **_: drawn.setdefault(title, curves))
+    monkeypatch.setattr(plots, "save", lambda path, draw: path)
+    other = [result(configuration="d", seconds=5.0, batch=batch) for batch in (1, 8)]
+    own = [result(batch=batch, suite=suite) for batch in (1, 8) for suite in ("s", "t")]
+    plot(_timed([*own, *other]), tmp_path)
+    passes = drawn["Cost of passes by width"]
+    assert passes["verify, float32, batch 1, context 64, fast"] == [(1, 1.0), (8, 3.0)]
+    assert passes["verify, float32, batch 1, context 64, slow"] == [(1, 10.0), (8, 30.0)]
+    assert [len(points) for points in drawn["Cost of fused passes by width"].values()] == [1, 1]
+    assert drawn["Throughput by batch"] == {
+        "ar, float32, c on a processor": [(1, 10.0), (8, 10.0)],
+        "ar, float32, s d, d on a board": [(1, 2.0), (8, 2.0)],
+    }
+
+
+def test_curves_of_two_models_are_two(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    drawn: list[dict[str, list[tuple[int, float]]]] = []
+    monkeypatch.setattr(plots, "_curves", lambda curves, **_: drawn.append(curves))
+    monkeypatch.setattr(plots, "save", lambda path, draw: path)
+    report = _timed(device="fast")
+    report.passes[-2]["model"] = "small"
+    plot(report, tmp_path)
+    assert list(drawn[1]) == [
+        "1 stops, float32, batch 1, context 64, tiny",
+        "1 stops, float32, batch 1, context 64, small",
+    ]
 
 
 def test_markdown_rows_have_as_many_cells_as_their_header() -> None:
@@ -154,12 +231,36 @@ def _report(results: list[Result] = RESULTS) -> Report:
     return Report(provenances=[_provenance()], summaries=summaries(results), passes=passes)
 
 
+def _timed(results: Sequence[Result] = (), **other: Any) -> Report:
+    """Passes of two runs, the second ten times as slow, its machine of another name unless `other` says otherwise."""
+    second = {"id": "q", "configuration": "d", "device": "slow", "settings": {"device": "a board"}}
+    heads = [_provenance() | {"device": "fast"}, _provenance() | second | other]
+    milliseconds = {("ar", 1): 1, ("draft", 8): 2, ("verify", 8): 3, ("fused", 8): 6, ("prompt", 8): 7}
+    passes = [
+        {
+            "kind": "pass",
+            "provenance": head["id"],
+            "model": "tiny",
+            "dtype": "float32",
+            "pass": kind,
+            "width": width,
+            "stops": int(kind == "fused"),
+            "batch": 1,
+            "context": 64,
+            "seconds": taken * slowness / 1000,
+        }
+        for head, slowness in zip(heads, (1, 10), strict=True)
+        for (kind, width), taken in milliseconds.items()
+    ]
+    return Report(provenances=heads, summaries=summaries(results), passes=passes)
+
+
 def _provenance() -> dict[str, Any]:
     return {
         "kind": "provenance",
         "id": "p",
         "configuration": "c",
-        "settings": {"model": "tiny", "threads": 2, "max_new_tokens": 64, "rounds": 3},
+        "settings": {"model": "tiny", "device": "a processor", "threads": 2, "max_new_tokens": 64, "rounds": 3},
         "date": "2026-01-01T00:00:00+00:00",
         "commit": "0123456789abcdef",
         "dirty": False,
@@ -167,5 +268,6 @@ def _provenance() -> dict[str, Any]:
         "torch": "2.13.0",
         "transformers": "5.23.0",
         "device": "a processor",
+        "threads": 2,
         "command": "orthrus bench run --modes ar|orthrus",
     }

@@ -225,6 +225,12 @@ def test_a_batch_that_nobody_can_run_is_refused() -> None:
         Job(model="m", suites=("s",), contenders=contenders(["hf-lookup"]), batches=(2,))
 
 
+def test_suites_whose_lines_could_not_be_told_apart_are_refused(start: Start, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="'synthetic:json' and 'synthetic:json@heldout' both have"):
+        start(suites=("synthetic:json", "synthetic:json@heldout"), limit=1)
+    assert not (tmp_path / "out.jsonl").exists()
+
+
 def test_other_weights_are_another_configuration(
     loaded: tuple[PreTrainedModel, PreTrainedTokenizerBase],
 ) -> None:

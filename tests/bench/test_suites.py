@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from orthrus.bench.suites import judge, read_suite
+from orthrus.bench.suites import judge, read_suite, read_suites
 from orthrus.errors import ConfigError, DataError
 
 
@@ -75,3 +75,26 @@ def test_records_of_the_same_id_are_told_apart(tmp_path: Path) -> None:
     path = tmp_path / "same.jsonl"
     path.write_text(json.dumps({"id": "x", "prompt": "a"}) + "\n" + json.dumps({"id": "x", "prompt": "b"}))
     assert [item.id for item in read_suite(str(path))] == ["x", "x#2"]
+
+
+def test_a_count_is_not_given_that_an_id_has_already(tmp_path: Path) -> None:
+    path = tmp_path / "same.jsonl"
+    path.write_text("".join(json.dumps({"id": id, "prompt": "a"}) + "\n" for id in ("x", "x#2", "x", "x", "x#3")))
+    assert [item.id for item in read_suite(str(path))] == ["x", "x#2", "x#3", "x#4", "x#3#2"]
+
+
+def test_several_suites_are_read_one_after_another(prompt_file: Path) -> None:
+    read = read_suites(["synthetic:json", "tiny_bench"], folder=prompt_file.parent, limit=2)
+    assert [item.suite for item in read] == ["synthetic:json@heldout"] * 2 + ["tiny_bench"] * 2
+
+
+def test_suites_of_one_name_with_prompts_of_one_id_are_refused(prompt_file: Path, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="'synthetic:maths' and 'synthetic:maths@heldout' both have"):
+        read_suites(["synthetic:maths", "synthetic:maths@heldout"], limit=1)
+    other = tmp_path / "other" / prompt_file.name
+    other.parent.mkdir()
+    other.write_text(json.dumps({"id": "t/3", "prompt": "a"}))
+    with pytest.raises(ConfigError, match=f"'{prompt_file}' and '{other}' both have 't/3' of suite 'tiny_bench'"):
+        read_suites([str(prompt_file), str(other)])
+    other.write_text(json.dumps({"id": "another", "prompt": "a"}))
+    assert len(read_suites([str(prompt_file), str(other)])) == 6

@@ -11,8 +11,10 @@ import pytest
 from safetensors.torch import load_file, save_file
 
 import orthrus
+from orthrus.cli.generate import means
 from orthrus.decode import accept
 from orthrus.decode.accept import Verdict
+from orthrus.decode.output import Stats
 from tests.cli.conftest import CONTEXT, Ran
 from tests.families import tiny
 
@@ -67,6 +69,16 @@ def test_json_is_one_object_with_the_names_of_the_design(cli: Cli, model_dir: Pa
     assert completion["stats"].keys() == value["stats"].keys() == STATISTICS
     assert value["stats"]["emitted"] == len(completion["token_ids"]) == 5
     assert completion["finish_reason"] == "length"
+
+
+def test_means_of_cycles_are_over_completions_that_took_one(cli: Cli, model_dir: Path, questions: Path) -> None:
+    """A text without a cycle has no tokens per cycle, and does not count as one with none."""
+    stats = Stats(cycles=2, accepted=6, emitted=9, forwards=5), Stats(plain_steps=3, emitted=4, forwards=4)
+    assert means(stats) == {"tokens_per_forward": 1.4, "acceptance_length": 3, "tokens_per_cycle": 4}
+    given = ("generate", "--input", questions, "-m", model_dir, "--max-new-tokens", 4, "--json")
+    mean = answered(cli(*given, "--mode", "ar"))["mean"]
+    assert mean == {"tokens_per_forward": 0.8, "acceptance_length": None, "tokens_per_cycle": None}
+    assert min(answered(cli(*given, "--plan", "full"))["mean"].values()) > 0
 
 
 @pytest.mark.parametrize("batch_size", [1, 8])

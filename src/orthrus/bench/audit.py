@@ -22,7 +22,7 @@ from orthrus.bench.contenders import Contender, contenders
 from orthrus.bench.lines import Result
 from orthrus.bench.race import Clock
 from orthrus.bench.run import Encoded, Heat, Loader, Outlook, encoded
-from orthrus.bench.suites import read_suite
+from orthrus.bench.suites import read_suites
 from orthrus.bench.texts import Plain, Writer, perplexity
 from orthrus.bench.verdicts import Parting, Reference, Verdict, close, from_hf
 from orthrus.decode.engine import Row
@@ -46,7 +46,7 @@ class Job:
 
     Attributes:
         model: the model's name, as figures are to be labelled.
-        suites: names for `orthrus.bench.suites.read_suite`.
+        suites: names for `orthrus.bench.suites.read_suites`.
         folder: where suites are looked for first.
         limit: prompts of each suite.
         dtypes: precisions by name.
@@ -116,7 +116,7 @@ def run(
         ConfigError, DataError: what is asked for cannot be had, or the file is not one of results.
         PromptError: all prompts are longer than the model's context.
     """
-    items = [item for suite in job.suites for item in read_suite(suite, folder=job.folder, limit=job.limit)]
+    items = read_suites(job.suites, folder=job.folder, limit=job.limit)
     scorer, tokenizer = load(SCORER)
     prompts, too_long = encoded(items, scorer, tokenizer)
     settings = configuration(job, scorer)

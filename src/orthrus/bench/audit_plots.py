@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from orthrus.bench.audit_report import AuditReport, Summary, widest
-from orthrus.bench.plots import Draw, save
+from orthrus.bench.plots import Draw, legend, place, save
 from orthrus.bench.report import split
 
 if TYPE_CHECKING:
@@ -39,12 +39,12 @@ def _domains(summaries: Sequence[Summary], batch: int) -> Draw:
     def draw(axes: "Axes") -> None:
         width = 0.8 / len(curves)
         for number, (label, own) in enumerate(curves):
-            shares = {place: _share([(s.identical, s.prompts) for s in part]) for place, part in split(own, _place)}
-            lefts = [places.index(place) + (number + 0.5) * width - 0.4 for place in shares]
+            shares = {name: _share([(s.identical, s.prompts) for s in part]) for name, part in split(own, _place)}
+            lefts = [places.index(name) + (number + 0.5) * width - 0.4 for name in shares]
             axes.bar(lefts, list(shares.values()), width, label=label)
         axes.set_xticks(range(len(places)), places, rotation=30, ha="right")
         axes.set(ylabel="share of identical texts", ylim=(0, 1.02), title=f"batch {batch}")
-        _legend(axes)
+        legend(axes)
 
     return draw
 
@@ -62,7 +62,7 @@ def _quantiles(summaries: Sequence[Summary], batch: int) -> Draw:
         axes.set_xticks(range(1, most + 1))
         axes.set(xlabel="quantile of the perplexity of plain decoding's text", ylabel="share of identical texts")
         axes.set(ylim=(0, 1.02), title=f"batch {batch}")
-        _legend(axes)
+        legend(axes)
 
     return draw
 
@@ -77,7 +77,7 @@ def _partings(summaries: Sequence[Summary]) -> Draw:
         axes.set_yscale("symlog", linthresh=1e-4)
         axes.set_ylim(bottom=0)
         axes.set(xlabel="position of the first token that differs", ylabel="best logit minus second best")
-        _legend(axes)
+        legend(axes)
 
     return draw
 
@@ -88,12 +88,8 @@ def _curve(summary: Summary) -> str:
 
 
 def _place(summary: Summary) -> str:
-    return summary.suite if summary.domain in summary.suite else f"{summary.suite} {summary.domain}"
+    return place(summary.suite, summary.domain)
 
 
 def _share(counts: Sequence[tuple[int, int]]) -> float:
     return sum(part for part, _ in counts) / sum(whole for _, whole in counts)
-
-
-def _legend(axes: "Axes") -> None:
-    axes.legend(fontsize="small", loc="upper left", bbox_to_anchor=(1.01, 1))

@@ -5,6 +5,7 @@ clock.
 """
 
 import json
+import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
@@ -16,6 +17,8 @@ PROVENANCE: Final = "provenance"
 RESULT: Final = "result"
 PASS: Final = "pass"
 STEP: Final = "step"
+
+_SAID: Final = {"id", "command", "commit", "dirty", "orthrus", "torch", "transformers", "device", "threads", "date"}
 
 Record: TypeAlias = dict[str, Any]
 Prompt: TypeAlias = tuple[str, str, int, str, str]
@@ -100,22 +103,36 @@ def results(records: Iterable[Record], *, where: str) -> list[Result]:
     return out
 
 
+def provenances(records: Iterable[Record], *, where: str) -> dict[str, Record]:
+    """Return the provenance records among records, by id; raises DataError for one without what reports say of it."""
+    out = {}
+    for record in records:
+        if record.get("kind") == PROVENANCE:
+            if missing := sorted(_SAID - record.keys()):
+                raise DataError(
+                    f"{where}: a provenance line must have the fields {sorted(_SAID)}, found none of {missing}"
+                )
+            out[record["id"]] = record
+    return out
+
+
 def read_records(path: Path) -> list[Record]:
     """Read a file of results; half a line at its end, as a killed run leaves one, is left out.
 
     Raises:
-        DataError: the file cannot be read, or a line before the last is not a JSON object.
+        DataError: the file cannot be read, or a line is not a JSON object, nor the beginning of one at the end.
     """
     try:
-        lines = path.read_text(encoding="utf-8").removesuffix("\n").split("\n")
-    except (OSError, UnicodeDecodeError) as error:
+        # As bytes, since half a line may end within a character.
+        lines = path.read_bytes().removesuffix(b"\n").split(b"\n")
+    except OSError as error:
         raise DataError(f"{path}: a readable file of results is required; {error}") from None
     out: list[Record] = []
     for number, line in enumerate(lines, start=1):
         try:
             record = json.loads(line)
         except ValueError as error:
-            if number == len(lines):
+            if number == len(lines) and line[:1] in (b"", b"{"):
                 break
             raise DataError(f"{path}:{number}: expected one JSON object a line; {error}") from None
         if not isinstance(record, dict):
@@ -141,17 +158,35 @@ def take_up(path: Path, configuration: str, who: Mapping[int, set[Who]]) -> set[
     done = {prompt for prompt, answered in found.items() if answered >= who.get(prompt[2], set())}
     stale = found.keys() - done
     kept = [record for record in records if record.get("kind") != RESULT or _prompt_of(record) not in stale]
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text("".join(map(_text, kept)), encoding="utf-8")
-    temporary.replace(path)
+    _rewrite(path, kept)
     return done
 
 
 def append(path: Path, records: Sequence[Record]) -> None:
-    """Write records at the end of a file, in one piece; folders are made as needed."""
+    """Write records at the end of a file, in one piece; folders are made as needed.
+
+    Half a line at the end, as a killed run leaves one, is cut off first. Raises DataError where a file that does not
+    end with its line is not one of results.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
+    if path.is_file() and not _ends_with_its_line(path):
+        _rewrite(path, read_records(path))
     with path.open("a", encoding="utf-8") as file:
         file.write("".join(map(_text, records)))
+
+
+def _ends_with_its_line(path: Path) -> bool:
+    """Tell whether nothing follows a file's last line break; so it is in an empty file."""
+    with path.open("rb") as file:
+        size = file.seek(0, os.SEEK_END)
+        file.seek(max(0, size - 1))
+        return file.read() in (b"", b"\n")
+
+
+def _rewrite(path: Path, records: Iterable[Record]) -> None:
+    temporary = path.with_name(path.name + ".tmp")
+    temporary.write_text("".join(map(_text, records)), encoding="utf-8")
+    temporary.replace(path)
 
 
 def _prompt_of(record: Record) -> Prompt:

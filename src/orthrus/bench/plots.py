@@ -7,7 +7,6 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-from orthrus.bench.lines import Record
 from orthrus.bench.report import ALL, Report, Summary
 from orthrus.errors import DataError
 
@@ -38,11 +37,11 @@ def plot(report: Report, folder: Path) -> list[Path]:
         if any(summary.accepted_per_position for summary in part):
             out.append(save(folder / f"accepted-{name}.png", _positions(part, title)))
     if len({summary.setting[2] for summary in report.summaries}) > 1:
-        out.append(save(folder / "throughput.png", _throughput(report.summaries)))
+        out.append(save(folder / "throughput.png", _throughput(report)))
     if report.passes:
-        out.append(save(folder / "passes.png", _passes(report.passes)))
+        out.append(save(folder / "passes.png", _passes(report)))
     if any(record["pass"] == "fused" for record in report.passes):
-        out.append(save(folder / "fused.png", _fused(report.passes)))
+        out.append(save(folder / "fused.png", _fused(report)))
     return out
 
 
@@ -69,7 +68,7 @@ def _ratios(part: Sequence[Summary], base: str, title: str) -> Draw:
         axes.set_xticks(range(len(places)), places, rotation=30, ha="right")
         axes.set_ylabel(f"tokens/s, ratio to {base}")
         axes.set_title(title)
-        _legend(axes)
+        legend(axes)
 
     return draw
 
@@ -89,44 +88,65 @@ def _positions(part: Sequence[Summary], title: str) -> Draw:
                 linestyle=_dashes([one.label for one in drafted], summary.label),
             )
         axes.set(xlabel="position in the block", ylabel="share of drafts accepted", ylim=(0, 1), title=title)
-        _legend(axes)
+        legend(axes)
 
     return draw
 
 
-def _throughput(summaries: Sequence[Summary]) -> Draw:
-    """Draw tokens per second by batch, a curve per contender and precision, over the widest section."""
-    widest = [s for s in summaries if s.suite == ALL] or [s for s in summaries if s.domain == ALL] or list(summaries)
+def _throughput(report: Report) -> Draw:
+    """Draw tokens per second by batch, a curve per contender, precision and configuration, over the widest section."""
+    several = len({summary.setting[0] for summary in report.summaries}) > 1
+    widest = {s.setting: (s.suite, s.domain) for s in report.summaries}  # the last section of a setting
     curves: dict[str, list[tuple[int, float]]] = {}
-    for summary in widest:
+    for summary in report.summaries:
+        if (summary.suite, summary.domain) != widest[summary.setting]:
+            continue
         whole = "" if summary.suite == ALL else f", {_place(summary)}"
         point = summary.setting[2], summary.tokens_per_second.value
-        curves.setdefault(f"{summary.label}, {summary.setting[1]}{whole}", []).append(point)
+        configuration = f", {_configuration(report, summary)}" if several else ""
+        curves.setdefault(f"{summary.label}, {summary.setting[1]}{whole}{configuration}", []).append(point)
     return _curves(curves, xlabel="batch", ylabel="tokens/s in all", title="Throughput by batch")
 
 
-def _passes(passes: Sequence[Record]) -> Draw:
+def _configuration(report: Report, summary: Summary) -> str:
+    """Name a configuration as files of plots do, and say what it was measured on."""
+    device = report.settings_of(summary.setting[0]).get("device")
+    return summary.setting[0][:6] + (f" on {device}" if device else "")
+
+
+def _passes(report: Report) -> Draw:
     """Draw milliseconds by width: drafts, and verifications from the plain step of width 1 on."""
     curves: dict[str, list[tuple[int, float]]] = {}
-    for record in passes:
+    for record, where in zip(report.passes, _where(report), strict=True):
         if record["pass"] not in ("ar", "draft", "verify"):
             continue
         kind = "draft" if record["pass"] == "draft" else "verify"
-        label = f"{kind}, {record['dtype']}, batch {record['batch']}, context {record['context']}"
-        curves.setdefault(label, []).append((record["width"], 1000 * record["seconds"]))
+        curves.setdefault(f"{kind}, {where}", []).append((record["width"], 1000 * record["seconds"]))
     return _curves(curves, xlabel="positions of the pass", ylabel="ms", title="Cost of passes by width")
 
 
-def _fused(passes: Sequence[Record]) -> Draw:
+def _fused(report: Report) -> Draw:
     """Draw milliseconds of fused passes by positions verified, a curve per number of stop points."""
     curves: dict[str, list[tuple[int, float]]] = {}
-    for record in passes:
+    for record, where in zip(report.passes, _where(report), strict=True):
         if record["pass"] != "fused":
             continue
         stops = "all" if record["stops"] == record["width"] else str(record["stops"])
-        label = f"{stops} stops, {record['dtype']}, batch {record['batch']}, context {record['context']}"
-        curves.setdefault(label, []).append((record["width"], 1000 * record["seconds"]))
+        curves.setdefault(f"{stops} stops, {where}", []).append((record["width"], 1000 * record["seconds"]))
     return _curves(curves, xlabel="positions verified", ylabel="ms", title="Cost of fused passes by width")
+
+
+def _where(report: Report) -> list[str]:
+    """Say what each pass was timed on: its model and machine only where there are several."""
+    machines = report.machines()
+    models = {record["model"] for record in report.passes}
+    out = []
+    for record in report.passes:
+        parts = [record["dtype"], f"batch {record['batch']}", f"context {record['context']}"]
+        parts += [record["model"]] if len(models) > 1 else []
+        parts += [machines[record.get("provenance")]] if machines else []
+        out.append(", ".join(parts))
+    return out
 
 
 def _curves(curves: dict[str, list[tuple[int, float]]], *, xlabel: str, ylabel: str, title: str) -> Draw:
@@ -143,7 +163,7 @@ def _curves(curves: dict[str, list[tuple[int, float]]], *, xlabel: str, ylabel: 
         axes.set_xticks(ticks, map(str, ticks))
         axes.set(xlabel=xlabel, ylabel=ylabel, title=title)
         axes.set_ylim(bottom=0)
-        _legend(axes)
+        legend(axes)
 
     return draw
 
@@ -156,12 +176,18 @@ def _dashes(names: Sequence[str], name: str) -> str:
     return ("-", "--", ":", "-.")[list(dict.fromkeys(names)).index(name) % 4]
 
 
-def _legend(axes: "Axes") -> None:
-    axes.legend(fontsize="small", loc="upper left", bbox_to_anchor=(1.01, 1))
-
-
 def _place(summary: Summary) -> str:
-    return summary.suite if summary.domain in summary.suite else f"{summary.suite} {summary.domain}"
+    return place(summary.suite, summary.domain)
+
+
+def place(suite: str, domain: str) -> str:
+    """Name a domain of a suite, and not twice where the suite's name says it."""
+    return suite if domain in suite else f"{suite} {domain}"
+
+
+def legend(axes: "Axes") -> None:
+    """Name the curves beside the axes, where they hide none."""
+    axes.legend(fontsize="small", loc="upper left", bbox_to_anchor=(1.01, 1))
 
 
 def save(path: Path, draw: Draw) -> Path:

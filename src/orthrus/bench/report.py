@@ -24,6 +24,8 @@ K = TypeVar("K")
 
 Setting: TypeAlias = tuple[str, str, int]
 """Configuration, dtype and batch: results that share them come from comparable runs."""
+Machines: TypeAlias = Mapping[str | None, str]
+"""Where passes were timed, in words, by the id of their run's provenance; empty where that was one machine."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -107,6 +109,17 @@ class Report:
         found = [p["settings"] for p in self.provenances if p.get("configuration") == configuration]
         return found[0] if found else {}
 
+    def machines(self) -> Machines:
+        """Say where each run timed its passes: on which device, and with which threads and torch if these differ."""
+        known = {p["id"]: p for p in self.provenances}
+        runs: dict[str | None, Record] = {id: known.get(id, {}) for id in (r.get("provenance") for r in self.passes)}
+        differ = [name for name in ("threads", "torch") if len({run.get(name) for run in runs.values()}) > 1]
+        said = {
+            id: ", ".join([run.get("device", "unknown"), *(f"{name} {run.get(name, 'unknown')}" for name in differ)])
+            for id, run in runs.items()
+        }
+        return said if len(set(said.values())) > 1 else {}
+
     def to_dict(self) -> dict[str, Any]:
         """Return the report as plain JSON values."""
         return {
@@ -127,7 +140,7 @@ def read_report(paths: Sequence[Path], *, baselines: Sequence[str] = BASELINES, 
         seed: of the bootstrap.
 
     Raises:
-        DataError: a file cannot be read, or there is nothing to report.
+        DataError: a file cannot be read, a line of it is not of this format, or there is nothing to report.
         ConfigError: a baseline that is no mode.
     """
     provenances: dict[str, Record] = {}
@@ -136,7 +149,7 @@ def read_report(paths: Sequence[Path], *, baselines: Sequence[str] = BASELINES, 
     answered: dict[tuple[lines.Prompt, lines.Who], Result] = {}
     for path in paths:
         records = lines.read_records(path)
-        provenances |= {r["id"]: r for r in records if r.get("kind") == lines.PROVENANCE}
+        provenances |= lines.provenances(records, where=str(path))
         passes += [r for r in records if r.get("kind") == lines.PASS]
         steps += [r for r in records if r.get("kind") == lines.STEP]
         # The same line of two files (or of one, given twice) counts once.

@@ -21,7 +21,7 @@ from orthrus.bench.contenders import OWN, Contender, Decoder, decoders, fits
 from orthrus.bench.lines import Result
 from orthrus.bench.prices import Meter, Prices
 from orthrus.bench.race import Clock, Laps, first_difference, race
-from orthrus.bench.suites import Item, judge, read_suite
+from orthrus.bench.suites import Item, judge, read_suites
 from orthrus.decode.api import encode
 from orthrus.decode.experience import begin_anew
 from orthrus.errors import ConfigError, PromptError
@@ -38,7 +38,7 @@ class Job:
 
     Attributes:
         model: the model's name, as figures are to be labelled.
-        suites: names for `orthrus.bench.suites.read_suite`.
+        suites: names for `orthrus.bench.suites.read_suites`.
         folder: where suites are looked for first.
         limit: prompts of each suite.
         contenders: who takes part.
@@ -142,7 +142,7 @@ def run(
         ConfigError, DataError: what is asked for cannot be had, or the file is not one of results.
         PromptError: all prompts are longer than the model's context.
     """
-    items = [item for suite in job.suites for item in read_suite(suite, folder=job.folder, limit=job.limit)]
+    items = read_suites(job.suites, folder=job.folder, limit=job.limit)
     model, tokenizer = _loaded(job, load, job.dtypes[0])
     prompts, too_long = encoded(items, model, tokenizer)
     prices = {} if job.prices is None else {dtype: Prices.read(job.prices, dtype) for dtype in job.dtypes}

@@ -5,6 +5,7 @@ the prompts are and what makes an answer right; knows no tokenizer and no model.
 """
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final, get_args
@@ -59,6 +60,26 @@ def read_suite(name: str, *, folder: Path | None = None, limit: int | None = Non
     path = _in_folder(name, folder)
     suite = name if path is None else path.name.removesuffix(".gz").removesuffix(".jsonl")
     return _distinct([_item(suite, record) for record in read_prompts(path or name, limit)])
+
+
+def read_suites(names: Sequence[str], *, folder: Path | None = None, limit: int | None = None) -> list[Item]:
+    """Read the prompts of several suites, one suite after another.
+
+    Raises as `read_suite` does, and ConfigError for names whose results could not be told apart: those of one suite
+    that both have a prompt of the same id.
+    """
+    owners: dict[tuple[str, str], str] = {}
+    out = []
+    for name in names:
+        for item in read_suite(name, folder=folder, limit=limit):
+            if (other := owners.get((item.suite, item.id))) is not None:
+                raise ConfigError(
+                    f"suites must differ in their names or in the ids of their prompts, but {other!r} and {name!r} "
+                    f"both have {item.id!r} of suite {item.suite!r}: leave one out, or give its file another name"
+                )
+            owners[item.suite, item.id] = name
+            out.append(item)
+    return out
 
 
 def judge(item: Item, text: str) -> bool | None:
@@ -120,12 +141,15 @@ def _item(suite: str, record: PromptRecord) -> Item:
 
 def _distinct(items: list[Item]) -> list[Item]:
     """Tell items of the same id apart by a count."""
-    seen: dict[str, int] = {}
-    out = []
+    counts: dict[str, int] = {}
+    out: dict[str, Item] = {}
     for item in items:
-        seen[item.id] = count = seen.get(item.id, 0) + 1
-        out.append(item if count == 1 else replace(item, id=f"{item.id}#{count}"))
-    return out
+        id = item.id
+        while id in out:
+            counts[item.id] = counts.get(item.id, 1) + 1
+            id = f"{item.id}#{counts[item.id]}"
+        out[id] = replace(item, id=id)
+    return list(out.values())
 
 
 def _value(number: str) -> float:

@@ -10,7 +10,7 @@ from rich.table import Table
 
 from orthrus.bench.lines import Record
 from orthrus.bench.metrics import Estimate, Ratio
-from orthrus.bench.report import Report, Summary
+from orthrus.bench.report import Machines, Report, Summary
 
 _NONE = "–"
 
@@ -51,6 +51,7 @@ def tables(report: Report) -> list[Grid]:
         facts = [str(known.get("model", configuration)), dtype, f"batch {batch}"]
         if known:
             facts += [
+                known["device"],
                 f"threads {known['threads']}",
                 f"at most {known['max_new_tokens']} tokens",
                 f"rounds {known['rounds']}",
@@ -60,7 +61,8 @@ def tables(report: Report) -> list[Grid]:
         grids = (_speed(title, part), _drafts(title, part), _positions(title, part))
         out += [grid for grid in grids if grid.rows]
     if report.passes:
-        of_passes = (_passes(report.passes), _fused(report.passes), _prompts(report.passes))
+        machines = report.machines()
+        of_passes = [grid(report.passes, machines) for grid in (_passes, _fused, _prompts)]
         out += [grid for grid in of_passes if grid.rows]
     if report.steps:
         out.append(steps(report.steps))
@@ -123,12 +125,11 @@ def _positions(title: str, part: Sequence[Summary]) -> Grid:
 
 
 _PASSES = ("ar", "draft", "verify")
-
-
 _FLOOR = ("matmul", "read")
+_WHERE = ("model", "dtype", "batch", "context")
 
 
-def _passes(passes: Sequence[Record]) -> Grid:
+def _passes(passes: Sequence[Record], machines: Machines) -> Grid:
     """Put the passes of one width side by side; where it was measured, what they cannot do without.
 
     The floor of a cycle is the matrix products of its two passes, and one read of the keys in each. The share of
@@ -137,10 +138,7 @@ def _passes(passes: Sequence[Record]) -> Grid:
     milliseconds: dict[tuple[str, ...], dict[str, float]] = {}
     moved: dict[tuple[str, ...], float] = {}
     for record in passes:
-        place, kind = (
-            tuple(str(record[name]) for name in ("model", "dtype", "batch", "context", "width")),
-            record["pass"],
-        )
+        place, kind = (*_where(record, machines), str(record["width"])), record["pass"]
         if kind in (*_PASSES, *_FLOOR):
             milliseconds.setdefault(place, {})[kind] = 1000 * record["seconds"]
         if kind in ("ar", "verify", "copy") and record.get("bytes"):
@@ -160,35 +158,34 @@ def _passes(passes: Sequence[Record]) -> Grid:
             own, copy = moved.get(place), moved.get((*place[:-1], "copy"))
             row.append(_percent(own / copy if own and copy else None))
         rows.append(row)
-    header = ["model", "dtype", "batch", "context", "width", *(f"{kind} ms" for kind in kinds)]
+    header = [*_head(machines), "width", *(f"{kind} ms" for kind in kinds)]
     header += ["cycle / floor"] * ("matmul" in kinds) + ["of bandwidth"] * copied
-    return Grid(title="Cost of passes", header=header, rows=rows, labels=2)
+    return Grid(title="Cost of passes", header=header, rows=rows, labels=_labels(machines))
 
 
-def _prompts(passes: Iterable[Record]) -> Grid:
+def _prompts(passes: Iterable[Record], machines: Machines) -> Grid:
     """Say how long a prompt takes up to its first token: without a view, plainly, and with the first block drafted."""
     milliseconds: dict[tuple[str, ...], dict[int, float]] = {}
     for record in passes:
         if record["pass"] == "prompt":
-            place = tuple(str(record[name]) for name in ("model", "dtype", "batch", "context"))
-            milliseconds.setdefault(place, {})[min(record["width"], 2)] = 1000 * record["seconds"]
+            milliseconds.setdefault(_where(record, machines), {})[min(record["width"], 2)] = 1000 * record["seconds"]
     rows = [
         [*place, *(_number(found[kind], 1) if kind in found else _NONE for kind in (0, 1, 2))]
         for place, found in milliseconds.items()
     ]
-    header = ["model", "dtype", "batch", "context", "backbone alone ms", "plainly ms", "first block drafted ms"]
-    return Grid(title="Time to the first token", header=header, rows=rows, labels=2)
+    header = [*_head(machines), "backbone alone ms", "plainly ms", "first block drafted ms"]
+    return Grid(title="Time to the first token", header=header, rows=rows, labels=_labels(machines))
 
 
-def _fused(passes: Iterable[Record]) -> Grid:
+def _fused(passes: Iterable[Record], machines: Machines) -> Grid:
     """Say what each fused pass costs in plain passes, and beside the draft and the verification it stands for."""
     records = list(passes)
-    seconds = {_place(record): record["seconds"] for record in records}
+    seconds = {_place(record, machines): record["seconds"] for record in records}
     rows = []
     for record in records:
         if record["pass"] != "fused":
             continue
-        where, (_, width, stops) = _place(record)
+        where, (_, width, stops) = _place(record, machines)
         plain, draft, verify = (
             seconds.get((where, kind)) for kind in (("ar", 1, 0), ("draft", width, 0), ("verify", width, 0))
         )
@@ -201,8 +198,8 @@ def _fused(passes: Iterable[Record]) -> Grid:
                 _NONE if draft is None or verify is None else _number(fused / (draft + verify), 2),
             ]
         )
-    header = ["model", "dtype", "batch", "context", "verified", "stops", "rows", "ms", "plain passes"]
-    return Grid(title="Cost of fused passes", header=[*header, "× draft and verify"], rows=rows, labels=2)
+    header = [*_head(machines), "verified", "stops", "rows", "ms", "plain passes", "× draft and verify"]
+    return Grid(title="Cost of fused passes", header=header, rows=rows, labels=_labels(machines))
 
 
 def steps(records: Sequence[Record]) -> Grid:
@@ -231,10 +228,23 @@ def _step(record: Record) -> dict[str, str]:
     }
 
 
-def _place(record: Record) -> tuple[tuple[str, ...], tuple[str, int, int]]:
+def _place(record: Record, machines: Machines) -> tuple[tuple[str, ...], tuple[str, int, int]]:
     """Return where a pass was timed, and which one it was: kind, width, stop points."""
-    where = tuple(str(record[name]) for name in ("model", "dtype", "batch", "context"))
-    return where, (record["pass"], record["width"], record.get("stops", 0))
+    return _where(record, machines), (record["pass"], record["width"], record.get("stops", 0))
+
+
+def _where(record: Record, machines: Machines) -> tuple[str, ...]:
+    """Return what a pass was timed on, as `_head` heads it."""
+    device = [machines[record.get("provenance")]] if machines else []
+    return (*device, *(str(record[name]) for name in _WHERE))
+
+
+def _head(machines: Machines) -> list[str]:
+    return [*["device"] * bool(machines), *_WHERE]
+
+
+def _labels(machines: Machines) -> int:
+    return 2 + bool(machines)
 
 
 def _runs(provenances: Iterable[Record]) -> Grid:

@@ -18,6 +18,7 @@ Model = Annotated[str, typer.Argument(help="A bundled model, a directory, or a H
 Output = Annotated[
     Path, typer.Option("--output", "-o", help="A file of JSON lines; added to, and taken up where it ended.")
 ]
+_ADDED = typer.Option("--output", "-o", metavar="FILE", help="A file of JSON lines; added to.")
 Dtypes = Annotated[
     list[str] | None,
     typer.Option("--dtype", metavar="DTYPE,…", help="Precisions: float32, bfloat16, float16."),
@@ -132,7 +133,7 @@ def run(
 
 
 def passes(
-    output: Output,
+    output: Annotated[Path, _ADDED],
     model: Annotated[
         str,
         typer.Argument(help="A bundled model, a directory, a Hub id; or a config.json, for random weights of a shape."),
@@ -219,9 +220,7 @@ def train(
     overrides: Set = None,
     steps: Annotated[int, typer.Option(min=1, help="Optimizer steps that count.")] = 10,
     warmup: Annotated[int, typer.Option(min=0, help="Steps before them that do not.")] = 2,
-    output: Annotated[
-        Path | None, typer.Option("--output", "-o", metavar="FILE", help="A file of JSON lines; added to.")
-    ] = None,
+    output: Annotated[Path | None, _ADDED] = None,
     json: common.Json = False,
 ) -> None:
     """Time a view recipe's training steps on random rows, beside the machine's matrix products; no run is touched."""

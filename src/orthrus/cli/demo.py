@@ -12,6 +12,7 @@ from rich.table import Table
 
 from orthrus.cli import common
 from orthrus.cli.common import Watch, out, print_json, rate, say, statistics_line
+from orthrus.cli.measuring import Threads, set_threads
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -24,7 +25,6 @@ COLOURS = {"ar": ("", ""), "orthrus": (DRAFT, BONUS)}
 _WARM_UP_TOKENS = 32
 
 Prompts = Annotated[int, typer.Option(min=1, help="How many prompts; maths, code, table and JSON in turn.")]
-Threads = Annotated[int | None, typer.Option(min=1, help="Threads to decode with on a CPU.")]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -96,8 +96,7 @@ def demo(
 
     Options.of(None, max_new_tokens=max_new_tokens)
     settled = plan_of("orthrus", plan).name
-    if threads is not None:
-        torch.set_num_threads(threads)
+    set_threads(threads)
     loaded, tokenizer = common.load(model, dtype=dtype, device=device)
     chosen = list(problems(prompts, split="heldout"))
     for mode in ("ar", "orthrus"):

@@ -5,7 +5,9 @@ Knows where prompts come from and how completions are shown; runs themselves are
 
 import dataclasses
 import sys
-from typing import Annotated, Any, Literal
+from collections.abc import Sequence
+from statistics import fmean
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -14,6 +16,9 @@ from orthrus.cli.common import err, print_json, say, statistics_line
 from orthrus.cli.runs import Job, Run
 from orthrus.data.prompts import PromptRecord, read_prompts, user_prompt
 from orthrus.errors import PromptError
+
+if TYPE_CHECKING:
+    from orthrus.decode.output import Stats
 
 Prompt = Annotated[str | None, typer.Argument(help="The prompt; standard input when absent.")]
 BatchSize = Annotated[int, typer.Option(min=1, help="Completions in flight at once.")]
@@ -147,8 +152,6 @@ def _described(job: Job, mode: runs.Mode, name: str, made: Run) -> dict[str, Any
     """Return a run as plain JSON values: pooled statistics, and their mean over completions beside them."""
     from orthrus.decode.api import plan_of
 
-    parts = [answer.completion.stats.to_dict() for answer in made.answers]
-    ratios = ("tokens_per_forward", "acceptance_length", "tokens_per_cycle")
     return {
         "model": name,
         "mode": mode,
@@ -160,9 +163,19 @@ def _described(job: Job, mode: runs.Mode, name: str, made: Run) -> dict[str, Any
         "options": {key: value for key, value in job.options.items() if value is not None},
         "completions": [answer.to_dict() for answer in made.answers],
         "stats": made.stats.to_dict(),
-        "mean": {ratio: sum(part[ratio] for part in parts) / len(parts) for ratio in ratios},
+        "mean": means([answer.completion.stats for answer in made.answers]),
         "seconds": {mode: made.seconds},
         "tokens_per_second": {mode: made.tokens_per_second},
+    }
+
+
+def means(parts: Sequence["Stats"]) -> dict[str, float | None]:
+    """Return means over completions; those of cycles are over completions that took one, None where none did."""
+    cycled = [part for part in parts if part.cycles]
+    return {
+        "tokens_per_forward": fmean(part.tokens_per_forward for part in parts),
+        "acceptance_length": fmean(part.acceptance_length for part in cycled) if cycled else None,
+        "tokens_per_cycle": fmean(part.tokens_per_cycle for part in cycled) if cycled else None,
     }
 
 
