@@ -8,7 +8,7 @@ depends on any of this.
 import weakref
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Final, get_args
+from typing import Any, Final, get_args
 
 import numpy as np
 import torch
@@ -38,36 +38,21 @@ class Decision:
     Attributes:
         step: the step.
         tokens: tokens it is expected to give each time.
-        confirmed: how many times in a row the same was decided, `FIRM` at most.
+        speed: and per second.
         uses: cycles for which it still stands.
         owed: tokens it has given less than promised, never below none.
     """
 
-    STANDS: ClassVar[int] = 16
-    FIRM: ClassVar[int] = 4
-
     step: Step
     tokens: float = 0.0
-    confirmed: int = 0
+    speed: float = 0.0
     uses: int = 0
     owed: float = 0.0
 
-    def confirm(self, before: "Decision", *, most: bool) -> None:
-        """Let it stand, the same having been decided before.
-
-        Where the step drafts the most there is, the longer, the oftener it was decided. One that drafts less, or
-        nothing, would not show it if more became right.
-        """
-        self.confirmed = min(before.confirmed + 1, self.FIRM)
-        self.uses = self.STANDS * (self.confirmed if most else 1)
-
-    def settle(self, tokens: int) -> None:
-        """Hold what a cycle gave against what was promised: it falls when it owes what one gives.
-
-        Or what up to two of them do, the oftener it was confirmed: most that fall are decided again.
-        """
-        self.owed = max(self.owed + self.tokens - tokens, 0.0)
-        if self.owed > self.tokens * (1 + self.confirmed / self.FIRM):
+    def settle(self, tokens: int, seconds: float) -> None:
+        """Hold what a cycle gave against what was promised: it falls when it owes what it gives in one cycle."""
+        self.owed = max(self.owed + seconds * self.speed - tokens, 0.0)
+        if self.owed > self.tokens:
             self.uses = 0
 
 

@@ -128,13 +128,13 @@ class Planner:
     with drafts made ahead. Kinds of step that are not in use are looked at again from an allowance, a small share of
     the time spent, less what looks have lost, so that looking for better costs a bounded part; of a quarter of that
     share in the end, while looks change nothing. Deciding takes time as well: a decision that has been confirmed stands
-    in its situation while it keeps its promise, for the more cycles the oftener it was, or until there is something to
-    spend on a look.
+    in its situation while it keeps its promise, for some cycles at most or until there is something to spend on a look.
 
     One-pass steps, the dearest to try, are looked at only where they could come near what is best: at what they were
     measured to cost, or else at the least that they can. Where none does, they are not weighed for some turns either.
     """
 
+    STANDS = 16
     PROBE_SHARE = 0.02
     VAIN = 8
     RARER = 4
@@ -215,7 +215,7 @@ class Planner:
         if changed or len(known.standing) >= self.SITUATIONS:
             known.standing.clear()  # what was better than the other kind is to be seen anew
         if before is not None and before.step == decided.step and known.turn >= self.FIRST_TURNS:
-            decided.confirm(before, most=decided.step.drafts == self._at.slots)
+            decided.uses = self.STANDS
         known.standing[situation] = self._decision = decided
         known.last = decided.step
         return decided.step
@@ -278,8 +278,8 @@ class Planner:
         speed_S[np.isnan(speed_S)] = 0.0
         best = int(speed_S.argmax())
         if ready and self._at.kinds[best] != "onepass":
-            usable, speed = self._from_ready(ready, blind, token_WM, token_S, cost_S, draft_S, verify_S)
-            if speed > speed_S[best]:
+            usable = self._from_ready(ready, blind, token_WM, token_S, cost_S, draft_S, verify_S)
+            if usable.speed > speed_S[best]:
                 return usable, None
         barred: set[Kind] = set() if nothing < len(rows) else {"lookup"}
         ends: list[int] = []
@@ -292,7 +292,8 @@ class Planner:
         if not weighed:
             barred.add("onepass")
         look = self._probe(best, speed_S, cost_S, least_S, draft_S, barred, ends)
-        return Decision(self.steps[best], float(speed_S[best] * cost_S[best])), look
+        speed = float(speed_S[best])
+        return Decision(self.steps[best], speed * float(cost_S[best]), speed), look
 
     def _of_trees(self, token_BM: NDArray[np.float64]) -> NDArray[np.float64]:
         """Return the tokens expected of each tree, from those of chains: a tree goes on where its chain breaks off."""
@@ -314,8 +315,8 @@ class Planner:
         cost_S: NDArray[np.float64],
         draft_S: NDArray[np.float64],
         verify_S: NDArray[np.float64],
-    ) -> tuple[Decision, float]:
-        """Return the best step that needs no draft pass, having so many drafts, and its tokens per second."""
+    ) -> Decision:
+        """Return the best step that needs no draft pass, having so many drafts."""
         chains, trees = self._at.chains, self._at.trees
         token_R, cost_R = token_S.copy(), np.full(len(self.steps), np.nan)
         token_R[chains] = token_WM[AHEAD if blind else CHAIN, self._at.drafts_S[chains]]
@@ -325,7 +326,7 @@ class Planner:
         speed_R = token_R / np.maximum(cost_R, 1e-9)
         speed_R[(self._at.drafts_S > ready) | np.isnan(speed_R)] = 0.0
         best = int(speed_R.argmax())
-        return Decision(self.steps[best], float(token_R[best])), float(speed_R[best])
+        return Decision(self.steps[best], float(token_R[best]), float(speed_R[best]))
 
     def _lasting(
         self,
@@ -398,7 +399,7 @@ class Planner:
             known.allowance -= 0.0 if self.look is None else self.look.cost(seconds)
             self.look = None
         if self._decision is not None:
-            self._decision.settle(sum(accepted) + len(rows))
+            self._decision.settle(sum(accepted) + len(rows), seconds)
         blind = blind or [drew is False] * len(rows)
         copied = copied or [step.lookup] * len(rows)
         found = found or [1] * len(rows)
