@@ -329,6 +329,16 @@ class BackboneRecipe(Section):
             raise ValueError(f"run.sharding must be 'none' for a backbone, found {self.run.sharding!r}: drop the key")
         return self
 
+    @model_validator(mode="after")
+    def _reads_its_rows(self) -> "BackboneRecipe":
+        rows, context = self.data.row_tokens, self.model.max_position_embeddings
+        if rows > context:
+            raise ValueError(
+                f"data.row_tokens must be at most model.max_position_embeddings ({context}), found {rows}: make rows "
+                "shorter, or the context longer"
+            )
+        return self
+
 
 class ViewRecipe(Section):
     """Train the diffusion view of a frozen backbone."""
