@@ -47,6 +47,18 @@ def test_prices_are_those_of_the_nearest_batch_and_context() -> None:
     assert found == [1.0, 1.0, 10.0, 10.0, 10.0, 1.0, 2.0]
 
 
+def test_prices_are_of_one_machine(tmp_path: Path) -> None:
+    """Of any number of its runs."""
+    said = dict.fromkeys(["command", "commit", "dirty", "orthrus", "torch", "transformers", "date"], "")
+    runs = [{"kind": "provenance", "id": str(n), "device": "one", "threads": 2, **said} for n in range(2)]
+    (tmp_path / "one.jsonl").write_text("\n".join(map(json.dumps, [*runs, *PLAIN])))
+    assert Prices.read(tmp_path / "one.jsonl", "float32").seconds("verify", 1, batch=1, context=256) == 1.0
+    runs[1]["device"] = "other"
+    (tmp_path / "two.jsonl").write_text("\n".join(map(json.dumps, [*runs, *PLAIN])))
+    with pytest.raises(DataError, match="one machine are required, found one, 2 threads and other, 2 threads"):
+        Prices.read(tmp_path / "two.jsonl", "float32")
+
+
 def test_what_was_not_measured_is_asked_for() -> None:
     with pytest.raises(DataError, match=r"here, float16: .*'verify' are required, found \[\]: orthrus bench passes"):
         Prices(PLAIN, "float16", where="here")

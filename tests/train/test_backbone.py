@@ -138,6 +138,15 @@ def test_a_tokenizer_is_copied_whole_or_not_at_all(
     assert [path.name for path in tmp_path.iterdir()] == ["tokenizer"]
 
 
+def test_a_run_to_start_from_has_a_tokenizer(tmp_path: Path) -> None:
+    recipe = tiny_recipe(tmp_path, model=TABLES["model"] | {"start_from": str(tmp_path / "nowhere")})
+    with pytest.raises(
+        ConfigError, match=r"model\.start_from must be the folder of a backbone's run, .* found no .*nowhere"
+    ):
+        _tokenizer(recipe, tmp_path / "tokenizer")
+    assert not (tmp_path / "tokenizer").exists()
+
+
 @pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without CUDA")
 def test_a_device_that_is_not_there_is_an_error_of_the_recipe(output: Path) -> None:
     """Not torch's own, with its traceback."""

@@ -11,7 +11,7 @@ from typing import Any, Final
 
 from torch import Tensor
 
-from orthrus.bench.lines import PASS, Record, read_records
+from orthrus.bench.lines import PASS, Record, provenances, read_records
 from orthrus.decode.costs import on_line
 from orthrus.decode.engine import Engine
 from orthrus.decode.passes import Branches, Passes
@@ -44,8 +44,12 @@ class Prices:
 
     @classmethod
     def read(cls, path: Path, dtype: str) -> "Prices":
-        """Read a file of measured passes; raises DataError where it has none of this precision."""
-        return cls(read_records(path), dtype, where=str(path))
+        """Read a file of measured passes; raises DataError where none is of this precision, or several machines'."""
+        records = read_records(path)
+        machines = {f"{p['device']}, {p['threads']} threads" for p in provenances(records, where=str(path)).values()}
+        if len(machines) > 1:
+            raise DataError(f"{path}: passes of one machine are required, found {' and '.join(sorted(machines))}")
+        return cls(records, dtype, where=str(path))
 
     def seconds(self, kind: str, positions: int, *, batch: int, context: int) -> float:
         """Return what a pass of so many positions per row takes.

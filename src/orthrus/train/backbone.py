@@ -132,7 +132,7 @@ def _tokenizer(recipe: BackboneRecipe, path: Path) -> PreTrainedTokenizerFast:
         temporary = path.with_name(path.name + ".tmp")
         shutil.rmtree(temporary, ignore_errors=True)
         if recipe.model.start_from is not None:
-            shutil.copytree(Path(recipe.model.start_from) / "tokenizer", temporary)
+            shutil.copytree(_started_from(recipe.model.start_from), temporary)
         else:
             _trained_tokenizer(recipe).save_pretrained(temporary)
         temporary.rename(path)
@@ -143,6 +143,15 @@ def _tokenizer(recipe: BackboneRecipe, path: Path) -> PreTrainedTokenizerFast:
             f"{len(tokenizer)}: set model.vocab_size to that, or take another run.output"
         )
     return tokenizer
+
+
+def _started_from(run: str) -> Path:
+    found = Path(run) / "tokenizer"
+    if not found.is_dir():
+        raise ConfigError(
+            f"model.start_from must be the folder of a backbone's run, with its tokenizer, found no {found}"
+        )
+    return found
 
 
 def _trained_tokenizer(recipe: BackboneRecipe) -> PreTrainedTokenizerFast:
