@@ -17,8 +17,8 @@ from orthrus.bench import audit, texts
 from orthrus.bench.audit import Job
 from orthrus.bench.audit_report import AuditReport, contract, quantiles, read_audit, summaries
 from orthrus.bench.audit_tables import tables, verdict
-from orthrus.bench.lines import read_records
 from orthrus.bench.verdicts import Parting, Reference, Verdict, close, from_hf, read
+from orthrus.data.records import read_records
 from orthrus.decode.engine import Row
 from orthrus.errors import ConfigError, DataError
 from orthrus.model.load import load

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from orthrus.bench.lines import read_records
 from orthrus.cli import main
+from orthrus.data.records import read_records
 
 Bench = Callable[..., tuple[int, str, str]]
 

@@ -4,7 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from orthrus.bench.lines import append, read_records, results, take_up
+from orthrus.bench.lines import results, take_up
+from orthrus.data.records import append, read_records
 from orthrus.errors import DataError
 from tests.bench.lines_of import result
 
@@ -17,59 +18,6 @@ def test_lines_come_back_as_they_went(tmp_path: Path) -> None:
     given = [result(id="a\u2028b", domain="ä"), result(id="c", plan="full", mode="orthrus", right=True)]
     append(path, [line.to_record() for line in given])
     assert results(read_records(path), where="r") == given
-
-
-def test_half_a_last_line_is_left_out(tmp_path: Path) -> None:
-    path = tmp_path / "r.jsonl"
-    append(path, [result().to_record()])
-    whole = path.read_text()
-    path.write_text(whole + whole[: len(whole) // 2])
-    assert len(read_records(path)) == 1
-
-
-def test_half_a_last_line_may_end_within_a_character(tmp_path: Path) -> None:
-    path = tmp_path / "r.jsonl"
-    append(path, [result(domain="ä").to_record()])
-    path.write_bytes(path.read_bytes() + '{"domain": "ä'.encode()[:-1])
-    assert len(read_records(path)) == 1
-
-
-@pytest.mark.parametrize("rest", ["", '{"kind": "resu', '{"kind": "whole", "id": "b"}'])
-def test_what_is_added_begins_a_line_of_its_own(tmp_path: Path, rest: str) -> None:
-    """Half a line is cut off first; a whole one, which lacks its line break and nothing else, stays."""
-    path = tmp_path / "r.jsonl"
-    first, last = {"kind": "whole", "id": "a"}, {"kind": "whole", "id": "c"}
-    append(path, [first])
-    with path.open("a") as file:
-        file.write(rest)
-    append(path, [last])
-    between = [{"kind": "whole", "id": "b"}] if rest.endswith("}") else []
-    assert read_records(path) == [first, *between, last]
-    assert path.read_text().count("\n") == len(path.read_text().splitlines())
-
-
-def test_nothing_is_cut_off_a_file_of_something_else(tmp_path: Path) -> None:
-    path = tmp_path / "notes.txt"
-    path.write_text("what to do\nand when")
-    with pytest.raises(DataError, match=r"notes\.txt:1: expected one JSON object a line"):
-        append(path, [{"kind": "pass"}])
-    path.write_text("what to do")
-    for write in (lambda: append(path, [{"kind": "pass"}]), lambda: take_up(path, "c", BOTH)):
-        with pytest.raises(DataError, match=r"notes\.txt:1: expected one JSON object a line"):
-            write()
-    assert path.read_text() == "what to do"
-
-
-def test_a_broken_line_before_the_last_is_named(tmp_path: Path) -> None:
-    path = tmp_path / "r.jsonl"
-    path.write_text('{"kind": "other"}\n{"kind": \n{"kind": "other"}\n')
-    with pytest.raises(DataError, match=r"r\.jsonl:2"):
-        read_records(path)
-
-
-def test_a_file_that_is_none_is_an_error(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="readable"):
-        read_records(tmp_path / "none.jsonl")
 
 
 def test_a_result_line_without_its_fields_is_named() -> None:
@@ -92,6 +40,14 @@ def test_taking_up_keeps_whole_prompts_and_drops_parts(tmp_path: Path) -> None:
     assert results(read_records(path), where="r") == [*whole, *foreign]
     assert read_records(path)[0] == {"kind": "provenance", "id": "p"}
     assert path.read_text().endswith("}\n")
+
+
+def test_taking_up_leaves_a_file_of_something_else(tmp_path: Path) -> None:
+    path = tmp_path / "notes.txt"
+    path.write_text("what to do")
+    with pytest.raises(DataError, match=r"notes\.txt:1: expected one JSON object a line"):
+        take_up(path, "c", BOTH)
+    assert path.read_text() == "what to do"
 
 
 def test_taking_up_leaves_batches_that_are_not_asked_for(tmp_path: Path) -> None:

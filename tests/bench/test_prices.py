@@ -7,11 +7,12 @@ from typing import Any
 import pytest
 
 from orthrus.bench.contenders import contenders
-from orthrus.bench.lines import read_records, results
+from orthrus.bench.lines import results
 from orthrus.bench.prices import Meter, Prices
 from orthrus.bench.report import read_report
 from orthrus.bench.run import Job, run
 from orthrus.bench.tables import tables
+from orthrus.data.records import read_records
 from orthrus.errors import ConfigError, DataError
 from orthrus.model.load import load
 

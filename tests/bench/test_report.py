@@ -8,11 +8,12 @@ from typing import Any
 
 import pytest
 
-from orthrus.bench import lines, plots
+from orthrus.bench import plots
 from orthrus.bench.lines import Result
 from orthrus.bench.plots import plot
 from orthrus.bench.report import Report, Summary, read_report, summaries
 from orthrus.bench.tables import tables
+from orthrus.data.records import append
 from orthrus.errors import ConfigError, DataError
 from tests.bench.lines_of import result, stats
 
@@ -88,8 +89,8 @@ def test_a_plan_can_be_a_baseline_and_what_is_no_mode_cannot() -> None:
 
 def test_files_are_read_together_and_a_line_counts_once(tmp_path: Path) -> None:
     one, two = tmp_path / "1.jsonl", tmp_path / "2.jsonl"
-    lines.append(one, [_provenance(), *(line.to_record() for line in RESULTS[:4])])
-    lines.append(two, [line.to_record() for line in RESULTS[2:]])
+    append(one, [_provenance(), *(line.to_record() for line in RESULTS[:4])])
+    append(two, [line.to_record() for line in RESULTS[2:]])
     report = read_report([one, two, one])
     assert report.summaries == summaries(RESULTS)
     assert report.settings_of("c")["model"] == "tiny"
@@ -98,7 +99,7 @@ def test_files_are_read_together_and_a_line_counts_once(tmp_path: Path) -> None:
 
 def test_a_file_without_results_is_an_error(tmp_path: Path) -> None:
     path = tmp_path / "r.jsonl"
-    lines.append(path, [_provenance()])
+    append(path, [_provenance()])
     with pytest.raises(DataError, match="at least one result"):
         read_report([path])
 
@@ -106,7 +107,7 @@ def test_a_file_without_results_is_an_error(tmp_path: Path) -> None:
 def test_a_provenance_line_without_its_fields_is_named(tmp_path: Path) -> None:
     path = tmp_path / "r.jsonl"
     head = {name: value for name, value in _provenance().items() if name not in ("id", "date")}
-    lines.append(path, [head, *(line.to_record() for line in RESULTS)])
+    append(path, [head, *(line.to_record() for line in RESULTS)])
     with pytest.raises(DataError, match=r"r\.jsonl: a provenance line must have .* none of \['date', 'id'\]"):
         read_report([path])
 

@@ -11,8 +11,9 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from orthrus.bench import run as bench
 from orthrus.bench.contenders import Answer, Contender, Decoder, contenders
-from orthrus.bench.lines import Result, read_records, results
+from orthrus.bench.lines import Result, results
 from orthrus.bench.run import Job, Outlook, run
+from orthrus.data.records import read_records
 from orthrus.decode import experience
 from orthrus.decode.output import Stats
 from orthrus.errors import ConfigError, PromptError

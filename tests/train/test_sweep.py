@@ -78,9 +78,12 @@ def test_half_a_line_is_trained_again_and_joined_to_none(file: Path, trained: Tr
     assert results.read_text(encoding="utf-8") == whole
     results.write_text(whole[:-1], encoding="utf-8")  # a whole line that lacks its end alone is kept
     assert not list(sweeps.carry_out(sweep, file, results, only=["plain"]))
-    assert results.read_text(encoding="utf-8") == whole
+    assert sweeps.read_lines(results) == lines
+    lines += sweeps.carry_out(sweep, file, results)
+    assert len(lines) == 4
+    assert sweeps.read_lines(results) == lines
     results.write_text("{\n" + whole, encoding="utf-8")
-    with pytest.raises(DataError, match=r"lines\.jsonl: one JSON object a line is required, found .* in line 1"):
+    with pytest.raises(DataError, match=r"lines\.jsonl:1: expected one JSON object a line"):
         sweeps.read_lines(results)
 
 

@@ -25,6 +25,7 @@ from orthrus.bench.run import Encoded, Heat, Loader, Outlook, encoded
 from orthrus.bench.suites import read_suites
 from orthrus.bench.texts import Plain, Writer, perplexity
 from orthrus.bench.verdicts import Parting, Reference, Verdict, close, from_hf
+from orthrus.data.records import append
 from orthrus.decode.engine import Row
 from orthrus.decode.exact import Exact, finding_for
 from orthrus.decode.experience import begin_anew
@@ -128,7 +129,7 @@ def run(
         return digest(settings)
     head = {**provenance(dtypes=job.dtypes, device=scorer.device), "settings": settings}
     labels = {"provenance": digest(head), "configuration": digest(settings)}
-    lines.append(output, [{"kind": lines.PROVENANCE, "id": digest(head), "configuration": digest(settings), **head}])
+    append(output, [{"kind": lines.PROVENANCE, "id": digest(head), "configuration": digest(settings), **head}])
     for dtype in dict.fromkeys(heat.dtype for heat in outlook.heats):
         model = scorer if dtype == SCORER else load(dtype)[0]
         begin_anew(model)
@@ -145,7 +146,7 @@ def run(
         for turn, heat in enumerate(heat for heat in outlook.heats if heat.dtype == dtype):
             references, verdicts = audit.chunk(heat, turn)
             new = [verdict for verdict in verdicts if verdict.result.prompt not in done]
-            lines.append(output, [*(r.to_record() for r in references), *(v.to_record() for v in new)])
+            append(output, [*(r.to_record() for r in references), *(v.to_record() for v in new)])
     return digest(settings)
 
 

@@ -12,10 +12,10 @@ from typing import Any, Final, TypeAlias
 import numpy as np
 
 from orthrus.bench import lines, metrics
-from orthrus.bench.lines import Record
 from orthrus.bench.metrics import Estimate
 from orthrus.bench.report import sections, split
 from orthrus.bench.verdicts import MARGINS, Key, Parting, Reference, Verdict, read
+from orthrus.data.records import Record, read_records
 from orthrus.errors import DataError
 
 EPSILON: Final = 1e-3
@@ -212,7 +212,7 @@ class AuditReport:
 
 def read_audit(path: Path, configuration: str, *, epsilon: float = EPSILON) -> AuditReport:
     """Read what a file holds of one audited configuration; raises DataError where it holds nothing of it."""
-    records = lines.read_records(path)
+    records = read_records(path)
     references, verdicts = read(records, configuration, where=str(path))
     if not verdicts:
         raise DataError(f"{path}: at least one audited text of configuration {configuration} is required, found none")

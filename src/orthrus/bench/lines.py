@@ -4,13 +4,12 @@ Knows what a line holds and how a file that an interrupted run left is taken up 
 clock.
 """
 
-import json
-import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, Final, TypeAlias
 
+from orthrus.data.records import Record, read_records, rewrite
 from orthrus.errors import DataError
 
 PROVENANCE: Final = "provenance"
@@ -20,7 +19,6 @@ STEP: Final = "step"
 
 _SAID: Final = {"id", "command", "commit", "dirty", "orthrus", "torch", "transformers", "device", "threads", "date"}
 
-Record: TypeAlias = dict[str, Any]
 Prompt: TypeAlias = tuple[str, str, int, str, str]
 """Configuration, dtype, batch, suite, id: what is measured, by whomever."""
 Who: TypeAlias = tuple[str, str | None, str | None]
@@ -116,31 +114,6 @@ def provenances(records: Iterable[Record], *, where: str) -> dict[str, Record]:
     return out
 
 
-def read_records(path: Path) -> list[Record]:
-    """Read a file of results; half a line at its end, as a killed run leaves one, is left out.
-
-    Raises:
-        DataError: the file cannot be read, or a line is not a JSON object, nor the beginning of one at the end.
-    """
-    try:
-        # As bytes, since half a line may end within a character.
-        lines = path.read_bytes().removesuffix(b"\n").split(b"\n")
-    except OSError as error:
-        raise DataError(f"{path}: a readable file of results is required; {error}") from None
-    out: list[Record] = []
-    for number, line in enumerate(lines, start=1):
-        try:
-            record = json.loads(line)
-        except ValueError as error:
-            if number == len(lines) and line[:1] in (b"", b"{"):
-                break
-            raise DataError(f"{path}:{number}: expected one JSON object a line; {error}") from None
-        if not isinstance(record, dict):
-            raise DataError(f"{path}:{number}: expected a JSON object, found {type(record).__name__}")
-        out.append(record)
-    return out
-
-
 def take_up(path: Path, configuration: str, who: Mapping[int, set[Who]]) -> set[Prompt]:
     """Prepare a file to be written on: drop what an interrupted run left unfinished; return the prompts done.
 
@@ -158,40 +131,9 @@ def take_up(path: Path, configuration: str, who: Mapping[int, set[Who]]) -> set[
     done = {prompt for prompt, answered in found.items() if answered >= who.get(prompt[2], set())}
     stale = found.keys() - done
     kept = [record for record in records if record.get("kind") != RESULT or _prompt_of(record) not in stale]
-    _rewrite(path, kept)
+    rewrite(path, kept)
     return done
-
-
-def append(path: Path, records: Sequence[Record]) -> None:
-    """Write records at the end of a file, in one piece; folders are made as needed.
-
-    Half a line at the end, as a killed run leaves one, is cut off first. Raises DataError where a file that does not
-    end with its line is not one of results.
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    if path.is_file() and not _ends_with_its_line(path):
-        _rewrite(path, read_records(path))
-    with path.open("a", encoding="utf-8") as file:
-        file.write("".join(map(_text, records)))
-
-
-def _ends_with_its_line(path: Path) -> bool:
-    """Tell whether nothing follows a file's last line break; so it is in an empty file."""
-    with path.open("rb") as file:
-        size = file.seek(0, os.SEEK_END)
-        file.seek(max(0, size - 1))
-        return file.read() in (b"", b"\n")
-
-
-def _rewrite(path: Path, records: Iterable[Record]) -> None:
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text("".join(map(_text, records)), encoding="utf-8")
-    temporary.replace(path)
 
 
 def _prompt_of(record: Record) -> Prompt:
     return record["configuration"], record["dtype"], record["batch"], record["suite"], record["id"]
-
-
-def _text(record: Record) -> str:
-    return json.dumps(record, ensure_ascii=False) + "\n"

@@ -11,7 +11,8 @@ from typing import Any, Final
 
 from torch import Tensor
 
-from orthrus.bench.lines import PASS, Record, provenances, read_records
+from orthrus.bench.lines import PASS, provenances
+from orthrus.data.records import Record, read_records
 from orthrus.decode.costs import on_line
 from orthrus.decode.engine import Engine
 from orthrus.decode.passes import Branches, Passes

@@ -11,8 +11,9 @@ from typing import Any, Final, TypeAlias, TypeVar
 
 from orthrus.bench import lines, metrics
 from orthrus.bench.contenders import MODES, OWN
-from orthrus.bench.lines import Record, Result
+from orthrus.bench.lines import Result
 from orthrus.bench.metrics import Estimate, Ratio
+from orthrus.data.records import Record, read_records
 from orthrus.decode.exact import EXACT
 from orthrus.errors import ConfigError, DataError
 
@@ -148,7 +149,7 @@ def read_report(paths: Sequence[Path], *, baselines: Sequence[str] = BASELINES, 
     steps: list[Record] = []
     answered: dict[tuple[lines.Prompt, lines.Who], Result] = {}
     for path in paths:
-        records = lines.read_records(path)
+        records = read_records(path)
         provenances |= lines.provenances(records, where=str(path))
         passes += [r for r in records if r.get("kind") == lines.PASS]
         steps += [r for r in records if r.get("kind") == lines.STEP]

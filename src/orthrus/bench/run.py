@@ -22,6 +22,7 @@ from orthrus.bench.lines import Result
 from orthrus.bench.prices import Meter, Prices
 from orthrus.bench.race import Clock, Laps, first_difference, race
 from orthrus.bench.suites import Item, judge, read_suites
+from orthrus.data.records import append
 from orthrus.decode.api import encode
 from orthrus.decode.experience import begin_anew
 from orthrus.errors import ConfigError, PromptError
@@ -154,7 +155,7 @@ def run(
         return
     head = {**provenance(dtypes=job.dtypes, device=model.device), "settings": settings}
     head_id = digest(head)
-    lines.append(output, [{"kind": lines.PROVENANCE, "id": head_id, "configuration": digest(settings), **head}])
+    append(output, [{"kind": lines.PROVENANCE, "id": head_id, "configuration": digest(settings), **head}])
     for dtype in job.dtypes:
         if dtype != job.dtypes[0]:
             model, tokenizer = _loaded(job, load, dtype)
@@ -252,7 +253,7 @@ def _race_all(
             for decode in runners.values():
                 decode(ids, limit)
         laps = race(runners, ids, max_new_tokens=limit, rounds=job.rounds, turn=turn, clock=clock, on_lap=on_lap)
-        lines.append(output, [line.to_record() for line in _results(heat, laps, tokenizer, labels)])
+        append(output, [line.to_record() for line in _results(heat, laps, tokenizer, labels)])
 
 
 def _results(

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 
 from rich.table import Table
 
-from orthrus.bench.lines import Record
 from orthrus.bench.metrics import Estimate, Ratio
 from orthrus.bench.report import Machines, Report, Summary
+from orthrus.data.records import Record
 
 _NONE = "–"
 

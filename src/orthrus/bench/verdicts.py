@@ -9,8 +9,9 @@ from dataclasses import asdict, dataclass, fields
 from typing import Any, Final, TypeAlias
 
 from orthrus.bench import lines
-from orthrus.bench.lines import Record, Result
+from orthrus.bench.lines import Result
 from orthrus.bench.race import first_difference
+from orthrus.data.records import Record
 from orthrus.errors import DataError
 
 REFERENCE: Final = "reference"

@@ -174,6 +174,7 @@ def passes(
     from orthrus.bench import lines
     from orthrus.bench.passes import ALL, costs, kinds
     from orthrus.bench.shapes import is_shape, shaped
+    from orthrus.data.records import append
     from orthrus.provenance import digest, provenance
 
     set_threads(threads)
@@ -197,7 +198,7 @@ def passes(
             if not head:
                 facts = provenance(dtypes=dtypes, device=loaded.device)
                 head = digest(facts)
-                lines.append(output, [{"kind": lines.PROVENANCE, "id": head, **facts}])
+                append(output, [{"kind": lines.PROVENANCE, "id": head, **facts}])
             kind = f"{name} compiled" if compile else f"{name} unpacked" if pack is False else name
             labels = {"kind": lines.PASS, "provenance": head, "model": model, "dtype": kind}
             for cost in costs(
@@ -211,7 +212,7 @@ def passes(
                 prompt=prompt,
                 on_pass=lap,
             ):
-                lines.append(output, [{**labels, **cost.to_dict()}])
+                append(output, [{**labels, **cost.to_dict()}])
     say(f"{output}: complete; orthrus bench report {output}", to=err)
 
 
@@ -228,6 +229,7 @@ def train(
 
     from orthrus.bench import lines
     from orthrus.bench.tables import steps as table
+    from orthrus.data.records import append
     from orthrus.provenance import digest, provenance
     from orthrus.train.config import load_recipe
     from orthrus.train.measure import measure
@@ -256,7 +258,7 @@ def train(
         **cost.to_dict(),
     }
     if output is not None:
-        lines.append(output, [head, record])
+        append(output, [head, record])
     if json:
         print_json({**record, "provenance": head})
     else:

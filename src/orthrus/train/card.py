@@ -3,11 +3,11 @@
 Knows the log's lines; knows no model, and nothing that the log does not say.
 """
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from orthrus.data.records import read_records
 from orthrus.train.sections import Recipe
 
 Line = Mapping[str, Any]
@@ -18,7 +18,7 @@ NOT_DRAWN = frozenset({"grad_norm", "lr_factor", "step_seconds"})
 
 def write_card(recipe: Recipe, output: Path) -> list[Path]:
     """Write `RUN.md`, and `curves.png` where matplotlib is installed, beside `log.jsonl`; returns the files."""
-    lines = [json.loads(line) for line in (output / "log.jsonl").read_text(encoding="utf-8").splitlines()]
+    lines = read_records(output / "log.jsonl")
     picture = _curves(lines, output / "curves.png")
     card = output / "RUN.md"
     card.write_text(_card(recipe, lines, picture), encoding="utf-8")

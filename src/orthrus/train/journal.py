@@ -20,6 +20,7 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
+from orthrus.data.records import read_records, rewrite
 from orthrus.train.trackers import Tracker
 
 
@@ -110,25 +111,11 @@ class Journal:
 
 def evaluation_at(path: Path, step: int) -> dict[str, float] | None:
     """Return the figures that a log has of the evaluation after `step`, None where it has none."""
-    if not path.exists():
-        return None
-    lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if _step_of(line) == step]
-    found = [line for line in lines if line["event"] == "evaluation"]
+    lines = read_records(path) if path.exists() else []
+    found = [line for line in lines if (line["event"], line["step"]) == ("evaluation", step)]
     return {name: value for name, value in found[-1].items() if name not in ("event", "step")} if found else None
 
 
 def _cut_back(path: Path, start: int) -> None:
-    if not path.exists():
-        return
-    lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
-    kept = [line for line in lines if _step_of(line) <= start] if start else []
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text("".join(kept), encoding="utf-8")
-    temporary.replace(path)
-
-
-def _step_of(line: str) -> float:
-    try:
-        return float(json.loads(line)["step"])
-    except (ValueError, KeyError, TypeError):
-        return float("inf")  # half a line, of a process that was killed
+    if path.exists():
+        rewrite(path, [line for line in read_records(path) if line["step"] <= start] if start else [])

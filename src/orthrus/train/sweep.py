@@ -4,7 +4,6 @@ Knows how variants differ from their base and how they compare; a run is `train.
 with the runs that have no line yet.
 """
 
-import json
 import math
 import statistics
 import tomllib
@@ -15,7 +14,8 @@ from typing import Any
 
 from pydantic import Field, ValidationError
 
-from orthrus.errors import ConfigError, DataError
+from orthrus.data.records import append, read_records
+from orthrus.errors import ConfigError
 from orthrus.train.card import computing_minutes
 from orthrus.train.config import load_recipe
 from orthrus.train.run import run
@@ -79,7 +79,6 @@ def carry_out(
             raise ConfigError(f"{path}: variants are {', '.join(sweep.variants)}, found {name!r}")
     # All of them are checked before the first is trained.
     wanted = [one for one in runs_of(sweep, path, overrides) if not only or one.variant in only]
-    _cut_back(results)
     # A line without figures, as older versions wrote for runs found finished, is made up for from the run's log.
     done = {(line["variant"], line["seed"]) for line in read_lines(results) if line["figures"]}
     for one in wanted:
@@ -88,7 +87,7 @@ def carry_out(
         ended = run(one.recipe)
         if not ended.finished:
             return
-        log = [json.loads(text) for text in (Path(one.recipe.run.output) / "log.jsonl").read_text().splitlines()]
+        log = read_records(Path(one.recipe.run.output) / "log.jsonl")
         line = {
             "kind": "run",
             "variant": one.variant,
@@ -99,9 +98,7 @@ def carry_out(
             "figures": ended.metrics,
             "provenance": log[0]["provenance"],
         }
-        results.parent.mkdir(parents=True, exist_ok=True)
-        with results.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(line) + "\n")
+        append(results, [line])
         yield line
 
 
@@ -113,32 +110,8 @@ def missing(sweep: Sweep, lines: Sequence[Mapping[str, Any]], *, only: Sequence[
 
 
 def read_lines(results: Path) -> list[dict[str, Any]]:
-    """Return the lines of a file of results, none where there is no file; half a line at its end is left out.
-
-    Raises:
-        DataError: a line before the last is no JSON.
-    """
-    if not results.exists():
-        return []
-    texts = [text for text in results.read_text(encoding="utf-8").split("\n") if text]
-    lines = []
-    for number, text in enumerate(texts, start=1):
-        try:
-            lines.append(json.loads(text))
-        except json.JSONDecodeError as error:
-            if number == len(texts):
-                break  # of a process that was killed
-            raise DataError(f"{results}: one JSON object a line is required, found {error} in line {number}") from None
-    return lines
-
-
-def _cut_back(results: Path) -> None:
-    """Drop half a line at the end of a file, which the next line would be joined to."""
-    if results.exists() and not results.read_text(encoding="utf-8").endswith("\n"):
-        kept = "".join(json.dumps(line) + "\n" for line in read_lines(results))
-        temporary = results.with_name(results.name + ".tmp")
-        temporary.write_text(kept, encoding="utf-8")
-        temporary.replace(results)
+    """Return the lines of a file of results, none where there is no file; raises DataError for a broken one."""
+    return read_records(results) if results.exists() else []
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,72 @@
+"""Files of JSON objects, one a line, that grow while a process runs and stay readable when it is killed.
+
+Half a line at the end, as such a process leaves one, is no record: it is passed over, and cut off before the next is
+written. Knows nothing of what records hold.
+"""
+
+import json
+import os
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any, TypeAlias
+
+from orthrus.errors import DataError
+
+Record: TypeAlias = dict[str, Any]
+
+
+def read_records(path: Path) -> list[Record]:
+    """Read a file; half a line at its end is left out.
+
+    Raises:
+        DataError: the file cannot be read, or a line is not a JSON object, nor the beginning of one at the end.
+    """
+    try:
+        # As bytes, since half a line may end within a character.
+        lines = path.read_bytes().removesuffix(b"\n").split(b"\n")
+    except OSError as error:
+        raise DataError(f"{path}: a readable file of JSON lines is required; {error}") from None
+    out: list[Record] = []
+    for number, line in enumerate(lines, start=1):
+        try:
+            record = json.loads(line)
+        except ValueError as error:
+            if number == len(lines) and line[:1] in (b"", b"{"):
+                break
+            raise DataError(f"{path}:{number}: expected one JSON object a line; {error}") from None
+        if not isinstance(record, dict):
+            raise DataError(f"{path}:{number}: expected a JSON object, found {type(record).__name__}")
+        out.append(record)
+    return out
+
+
+def append(path: Path, records: Sequence[Record]) -> None:
+    """Write records at the end of a file, in one piece; folders are made as needed.
+
+    Half a line at the end is cut off first. Raises DataError where a file that does not end with its line is none of
+    JSON lines.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if path.is_file() and not _ends_with_its_line(path):
+        rewrite(path, read_records(path))
+    with path.open("a", encoding="utf-8") as file:
+        file.write("".join(map(_text, records)))
+
+
+def rewrite(path: Path, records: Iterable[Record]) -> None:
+    """Let a file hold these records and no others: all of them, or what was there."""
+    temporary = path.with_name(path.name + ".tmp")
+    temporary.write_text("".join(map(_text, records)), encoding="utf-8")
+    temporary.replace(path)
+
+
+def _ends_with_its_line(path: Path) -> bool:
+    """Tell whether nothing follows a file's last line break; so it is in an empty file."""
+    with path.open("rb") as file:
+        size = file.seek(0, os.SEEK_END)
+        file.seek(max(0, size - 1))
+        return file.read() in (b"", b"\n")
+
+
+def _text(record: Record) -> str:
+    return json.dumps(record, ensure_ascii=False) + "\n"
