@@ -208,18 +208,11 @@ def _part(  # type: ignore[no-untyped-def]
     at_query = row % Q
     text = tl.load(length + b)
     end = text + W
-    earliest = 0
+    earliest, begin = 0, row
     if WINDOWED:
         begin = tl.load(first + b * first_b + at_query * first_q, mask=there, other=0)
         earliest = tl.minimum(tl.min(tl.where(there, begin, end), axis=0), text) // BLOCK_N * BLOCK_N
-    if TILE:
-        start = split * TILE
-        stop = tl.minimum(start + TILE, end)
-        start = tl.maximum(start, earliest)
-    else:
-        share = tl.cdiv(tl.cdiv(end - earliest, BLOCK_N), SPLITS) * BLOCK_N
-        start = earliest + split * share
-        stop = tl.minimum(start + share, end)
+    start, stop = _share(split, earliest, end, SPLITS, TILE, BLOCK_N)
 
     d = tl.arange(0, BLOCK_D)
     dv = tl.arange(0, BLOCK_DV)
@@ -251,27 +244,57 @@ def _part(  # type: ignore[no-untyped-def]
             if CAPPED:
                 score = softcap * (2 * tl.sigmoid(2 * score / softcap) - 1)
             if inside:
-                behind = slot - text
-                seen = behind[None] < 0
-                if WINDOWED:
-                    seen = seen & (slot[None] >= begin[:, None])
-                mine = there[:, None] & (behind[None] >= 0) & reached[None]
-                seen = seen | (tl.load(table + behind[None], mask=mine, other=0) != 0)
-                score = tl.where(seen & reached[None], score, float("-inf"))
+                seen = _seen(slot, text, stop, begin, table, there, WINDOWED)
+                score = tl.where(seen, score, float("-inf"))
             elif WINDOWED:
                 score = tl.where(slot[None] >= begin[:, None], score, float("-inf"))
-            higher = tl.maximum(top, tl.max(score, axis=1))
-            base = tl.where(higher == float("-inf"), 0.0, higher)
-            weight = tl.exp(score - base[:, None])
-            shrink = tl.exp(top - base)
-            sums = sums * shrink[:, None] + tl.dot(weight.to(v.dtype), v, input_precision=PRECISION)
-            total = total * shrink + tl.sum(weight, axis=1)
-            top = higher
+            top, total, sums = _add(score, v, top, total, sums, PRECISION)
     place = (bn * SPLITS + split) * R + row
     tl.store(tops + place, top, mask=there)
     tl.store(totals + place, total, mask=there)
     some = there & (start < stop)
     tl.store(parts + place[:, None] * DV + dv[None], sums, mask=some[:, None] & (dv[None] < DV))
+
+
+@triton.jit  # type: ignore[untyped-decorator]
+def _share(  # type: ignore[no-untyped-def]
+    split, earliest, end, SPLITS: tl.constexpr, TILE: tl.constexpr, BLOCK_N: tl.constexpr
+) -> Any:
+    """Return the first key of a split and the one past its last: so many each, or an even share of whole blocks."""
+    if TILE:
+        start = split * TILE
+        stop = tl.minimum(start + TILE, end)
+        start = tl.maximum(start, earliest)
+    else:
+        share = tl.cdiv(tl.cdiv(end - earliest, BLOCK_N), SPLITS) * BLOCK_N
+        start = earliest + split * share
+        stop = tl.minimum(start + share, end)
+    return start, stop
+
+
+@triton.jit  # type: ignore[untyped-decorator]
+def _seen(slot, text, stop, begin, table, there, WINDOWED: tl.constexpr) -> Any:  # type: ignore[no-untyped-def]
+    """Say which keys each query row sees: of the text all in its window, of the pass's own what the table says."""
+    reached = slot < stop
+    behind = slot - text
+    seen = behind[None] < 0
+    if WINDOWED:
+        seen = seen & (slot[None] >= begin[:, None])
+    mine = there[:, None] & (behind[None] >= 0) & reached[None]
+    seen = seen | (tl.load(table + behind[None], mask=mine, other=0) != 0)
+    return seen & reached[None]
+
+
+@triton.jit  # type: ignore[untyped-decorator]
+def _add(score, v, top, total, sums, PRECISION: tl.constexpr) -> Any:  # type: ignore[no-untyped-def]
+    """Take a block of keys into a running softmax."""
+    higher = tl.maximum(top, tl.max(score, axis=1))
+    base = tl.where(higher == float("-inf"), 0.0, higher)
+    weight = tl.exp(score - base[:, None])
+    shrink = tl.exp(top - base)
+    sums = sums * shrink[:, None] + tl.dot(weight.to(v.dtype), v, input_precision=PRECISION)
+    total = total * shrink + tl.sum(weight, axis=1)
+    return higher, total, sums
 
 
 @triton.jit  # type: ignore[untyped-decorator]
