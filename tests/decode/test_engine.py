@@ -157,9 +157,31 @@ def test_a_prompt_that_could_not_be_read_waits_for_the_next_step(failing: int, m
     monkeypatch.setattr(engine.passes, "_forward", run)
     with pytest.raises(MemoryError):
         engine.step()
+    assert len(passes) == failing
     assert (engine.live, [row.id for row in engine.waiting]) == ([], ids)
     rows = finish(engine)
     assert [rows[id].token_ids for id in ids] == [TEXTS[tuple(p)][:12] for p in PROMPTS]
+
+
+def test_a_prompt_whose_keys_could_not_be_copied_waits_as_well(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The rows that joined before it in the same step go back with it."""
+    engine = engine_of(MODEL, rows=3)
+    decode(engine, PROMPTS[2:3], Options(max_new_tokens=4))
+    ids = [engine.add(p, Options(max_new_tokens=12)) for p in (PROMPTS[0], PROMPTS[2])]
+    real, calls = engine._reuse, list[int]()
+
+    def reuse(place: int, prompt_ids: list[int]) -> list[int]:
+        calls.append(place)
+        if len(calls) == 2:
+            raise MemoryError
+        return real(place, prompt_ids)
+
+    monkeypatch.setattr(engine, "_reuse", reuse)
+    with pytest.raises(MemoryError):
+        engine.step()
+    assert (engine.live, [row.id for row in engine.waiting]) == ([], ids)
+    rows = finish(engine)
+    assert [rows[id].token_ids for id in ids] == [TEXTS[tuple(p)][:12] for p in (PROMPTS[0], PROMPTS[2])]
 
 
 # ---------------------------------------------------------------- room

@@ -102,20 +102,21 @@ def test_adapter_loads_through_load(tmp_path: Path, characters: PreTrainedTokeni
     assert_equal(model, loaded)
 
 
-@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+@pytest.mark.parametrize("kept", [torch.float32, torch.float16])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16", "auto"])
 def test_a_backbone_is_known_in_every_precision(
-    dtype: str, tmp_path: Path, characters: PreTrainedTokenizerBase
+    dtype: str, kept: torch.dtype, tmp_path: Path, characters: PreTrainedTokenizerBase
 ) -> None:
     """Half precision rounds what fingerprints are made of; the right backbone is taken all the same, and no other."""
     backbone = tiny("qwen3")
     with torch.no_grad():
         for parameter in backbone.parameters():
             parameter.copy_((parameter * 1e-5).bfloat16())  # below what float16 has all digits for
-    backbone.save_pretrained(tmp_path)
+    backbone.to(kept).save_pretrained(tmp_path)
     characters.save_pretrained(tmp_path)
     orthrus.save(orthrus.attach(backbone, CONFIG), tmp_path)
     loaded, _ = orthrus.load(tmp_path, dtype=dtype)
-    assert loaded.dtype == getattr(torch, dtype)
+    assert loaded.dtype == (kept if dtype == "auto" else getattr(torch, dtype))
     config = json.loads((tmp_path / "orthrus_config.json").read_text())
     (tmp_path / "orthrus_config.json").write_text(json.dumps(config | {"fingerprint": "0" * 32}))
     with pytest.raises(CheckpointError, match=r"fingerprint 0000.* load it with its own backbone"):

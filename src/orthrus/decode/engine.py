@@ -275,12 +275,10 @@ class Engine:
         if first and self.cache.rows - first < self.admit_free:
             return
         pending = []
-        while self.waiting and len(self.live) < self.cache.rows:
-            pending.append(self._reuse(len(self.live), self.waiting[0].prompt_ids[:-1]))
-            self.live.append(self.waiting.popleft())
-        if not pending:
-            return
         try:
+            while self.waiting and len(self.live) < self.cache.rows:
+                pending.append(self._reuse(len(self.live), self.waiting[0].prompt_ids[:-1]))
+                self.live.append(self.waiting.popleft())
             if any(pending):
                 self._read(slice(first, len(self.live)), pending)
             for place in range(first, len(self.live)):

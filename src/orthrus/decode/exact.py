@@ -25,10 +25,8 @@ from orthrus import __version__, memory
 from orthrus.decode.passes import Geometry, Passes
 from orthrus.model import attention
 from orthrus.model.cache import ScratchCache
-from orthrus.model.compiled import is_compiled
 from orthrus.model.masks import additive
-from orthrus.model.packed import kernels_of
-from orthrus.model.state import state_of
+from orthrus.model.state import key_of, state_of
 
 Exact = Literal["distribution", "token"]
 KIND: Final = "exact"
@@ -130,7 +128,7 @@ def finding_for(model: PreTrainedModel, *, width: int, rows: int = _GROUPS[-1]) 
     fails, or where anything that it depends on has changed: processor, torch, weights, the code of passes.
     """
     known: dict[object, Finding] = model.__dict__.setdefault("_orthrus_findings", {})
-    state = (width, _groups(rows), *_state(model))
+    state = (width, _groups(rows), *key_of(model))
     if state not in known:
         about = {**state_of(model), "code": _code(), "width": width, "groups": list(_groups(rows))}
         found = None if memory.excluded(model) else _recalled(about)
@@ -164,7 +162,7 @@ def can_fuse(model: PreTrainedModel, finding: Finding, *, rows: int, drafts: int
     known: dict[object, bool] = model.__dict__.setdefault("_orthrus_fused", {})
     sizes = {part.stop - part.start for part in finding.geometry.parts(slice(0, rows))}
     for size in sizes:
-        state = (size, drafts, stops, *_state(model))
+        state = (size, drafts, stops, *key_of(model))
         if state not in known:
             with torch.inference_mode():
                 scratch = stops * (drafts + 1)
@@ -175,16 +173,10 @@ def can_fuse(model: PreTrainedModel, finding: Finding, *, rows: int, drafts: int
     return True
 
 
-def _state(model: PreTrainedModel) -> tuple[object, ...]:
-    """Return what a finding holds for."""
-    kernels = (model.config._attn_implementation, is_compiled(model), kernels_of(model))
-    return (str(model.device), model.dtype, *kernels, torch.get_num_threads(), *memory.settings(model.device))
-
-
 def _alike(bench: "_Bench", tail: int, tokens: Sequence[int], numbers: int) -> bool:
     """Return what `attends_alike` finds, found out once per state of a model: no number of rows changes it."""
     known: dict[object, bool] = bench.model.__dict__.setdefault("_orthrus_alike", {})
-    state = (tail, *tokens, numbers, *_state(bench.model))
+    state = (tail, *tokens, numbers, *key_of(bench.model))
     if state not in known:
         known[state] = bench.attends_alike(tail, tokens, numbers)
     return known[state]

@@ -11,7 +11,6 @@ from dataclasses import dataclass, field
 from typing import Any, Final, get_args
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from transformers import PreTrainedModel
 
@@ -20,7 +19,7 @@ from orthrus.decode.costs import Costs
 from orthrus.decode.plan import Kind, Plan, Step, step_of
 from orthrus.decode.worth import Record, Rescue, usually_met
 from orthrus.model.attach import config_of
-from orthrus.model.state import state_of
+from orthrus.model.state import key_of, state_of
 
 KIND: Final = "experience"
 """Under which `orthrus.memory` keeps it."""
@@ -144,7 +143,7 @@ def experience_of(model: PreTrainedModel, exact: str, plan: Plan) -> Experience:
     """
     known: dict[object, Experience] = model.__dict__.setdefault(_LEARNED_HERE, {})
     view = config_of(model)
-    state = (view, str(model.device), model.dtype, torch.get_num_threads(), exact, plan.kinds)
+    state = (view, exact, plan.kinds, *key_of(model))
     if state not in known:
         if memory.excluded(model):
             known[state] = Experience.of(view.block_size)

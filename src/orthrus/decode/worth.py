@@ -115,12 +115,15 @@ def cell(step: Step) -> int:
 def expected(records: Sequence[Record], prior: Record, *, slots: int) -> NDArray[np.float64]:
     """Return the tokens each way to draft is expected to give each row by its number of drafts, the bonus included.
 
-    Of as many drafts as records count, at most.
-
     A slot that a row hardly ever tried is taken to be worth what it is in `prior`, at the odds that the row's other
     slots tell (`_odds`), and one hardly ever tried there what all slots are. Drafts made ahead are measured by a
     chain's: a slot hardly ever tried is worth what the chain's is, less what being ahead costs in `prior`; that says
     more than a trial or two. (It gains nothing, though `prior` may have it so: easy texts are given more of them.)
+
+    Args:
+        records: one for each row.
+        prior: the record over all rows.
+        slots: drafts to look at, at most as many as the records count.
 
     Returns:
         Array `[B, W, slots + 1]`, in the order of `WAYS`.

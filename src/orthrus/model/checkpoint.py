@@ -89,28 +89,25 @@ def _alone(tensor: Tensor) -> Tensor:
     return tensor.clone(memory_format=torch.contiguous_format) if shares else tensor.contiguous()
 
 
-def load_adapter(model: PreTrainedModel, path: Path) -> None:
+def load_adapter(model: PreTrainedModel, path: Path, *, backbone: str | None = None) -> None:
     """Load an adapter's tensors into a model whose view has just been attached, in place.
 
-    Float16 rounds the samples of a fingerprint: of such a model's backbone `check_backbone` is asked before, in the
-    precision that its weights are kept in.
+    Args:
+        model: takes the tensors.
+        path: the adapter's directory.
+        backbone: the backbone's fingerprint, where its weights were rounded to float16, which changes it; found out
+            from the model otherwise.
 
     Raises:
         CheckpointError: a missing or damaged file, missing, unexpected or misshapen tensors, or another backbone.
     """
-    if model.dtype != torch.float16:
-        check_backbone(model, config_of(model), path)
-    fill(model, read_tensors(path, ADAPTER_FILE), where=str(path))
-
-
-def check_backbone(model: PreTrainedModel, config: OrthrusConfig, path: Path) -> None:
-    """Raise CheckpointError where the view kept at `path` was trained for another backbone than this model's."""
-    found = fingerprint(model)
+    config, found = config_of(model), backbone or fingerprint(model)
     if config.fingerprint is not None and config.fingerprint != found:
         raise CheckpointError(
             f"{path} holds a view trained for a backbone with fingerprint {config.fingerprint} "
             f"({config.backbone or 'unnamed'}), this model's is {found}: load it with its own backbone"
         )
+    fill(model, read_tensors(path, ADAPTER_FILE), where=str(path))
 
 
 def read_config(path: Path) -> OrthrusConfig:

@@ -64,7 +64,7 @@ def load(
     wanted = dtype_of(dtype, place)
     _check(compile, pack)
     path = locate(name, revision)
-    if (path / checkpoint.CONFIG_FILE).exists():
+    if is_adapter(path):
         model, tokenizer = _load_adapter(path, wanted, backbone)
     elif backbone is not None:
         raise ConfigError(f"{name} holds its backbone itself, found backbone={str(backbone)!r} beside it: drop it")
@@ -101,6 +101,11 @@ def backbone_with_tokenizer(name: str | Path, *, revision: str | None = None) ->
 def tokenizer_of(name: str | Path) -> PreTrainedTokenizerBase:
     """Load a model's tokenizer without its weights, from a bundled name, a directory or the Hub."""
     return _tokenizer(_bundled(name))
+
+
+def is_adapter(path: Path) -> bool:
+    """Tell whether a model's directory holds a view alone or beside its backbone, not the official layout."""
+    return (path / checkpoint.CONFIG_FILE).exists()
 
 
 def locate(name: str | Path, revision: str | None = None) -> Path:
@@ -158,13 +163,12 @@ def _load_adapter(
     else:
         raise CheckpointError(f"{path} does not say which backbone it belongs to: pass backbone=…")
     revision = None if home == path or backbone is not None else config.revision
+    kept = None
     if dtype == torch.float16:
-        kept = _pretrained(AutoModelForCausalLM, home, "auto", revision=revision)
-        checkpoint.check_backbone(kept, config, path)
-        del kept
+        kept = checkpoint.fingerprint(_pretrained(AutoModelForCausalLM, home, "auto", revision=revision))
     model = _pretrained(AutoModelForCausalLM, home, dtype, revision=revision)
     attach(model, config, attn_implementation="orthrus")
-    checkpoint.load_adapter(model, path)
+    checkpoint.load_adapter(model, path, backbone=kept)
     return model, _tokenizer(home, revision=revision)
 
 

@@ -2,12 +2,19 @@
 
 from typing import Any
 
+import torch
 from transformers import PreTrainedModel
 
-from orthrus.memory import machine
+from orthrus.memory import machine, settings
 from orthrus.model.checkpoint import weights_digest
 from orthrus.model.compiled import is_compiled
 from orthrus.model.packed import kernels_of
+
+
+def key_of(model: PreTrainedModel) -> tuple[object, ...]:
+    """Return what tells within a process whether a model still computes as it did: cheap, and no weights."""
+    kernels = (model.config._attn_implementation, is_compiled(model), kernels_of(model))
+    return (str(model.device), model.dtype, *kernels, torch.get_num_threads(), *settings(model.device))
 
 
 def state_of(model: PreTrainedModel) -> dict[str, Any]:

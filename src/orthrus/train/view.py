@@ -28,11 +28,11 @@ from orthrus.decode.passes import Passes
 from orthrus.errors import ConfigError
 from orthrus.model import attention, masks
 from orthrus.model.attach import attach, config_of, layers_of, windows_of
-from orthrus.model.checkpoint import CONFIG_FILE, save
+from orthrus.model.checkpoint import save
 from orthrus.model.config import OrthrusConfig
 from orthrus.model.dual import View, ViewName
 from orthrus.model.head import output_head
-from orthrus.model.load import backbone_with_tokenizer, device_of, load, locate
+from orthrus.model.load import backbone_with_tokenizer, device_of, is_adapter, load, locate
 from orthrus.model.markov import Before, install, markov_of, untrained
 from orthrus.train import anchors, objective
 from orthrus.train.anchors import Blocks
@@ -331,8 +331,7 @@ def load_backbone(recipe: ViewRecipe, device: torch.device) -> tuple[PreTrainedM
     """
     wanted = recipe.model
     if wanted.start_from is not None:
-        beside = (locate(wanted.start_from) / CONFIG_FILE).exists()  # the official layout holds its backbone itself
-        backbone = wanted.backbone if beside else None
+        backbone = wanted.backbone if is_adapter(locate(wanted.start_from)) else None  # or it holds its own
         model, tokenizer = load(wanted.start_from, dtype="float32", device="cpu", backbone=backbone, pack=False)
         _check_rows(model, recipe)
         started = config_of(model)
