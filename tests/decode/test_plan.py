@@ -12,7 +12,19 @@ from orthrus.decode.plan import Step, parse
 from orthrus.decode.planner import Decision, Look, Planner
 from orthrus.decode.worth import WAYS, Record, Rescue, expected, usually_met
 from orthrus.errors import ConfigError
-from tests.decode.simulated import BLOCK, SLOTS, Moody, Price, by_rows, fixed, fresh, geometric, linear, simulate
+from tests.decode.simulated import (
+    BLOCK,
+    SLOTS,
+    Moody,
+    Price,
+    Shared,
+    by_rows,
+    fixed,
+    fresh,
+    geometric,
+    linear,
+    simulate,
+)
 
 
 @pytest.mark.parametrize("wide", [1.2, 1.75, 4.0])
@@ -101,28 +113,29 @@ def test_blocks_beyond_the_trained_length_are_refused() -> None:
         Planner(parse("fixed:17"), block=16)
 
 
+def timed(costs: Costs, step: Step, seconds: float, *, rows: int = 1) -> None:
+    """Let a step take so long twice: the first time is warm-up."""
+    costs.observe(step, rows, 100.0)
+    costs.observe(step, rows, seconds)
+
+
 def test_costs_interpolate_between_measured_chains() -> None:
-    """Costs are medians without the warm-up run; chains in between lie on the line."""
+    """Costs are what was measured, without the warm-up run; chains in between lie on the line."""
     costs = Costs()
-    for seconds in (100.0, 2.0, 4.0, 3.0):
-        costs.observe(Step(3), 1, seconds)
-    assert costs.estimate(Step(3), 1) == 3.0
-    for seconds in (100.0, 9.0):
-        costs.observe(Step(15), 1, seconds)
-    assert costs.estimate(Step(9), 1) == 6.0
-    assert costs.estimate(Step(1), 1) == 3.0
-    assert costs.estimate(Step(), 1) is None
-    for seconds in (100.0, 1.0):
-        costs.observe(Step(), 1, seconds)
-    assert costs.estimate(Step(1), 1) == 2 + (3 - 2) / 3
-    assert costs.estimate(Step(15, lookup=True), 1) == 4.5
-    assert costs.estimate(Step(15, nodes=31), 1) == pytest.approx(9 + (4.5 - 1) / 15 * 16)
-    for seconds in (100.0, 5.0):
-        costs.observe(Step(15, lookup=True), 1, seconds)
-    assert costs.estimate(Step(3, lookup=True), 1) == 1 + (5 - 1) * 3 / 15
-    for seconds in (100.0, 9.5):
-        costs.observe(Step(15, nodes=15), 1, seconds)
-    whole, draft, verify, _ = costs.estimates((Step(), Step(15), Step(15, nodes=30)), 1)
+    timed(costs, Step(3), 3.0)
+    assert costs.over(1).estimate(Step(3)) == pytest.approx(3.0)
+    timed(costs, Step(15), 9.0)
+    assert costs.over(1).estimate(Step(9)) == pytest.approx(6.0)
+    assert costs.over(1).estimate(Step(1)) == pytest.approx(3.0)
+    assert costs.over(1).estimate(Step()) is None
+    timed(costs, Step(), 1.0)
+    assert costs.over(1).estimate(Step(1)) == pytest.approx(2 + (3 - 2) / 3)
+    assert costs.over(1).estimate(Step(15, lookup=True)) == pytest.approx(4.5)
+    assert costs.over(1).estimate(Step(15, nodes=31)) == pytest.approx(9 + (4.5 - 1) / 15 * 16)
+    timed(costs, Step(15, lookup=True), 5.0)
+    assert costs.over(1).estimate(Step(3, lookup=True)) == pytest.approx(1 + (5 - 1) * 3 / 15)
+    timed(costs, Step(15, nodes=15), 9.5)
+    whole, draft, verify, _ = costs.over(1).estimates((Step(), Step(15), Step(15, nodes=30)))
     assert whole == pytest.approx([1.0, 9.0, 9.5 + (5 - 1) / 15 * 15])
     assert draft == pytest.approx([math.nan, 4.0, 4.0], nan_ok=True)
     assert verify == pytest.approx([math.nan, 5.0, 5.0], nan_ok=True)
@@ -133,39 +146,47 @@ def test_costs_of_the_nearest_number_of_rows_serve_until_there_are_own_ones() ->
     costs = Costs()
     for rows in (2, 16):
         for step in (Step(), Step(15)):
-            costs.observe(step, rows, 1.0)
-            costs.observe(step, rows, 1.0)
+            timed(costs, step, 1.0, rows=rows)
     assert [costs.basis(r) for r in (1, 2, 5, 6, 16, 99)] == [2, 2, 2, 16, 16, 16]
 
 
-def test_old_times_give_way_to_new_ones_and_are_forgotten() -> None:
-    """A shape in use keeps its last nine; taken up again it starts anew; after a long time nothing is known of it."""
+def test_what_was_not_measured_for_long_is_forgotten() -> None:
+    """After 2,048 other steps nothing is known of one, and what it takes next is what it costs."""
     costs = Costs()
-    for _ in range(10):
-        costs.observe(Step(7), 1, 1.0)
-    costs.observe(Step(7), 1, 9.0)
-    assert costs.estimate(Step(7), 1) == 1.0
-    for _ in range(65):
-        costs.observe(Step(), 1, 0.5)
-    costs.observe(Step(7), 1, 3.0)
-    assert costs.estimate(Step(7), 1) == 3.0
+    for step, seconds in ((Step(7), 1.0), (Step(), 0.5)):
+        timed(costs, step, seconds)
     for turn in range(2049 + 64):
-        assert costs.measured(Step(7), 1) or turn > 2048
+        assert costs.over(1).measured(Step(7)) or turn > 2046
         costs.observe(Step(), 1, 0.5)
-    assert not costs.measured(Step(7), 1)
-    assert costs.measured(Step(), 1)
+    assert not costs.over(1).measured(Step(7))
+    assert costs.over(1).measured(Step())
     costs.observe(Step(7), 1, 2.0)  # its first run is long past
-    assert costs.estimate(Step(7), 1) == 2.0
+    assert costs.over(1).estimate(Step(7)) == pytest.approx(2.0)
+    assert costs.over(1).estimate(Step()) == pytest.approx(0.5)
+
+
+def test_estimates_follow_what_is_measured() -> None:
+    """A step that turns out to cost more than its first time said counts as that, and what rests on it follows."""
+    costs = Costs()
+    for _ in range(3):
+        for step, seconds in ((Step(), 1.0), (Step(15), 2.0)):
+            costs.observe(step, 1, seconds)
+    assert costs.over(1).estimate(Step(7)) == pytest.approx(2.0)
+    for _ in range(200):
+        for step, seconds in ((Step(), 1.0), (Step(15), 5.0)):
+            costs.observe(step, 1, seconds)
+    now = costs.over(1).pace * costs.over(1).estimates((Step(), Step(15), Step(7)))[0]
+    assert now == pytest.approx([1, 5, 2 + 3 * 7 / 15], rel=0.1)
 
 
 def test_a_copy_costs_at_most_what_a_chain_does() -> None:
     """It is one of a chain's two passes; what took longer was timed in a bad moment."""
     costs = Costs()
     for step, seconds in ((Step(15), 3.0), (Step(15, lookup=True), 50.0), (Step(3, lookup=True), 1.5)):
-        costs.observe(step, 1, seconds)
-        costs.observe(step, 1, seconds)
-    assert costs.estimate(Step(15, lookup=True), 1) == costs.estimate(Step(15), 1) == 3.0
-    assert costs.estimate(Step(3, lookup=True), 1) == 1.5
+        timed(costs, step, seconds)
+    steps = costs.over(1)
+    assert steps.estimate(Step(15, lookup=True)) == steps.estimate(Step(15)) == pytest.approx(3.0, rel=0.01)
+    assert steps.estimate(Step(3, lookup=True)) == pytest.approx(1.5, rel=0.01)
 
 
 def test_plain_steps_are_timed_again_where_none_is_taken() -> None:
@@ -286,9 +307,9 @@ def test_trees_use_drafts_that_are_there_unless_made_blindly() -> None:
     planner.known.allowance = 0.0
     assert planner.choose([record]).kind == "tree"
     assert planner.choose([record], ready=15).kind == "tree"
-    measured = planner.known.costs.estimate(tree, 1)
+    measured = planner.known.costs.over(1).estimate(tree)
     planner.observe(tree, [record], [3], price(tree) - 1.1, drew=False)
-    assert planner.known.costs.estimate(tree, 1) == pytest.approx(measured)
+    assert planner.known.costs.over(1).estimate(tree) == pytest.approx(measured)
 
 
 def test_rows_that_found_more_to_copy_than_to_draft_copy_in_a_chain() -> None:
@@ -564,13 +585,14 @@ def test_a_fused_pass_is_priced_by_what_is_left_without_its_draft() -> None:
         planner.observe(Step(3, stops=1), [record], [0], seconds, ranks=[0])
     for seconds in (9.0, 4.0):
         planner.observe(Step(3, stops=2), [record], [0], seconds, drew=False, ranks=[0])
-    costs = planner.known.costs
-    assert [costs.least(Step(3, stops=stops), 1) for stops in (1, 2, 4)] == pytest.approx([2.4, 2.8, 3.6])
-    assert [costs.estimate(Step(3, stops=stops), 1) for stops in (1, 2, 4)] == pytest.approx([3.0, 4.0, 4.8])
+    costs = planner.known.costs.over(1)
+    assert [costs.least(Step(3, stops=stops)) for stops in (1, 2, 4)] == pytest.approx([2.4, 2.8, 3.6])
+    assert [costs.estimate(Step(3, stops=stops)) for stops in (1, 2, 4)] == pytest.approx([3.0, 4.0, 4.8])
     for seconds in (9.0, 1.0):
         planner.observe(Step(3), [record], [0], seconds, drew=False)
-    assert costs.draft(3, 1) == 3.0
-    assert costs.estimate(Step(3), 1) == 4.0
+    costs = planner.known.costs.over(1)
+    assert costs.draft(3) == pytest.approx(3.0)
+    assert costs.estimate(Step(3)) == pytest.approx(4.0)
 
 
 def test_drafts_that_are_there_are_used_where_they_beat_what_is_best() -> None:
@@ -654,6 +676,29 @@ def test_bad_moments_that_come_in_bursts_do_not_drive_out_what_is_best(steps: in
         simulate(accept, price=machine, tokens=6000, planner=planner, rescue=0.15)
         loss += machine.usual / fixed(Step(15), accept, NANO, 6000) - 1
     assert loss / 10 <= 0.015
+
+
+@pytest.mark.parametrize("rate", [0.9, 0.98])
+def test_on_a_shared_machine_what_is_best_stays_in_use(rate: float) -> None:
+    """Steps chosen take at most 1 % more than the longest chain would: over ten texts, each after a first.
+
+    Trees and one-pass steps are 3 to 6 % behind it; reckoned without what others on the machine add to all of them.
+    """
+    loss = 0.0
+    for seed in range(10):
+        usual, machine, planner = 0.0, Shared(seed), Planner(parse("auto"), block=BLOCK)
+
+        def price(step: Step, drew: bool = True, machine: Shared = machine) -> float:
+            nonlocal usual
+            usual += NANO(step, drew)
+            return machine(NANO(step, drew))
+
+        accept = geometric(rate, seed=seed)
+        simulate(accept, price=price, tokens=1500, planner=planner, rescue=0.15)
+        usual = 0.0
+        simulate(accept, price=price, tokens=6000, planner=planner, rescue=0.15)
+        loss += usual / fixed(Step(15), accept, NANO, 6000) - 1
+    assert loss / 10 <= 0.01
 
 
 @pytest.mark.parametrize("usual", [linear(2.5), CPU, WIDE], ids=["dear", "measured", "wide"])

@@ -101,6 +101,19 @@ def test_a_line_without_figures_costs_its_variant_nothing(file: Path, trained: T
     assert table["K of 8"][name].mean == pytest.approx((8 / 3 + 8 / 5) / 2)
 
 
+def test_a_run_that_can_give_no_figures_keeps_its_one_line(
+    file: Path, trained: Trained, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A recipe that holds nothing back has none to give: to call again adds no line."""
+    sweep, results = sweeps.load_sweep(file), tmp_path / "lines.jsonl"
+    lines = list(sweeps.carry_out(sweep, file, results, only=["plain"]))
+    bare = [line | {"figures": {}} for line in lines]
+    results.write_text("".join(json.dumps(line) + "\n" for line in bare), encoding="utf-8")
+    monkeypatch.setattr(sweeps, "run", lambda recipe: TrainResult(step=7, finished=True, metrics={}, model=file))
+    assert not list(sweeps.carry_out(sweep, file, results, only=["plain"]))
+    assert sweeps.read_lines(results) == bare
+
+
 def test_variants_can_be_picked(file: Path, trained: Trained, tmp_path: Path) -> None:
     """Only those named are trained, and a name that is none is refused."""
     sweep, results = sweeps.load_sweep(file), tmp_path / "lines.jsonl"

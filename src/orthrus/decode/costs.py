@@ -4,133 +4,180 @@ Knows steps and numbers: the clock is the engine's, deciding is `planner`'s.
 """
 
 from bisect import bisect_right
-from collections import deque
 from collections.abc import Sequence
-from statistics import median
-from typing import Any
+from math import exp, log
+from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
 
+from orthrus.decode.pace import Pace
 from orthrus.decode.plan import Kind, Step, step_of
 
-_STALE = 8
-_FORGOTTEN = 2048
-_SWEPT = 64
-_OTHERS_REST_ON = ("plain", "chain", "lookup")  # kinds that others are reckoned from
+_FORGOTTEN: Final = 2048
+_SWEPT: Final = 64
+_MOVED: Final = 0.01
+"""Share by which a measured step has to have moved for everything to be reckoned anew."""
 
 
 class Costs:
-    """Seconds per step, as measured: the median of the last few of each shape, first runs (warm-up) left out.
+    """Seconds per step, for each number of rows by itself; first runs (warm-up) are left out.
 
-    Machines change their pace, for moments and for good: times of a shape that is taken up again after `_STALE` other
-    steps start anew (soon, for what drove it out may have been a bad moment that fills all of them), and after
-    `_FORGOTTEN` of them a shape counts as never measured, so that no step is given up for what it took then.
+    After `_FORGOTTEN` others a step counts as never measured, so that none is given up for what it took then.
 
     Of a one-pass step only the pass counts, not the draft pass that comes before it when nothing was drafted ahead.
     """
 
-    def __init__(self, *, window: int = 9) -> None:
-        self._seen: dict[int, dict[Step, deque[float]]] = {}
-        self._runs: dict[tuple[int, Step], int] = {}
-        self._last: dict[tuple[int, Step], int] = {}
+    def __init__(self) -> None:
+        self._known: dict[int, StepCosts] = {}
+        self._met: set[tuple[int, Step]] = set()
         self._turn = 0
-        self._window = window
-        # Of an earlier process: what was measured there and not yet here, and what took how long of what was.
-        self._recalled: dict[tuple[int, Step], float] = {}
-        self._retaken: dict[tuple[int, Step], float] = {}
-        # What follows from the times, until enough of them are new.
-        self._vectors: dict[tuple[int, tuple[Step, ...]], NDArray[np.float64]] = {}
-        self._estimates: dict[tuple[int, Step], float | None] = {}
-        self._points: dict[tuple[int, Kind], list[tuple[int, float]]] = {}
 
     def observe(self, step: Step, rows: int, seconds: float) -> None:
         """Add one measured step over so many rows."""
         self._turn += 1
-        runs = self._runs[rows, step] = self._runs.get((rows, step), 0) + 1
-        anew = self._turn - self._last.get((rows, step), 0) > _STALE
-        if runs > 1:
-            self._last[rows, step] = self._turn
-            times = self._seen.setdefault(rows, {}).setdefault(step, deque(maxlen=self._window))
-            if anew:
-                times.clear()
-            times.append(seconds)
-            if (rows, step) in self._recalled:
-                self._retaken[rows, step] = self._recalled.pop((rows, step))
-        forgotten = self._forget() if self._turn % _SWEPT == 0 else False
-        new = anew or 1 < runs <= 4 or runs % (2 * self._window) == 0
-        if forgotten or (new and (step.kind in _OTHERS_REST_ON or self._recalled)):
-            for known in (self._vectors, self._estimates, self._points):
-                known.clear()
-        elif new:
-            self._outdate(step.kind)
+        if (rows, step) in self._met:
+            self._known.setdefault(rows, StepCosts()).observe(step, seconds, turn=self._turn)
+        self._met.add((rows, step))
+        if self._turn % _SWEPT == 0:
+            for known in self._known.values():
+                known.forget(before=self._turn - _FORGOTTEN)
 
-    def _outdate(self, kind: Kind) -> None:
-        """Forget what was reckoned of a kind whose times tell of no other."""
-        self._vectors.clear()
-        self._estimates = {at: seconds for at, seconds in self._estimates.items() if at[1].kind != kind}
-        self._points = {at: points for at, points in self._points.items() if at[1] != kind}
-
-    def _forget(self) -> bool:
-        """Drop what was measured too long ago; tells whether there was any."""
-        old = [(rows, step) for (rows, step), last in self._last.items() if self._turn - last > _FORGOTTEN]
-        for rows, step in old:
-            for known in (self._last, self._recalled, self._retaken):
-                known.pop((rows, step), None)
-            self._seen.get(rows, {}).pop(step, None)
-        return bool(old)
-
-    def _time(self, step: Step, rows: int) -> float:
-        """Return a measured step's cost."""
-        return median(self._times(step, rows))
-
-    def _times(self, step: Step, rows: int) -> Sequence[float]:
-        """Return a step's last times; those of an earlier process are held to the pace of this one."""
-        times = self._seen[rows][step]
-        if (rows, step) not in self._recalled or not self._retaken:
-            return times
-        pace = median(median(self._seen[r][s]) / max(old, 1e-9) for (r, s), old in self._retaken.items())
-        return [pace * seconds for seconds in times]
+    def over(self, rows: int) -> "StepCosts":
+        """Return what steps cost over so many rows."""
+        known = self._known.get(rows)
+        if known is None:
+            return StepCosts()
+        known.take_in()
+        return known
 
     def basis(self, rows: int) -> int:
         """Return the number of rows whose costs to go by: this one, or the nearest where steps can be compared."""
-        known = [r for r, steps in self._seen.items() if Step() in steps and any(s.kind == "chain" for s in steps)]
+        known = [r for r, costs in self._known.items() if costs.measured(Step()) and costs.measured_any("chain")]
         return min(known, key=lambda r: max(r, rows) / min(r, rows), default=rows)
 
-    def measured(self, step: Step, rows: int) -> bool:
-        """Tell whether this very step was measured over so many rows."""
-        return step in self._seen.get(rows, {})
+    def to_record(self) -> list[list[Any]]:
+        """Return what was measured, as JSON values: for each shape rows, the step's fields, how long ago, seconds."""
+        return [
+            [rows, *step, self._turn - last, float(f"{seconds:.6g}")]
+            for rows in self._known
+            for step, last, seconds in self.over(rows).all_measured()
+        ]
 
-    def estimates(self, steps: tuple[Step, ...], rows: int) -> NDArray[np.float64]:
+    @classmethod
+    def from_record(cls, record: Sequence[Sequence[Any]]) -> "Costs":
+        """Take up what an earlier process measured; the pace that the machine has by now is told by the first time.
+
+        Raises:
+            TypeError, ValueError: the record is of something else.
+        """
+        costs = cls()
+        for rows, drafts, nodes, stops, lookup, ago, seconds in record:
+            step = step_of([drafts, nodes, stops, lookup])
+            costs._known.setdefault(int(rows), StepCosts()).recall(step, float(seconds), turn=-int(ago))
+        return costs
+
+
+class StepCosts:
+    """Seconds per step over one number of rows, at the machine's usual pace (`orthrus.decode.pace`)."""
+
+    def __init__(self) -> None:
+        self._pace = Pace()
+        self._places: dict[Step, int] = {}  # of all steps that were ever measured, there
+        self._last: dict[Step, int] = {}  # the turn at which each that is known was last measured
+        # Between two passes the first few steps of anything take longest: times are taken in when they are asked for.
+        self._told: list[tuple[int, float]] = []
+        # What follows, until a level moves.
+        self._levels: NDArray[np.float64] = np.zeros(0)
+        self._vectors: dict[tuple[Step, ...], NDArray[np.float64]] = {}
+        self._estimates: dict[Step, float | None] = {}
+        self._points: dict[Kind, list[tuple[int, float]]] = {}
+
+    @property
+    def pace(self) -> float:
+        """How many times as long as usual steps take at the moment."""
+        return self._pace.pace
+
+    def observe(self, step: Step, seconds: float, *, turn: int) -> None:
+        """Add one measured step."""
+        if step not in self._places:
+            self._places[step] = self._pace.add()
+        if step not in self._last:
+            self._reckon_anew()
+        self._last[step] = turn
+        self._told.append((self._places[step], seconds))
+
+    def recall(self, step: Step, seconds: float, *, turn: int) -> None:
+        """Add what a step took in an earlier process."""
+        self._places[step] = self._pace.add(log(seconds))
+        self._last[step] = turn
+        self._reckon_anew()
+
+    def forget(self, *, before: int) -> None:
+        """Drop what was last measured before a turn."""
+        old = [step for step, last in self._last.items() if last < before]
+        if old:
+            self.take_in()
+            self._reckon_anew()
+        for step in old:
+            del self._last[step]
+            self._pace.forget(self._places[step])
+
+    def take_in(self) -> None:
+        """Learn from what was observed."""
+        if not self._told:
+            return
+        for place, seconds in self._told:
+            self._pace.observe(place, seconds)
+        self._told.clear()
+        if np.abs(self._pace.levels - self._levels).max() > _MOVED:
+            self._reckon_anew()
+
+    def _reckon_anew(self) -> None:
+        self._levels = self._pace.levels.copy()
+        for reckoned in (self._vectors, self._estimates, self._points):
+            reckoned.clear()
+
+    def measured(self, step: Step) -> bool:
+        """Tell whether this very step was measured."""
+        return step in self._last
+
+    def measured_any(self, kind: Kind) -> bool:
+        """Tell whether any step of a kind was."""
+        return any(step.kind == kind for step in self._last)
+
+    def all_measured(self) -> list[tuple[Step, int, float]]:
+        """Return the measured steps, the turn of each one's last time, and what it takes."""
+        return [(step, last, self._seconds(step)) for step, last in self._last.items()]
+
+    def estimates(self, steps: tuple[Step, ...]) -> NDArray[np.float64]:
         """Return each step's `estimate`, what a chain of its length drafts and verifies for, and its `least`.
-
-        Reckoned anew once every other window of observations.
 
         Returns:
             Array `[4, steps]`, nan where unknown.
         """
-        if (rows, steps) not in self._vectors:
+        if steps not in self._vectors:
             costs = [
                 (
-                    self.estimate(step, rows),
-                    self.draft(step.drafts, rows),
-                    self.estimate(Step(step.drafts, lookup=True), rows) if step.drafts else None,
-                    self.least(step, rows) if step.stops else None,
+                    self.estimate(step),
+                    self.draft(step.drafts),
+                    self.estimate(Step(step.drafts, lookup=True)) if step.drafts else None,
+                    self.least(step) if step.stops else None,
                 )
                 for step in steps
             ]
-            self._vectors[rows, steps] = np.array(
+            self._vectors[steps] = np.array(
                 [[np.nan if cost is None else cost for cost in kind] for kind in zip(*costs, strict=True)]
             )
-        return self._vectors[rows, steps]
+        return self._vectors[steps]
 
-    def draft(self, drafts: int, rows: int) -> float | None:
+    def draft(self, drafts: int) -> float | None:
         """Return what the draft pass of a chain costs: the chain without its verification; None where unknown."""
-        chain = self.estimate(Step(drafts), rows) if drafts else None
-        verify = self.estimate(Step(drafts, lookup=True), rows) if drafts else None
+        chain = self.estimate(Step(drafts)) if drafts else None
+        verify = self.estimate(Step(drafts, lookup=True)) if drafts else None
         return None if chain is None or verify is None else max(0.0, chain - verify)
 
-    def estimate(self, step: Step, rows: int) -> float | None:
+    def estimate(self, step: Step) -> float | None:
         """Return a step's cost as measured, by interpolation over its length; None where unknown.
 
         A copy that was never measured is taken to cost half of what a chain of its length does: one of two passes. One
@@ -138,27 +185,26 @@ class Costs:
         fused pass costs what its positions do in a verification, and beyond that what one that was measured does; a
         tree costs what one that was measured does, or a chain, but for the width of its verification.
         """
-        if (rows, step) not in self._estimates:
-            self._estimates[rows, step] = self._reckon(step, rows)
-        return self._estimates[rows, step]
+        if step not in self._estimates:
+            self._estimates[step] = self._reckon(step)
+        return self._estimates[step]
 
-    def _reckon(self, step: Step, rows: int) -> float | None:
-        seen = self._seen.get(rows, {})
-        if step in seen:
-            own = self._time(step, rows)
-            chain = self.estimate(Step(step.drafts), rows) if step.lookup else None
+    def _reckon(self, step: Step) -> float | None:
+        if self.measured(step):
+            own = self._seconds(step)
+            chain = self.estimate(Step(step.drafts)) if step.lookup else None
             return own if chain is None else min(own, chain)
         if step.kind == "onepass":
-            return self._fused(step, rows)
+            return self._fused(step)
         if step.kind == "tree":
-            return self._tree(step, rows)
+            return self._tree(step)
         if step.kind == "plain":
             return None
-        points = self._measured(step.kind, rows)
+        points = self._measured(step.kind)
         if not points:
-            chain = self.estimate(Step(step.drafts), rows) if step.lookup else None
+            chain = self.estimate(Step(step.drafts)) if step.lookup else None
             return None if chain is None else chain / 2
-        plain = self.estimate(Step(), rows)
+        plain = self.estimate(Step())
         if plain is not None:
             # The shortest there could be: passes of one row.
             points = [(0, (1 if step.lookup else 2) * plain), *points]
@@ -169,73 +215,50 @@ class Costs:
         # Beyond the measured ones a pass costs at most what a longer one does, and at least what a shorter one did.
         return above[0][1] if above else below[-1][1]
 
-    def least(self, step: Step, rows: int) -> float | None:
+    def least(self, step: Step) -> float | None:
         """Return the least that a one-pass step can cost: a verification of as many positions; None where unknown."""
-        verify, position = self.estimate(Step(step.drafts, lookup=True), rows), self._position(step.drafts, rows)
+        verify, position = self.estimate(Step(step.drafts, lookup=True)), self._position(step.drafts)
         if verify is None or position is None:
             return None
         return verify + position * (step.scratch - step.drafts - 1)
 
-    def _position(self, drafts: int, rows: int) -> float | None:
+    def _position(self, drafts: int) -> float | None:
         """Return what each position of a verification of so many drafts costs beyond a plain step."""
-        plain, verify = self.estimate(Step(), rows), self.estimate(Step(drafts, lookup=True), rows)
+        plain, verify = self.estimate(Step()), self.estimate(Step(drafts, lookup=True))
         return None if plain is None or verify is None else max(0.0, verify - plain) / drafts
 
-    def _fused(self, step: Step, rows: int) -> float | None:
+    def _fused(self, step: Step) -> float | None:
         """Reckon a one-pass step from the measured one, over a tree or not as it is, whose positions are the nearest.
 
         What that one takes beyond its least (a second set of attention weights, for one thing) this one is taken to,
         too.
         """
-        own, beyond = self.least(step, rows), []
-        for other in self._seen.get(rows, {}):
-            if other.kind == "onepass" and (least := self.least(other, rows)) is not None:
+        own, beyond = self.least(step), []
+        for other in self._last:
+            if other.kind == "onepass" and (least := self.least(other)) is not None:
                 apart = (bool(other.nodes) != bool(step.nodes), abs(other.scratch - step.scratch))
-                beyond.append((apart, self._time(other, rows) - least))
+                beyond.append((apart, self._seconds(other) - least))
         return None if own is None or not beyond else own + max(0.0, min(beyond)[1])
 
-    def _tree(self, step: Step, rows: int) -> float | None:
+    def _tree(self, step: Step) -> float | None:
         """Reckon a tree that was not measured."""
-        plain, chain = self.estimate(Step(), rows), self.estimate(Step(step.drafts), rows)
-        position = self._position(step.drafts, rows)
+        plain, chain = self.estimate(Step()), self.estimate(Step(step.drafts))
+        position = self._position(step.drafts)
         if plain is None or chain is None or position is None:
             return None
-        width, seconds = (self._measured("tree", rows) or [(step.drafts, chain)])[-1]
+        width, seconds = (self._measured("tree") or [(step.drafts, chain)])[-1]
         return max(plain, seconds + position * (step.nodes - width))
 
-    def _measured(self, kind: Kind, rows: int) -> list[tuple[int, float]]:
+    def _measured(self, kind: Kind) -> list[tuple[int, float]]:
         """Return what was measured of a kind, by drafts or by a tree's nodes."""
-        if (rows, kind) not in self._points:
-            seen = self._seen.get(rows, {})
-            self._points[rows, kind] = sorted(
-                (s.nodes or s.drafts, self._time(s, rows)) for s in seen if s.kind == kind
-            )
-        return self._points[rows, kind]
+        if kind not in self._points:
+            measured = [step for step in self._last if step.kind == kind]
+            self._points[kind] = sorted((step.nodes or step.drafts, self._seconds(step)) for step in measured)
+        return self._points[kind]
 
-    def to_record(self) -> list[list[Any]]:
-        """Return what was measured, as JSON values: for each shape rows, the step's fields, how long ago, and times."""
-        return [
-            [rows, *step, self._turn - self._last[rows, step], *self._times(step, rows)]
-            for rows, steps in self._seen.items()
-            for step in steps
-        ]
-
-    @classmethod
-    def from_record(cls, record: Sequence[Sequence[Any]]) -> "Costs":
-        """Take up what an earlier process measured: each shape's times start anew when it is taken.
-
-        The machine may have another pace by now. What is not yet measured here is held to that of what is.
-
-        Raises:
-            TypeError, ValueError: the record is of something else.
-        """
-        costs = cls()
-        for rows, drafts, nodes, stops, lookup, ago, *times in record:
-            step = step_of([drafts, nodes, stops, lookup])
-            costs._last[int(rows), step] = -max(int(ago), _STALE)
-            costs._seen.setdefault(int(rows), {})[step] = deque(map(float, times), maxlen=costs._window)
-            costs._recalled[int(rows), step] = median(map(float, times))
-        return costs
+    def _seconds(self, step: Step) -> float:
+        """Return what a measured step takes."""
+        return exp(self._pace.levels[self._places[step]])
 
 
 def on_line(points: Sequence[tuple[int, float]], x: int) -> float:

@@ -25,7 +25,7 @@ KIND: Final = "experience"
 """Under which `orthrus.memory` keeps it."""
 
 _LEARNED_HERE: Final = "_orthrus_experience"
-_FORMAT: Final = 1
+_FORMAT: Final = 2
 _WORTH_KEEPING: Final = 64
 """Turns after which there is something to keep."""
 

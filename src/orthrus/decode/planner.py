@@ -67,6 +67,8 @@ class Layout:
         certain_F: whether they draft for all stops,
         positions_F: positions of the cache they take, and
         forked_F: whether they verify a tree.
+        grown: the trees that some of them verify, fused or not, and
+        grown_T, grown_F: which of these a tree and a one-pass step verifies, the last place for none.
         ends: those measured first of all one-pass steps: of chains the widest's drafts with two stops, and the widest.
     """
 
@@ -83,6 +85,9 @@ class Layout:
     certain_F: NDArray[np.bool_]
     positions_F: NDArray[np.int64]
     forked_F: NDArray[np.bool_]
+    grown: list[Step]
+    grown_T: NDArray[np.int64]
+    grown_F: NDArray[np.int64]
     ends: list[int]
 
 
@@ -102,6 +107,8 @@ def layout(steps: tuple[Step, ...]) -> Layout:
     chains = [step for step in fused if not step.nodes]
     widest = max(chains, key=lambda step: step.scratch, default=Step())
     few = [step for step in chains if step.drafts == widest.drafts and step.stops <= 2]
+    trees = steps[all_of("tree")]
+    grown = sorted({step._replace(stops=0) for step in (*trees, *fused) if step.nodes})
     return Layout(
         kinds=kinds,
         drafts_S=drafts_S,
@@ -116,6 +123,11 @@ def layout(steps: tuple[Step, ...]) -> Layout:
         certain_F=np.array([step.stops > (step.nodes or step.drafts) for step in fused], dtype=bool),
         positions_F=np.array([step.scratch for step in fused], dtype=int),
         forked_F=np.array([step.nodes > 0 for step in fused], dtype=bool),
+        grown=grown,
+        grown_T=np.array([grown.index(step) for step in trees], dtype=int),
+        grown_F=np.array(
+            [grown.index(step._replace(stops=0)) if step.nodes else len(grown) for step in fused], dtype=int
+        ),
         ends=[steps.index(step) for step in (*few[-1:], widest) if step.stops],
     )
 
@@ -245,8 +257,8 @@ class Planner:
     ) -> tuple[Decision, Look | None]:
         """Return the best known step, and the look to take instead, if any."""
         known = self.known
-        basis = known.costs.basis(len(rows))
-        cost_S, draft_S, verify_S, least_S = known.costs.estimates(self.steps, basis)
+        costs = known.costs.over(known.costs.basis(len(rows)))
+        cost_S, draft_S, verify_S, least_S = costs.pace * costs.estimates(self.steps)
         for needed in (self._at.longest, 0):
             if np.isnan(cost_S[needed]):
                 return Decision(self.steps[needed]), None
@@ -285,7 +297,7 @@ class Planner:
         ends: list[int] = []
         if weighed:
             hope = speed_S[best] * self.HOPE
-            unseen = [i for i in self._at.ends if not known.costs.measured(self.steps[i], basis)]
+            unseen = [i for i in self._at.ends if not costs.measured(self.steps[i])]
             ends = [i for i in unseen if hoped_F[i - fused.start] >= hope]
             weighed = bool(ends) or bool((speed_S[fused] >= hope).any())
             known.hopeless = known.hopeless if weighed else known.turn + self.HOPELESS
@@ -297,7 +309,7 @@ class Planner:
 
     def _of_trees(self, token_BM: NDArray[np.float64]) -> NDArray[np.float64]:
         """Return the tokens expected of each tree, from those of chains: a tree goes on where its chain breaks off."""
-        more_T = np.array([self._rescue(step).drafts for step in self.steps[self._at.trees]])
+        more_T = self._rescued()[self._at.grown_T]
         whole_B = token_BM[:, -1] - token_BM[:, -2]  # how likely every draft is kept
         token_T: NDArray[np.float64] = token_BM[:, -1].sum() + (1 - whole_B).sum() * more_T
         return token_T
@@ -305,6 +317,10 @@ class Planner:
     def _rescue(self, step: Step) -> Rescue:
         tree = step._replace(stops=0)  # fused or not
         return self.known.rescues.setdefault(tree, Rescue(tree))
+
+    def _rescued(self) -> NDArray[np.float64]:
+        """Return the drafts that each tree keeps beyond a chain that breaks off; last of all those of no tree."""
+        return np.array([*(self._rescue(tree).drafts for tree in self._at.grown), 0.0])
 
     def _from_ready(
         self,
@@ -349,7 +365,7 @@ class Planner:
     def _of_fused(self, token_M: NDArray[np.float64], rows: int) -> NDArray[np.float64]:
         """Return the tokens expected of each one-pass step, from those of chains over all rows; of trees as above."""
         drafts_F = self._at.drafts_S[self._at.fused]
-        more_F = np.array([self._rescue(step).drafts if step.nodes else 0.0 for step in self.steps[self._at.fused]])
+        more_F = self._rescued()[self._at.grown_F]
         whole_F = token_M[drafts_F] - token_M[drafts_F - 1]
         token_F: NDArray[np.float64] = token_M[drafts_F] + (rows - whole_F) * more_F
         return token_F
@@ -429,12 +445,11 @@ class Planner:
         """Return what a measured time tells the cost of: a chain that did not draw is a verification, as a copy is."""
         if step.kind == "chain" and not drew:
             return Step(step.drafts, lookup=True), rows, seconds
-        draft = self.known.costs.draft(step.drafts, rows) if step.kind in ("tree", "onepass") else None
-        if step.kind == "tree" and not drew:
-            return step, rows, seconds + (draft or 0.0)
-        if step.kind == "onepass" and drew and draft is not None:
+        if (step.kind == "tree" and not drew) or (step.kind == "onepass" and drew):
+            costs = self.known.costs.over(rows)
+            draft = costs.pace * (costs.draft(step.drafts) or 0.0)
             # A fused pass holds both the verification and a draft, so it is never the smaller half.
-            return step, rows, max(seconds - draft, seconds / 2)
+            seconds = seconds + draft if step.kind == "tree" else max(seconds - draft, seconds / 2)
         return step, rows, seconds
 
     def _probe(

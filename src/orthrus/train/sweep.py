@@ -80,13 +80,18 @@ def carry_out(
     # All of them are checked before the first is trained.
     wanted = [one for one in runs_of(sweep, path, overrides) if not only or one.variant in only]
     # A line without figures, as older versions wrote for runs found finished, is made up for from the run's log.
-    done = {(line["variant"], line["seed"]) for line in read_lines(results) if line["figures"]}
+    lines = read_lines(results)
+    had = {(line["variant"], line["seed"]) for line in lines}
+    done = {(line["variant"], line["seed"]) for line in lines if line["figures"]}
     for one in wanted:
-        if (one.variant, one.seed) in done:
+        place = (one.variant, one.seed)
+        if place in done:
             continue
         ended = run(one.recipe)
         if not ended.finished:
             return
+        if place in had and not ended.metrics:
+            continue  # it has none to give
         log = read_records(Path(one.recipe.run.output) / "log.jsonl")
         line = {
             "kind": "run",
