@@ -2,6 +2,7 @@
 
 import math
 import random
+from collections.abc import Callable
 from statistics import fmean, median
 
 import numpy as np
@@ -16,7 +17,7 @@ def conditioned(times: list[tuple[int, float]], things: int) -> tuple[float, lis
     """Return the expected pace and costs (logarithms) given all times: the slow obvious way, by one big covariance.
 
     The pace at every time and each cost at every time are jointly normal; a cost is taken to be about what its first
-    time says, less the pace expected then.
+    time says, less the pace expected then, and drifts from then on, by itself and together with those before it.
     """
     turns, noise = len(times), pace._NOISE
     size = turns * (1 + things)
@@ -27,11 +28,15 @@ def conditioned(times: list[tuple[int, float]], things: int) -> tuple[float, lis
         for other in range(turns):
             covariance[one, other] = pace._RETURNS ** abs(one - other) * variances[min(one, other)]
     first = {thing: next(turn for turn, (at, _) in enumerate(times) if at == thing) for thing in range(things)}
-    for thing in range(things):
-        for one in range(turns):
-            for other in range(turns):
-                drifted = pace._UNKNOWN + pace._DRIFTS * (min(one, other) + 1)
-                covariance[(1 + thing) * turns + one, (1 + thing) * turns + other] = drifted
+    for thing, start in first.items():
+        for another, other_start in first.items():
+            for one in range(start, turns):
+                for other in range(other_start, turns):
+                    together = max(min(one, other) - max(start, other_start), 0)
+                    drifted = pace._SHIFTS * noise * together
+                    if thing == another:
+                        drifted += pace._UNKNOWN + pace._DRIFTS * together
+                    covariance[(1 + thing) * turns + one, (1 + another) * turns + other] = drifted
     seen = np.zeros((turns, size))
     for turn, (thing, _) in enumerate(times):
         seen[turn, turn] = seen[turn, (1 + thing) * turns + turn] = 1.0
@@ -73,7 +78,7 @@ def ratio(known: Pace, one: int, other: int) -> float:
 def test_things_are_compared_by_few_times_on_a_shared_machine() -> None:
     """One is in use, another is timed once in sixty steps: how they compare is known within 3 %, most of the time.
 
-    By medians of the last nine times of each it is off by 13 %, and the dearer one is the cheaper in two of five cases.
+    By medians of the last nine times of each it is off by 13 %, and the dearer one looks cheaper in one of three cases.
     """
     off, medians_off = [], []
     for seed in range(40):
@@ -87,9 +92,9 @@ def test_things_are_compared_by_few_times_on_a_shared_machine() -> None:
         off.append(ratio(known, *places) / 1.085 - 1)
         medians_off.append(median(times[1][-9:]) / median(times[0][-9:]) / 1.085 - 1)
     assert rms(off) < 0.03
-    assert not any(one < -0.065 for one in off)
+    assert not any(one < 1 / 1.085 - 1 for one in off)
     assert rms(medians_off) > 0.12
-    assert sum(one < -0.065 for one in medians_off) >= 15
+    assert sum(one < 1 / 1.085 - 1 for one in medians_off) >= 12
 
 
 def rms(values: list[float]) -> float:
@@ -111,17 +116,39 @@ def test_a_thing_first_timed_in_a_pause_is_soon_known() -> None:
     assert ratio(known, one, other) == pytest.approx(1.2, rel=0.1)
 
 
-def test_a_pause_says_nothing_of_costs() -> None:
-    """A time fifty times too long, of a thing in use and of one looked at: both move by less than 5 %."""
-    for paused in (0, 1):
-        known = Pace()
-        places = [known.add(), known.add()]
-        for turn in range(200):
-            known.observe(places[turn % 10 == 0], 1.2 if turn % 10 == 0 else 1.0)
-        known.observe(places[paused], 50.0)
-        for _ in range(10):
-            known.observe(places[0], 1.0)
-        assert ratio(known, *places) == pytest.approx(1.2, rel=0.05)
+@pytest.mark.parametrize(("paused", "times"), [(0, 50.0), (1, 50.0), (0, 0.3)])
+def test_one_time_out_of_the_ordinary_says_little_of_costs(paused: int, times: float) -> None:
+    """Fifty times too long, of a thing in use or of one looked at, or too short: they compare as before, by 5 %."""
+    known = Pace()
+    places = [known.add(), known.add()]
+    for turn in range(200):
+        known.observe(places[turn % 10 == 0], 1.2 if turn % 10 == 0 else 1.0)
+    known.observe(places[paused], times)
+    for turn in range(1, 61):
+        known.observe(places[turn % 10 == 0], 1.2 if turn % 10 == 0 else 1.0)
+    assert ratio(known, *places) == pytest.approx(1.2, rel=0.05)
+
+
+@pytest.mark.parametrize(
+    "price",
+    [
+        lambda turn: 0.5 if turn % 30 == 0 else 1.0,
+        lambda turn: 0.001 if turn % 20 == 0 else 1.0,
+        lambda turn: (1.0, 3.0)[turn // 100 % 2],
+        lambda turn: (1.0, 2.0, 4.0)[turn // 150 % 3],
+        lambda turn: 100.0 if turn % 50 == 0 else 1.0,
+    ],
+)
+def test_errors_stay_those_of_some_distribution(price: Callable[[int], float]) -> None:
+    """After twenty thousand times, often far from what was expected: symmetric to the last bit, and positive."""
+    rng, known = random.Random(0), Pace()
+    places = [known.add() for _ in range(3)]
+    for turn in range(20_000):
+        thing = 0 if turn % 10 else 1 + turn // 10 % 2
+        known.observe(places[thing], (1 + 0.1 * thing) * price(turn) * math.exp(rng.gauss(0, 0.03)))
+    assert np.array_equal(known._errors, known._errors.T)
+    assert np.linalg.eigvalsh(known._errors).min() > 0
+    assert np.isfinite(known.levels).all()
 
 
 def test_what_is_forgotten_is_taken_as_timed_next() -> None:
@@ -139,10 +166,25 @@ def test_what_is_forgotten_is_taken_as_timed_next() -> None:
     assert known.levels[one] == pytest.approx(before, abs=1e-3)
 
 
-def test_the_first_time_tells_the_pace_of_what_is_about_known() -> None:
-    """Two costs are recalled, one is timed at twice as much: it is the pace, and they compare as they did."""
+@pytest.mark.parametrize("slow", [1 / 3, 1.0, 3.0])
+@pytest.mark.parametrize("turns", [1, 100, 1000])
+def test_what_was_recalled_compares_as_it_did(slow: float, turns: int) -> None:
+    """Three costs are of a machine at another pace; one is timed now, and another at times: the third follows."""
     known = Pace()
-    one, other = known.add(math.log(1.0)), known.add(math.log(3.0))
-    known.observe(one, 2.0)
-    assert known.pace == pytest.approx(2.0, rel=0.03)
-    assert ratio(known, one, other) == pytest.approx(3.0, rel=0.03)
+    places = [known.recall(math.log(seconds)) for seconds in (1.0, 2.0, 3.0)]
+    for turn in range(turns):
+        thing = int(turn % 20 == 19)
+        known.observe(places[thing], slow * (1 + thing))
+    assert ratio(known, places[0], places[2]) == pytest.approx(3.0, rel=0.1)
+    assert known.pace * math.exp(known.levels[0]) == pytest.approx(slow, rel=0.05)
+
+
+def test_what_was_not_timed_since_follows_a_lasting_change() -> None:
+    """Two things are known; then all takes a quarter, and one of them is timed six hundred times before the other."""
+    known = Pace()
+    one, other = known.add(), known.add()
+    for turn in range(200):
+        known.observe((one, other)[turn % 10 == 0], 1.2 if turn % 10 == 0 else 1.0)
+    for _ in range(600):
+        known.observe(one, 0.25)
+    assert ratio(known, one, other) == pytest.approx(1.2, rel=0.1)

@@ -5,7 +5,7 @@ Knows steps and numbers: the clock is the engine's, deciding is `planner`'s.
 
 from bisect import bisect_right
 from collections.abc import Sequence
-from math import exp, log
+from math import exp, inf, log
 from typing import Any, Final
 
 import numpy as np
@@ -15,7 +15,9 @@ from orthrus.decode.pace import Pace
 from orthrus.decode.plan import Kind, Step, step_of
 
 _FORGOTTEN: Final = 2048
+"""Turns after which nothing is known of a step that was not taken."""
 _SWEPT: Final = 64
+"""Turns after which that is looked after, and times that nobody asked for are taken in."""
 _MOVED: Final = 0.01
 """Share by which a measured step has to have moved for everything to be reckoned anew."""
 
@@ -66,7 +68,7 @@ class Costs:
 
     @classmethod
     def from_record(cls, record: Sequence[Sequence[Any]]) -> "Costs":
-        """Take up what an earlier process measured; the pace that the machine has by now is told by the first time.
+        """Take up what an earlier process measured; what is usual by now is told by the first step that is measured.
 
         Raises:
             TypeError, ValueError: the record is of something else.
@@ -74,20 +76,25 @@ class Costs:
         costs = cls()
         for rows, drafts, nodes, stops, lookup, ago, seconds in record:
             step = step_of([drafts, nodes, stops, lookup])
+            if not 0 < float(seconds) < inf:
+                raise ValueError(f"steps take a finite time above zero, found {seconds}")
             costs._known.setdefault(int(rows), StepCosts()).recall(step, float(seconds), turn=-int(ago))
         return costs
 
 
 class StepCosts:
-    """Seconds per step over one number of rows, at the machine's usual pace (`orthrus.decode.pace`)."""
+    """Seconds per step over one number of rows, at the machine's usual pace (`orthrus.decode.pace`).
+
+    The pace is seen anew for each number of rows, by its own steps.
+    """
 
     def __init__(self) -> None:
         self._pace = Pace()
         self._places: dict[Step, int] = {}  # of all steps that were ever measured, there
         self._last: dict[Step, int] = {}  # the turn at which each that is known was last measured
-        # Between two passes the first few steps of anything take longest: times are taken in when they are asked for.
+        # Between two passes code and data are out of the caches: times wait until they are asked for.
         self._told: list[tuple[int, float]] = []
-        # What follows, until a level moves.
+        # What follows from the levels, until one of them moves by `_MOVED`.
         self._levels: NDArray[np.float64] = np.zeros(0)
         self._vectors: dict[tuple[Step, ...], NDArray[np.float64]] = {}
         self._estimates: dict[Step, float | None] = {}
@@ -109,19 +116,17 @@ class StepCosts:
 
     def recall(self, step: Step, seconds: float, *, turn: int) -> None:
         """Add what a step took in an earlier process."""
-        self._places[step] = self._pace.add(log(seconds))
+        self._places[step] = self._pace.recall(log(seconds))
         self._last[step] = turn
         self._reckon_anew()
 
     def forget(self, *, before: int) -> None:
         """Drop what was last measured before a turn."""
-        old = [step for step, last in self._last.items() if last < before]
-        if old:
-            self.take_in()
-            self._reckon_anew()
-        for step in old:
+        self.take_in()
+        for step in [step for step, last in self._last.items() if last < before]:
             del self._last[step]
             self._pace.forget(self._places[step])
+            self._reckon_anew()
 
     def take_in(self) -> None:
         """Learn from what was observed."""
@@ -181,7 +186,7 @@ class StepCosts:
         """Return a step's cost as measured, by interpolation over its length; None where unknown.
 
         A copy that was never measured is taken to cost half of what a chain of its length does: one of two passes. One
-        that was is taken to cost at most the whole: where it took more, that was in a bad moment of the machine. A
+        that was is taken to cost at most the whole: where it took more, that was in a pause. A
         fused pass costs what its positions do in a verification, and beyond that what one that was measured does; a
         tree costs what one that was measured does, or a chain, but for the width of its verification.
         """

@@ -113,8 +113,8 @@ class Experience:
     def from_record(cls, record: Mapping[str, Any], *, block: int) -> "Experience":
         """Take up what an earlier process learned; raises KeyError, TypeError or ValueError for anything else.
 
-        What a plain step takes, which all others are weighed against, is to be seen anew: the machine may have another
-        pace by now.
+        What a plain step takes, which all others are weighed against, is to be seen anew: on another day it may be
+        another share of theirs.
         """
         known = cls(
             costs=Costs.from_record(record["costs"]),

@@ -18,14 +18,18 @@ _RETURNS: Final = 0.98
 _WANDERS: Final = 0.25
 """Variance that the pace gains with each time, as a share of that of the noise."""
 _DRIFTS: Final = 1e-6
-"""Variance that costs gain with each time: contexts grow, and clock rates are not the same for all kinds of work."""
+"""Variance that each cost gains with each time: contexts grow, and clock rates are not the same for all work."""
+_SHIFTS: Final = 0.01
+"""Variance that all costs gain together with each time, as a share of the noise's: what is usual changes, too."""
 _UNKNOWN: Final = 1.0
-"""Variance of a cost, or of the pace, of which nothing is known."""
+"""Variance of a cost of which nothing is known, and of what is usual by now where costs are of another time."""
 _NOISE, _QUIET, _LEARNS = 1e-2, 1e-4, 0.02
 """Variance of the noise, which is learned: to begin with, the least that it is taken to be, and how fast it follows."""
-_OUTLIER, _DEVIATIONS = 0.3, 3.0
-"""A time that is longer than expected by this and by so many standard deviations counts as that long: it is of a pause,
-which says nothing of what comes after it. There is no such thing as a moment in which everything takes no time."""
+_OUTLIER, _DEVIATIONS, _RARE = 0.3, 3.0, 3
+"""A time is out of the ordinary where it is off by more than this, and by so many standard deviations. A longer one
+counts as that long: it is of a pause, which says nothing of what comes after it. There are no moments in which things
+take no time: a shorter one says that the machine has become faster or, of a thing that was timed so many times at most,
+that it was in a pause."""
 
 
 class Pace:
@@ -40,6 +44,7 @@ class Pace:
         self._state = np.zeros(1)  # the pace, then the costs, all of them logarithms
         self._errors = np.zeros((1, 1))  # their covariance
         self._noise = _NOISE
+        self._times: list[int] = []  # of each thing, how many are known
 
     @property
     def pace(self) -> float:
@@ -51,24 +56,31 @@ class Pace:
         """The logarithm of what each thing takes at the usual pace, in seconds."""
         return self._state[1:]
 
-    def add(self, level: float | None = None) -> int:
-        """Make a place for a thing and return it; what it takes is unknown, or about known.
+    def add(self) -> int:
+        """Make a place for a thing and return it; nothing is known of what it takes."""
+        place = len(self._state) - 1
+        self._state = np.append(self._state, 0.0)
+        self._errors = np.pad(self._errors, (0, 1))
+        self._times.append(0)
+        return place
 
-        The first costs that are about known are at another time's pace: that of now is then to be seen.
+    def recall(self, level: float) -> int:
+        """Make a place for a thing that took about so long at another time, and return it.
+
+        How what was recalled compares is about known, and what is usual by now is told by the first time of any of it.
         """
-        if level is not None and len(self._state) == 1:
-            self._errors[0, 0] = _UNKNOWN
-        errors = np.zeros((len(self._state) + 1,) * 2)
-        errors[:-1, :-1] = self._errors
-        errors[-1, -1] = _UNKNOWN if level is None else self._noise
-        self._state, self._errors = np.append(self._state, 0.0 if level is None else level), errors
-        return len(self._state) - 2
+        place = len(self._state) - 1
+        recalled = [other + 1 for other, times in enumerate(self._times) if times]
+        self._state = np.append(self._state, level)
+        self._errors = np.pad(self._errors, (0, 1))
+        self._errors[-1, recalled] = self._errors[recalled, -1] = _UNKNOWN
+        self._errors[-1, -1] = _UNKNOWN + self._noise
+        self._times.append(1)
+        return place
 
     def forget(self, place: int) -> None:
         """Take nothing to be known of a thing."""
-        at = place + 1
-        self._errors[at], self._errors[:, at] = 0.0, 0.0
-        self._errors[at, at] = _UNKNOWN
+        self._times[place] = 0
 
     def observe(self, place: int, seconds: float) -> None:
         """Take in that a thing took so long."""
@@ -76,23 +88,30 @@ class Pace:
         state[0] *= _RETURNS
         errors[0] *= _RETURNS
         errors[:, 0] *= _RETURNS
-        errors.flat[len(state) + 1 :: len(state) + 1] += _DRIFTS  # the diagonal but for the pace
         errors[0, 0] += _WANDERS * self._noise
+        errors[1:, 1:] += _SHIFTS * self._noise
+        errors.flat[len(state) + 1 :: len(state) + 1] += _DRIFTS  # the diagonal but for the pace
         time = log(max(seconds, 1e-9))
-        if errors[at, at] >= _UNKNOWN:
+        if self._times[place] == 0:
             state[at] = time - state[0]
-        shared = errors[0] + errors[at]
-        variance = float(shared[0] + shared[at]) + self._noise
-        bound = max(_OUTLIER, _DEVIATIONS * sqrt(variance))
-        surprise = min(time - float(state[0] + state[at]), bound)
-        if surprise < -bound:
-            wrong = [0, at]
-            errors[wrong] *= -surprise / bound
-            errors[:, wrong] *= -surprise / bound
-            shared = errors[0] + errors[at]
-            variance = float(shared[0] + shared[at]) + self._noise
+            errors[at], errors[:, at] = 0.0, 0.0
+            errors[at, at] = _UNKNOWN
+        shared, variance = self._told_by(at)
+        surprise, bound = time - float(state[0] + state[at]), max(_OUTLIER, _DEVIATIONS * sqrt(variance))
+        if surprise > bound:
+            surprise = bound
+        elif surprise < -bound:
+            doubted = at if self._times[place] <= _RARE else 0
+            errors[doubted, doubted] += surprise**2
+            shared, variance = self._told_by(at)
         state += shared * (surprise / variance)
-        errors -= np.outer(shared, shared / variance)
+        errors -= np.outer(shared, shared) / variance  # in this order it stays symmetric to the last bit
+        self._times[place] += 1
         of_noise = self._noise / variance
         self._noise += _LEARNS * of_noise * (surprise**2 * of_noise - self._noise)
         self._noise = max(self._noise, _QUIET)
+
+    def _told_by(self, at: int) -> tuple[NDArray[np.float64], float]:
+        """Return the covariance of everything with a time of the thing that stands there, and that time's variance."""
+        shared = self._errors[0] + self._errors[at]
+        return shared, float(shared[0] + shared[at]) + self._noise

@@ -68,7 +68,7 @@ def runs_of(sweep: Sweep, path: Path, overrides: Sequence[str] = ()) -> Iterator
 def carry_out(
     sweep: Sweep, path: Path, results: Path, overrides: Sequence[str] = (), *, only: Sequence[str] = ()
 ) -> Iterator[dict[str, Any]]:
-    """Train every run that has no line in `results` yet, and yield its line once it is written there.
+    """Train every run that has no line with figures in `results` yet, and yield its line once it is written there.
 
     Raises:
         ConfigError: `only`, which picks variants, names one that there is not; or a variant does not fit.
