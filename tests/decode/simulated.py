@@ -16,6 +16,9 @@ SLOTS = 63
 Price = Callable[[Step, bool], float]
 """What a step takes, and whether it has to draft first."""
 
+Machine = Callable[[float], float]
+"""What a step takes at the moment that usually takes so many seconds."""
+
 Accept = Callable[[int], int]
 """How many drafts would be right from this place of the text on."""
 
@@ -85,26 +88,22 @@ def linear(wide: float) -> Price:
 class Moody:
     """A machine with bad moments: they come at random, last some steps, and make each take half as long again."""
 
-    def __init__(self, price: Price, *, share: float, steps: int, seed: int) -> None:
-        self.price, self.share, self.steps = price, share, steps
+    def __init__(self, *, share: float, steps: int, seed: int) -> None:
+        self.share, self.steps = share, steps
         self.rng, self.left, self.slow = random.Random(seed), 0.0, False
-        self.usual = 0.0  # what the same steps would have taken without
 
-    def __call__(self, step: Step, drew: bool = True) -> float:
+    def __call__(self, seconds: float) -> float:
         if self.left <= 0:
             self.slow = self.rng.random() < self.share
             self.left = self.rng.expovariate(1 / self.steps) if self.slow else 1.0
         self.left -= 1
-        seconds = self.price(step, drew)
-        self.usual += seconds
         return seconds * (1.5 if self.slow else 1.0) * math.exp(abs(self.rng.gauss(0, 0.05)))
 
 
 class Shared:
     """A machine that is used by others: its pace wanders over moments, seconds and minutes, each by 8 %.
 
-    About what the bundled model's steps went through on a shared machine with two cores: times' logarithms with a
-    standard deviation of 0.17, two thirds of it common to one step and the next, a quarter to those sixteen apart.
+    In the manner of what the bundled model's steps go through on a shared machine with two cores.
     """
 
     def __init__(self, seed: int) -> None:

@@ -2,6 +2,7 @@
 
 import math
 import random
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -15,6 +16,7 @@ from orthrus.errors import ConfigError
 from tests.decode.simulated import (
     BLOCK,
     SLOTS,
+    Machine,
     Moody,
     Price,
     Shared,
@@ -180,7 +182,7 @@ def test_estimates_follow_what_is_measured() -> None:
 
 
 def test_a_copy_costs_at_most_what_a_chain_does() -> None:
-    """It is one of a chain's two passes; what took longer was timed in a bad moment."""
+    """It is one of a chain's two passes; what took longer was timed in a pause."""
     costs = Costs()
     for step, seconds in ((Step(15), 3.0), (Step(15, lookup=True), 50.0), (Step(3, lookup=True), 1.5)):
         timed(costs, step, seconds)
@@ -661,44 +663,37 @@ NANO = by_rows(lambda rows: 5.3 + 1.1 * (rows - 1) / 15, {"lookup": 0.3, "chain"
 """About what the bundled model's steps take on two cores, in milliseconds."""
 
 
-@pytest.mark.parametrize(("steps", "share"), [(8, 0.03), (20, 0.02), (60, 0.01)])
-def test_bad_moments_that_come_in_bursts_do_not_drive_out_what_is_best(steps: int, share: float) -> None:
-    """Steps chosen take at most 1.5 % more than the longest chain, which is best, would: over ten texts after a first.
+def lost(machine: Callable[[int], Machine], rate: float) -> float:
+    """Return what is lost to the longest chain, which is best: over ten texts, each after a first; a share of its time.
 
-    Reckoned without the moments, which cost any step as much.
+    Reckoned by what the steps chosen usually take: what the machine adds costs any step as much.
     """
     loss = 0.0
     for seed in range(10):
-        machine, planner = Moody(NANO, share=share, steps=steps, seed=seed), Planner(parse("auto"), block=BLOCK)
-        accept = geometric(0.98, seed=seed)
-        simulate(accept, price=machine, tokens=1500, planner=planner, rescue=0.15)
-        machine.usual = 0.0
-        simulate(accept, price=machine, tokens=6000, planner=planner, rescue=0.15)
-        loss += machine.usual / fixed(Step(15), accept, NANO, 6000) - 1
-    assert loss / 10 <= 0.015
+        planner, accept, now, usual = Planner(parse("auto"), block=BLOCK), geometric(rate, seed), machine(seed), 0.0
 
-
-@pytest.mark.parametrize("rate", [0.9, 0.98])
-def test_on_a_shared_machine_what_is_best_stays_in_use(rate: float) -> None:
-    """Steps chosen take at most 1 % more than the longest chain would: over ten texts, each after a first.
-
-    Trees and one-pass steps are 3 to 6 % behind it; reckoned without what others on the machine add to all of them.
-    """
-    loss = 0.0
-    for seed in range(10):
-        usual, machine, planner = 0.0, Shared(seed), Planner(parse("auto"), block=BLOCK)
-
-        def price(step: Step, drew: bool = True, machine: Shared = machine) -> float:
+        def price(step: Step, drew: bool = True, now: Machine = now) -> float:
             nonlocal usual
             usual += NANO(step, drew)
-            return machine(NANO(step, drew))
+            return now(NANO(step, drew))
 
-        accept = geometric(rate, seed=seed)
         simulate(accept, price=price, tokens=1500, planner=planner, rescue=0.15)
         usual = 0.0
         simulate(accept, price=price, tokens=6000, planner=planner, rescue=0.15)
         loss += usual / fixed(Step(15), accept, NANO, 6000) - 1
-    assert loss / 10 <= 0.01
+    return loss / 10
+
+
+@pytest.mark.parametrize(("steps", "share"), [(8, 0.03), (20, 0.02), (60, 0.01)])
+def test_bad_moments_that_come_in_bursts_do_not_drive_out_what_is_best(steps: int, share: float) -> None:
+    """Half as long again, for some steps: what is chosen takes at most 1.5 % more than what is best."""
+    assert lost(lambda seed: Moody(share=share, steps=steps, seed=seed), 0.98) <= 0.015
+
+
+@pytest.mark.parametrize("rate", [0.9, 0.98])
+def test_on_a_shared_machine_what_is_best_stays_in_use(rate: float) -> None:
+    """Others make steps take longer and shorter, for moments and for long: at most 1 % more than what is best."""
+    assert lost(Shared, rate) <= 0.01
 
 
 @pytest.mark.parametrize("usual", [linear(2.5), CPU, WIDE], ids=["dear", "measured", "wide"])

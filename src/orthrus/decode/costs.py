@@ -186,9 +186,9 @@ class StepCosts:
         """Return a step's cost as measured, by interpolation over its length; None where unknown.
 
         A copy that was never measured is taken to cost half of what a chain of its length does: one of two passes. One
-        that was is taken to cost at most the whole: where it took more, that was in a pause. A
-        fused pass costs what its positions do in a verification, and beyond that what one that was measured does; a
-        tree costs what one that was measured does, or a chain, but for the width of its verification.
+        that was is taken to cost at most the whole: where it took more, that was in a pause. A fused pass costs
+        what its positions do in a verification, and beyond that what one that was measured does; a tree costs what one
+        that was measured does, or a chain, but for the width of its verification.
         """
         if step not in self._estimates:
             self._estimates[step] = self._reckon(step)

@@ -467,9 +467,9 @@ class Planner:
         Those barred could not win as things stand: copies where there is nothing to copy, one-pass steps where not even
         the least that they can cost would do. Kinds never measured come first; from plain decoding the most promising
         one is looked at every other time. Two are looked at though others of their kind are best: one-pass steps, while
-        there are `ends` to be measured (the others lie between), and the longest chain, which a pause may have
-        driven out. Plain steps, which all others are weighed against, are looked at for what they cost by now when none
-        was taken for `RENEWED` steps.
+        there are `ends` to be measured (the others lie between), and the longest chain, which a pause may have driven
+        out. Plain steps, which all others are weighed against, are looked at for what they cost by now when none was
+        taken for `RENEWED` steps.
         """
         known = self.known
         if known.allowance is None or known.allowance < cost_S[0]:
