@@ -186,7 +186,7 @@ def test_a_second_process_begins_with_what_the_first_learned(folder: Path) -> No
     [
         lambda text: text[: len(text) // 2],
         lambda text: "[]",
-        lambda text: text.replace('"format": 2', '"format": 1'),
+        lambda text: text.replace('"format": 3', '"format": 2'),
         lambda text: text.replace('"counts": [', '"counts": [0, '),
         lambda text: text.replace('"turn": ', '"turn": "many", "was": '),
         lambda text: text.replace('"costs": [[', '"costs": [[1], ['),

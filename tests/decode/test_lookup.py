@@ -19,17 +19,18 @@ MODEL, PLAIN = dual(num_hidden_layers=1), tiny("qwen3", num_hidden_layers=1)
 PROMPTS = [[5, 6, 7, 8] * 4, [9, 10, 11], [3]]
 
 
-def searched(text: list[int], count: int) -> tuple[int, list[int]]:
+def searched(text: list[int], count: int) -> tuple[int, int, list[int]]:
     """Look for the latest earlier place of the last tokens, and go on from there, round and round.
 
-    Returns how many tokens there are the same, `LONG` at most, and the copy; none, and the last token, for no place.
+    Returns how many tokens there are the same, `LONG` at most, where the copy begins, and the copy; none, and the last
+    token, for no place.
     """
     for end in range(len(text) - 1, NGRAM - 1, -1):
         if text[end - NGRAM : end] == text[-NGRAM:]:
             common = max(n for n in range(NGRAM, min(LONG, end) + 1) if text[end - n : end] == text[-n:])
             tail = text[end:]
-            return common, [tail[i % len(tail)] for i in range(count)]
-    return 0, [text[-1]] * count
+            return common, end, [tail[i % len(tail)] for i in range(count)]
+    return 0, len(text) - 1, [text[-1]] * count
 
 
 def test_drafts_are_what_a_search_through_the_text_finds() -> None:
@@ -43,9 +44,12 @@ def test_drafts_are_what_a_search_through_the_text_finds() -> None:
             size = rng.randint(1, 7)
             lookup.extend(text[start : start + size])
             start += size
-        matched, expected = searched(text, 11)
+        matched, source, expected = searched(text, 11)
         assert len(lookup) == len(text)
         assert lookup.matched == matched
+        prompt = rng.randint(0, len(text))
+        kind = None if not matched else "echo" if matched == LONG else "quote" if source < prompt else "lookup"
+        assert lookup.copy(prompt) == kind
         assert lookup.drafts(11) == expected
         copied[matched] += 1
     assert set(copied) == {0, *range(NGRAM, LONG + 1)}
@@ -71,7 +75,7 @@ def test_an_engine_tells_its_planner_what_copies_would_have_been_worth(monkeypat
         told.update(foreseen)
         for row, right in zip(engine.live, foreseen, strict=True):
             text = row.prompt_ids + row.token_ids
-            matched, copy = searched(text, 1)
+            matched, _, copy = searched(text, 1)
             written = plain_texts(1.0)[PROMPTS.index(row.prompt_ids)][len(row.token_ids)]
             assert right == (None if not matched else int(copy == [written]))
         real(*arguments, foreseen=foreseen, **more)  # type: ignore[arg-type]

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from orthrus.decode.costs import Costs
-from orthrus.decode.lookup import LONG
+from orthrus.decode.lookup import Copy
 from orthrus.decode.plan import Step, parse
 from orthrus.decode.planner import Decision, Look, Planner
 from orthrus.decode.worth import WAYS, Record, Rescue, expected, usually_met
@@ -195,9 +195,9 @@ def test_plain_steps_are_timed_again_where_none_is_taken() -> None:
     """Timed in a bad moment and never the best since: they are looked at again before long, and not often."""
     planner, record, plain = Planner(parse("auto"), block=BLOCK), fresh(), []
     for turn in range(1200):
-        step = planner.choose([record], [LONG])
+        step = planner.choose([record], ["echo"])
         plain += [turn] if step == Step() else []
-        planner.observe(step, [record], [step.drafts], linear(1.2)(step, True), [LONG])
+        planner.observe(step, [record], [step.drafts], linear(1.2)(step, True), ["echo"])
     late = [turn for turn in plain if turn > 200]
     assert 3 <= len(late) <= 5
 
@@ -207,10 +207,10 @@ def test_a_bad_moment_of_the_machine_is_got_over(long: int) -> None:
     """All steps take fifty times as long for a while: the best one is found again, whatever was in use meanwhile."""
     planner, record, chosen = Planner(parse("auto"), block=BLOCK), fresh(), []
     for turn in range(2700):
-        step = planner.choose([record], [LONG])
+        step = planner.choose([record], ["echo"])
         chosen.append(step)
         seconds = linear(1.2)(step, True) * (50 if 100 <= turn < 100 + long else 1)
-        planner.observe(step, [record], [step.drafts if step.lookup else 0], seconds, [LONG])
+        planner.observe(step, [record], [step.drafts if step.lookup else 0], seconds, ["echo"])
     best = Step(15, lookup=True)
     assert chosen[60:100].count(best) > 35
     assert chosen[-400:].count(best) > 350
@@ -318,13 +318,13 @@ def test_rows_that_found_more_to_copy_than_to_draft_copy_in_a_chain() -> None:
     """Each row its own: one copies what the other would have to draft; in a lookup all do."""
     planner, good, bad = Planner(parse("auto"), block=BLOCK), fresh(), fresh()
     for _ in range(50):
-        planner.observe(Step(7, lookup=True), [good, bad], [7, 0], 1.0, [True, True])
+        planner.observe(Step(7, lookup=True), [good, bad], [7, 0], 1.0, ["lookup"] * 2)
         planner.observe(Step(7), [good, bad], [2, 2], 2.0)
-    assert planner.copying(Step(7), [good, bad, good], [True, True, False]) == [True, False, False]
-    assert planner.copying(Step(7, lookup=True), [good, bad], [True, False]) == [True, True]
-    assert planner.copying(Step(15, nodes=15), [good, bad], [True, True]) == [False, False]
+    assert planner.copying(Step(7), [good, bad, good], ["lookup", "lookup", None]) == [True, False, False]
+    assert planner.copying(Step(7, lookup=True), [good, bad], ["lookup", None]) == [True, True]
+    assert planner.copying(Step(15, nodes=15), [good, bad], ["lookup"] * 2) == [False, False]
     before = good.counts.copy()
-    planner.observe(Step(7), [good, bad], [7, 1], 2.0, [True, True], copied=[True, False])
+    planner.observe(Step(7), [good, bad], [7, 1], 2.0, ["lookup"] * 2, copied=[True, False])
     chain, lookup = WAYS.index("chain"), WAYS.index("lookup")
     assert (good.counts[:, chain] == before[:, chain]).all()
     assert good.counts[0, lookup].sum() > 0.95 * before[0, lookup].sum() + 6
@@ -339,27 +339,28 @@ def test_copies_are_made_only_where_something_was_found() -> None:
     for _ in range(50):
         planner.observe(Step(15, lookup=True), [record], [15], 1.2)
     planner.known.allowance = 0.0
-    assert planner.choose([record], [True]) == Step(15, lookup=True)
-    assert not planner.choose([record], [False]).lookup
-    assert planner.choose([record] * 4, [True, False, False, False]).lookup
+    assert planner.choose([record], ["lookup"]) == Step(15, lookup=True)
+    assert not planner.choose([record], [None]).lookup
+    assert planner.choose([record] * 4, ["lookup", None, None, None]).lookup
     before = record.counts.copy()
-    planner.observe(Step(15, lookup=True), [record], [0], 1.2, [False])
+    planner.observe(Step(15, lookup=True), [record], [0], 1.2, [None])
     assert (record.counts == record.fade * before).all()
 
 
-def test_copies_after_many_tokens_in_common_are_weighed_by_themselves() -> None:
-    """Three tokens in common may be chance, eight hardly are: what the former are worth says nothing of the latter."""
+@pytest.mark.parametrize(("bad", "good"), [("lookup", "echo"), ("quote", "echo"), ("quote", "lookup")])
+def test_copies_of_each_kind_are_weighed_by_themselves(bad: Copy, good: Copy) -> None:
+    """Three tokens in common may be chance, eight hardly are, and answers go on otherwise than their prompts do."""
     planner, record = Planner(parse("auto"), block=BLOCK), fresh()
     for step in (Step(15), Step(), Step(15), Step()):
         planner.observe(step, [record], [0], linear(1.2)(step, True))
     for _ in range(50):
-        planner.observe(Step(15, lookup=True), [record], [0], 1.5, [LONG - 1])
-        planner.observe(Step(15, lookup=True), [record], [15], 1.5, [LONG])
+        planner.observe(Step(15, lookup=True), [record], [0], 1.5, [bad])
+        planner.observe(Step(15, lookup=True), [record], [15], 1.5, [good])
     planner.known.allowance = 0.0
     for _ in range(2):  # a decision that stands is one of this situation only
-        assert planner.choose([record], [LONG - 1]) == Step()
-        assert planner.choose([record], [LONG]) == Step(15, lookup=True)
-    assert planner.copying(Step(15), [record] * 3, [LONG, 3, 0]) == [True, False, False]
+        assert planner.choose([record], [bad]) == Step()
+        assert planner.choose([record], [good]) == Step(15, lookup=True)
+    assert planner.copying(Step(15), [record] * 3, [good, bad, None]) == [True, False, False]
 
 
 def test_what_copies_would_have_been_worth_is_learned_while_others_are_drafted() -> None:
@@ -370,20 +371,20 @@ def test_what_copies_would_have_been_worth_is_learned_while_others_are_drafted()
     for foreseen, copies in ((None, False), ([10], True)):
         planner, record = Planner(parse("auto"), block=BLOCK), fresh()
         for step in (Step(15), Step(), Step(15), Step(), Step(15, lookup=True), Step(15, lookup=True)):
-            planner.observe(step, [record], [9 if step == Step(15) else 0], linear(1.2)(step, True), [3])
+            planner.observe(step, [record], [9 if step == Step(15) else 0], linear(1.2)(step, True), ["lookup"])
         for _ in range(8):
             planner.known.allowance = 0.0
-            assert not planner.choose([record], [3]).lookup
-            planner.observe(Step(), [record], [0], 1.0, [3], foreseen=[0])
+            assert not planner.choose([record], ["lookup"]).lookup
+            planner.observe(Step(), [record], [0], 1.0, ["lookup"], foreseen=[0])
         for _ in range(8):
-            planner.observe(Step(15), [record], [9], 2.4, [3], foreseen=foreseen)
+            planner.observe(Step(15), [record], [9], 2.4, ["lookup"], foreseen=foreseen)
         planner.known.standing.clear()
-        assert planner.choose([record], [3]).lookup is copies
+        assert planner.choose([record], ["lookup"]).lookup is copies
     told = fresh(fade=1.0)
-    planner.observe(Step(15), [told], [4], 2.4, [LONG], foreseen=[2])
-    planner.observe(Step(), [told], [0], 1.0, [LONG], foreseen=[1])
-    planner.observe(Step(15), [told], [4], 2.4, [LONG], foreseen=[None])
-    planner.observe(Step(15, lookup=True), [told], [4], 1.2, [3], foreseen=[4])
+    planner.observe(Step(15), [told], [4], 2.4, ["echo"], foreseen=[2])
+    planner.observe(Step(), [told], [0], 1.0, ["echo"], foreseen=[1])
+    planner.observe(Step(15), [told], [4], 2.4, ["echo"], foreseen=[None])
+    planner.observe(Step(15, lookup=True), [told], [4], 1.2, ["lookup"], foreseen=[4])
     tried, kept = told.counts
     echo, lookup = WAYS.index("echo"), WAYS.index("lookup")
     assert tried[echo, :4].tolist() == [2, 1, 1, 0]
@@ -627,7 +628,7 @@ def test_auto_weighs_the_kinds_it_is_told_to() -> None:
     for text in ("auto", "auto:chain", "auto:tree+lookup"):
         planner, record = Planner(parse(text), block=BLOCK), fresh()
         for _ in range(40):
-            step = planner.choose([record], [True])
+            step = planner.choose([record], ["lookup"])
             planner.observe(step, [record], [step.drafts], 1.0 if step.lookup else 2.0)
             assert step in planner.steps
 

@@ -19,7 +19,7 @@ from orthrus.decode import plan as plans
 from orthrus.decode.cycle import Batch, Drafter, Outcome, cycle, twin
 from orthrus.decode.exact import Exact, can_fuse, finding_for
 from orthrus.decode.experience import experience_of
-from orthrus.decode.lookup import Lookup
+from orthrus.decode.lookup import Copy, Lookup
 from orthrus.decode.noise import stream_of
 from orthrus.decode.options import Options, Sampling
 from orthrus.decode.output import FinishReason, Stats
@@ -235,17 +235,17 @@ class Engine:
         shape = {"rows": len(self.live), "drafts": chain.drafts, "stops": chain.stops}
         return chain if can_fuse(self.passes.model, self.finding, **shape) else Step(step.drafts)
 
-    def _look_up(self) -> list[int]:
-        """Bring the live rows' lookups up to their texts; returns how many tokens each has in common with a copy."""
+    def _look_up(self) -> list[Copy | None]:
+        """Bring the live rows' lookups up to their texts; returns what each one's copy would be of."""
         for row in self.live:
             row.lookup.extend(row.prompt_ids[len(row.lookup) :])
             row.lookup.extend(row.token_ids[len(row.lookup) - len(row.prompt_ids) :])
-        return [row.lookup.matched for row in self.live]
+        return [row.lookup.copy(len(row.prompt_ids)) for row in self.live]
 
-    def _foreseen(self, found: list[int], tokens: list[list[int]]) -> list[int | None]:
+    def _foreseen(self, found: list[Copy | None], tokens: list[list[int]]) -> list[int | None]:
         """Return how many of the tokens just written a copy would have had right, in rows that could have copied."""
         triples = zip(self.live, found, tokens, strict=True)
-        return [row.lookup.foresaw(written) if matched else None for row, matched, written in triples]
+        return [row.lookup.foresaw(written) if copy else None for row, copy, written in triples]
 
     def _limit(self, prompt_ids: Sequence[int], options: Options) -> int:
         """Check a request against vocabulary, context and cache; return how many tokens it may write."""

@@ -25,7 +25,7 @@ KIND: Final = "experience"
 """Under which `orthrus.memory` keeps it."""
 
 _LEARNED_HERE: Final = "_orthrus_experience"
-_FORMAT: Final = 2
+_FORMAT: Final = 3
 _WORTH_KEEPING: Final = 64
 """Turns after which there is something to keep."""
 
@@ -83,7 +83,7 @@ class Experience:
     used: dict[Kind, int] = field(default_factory=dict)
     longest: int = 0
     last: Step | None = None
-    standing: dict[tuple[int, ...], Decision] = field(default_factory=dict)
+    standing: dict[tuple[object, ...], Decision] = field(default_factory=dict)
     look_from: float = 0.0
     vain: int = 0
     usual_met: NDArray[np.float64] = field(default_factory=lambda: usually_met(Record(slots=0)))

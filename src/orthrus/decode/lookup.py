@@ -5,11 +5,17 @@ lookup decoding; Saxena, 2023). Knows token ids only.
 """
 
 from collections.abc import Iterable, Sequence
+from typing import Literal
 
 NGRAM = 3
 
 LONG = 8
 """Tokens in common from which on a place is as good as any: what follows there hardly ever fails to follow here."""
+
+Copy = Literal["quote", "lookup", "echo"]
+"""What is copied from: the prompt; what was written since; either, where `LONG` tokens before it are the same as here,
+more than chance would have it. An answer that takes up words of its prompt mostly goes on otherwise than that; one that
+repeats itself goes on repeating."""
 
 
 class Lookup:
@@ -37,6 +43,12 @@ class Lookup:
         while count < min(LONG, self._source) and text[-count - 1] == text[-count - 1 - ahead]:
             count += 1
         return count
+
+    def copy(self, prompt: int) -> Copy | None:
+        """Return what a copy would be of, in a text whose prompt has so many tokens; None where there is none."""
+        if self._source is None:
+            return None
+        return "echo" if self.matched >= LONG else "quote" if self._source < prompt else "lookup"
 
     def extend(self, token_ids: Iterable[int]) -> None:
         """Append tokens to the text."""

@@ -14,13 +14,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from orthrus.decode.experience import Decision, Experience
-from orthrus.decode.lookup import LONG
+from orthrus.decode.lookup import Copy
 from orthrus.decode.plan import Kind, Plan, Step
 from orthrus.decode.worth import (
     AHEAD,
     CHAIN,
-    ECHO,
-    LOOKUP,
+    COPY,
     WAYS,
     Record,
     Rescue,
@@ -102,7 +101,7 @@ def layout(steps: tuple[Step, ...]) -> Layout:
 
     drafts_S = np.array([step.drafts for step in steps])
     slots = int(drafts_S.max())
-    way_S = np.array([LOOKUP if step.lookup else CHAIN for step in steps])
+    way_S = np.array([COPY if step.lookup else CHAIN for step in steps])
     fused = steps[all_of("onepass")]
     chains = [step for step in fused if not step.nodes]
     widest = max(chains, key=lambda step: step.scratch, default=Step())
@@ -188,7 +187,7 @@ class Planner:
     def choose(
         self,
         rows: Sequence[Record],
-        found: Sequence[int] | None = None,
+        found: Sequence[Copy | None] | None = None,
         *,
         ready: int = 0,
         blind: bool = False,
@@ -198,7 +197,7 @@ class Planner:
 
         Args:
             rows: their records.
-            found: how many tokens each text has in common with one to copy from (`Lookup.matched`).
+            found: what a copy of each text would be of; None where there is nothing to copy.
             ready: drafts that the pass before has made for every row, for the step to use.
             blind: whether these were made without knowing the token before them.
             room: cache positions left in every row, `scratch` at least; None for as many as may be.
@@ -206,8 +205,7 @@ class Planner:
         self.look = None
         if len(self.steps) == 1:
             return self.steps[0]
-        copies = [_copy(matched) for matched in found or ()]
-        known, situation = self.known, (len(rows), ready, blind, *sorted(copies))
+        known, situation = self.known, (len(rows), ready, blind, *sorted(map(str, found or ())))
         room = self._at.widest if room is None else room
         before = known.standing.get(situation)
         can_look = known.allowance is not None and known.allowance >= known.look_from
@@ -232,28 +230,30 @@ class Planner:
         known.last = decided.step
         return decided.step
 
-    def copying(self, step: Step, rows: Sequence[Record], found: Sequence[int] | None) -> list[bool]:
+    def copying(self, step: Step, rows: Sequence[Record], found: Sequence[Copy | None] | None) -> list[bool]:
         """Return which rows' drafts are copies: in a chain, of those that found any, where copies promise more.
 
         None where the chain is taken to see what it costs; a single row's would have been a step of their own.
         """
-        found = found or [0] * len(rows)
+        found = [None] * len(rows) if found is None else found
         if step.kind != "chain" or self.draws or len(rows) == 1 or not any(found):
             return [step.lookup] * len(rows)
         token_BWM = self._expected(rows, found, slots=step.drafts)
-        better = token_BWM[:, LOOKUP, -1] > token_BWM[:, CHAIN, -1]
-        return [matched > 0 and bool(more) for matched, more in zip(found, better, strict=True)]
+        better = token_BWM[:, COPY, -1] > token_BWM[:, CHAIN, -1]
+        return [copy is not None and bool(more) for copy, more in zip(found, better, strict=True)]
 
-    def _expected(self, rows: Sequence[Record], found: Sequence[int], *, slots: int) -> NDArray[np.float64]:
-        """Return `expected`, of copies what each row's is worth; one token where there is nothing to copy."""
+    def _expected(self, rows: Sequence[Record], found: Sequence[Copy | None], *, slots: int) -> NDArray[np.float64]:
+        """Return `expected`, under `COPY` what each row's own copy is worth; one token where there is none."""
         token_BWM = expected(rows, self.known.worth, slots=slots)
-        way_B = [_copy(matched) for matched in found]
-        token_BWM[:, LOOKUP] = token_BWM[range(len(rows)), way_B]
-        token_BWM[[row for row, matched in enumerate(found) if not matched], LOOKUP] = 1.0
+        own_BM = [
+            token_M[WAYS.index(copy)] if copy else np.ones(slots + 1)
+            for token_M, copy in zip(token_BWM, found, strict=True)
+        ]
+        token_BWM[:, COPY] = own_BM
         return token_BWM
 
     def _decide(
-        self, rows: Sequence[Record], found: Sequence[int] | None, ready: int, blind: bool, room: int
+        self, rows: Sequence[Record], found: Sequence[Copy | None] | None, ready: int, blind: bool, room: int
     ) -> tuple[Decision, Look | None]:
         """Return the best known step, and the look to take instead, if any."""
         known = self.known
@@ -264,12 +264,12 @@ class Planner:
                 return Decision(self.steps[needed]), None
             if known.allowance is None:
                 known.allowance = self.FIRST_PROBES * float(cost_S[needed])
-        found = found or [0] * len(rows)
+        found = [None] * len(rows) if found is None else found
         token_BWM = self._expected(rows, found, slots=self._at.slots)
-        nothing = found.count(0)
+        nothing = found.count(None)
         token_WM = token_BWM.sum(axis=0)
         if 0 < nothing < len(rows):  # in a chain, those that found more to copy than to draft copy
-            token_WM[CHAIN] = token_BWM[:, [CHAIN, LOOKUP]].max(axis=1).sum(axis=0)
+            token_WM[CHAIN] = token_BWM[:, [CHAIN, COPY]].max(axis=1).sum(axis=0)
         token_S = token_WM.take(self._at.place_S)
         token_S[self._at.trees] = self._of_trees(token_BWM[:, CHAIN])
         speed_S = token_S / np.maximum(cost_S, 1e-9)
@@ -376,7 +376,7 @@ class Planner:
         rows: Sequence[Record],
         accepted: Sequence[int],
         seconds: float,
-        found: Sequence[int] | None = None,
+        found: Sequence[Copy | None] | None = None,
         *,
         drew: bool | None = True,
         blind: Sequence[bool] | None = None,
@@ -418,21 +418,22 @@ class Planner:
             self._decision.settle(sum(accepted) + len(rows), seconds)
         blind = blind or [drew is False] * len(rows)
         copied = copied or [step.lookup] * len(rows)
-        found = found or [1] * len(rows)
+        found = ["lookup"] * len(rows) if found is None else found
         for place, (record, kept) in enumerate(zip(rows, accepted, strict=True)):
             drafts = step.drafts
             if step.nodes and inside is not None:
                 self._rescue(step).add(kept, *inside[place])
                 kept, drafts = inside[place]
-            copy: Way = WAYS[_copy(found[place])]
-            if step.kind == "plain" or (copied[place] and not found[place]):
+            copy = found[place]
+            way: Way | None = copy if copied[place] else "ahead" if blind[place] else "chain"
+            if step.kind == "plain" or way is None:
                 record.relax()
             else:
-                way = copy if copied[place] else "ahead" if blind[place] else "chain"
                 for one in (record, known.worth):
                     one.add(way, drafts=drafts, accepted=kept)
             right = None if foreseen is None or copied[place] else foreseen[place]
-            if right is not None:  # what a copy would have been worth, as far as the text went on, comes for nothing
+            if copy is not None and right is not None:
+                # What a copy would have been worth, as far as the text went on, comes for nothing.
                 for one in (record, known.worth):
                     one.add(copy, drafts=accepted[place] + 1, accepted=right)
         if step.kind == "onepass":
@@ -505,8 +506,3 @@ class Planner:
             lost = float(draft_S[best])  # what was drafted ahead
         worth = float(tokens / speed_S[best]) - lost
         return Look(self.steps[index], worth=worth, least=float(cost_S[0]), most=cost - worth)
-
-
-def _copy(matched: int) -> int:
-    """Return the way in which a text is copied after so many tokens in common; 0 where there are none."""
-    return 0 if not matched else ECHO if matched >= LONG else LOOKUP

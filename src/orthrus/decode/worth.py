@@ -1,39 +1,36 @@
 """What drafts are worth: how often they were kept lately, in a row and in general, and what to expect of the next.
 
-A row's chains, drafts made ahead, and copies from its text, after few tokens in common or after many, each have figures
-of their own; trees are measured by the chain inside them, which every tree's verdict judges too. Knows steps and
-numbers; deciding is `planner`'s.
+A row's chains, drafts made ahead, and copies of each kind (`lookup.Copy`) have figures of their own; trees are measured
+by the chain inside them, which every tree's verdict judges too. Knows steps and numbers; deciding is `planner`'s.
 
 Shapes: B rows, W ways to draft, M slots.
 """
 
 from bisect import bisect_right
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
+from orthrus.decode.lookup import Copy
 from orthrus.decode.plan import STOPS, Step
 
-Way = Literal["chain", "ahead", "lookup", "echo"]
+Way = Literal["chain", "ahead"] | Copy
 
-WAYS: tuple[Way, ...] = ("chain", "ahead", "lookup", "echo")
-"""How drafts come about, in the order of arrays.
+WAYS: tuple[Way, ...] = ("chain", "ahead", *get_args(Copy))
+"""How drafts come about, in the order of arrays; "ahead": a fused pass made them without knowing the token before."""
 
-"ahead": a fused pass made them without knowing the token before; "echo": copied from where the text before them is the
-same for longer than chance would have it.
-"""
-
-CHAIN, AHEAD, LOOKUP, ECHO = range(len(WAYS))
+CHAIN, AHEAD, COPY = range(3)
+"""Where chains and drafts made ahead stand in arrays, and the first kind of copy."""
 
 _TRIED, _KEPT = 0, 1
 _DIGITS = 8
 _FIRM = 8.0
 """Trials that a guess counts as which rests on many others."""
 
-_GUESS = np.array([0.5, 0.5, 0.5, 0.8])
-_TRUST = np.array([2.0, 2.0, 2.0, _FIRM])
+_GUESS = np.array([0.8 if way == "echo" else 0.5 for way in WAYS])
+_TRUST = np.array([_FIRM if way == "echo" else 2.0 for way in WAYS])
 """How likely a draft of each way is before any was tried, and how many trials that counts as: guesses, of echoes a
 firmer one, since a text that repeats itself mostly goes on to."""
 
