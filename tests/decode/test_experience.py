@@ -69,7 +69,11 @@ def test_what_was_learned_is_read_as_it_was_written() -> None:
     again = next_process(known).known
     steps = parse("auto").steps(BLOCK)
     torch.testing.assert_close(
-        again.costs.over(1).estimates(steps), known.costs.over(1).estimates(steps), rtol=1e-4, atol=0, equal_nan=True
+        again.costs.over(1).estimates.table(steps),
+        known.costs.over(1).estimates.table(steps),
+        rtol=1e-4,
+        atol=0,
+        equal_nan=True,
     )
     torch.testing.assert_close(again.worth.counts, known.worth.counts, atol=1e-4, rtol=0)
     torch.testing.assert_close(again.worth.hits, known.worth.hits, atol=1e-4, rtol=0)
@@ -136,13 +140,13 @@ def test_what_was_measured_elsewhere_is_held_to_the_pace_of_what_is_measured_her
             before.observe(step, 1, seconds)
     costs = Costs.from_record(before.to_record())
     every = (Step(), Step(7), Step(15))
-    assert costs.over(1).estimates(every)[0] == pytest.approx([1.0, 2.0, 3.0])
+    assert costs.over(1).estimates.table(every)[0] == pytest.approx([1.0, 2.0, 3.0])
     costs.observe(Step(15), 1, 99.0)  # its first run here
-    assert costs.over(1).estimates(every)[0] == pytest.approx([1.0, 2.0, 3.0])
+    assert costs.over(1).estimates.table(every)[0] == pytest.approx([1.0, 2.0, 3.0])
     costs.observe(Step(15), 1, 6.0)
-    assert costs.over(1).pace * costs.over(1).estimates(every)[0] == pytest.approx([2.0, 4.0, 6.0], rel=0.03)
+    assert costs.over(1).pace * costs.over(1).estimates.table(every)[0] == pytest.approx([2.0, 4.0, 6.0], rel=0.03)
     again = Costs.from_record(costs.to_record())
-    assert again.over(1).estimates(every)[0] == pytest.approx([2.0, 4.0, 6.0], rel=0.03)
+    assert again.over(1).estimates.table(every)[0] == pytest.approx([2.0, 4.0, 6.0], rel=0.03)
 
 
 @pytest.mark.parametrize("block", [4, 66, 129])

@@ -1,9 +1,9 @@
-"""Seconds per step, as measured on the device at hand, and what they tell of steps that were not measured.
+"""Seconds per step, as measured on the device at hand.
 
-Knows steps and numbers: the clock is the engine's, deciding is `planner`'s.
+Knows steps and numbers: the clock is the engine's, deciding is `planner`'s, and what times tell of steps that were not
+measured is in `estimates`.
 """
 
-from bisect import bisect_right
 from collections.abc import Sequence
 from math import exp, inf, log
 from typing import Any, Final
@@ -11,6 +11,7 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
+from orthrus.decode.estimates import Estimates
 from orthrus.decode.pace import Pace
 from orthrus.decode.plan import Kind, Step, step_of
 
@@ -19,15 +20,14 @@ _FORGOTTEN: Final = 2048
 _SWEPT: Final = 64
 """Turns after which that is looked after, and times that nobody asked for are taken in."""
 _MOVED: Final = 0.01
-"""Share by which a measured step has to have moved for everything to be reckoned anew."""
+"""Share by which a measured step has to have moved against the others for everything to be reckoned anew."""
 
 
 class Costs:
     """Seconds per step, for each number of rows by itself; first runs (warm-up) are left out.
 
-    After `_FORGOTTEN` others a step counts as never measured, so that none is given up for what it took then.
-
-    Of a one-pass step only the pass counts, not the draft pass that comes before it when nothing was drafted ahead.
+    After `_FORGOTTEN` others a step counts as never measured, so that none is given up for what it took then. Of a
+    one-pass step only the pass counts, not the draft pass that comes before it when nothing was drafted ahead.
     """
 
     def __init__(self) -> None:
@@ -83,7 +83,7 @@ class Costs:
 
 
 class StepCosts:
-    """Seconds per step over one number of rows, at the machine's usual pace (`orthrus.decode.pace`).
+    """Seconds per step over one number of rows: what each one costs, and the machine's pace (`orthrus.decode.pace`).
 
     The pace is seen anew for each number of rows, by its own steps.
     """
@@ -94,16 +94,22 @@ class StepCosts:
         self._last: dict[Step, int] = {}  # the turn at which each that is known was last measured
         # Between two passes code and data are out of the caches: times wait until they are asked for.
         self._told: list[tuple[int, float]] = []
-        # What follows from the levels, until one of them moves by `_MOVED`.
+        self._estimates: Estimates | None = None  # by the levels as they were, until one moves unlike the others
         self._levels: NDArray[np.float64] = np.zeros(0)
-        self._vectors: dict[tuple[Step, ...], NDArray[np.float64]] = {}
-        self._estimates: dict[Step, float | None] = {}
-        self._points: dict[Kind, list[tuple[int, float]]] = {}
+        self._shift = 0.0  # by which all of them have moved together since
+
+    @property
+    def estimates(self) -> Estimates:
+        """What steps take at the machine's usual pace: all that has changed since for all steps alike is in `pace`."""
+        if self._estimates is None:
+            self._levels = self._pace.levels.copy()
+            self._estimates = Estimates({step: exp(self._levels[self._places[step]]) for step in self._last})
+        return self._estimates
 
     @property
     def pace(self) -> float:
-        """How many times as long as usual steps take at the moment."""
-        return self._pace.pace
+        """How many times as long as their estimates steps take at the moment."""
+        return self._pace.pace * exp(self._shift)
 
     def observe(self, step: Step, seconds: float, *, turn: int) -> None:
         """Add one measured step."""
@@ -130,18 +136,17 @@ class StepCosts:
 
     def take_in(self) -> None:
         """Learn from what was observed."""
-        if not self._told:
-            return
         for place, seconds in self._told:
             self._pace.observe(place, seconds)
+        if self._told and self._estimates is not None:
+            moved = (self._pace.levels - self._levels)[[self._places[step] for step in self._last]]
+            self._shift = float(np.median(moved))
+            if np.abs(moved - self._shift).max() > _MOVED:
+                self._reckon_anew()
         self._told.clear()
-        if np.abs(self._pace.levels - self._levels).max() > _MOVED:
-            self._reckon_anew()
 
     def _reckon_anew(self) -> None:
-        self._levels = self._pace.levels.copy()
-        for reckoned in (self._vectors, self._estimates, self._points):
-            reckoned.clear()
+        self._estimates, self._shift = None, 0.0
 
     def measured(self, step: Step) -> bool:
         """Tell whether this very step was measured."""
@@ -153,124 +158,4 @@ class StepCosts:
 
     def all_measured(self) -> list[tuple[Step, int, float]]:
         """Return the measured steps, the turn of each one's last time, and what it takes."""
-        return [(step, last, self._seconds(step)) for step, last in self._last.items()]
-
-    def estimates(self, steps: tuple[Step, ...]) -> NDArray[np.float64]:
-        """Return each step's `estimate`, what a chain of its length drafts and verifies for, and its `least`.
-
-        Returns:
-            Array `[4, steps]`, nan where unknown.
-        """
-        if steps not in self._vectors:
-            costs = [
-                (
-                    self.estimate(step),
-                    self.draft(step.drafts),
-                    self.estimate(Step(step.drafts, lookup=True)) if step.drafts else None,
-                    self.least(step) if step.stops else None,
-                )
-                for step in steps
-            ]
-            self._vectors[steps] = np.array(
-                [[np.nan if cost is None else cost for cost in kind] for kind in zip(*costs, strict=True)]
-            )
-        return self._vectors[steps]
-
-    def draft(self, drafts: int) -> float | None:
-        """Return what the draft pass of a chain costs: the chain without its verification; None where unknown."""
-        chain = self.estimate(Step(drafts)) if drafts else None
-        verify = self.estimate(Step(drafts, lookup=True)) if drafts else None
-        return None if chain is None or verify is None else max(0.0, chain - verify)
-
-    def estimate(self, step: Step) -> float | None:
-        """Return a step's cost as measured, by interpolation over its length; None where unknown.
-
-        A copy that was never measured is taken to cost half of what a chain of its length does: one of two passes. One
-        that was is taken to cost at most the whole: where it took more, that was in a pause. A fused pass costs
-        what its positions do in a verification, and beyond that what one that was measured does; a tree costs what one
-        that was measured does, or a chain, but for the width of its verification.
-        """
-        if step not in self._estimates:
-            self._estimates[step] = self._reckon(step)
-        return self._estimates[step]
-
-    def _reckon(self, step: Step) -> float | None:
-        if self.measured(step):
-            own = self._seconds(step)
-            chain = self.estimate(Step(step.drafts)) if step.lookup else None
-            return own if chain is None else min(own, chain)
-        if step.kind == "onepass":
-            return self._fused(step)
-        if step.kind == "tree":
-            return self._tree(step)
-        if step.kind == "plain":
-            return None
-        points = self._measured(step.kind)
-        if not points:
-            chain = self.estimate(Step(step.drafts)) if step.lookup else None
-            return None if chain is None else chain / 2
-        plain = self.estimate(Step())
-        if plain is not None:
-            # The shortest there could be: passes of one row.
-            points = [(0, (1 if step.lookup else 2) * plain), *points]
-        below = [p for p in points if p[0] < step.drafts]
-        above = [p for p in points if p[0] > step.drafts]
-        if below and above:
-            return on_line([below[-1], above[0]], step.drafts)
-        # Beyond the measured ones a pass costs at most what a longer one does, and at least what a shorter one did.
-        return above[0][1] if above else below[-1][1]
-
-    def least(self, step: Step) -> float | None:
-        """Return the least that a one-pass step can cost: a verification of as many positions; None where unknown."""
-        verify, position = self.estimate(Step(step.drafts, lookup=True)), self._position(step.drafts)
-        if verify is None or position is None:
-            return None
-        return verify + position * (step.scratch - step.drafts - 1)
-
-    def _position(self, drafts: int) -> float | None:
-        """Return what each position of a verification of so many drafts costs beyond a plain step."""
-        plain, verify = self.estimate(Step()), self.estimate(Step(drafts, lookup=True))
-        return None if plain is None or verify is None else max(0.0, verify - plain) / drafts
-
-    def _fused(self, step: Step) -> float | None:
-        """Reckon a one-pass step from the measured one, over a tree or not as it is, whose positions are the nearest.
-
-        What that one takes beyond its least (a second set of attention weights, for one thing) this one is taken to,
-        too.
-        """
-        own, beyond = self.least(step), []
-        for other in self._last:
-            if other.kind == "onepass" and (least := self.least(other)) is not None:
-                apart = (bool(other.nodes) != bool(step.nodes), abs(other.scratch - step.scratch))
-                beyond.append((apart, self._seconds(other) - least))
-        return None if own is None or not beyond else own + max(0.0, min(beyond)[1])
-
-    def _tree(self, step: Step) -> float | None:
-        """Reckon a tree that was not measured."""
-        plain, chain = self.estimate(Step()), self.estimate(Step(step.drafts))
-        position = self._position(step.drafts)
-        if plain is None or chain is None or position is None:
-            return None
-        width, seconds = (self._measured("tree") or [(step.drafts, chain)])[-1]
-        return max(plain, seconds + position * (step.nodes - width))
-
-    def _measured(self, kind: Kind) -> list[tuple[int, float]]:
-        """Return what was measured of a kind, by drafts or by a tree's nodes."""
-        if kind not in self._points:
-            measured = [step for step in self._last if step.kind == kind]
-            self._points[kind] = sorted((step.nodes or step.drafts, self._seconds(step)) for step in measured)
-        return self._points[kind]
-
-    def _seconds(self, step: Step) -> float:
-        """Return what a measured step takes."""
-        return exp(self._pace.levels[self._places[step]])
-
-
-def on_line(points: Sequence[tuple[int, float]], x: int) -> float:
-    """Read a line through two or more points in order at x; past the last one it goes on, but never down."""
-    right = min(max(bisect_right(points, x, key=lambda point: point[0]), 1), len(points) - 1)
-    (x0, y0), (x1, y1) = points[right - 1], points[right]
-    if x1 == x0:
-        return y1
-    value = y0 + (y1 - y0) * (x - x0) / (x1 - x0)
-    return value if x <= x1 else max(value, y1)
+        return [(step, last, exp(self._pace.levels[self._places[step]])) for step, last in self._last.items()]

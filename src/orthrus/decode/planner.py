@@ -258,7 +258,7 @@ class Planner:
         """Return the best known step, and the look to take instead, if any."""
         known = self.known
         costs = known.costs.over(known.costs.basis(len(rows)))
-        cost_S, draft_S, verify_S, least_S = costs.pace * costs.estimates(self.steps)
+        cost_S, draft_S, verify_S, least_S = costs.pace * costs.estimates.table(self.steps)
         for needed in (self._at.longest, 0):
             if np.isnan(cost_S[needed]):
                 return Decision(self.steps[needed]), None
@@ -448,7 +448,7 @@ class Planner:
             return Step(step.drafts, lookup=True), rows, seconds
         if (step.kind == "tree" and not drew) or (step.kind == "onepass" and drew):
             costs = self.known.costs.over(rows)
-            draft = costs.pace * (costs.draft(step.drafts) or 0.0)
+            draft = costs.pace * (costs.estimates.draft(step.drafts) or 0.0)
             # A fused pass holds both the verification and a draft, so it is never the smaller half.
             seconds = seconds + draft if step.kind == "tree" else max(seconds - draft, seconds / 2)
         return step, rows, seconds
