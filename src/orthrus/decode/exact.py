@@ -10,6 +10,7 @@ Knows passes and tensors; knows neither options nor acceptance.
 import dataclasses
 import hashlib
 import itertools
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -215,6 +216,7 @@ class _Bench:
         vocabulary = model.get_input_embeddings().weight.shape[0]
         shape = (max(self.groups[-1], _TEXTS), _PREFIX + 2 * width)
         self.tokens = torch.randint(vocabulary, shape, generator=generator).to(model.device)
+        self._random: dict[str, Tensor] = {}
         self.fixed = Geometry(widths=(width,), chunks=(width,), span=SPAN, tails=(SPAN,), chunk_tails=(SPAN,), group=1)
         capacity = max(_LONGER, self.fixed.capacity(_PREFIX + 2 * width + scratch))
         self.cache = ScratchCache(rows=shape[0], capacity=capacity, device=model.device)
@@ -282,20 +284,17 @@ class _Bench:
         heads: int = self.model.config.get_text_config().num_attention_heads
         layers = zip(self.cache.keys, self.cache.values, strict=True)
         shapes = {(*keys.shape[2:], values.shape[3]) for keys, values in layers}
-        like, generator = self.cache.keys[0], torch.Generator().manual_seed(0)
-
-        def drawn(*shape: int) -> Tensor:
-            return torch.randn(shape, generator=generator).to(like)
-
+        like = self.cache.keys[0]
         for (own, size, out), width, before in itertools.product(sorted(shapes), widths, (0, SPAN)):
             if width > before + tail:
                 continue  # no pass looks at fewer slots than it has tokens
             texts = min(-(-numbers // (heads * width * out)), _DRAWN)
-            keys, values = (drawn(texts, before + SPAN, own, last) for last in (size, out))
+            keys = self._drawn("keys", texts, before + SPAN, own, size)
+            values = self._drawn("values", texts, before + SPAN, own, out)
             place_Q = torch.arange(before + tail - width, before + tail)
             mask = additive(torch.arange(before + SPAN) <= place_Q[:, None], like.dtype).to(like.device)[None, None]
-            for _ in range(-(-numbers // (texts * heads * width * out))):
-                query = drawn(texts, heads, width, size)
+            rounds = -(-numbers // (texts * heads * width * out))
+            for query in self._drawn("queries", rounds, texts, heads, width, size):
                 short, whole = (
                     attention.attention(
                         self.model,
@@ -310,3 +309,11 @@ class _Bench:
                 if not torch.equal(short, whole):
                     return False
         return True
+
+    def _drawn(self, what: Literal["keys", "values", "queries"], *shape: int) -> Tensor:
+        """Return random numbers, the same ones whenever as many or fewer of a kind are asked for."""
+        known, count = self._random.get(what), math.prod(shape)
+        if known is None or len(known) < count:
+            generator = torch.Generator().manual_seed(("keys", "values", "queries").index(what))
+            known = self._random[what] = torch.randn(count, generator=generator).to(self.cache.keys[0])
+        return known[:count].view(shape)
