@@ -13,8 +13,8 @@ from torch import Tensor
 
 from orthrus.bench.lines import PASS, provenances
 from orthrus.data.records import Record, read_records
-from orthrus.decode.estimates import on_line
 from orthrus.decode.engine import Engine
+from orthrus.decode.estimates import on_line
 from orthrus.decode.passes import Branches, Passes
 from orthrus.errors import DataError
 
