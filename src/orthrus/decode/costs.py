@@ -100,7 +100,7 @@ class StepCosts:
 
     @property
     def estimates(self) -> Estimates:
-        """What steps take at the machine's usual pace: all that has changed since for all steps alike is in `pace`."""
+        """What steps take at the usual pace, as last reckoned; what has changed since for all alike is in `pace`."""
         if self._estimates is None:
             self._levels = self._pace.levels.copy()
             self._estimates = Estimates({step: exp(self._levels[self._places[step]]) for step in self._last})
@@ -140,7 +140,7 @@ class StepCosts:
             self._pace.observe(place, seconds)
         if self._told and self._estimates is not None:
             moved = (self._pace.levels - self._levels)[[self._places[step] for step in self._last]]
-            self._shift = float(np.median(moved))
+            self._shift = float(np.sort(moved)[len(moved) // 2])  # the middle one
             if np.abs(moved - self._shift).max() > _MOVED:
                 self._reckon_anew()
         self._told.clear()
