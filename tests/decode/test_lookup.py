@@ -3,6 +3,7 @@
 import random
 from collections import Counter
 from functools import cache
+from typing import Any
 
 import pytest
 
@@ -16,7 +17,7 @@ from tests.decode.drive import BLOCK, decode, dual
 from tests.families import tiny
 
 MODEL, PLAIN = dual(num_hidden_layers=1), tiny("qwen3", num_hidden_layers=1)
-PROMPTS = [[5, 6, 7, 8] * 4, [9, 10, 11], [3]]
+PROMPTS = [[5, 6, 7, 8] * 4, [9, 10, 11], [3], [5, 6, 7, 20, 21, 5, 6, 7]]
 
 
 def searched(text: list[int], count: int) -> tuple[int, int, list[int]]:
@@ -49,7 +50,7 @@ def test_drafts_are_what_a_search_through_the_text_finds() -> None:
         assert lookup.matched == matched
         prompt = rng.randint(0, len(text))
         kind = None if not matched else "echo" if matched == LONG else "quote" if source < prompt else "lookup"
-        assert lookup.copy(prompt) == kind
+        assert lookup.kind(prompt) == kind
         assert lookup.drafts(11) == expected
         copied[matched] += 1
     assert set(copied) == {0, *range(NGRAM, LONG + 1)}
@@ -69,21 +70,25 @@ def test_an_engine_tells_its_planner_what_copies_would_have_been_worth(monkeypat
     """Of rows that could have copied: by plain steps, each the copy's next token or not; of others nothing."""
     engine = Engine(MODEL, rows=2, capacity=80, plan=plan.parse("auto"))
     monkeypatch.setattr(engine.planner, "choose", lambda *_, **__: Step())
-    real, told = engine.planner.observe, Counter[int | None]()
+    real, told, kinds = engine.planner.observe, Counter[int | None](), Counter[str | None]()
 
-    def observe(*arguments: object, foreseen: list[int | None], **more: object) -> None:
+    def observe(*arguments: Any, foreseen: list[int | None], **more: object) -> None:
         told.update(foreseen)
-        for row, right in zip(engine.live, foreseen, strict=True):
+        kinds.update(arguments[4])
+        for row, right, kind in zip(engine.live, foreseen, arguments[4], strict=True):
             text = row.prompt_ids + row.token_ids
-            matched, _, copy = searched(text, 1)
+            matched, source, copy = searched(text, 1)
+            of = "echo" if matched == LONG else "quote" if source < len(row.prompt_ids) else "lookup"
+            assert kind == (of if matched else None)
             written = plain_texts(1.0)[PROMPTS.index(row.prompt_ids)][len(row.token_ids)]
             assert right == (None if not matched else int(copy == [written]))
-        real(*arguments, foreseen=foreseen, **more)  # type: ignore[arg-type]
+        real(*arguments, foreseen=foreseen, **more)
 
     monkeypatch.setattr(engine.planner, "observe", observe)
     decode(engine, PROMPTS, Options(max_new_tokens=24))
     assert told[None] > 0
     assert told[0] + told[1] > 0
+    assert set(kinds) == {None, "quote", "lookup", "echo"}
 
 
 @cache

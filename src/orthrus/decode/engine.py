@@ -240,7 +240,7 @@ class Engine:
         for row in self.live:
             row.lookup.extend(row.prompt_ids[len(row.lookup) :])
             row.lookup.extend(row.token_ids[len(row.lookup) - len(row.prompt_ids) :])
-        return [row.lookup.copy(len(row.prompt_ids)) for row in self.live]
+        return [row.lookup.kind(len(row.prompt_ids)) for row in self.live]
 
     def _foreseen(self, found: list[Copy | None], tokens: list[list[int]]) -> list[int | None]:
         """Return how many of the tokens just written a copy would have had right, in rows that could have copied."""

@@ -1,7 +1,6 @@
 """What steps take that were not measured, from what others were measured to take.
 
-A pure function of these figures, which have no unit: all of them twice as long, all estimates are. Knows steps and
-numbers; times are `costs`'s.
+A pure function of these: all of them twice as long, all estimates are. Knows steps and numbers; times are `costs`'s.
 """
 
 from bisect import bisect_right

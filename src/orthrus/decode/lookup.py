@@ -44,7 +44,7 @@ class Lookup:
             count += 1
         return count
 
-    def copy(self, prompt: int) -> Copy | None:
+    def kind(self, prompt: int) -> Copy | None:
         """Return what a copy would be of, in a text whose prompt has so many tokens; None where there is none."""
         if self._source is None:
             return None

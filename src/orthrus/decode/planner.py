@@ -205,7 +205,7 @@ class Planner:
         self.look = None
         if len(self.steps) == 1:
             return self.steps[0]
-        known, situation = self.known, (len(rows), ready, blind, *sorted(map(str, found or ())))
+        known, situation = self.known, (len(rows), ready, blind, *_kinds(found or ()))
         room = self._at.widest if room is None else room
         before = known.standing.get(situation)
         can_look = known.allowance is not None and known.allowance >= known.look_from
@@ -268,9 +268,10 @@ class Planner:
         token_BWM = self._expected(rows, found, slots=self._at.slots)
         nothing = found.count(None)
         token_WM = token_BWM.sum(axis=0)
-        if 0 < nothing < len(rows):  # in a chain, those that found more to copy than to draft copy
-            token_WM[CHAIN] = token_BWM[:, [CHAIN, COPY]].max(axis=1).sum(axis=0)
         token_S = token_WM.take(self._at.place_S)
+        if len(rows) > 1 and nothing < len(rows):  # in a chain, those that found more to copy than to draft copy
+            mixed_M = token_BWM[:, [CHAIN, COPY]].max(axis=1).sum(axis=0)
+            token_S[self._at.chains] = mixed_M[self._at.drafts_S[self._at.chains]]
         token_S[self._at.trees] = self._of_trees(token_BWM[:, CHAIN])
         speed_S = token_S / np.maximum(cost_S, 1e-9)
         fused, ahead = self._at.fused, ready > 0 and blind
@@ -335,7 +336,8 @@ class Planner:
         """Return the best step that needs no draft pass, having so many drafts."""
         chains, trees = self._at.chains, self._at.trees
         token_R, cost_R = token_S.copy(), np.full(len(self.steps), np.nan)
-        token_R[chains] = token_WM[AHEAD if blind else CHAIN, self._at.drafts_S[chains]]
+        if blind:
+            token_R[chains] = token_WM[AHEAD, self._at.drafts_S[chains]]
         cost_R[chains] = verify_S[chains]
         if not blind:
             cost_R[trees] = np.maximum(cost_S[trees] - draft_S[trees], verify_S[trees])
@@ -392,7 +394,7 @@ class Planner:
             rows: the records of the rows it was done to.
             accepted: drafts that each row kept.
             seconds: how long it took.
-            found: as in `choose`.
+            found: as in `choose`; without, all copies are lookups.
             drew: whether its drafts took a pass of their own; None where that was over some of the rows only, which
                 tells nothing of what the step costs.
             blind: whose drafts were made without knowing the token before them; without, all of those not drawn.
@@ -506,3 +508,9 @@ class Planner:
             lost = float(draft_S[best])  # what was drafted ahead
         worth = float(tokens / speed_S[best]) - lost
         return Look(self.steps[index], worth=worth, least=float(cost_S[0]), most=cost - worth)
+
+
+def _kinds(found: Sequence[Copy | None]) -> list[str]:
+    """Return what tells situations apart; in a batch, where too many would never be met again, quotes are lookups."""
+    alike = len(found) > 1
+    return sorted("lookup" if alike and copy == "quote" else str(copy) for copy in found)

@@ -22,7 +22,7 @@ WAYS: tuple[Way, ...] = ("chain", "ahead", *get_args(Copy))
 """How drafts come about, in the order of arrays; "ahead": a fused pass made them without knowing the token before."""
 
 CHAIN, AHEAD, COPY = range(3)
-"""Where chains and drafts made ahead stand in arrays, and the first kind of copy."""
+"""Where chains and drafts made ahead stand in arrays, and the first kind of copy; of each row its own once told."""
 
 _TRIED, _KEPT = 0, 1
 _DIGITS = 8
