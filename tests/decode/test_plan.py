@@ -389,7 +389,7 @@ def test_copies_are_made_only_where_something_was_found() -> None:
 
 @pytest.mark.parametrize(("bad", "good"), [("lookup", "echo"), ("quote", "echo"), ("quote", "lookup")])
 def test_copies_of_each_kind_are_weighed_by_themselves(bad: Copy, good: Copy) -> None:
-    """Three tokens in common may be chance, eight hardly are, and answers go on otherwise than their prompts do."""
+    """Three tokens in common may be chance, eight hardly are, and answers soon leave their prompts."""
     planner, record = Planner(parse("auto"), block=BLOCK), fresh()
     for step in (Step(15), Step(), Step(15), Step()):
         planner.observe(step, [record], [0], linear(1.2)(step, True))

@@ -13,10 +13,7 @@ from orthrus.decode.plan import Kind, Step
 
 
 class Estimates:
-    """What steps over one number of rows are taken to cost, given what some of them do.
-
-    Of a one-pass step only the pass counts, not the draft pass that comes before it when nothing was drafted ahead.
-    """
+    """What steps over one number of rows are taken to cost, given what some of them do (as `costs.Costs` counts it)."""
 
     def __init__(self, seconds: Mapping[Step, float]) -> None:
         self._seconds = dict(seconds)
@@ -55,9 +52,9 @@ class Estimates:
         """Return a step's cost as measured, by interpolation over its length; None where unknown.
 
         A copy that was never measured is taken to cost half of what a chain of its length does: one of two passes. One
-        that was is taken to cost at most the whole: where it took more, that was in a pause. A fused pass costs
-        what its positions do in a verification, and beyond that what one that was measured does; a tree costs what one
-        that was measured does, or a chain, but for the width of its verification.
+        that was is taken to cost at most the whole: where it took more, that was in a pause. A fused pass costs what
+        its positions do in a verification, and beyond that what one that was measured does; a tree costs what one that
+        was measured does, or a chain, but for the width of its verification.
         """
         if step not in self._known:
             self._known[step] = self._reckon(step)

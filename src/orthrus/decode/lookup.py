@@ -14,8 +14,8 @@ LONG = 8
 
 Copy = Literal["quote", "lookup", "echo"]
 """What is copied from: the prompt; what was written since; either, where `LONG` tokens before it are the same as here,
-more than chance would have it. An answer that takes up words of its prompt mostly goes on otherwise than that; one that
-repeats itself goes on repeating."""
+more than chance would have it. An answer that takes up words of its prompt soon goes on otherwise; one that repeats
+itself goes on repeating."""
 
 
 class Lookup:
