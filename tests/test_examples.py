@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from orthrus.model.checkpoint import CONFIG_FILE
+from orthrus.checkpoints.files import CONFIG_FILE
 from orthrus.train.config import load_recipe, recipe_from_mapping
 from orthrus.zoo import BUNDLED
 

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 import orthrus
+from orthrus.checkpoints.load import load
 from orthrus.data.synthetic import DOMAINS, problem
 from orthrus.decode import accept
 from orthrus.decode.accept import Verdict
@@ -16,7 +17,6 @@ from orthrus.decode.api import encode
 from orthrus.decode.output import Completion, Stats
 from orthrus.decode.passes import Passes
 from orthrus.model.cache import ScratchCache
-from orthrus.model.load import load
 from orthrus.zoo import BUNDLED
 
 CHATS = [problem(domain, index, split="heldout").messages[:1] for index in range(2) for domain in DOMAINS]

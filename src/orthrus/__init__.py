@@ -7,14 +7,14 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from orthrus.checkpoints.files import save as save
+    from orthrus.checkpoints.load import load as load
     from orthrus.decode.api import generate as generate
     from orthrus.decode.api import stream as stream
     from orthrus.integrations.hf import hf_generate as hf_generate
     from orthrus.model.attach import attach as attach
     from orthrus.model.attach import detach as detach
-    from orthrus.model.checkpoint import save as save
     from orthrus.model.config import OrthrusConfig as OrthrusConfig
-    from orthrus.model.load import load as load
 
 __version__ = "0.1.0"
 
@@ -24,8 +24,8 @@ _HOMES = {
     "detach": "orthrus.model.attach",
     "generate": "orthrus.decode.api",
     "hf_generate": "orthrus.integrations.hf",
-    "load": "orthrus.model.load",
-    "save": "orthrus.model.checkpoint",
+    "load": "orthrus.checkpoints.load",
+    "save": "orthrus.checkpoints.files",
     "stream": "orthrus.decode.api",
 }
 

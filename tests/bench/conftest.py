@@ -8,8 +8,8 @@ import pytest
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 import orthrus
+from orthrus.checkpoints.load import load
 from orthrus.data.documents import synthetic_documents
-from orthrus.model.load import load
 from orthrus.train.tokenizer import train_tokenizer, training_texts
 from tests.families import perturb, tiny
 

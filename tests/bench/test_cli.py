@@ -59,7 +59,7 @@ def test_compiled_passes_are_another_configuration(
 ) -> None:
     """`--compile` reaches the model, and its lines are not taken for eager ones."""
     asked: list[bool] = []
-    monkeypatch.setattr("orthrus.model.load.compile_passes", lambda model: asked.append(True))
+    monkeypatch.setattr("orthrus.checkpoints.load.compile_passes", lambda model: asked.append(True))
     output = tmp_path / "results.jsonl"
     arguments = ["--suite", "synthetic:json@heldout", "--limit", 1, "--rounds", 1, "--max-new-tokens", 2]
     for more, compiled in (([], []), (["--compile"], [True])):

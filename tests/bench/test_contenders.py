@@ -3,8 +3,8 @@
 import pytest
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from orthrus.bench import peers
 from orthrus.bench.contenders import MODES, Contender, contenders, decoders, fits
+from orthrus.bench.peers import hf
 from orthrus.errors import ConfigError
 from orthrus.model.attach import is_attached
 
@@ -49,7 +49,7 @@ def test_prompt_lookup_takes_one_prompt_at_a_time() -> None:
 
 def test_the_plain_backbone_shares_every_weight_and_leaves_the_model_attached(loaded: Loaded) -> None:
     model = loaded[0]
-    backbone = peers.plain(model)
+    backbone = hf.plain(model)
     assert {id(p) for p in backbone.parameters()} < {id(p) for p in model.parameters()}
     assert is_attached(model)
     assert not is_attached(backbone)

@@ -11,7 +11,8 @@ from huggingface_hub import ModelCard
 from transformers import AutoModelForCausalLM
 
 import orthrus
-from orthrus.model import checkpoint
+from orthrus.checkpoints import files
+from orthrus.model.fingerprint import backbone_tensors
 from tests.cli.conftest import Ran
 
 Cli = Callable[..., Ran]
@@ -34,7 +35,7 @@ def official(cli: Cli, model_dir: Path, tmp_path: Path) -> Path:
 
 
 def test_official_and_back_is_the_same_model(cli: Cli, model_dir: Path, official: Path, tmp_path: Path) -> None:
-    names = set(checkpoint.read_tensors(official, "model.safetensors"))
+    names = set(files.read_tensors(official, "model.safetensors"))
     assert "model.layers.0.self_attn.q_proj_diff.weight" in names
     assert not any(".diffusion." in name or ".ar." in name for name in names)
     ran = cli("convert", official, tmp_path / "back", "--format", "adapter", "--with-backbone")
@@ -52,7 +53,7 @@ def test_the_backbone_beside_an_adapter_is_a_plain_model(cli: Cli, official: Pat
     assert (values["architectures"], values["use_cache"]) == (["Qwen3ForCausalLM"], True)
     assert not {"auto_map", "block_size", "mask_token_id", "lora_alpha"} & values.keys()
     plain = AutoModelForCausalLM.from_pretrained(tmp_path / "a")
-    backbone = checkpoint.backbone_tensors(orthrus.load(official)[0])
+    backbone = backbone_tensors(orthrus.load(official)[0])
     assert equal(dict(plain.named_parameters()), backbone)
 
 
@@ -73,7 +74,7 @@ def test_an_adapter_without_any_backbone_is_refused(cli: Cli, official: Path, tm
 def test_the_precision_is_the_checkpoints_own_unless_given(cli: Cli, model_dir: Path, tmp_path: Path) -> None:
     assert cli("convert", model_dir, tmp_path / "b", "--format", "official", "--dtype", "bfloat16").code == 0
     assert cli("convert", tmp_path / "b", tmp_path / "c", "--format", "adapter", "--with-backbone").code == 0
-    tensors = checkpoint.read_tensors(tmp_path / "c", "orthrus.safetensors")
+    tensors = files.read_tensors(tmp_path / "c", "orthrus.safetensors")
     assert {tensor.dtype for tensor in tensors.values()} == {torch.bfloat16}
     assert equal(states(tmp_path / "c", "bfloat16"), states(tmp_path / "b", "bfloat16"))
 
@@ -161,7 +162,7 @@ def test_an_interrupted_conversion_leaves_the_old_model_whole(
         raise KeyboardInterrupt
 
     before = {file.name: file.read_bytes() for file in official.iterdir()}
-    monkeypatch.setattr("orthrus.model.checkpoint.official_config", interrupted)
+    monkeypatch.setattr("orthrus.checkpoints.files.official_config", interrupted)
     assert cli("convert", model_dir, official, "--format", "official", "--force").code == 130
     assert {file.name: file.read_bytes() for file in official.iterdir()} == before
     assert [path.name for path in official.parent.iterdir()] == ["official"], "no scratch files either"

@@ -9,10 +9,10 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 import orthrus
-from orthrus.decode import plan
 from orthrus.decode.engine import Engine, Row
 from orthrus.decode.options import Options
 from orthrus.decode.passes import Passes
+from orthrus.policy import steps
 from tests.families import perturb, tiny
 
 BLOCK = 8
@@ -28,7 +28,7 @@ def dual(family: str = "qwen3", *, attn: str | None = "orthrus", **overrides: ob
 
 def engine_of(model: PreTrainedModel, *, rows: int = 3, capacity: int = 96, block: int = 4, **more: object) -> Engine:
     """An engine of `fixed:block`, or of plain decoding for a block of 1."""
-    chosen = plan.parse("ar" if block == 1 else f"fixed:{block}")
+    chosen = steps.parse("ar" if block == 1 else f"fixed:{block}")
     return Engine(model, rows=rows, capacity=capacity, plan=chosen, **more)  # type: ignore[arg-type]
 
 

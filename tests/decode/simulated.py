@@ -4,9 +4,9 @@ import math
 import random
 from collections.abc import Callable, Mapping
 
-from orthrus.decode.plan import Kind, Step, parse
 from orthrus.decode.planner import Planner
 from orthrus.decode.worth import Record
+from orthrus.policy.steps import Kind, Step, parse
 
 BLOCK = 16
 

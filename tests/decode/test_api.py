@@ -7,9 +7,10 @@ import pytest
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 import orthrus
-from orthrus.decode import api, plan
+from orthrus.decode import api
 from orthrus.decode.engine import Engine
 from orthrus.errors import CacheFull, ConfigError, OrthrusError, PromptError
+from orthrus.policy import steps
 from tests import reference
 from tests.decode.drive import dual
 from tests.families import tiny
@@ -146,7 +147,7 @@ def test_a_stream_left_early_leaves_the_engine_ready(
     interruption: type[BaseException], model: PreTrainedModel, characters: PreTrainedTokenizerBase
 ) -> None:
     """Closed, or broken by Ctrl-C: the next text from the same engine is whole."""
-    engine = Engine(model, rows=1, capacity=64, plan=plan.parse("fixed:4"))
+    engine = Engine(model, rows=1, capacity=64, plan=steps.parse("fixed:4"))
     stream = orthrus.stream(model, characters, "abc", engine=engine, max_new_tokens=20)
     first = next(stream)
     with pytest.raises(interruption):
@@ -159,7 +160,7 @@ def test_a_stream_left_early_leaves_the_engine_ready(
 
 def test_a_stream_takes_an_idle_engine_as_it_is(model: PreTrainedModel, characters: PreTrainedTokenizerBase) -> None:
     """Two texts at a time would be mixed up, and another plan beside an engine passed over; the first text goes on."""
-    engine = Engine(model, rows=1, capacity=64, plan=plan.parse("fixed:4"))
+    engine = Engine(model, rows=1, capacity=64, plan=steps.parse("fixed:4"))
     for more in ({"mode": "ar"}, {"plan": "full"}, {"exact": "token"}):
         with pytest.raises(ConfigError, match="mode, plan and exact are settled with the engine"):
             orthrus.stream(model, characters, "abc", engine=engine, **more)  # type: ignore[arg-type]
@@ -174,7 +175,7 @@ def test_a_conversation_keeps_its_keys(
     model: PreTrainedModel, characters: PreTrainedTokenizerBase, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The second turn reads its own words only."""
-    engine = Engine(model, rows=1, capacity=96, plan=plan.parse("fixed:4"))
+    engine = Engine(model, rows=1, capacity=96, plan=steps.parse("fixed:4"))
     read: list[int] = []
     real = engine.passes.prefill
     monkeypatch.setattr(
@@ -258,7 +259,7 @@ def test_an_engine_too_small_for_the_prompt_says_so(
     model: PreTrainedModel, characters: PreTrainedTokenizerBase
 ) -> None:
     """A stream over a given engine asks for no more than it has."""
-    engine = Engine(model, rows=1, capacity=16, plan=plan.parse("fixed:4"))
+    engine = Engine(model, rows=1, capacity=16, plan=steps.parse("fixed:4"))
     with pytest.raises(CacheFull, match="a row has 16"):
         next(orthrus.stream(model, characters, "abc", engine=engine, max_new_tokens=10))
     assert not engine.busy
@@ -287,7 +288,7 @@ def test_texts_fill_the_context_and_no_more(characters: PreTrainedTokenizerBase)
 def test_engines_have_just_enough_room(model: PreTrainedModel) -> None:
     """Prompt, new tokens and one step's scratch; the longest prompt is not always the largest request."""
     options = api.Options.of(None, max_new_tokens=100)
-    engine = api.engine_for(model, [[5] * 200, [5] * 150], options, plan.parse("fixed:4"), rows=2)
+    engine = api.engine_for(model, [[5] * 200, [5] * 150], options, steps.parse("fixed:4"), rows=2)
     assert engine.capacity == Engine.room(200, 56, 4)
-    engine = api.engine_for(model, [[5] * 3], options, plan.parse("ar"), rows=1)
+    engine = api.engine_for(model, [[5] * 3], options, steps.parse("ar"), rows=1)
     assert engine.capacity == Engine.room(3, 100, 1)

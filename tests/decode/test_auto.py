@@ -10,14 +10,14 @@ from typing import Any
 import pytest
 from torch import Tensor, nn
 
-from orthrus.decode import plan
 from orthrus.decode.engine import Engine, Row
 from orthrus.decode.experience import Experience, begin_anew
 from orthrus.decode.options import Options, Sampling
 from orthrus.decode.passes import Passes
-from orthrus.decode.plan import Step
 from orthrus.decode.planner import Planner
 from orthrus.decode.worth import Record
+from orthrus.policy import steps
+from orthrus.policy.steps import Step
 from tests import reference
 from tests.decode.drive import BLOCK, dual
 from tests.families import tiny
@@ -25,7 +25,7 @@ from tests.families import tiny
 LONGEST = 10
 STEMS = [[5, 6, 7, 8, 5, 6, 7, 8, 5], [5, 6, 7, 8, 9, 10, 11], [5, 6, 7, 40], [60, 61], [8]]
 MODEL, PLAIN = dual(num_hidden_layers=1), tiny("qwen3", num_hidden_layers=1)
-PLAN = plan.parse("auto")
+PLAN = steps.parse("auto")
 CAPACITY = Engine.room(max(map(len, STEMS)) + LONGEST, LONGEST, PLAN.scratch(BLOCK))
 
 

@@ -6,13 +6,13 @@ import pytest
 import torch
 from transformers import PreTrainedModel
 
-from orthrus.decode import plan
 from orthrus.decode.engine import Engine
 from orthrus.decode.options import Options
 from orthrus.decode.passes import Passes
-from orthrus.decode.plan import Step
 from orthrus.model.attach import config_of
 from orthrus.model.cache import ScratchCache
+from orthrus.policy import steps
+from orthrus.policy.steps import Step
 from tests import reference
 from tests.decode.drive import decode, dual
 from tests.families import FAMILIES, tiny
@@ -63,7 +63,7 @@ def test_a_fused_pass_drafts_what_a_draft_pass_does(family: str) -> None:
 @pytest.mark.parametrize("name", ["full", "fixed:3", "tree:12", "onepass:2", "auto"])
 def test_texts_are_the_backbone_s(name: str) -> None:
     """Greedy, ragged rows that join and leave."""
-    model, chosen = causal(), plan.parse(name)
+    model, chosen = causal(), steps.parse(name)
     capacity = 32 + chosen.scratch(8)
     rows = decode(Engine(model, rows=2, capacity=capacity, plan=chosen), TEXTS, Options(max_new_tokens=20))
     assert [row.token_ids for row in rows] == [reference.greedy_text(tiny("qwen3"), text, 20) for text in TEXTS]

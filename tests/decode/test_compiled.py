@@ -11,18 +11,18 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 import orthrus
-from orthrus.decode import plan
 from orthrus.decode.engine import Engine
 from orthrus.decode.options import Options
 from orthrus.decode.passes import Passes
 from orthrus.errors import CacheFull
-from orthrus.model import attention as functions
-from orthrus.model import compiled as module
+from orthrus.kernels import attention as functions
+from orthrus.kernels.masks import Behind
+from orthrus.kernels.merged import merge
+from orthrus.model import graphs as module
 from orthrus.model.attach import layers_of
 from orthrus.model.cache import ScratchCache
-from orthrus.model.compiled import Recording, Recordings, by_layer, compile_passes, is_compiled, recordings_of
-from orthrus.model.masks import Behind
-from orthrus.model.merged import merge
+from orthrus.model.graphs import Recording, Recordings, by_layer, compile_passes, is_compiled, recordings_of
+from orthrus.policy import steps
 from tests import reference
 from tests.decode.drive import decode, dual
 from tests.families import tiny
@@ -48,7 +48,7 @@ def compiled(family: str, backend: str) -> PreTrainedModel:
 )
 def test_texts_are_those_of_the_plain_loop(family: str, name: str) -> None:
     """Traced by torch.compile and run as traced; what inductor makes of it is for `orthrus bench passes --compile`."""
-    engine = Engine(compiled(family, "eager"), rows=2, capacity=96, plan=plan.parse(name))
+    engine = Engine(compiled(family, "eager"), rows=2, capacity=96, plan=steps.parse(name))
     for prompt, row in zip(PROMPTS, decode(engine, PROMPTS, Options(max_new_tokens=12)), strict=True):
         assert row.token_ids == reference.greedy_text(tiny(family, num_hidden_layers=2), prompt, 12)
 
@@ -64,7 +64,7 @@ def test_a_graph_serves_every_length() -> None:
         return graph.forward
 
     compile_passes(model, backend=count)
-    engine = Engine(model, rows=1, capacity=600, plan=plan.parse("full"))
+    engine = Engine(model, rows=1, capacity=600, plan=steps.parse("full"))
     decode(engine, [[5, 6, 7]], Options(max_new_tokens=20))
     before = len(traced)
     decode(engine, [[9, 6, 7, 8]], Options(max_new_tokens=400))
@@ -147,7 +147,7 @@ FAMILIES_AND_PLANS = [
 @pytest.mark.parametrize(("family", "name"), FAMILIES_AND_PLANS)
 def test_texts_under_masks_in_parts_are_those_of_the_plain_loop(family: str, name: str, in_parts: None) -> None:
     """Windows, caps, sinks, trees and fused passes, rows that join and leave."""
-    engine = Engine(dual(family), rows=2, capacity=96, plan=plan.parse(name))
+    engine = Engine(dual(family), rows=2, capacity=96, plan=steps.parse(name))
     for prompt, row in zip(PROMPTS, decode(engine, PROMPTS, Options(max_new_tokens=12)), strict=True):
         assert row.token_ids == reference.greedy_text(tiny(family), prompt, 12)
 
@@ -159,7 +159,7 @@ def test_recorded_texts_are_those_of_the_plain_loop(
 ) -> None:
     """Whatever a recording reads is brought up to date, the lengths of texts too; few are made, and none twice."""
     model = marked(dual(family))
-    engine = Engine(model, rows=2, capacity=96, plan=plan.parse(name), **options)
+    engine = Engine(model, rows=2, capacity=96, plan=steps.parse(name), **options)
     for _ in range(2):
         for prompt, row in zip(PROMPTS, decode(engine, PROMPTS, Options(max_new_tokens=12)), strict=True):
             assert row.token_ids == reference.greedy_text(tiny(family), prompt, 12)
@@ -172,7 +172,7 @@ def test_recorded_texts_are_those_of_the_plain_loop(
 
 def test_a_pass_that_does_not_fit_is_refused_before_it_is_run_again(recorded: list[object]) -> None:
     """The check a recording skips is made all the same."""
-    engine = Engine(marked(dual()), rows=1, capacity=96, plan=plan.parse("full"))
+    engine = Engine(marked(dual()), rows=1, capacity=96, plan=steps.parse("full"))
     decode(engine, PROMPTS[:1], Options(max_new_tokens=12))
     assert recordings_of(engine.cache).made
     engine.cache.set_length(0, engine.cache.capacity - 2)
@@ -197,7 +197,7 @@ def test_other_weights_or_another_view_are_recorded_anew(recorded: list[object])
     model = marked(dual())
 
     def text() -> list[int]:
-        engine = Engine(model, rows=1, capacity=96, plan=plan.parse("full"))
+        engine = Engine(model, rows=1, capacity=96, plan=steps.parse("full"))
         return decode(engine, PROMPTS[:1], Options(max_new_tokens=12))[0].token_ids
 
     expected, made = text(), len(recorded)
@@ -217,7 +217,7 @@ def test_passes_that_cannot_be_recorded_are_launched(in_parts: None, monkeypatch
         return None, call()
 
     monkeypatch.setattr(module, "record", record)
-    engine = Engine(marked(dual()), rows=1, capacity=96, plan=plan.parse("full"))
+    engine = Engine(marked(dual()), rows=1, capacity=96, plan=steps.parse("full"))
     (row,) = decode(engine, PROMPTS[:1], Options(max_new_tokens=12))
     assert row.token_ids == reference.greedy_text(tiny("qwen3"), PROMPTS[0], 12)
     assert len(asked) == len(recordings_of(engine.cache).made) == 2
@@ -245,7 +245,7 @@ def test_a_cache_is_lent_again_with_what_was_recorded_over_it(recorded: list[obj
     model = marked(dual())
 
     def engine(rows: int = 1, capacity: int = 96) -> Engine:
-        return Engine(model, rows=rows, capacity=capacity, plan=plan.parse("full"))
+        return Engine(model, rows=rows, capacity=capacity, plan=steps.parse("full"))
 
     first = engine()
     (row,) = decode(first, PROMPTS[:1], Options(max_new_tokens=12))
@@ -268,7 +268,7 @@ def test_a_cache_is_lent_again_with_what_was_recorded_over_it(recorded: list[obj
 
 def test_caches_of_models_that_are_not_compiled_are_their_engines_own(in_parts: None) -> None:
     model = dual()
-    engines = [Engine(model, rows=1, capacity=96, plan=plan.parse("full")) for _ in range(2)]
+    engines = [Engine(model, rows=1, capacity=96, plan=steps.parse("full")) for _ in range(2)]
     assert [engine.cache.capacity for engine in engines] == [96, 96]
     assert model not in module._idle
 
@@ -287,7 +287,7 @@ def test_layers_share_their_graphs(name: str, recorded: list[object]) -> None:
         torch._dynamo.reset()
         model = merge(dual(num_hidden_layers=layers))
         model.__dict__[module._ATTRIBUTE] = (id(model), by_layer(model, backend=count))
-        engine = Engine(model, rows=1, capacity=96, plan=plan.parse(name))
+        engine = Engine(model, rows=1, capacity=96, plan=steps.parse(name))
         (row,) = decode(engine, PROMPTS[:1], Options(max_new_tokens=12))
         assert row.token_ids == reference.greedy_text(tiny("qwen3", num_hidden_layers=layers), PROMPTS[0], 12)
         counts.append(len(traced))

@@ -8,10 +8,11 @@ import torch
 from transformers import PreTrainedModel
 
 import orthrus
-from orthrus.decode import exact, plan
+from orthrus.decode import exact
 from orthrus.decode.engine import Engine
 from orthrus.decode.options import Options
-from orthrus.model.compiled import compile_passes
+from orthrus.model.graphs import compile_passes
+from orthrus.policy import steps
 from tests import reference
 from tests.decode.drive import decode, dual
 from tests.families import tiny
@@ -24,7 +25,7 @@ TOLD = ["Natalia has 48 clips and sells half of them. How many are left?", "def 
 
 
 def texts(model: PreTrainedModel, name: str, *, rows: int = 2, **more: object) -> list[list[int]]:
-    engine = Engine(model, rows=rows, capacity=160, plan=plan.parse(name), **more)  # type: ignore[arg-type]
+    engine = Engine(model, rows=rows, capacity=160, plan=steps.parse(name), **more)  # type: ignore[arg-type]
     return [row.token_ids for row in decode(engine, PROMPTS, Options(max_new_tokens=24))]
 
 
@@ -61,7 +62,7 @@ def test_token_exactness_holds_for_the_bundled_model(dtype: str) -> None:
     ]:
         with warnings.catch_warnings():
             warnings.simplefilter("error" if finding.holds else "ignore")
-            engine = Engine(model, rows=rows, capacity=256, plan=plan.parse(name), exact="token")
+            engine = Engine(model, rows=rows, capacity=256, plan=steps.parse(name), exact="token")
         found.add(str([row.token_ids for row in decode(engine, prompts, Options(max_new_tokens=96))]))
     assert len(found) == 1
 
@@ -69,7 +70,7 @@ def test_token_exactness_holds_for_the_bundled_model(dtype: str) -> None:
 def test_nothing_is_kept_beyond_the_cache() -> None:
     """Cycles allocate for their block alone and give it back: no bytes stay but keys and values."""
     model = dual().to("cuda")
-    engine = Engine(model, rows=2, capacity=160, plan=plan.parse("full"))
+    engine = Engine(model, rows=2, capacity=160, plan=steps.parse("full"))
     decode(engine, PROMPTS, Options(max_new_tokens=24))
     before = torch.cuda.memory_allocated()
     decode(engine, PROMPTS, Options(max_new_tokens=24))
@@ -78,7 +79,7 @@ def test_nothing_is_kept_beyond_the_cache() -> None:
 
 @pytest.mark.parametrize("name", ["ar", "full", "tree:6", "onepass:2"])
 def test_a_cycle_waits_for_the_device_once(name: str) -> None:
-    engine = Engine(dual().to("cuda"), rows=1, capacity=160, plan=plan.parse(name))
+    engine = Engine(dual().to("cuda"), rows=1, capacity=160, plan=steps.parse(name))
     engine.add(PROMPTS[0], Options(max_new_tokens=100))
     for _ in range(3):
         engine.step()

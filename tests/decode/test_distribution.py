@@ -13,10 +13,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from orthrus.decode import accept, plan
+from orthrus.decode import accept
 from orthrus.decode.accept import Verdict
 from orthrus.decode.engine import Engine
 from orthrus.decode.options import Options, Sampling
+from orthrus.policy import steps
 from tests import reference
 from tests.decode.drive import BLOCK, dual, finish
 from tests.families import tiny
@@ -45,7 +46,7 @@ def sample(
     sampling: Sampling, name: str = "fixed:4", *, texts: int = TEXTS, seed: int = 11
 ) -> Counter[tuple[int, ...]]:
     """Count the texts that one prompt gets, asked again and again, a hundred at a time."""
-    chosen = plan.parse(name)
+    chosen = steps.parse(name)
     capacity = Engine.room(len(PROMPT), LENGTH, chosen.scratch(BLOCK))
     engine = Engine(MODEL, rows=100, capacity=capacity, plan=chosen)
     options = Options(max_new_tokens=LENGTH, sampling=sampling, seed=seed)
@@ -125,7 +126,7 @@ def test_a_row_s_text_depends_on_seed_and_index_alone() -> None:
     model = dual()
 
     def texts(rows: int, crowd: list[Options]) -> list[list[int]]:
-        engine = Engine(model, rows=rows, capacity=60, plan=plan.parse("fixed:4"))
+        engine = Engine(model, rows=rows, capacity=60, plan=steps.parse("fixed:4"))
         for place, options in enumerate(crowd):
             engine.add([20 + place, 9], options, index=100 + place)
         ids = [engine.add([5, 6, 7], sampled, index=i) for i in range(4)]

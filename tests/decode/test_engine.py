@@ -10,11 +10,11 @@ from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM
 
 import orthrus
-from orthrus.decode import plan
 from orthrus.decode.engine import Engine
 from orthrus.decode.experience import begin_anew
 from orthrus.decode.options import Options, Sampling
 from orthrus.errors import CacheFull, PromptError
+from orthrus.policy import steps
 from tests import reference
 from tests.decode.drive import BLOCK, decode, dual, engine_of, finish, held
 from tests.families import FAMILIES, VOCAB, WINDOWED, tiny
@@ -297,7 +297,7 @@ def test_the_pass_that_reads_the_prompt_makes_the_first_drafts(name: str) -> Non
     prompts = [PROMPTS[2], PROMPTS[0], [8]]
     for prompt, passes in zip(prompts, (1, 1, 2), strict=True):
         begin_anew(MODEL)  # `auto` is to begin with drafts
-        engine = Engine(MODEL, rows=1, capacity=200, plan=plan.parse(name))
+        engine = Engine(MODEL, rows=1, capacity=200, plan=steps.parse(name))
         engine.add(prompt, Options(max_new_tokens=20))
         (progress,) = engine.step()
         assert progress.row.stats.forwards == 1 + passes
@@ -310,13 +310,13 @@ def test_rows_that_join_have_drafts_where_the_others_have() -> None:
 
     With one stop, which a row of an untrained view may miss, both rows then draft together.
     """
-    engine = Engine(MODEL, rows=2, capacity=200, plan=plan.parse("onepass"))
+    engine = Engine(MODEL, rows=2, capacity=200, plan=steps.parse("onepass"))
     engine.add(PROMPTS[2], Options(max_new_tokens=20))
     engine.step()
     engine.add(PROMPTS[0], Options(max_new_tokens=20))
     first, second = engine.step()
     assert (first.row.stats.forwards, second.row.stats.forwards) == (1 + 1 + 1, 1 + 1)
-    engine = Engine(MODEL, rows=2, capacity=200, plan=plan.parse("onepass:1"))
+    engine = Engine(MODEL, rows=2, capacity=200, plan=steps.parse("onepass:1"))
     engine.add(PROMPTS[2], Options(max_new_tokens=20))
     engine.step()
     engine._ready[0] = None
@@ -328,7 +328,7 @@ def test_rows_that_join_have_drafts_where_the_others_have() -> None:
 def test_no_other_plan_drafts_while_it_reads(monkeypatch: pytest.MonkeyPatch) -> None:
     """Chains take two passes a cycle, as the paper counts them; nobody else has a use for drafts made before."""
     for name in ("ar", "lookup", "tree:6", "full", "fixed:4"):
-        engine = Engine(MODEL, rows=1, capacity=200, plan=plan.parse(name))
+        engine = Engine(MODEL, rows=1, capacity=200, plan=steps.parse(name))
         asked: list[object] = []
         real = engine.passes.prefill
 

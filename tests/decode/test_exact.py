@@ -14,15 +14,16 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 import orthrus
-from orthrus.decode import exact, plan
+from orthrus.decode import exact
 from orthrus.decode.engine import Engine
 from orthrus.decode.exact import SPAN, Finding
 from orthrus.decode.experience import begin_anew
 from orthrus.decode.options import Options, Sampling
-from orthrus.model import attention as functions
-from orthrus.model import packed
-from orthrus.model.attention import attention
+from orthrus.kernels import attention as functions
+from orthrus.kernels import packed
+from orthrus.kernels.attention import attention
 from orthrus.model.config import OrthrusConfig
+from orthrus.policy import steps
 from tests.decode.drive import BLOCK, decode, dual
 from tests.families import perturb, tiny
 
@@ -45,7 +46,7 @@ def texts(
     model: PreTrainedModel, name: str, *, batch: int = 1, options: Options = GREEDY, count: int = len(PROMPTS)
 ) -> list[list[int]]:
     """What `exact="token"` writes after the first so many prompts with this plan, so many rows at once."""
-    engine = Engine(model, rows=batch, capacity=96, plan=plan.parse(name), exact="token")
+    engine = Engine(model, rows=batch, capacity=96, plan=steps.parse(name), exact="token")
     return [row.token_ids for row in decode(engine, PROMPTS[:count], options)]
 
 
@@ -216,7 +217,7 @@ def test_noise_that_depends_on_the_pass_is_named_and_rows_then_decode_alone(nois
 
 def loosely(model: PreTrainedModel, name: str, batch: int) -> list[list[int]]:
     """What `exact="distribution"` writes."""
-    engine = Engine(model, rows=batch, capacity=96, plan=plan.parse(name))
+    engine = Engine(model, rows=batch, capacity=96, plan=steps.parse(name))
     return [row.token_ids for row in decode(engine, PROMPTS, GREEDY)]
 
 
@@ -244,7 +245,7 @@ def test_fused_passes_are_taken_only_where_they_leave_the_bits_alone() -> None:
         finding = exact.finding_for(model, width=BLOCK, rows=2)
         assert finding.holds
         assert exact.can_fuse(model, finding, rows=2, drafts=3, stops=2) is fuses
-        engine = Engine(model, rows=1, capacity=96, plan=plan.parse("onepass"), exact="token")
+        engine = Engine(model, rows=1, capacity=96, plan=steps.parse("onepass"), exact="token")
         (row,) = decode(engine, PROMPTS[:1], GREEDY)
         assert (row.stats.forwards < 1 + 2 * row.stats.cycles) is fuses
         assert [row.token_ids] == texts(model, "ar", count=1)
@@ -282,7 +283,7 @@ def test_noise_by_place_leaves_only_plain_decoding_and_says_so() -> None:
     for name in ("ar", "full", "tree:6"):
         for batch in (1, 4):
             with pytest.warns(UserWarning, match="decoding plainly"):
-                engine = Engine(model, rows=batch, capacity=96, plan=plan.parse(name), exact="token")
+                engine = Engine(model, rows=batch, capacity=96, plan=steps.parse(name), exact="token")
             rows = decode(engine, PROMPTS, GREEDY)
             assert [row.token_ids for row in rows] == expected, (name, batch)
             assert {row.stats.cycles for row in rows} == {0}
@@ -292,8 +293,8 @@ def test_no_warning_where_the_contract_holds() -> None:
     """Nor does the default ask the probe anything."""
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        Engine(low("qwen3"), rows=1, capacity=96, plan=plan.parse("full"), exact="token")
-        assert Engine(low("qwen3"), rows=1, capacity=96, plan=plan.parse("full")).finding is None
+        Engine(low("qwen3"), rows=1, capacity=96, plan=steps.parse("full"), exact="token")
+        assert Engine(low("qwen3"), rows=1, capacity=96, plan=steps.parse("full")).finding is None
 
 
 @pytest.mark.parametrize("from_slots", [128, SPAN])

@@ -8,15 +8,15 @@ import pytest
 import torch
 from transformers import PreTrainedModel
 
-from orthrus.decode import plan
 from orthrus.decode.costs import Costs
 from orthrus.decode.engine import Engine
 from orthrus.decode.experience import Experience, begin_anew, experience_of
 from orthrus.decode.options import Options
-from orthrus.decode.plan import Step, parse
 from orthrus.decode.planner import Planner
 from orthrus.model.attach import attach, detach
 from orthrus.model.config import OrthrusConfig
+from orthrus.policy import steps
+from orthrus.policy.steps import Step, parse
 from tests import reference
 from tests.decode.drive import decode, dual
 from tests.decode.simulated import BLOCK, fixed, geometric, linear, simulate
@@ -47,7 +47,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def write(model: PreTrainedModel) -> list[list[int]]:
     """Decode some texts under `auto`, for long enough to have learned something."""
-    engine = Engine(model, rows=1, capacity=160, plan=plan.parse("auto"), clock=Ticking())
+    engine = Engine(model, rows=1, capacity=160, plan=steps.parse("auto"), clock=Ticking())
     return [row.token_ids for row in decode(engine, PROMPTS * 2, OPTIONS)]
 
 
@@ -154,11 +154,11 @@ def test_another_view_of_a_model_begins_anew(block: int) -> None:
     """What stood for blocks of 8 is no step of theirs; blocks may be longer than any step on the ladder, too."""
     model = dual(num_hidden_layers=1, max_position_embeddings=512)
     write(model)
-    known = experience_of(model, "distribution", plan.parse("auto"))
+    known = experience_of(model, "distribution", steps.parse("auto"))
     assert known.turn > 0
     attach(detach(model), OrthrusConfig(block_size=block), attn_implementation="orthrus")
-    assert experience_of(model, "distribution", plan.parse("auto")).turn == 0
-    engine = Engine(model, rows=1, capacity=400, plan=plan.parse("auto"), clock=Ticking())
+    assert experience_of(model, "distribution", steps.parse("auto")).turn == 0
+    engine = Engine(model, rows=1, capacity=400, plan=steps.parse("auto"), clock=Ticking())
     rows = decode(engine, PROMPTS * 2, OPTIONS)
     backbone = tiny("qwen3", num_hidden_layers=1, max_position_embeddings=512)
     assert [row.token_ids for row in rows] == [reference.greedy_text(backbone, p, 40) for p in PROMPTS * 2]
@@ -172,7 +172,7 @@ def test_a_second_process_begins_with_what_the_first_learned(folder: Path) -> No
     expected = [reference.greedy_text(tiny("qwen3", num_hidden_layers=1), p, 40) for p in PROMPTS * 2]
     model = dual(num_hidden_layers=1)
     assert write(model) == expected
-    turns = experience_of(model, "distribution", plan.parse("auto")).turn
+    turns = experience_of(model, "distribution", steps.parse("auto")).turn
     assert turns > 0
     assert not folder.exists()
     del model
@@ -180,8 +180,8 @@ def test_a_second_process_begins_with_what_the_first_learned(folder: Path) -> No
     (file,) = (folder / "experience").iterdir()
     assert json.loads(file.read_text())["record"]["turn"] == turns
     again = dual(num_hidden_layers=1)
-    assert experience_of(again, "distribution", plan.parse("auto")).turn == turns
-    assert experience_of(again, "token", plan.parse("auto")).turn == 0
+    assert experience_of(again, "distribution", steps.parse("auto")).turn == turns
+    assert experience_of(again, "token", steps.parse("auto")).turn == 0
     assert write(again) == expected
 
 
@@ -208,7 +208,7 @@ def test_a_file_that_is_no_good_costs_a_beginning_and_nothing_else(folder: Path,
     file.write_text(damage(text))
     assert file.read_text() != text
     again = dual(num_hidden_layers=1)
-    assert experience_of(again, "distribution", plan.parse("auto")).turn == 0
+    assert experience_of(again, "distribution", steps.parse("auto")).turn == 0
 
 
 def test_nothing_is_kept_where_nothing_is_to_be(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -219,7 +219,7 @@ def test_nothing_is_kept_where_nothing_is_to_be(folder: Path, monkeypatch: pytes
             begin_anew(model)
             write(model)
         else:
-            engine = Engine(model, rows=1, capacity=160, plan=plan.parse("auto"))
+            engine = Engine(model, rows=1, capacity=160, plan=steps.parse("auto"))
             decode(engine, [[5, 6, 7]], Options(max_new_tokens=4))
             del engine
         del model
@@ -228,4 +228,4 @@ def test_nothing_is_kept_where_nothing_is_to_be(folder: Path, monkeypatch: pytes
     monkeypatch.setenv("ORTHRUS_CACHE", "")
     model = dual(num_hidden_layers=1)
     write(model)
-    assert experience_of(model, "distribution", plan.parse("auto")).turn > 0
+    assert experience_of(model, "distribution", steps.parse("auto")).turn > 0

@@ -5,9 +5,9 @@ import torch
 from transformers import PreTrainedModel
 
 import orthrus
-from orthrus.decode import plan
 from orthrus.decode.engine import Engine
 from orthrus.decode.options import Options
+from orthrus.policy import steps
 from tests.decode.drive import BLOCK, decode
 from tests.families import perturb, tiny
 
@@ -37,7 +37,7 @@ def test_a_long_prompt_gets_the_text_of_plain_decoding(positions: int) -> None:
     length = positions - 24
     prompt = torch.randint(90, (length,), generator=torch.Generator().manual_seed(0)).tolist()
     engines = {
-        name: Engine(model, rows=1, capacity=positions + 16, plan=plan.parse(name), prefill_chunk=1024)
+        name: Engine(model, rows=1, capacity=positions + 16, plan=steps.parse(name), prefill_chunk=1024)
         for name in ("ar", "full", "tree:6")
     }
     plain, *drafted = (decode(engine, [prompt], Options(max_new_tokens=100))[0] for engine in engines.values())
@@ -49,7 +49,7 @@ def test_a_long_prompt_gets_the_text_of_plain_decoding(positions: int) -> None:
 def test_what_a_cycle_allocates_does_not_grow_with_the_context(monkeypatch: pytest.MonkeyPatch) -> None:
     """No tensor of the cache's length is made in a cycle but masks: keys and values are read where they lie."""
     model = long_model(4096)
-    engine = Engine(model, rows=1, capacity=4096, plan=plan.parse("full"))
+    engine = Engine(model, rows=1, capacity=4096, plan=steps.parse("full"))
     decode(engine, [list(range(1, 60)) * 50], Options(max_new_tokens=1))
     addresses = [buffer.data_ptr() for buffer in engine.cache.keys + engine.cache.values]
     seen: list[tuple[int, ...]] = []
@@ -61,7 +61,7 @@ def test_what_a_cycle_allocates_does_not_grow_with_the_context(monkeypatch: pyte
         assert value.data_ptr() in addresses
         return real(query, key, value, **more)  # type: ignore[arg-type]
 
-    monkeypatch.setattr("orthrus.model.attention.scaled_dot_product_attention", spy)
+    monkeypatch.setattr("orthrus.kernels.attention.scaled_dot_product_attention", spy)
     decode(engine, [list(range(1, 60)) * 50 + [3]], Options(max_new_tokens=12))
     assert len(seen) > 4
     assert {shape[2] > 2900 for shape in seen} == {True}

@@ -16,7 +16,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 import orthrus
-from orthrus.decode import noise, plan, tree
+from orthrus.decode import noise, tree
 from orthrus.decode.cycle import Batch, _draft
 from orthrus.decode.engine import Engine
 from orthrus.decode.options import Options, Sampling
@@ -24,6 +24,7 @@ from orthrus.decode.passes import Passes
 from orthrus.decode.sampling import Chooser, Context
 from orthrus.model.cache import ScratchCache
 from orthrus.model.markov import Before, Markov, install
+from orthrus.policy import steps
 from tests import reference
 from tests.decode.drive import BLOCK, decode, finish
 from tests.families import VOCAB, perturb, tiny
@@ -43,7 +44,7 @@ def corrected(rank: int = 4, **overrides: object) -> PreTrainedModel:
 
 
 def engine_of(model: PreTrainedModel, name: str, *, rows: int = 3, room: int = 32, **more: object) -> Engine:
-    chosen = plan.parse(name)
+    chosen = steps.parse(name)
     capacity = room + chosen.scratch(BLOCK)
     return Engine(model, rows=rows, capacity=capacity, plan=chosen, **more)  # type: ignore[arg-type]
 

@@ -6,12 +6,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from orthrus.decode import plan
 from orthrus.decode.cycle import twin
 from orthrus.decode.engine import Engine
 from orthrus.decode.options import Options, Sampling
 from orthrus.decode.passes import Passes
-from orthrus.decode.plan import Step
+from orthrus.policy import steps
+from orthrus.policy.steps import Step
 from tests import reference
 from tests.decode.drive import BLOCK, decode, dual
 from tests.families import tiny
@@ -31,7 +31,7 @@ def watched(rows: int) -> tuple[Engine, list[slice]]:
         drawn.append(rows)
         return twin(passes, rows, anchor_B, drafts)
 
-    return Engine(MODEL, rows=rows, capacity=200, plan=plan.parse("auto"), drafter=drafter), drawn
+    return Engine(MODEL, rows=rows, capacity=200, plan=steps.parse("auto"), drafter=drafter), drawn
 
 
 def plain_texts(sampling: Sampling) -> list[list[int]]:

@@ -10,18 +10,19 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from orthrus.decode import cycle as cycles
-from orthrus.decode import plan, tree
+from orthrus.decode import tree
 from orthrus.decode.cycle import likely_stops
 from orthrus.decode.engine import Engine, Row
 from orthrus.decode.options import Options, Sampling
 from orthrus.decode.passes import Branches, Passes
-from orthrus.decode.plan import Step
 from orthrus.decode.tree import Tree, likely_ends
 from orthrus.errors import CacheFull
+from orthrus.kernels.masks import LayerMasks
 from orthrus.model.attach import config_of, windows_of
 from orthrus.model.cache import ScratchCache
 from orthrus.model.dual import View
-from orthrus.model.masks import LayerMasks
+from orthrus.policy import steps
+from orthrus.policy.steps import Step
 from tests import families, reference
 from tests.decode.drive import BLOCK, Double, decode, dual, finish
 from tests.families import VOCAB, tiny
@@ -296,7 +297,7 @@ def test_stops_and_drafts_never_show_in_the_text(double: str, choice: str, monke
     choose_by(monkeypatch, choice)
     for name in ("onepass:1", "onepass:2", "onepass", "onepass:3:12", "onepass:all:5"):
         ahead = Ahead(TEXTS, DOUBLES[double])
-        engine = ahead.serve(Engine(MODEL, rows=3, capacity=110, plan=plan.parse(name), drafter=ahead))
+        engine = ahead.serve(Engine(MODEL, rows=3, capacity=110, plan=steps.parse(name), drafter=ahead))
         for row in decode(engine, PROMPTS, [Options(max_new_tokens=count) for count in COUNTS]):
             assert row.token_ids == TEXTS[tuple(row.prompt_ids)][: row.options.max_new_tokens]
             assert row.stats.emitted == row.options.max_new_tokens
@@ -312,7 +313,7 @@ def test_the_view_s_own_drafts_never_show_in_the_text(
     torch.manual_seed(0)
     choose_by(monkeypatch, choice)
     for name in ("onepass:1", "onepass", "onepass:2:12"):
-        engine = Engine(model_of(family), rows=2, capacity=110, plan=plan.parse(name))
+        engine = Engine(model_of(family), rows=2, capacity=110, plan=steps.parse(name))
         rows = decode(engine, PROMPTS[:3], Options(max_new_tokens=12))
         assert [row.token_ids for row in rows] == greedy_texts(family)
 
@@ -355,7 +356,7 @@ def test_forwards_are_counted(double: str, name: str, hit: Callable[[int], bool]
     right = DOUBLES[double]
     for prompt in PROMPTS[:3]:
         ahead = Ahead(TEXTS, right)
-        engine = ahead.serve(Engine(MODEL, rows=1, capacity=110, plan=plan.parse(name), drafter=ahead))
+        engine = ahead.serve(Engine(MODEL, rows=1, capacity=110, plan=steps.parse(name), drafter=ahead))
         row = decode(engine, [prompt], Options(max_new_tokens=23))[0]
         at = lambda place, row=row: right(row, place)  # noqa: E731
         trace = reference.trace(23, BLOCK - 1, at)
@@ -373,7 +374,7 @@ def test_a_tree_goes_on_from_the_node_it_stopped_at() -> None:
     stats = []
     for name in ("tree:12", "onepass:all:12"):
         double = SecondBest(TEXTS, DOUBLES["always right"])
-        engine = double.serve(Engine(MODEL, rows=1, capacity=160, plan=plan.parse(name), drafter=double))
+        engine = double.serve(Engine(MODEL, rows=1, capacity=160, plan=steps.parse(name), drafter=double))
         row = decode(engine, PROMPTS[:1], Options(max_new_tokens=24))[0]
         assert row.token_ids == TEXTS[tuple(PROMPTS[0])][:24]
         stats.append(row.stats)
@@ -389,7 +390,7 @@ def test_only_drafts_made_for_the_very_stop_are_used(double: str, monkeypatch: p
     monkeypatch.setattr(cycles, "likely_stops", lambda confidence, _: torch.tensor([[5, 2, 7]] * len(confidence)))
     right = DOUBLES[double]
     ahead = Ahead(TEXTS, right)
-    engine = ahead.serve(Engine(MODEL, rows=1, capacity=110, plan=plan.parse("onepass:3"), drafter=ahead))
+    engine = ahead.serve(Engine(MODEL, rows=1, capacity=110, plan=steps.parse("onepass:3"), drafter=ahead))
     for prompt in PROMPTS[:3]:
         row = decode(engine, [prompt], Options(max_new_tokens=24))[0]
         at = lambda place, row=row: right(row, place)  # noqa: E731
@@ -401,7 +402,7 @@ def test_only_drafts_made_for_the_very_stop_are_used(double: str, monkeypatch: p
 def test_a_trace_counted_by_hand() -> None:
     """24 tokens in blocks of 8 from an oracle: a prefill, a draft, three fused passes; 24 tokens for 5 forwards."""
     ahead = Ahead(TEXTS, DOUBLES["always right"])
-    engine = ahead.serve(Engine(MODEL, rows=1, capacity=110, plan=plan.parse("onepass"), drafter=ahead))
+    engine = ahead.serve(Engine(MODEL, rows=1, capacity=110, plan=steps.parse("onepass"), drafter=ahead))
     stats = decode(engine, PROMPTS[:1], Options(max_new_tokens=24))[0].stats
     assert (stats.forwards, stats.cycles, stats.drafted, stats.accepted) == (5, 3, 21, 21)
     assert stats.tokens_per_forward == 24 / 5
@@ -413,7 +414,7 @@ def test_chains_use_what_was_drafted_ahead(monkeypatch: pytest.MonkeyPatch) -> N
     The planner is told what is there, a shorter block is a beginning of a longer one, and the text is AR's.
     """
     ahead = Ahead(TEXTS, DOUBLES["always right"])
-    engine = ahead.serve(Engine(MODEL, rows=1, capacity=200, plan=plan.parse("auto"), drafter=ahead))
+    engine = ahead.serve(Engine(MODEL, rows=1, capacity=200, plan=steps.parse("auto"), drafter=ahead))
     wanted = iter([Step(BLOCK - 1, stops=BLOCK), Step(3), Step(BLOCK - 1, stops=BLOCK)])
     told: list[tuple[int, bool]] = []
 
@@ -431,7 +432,7 @@ def test_chains_use_what_was_drafted_ahead(monkeypatch: pytest.MonkeyPatch) -> N
 def test_rows_beside_one_that_missed_draft_again_with_it() -> None:
     """One row always right, one never, only stop 0 drafted for: the pair takes two passes until the first is done."""
     ahead = Ahead(TEXTS, lambda row, _: row.prompt_ids == PROMPTS[0])
-    engine = ahead.serve(Engine(MODEL, rows=2, capacity=110, plan=plan.parse("onepass:1"), drafter=ahead))
+    engine = ahead.serve(Engine(MODEL, rows=2, capacity=110, plan=steps.parse("onepass:1"), drafter=ahead))
     right, wrong = decode(engine, PROMPTS[:2], [Options(max_new_tokens=16), Options(max_new_tokens=7)])
     assert (right.stats.cycles, right.stats.forwards) == (2, 1 + 2 + 2)
     assert (wrong.stats.cycles, wrong.stats.forwards) == (7, 1 + 2 + 2 + 5)
@@ -443,7 +444,7 @@ def test_fixed_shapes_leave_one_pass_to_a_cycle() -> None:
     A tree's path would be verified once more, so the chain takes its place.
     """
     for name in ("onepass", "onepass:all:12"):
-        engine = Engine(MODEL, rows=1, capacity=160, plan=plan.parse(name), exact="token")
+        engine = Engine(MODEL, rows=1, capacity=160, plan=steps.parse(name), exact="token")
         row = decode(engine, PROMPTS[:1], Options(max_new_tokens=12))[0]
         assert row.token_ids == TEXTS[tuple(PROMPTS[0])][:12]
         assert row.stats.forwards == 1 + row.stats.cycles
@@ -458,14 +459,14 @@ def test_a_completion_may_fill_its_row_exactly(name: str, monkeypatch: pytest.Mo
 
     And no pass writes more than `Step.scratch` rows past a row's length, nor does the cache grow by a byte.
     """
-    scratch = plan.parse(name).steps(BLOCK)[0].scratch
+    scratch = steps.parse(name).steps(BLOCK)[0].scratch
     capacity = Engine.room(3, 20, scratch)
-    small = Engine(MODEL, rows=1, capacity=capacity - 1, plan=plan.parse(name))
+    small = Engine(MODEL, rows=1, capacity=capacity - 1, plan=steps.parse(name))
     with pytest.raises(CacheFull, match=f"need {capacity} cache positions, a row has {capacity - 1}"):
         small.add(PROMPTS[0], Options(max_new_tokens=20))
     for double in DOUBLES.values():
         ahead = Ahead(TEXTS, double)
-        engine = ahead.serve(Engine(MODEL, rows=2, capacity=capacity, plan=plan.parse(name), drafter=ahead))
+        engine = ahead.serve(Engine(MODEL, rows=2, capacity=capacity, plan=steps.parse(name), drafter=ahead))
         widths: list[int] = []
         real = engine.cache.begin
 
@@ -488,7 +489,7 @@ def test_a_completion_may_fill_its_row_exactly(name: str, monkeypatch: pytest.Mo
         rows = decode(engine, [PROMPTS[0], PROMPTS[1], PROMPTS[0]], Options(max_new_tokens=20))
         assert [row.token_ids for row in rows] == [TEXTS[tuple(p)][:20] for p in (PROMPTS[0], PROMPTS[1], PROMPTS[0])]
         assert max(widths) == scratch
-        plain = Engine(MODEL, rows=2, capacity=capacity, plan=plan.parse("ar"))
+        plain = Engine(MODEL, rows=2, capacity=capacity, plan=steps.parse("ar"))
         decode(plain, PROMPTS[:1], Options(max_new_tokens=2))
         assert engine.cache.nbytes == plain.cache.nbytes
 
@@ -501,7 +502,7 @@ def test_drafts_may_run_past_the_end_of_the_context(family: str) -> None:
         dual(family, **shape),
         rows=2,
         capacity=16 + Step(BLOCK - 1, stops=BLOCK).scratch,
-        plan=plan.parse("onepass"),
+        plan=steps.parse("onepass"),
     )
     prompts = [PROMPTS[0], PROMPTS[2]]
     rows = decode(engine, prompts, Options(max_new_tokens=24))
@@ -518,7 +519,7 @@ def test_what_was_drafted_ahead_dies_with_its_row() -> None:
     """
     chance = random.Random(0)
     ahead = Ahead(TEXTS, DOUBLES["always right"])
-    engine = ahead.serve(Engine(MODEL, rows=3, capacity=110, plan=plan.parse("onepass"), drafter=ahead))
+    engine = ahead.serve(Engine(MODEL, rows=3, capacity=110, plan=steps.parse("onepass"), drafter=ahead))
     prompt_of = {
         engine.add(p := chance.choice(PROMPTS), Options(max_new_tokens=chance.randint(1, 24))): p for _ in range(40)
     }
@@ -538,7 +539,7 @@ def test_a_sampled_row_s_text_is_its_own() -> None:
     sampled = Options(max_new_tokens=16, sampling=Sampling(do_sample=True, temperature=0.8), seed=5)
 
     def texts(name: str, rows: int) -> list[list[int]]:
-        engine = Engine(MODEL, rows=rows, capacity=110, plan=plan.parse(name))
+        engine = Engine(MODEL, rows=rows, capacity=110, plan=steps.parse(name))
         return [row.token_ids for row in decode(engine, PROMPTS, sampled)]
 
     plain = texts("ar", 1)

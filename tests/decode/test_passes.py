@@ -10,7 +10,7 @@ from transformers import PreTrainedModel
 
 from orthrus.decode.passes import Branches, Passes
 from orthrus.errors import CacheFull, ConfigError
-from orthrus.model import masks
+from orthrus.kernels import masks
 from orthrus.model.attach import config_of, windows_of
 from orthrus.model.cache import ScratchCache
 from orthrus.model.dual import View

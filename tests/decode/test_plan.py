@@ -9,11 +9,11 @@ import pytest
 
 from orthrus.decode.costs import Costs
 from orthrus.decode.estimates import Estimates
-from orthrus.decode.lookup import Copy
-from orthrus.decode.plan import Step, parse
 from orthrus.decode.planner import Decision, Look, Planner
 from orthrus.decode.worth import WAYS, Record, Rescue, expected, usually_met
 from orthrus.errors import ConfigError
+from orthrus.policy.lookup import Copy
+from orthrus.policy.steps import Step, parse
 from tests.decode.simulated import (
     BLOCK,
     SLOTS,

@@ -13,11 +13,12 @@ from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, initialize, rule, run_state_machine_as_test
 from transformers import PreTrainedModel
 
-from orthrus.decode import noise, plan
+from orthrus.decode import noise
 from orthrus.decode.engine import Engine, Row
 from orthrus.decode.experience import begin_anew
 from orthrus.decode.options import Options, Sampling
-from orthrus.model.compiled import compile_passes
+from orthrus.model.graphs import compile_passes
+from orthrus.policy import steps
 from tests import reference
 from tests.decode.drive import BLOCK, dual, held
 from tests.families import FAMILIES, VOCAB, tiny
@@ -74,7 +75,7 @@ class Life(RuleBasedStateMachine):
         longest = max(len(prompt) for prompt, _ in STORIES) + LONGEST
         self.engines: dict[str, Engine] = {}
         for name in self.plans:
-            chosen = plan.parse(name)
+            chosen = steps.parse(name)
             room = Engine.room(longest, LONGEST, chosen.scratch(BLOCK))
             self.engines[name] = Engine(
                 self.model,
@@ -192,7 +193,7 @@ def test_ten_thousand_admissions_leave_nothing_behind() -> None:
     """
     chance = random.Random(0)
     model = dual(num_hidden_layers=1)
-    chosen, stories = plan.parse("auto"), [(list(prompt), sampling) for prompt, sampling in STORIES[:3]]
+    chosen, stories = steps.parse("auto"), [(list(prompt), sampling) for prompt, sampling in STORIES[:3]]
     room = Engine.room(max(len(prompt) for prompt, _ in stories), 2, chosen.scratch(BLOCK))
     engine = Engine(model, rows=16, capacity=room, plan=chosen, clock=lambda: chance.random())
     options = {sampling: Options(max_new_tokens=2, sampling=sampling) for _, sampling in stories}

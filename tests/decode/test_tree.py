@@ -18,15 +18,16 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 import orthrus
-from orthrus.decode import noise, plan, tree
+from orthrus.decode import noise, tree
 from orthrus.decode.cycle import Batch, cycle
 from orthrus.decode.engine import Engine, Row
 from orthrus.decode.options import Options, Sampling
 from orthrus.decode.passes import Passes
-from orthrus.decode.plan import Step
 from orthrus.decode.sampling import Chooser, Context, Drafts
 from orthrus.decode.tree import BRANCH, Tree
 from orthrus.model.cache import ScratchCache
+from orthrus.policy import steps
+from orthrus.policy.steps import Step
 from tests import reference
 from tests.decode.drive import BLOCK, Double, decode, dual, finish
 from tests.families import VOCAB, perturb, tiny
@@ -230,7 +231,7 @@ def test_accepted_keys_end_where_prefill_would_have_put_them(family: str) -> Non
     """
     texts, model = plain_texts(family), pair(family)[1]
     double = Ranked(texts, right_at_times)
-    chosen = plan.parse("tree:20")
+    chosen = steps.parse("tree:20")
     engine = Engine(model, rows=3, capacity=64, plan=chosen, drafter=double)
     double.engine = engine
     for prompt, count in zip(PROMPTS, COUNTS, strict=True):
@@ -287,7 +288,7 @@ def test_repetition_penalty_in_trees_equals_the_plain_loop(nodes: int) -> None:
     expected = [reference.greedy_text(plain, p, 12, s) for p, s in zip(PROMPTS, samplings, strict=True)]
     double = Ranked({tuple(p): [*t, *[0] * BLOCK] for p, t in zip(PROMPTS, expected, strict=True)}, right_at_times)
     options = [Options(max_new_tokens=12, sampling=s) for s in samplings]
-    engine = Engine(model, rows=3, capacity=80, plan=plan.parse(f"tree:{nodes}"), drafter=double)
+    engine = Engine(model, rows=3, capacity=80, plan=steps.parse(f"tree:{nodes}"), drafter=double)
     double.engine = engine
     rows = decode(engine, PROMPTS, options)
     assert [row.token_ids for row in rows] == expected
@@ -323,7 +324,7 @@ def test_sampled_trees_write_what_the_same_noise_writes_plainly(sampling: Sampli
     ]
     assert len({tuple(text) for text in expected}) > 20
     for nodes in (2, 5, 50):
-        engine = Engine(model, rows=40, capacity=80, plan=plan.parse(f"tree:{nodes}"))
+        engine = Engine(model, rows=40, capacity=80, plan=steps.parse(f"tree:{nodes}"))
         options = [Options(max_new_tokens=count, sampling=sampling, seed=seed) for seed in seeds]
         ids = [engine.add(prompt, each) for each in options]
         rows = finish(engine)
@@ -339,7 +340,7 @@ def noise_at(seed: int, position: int) -> np.ndarray:
 def test_sampled_trees_have_the_backbone_s_distribution() -> None:
     """All 64 texts of three tokens against their exact chances; 2,500 draws, budgets that cut off half the tree."""
     plain, model = small_pair()
-    engine = Engine(model, rows=100, capacity=40, plan=plan.parse("tree:5"))
+    engine = Engine(model, rows=100, capacity=40, plan=steps.parse("tree:5"))
     for index in range(2500):
         engine.add([1, 2], Options(max_new_tokens=3, sampling=SAMPLED[1], seed=5), index=index)
     counts = Counter(tuple(row.token_ids) for row in finish(engine).values())

@@ -9,9 +9,9 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from orthrus.decode import plan
 from orthrus.decode.engine import Engine
 from orthrus.decode.options import Options, Sampling
+from orthrus.policy import steps
 from tests.decode.drive import BLOCK, dual
 
 FETCHES = {"tolist", "item", "numpy", "cpu", "__bool__", "__int__", "__float__", "__index__"}
@@ -73,7 +73,7 @@ CROWDS = {"greedy": [GREEDY, GREEDY], "sampled": [DRAWN, DRAWN], "mixed": [GREED
 @pytest.mark.parametrize("name", ["ar", "full", "tree:6", "onepass:2", "lookup", "auto"])
 def test_a_cycle_waits_for_the_device_once(name: str, crowd: str) -> None:
     """One `tolist` a step once all rows have joined, and nothing else that waits, whatever the rows ask for."""
-    model, chosen = dual("gemma3_text"), plan.parse(name)
+    model, chosen = dual("gemma3_text"), steps.parse(name)
     room = Engine.room(8, 40, chosen.scratch(BLOCK))
     engine = Engine(model, rows=3, capacity=room, plan=chosen)
     for place, sampling in enumerate(CROWDS[crowd]):

@@ -6,9 +6,9 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoModelForSeq2SeqLM, PreTrainedModel
 
 import orthrus
-from orthrus.bench.peers import plain
+from orthrus.bench.peers.hf import plain
 from orthrus.errors import ConfigError, UnsupportedModel
-from orthrus.model import masks
+from orthrus.kernels import masks
 from orthrus.model.attach import config_of, duals, is_attached, use_attention, windows_of
 from orthrus.model.dual import DualAttention, View
 from tests.families import FAMILIES, MOE, VOCAB, WINDOWED, perturb, tiny

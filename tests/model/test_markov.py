@@ -10,9 +10,10 @@ from safetensors.torch import load_file, save_file
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 import orthrus
+from orthrus.checkpoints import files
 from orthrus.errors import CheckpointError, ConfigError, UnsupportedModel
-from orthrus.model import checkpoint
 from orthrus.model.attach import config_of
+from orthrus.model.fingerprint import fingerprint, twin_tensors
 from orthrus.model.markov import Markov, markov_of
 from tests.families import VOCAB, perturb, tiny
 
@@ -65,8 +66,8 @@ def test_only_the_view_and_the_correction_are_trainable() -> None:
     model = corrected()
     movable = {name for name, p in model.named_parameters() if p.requires_grad}
     assert {"markov.before_VR", "markov.after_VR"} == {name for name in movable if ".diffusion." not in name}
-    assert movable == checkpoint.twin_tensors(model).keys()
-    assert checkpoint.fingerprint(model) == checkpoint.fingerprint(corrected(0))
+    assert movable == twin_tensors(model).keys()
+    assert fingerprint(model) == fingerprint(corrected(0))
 
 
 def test_detaching_leaves_the_plain_model() -> None:
@@ -82,8 +83,8 @@ def test_the_adapter_carries_it(tmp_path: Path) -> None:
     orthrus.save(model, tmp_path)
     assert json.loads((tmp_path / "orthrus_config.json").read_text())["markov_rank"] == RANK
     assert {"markov.before_VR", "markov.after_VR"} <= load_file(tmp_path / "orthrus.safetensors").keys()
-    other = orthrus.attach(tiny("qwen3"), checkpoint.read_config(tmp_path))
-    checkpoint.load_adapter(other, tmp_path)
+    other = orthrus.attach(tiny("qwen3"), files.read_config(tmp_path))
+    files.load_adapter(other, tmp_path)
     expected = model.state_dict()
     assert all(torch.equal(tensor, expected[name]) for name, tensor in other.state_dict().items())
 
@@ -108,7 +109,7 @@ def test_another_rank_is_refused_by_name(rank: int, message: str, tmp_path: Path
     """A correction has nowhere to go, or does not fit."""
     orthrus.save(trained(), tmp_path)
     with pytest.raises(CheckpointError, match=message):
-        checkpoint.load_adapter(corrected(rank), tmp_path)
+        files.load_adapter(corrected(rank), tmp_path)
 
 
 def test_the_official_layout_carries_it(tmp_path: Path, characters: PreTrainedTokenizerBase) -> None:
@@ -121,9 +122,9 @@ def test_the_official_layout_carries_it(tmp_path: Path, characters: PreTrainedTo
     assert {name for name in tensors if name.startswith("markov.")} == {"markov.before_VR", "markov.after_VR"}
     other, _ = orthrus.load(tmp_path)
     assert config_of(other).markov_rank == RANK
-    expected = checkpoint.twin_tensors(model)
-    assert checkpoint.twin_tensors(other).keys() == expected.keys()
-    assert all(torch.equal(tensor, expected[name]) for name, tensor in checkpoint.twin_tensors(other).items())
+    expected = twin_tensors(model)
+    assert twin_tensors(other).keys() == expected.keys()
+    assert all(torch.equal(tensor, expected[name]) for name, tensor in twin_tensors(other).items())
     del tensors["markov.after_VR"]
     save_file(tensors, tmp_path / "model.safetensors", metadata={"format": "pt"})
     with pytest.raises(CheckpointError, match=r"1 missing tensors: markov.after_VR"):

@@ -6,7 +6,7 @@ import pytest
 import torch
 from transformers import PreTrainedTokenizerFast
 
-from orthrus.model import checkpoint
+from orthrus.checkpoints import files
 from orthrus.train import anchors
 from orthrus.train.loop import train
 from orthrus.train.view import TeacherKeys, ViewTask
@@ -42,7 +42,7 @@ def test_a_saved_view_says_that_its_blocks_are_causal(tmp_path: Path, tokenizer:
     recipe = view_recipe(backbone, tmp_path / "run", model=CAUSAL, schedule={"steps": 2})
     assert train(ViewTask(recipe), recipe).finished
     saved = tmp_path / "run" / "model"
-    assert checkpoint.read_config(saved).block_attention == "causal"
+    assert files.read_config(saved).block_attention == "causal"
     for wanted in ("causal", "bidirectional"):
         model = {"start_from": str(saved), "block_attention": wanted}
         task = ViewTask(view_recipe(backbone, tmp_path / "more", model=model))

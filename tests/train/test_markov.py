@@ -8,10 +8,10 @@ import torch
 from torch import nn
 from transformers import AutoModelForCausalLM
 
+from orthrus.checkpoints import files
 from orthrus.decode.options import Sampling
 from orthrus.decode.sampling import Chooser, Context
 from orthrus.errors import ConfigError
-from orthrus.model import checkpoint
 from orthrus.model.attach import attach
 from orthrus.model.config import OrthrusConfig
 from orthrus.model.markov import Before, Markov, markov_of
@@ -112,8 +112,8 @@ def test_training_moves_twin_and_correction_and_no_other_bit(backbone: Path, tmp
     moved_names = {name for name in after if not torch.equal(after[name], before[name])}
     assert moved_names == {name for name in after if ".diffusion." in name} | {"markov.before_VR", "markov.after_VR"}
     saved = tmp_path / "run" / "model"
-    fresh = attach(AutoModelForCausalLM.from_pretrained(backbone), checkpoint.read_config(saved))
-    checkpoint.load_adapter(fresh, saved)
+    fresh = attach(AutoModelForCausalLM.from_pretrained(backbone), files.read_config(saved))
+    files.load_adapter(fresh, saved)
     assert all(torch.equal(tensor, after[name]) for name, tensor in fresh.state_dict().items())
 
 
@@ -140,7 +140,7 @@ def test_a_view_gets_a_correction_when_it_is_trained_further(backbone: Path, tmp
         perturb(model)
         if rank:
             moved(markov_of(model))
-        begun[rank] = checkpoint.save(model, tmp_path / f"begun-{rank}")
+        begun[rank] = files.save(model, tmp_path / f"begun-{rank}")
 
     def started(rank: int, wanted: int) -> Markov | None:
         model = {"start_from": str(begun[rank]), "markov_rank": wanted}
@@ -163,7 +163,7 @@ def test_answers_may_be_drafted_by_a_view_of_another_kind(own: int, lent: int, t
     """The lent view's correction for as long as it drafts, then the model's own, the very parameters."""
     lender = attach(tiny("qwen3"), OrthrusConfig(block_size=4, markov_rank=lent))
     perturb(lender)
-    checkpoint.save(lender, tmp_path)
+    files.save(lender, tmp_path)
     model = attach(tiny("qwen3"), OrthrusConfig(block_size=6, markov_rank=own))
     if own:
         moved(markov_of(model))

@@ -16,13 +16,13 @@ import torch
 from transformers import PreTrainedTokenizerFast
 
 import orthrus
+from orthrus.checkpoints import load as loading
 from orthrus.cli import main
 from orthrus.data import shards
 from orthrus.data.packing import PackedRows, load_rows
 from orthrus.data.remote import Server, served_answers
 from orthrus.data.responses import Answering, Prompt
 from orthrus.errors import ConfigError, DataError
-from orthrus.model import load as loading
 from orthrus.train import ranks, view
 from orthrus.train.drafting import drafting
 from orthrus.train.prepare import Prepared, prepare, train_prompts

@@ -16,9 +16,10 @@ from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
 from transformers import AutoModelForCausalLM
 
+from orthrus.checkpoints.files import ADAPTER_FILE, CONFIG_FILE
 from orthrus.errors import ConfigError
 from orthrus.model.attach import attach
-from orthrus.model.checkpoint import ADAPTER_FILE, CONFIG_FILE, backbone_tensors
+from orthrus.model.fingerprint import backbone_tensors
 from orthrus.train import objective
 from orthrus.train.checkpoints import checkpoint_paths
 from orthrus.train.loop import train

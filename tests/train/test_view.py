@@ -9,15 +9,15 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
-from orthrus.decode import plan
+from orthrus.checkpoints import files
 from orthrus.decode.api import engine_for
 from orthrus.decode.options import Options
 from orthrus.decode.output import Stats
 from orthrus.decode.passes import Passes
 from orthrus.errors import CheckpointError, ConfigError
-from orthrus.model import checkpoint
 from orthrus.model.attach import attach, config_of
 from orthrus.model.config import OrthrusConfig
+from orthrus.policy import steps
 from orthrus.train import view
 from orthrus.train.loop import train
 from orthrus.train.prepare import train_prompts
@@ -84,8 +84,8 @@ def test_training_moves_every_twin_tensor_and_no_other_bit(task: ViewTask, tmp_p
     moved = {name for name in after if not torch.equal(after[name], before[name])}
     assert moved == {name for name in after if ".diffusion." in name}
     fresh = tiny("qwen3", vocab_size=300)
-    attach(fresh, checkpoint.read_config(tmp_path / "run" / "model"), attn_implementation="orthrus")
-    checkpoint.load_adapter(fresh, tmp_path / "run" / "model")
+    attach(fresh, files.read_config(tmp_path / "run" / "model"), attn_implementation="orthrus")
+    files.load_adapter(fresh, tmp_path / "run" / "model")
     prompt = [5, 6, 7, 8]
     assert torch.equal(drafted(fresh, prompt, torch.tensor([9])), drafted(model, prompt, torch.tensor([9])))
 
@@ -161,7 +161,7 @@ def test_an_evaluation_says_what_each_plan_gives(task: ViewTask) -> None:
     with torch.no_grad():
         figures = task.evaluate(0)
     for name, prefix in (("full", ""), ("onepass", "onepass_")):
-        engine = engine_for(task._model, prompts, options, plan.parse(name), rows=1)
+        engine = engine_for(task._model, prompts, options, steps.parse(name), rows=1)
         for ids in prompts:
             engine.add(ids, options)
         done = []
@@ -196,7 +196,7 @@ def test_rows_that_the_backbone_cannot_read_are_refused(
 ) -> None:
     """Before any prompt is answered, with an untrained view and with one to start from."""
     backbone = saved_backbone(tmp_path / "backbone", tokenizer, "qwen3")
-    start = checkpoint.save(attach(tiny("qwen3", vocab_size=300)), tmp_path / "begun") if further else None
+    start = files.save(attach(tiny("qwen3", vocab_size=300)), tmp_path / "begun") if further else None
     model = {"backbone": str(backbone), "start_from": str(start)} if further else {"backbone": str(backbone)}
     with pytest.raises(ConfigError, match=r"data\.row_tokens must be at most 256, .* found 257"):
         ViewTask(view_recipe(backbone, tmp_path / "run", model=model, data={"row_tokens": 257}))
@@ -264,13 +264,13 @@ def test_two_steps_take_three_passes_a_cycle(
 
 @pytest.mark.parametrize("layout", ["adapter", "official"])
 def test_a_view_is_trained_further_from_a_checkpoint(
-    layout: checkpoint.Format, tmp_path: Path, tokenizer: PreTrainedTokenizerFast
+    layout: files.Format, tmp_path: Path, tokenizer: PreTrainedTokenizerFast
 ) -> None:
     """`start_from` gives the twin the checkpoint's tensors, the recipe its block length, and training moves them."""
     backbone = saved_backbone(tmp_path / "backbone", tokenizer, "qwen3")
     model = attach(AutoModelForCausalLM.from_pretrained(backbone), OrthrusConfig(block_size=8, mask_token_id=7))
     perturb(model)
-    begun = checkpoint.save(model, tmp_path / "begun", format=layout)
+    begun = files.save(model, tmp_path / "begun", format=layout)
     if layout == "official":
         tokenizer.save_pretrained(begun)
     recipe = view_recipe(backbone, tmp_path / "run", model={"start_from": str(begun)}, schedule={"steps": 2})
@@ -287,6 +287,6 @@ def test_a_view_is_trained_further_from_a_checkpoint(
 def test_a_view_of_another_backbone_is_not_trained_further(tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> None:
     """The fingerprint that an adapter carries must be the backbone's."""
     backbone = saved_backbone(tmp_path / "backbone", tokenizer, "qwen3")
-    begun = checkpoint.save(attach(tiny("qwen3", vocab_size=300, seed=1)), tmp_path / "begun")
+    begun = files.save(attach(tiny("qwen3", vocab_size=300, seed=1)), tmp_path / "begun")
     with pytest.raises(CheckpointError, match="with fingerprint"):
         ViewTask(view_recipe(backbone, tmp_path / "run", model={"start_from": str(begun)}))

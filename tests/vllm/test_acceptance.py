@@ -39,12 +39,12 @@ def own_engine(model: Any, asked: list[list[int]], first: list[int]) -> tuple[li
     And vLLM counts the cycle that ends a text whole: so cycles are counted up to the one that reaches the length, and
     the text itself goes on.
     """
-    from orthrus.decode import plan
     from orthrus.decode.engine import Engine
     from orthrus.decode.options import Options
+    from orthrus.policy import steps
 
     options = Options(max_new_tokens=TOKENS + DRAFTS)
-    engine = Engine(model, rows=16, capacity=320, plan=plan.parse("full"))
+    engine = Engine(model, rows=16, capacity=320, plan=steps.parse("full"))
     given = [[*prompt, token] for prompt, token in zip(asked, first, strict=True)]
     starts = {engine.add(ids, options, index=index): ids[-1:] for index, ids in enumerate(given)}
     answers: dict[int, list[int]] = {}

@@ -10,14 +10,14 @@ from typing import Any, Final, TypeAlias
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from orthrus.bench import peers
-from orthrus.decode import plan as plans
+from orthrus.bench.peers import hf
 from orthrus.decode.api import engine_for
 from orthrus.decode.engine import Engine, Row
 from orthrus.decode.exact import EXACT, Exact
 from orthrus.decode.options import Options
 from orthrus.decode.stop import Stopper
 from orthrus.errors import ConfigError
+from orthrus.policy import steps as plans
 
 OWN: Final = ("ar", "orthrus")
 PEERS: Final = ("hf", "hf-static", "hf-lookup")
@@ -100,7 +100,7 @@ def decoders(
     """Make each contender's decoder over the weights of one dual-view model; `watch` sees each engine of our own."""
     wanted = list(wanted)
     eos = Options.of(model.generation_config).eos_token_id
-    backbone = peers.plain(model) if any(c.mode in PEERS for c in wanted) else None
+    backbone = hf.plain(model) if any(c.mode in PEERS for c in wanted) else None
     out: dict[Contender, Decoder] = {}
     for contender in wanted:
         if backbone is not None and contender.mode in PEERS:
@@ -145,12 +145,12 @@ def _answer(row: Row) -> Answer:
 
 def _peer(backbone: PreTrainedModel, mode: str, eos: tuple[int, ...]) -> Decoder:
     def decode(prompts: Sequence[Sequence[int]], max_new_tokens: int) -> list[Answer]:
-        config = peers.settings(mode, eos, max_new_tokens)
+        config = hf.settings(mode, eos, max_new_tokens)
         if mode != "hf-lookup":
             # One pass a token; a hook would stand in the way of a compiled forward.
-            return [_peer_answer(tokens, len(tokens)) for tokens in peers.generate(backbone, prompts, config)]
-        with peers.counted(backbone) as passes:
-            written = peers.generate(backbone, prompts, config)
+            return [_peer_answer(tokens, len(tokens)) for tokens in hf.generate(backbone, prompts, config)]
+        with hf.counted(backbone) as passes:
+            written = hf.generate(backbone, prompts, config)
         return [_peer_answer(tokens, len(passes)) for tokens in written]
 
     return decode

@@ -9,10 +9,10 @@ from pathlib import Path
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
+from orthrus.checkpoints.load import device_of, dtype_of, ready
 from orthrus.errors import CheckpointError
 from orthrus.model.attach import attach
 from orthrus.model.config import OrthrusConfig
-from orthrus.model.load import device_of, dtype_of, ready
 
 BLOCK = 32
 """Block length of the paper's models."""

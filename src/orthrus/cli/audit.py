@@ -14,8 +14,8 @@ from orthrus.cli.common import err, out, print_json, say
 from orthrus.cli.measuring import Threads, loader, progress, set_threads, words
 
 if TYPE_CHECKING:
-    from orthrus.bench.audit import Job
-    from orthrus.bench.audit_report import AuditReport
+    from orthrus.bench.audit.report import AuditReport
+    from orthrus.bench.audit.run import Job
 
 _SUITES = [f"synthetic:{domain}" for domain in ("maths", "code", "table", "json")]
 
@@ -66,7 +66,7 @@ def audit(
     domain and by how surprising the text is, where the others part and how close the choice was there, agreement with
     Hugging Face's generate, tokens per cycle and speed.
     """
-    from orthrus.bench.audit import Job
+    from orthrus.bench.audit.run import Job
 
     set_threads(threads)
     job = Job(
@@ -81,7 +81,7 @@ def audit(
         max_new_tokens=max_new_tokens,
     )
     with TemporaryDirectory() as folder:
-        report = _run(job, output or Path(folder) / "audit.jsonl", device, epsilon)
+        report = _run(job, output or Path(folder) / "run.jsonl", device, epsilon)
     _show(report, plots, json)
     if not report.contract.holds:
         raise typer.Exit(1)
@@ -89,11 +89,11 @@ def audit(
 
 def _run(job: "Job", output: Path, device: str | None, epsilon: float) -> "AuditReport":
     """Audit with progress on the terminal; the report is on all that the file holds of this configuration."""
-    from orthrus.bench import audit
-    from orthrus.bench.audit_report import read_audit
+    from orthrus.bench.audit import run
+    from orthrus.bench.audit.report import read_audit
 
     with progress() as (start, lap):
-        configuration = audit.run(
+        configuration = run.run(
             job,
             output,
             load=loader(job.model, device),
@@ -105,8 +105,8 @@ def _run(job: "Job", output: Path, device: str | None, epsilon: float) -> "Audit
 
 def _show(report: "AuditReport", plots: Path | None, json: bool) -> None:
     """Print tables or one JSON object on standard output, plots' names and the verdict on standard error."""
-    from orthrus.bench.audit_plots import plot
-    from orthrus.bench.audit_tables import tables, verdict
+    from orthrus.bench.audit.plots import plot
+    from orthrus.bench.audit.tables import tables, verdict
 
     if plots is not None:
         for path in plot(report, plots):

@@ -102,8 +102,8 @@ def run(
 
     Suites of the domain code execute what the model writes (see `orthrus.data.synthetic`).
     """
-    from orthrus.bench import run as bench
     from orthrus.bench.contenders import contenders
+    from orthrus.bench.speed import run as bench
 
     job = bench.Job(
         model=model,
@@ -172,8 +172,8 @@ def passes(
 ) -> None:
     """Time single passes (a plain step, drafts, verifications, fused ones) by width, context and batch."""
     from orthrus.bench import lines
-    from orthrus.bench.passes import ALL, costs, kinds
     from orthrus.bench.shapes import is_shape, shaped
+    from orthrus.bench.speed.passes import ALL, costs, kinds
     from orthrus.data.records import append
     from orthrus.provenance import digest, provenance
 
@@ -228,7 +228,7 @@ def train(
     from transformers.utils import logging
 
     from orthrus.bench import lines
-    from orthrus.bench.tables import steps as table
+    from orthrus.bench.speed.tables import steps as table
     from orthrus.data.records import append
     from orthrus.provenance import digest, provenance
     from orthrus.train.config import load_recipe
@@ -284,9 +284,9 @@ def report(
     """Print tables (and draw plots) of measured figures; intervals are 95 %, by bootstrap over prompts."""
     if json and markdown:
         raise typer.BadParameter("--json and --markdown are two ways to print: give one of them")
-    from orthrus.bench.plots import plot
-    from orthrus.bench.report import BASELINES, read_report
-    from orthrus.bench.tables import tables
+    from orthrus.bench.speed.plots import plot
+    from orthrus.bench.speed.report import BASELINES, read_report
+    from orthrus.bench.speed.tables import tables
 
     read = read_report(files, baselines=_listed(against, ",".join(BASELINES)))
     if plots is not None:
@@ -317,7 +317,7 @@ def _numbers(given: list[str] | None, otherwise: str, name: str) -> tuple[int, .
 
 def _dtypes(given: list[str] | None) -> tuple[str, ...]:
     """Take the names of precisions; raises ConfigError for an unknown one before anything is measured."""
-    from orthrus.model.load import DTYPES
+    from orthrus.checkpoints.load import DTYPES
 
     names = _listed(given, "float32")
     for name in names:

@@ -106,7 +106,7 @@ def load(
     with err().status(f"loading {name} …"):
         from transformers.utils import logging
 
-        from orthrus.model.load import load as load_model
+        from orthrus.checkpoints.load import load as load_model
 
         logging.disable_progress_bar()
         return load_model(name, dtype=dtype, device=device, compile=compile)

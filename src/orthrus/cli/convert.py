@@ -128,8 +128,8 @@ def _card(
     with_backbone: bool,
 ) -> str:
     """Write the card; the source's own says the licence, a finished run's (`RUN.md`) how it was trained."""
-    from orthrus.model.card import licence_of, model_card, tables_of
-    from orthrus.model.load import locate
+    from orthrus.checkpoints.card import licence_of, model_card, tables_of
+    from orthrus.checkpoints.load import locate
 
     home = locate(source)
     runs = [home, home.parent] if home.name == "model" else [home]
@@ -163,8 +163,8 @@ def _write(
 
     A card that is there already stays.
     """
+    from orthrus.checkpoints.files import replacing, save
     from orthrus.model.attach import detach
-    from orthrus.model.checkpoint import replacing, save
 
     with replacing(out) as scratch:
         save(model, scratch, format=format)

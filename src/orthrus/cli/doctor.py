@@ -97,7 +97,7 @@ def _dtypes(device: str) -> dict[str, bool]:
     """Tell which precisions this device can multiply and attend in."""
     import torch
 
-    from orthrus.model.load import DTYPES
+    from orthrus.checkpoints.load import DTYPES
 
     works = {}
     for name, dtype in DTYPES.items():
@@ -114,11 +114,11 @@ def _dtypes(device: str) -> dict[str, bool]:
 
 def _bundled() -> dict[str, Any]:
     """Describe the bundled model by its files: present or not, and how large."""
-    from orthrus.model import checkpoint
+    from orthrus.checkpoints import files
     from orthrus.zoo import BUNDLED
 
     home = BUNDLED["nano"]
-    if not (home / checkpoint.CONFIG_FILE).exists():
+    if not (home / files.CONFIG_FILE).exists():
         return {"name": "nano", "present": False}
     size = sum(file.stat().st_size for file in home.iterdir() if file.is_file())
     return {"name": "nano", "present": True, "megabytes": size / 1e6}
@@ -140,7 +140,7 @@ def _checks(bundled: dict[str, Any]) -> list[Check]:
 
 def _check_bundled(bundled: dict[str, Any], dtype: str) -> Check:
     from orthrus.model.attach import config_of
-    from orthrus.model.checkpoint import twin_tensors
+    from orthrus.model.fingerprint import twin_tensors
 
     model, tokenizer = common.load(bundled["name"], dtype=dtype)
     twin = sum(tensor.numel() for tensor in twin_tensors(model).values())
@@ -160,7 +160,7 @@ def _check_bundled(bundled: dict[str, Any], dtype: str) -> Check:
 
 def _products(model: "PreTrainedModel") -> dict[str, str]:
     """Tell what one row and several are multiplied by: the weights, or copies of them for this CPU's kernels."""
-    from orthrus.model.packed import AsIs, kernels_of
+    from orthrus.kernels.packed import AsIs, kernels_of
 
     found = next(iter(kernels_of(model)), AsIs(one=True, several=True))
     return {rows: "weights" if as_is else "copies" for rows, as_is in found._asdict().items()}
@@ -168,7 +168,7 @@ def _products(model: "PreTrainedModel") -> dict[str, str]:
 
 def _costs(name: str, model: "PreTrainedModel", dtype: str) -> list[dict[str, Any]]:
     """Time what a plan weighs: a plain step, drafts and verifications of a half and a whole block."""
-    from orthrus.bench.passes import costs
+    from orthrus.bench.speed.passes import costs
     from orthrus.model.attach import config_of
 
     block = config_of(model).block_size

@@ -14,7 +14,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeElapsedCo
 from orthrus.cli.common import err
 
 if TYPE_CHECKING:
-    from orthrus.bench.run import Loader, Outlook
+    from orthrus.bench.speed.run import Loader, Outlook
 
 _PLAIN_LINES = 20  # progress reports where standard error is no terminal
 
@@ -42,7 +42,7 @@ def loader(model: str, device: str | None, *, compile: bool = False, pack: bool 
     """Load without a display of its own: the progress bar is on the terminal already."""
     from transformers.utils import logging
 
-    from orthrus.model.load import load
+    from orthrus.checkpoints.load import load
 
     logging.disable_progress_bar()
     return lambda dtype: load(model, dtype=dtype, device=device, compile=compile, pack=pack)

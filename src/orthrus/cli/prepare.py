@@ -50,7 +50,7 @@ def _run(recipe: "ViewRecipe") -> bool:
     """Prepare; returns whether this is the process that reports."""
     import torch
 
-    from orthrus.model.load import device_of, tokenizer_of
+    from orthrus.checkpoints.load import device_of, tokenizer_of
     from orthrus.train.prepare import prepare as make
     from orthrus.train.ranks import Ranks
     from orthrus.train.view import load_backbone

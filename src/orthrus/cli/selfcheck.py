@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
     from orthrus.decode.engine import Row
     from orthrus.decode.output import Stats
-    from orthrus.decode.plan import Plan
+    from orthrus.policy.steps import Plan
 
 _VOCABULARY = 96
 _BLOCK = 8
@@ -51,7 +51,7 @@ class Check:
 def check_random(device: str) -> Check:
     """Check a tiny random model in float32 whose twin often drafts wrongly, under every kind of plan."""
     from orthrus.decode.output import Stats
-    from orthrus.decode.plan import parse
+    from orthrus.policy.steps import parse
 
     model = random_model(device)
     plain, _ = _tokens(model, parse("ar"), rows=1)

@@ -15,11 +15,11 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from orthrus.data.documents import Document
 from orthrus.data.packing import EncodedDocument
-from orthrus.decode import plan
 from orthrus.decode.engine import Engine
 from orthrus.decode.options import Options
 from orthrus.decode.output import Stats
 from orthrus.errors import ConfigError, DataError
+from orthrus.policy import steps
 
 _THOUGHT = re.compile(r"<think>\s*\S.*?</think>", re.DOTALL)
 
@@ -95,7 +95,7 @@ def answer(
     usable = how.usable(prompts)
     if not usable:
         return
-    scheme = plan.parse(decode)
+    scheme = steps.parse(decode)
     width = scheme.scratch(model.orthrus_config.block_size)
     engine = Engine(
         model, rows=how.rows, capacity=how.row_tokens + width, plan=scheme, admit_free=max(1, how.rows // 4)

@@ -9,7 +9,6 @@ from typing import Any, Literal, TypeAlias
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from orthrus.decode import plan as plans
 from orthrus.decode.engine import Engine, Progress, Row
 from orthrus.decode.exact import EXACT, Exact
 from orthrus.decode.options import Options
@@ -17,6 +16,7 @@ from orthrus.decode.output import Chunk, Completion
 from orthrus.decode.stop import Stopper, TextStream
 from orthrus.errors import ConfigError, PromptError
 from orthrus.model.attach import config_of
+from orthrus.policy import steps as plans
 
 Chat: TypeAlias = list[dict[str, str]]
 Prompt: TypeAlias = str | Chat

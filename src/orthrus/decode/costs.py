@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from orthrus.decode.estimates import Estimates
 from orthrus.decode.pace import Pace
-from orthrus.decode.plan import Kind, Step, step_of
+from orthrus.policy.steps import Kind, Step, step_of
 
 _FORGOTTEN: Final = 2048
 """Turns after which nothing is known of a step that was not taken."""

@@ -17,9 +17,9 @@ from torch import Tensor
 from orthrus.decode import tree
 from orthrus.decode.accept import Verdict
 from orthrus.decode.passes import Branches, Passes
-from orthrus.decode.plan import Step
 from orthrus.decode.sampling import Chooser, Context, Drafts
 from orthrus.model.markov import Before, Markov
+from orthrus.policy.steps import Step
 
 Drafter = Callable[[Passes, slice, Tensor, int], Tensor]
 """Propose: (passes, rows, anchor_B, M) to draft logits `[B, M, V]`. The twin is `Passes.draft`."""

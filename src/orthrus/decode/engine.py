@@ -15,23 +15,23 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from orthrus.decode import plan as plans
 from orthrus.decode.cycle import Batch, Drafter, Outcome, cycle, twin
 from orthrus.decode.exact import Exact, can_fuse, finding_for
 from orthrus.decode.experience import experience_of
-from orthrus.decode.lookup import Copy, Lookup
 from orthrus.decode.noise import stream_of
 from orthrus.decode.options import Options, Sampling
 from orthrus.decode.output import FinishReason, Stats
 from orthrus.decode.passes import Passes
-from orthrus.decode.plan import Plan, Step
 from orthrus.decode.planner import Planner
 from orthrus.decode.sampling import Chooser, Context
 from orthrus.decode.stop import Stopper
 from orthrus.decode.worth import Record
 from orthrus.errors import CacheFull, PromptError
 from orthrus.model.attach import config_of
-from orthrus.model.compiled import lend
+from orthrus.model.graphs import lend
+from orthrus.policy import steps as plans
+from orthrus.policy.lookup import Copy, Lookup
+from orthrus.policy.steps import Plan, Step
 
 PREFILL_CHUNK: Final = {"cpu": 512, "cuda": 2048}
 """Prompt positions per prefill pass by kind of device, where nothing else is asked for."""

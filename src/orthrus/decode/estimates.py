@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from orthrus.decode.plan import Kind, Step
+from orthrus.policy.steps import Kind, Step
 
 
 class Estimates:

@@ -24,10 +24,10 @@ from transformers import PreTrainedModel
 
 from orthrus import __version__, memory
 from orthrus.decode.passes import Geometry, Passes
-from orthrus.model import attention
+from orthrus.kernels import attention
+from orthrus.kernels.masks import additive
 from orthrus.model.cache import ScratchCache
-from orthrus.model.masks import additive
-from orthrus.model.state import key_of, state_of
+from orthrus.model.fingerprint import key_of, state_of
 
 Exact = Literal["distribution", "token"]
 KIND: Final = "exact"

@@ -16,10 +16,10 @@ from transformers import PreTrainedModel
 
 from orthrus import memory
 from orthrus.decode.costs import Costs
-from orthrus.decode.plan import Kind, Plan, Step, step_of
 from orthrus.decode.worth import Record, Rescue, usually_met
 from orthrus.model.attach import config_of
-from orthrus.model.state import key_of, state_of
+from orthrus.model.fingerprint import key_of, state_of
+from orthrus.policy.steps import Kind, Plan, Step, step_of
 
 KIND: Final = "experience"
 """Under which `orthrus.memory` keeps it."""

@@ -17,7 +17,8 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from orthrus.errors import ConfigError, UnsupportedModel
-from orthrus.model import attention, compiled, masks
+from orthrus.kernels import attention, masks
+from orthrus.model import graphs
 from orthrus.model.attach import config_of, duals, windows_of
 from orthrus.model.cache import ScratchCache
 from orthrus.model.dual import FusedView, View, ViewName
@@ -115,7 +116,7 @@ class Passes:
         self.model = model
         self.cache = cache
         self.geometry = geometry
-        self.compiled = compiled.is_compiled(model)
+        self.compiled = graphs.is_compiled(model)
         self.in_parts = attention.can_split(cache.device) and model.config._attn_implementation == attention.NAME
         self.recorded = self.compiled and self.in_parts
         self.reads_ahead = not self.recorded  # a recorded draft pass takes less than a longer prefill pass does
@@ -372,7 +373,7 @@ class Passes:
         elif self.geometry is not None and fixed:
             end = min(self.geometry.reach(end, whole=whole, prefill=prefill), cache.capacity)
         elif self.compiled:
-            end = min(-(-end // compiled.SPAN) * compiled.SPAN, cache.capacity)
+            end = min(-(-end // graphs.SPAN) * graphs.SPAN, cache.capacity)
         level = not self.compiled and len(set(cache.lengths[rows])) == 1
         cache.begin(rows, slot_BQ, end=end, start=cache.lengths[rows.start] if level else None)
         if in_parts:
@@ -428,7 +429,7 @@ class Passes:
             return call(given)
         self.cache.require(max(self.cache.lengths[rows]) + width)
         key = (kind, width, rows.start, rows.stop, self.geometry, self.model_state)
-        return compiled.replayed(self.cache, key, given, call)
+        return graphs.replayed(self.cache, key, given, call)
 
     def _call(
         self,
@@ -459,7 +460,7 @@ class Passes:
             return hidden
         arguments["logits_to_keep"] = keep
         if self.compiled and self.cache.keys and not eager:
-            return compiled.run(self.model, arguments)
+            return graphs.run(self.model, arguments)
         logits: Tensor = self.model(**arguments).logits
         return logits
 

@@ -14,8 +14,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from orthrus.decode.experience import Decision, Experience
-from orthrus.decode.lookup import Copy
-from orthrus.decode.plan import Kind, Plan, Step
 from orthrus.decode.worth import (
     AHEAD,
     CHAIN,
@@ -29,6 +27,8 @@ from orthrus.decode.worth import (
     rate,
     usually_met,
 )
+from orthrus.policy.lookup import Copy
+from orthrus.policy.steps import Kind, Plan, Step
 
 
 class Look(NamedTuple):

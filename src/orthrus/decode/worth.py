@@ -13,8 +13,8 @@ from typing import Any, Literal, get_args
 import numpy as np
 from numpy.typing import NDArray
 
-from orthrus.decode.lookup import Copy
-from orthrus.decode.plan import STOPS, Step
+from orthrus.policy.lookup import Copy
+from orthrus.policy.steps import STOPS, Step
 
 Way = Literal["chain", "ahead"] | Copy
 

@@ -12,7 +12,8 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from orthrus.errors import ConfigError, UnsupportedModel
-from orthrus.model import attention, markov, merged, packed
+from orthrus.kernels import attention, merged, packed
+from orthrus.model import markov
 from orthrus.model.config import OrthrusConfig
 from orthrus.model.dual import DualAttention
 

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from orthrus.errors import CacheFull
-from orthrus.model.attention import can_split
+from orthrus.kernels.attention import can_split
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -99,7 +99,7 @@ class ScratchCache:
             slots = slice(place.start + columns.start, place.start + columns.stop)
             keys[rows, slots], values[rows, slots] = key_BHQD.transpose(1, 2), value_BHQD.transpose(1, 2)
         elif self._kernel:
-            from orthrus.model.split_attention import write
+            from orthrus.kernels.split_attention import write
 
             with torch.cuda.device_of(keys):  # type: ignore[no-untyped-call]
                 write(keys, values, key_BHQD, value_BHQD, place.row_B1, place.slot_BQ[:, columns])

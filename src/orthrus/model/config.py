@@ -23,7 +23,7 @@ class OrthrusConfig:
             the embedding, which padded vocabularies such as Qwen3's never train.
         backbone: Hub id or path of the frozen model the view was trained for.
         revision: Hub revision of the backbone.
-        fingerprint: digest of the backbone's weights (`orthrus.model.checkpoint.fingerprint`).
+        fingerprint: digest of the backbone's weights (`orthrus.model.fingerprint.fingerprint`).
         block_attention: "bidirectional" (the paper's): a draft slot sees its whole block; "causal": the slots up to
             itself.
         markov_rank: rank of the correction between neighbouring slots (`orthrus.model.markov`); 0 for none.

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedConfig
 
-from orthrus.model.masks import LayerMasks
+from orthrus.kernels.masks import LayerMasks
 
 ViewName = Literal["ar", "diffusion"]
 

@@ -13,10 +13,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
 
+from orthrus.checkpoints.load import device_of
 from orthrus.data.packing import NO_DOCUMENT, PackedRows
 from orthrus.errors import ConfigError
-from orthrus.model import masks
-from orthrus.model.load import device_of
+from orthrus.kernels import masks
 from orthrus.train.checkpoints import load_trainable
 from orthrus.train.corpus import data_folder, heldout_rows, mixed_documents, training_rows
 from orthrus.train.sections import BackboneRecipe

@@ -9,9 +9,10 @@ from contextlib import contextmanager
 
 from transformers import PreTrainedModel
 
-from orthrus.model import checkpoint
+from orthrus.checkpoints import files
+from orthrus.checkpoints.load import locate
 from orthrus.model.attach import config_of
-from orthrus.model.load import locate
+from orthrus.model.fingerprint import twin_tensors
 from orthrus.model.markov import install, markov_of, untrained
 
 PLAIN = "ar"
@@ -29,14 +30,14 @@ def drafting(model: PreTrainedModel | None, view: str | None) -> Iterator[str]:
         yield PLAIN
         return
     config, correction = config_of(model), markov_of(model)
-    own = {name: tensor.clone() for name, tensor in checkpoint.twin_tensors(model).items()}
+    own = {name: tensor.clone() for name, tensor in twin_tensors(model).items()}
     home = locate(view)
-    model.orthrus_config = lent = checkpoint.read_config(home)
+    model.orthrus_config = lent = files.read_config(home)
     install(model, untrained(model, lent.markov_rank))
     try:
-        checkpoint.load_adapter(model, home)
+        files.load_adapter(model, home)
         yield DRAFTED
     finally:
         install(model, correction)
-        checkpoint.fill(model, own, where="the view to train")
+        files.fill(model, own, where="the view to train")
         model.orthrus_config = config

@@ -18,9 +18,9 @@ from typing import Any, Final, TypeAlias
 import numpy as np
 import torch
 
+from orthrus.checkpoints.load import DTYPES, device_of
 from orthrus.data.packing import PackedRows
 from orthrus.errors import ConfigError
-from orthrus.model.load import DTYPES, device_of
 from orthrus.train.fit import parts_of_step
 from orthrus.train.optim import build_optimizers
 from orthrus.train.plan import plan

@@ -24,7 +24,7 @@ from orthrus.data.remote import Server, served_answers
 from orthrus.data.responses import Answering, Prompt, prompt_of
 from orthrus.decode.output import Stats
 from orthrus.errors import DataError
-from orthrus.model.checkpoint import fingerprint
+from orthrus.model.fingerprint import fingerprint
 from orthrus.train.corpus import corpus_about, data_folder, heldout_documents, train_documents
 from orthrus.train.drafting import drafting
 from orthrus.train.ranks import Ranks

@@ -18,22 +18,22 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
+from orthrus.checkpoints.files import save
+from orthrus.checkpoints.load import backbone_with_tokenizer, device_of, is_adapter, load, locate
 from orthrus.data.packing import PackedRows
 from orthrus.data.shards import SHARD
-from orthrus.decode import plan
 from orthrus.decode.api import engine_for
 from orthrus.decode.options import Options
 from orthrus.decode.output import Stats
 from orthrus.decode.passes import Passes
 from orthrus.errors import ConfigError
-from orthrus.model import attention, masks
+from orthrus.kernels import attention, masks
 from orthrus.model.attach import attach, config_of, layers_of, windows_of
-from orthrus.model.checkpoint import save
 from orthrus.model.config import OrthrusConfig
 from orthrus.model.dual import View, ViewName
 from orthrus.model.head import output_head
-from orthrus.model.load import backbone_with_tokenizer, device_of, is_adapter, load, locate
 from orthrus.model.markov import Before, install, markov_of, untrained
+from orthrus.policy.steps import parse
 from orthrus.train import anchors, objective
 from orthrus.train.anchors import Blocks
 from orthrus.train.prepare import Prepared, prepare
@@ -302,7 +302,7 @@ class ViewTask:
             return torch.cat([first_BMV[:, : drafts // 2], rest_BMV], dim=1)
 
         with torch.autocast(self._device.type, enabled=False):
-            engine = engine_for(self._model, prompts, options, plan.parse("full"), rows=8)
+            engine = engine_for(self._model, prompts, options, parse("full"), rows=8)
             if onepass or steps == 2:
                 engine.drafter = blind if onepass else twice
             for ids in prompts:

@@ -1,0 +1,300 @@
+"""An audit from start to end: does every plan, batch and precision write the text that plain decoding writes?
+
+Each prompt is first answered by plain decoding alone (the reference) and by Hugging Face's `generate`; then by every
+mode and plan at every batch size, one engine working through a whole chunk of prompts, so that rows join as others
+end. Knows the order of things; texts are `texts`', comparing is `verdicts`', figures are `audit_report`'s.
+"""
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from time import perf_counter
+from typing import Any, Final, TypeAlias
+
+import torch
+from transformers import PreTrainedModel
+
+from orthrus.bench import lines
+from orthrus.bench.audit.texts import Plain, Writer, perplexity
+from orthrus.bench.audit.verdicts import Parting, Reference, Verdict, close, from_hf
+from orthrus.bench.contenders import Contender, contenders
+from orthrus.bench.lines import Result
+from orthrus.bench.race import Clock
+from orthrus.bench.speed.run import Encoded, Heat, Loader, Outlook, encoded
+from orthrus.bench.suites import read_suites
+from orthrus.checkpoints.load import DTYPES
+from orthrus.data.records import append
+from orthrus.decode.engine import Row
+from orthrus.decode.exact import Exact, finding_for
+from orthrus.decode.experience import begin_anew
+from orthrus.errors import ConfigError
+from orthrus.model.attach import config_of
+from orthrus.model.fingerprint import weights_digest
+from orthrus.provenance import device_name, digest, provenance
+
+SCORER: Final = "float32"
+
+Seat: TypeAlias = tuple[Contender, int]
+"""Who answers, and how many rows at once."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Job:
+    """What is asked for.
+
+    Attributes:
+        model: the model's name, as figures are to be labelled.
+        suites: names for `orthrus.bench.suites.read_suites`.
+        folder: where suites are looked for first.
+        limit: prompts of each suite.
+        dtypes: precisions by name.
+        exacts: what is promised: "distribution", "token".
+        plans: of mode "orthrus".
+        batches: rows at once.
+        max_new_tokens: tokens per answer at most (fewer where the model's context ends).
+    """
+
+    model: str
+    suites: tuple[str, ...]
+    folder: Path | None = None
+    limit: int | None = None
+    dtypes: tuple[str, ...] = ("float32", "bfloat16")
+    exacts: tuple[str, ...] = ("distribution", "token")
+    plans: tuple[str, ...] = ("auto",)
+    batches: tuple[int, ...] = (1, 4)
+    max_new_tokens: int = 128
+
+    def __post_init__(self) -> None:
+        for name in ("suites", "dtypes", "batches"):
+            values = getattr(self, name)
+            if not values or len(set(values)) < len(values):
+                raise ConfigError(f"{name} must name at least one, and each one once; found {list(values)}")
+        for dtype in self.dtypes:
+            if dtype not in DTYPES:
+                raise ConfigError(f"a precision is one of {', '.join(DTYPES)}, found {dtype!r}")
+        for name, least in (("batches", min(self.batches)), ("max_new_tokens", self.max_new_tokens)):
+            if least < 1:
+                raise ConfigError(f"{name} must be at least 1, found {least}")
+        self.contenders()
+
+    def contenders(self) -> tuple[Contender, ...]:
+        """Return everyone who answers: plain decoding and every plan, as exact as asked."""
+        return contenders(("ar", "orthrus"), self.plans, self.exacts)
+
+    def seats(self) -> list[Seat]:
+        """Return everyone at every batch size."""
+        return [(contender, batch) for batch in self.batches for contender in self.contenders()]
+
+    @property
+    def chunk(self) -> int:
+        """How many prompts are answered and written together: enough for rows to end while others wait."""
+        return 2 * max(self.batches)
+
+
+def run(
+    job: Job,
+    output: Path,
+    *,
+    load: Loader,
+    clock: Clock = perf_counter,
+    on_start: Callable[[Outlook], None] = lambda _: None,
+    on_lap: Callable[[], None] = lambda: None,
+) -> str:
+    """Audit what is not in the file yet, write it there chunk by chunk, and return the configuration's id.
+
+    Args:
+        job: what is asked for.
+        output: a file of JSON lines; lines of the same configuration in it are kept and not made again.
+        load: loads the model in a precision; the float32 one stays in memory beside the others, to score texts.
+        clock: seconds, from any moment on.
+        on_start: told what is to be done, once.
+        on_lap: called whenever someone has answered a chunk.
+
+    Raises:
+        ConfigError, DataError: what is asked for cannot be had, or the file is not one of results.
+        PromptError: all prompts are longer than the model's context.
+    """
+    items = read_suites(job.suites, folder=job.folder, limit=job.limit)
+    scorer, tokenizer = load(SCORER)
+    prompts, too_long = encoded(items, scorer, tokenizer)
+    settings = configuration(job, scorer)
+    everyone: set[lines.Who] = {(c.mode, c.plan, c.exact) for c in job.contenders()}
+    done = lines.take_up(output, digest(settings), dict.fromkeys(job.batches, everyone))
+    outlook = _outlook(job, prompts, digest(settings), done, too_long)
+    on_start(outlook)
+    if not outlook.heats:
+        return digest(settings)
+    head = {**provenance(dtypes=job.dtypes, device=scorer.device), "settings": settings}
+    labels = {"provenance": digest(head), "configuration": digest(settings)}
+    append(output, [{"kind": lines.PROVENANCE, "id": digest(head), "configuration": digest(settings), **head}])
+    for dtype in dict.fromkeys(heat.dtype for heat in outlook.heats):
+        model = scorer if dtype == SCORER else load(dtype)[0]
+        begin_anew(model)
+        writer = Writer(model, tokenizer, job.max_new_tokens)
+        audit = _Audit(
+            job=job,
+            writer=writer,
+            scorer=scorer,
+            labels=labels,
+            conditions={exact: conditions(model, exact) for exact in job.exacts},
+            clock=clock,
+            on_lap=on_lap,
+        )
+        for turn, heat in enumerate(heat for heat in outlook.heats if heat.dtype == dtype):
+            references, verdicts = audit.chunk(heat, turn)
+            new = [verdict for verdict in verdicts if verdict.result.prompt not in done]
+            append(output, [*(r.to_record() for r in references), *(v.to_record() for v in new)])
+    return digest(settings)
+
+
+def configuration(job: Job, model: PreTrainedModel) -> dict[str, Any]:
+    """Return all that verdicts depend on, as JSON values, but for what each line says by itself."""
+    return {
+        "audit": True,
+        "model": job.model,
+        "weights": weights_digest(model),
+        "experts": has_experts(model),
+        "contenders": [[c.mode, c.plan, c.exact] for c in job.contenders()],
+        "max_new_tokens": job.max_new_tokens,
+        "rounds": 1,
+        "device": device_name(model.device),
+        "threads": torch.get_num_threads(),
+    }
+
+
+def has_experts(model: PreTrainedModel) -> bool:
+    """Tell mixtures of experts, whose kernels regroup tokens with their neighbours, from dense models."""
+    return any(name.rpartition(".")[2] == "experts" for name, _ in model.named_modules())
+
+
+def conditions(model: PreTrainedModel, exact: str) -> dict[str, Any]:
+    """Return what a promise depends on: device, attention function, threads, and what the probe found if asked."""
+    finding = finding_for(model, width=config_of(model).block_size) if exact == "token" else None
+    return {
+        "device": device_name(model.device),
+        "attention": model.config._attn_implementation,
+        "threads": torch.get_num_threads(),
+        "finding": None if finding is None else dataclasses.asdict(finding),
+    }
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Audit:
+    """One precision of the model, and how its texts become lines."""
+
+    job: Job
+    writer: Writer
+    scorer: PreTrainedModel
+    labels: Mapping[str, str]
+    conditions: Mapping[str, Mapping[str, Any]]
+    clock: Clock
+    on_lap: Callable[[], None]
+
+    def chunk(self, heat: Heat, turn: int) -> tuple[list[Reference], list[Verdict]]:
+        """Answer a chunk of prompts in every way; the order moves on with each turn, and the first is warmed up."""
+        ids = [prompt.token_ids for prompt in heat.prompts]
+        hf = [self.writer.hf(prompt) for prompt in ids]
+        self.on_lap()
+        plain: dict[Exact | None, list[Plain]] = {}
+        references: list[Reference] = []
+        for exact in dict.fromkeys(who.exact for who in self.job.contenders() if who.exact is not None):
+            plain[exact] = [self.writer.plain(prompt, exact) for prompt in ids]
+            trios = zip(heat.prompts, plain[exact], hf, strict=True)
+            references += [self._reference(heat.dtype, exact, *trio) for trio in trios]
+            self.on_lap()
+        verdicts: list[Verdict] = []
+        seats = self.job.seats()
+        first = turn % len(seats)
+        for who, batch in seats[first:] + seats[:first]:
+            if turn == 0:
+                self.writer.answers(ids[:1], who, 1)
+            began = self.clock()
+            rows = self.writer.answers(ids, who, batch)
+            seconds = (self.clock() - began) / len(rows)
+            texts = zip(heat.prompts, rows, plain[who.exact], hf, strict=True)
+            verdicts += [self._verdict(heat, who, batch, seconds, *text) for text in texts]
+            self.on_lap()
+        return references, verdicts
+
+    def _reference(self, dtype: str, exact: Exact, prompt: Encoded, own: Plain, hf_ids: list[int]) -> Reference:
+        return Reference(
+            **self.labels,
+            suite=prompt.item.suite,
+            id=prompt.item.id,
+            domain=prompt.item.domain,
+            dtype=dtype,
+            exact=exact,
+            tokens=len(own.token_ids),
+            token_hash=_hash(own.token_ids),
+            perplexity=perplexity(self.scorer, prompt.token_ids, own.token_ids),
+            close=close(own.gaps),
+            hf=from_hf(own.token_ids, hf_ids, own.token_ids, own.gaps),
+        )
+
+    def _verdict(
+        self,
+        heat: Heat,
+        who: Contender,
+        batch: int,
+        seconds: float,
+        prompt: Encoded,
+        row: Row,
+        own: Plain,
+        hf_ids: list[int],
+    ) -> Verdict:
+        parting = Parting.of(row.token_ids, own.token_ids, own.gaps)
+        result = Result(
+            **self.labels,
+            suite=prompt.item.suite,
+            id=prompt.item.id,
+            domain=prompt.item.domain,
+            mode=who.mode,
+            plan=who.plan,
+            exact=who.exact,
+            dtype=heat.dtype,
+            batch=batch,
+            rows=min(batch, len(heat.prompts)),
+            group=heat.prompts[0].item.id,
+            prompt_tokens=len(prompt.token_ids),
+            seconds=seconds,
+            rounds_seconds=[seconds],
+            stats=row.stats.to_dict(),
+            proposed_per_position=row.stats.proposed_per_position,
+            accepted_at_position=row.stats.accepted_at_position,
+            token_hash=_hash(row.token_ids),
+            identical=parting is None,
+            diverges_at=None if parting is None else parting.at,
+            right=None,
+        )
+        return Verdict(
+            result=result,
+            gap=None if parting is None else parting.gap,
+            hf=from_hf(row.token_ids, hf_ids, own.token_ids, own.gaps),
+            conditions=self.conditions[str(who.exact)],
+        )
+
+
+def _outlook(
+    job: Job, prompts: Sequence[Encoded], configuration: str, done: set[lines.Prompt], too_long: int
+) -> Outlook:
+    heats: list[Heat] = []
+    for dtype in job.dtypes:
+        for suite in dict.fromkeys(prompt.item.suite for prompt in prompts):
+            pending = [
+                prompt
+                for prompt in prompts
+                if prompt.item.suite == suite
+                and any((configuration, dtype, batch, suite, prompt.item.id) not in done for batch in job.batches)
+            ]
+            cuts = range(0, len(pending), job.chunk)
+            heats += [Heat(dtype=dtype, batch=job.chunk, prompts=pending[cut : cut + job.chunk]) for cut in cuts]
+    wanted = len(prompts) * len(job.dtypes)
+    laps = len(heats) * (1 + len(job.exacts) + len(job.seats()))
+    return Outlook(heats=heats, laps=laps, done=wanted - sum(len(heat.prompts) for heat in heats), too_long=too_long)
+
+
+def _hash(token_ids: list[int]) -> str:
+    return hashlib.sha256(json.dumps(token_ids).encode()).hexdigest()[:16]

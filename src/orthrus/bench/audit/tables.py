@@ -1,0 +1,109 @@
+"""An audit's report as tables, and its verdict as a line.
+
+Knows which columns matter and how figures are written.
+"""
+
+from collections.abc import Sequence
+from statistics import median
+from typing import Final
+
+from orthrus.bench.audit.report import AuditReport, Contract, Mismatch, Plainly, Summary, widest
+from orthrus.bench.speed.tables import Grid
+
+_NONE = "–"
+_SHOWN: Final = 20  # mismatches in a table; JSON has all of them
+
+
+def tables(report: AuditReport) -> list[Grid]:
+    """Return a report's tables: texts by setting, by perplexity, the references, mismatches that count."""
+    title = f"{report.settings.get('model', '')}, at most {report.settings.get('max_new_tokens', '?')} tokens"
+    grids = [_texts(title, report.summaries), _perplexity(title, widest(report.summaries)), _references(report.plainly)]
+    grids.append(_conditions(report.plainly))
+    for name, mismatches in (("Broken", report.contract.broken), ("Ties", report.contract.ties)):
+        if mismatches:
+            grids.append(_mismatches(name, mismatches))
+    return grids
+
+
+def verdict(contract: Contract) -> str:
+    """Put into one line whether the contract holds."""
+    if contract.texts == 0:
+        return "nothing was promised: audit float32, or exact='token'"
+    promised = f'{contract.texts} texts promised to be plain decoding\'s (float32, exact="token")'
+    if not contract.holds:
+        return f"BROKEN: of {promised} {len(contract.broken)} are not"
+    ties = f", {len(contract.ties)} of them up to ties within {contract.epsilon:g}" if contract.ties else ""
+    return f"holds: {promised} are{ties}"
+
+
+def _texts(title: str, summaries: Sequence[Summary]) -> Grid:
+    header = ["suite", "domain", "dtype", "exact", "decoder", "batch", "prompts", "identical", "= HF"]
+    header += ["parts at", "gap there", "at most", "tokens per cycle", "× ar"]
+    rows = [
+        [
+            *(s.suite, s.domain, s.setting.dtype, s.setting.exact, s.setting.label),
+            *(str(s.setting.batch), str(s.prompts)),
+            *(_percent(s.identical, s.prompts), _percent(s.identical_to_hf, s.prompts)),
+            _NONE if not s.partings else f"{median(parting.at for parting in s.partings):.0f}",
+            *((f"{median(s.gaps):.3g}", f"{max(s.gaps):.3g}") if s.gaps else (_NONE, _NONE)),
+            _NONE if s.tokens_per_cycle is None else f"{s.tokens_per_cycle:.2f}",
+            _NONE if s.speed is None else f"{s.speed.value:.2f} ({s.speed.low:.2f} to {s.speed.high:.2f})",
+        ]
+        for s in summaries
+    ]
+    return Grid(title=f"Texts equal to plain decoding's, alone: {title}", header=header, rows=rows, labels=5)
+
+
+def _perplexity(title: str, summaries: Sequence[Summary]) -> Grid:
+    most = max(len(summary.by_perplexity) for summary in summaries)
+    rows = [
+        [
+            *(s.setting.dtype, s.setting.exact, s.setting.label, str(s.setting.batch)),
+            *(f"{_percent(q.identical, q.prompts)} ({q.low:.2f} to {q.high:.2f})" for q in s.by_perplexity),
+        ]
+        for s in summaries
+    ]
+    header = ["dtype", "exact", "decoder", "batch", *(f"quantile {i + 1}" for i in range(most))]
+    return Grid(title=f"The same by perplexity of plain decoding's text: {title}", header=header, rows=rows, labels=3)
+
+
+def _references(plainly: Sequence[Plainly]) -> Grid:
+    margins = list(plainly[0].close) if plainly else []
+    rows = [
+        [
+            *(p.dtype, p.exact, str(p.prompts), str(p.positions), _percent(p.identical_to_hf, p.prompts)),
+            *(f"{100 * p.close[margin]:.2f} %" for margin in margins),
+        ]
+        for p in plainly
+    ]
+    header = ["dtype", "exact", "prompts", "positions", "= HF", *(f"gap < {margin}" for margin in margins)]
+    return Grid(title="Plain decoding itself: positions a recheck would see", header=header, rows=rows, labels=2)
+
+
+def _conditions(plainly: Sequence[Plainly]) -> Grid:
+    rows = []
+    for p in plainly:
+        finding = p.conditions.get("finding")
+        shape = finding and " ".join(f"{name} {value}" for name, value in finding["geometry"].items())
+        broken = finding and ("; ".join(finding["broken"]) or "nothing")
+        row = [p.dtype, p.exact, *(str(p.conditions.get(name, _NONE)) for name in ("device", "attention", "threads"))]
+        rows.append([*row, shape or _NONE, broken or _NONE])
+    header = ["dtype", "exact", "device", "attention", "threads", "fixed shapes", "what the probe found broken"]
+    return Grid(title="Conditions", header=header, rows=rows, labels=7)
+
+
+def _mismatches(name: str, mismatches: Sequence[Mismatch]) -> Grid:
+    shown = mismatches[:_SHOWN]
+    rows = [
+        [
+            *(m.suite, m.id, m.setting.dtype, m.setting.exact, m.setting.label),
+            *(str(m.setting.batch), str(m.parting.at), _NONE if m.parting.gap is None else f"{m.parting.gap:.3g}"),
+        ]
+        for m in shown
+    ]
+    header = ["suite", "prompt", "dtype", "exact", "decoder", "batch", "parts at", "gap there"]
+    return Grid(title=f"{name}: {len(shown)} of {len(mismatches)} texts", header=header, rows=rows, labels=5)
+
+
+def _percent(count: int, total: int) -> str:
+    return f"{100 * count / total:.1f} %"

@@ -1,0 +1,315 @@
+"""A measurement from start to end: suites × contenders × batch sizes × precisions, into one file of results.
+
+Knows the order of things: what is pending, who races over which prompts, which lines come of it. Knows
+neither the terminal nor how anything decodes; the clock and the loading of models are handed in.
+"""
+
+import hashlib
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+from time import perf_counter
+from typing import Any, TypeAlias
+
+import torch
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from orthrus.bench import lines
+from orthrus.bench.contenders import OWN, Contender, Decoder, decoders, fits
+from orthrus.bench.lines import Result
+from orthrus.bench.race import Clock, Laps, first_difference, race
+from orthrus.bench.speed.prices import Meter, Prices
+from orthrus.bench.suites import Item, judge, read_suites
+from orthrus.data.records import append
+from orthrus.decode.api import encode
+from orthrus.decode.experience import begin_anew
+from orthrus.errors import ConfigError, PromptError
+from orthrus.model.fingerprint import weights_digest
+from orthrus.provenance import device_name, digest, provenance
+
+Loader: TypeAlias = Callable[[str], tuple[PreTrainedModel, PreTrainedTokenizerBase]]
+"""Load the model that is measured in the precision of that name."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Job:
+    """What is asked for.
+
+    Attributes:
+        model: the model's name, as figures are to be labelled.
+        suites: names for `orthrus.bench.suites.read_suites`.
+        folder: where suites are looked for first.
+        limit: prompts of each suite.
+        contenders: who takes part.
+        batches: how many prompts are decoded together.
+        dtypes: precisions by name.
+        max_new_tokens: tokens per answer at most (fewer where the model's context ends).
+        rounds: how often every contender answers every prompt.
+        warmup: rounds before the first batch of each size and precision that are not measured.
+        compile: whether our decoding passes are compiled.
+        prices: a file of measured passes (`orthrus bench passes`) whose seconds count in place of the clock's.
+        remember: whether planners begin with what earlier processes learned, and keep what they learn; else they begin
+            with nothing, so that figures do not depend on what was run before.
+    """
+
+    model: str
+    suites: tuple[str, ...]
+    folder: Path | None = None
+    limit: int | None = None
+    contenders: tuple[Contender, ...]
+    batches: tuple[int, ...] = (1,)
+    dtypes: tuple[str, ...] = ("float32",)
+    max_new_tokens: int = 256
+    rounds: int = 3
+    warmup: int = 1
+    compile: bool = False
+    prices: Path | None = None
+    remember: bool = False
+
+    def __post_init__(self) -> None:
+        for name, least in (("max_new_tokens", 1), ("rounds", 1), ("warmup", 0)):
+            if getattr(self, name) < least:
+                raise ConfigError(f"{name} must be at least {least}, found {getattr(self, name)}")
+        for name in ("suites", "batches", "dtypes"):
+            values = getattr(self, name)
+            if not values or len(set(values)) < len(values):
+                raise ConfigError(f"{name} must name at least one, and each one once; found {list(values)}")
+        if min(self.batches) < 1:
+            raise ConfigError(f"a batch must be of at least 1 prompt, found {min(self.batches)}")
+        for batch in self.batches:
+            if not self.contenders_at(batch):
+                raise ConfigError(f"none of the modes asked for can run batches of {batch}: hf-lookup takes 1")
+
+        if self.prices is not None and self.remember:
+            raise ConfigError("with prices planners learn by themselves: leave out one of prices and remember")
+        strangers = sorted({c.mode for c in self.contenders if c.mode not in OWN})
+        if self.prices is not None and strangers:
+            raise ConfigError(f"prices are of our own passes, so modes must be {' and '.join(OWN)}, found {strangers}")
+
+    def contenders_at(self, batch: int) -> list[Contender]:
+        """Return the contenders that can run batches of this size."""
+        return [contender for contender in self.contenders if fits(contender, batch)]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Encoded:
+    """A prompt in the model's own tokens."""
+
+    item: Item
+    token_ids: list[int]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Heat:
+    """One batch of prompts that all contenders answer in turn."""
+
+    dtype: str
+    batch: int
+    prompts: list[Encoded]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Outlook:
+    """What a run is about to do: batches to race over, laps in all, prompts done before, prompts too long."""
+
+    heats: list[Heat]
+    laps: int
+    done: int
+    too_long: int
+
+
+def run(
+    job: Job,
+    output: Path,
+    *,
+    load: Loader,
+    clock: Clock = perf_counter,
+    on_start: Callable[[Outlook], None] = lambda _: None,
+    on_lap: Callable[[], None] = lambda: None,
+) -> None:
+    """Measure what is asked for and not yet in the file, and write it there, batch by batch.
+
+    Args:
+        job: what is asked for.
+        output: a file of JSON lines; lines of the same configuration in it are kept and not measured again.
+        load: loads the model in a precision.
+        clock: seconds, from any moment on.
+        on_start: told what is to be done, once.
+        on_lap: called whenever one contender has answered one batch.
+
+    Raises:
+        ConfigError, DataError: what is asked for cannot be had, or the file is not one of results.
+        PromptError: all prompts are longer than the model's context.
+    """
+    items = read_suites(job.suites, folder=job.folder, limit=job.limit)
+    model, tokenizer = _loaded(job, load, job.dtypes[0])
+    prompts, too_long = encoded(items, model, tokenizer)
+    prices = {} if job.prices is None else {dtype: Prices.read(job.prices, dtype) for dtype in job.dtypes}
+    settings = configuration(job, model)
+    done = lines.take_up(output, digest(settings), {b: _who(job.contenders_at(b)) for b in job.batches})
+    outlook = _outlook(job, prompts, digest(settings), done, too_long)
+    on_start(outlook)
+    if not outlook.heats:
+        return
+    head = {**provenance(dtypes=job.dtypes, device=model.device), "settings": settings}
+    head_id = digest(head)
+    append(output, [{"kind": lines.PROVENANCE, "id": head_id, "configuration": digest(settings), **head}])
+    for dtype in job.dtypes:
+        if dtype != job.dtypes[0]:
+            model, tokenizer = _loaded(job, load, dtype)
+        for batch in job.batches:
+            heats = [heat for heat in outlook.heats if (heat.dtype, heat.batch) == (dtype, batch)]
+            if not heats:
+                continue
+            labels = {"provenance": head_id, "configuration": digest(settings)}
+            meter = Meter(prices[dtype]) if dtype in prices else None
+            runners = decoders(model, tokenizer, job.contenders_at(batch), watch=meter.watch if meter else None)
+            _race_all(job, heats, runners, model, tokenizer, output, labels, clock=meter or clock, on_lap=on_lap)
+
+
+def _loaded(job: Job, load: Loader, dtype: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    model, tokenizer = load(dtype)
+    if not job.remember:
+        begin_anew(model)
+    return model, tokenizer
+
+
+def configuration(job: Job, model: PreTrainedModel) -> dict[str, Any]:
+    """Return all that figures depend on, as JSON values, but for what each line says by itself."""
+    return {
+        "model": job.model,
+        "weights": weights_digest(model),
+        "contenders": [[c.mode, c.plan, c.exact] for c in job.contenders],
+        "max_new_tokens": job.max_new_tokens,
+        "rounds": job.rounds,
+        "warmup": job.warmup,
+        "device": device_name(model.device),
+        "threads": torch.get_num_threads(),
+        **({"compile": True} if job.compile else {}),
+        **({"remember": True} if job.remember else {}),
+        **({"prices": [job.prices.name, _file_digest(job.prices)]} if job.prices is not None else {}),
+    }
+
+
+def _file_digest(file: Path) -> str:
+    return hashlib.sha256(file.read_bytes()).hexdigest()[:12]
+
+
+def encoded(
+    items: Sequence[Item], model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
+) -> tuple[list[Encoded], int]:
+    """Return the prompts that leave room for an answer in the model's context, and how many do not."""
+    context = model.config.get_text_config().max_position_embeddings
+    every = [Encoded(item=item, token_ids=encode(tokenizer, list(item.messages))) for item in items]
+    short = [prompt for prompt in every if len(prompt.token_ids) < context]
+    if not short:
+        raise PromptError(f"prompts must be shorter than the model's context of {context} tokens, found none that is")
+    return short, len(every) - len(short)
+
+
+def _outlook(
+    job: Job, prompts: Sequence[Encoded], configuration: str, done: set[lines.Prompt], too_long: int
+) -> Outlook:
+    heats: list[Heat] = []
+    for dtype in job.dtypes:
+        for batch in job.batches:
+            for suite in dict.fromkeys(prompt.item.suite for prompt in prompts):
+                pending = [
+                    prompt
+                    for prompt in prompts
+                    if prompt.item.suite == suite and (configuration, dtype, batch, suite, prompt.item.id) not in done
+                ]
+                cuts = range(0, len(pending), batch)
+                heats += [Heat(dtype=dtype, batch=batch, prompts=pending[cut : cut + batch]) for cut in cuts]
+    wanted = len(prompts) * len(job.dtypes) * len(job.batches)
+    return Outlook(
+        heats=heats,
+        laps=sum(len(job.contenders_at(heat.batch)) * job.rounds for heat in heats),
+        done=wanted - sum(len(heat.prompts) for heat in heats),
+        too_long=too_long,
+    )
+
+
+def _race_all(
+    job: Job,
+    heats: Sequence[Heat],
+    runners: Mapping[Contender, Decoder],
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    output: Path,
+    labels: Mapping[str, str],
+    *,
+    clock: Clock,
+    on_lap: Callable[[], None],
+) -> None:
+    """Race over batches of one size in one precision, and write each one's lines together."""
+    context: int = model.config.get_text_config().max_position_embeddings
+    for turn, heat in enumerate(heats):
+        ids = [prompt.token_ids for prompt in heat.prompts]
+        limit = min(job.max_new_tokens, context - max(map(len, ids)))
+        for _ in range(job.warmup if turn == 0 else 0):
+            for decode in runners.values():
+                decode(ids, limit)
+        laps = race(runners, ids, max_new_tokens=limit, rounds=job.rounds, turn=turn, clock=clock, on_lap=on_lap)
+        append(output, [line.to_record() for line in _results(heat, laps, tokenizer, labels)])
+
+
+def _results(
+    heat: Heat, laps: Mapping[Contender, Laps], tokenizer: PreTrainedTokenizerBase, labels: Mapping[str, str]
+) -> list[Result]:
+    out = []
+    for place, prompt in enumerate(heat.prompts):
+        verdicts: dict[str, bool | None] = {}
+        for contender, lap in laps.items():
+            text = tokenizer.decode(lap.answers[0][place].token_ids, skip_special_tokens=True)
+            if text not in verdicts:  # equal texts are judged once: judging code runs it
+                verdicts[text] = judge(prompt.item, text)
+            plain = laps.get(Contender("ar", None, contender.exact or "distribution"))
+            reference = None if plain is None else plain.tokens(place)
+            out.append(_result(heat, place, contender, lap, reference, right=verdicts[text], labels=labels))
+    return out
+
+
+def _result(
+    heat: Heat,
+    place: int,
+    contender: Contender,
+    lap: Laps,
+    reference: list[list[int]] | None,
+    *,
+    right: bool | None,
+    labels: Mapping[str, str],
+) -> Result:
+    item, answer, texts = heat.prompts[place].item, lap.answers[0][place], lap.tokens(place)
+    pairs = zip(texts, reference or [], strict=False)
+    differences = [d for own, plain in pairs if (d := first_difference(own, plain)) is not None]
+    rows = len(heat.prompts)
+    return Result(
+        **labels,
+        suite=item.suite,
+        id=item.id,
+        domain=item.domain,
+        mode=contender.mode,
+        plan=contender.plan,
+        exact=contender.exact,
+        dtype=heat.dtype,
+        batch=heat.batch,
+        rows=rows,
+        group=heat.prompts[0].item.id,
+        prompt_tokens=len(heat.prompts[place].token_ids),
+        seconds=median(lap.seconds) / rows,
+        rounds_seconds=[seconds / rows for seconds in lap.seconds],
+        stats=dict(answer.stats),
+        proposed_per_position=answer.proposed_per_position,
+        accepted_at_position=answer.accepted_at_position,
+        token_hash=hashlib.sha256(json.dumps(answer.token_ids).encode()).hexdigest()[:16],
+        identical=None if reference is None else not differences,
+        diverges_at=min(differences, default=None),
+        right=right,
+    )
+
+
+def _who(contenders: Sequence[Contender]) -> set[lines.Who]:
+    return {(contender.mode, contender.plan, contender.exact) for contender in contenders}

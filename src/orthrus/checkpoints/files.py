@@ -1,0 +1,228 @@
+"""Views on disk: the adapter (the twin's tensors and `orthrus_config.json`) and the official layout (one full model).
+
+Knows tensor names, files and fingerprints; every file is written under a temporary name and then renamed, so an
+interrupted save leaves what was there. Knows no decoding.
+"""
+
+import json
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from huggingface_hub import save_torch_state_dict
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from orthrus.errors import CheckpointError, ConfigError, UnsupportedModel
+from orthrus.model.attach import config_of
+from orthrus.model.config import OrthrusConfig
+from orthrus.model.fingerprint import TWIN, backbone_tensors, fingerprint, of_view, twin_tensors
+
+Format = Literal["adapter", "official"]
+ADAPTER_FILE = "orthrus.safetensors"
+CONFIG_FILE = "orthrus_config.json"
+OFFICIAL_FIELDS = (
+    "architectures",
+    "auto_map",
+    "block_size",
+    "lora_alpha",
+    "markov_rank",
+    "mask_token_id",
+    "r",
+    "use_cache",
+)
+"""What the published config.json says otherwise than the backbone's own, or beside it."""
+
+
+def save(model: PreTrainedModel, path: str | Path, *, format: Format = "adapter") -> Path:
+    """Write a dual-view model's view to a directory, and return it.
+
+    Args:
+        model: a model with a view.
+        path: directory, made if need be; other files in it stay.
+        format: "adapter" writes the view alone; "official" one full Qwen3 model that the published Orthrus code
+            reads (tokenizer files are the caller's to add). That code knows no correction between slots and passes
+            its tensors over: its texts are the same, fewer of its drafts are kept.
+
+    Raises:
+        ConfigError: an unknown format, a file where the directory should be, or a model without a view.
+        UnsupportedModel: the official layout is defined for Qwen3 backbones whose blocks see both ways.
+    """
+    config = config_of(model)
+    if format == "adapter":
+        described = OrthrusConfig.from_dict({**config.to_dict(), "fingerprint": fingerprint(model)})
+        tensors = twin_tensors(model)
+        files = {CONFIG_FILE: described.to_dict()}
+    elif format == "official":
+        tensors = official_tensors(model)
+        files = {"config.json": official_config(model)}
+        if model.generation_config is not None:
+            generation = {**model.generation_config.to_diff_dict(), "use_cache": False}
+            files["generation_config.json"] = generation
+    else:
+        raise ConfigError(f"format must be 'adapter' or 'official', found {format!r}")
+    stem = Path(ADAPTER_FILE).stem if format == "adapter" else "model"
+    with replacing(Path(path)) as scratch:
+        plain = {name: _alone(t.detach().cpu()) for name, t in tensors.items()}
+        save_torch_state_dict(plain, scratch, filename_pattern=stem + "{suffix}.safetensors")
+        for name, values in files.items():
+            (scratch / name).write_text(json.dumps(values, indent=2, sort_keys=True) + "\n")
+        written = {file.name for file in scratch.iterdir()}
+    # A whole file must not be shadowed by the shards and the index of an earlier, larger save, or the reverse.
+    for file in [*Path(path).glob(f"{stem}.safetensors*"), *Path(path).glob(f"{stem}-*-of-*.safetensors")]:
+        if file.name not in written:
+            file.unlink()
+    return Path(path)
+
+
+def _alone(tensor: Tensor) -> Tensor:
+    """Return a contiguous tensor that shares its memory with no other (merged layers' do), which files cannot say."""
+    shares = tensor.untyped_storage().nbytes() > tensor.numel() * tensor.element_size()
+    return tensor.clone(memory_format=torch.contiguous_format) if shares else tensor.contiguous()
+
+
+def load_adapter(model: PreTrainedModel, path: Path, *, backbone: str | None = None) -> None:
+    """Load an adapter's tensors into a model whose view has just been attached, in place.
+
+    Args:
+        model: takes the tensors.
+        path: the adapter's directory.
+        backbone: the backbone's fingerprint, where its weights were rounded to float16, which changes it; found out
+            from the model otherwise.
+
+    Raises:
+        CheckpointError: a missing or damaged file, missing, unexpected or misshapen tensors, or another backbone.
+    """
+    config, found = config_of(model), backbone or fingerprint(model)
+    if config.fingerprint is not None and config.fingerprint != found:
+        raise CheckpointError(
+            f"{path} holds a view trained for a backbone with fingerprint {config.fingerprint} "
+            f"({config.backbone or 'unnamed'}), this model's is {found}: load it with its own backbone"
+        )
+    fill(model, read_tensors(path, ADAPTER_FILE), where=str(path))
+
+
+def read_config(path: Path) -> OrthrusConfig:
+    """Read `orthrus_config.json`; raises CheckpointError when it is missing or is not one."""
+    file = path / CONFIG_FILE
+    try:
+        values = json.loads(file.read_text())
+    except FileNotFoundError as error:
+        raise CheckpointError(f"{path} must hold {CONFIG_FILE}, found none: it is not an adapter") from error
+    except ValueError as error:
+        raise CheckpointError(f"{file} must be JSON, found {error}: write it again") from error
+    if not isinstance(values, dict):
+        raise CheckpointError(f"{file} must hold one JSON object, found {type(values).__name__}")
+    return OrthrusConfig.from_dict(values, where=str(file))
+
+
+def fill(model: PreTrainedModel, tensors: dict[str, Tensor], *, where: str) -> None:
+    """Copy tensors into the twin by name; nothing is copied unless every one of them fits."""
+    own = twin_tensors(model)
+    missing, unexpected = sorted(own.keys() - tensors.keys()), sorted(tensors.keys() - own.keys())
+    shapes = [n for n in own.keys() & tensors.keys() if own[n].shape != tensors[n].shape]
+    if missing or unexpected or shapes:
+        problems = [_names("missing", missing), _names("unexpected", unexpected)]
+        problems += [
+            f"{n} is {list(tensors[n].shape)}, the model's is {list(own[n].shape)}" for n in sorted(shapes)[:3]
+        ]
+        raise CheckpointError(f"{where} does not fit this backbone: {'; '.join(filter(None, problems))}")
+    with torch.no_grad():
+        for name, tensor in own.items():
+            tensor.copy_(tensors[name])
+
+
+def official_name(name: str) -> str:
+    """Rename a view's tensor to the published layout: `…self_attn.diffusion.q_proj.weight` → `…q_proj_diff.weight`.
+
+    What the layout does not know keeps its name.
+    """
+    if TWIN not in name:
+        return name
+    module, inner = name.split(TWIN)
+    head, dot, rest = inner.partition(".")
+    return f"{module}.{head}_diff{dot}{rest}"
+
+
+def official_tensors(model: PreTrainedModel) -> dict[str, Tensor]:
+    """Return all tensors of a dual-view Qwen3 model under the published names; tied weights once."""
+    if model.config.model_type != "qwen3":
+        raise UnsupportedModel(
+            f"the official layout is defined for Qwen3 backbones, found {model.config.model_type}: save an adapter"
+        )
+    attention = config_of(model).block_attention
+    if attention != "bidirectional":
+        raise UnsupportedModel(
+            f"the official layout has no place for block_attention, found {attention!r}: save an adapter"
+        )
+    tensors = backbone_tensors(model)
+    tensors |= {official_name(name): p for name, p in model.named_parameters() if of_view(name)}
+    return tensors
+
+
+def official_config(model: PreTrainedModel) -> dict[str, Any]:
+    """Return the published layout's config.json: Qwen3's fields and what the Orthrus code reads beside them."""
+    config = config_of(model)
+    local = ("_name_or_path", "id2label", "label2id", "problem_type")
+    fields = {name: value for name, value in model.config.to_dict().items() if name not in local}
+    correction = {"markov_rank": config.markov_rank} if config.markov_rank else {}
+    return (
+        fields
+        | correction
+        | {
+            "architectures": ["OrthrusLM"],
+            "model_type": "qwen3",
+            "auto_map": {"AutoModelForCausalLM": "modeling_orthrus.OrthrusLM"},
+            "block_size": config.block_size,
+            "mask_token_id": config.mask,
+            "dtype": str(model.dtype).removeprefix("torch."),
+            "use_cache": False,
+            # Left over in the published configs; nothing reads them, but readers may expect to find them.
+            "r": 16,
+            "lora_alpha": 32,
+        }
+    )
+
+
+def read_tensors(path: Path, name: str) -> dict[str, Tensor]:
+    """Read a safetensors file of a directory, or the shards that its index lists."""
+    index = path / f"{name}.index.json"
+    try:
+        files = sorted(set(json.loads(index.read_text())["weight_map"].values())) if index.exists() else [name]
+        tensors: dict[str, Tensor] = {}
+        for file in files:
+            with safe_open(path / file, framework="pt") as opened:
+                tensors |= {key: opened.get_tensor(key) for key in opened.keys()}  # noqa: SIM118 (not a dict)
+    except FileNotFoundError as error:
+        raise CheckpointError(f"{path} must hold {name}, found none (or not all of its shards): {error}") from error
+    except (SafetensorError, OSError, ValueError, KeyError) as error:
+        raise CheckpointError(f"{path / name} is damaged ({error}): fetch or write it again") from error
+    return tensors
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Give a scratch directory whose files replace those of `path` when the block ends without an error."""
+    if path.exists() and not path.is_dir():
+        raise ConfigError(f"a model is written to a directory, found the file {path}: name another place")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    scratch = Path(tempfile.mkdtemp(prefix=f".{path.name}-", dir=path.parent))
+    try:
+        yield scratch
+        path.mkdir(exist_ok=True)
+        for file in sorted(scratch.iterdir(), key=lambda f: f.suffix != ".safetensors"):
+            file.replace(path / file.name)
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+
+
+def _names(kind: str, names: list[str]) -> str:
+    if not names:
+        return ""
+    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+    return f"{len(names)} {kind} tensors: {', '.join(names[:3])}{more}"

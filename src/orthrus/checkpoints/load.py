@@ -1,0 +1,245 @@
+"""Load a dual-view model with its tokenizer: by bundled name, from a directory, or from the Hub.
+
+Knows where models are kept and which layout a directory has; the layouts themselves are `checkpoint`'s.
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from huggingface_hub import snapshot_download
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, RepositoryNotFoundError
+from safetensors import SafetensorError
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    Qwen3Config,
+    Qwen3ForCausalLM,
+)
+from transformers.utils import logging
+
+from orthrus.checkpoints import files
+from orthrus.errors import CheckpointError, ConfigError
+from orthrus.kernels import packed
+from orthrus.model.attach import attach
+from orthrus.model.config import OrthrusConfig
+from orthrus.model.fingerprint import backbone_tensors, fingerprint, twin_tensors
+from orthrus.model.graphs import compile_passes
+from orthrus.zoo import BUNDLED
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+def load(
+    name: str | Path,
+    *,
+    revision: str | None = None,
+    dtype: str | torch.dtype | None = None,
+    device: str | torch.device | None = None,
+    backbone: str | Path | None = None,
+    compile: bool = False,
+    pack: bool | None = None,
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """Load a trained dual-view model and its tokenizer.
+
+    Args:
+        name: a bundled model ("nano"), a local directory (adapter or official layout), or a Hub id such as
+            "chiennv/Orthrus-Qwen3-8B".
+        revision: Hub revision of `name`.
+        dtype: "float32", "bfloat16", "float16", a torch dtype, or "auto" for the checkpoint's own; None takes
+            float32 on the CPU and the checkpoint's own elsewhere.
+        device: where to put it; None takes CUDA if there is one.
+        compile: whether decoding passes go through torch.compile, with CUDA graphs on CUDA; the first of each kind
+            takes its time.
+        backbone: where an adapter's backbone is, when not where its configuration says.
+        pack: whether linear layers keep a second copy of their weights, laid out for the CPU's kernels (faster passes);
+            None does so on the CPU where memory allows and it is found to be no slower, unless passes are compiled.
+
+    Raises:
+        CheckpointError: nothing of that name, a damaged file, or a view of another backbone.
+        ConfigError: an unknown dtype or device, both `compile` and `pack`, or a backbone for what holds its own.
+    """
+    place = device_of(device)
+    wanted = dtype_of(dtype, place)
+    _check(compile, pack)
+    path = locate(name, revision)
+    if is_adapter(path):
+        model, tokenizer = _load_adapter(path, wanted, backbone)
+    elif backbone is not None:
+        raise ConfigError(f"{name} holds its backbone itself, found backbone={str(backbone)!r} beside it: drop it")
+    else:
+        model, tokenizer = _load_official(path, wanted), _tokenizer(path)
+    return ready(model.to(place), compile=compile, pack=pack), tokenizer
+
+
+def ready(model: PreTrainedModel, *, compile: bool, pack: bool | None) -> PreTrainedModel:
+    """Make a dual-view model ready to decode where it is, in place; both options as for `load`."""
+    _check(compile, pack)
+    model.eval()
+    if compile:
+        compile_passes(model)
+    if pack or (pack is None and not compile and packed.pays(model)):
+        packed.pack(model)
+    if pack is None:
+        packed.tune(model)
+    return model
+
+
+def _check(compile: bool, pack: bool | None) -> None:
+    if compile and pack:
+        raise ConfigError("compiled passes lay weights out themselves, found compile=True and pack=True: drop one")
+
+
+def backbone_with_tokenizer(name: str | Path, *, revision: str | None = None) -> tuple[PreTrainedModel, Any]:
+    """Load a plain causal LM in float32, and its tokenizer, from a bundled name, a directory or the Hub."""
+    home = locate(name, revision)
+    model = _pretrained(AutoModelForCausalLM, home, torch.float32)
+    return model, _tokenizer(home)
+
+
+def tokenizer_of(name: str | Path) -> PreTrainedTokenizerBase:
+    """Load a model's tokenizer without its weights, from a bundled name, a directory or the Hub."""
+    return _tokenizer(_bundled(name))
+
+
+def is_adapter(path: Path) -> bool:
+    """Tell whether a model's directory holds a view alone or beside its backbone, not the official layout."""
+    return (path / files.CONFIG_FILE).exists()
+
+
+def locate(name: str | Path, revision: str | None = None) -> Path:
+    """Return the directory of a model: bundled, local, or fetched from the Hub."""
+    if str(name) in BUNDLED:
+        return BUNDLED[str(name)]
+    path = Path(name)
+    if path.is_dir():
+        return path
+    if path.exists():
+        raise CheckpointError(f"a model is a directory, found the file {path}")
+    try:
+        return Path(snapshot_download(str(name), revision=revision))
+    except (HFValidationError, RepositoryNotFoundError, LocalEntryNotFoundError, HfHubHTTPError, OSError) as error:
+        raise CheckpointError(
+            f"no model {str(name)!r}: it is neither bundled ({', '.join(BUNDLED)}) nor a directory, and the Hub "
+            f"answered {type(error).__name__}: {str(error).splitlines()[0] if str(error) else 'nothing'}"
+        ) from error
+
+
+def device_of(device: str | torch.device | None) -> torch.device:
+    """Settle a device; raises ConfigError when torch cannot use it."""
+    if device is None:
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        place = torch.device(device)
+        torch.empty(0, device=place)
+    except (RuntimeError, AssertionError) as error:
+        raise ConfigError(f"device {str(device)!r} cannot be used here: {str(error).splitlines()[0]}") from error
+    return place
+
+
+def dtype_of(dtype: str | torch.dtype | None, device: torch.device) -> torch.dtype | str:
+    """Settle a dtype; raises ConfigError for an unknown name."""
+    if dtype is None:
+        return torch.float32 if device.type == "cpu" else "auto"
+    if isinstance(dtype, torch.dtype) or dtype == "auto":
+        return dtype
+    if dtype not in DTYPES:
+        raise ConfigError(f"dtype must be one of {', '.join(DTYPES)} or auto, found {dtype!r}")
+    return DTYPES[dtype]
+
+
+def _load_adapter(
+    path: Path, dtype: torch.dtype | str, backbone: str | Path | None
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    config = files.read_config(path)
+    home: Path | str
+    if backbone is not None:
+        home = _bundled(backbone)
+    elif (path / "config.json").exists():
+        home = path
+    elif config.backbone is not None:
+        home = _bundled(config.backbone)
+    else:
+        raise CheckpointError(f"{path} does not say which backbone it belongs to: pass backbone=…")
+    revision = None if home == path or backbone is not None else config.revision
+    kept = None
+    if dtype == torch.float16:
+        kept = fingerprint(_pretrained(AutoModelForCausalLM, home, "auto", revision=revision))
+    model = _pretrained(AutoModelForCausalLM, home, dtype, revision=revision)
+    attach(model, config, attn_implementation="orthrus")
+    files.load_adapter(model, path, backbone=kept)
+    return model, _tokenizer(home, revision=revision)
+
+
+def _bundled(name: str | Path) -> Path | str:
+    """Return where a bundled model lies; any other name as it is, for transformers to find."""
+    return BUNDLED.get(str(name), str(name))
+
+
+def _load_official(path: Path, dtype: torch.dtype | str) -> PreTrainedModel:
+    values = _json(path / "config.json")
+    if "block_size" not in values or values.get("model_type") != "qwen3":
+        raise CheckpointError(
+            f"{path} is neither an adapter ({files.CONFIG_FILE}) nor in the official layout (a Qwen3 config.json "
+            f"with block_size): found model_type {values.get('model_type')!r}. A plain model takes orthrus.attach()"
+        )
+    config = OrthrusConfig(
+        block_size=values["block_size"],
+        mask_token_id=values.get("mask_token_id"),
+        markov_rank=values.get("markov_rank", 0),
+    )
+    quiet = logging.get_verbosity()
+    logging.set_verbosity_error()  # transformers would list every tensor of the view as unexpected
+    try:
+        plain = {name: value for name, value in values.items() if name not in files.OFFICIAL_FIELDS}
+        model = _pretrained(Qwen3ForCausalLM, path, dtype, config=Qwen3Config.from_dict(plain))
+        model.generation_config.use_cache = True
+    finally:
+        logging.set_verbosity(quiet)
+    attach(model, config, attn_implementation="orthrus")
+    names = {files.official_name(n): n for n in twin_tensors(model)}
+    tensors = files.read_tensors(path, "model.safetensors")
+    known = set(names) | set(backbone_tensors(model)) | {"lm_head.weight"}
+    stray = {n: t for n, t in tensors.items() if n not in known}
+    files.fill(model, {names[n]: t for n, t in tensors.items() if n in names} | stray, where=str(path))
+    return model
+
+
+def _pretrained(cls: Any, home: Path | str, dtype: torch.dtype | str, **more: Any) -> PreTrainedModel:
+    try:
+        # Mismatched shapes are reported below, by name; transformers would only log them.
+        more |= {"output_loading_info": True, "ignore_mismatched_sizes": True}
+        model, info = cls.from_pretrained(home, dtype=dtype, **more)
+    except (OSError, ValueError, SafetensorError, RuntimeError) as error:
+        raise CheckpointError(f"the backbone {home} cannot be loaded: {str(error).splitlines()[0]}") from error
+    if info["missing_keys"] or info.get("mismatched_keys"):
+        missing = sorted(info["missing_keys"]) + [str(k) for k in info.get("mismatched_keys", ())]
+        raise CheckpointError(f"the backbone {home} is not whole: {len(missing)} tensors missing, {missing[0]} first")
+    return model
+
+
+def _tokenizer(home: Path | str, *, revision: str | None = None) -> PreTrainedTokenizerBase:
+    missing = f"{home} must hold the model's tokenizer, found none: copy its tokenizer files there"
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(home, revision=revision)
+    except (OSError, ValueError, KeyError) as error:
+        raise CheckpointError(f"{missing} ({str(error).splitlines()[0]})") from error
+    # Where files are missing, some families of transformers 5 give a tokenizer of special tokens alone.
+    if set(tokenizer.get_vocab()) <= set(tokenizer.all_special_tokens):
+        raise CheckpointError(missing)
+    return tokenizer
+
+
+def _json(file: Path) -> dict[str, Any]:
+    try:
+        values = json.loads(file.read_text())
+    except FileNotFoundError as error:
+        raise CheckpointError(f"{file.parent} must hold {file.name}, found none: it is not a model") from error
+    except ValueError as error:
+        raise CheckpointError(f"{file} must be JSON, found {error}") from error
+    if not isinstance(values, dict):
+        raise CheckpointError(f"{file} must hold one JSON object, found {type(values).__name__}")
+    return values

@@ -1,0 +1,284 @@
+"""An attention function that never repeats keys: grouped queries are folded into the query axis instead.
+
+Registered with transformers as `attn_implementation="orthrus"`, for any architecture. Handles what scaled dot
+product attention lacks (soft-capped scores, attention sinks) by plain arithmetic on the same grouped shapes.
+Knows no view and no cache.
+
+Shapes: B rows, H query heads, G queries per key/value head, Q query rows, S keys, D head dimension.
+"""
+
+from collections.abc import Callable
+from importlib.util import find_spec
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.attention.flex_attention import AuxOutput, AuxRequest, BlockMask, flex_attention
+from torch.nn.functional import scaled_dot_product_attention
+from transformers import AttentionInterface, AttentionMaskInterface
+from transformers.masking_utils import sdpa_mask
+
+from orthrus.kernels.masks import Behind, InBlocks
+
+NAME = "orthrus"
+
+BLOCK = 512
+"""Keys that torch's attention kernel for CPUs takes at a time, whatever their number."""
+
+_FEWEST_ROWS = 4
+
+
+def attention(
+    module: nn.Module,
+    query_BHQD: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | BlockMask | InBlocks | Behind | None,
+    scaling: float | None = None,
+    dropout: float = 0.0,
+    softcap: float | None = None,
+    s_aux: Tensor | None = None,
+    is_causal: bool | None = None,
+    tile: int | None = None,
+    **_: Any,
+) -> tuple[Tensor, None]:
+    """Attend with `[B, H, Q, D]` queries over `[B, H/G, S, D]` keys and values; returns `[B, Q, H, D]`.
+
+    Args:
+        attention_mask: additive or boolean, `[B, 1, Q, S]`, or FlexAttention's block mask (training on CUDA), or one in
+            blocks (training on CPUs), or in parts (decoding on CUDA); None means causal for several queries, all for
+            one.
+        softcap: scores become `softcap * tanh(score / softcap)` before the mask (Gemma 2).
+        s_aux: one sink logit per head, which takes part in the softmax and in nothing else (gpt-oss).
+        tile: keys are taken so many at a time, or `BLOCK` by the CPU's kernel, by operations whose shapes and order do
+            not depend on S, a multiple of that: masked keys beyond a query's reach then change no bit of its result.
+    """
+    B, H, Q, D = query_BHQD.shape
+    heads = key.shape[1]
+    if isinstance(attention_mask, BlockMask):
+        return _flex(query_BHQD, key, value, attention_mask, scaling, softcap, s_aux), None
+    causal = getattr(module, "is_causal", True) if is_causal is None else is_causal
+    if attention_mask is None and Q > 1 and causal:
+        attention_mask = torch.ones(Q, key.shape[2], dtype=torch.bool, device=key.device).tril(key.shape[2] - Q)
+        attention_mask = attention_mask[None, None]
+    grouped = query_BHQD.reshape(B, heads, (H // heads) * Q, D)
+    if isinstance(attention_mask, Behind):
+        out = _split(grouped, key, value, attention_mask, scaling or D**-0.5, softcap, s_aux, Q, tile is not None)
+        return out.reshape(B, H, Q, value.shape[-1]).transpose(1, 2).contiguous(), None
+    if isinstance(attention_mask, InBlocks):
+        out = _in_blocks(grouped, key, value, attention_mask, scaling or D**-0.5, softcap, s_aux, Q)
+        return out.reshape(B, H, Q, value.shape[-1]).transpose(1, 2).contiguous(), None
+    mask = None if attention_mask is None else _fold(attention_mask[:, :, :, : key.shape[2]], H // heads)
+    if tile is not None:
+        mask = query_BHQD.new_zeros(1, 1, 1, 1) if mask is None else mask
+        mask = mask if mask.shape[3] == key.shape[2] else mask.expand(-1, -1, -1, key.shape[2])
+        fits = value.shape[-1] == D and mask.dtype == grouped.dtype and grouped.dtype != torch.float16
+        if softcap is None and s_aux is None and grouped.device.type == "cpu" and fits:
+            out = _by_blocks(grouped, key, value, mask, scaling or D**-0.5)
+        else:
+            out = _tiled(grouped, key, value, mask, scaling or D**-0.5, softcap, s_aux, Q, tile)
+    elif softcap is None and s_aux is None:
+        out = scaled_dot_product_attention(grouped, key, value, attn_mask=mask, dropout_p=dropout, scale=scaling)
+    else:
+        out = _explicit(grouped, key, value, mask, scaling or D**-0.5, softcap, s_aux, Q)
+    return out.reshape(B, H, Q, value.shape[-1]).transpose(1, 2).contiguous(), None
+
+
+@torch.compiler.disable  # type: ignore[untyped-decorator]
+def _split(
+    grouped: Tensor,
+    key: Tensor,
+    value: Tensor,
+    mask: Behind,
+    scaling: float,
+    softcap: float | None,
+    sink_H: Tensor | None,
+    queries: int,
+    in_order: bool,
+) -> Tensor:
+    from orthrus.kernels.split_attention import split_attention  # Triton is where CUDA is
+
+    sink_NR = None if sink_H is None else sink_H.view(key.shape[1], -1).repeat_interleave(queries, dim=1)
+    with torch.cuda.device_of(grouped):  # type: ignore[no-untyped-call]
+        return split_attention(
+            grouped, key, value, mask, scaling=scaling, softcap=softcap, sink_NR=sink_NR, in_order=in_order
+        )
+
+
+def _flex(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    mask: BlockMask,
+    scaling: float | None,
+    softcap: float | None,
+    sink_H: Tensor | None,
+) -> Tensor:
+    def cap(score: Tensor, b: Tensor, h: Tensor, q: Tensor, k: Tensor) -> Tensor:
+        return _capped(score, softcap)
+
+    attend: Callable[..., tuple[Tensor, AuxOutput]] = flex_attention
+    # Its kernel for few queries, which torch would take below 128 of them, serves no training: it has no shape for some
+    # numbers of queries and heads.
+    options = {"BACKEND": "TRITON"} if query.is_cuda else None
+    out, more = (torch.compile(attend) if query.is_cuda else attend)(
+        query,
+        key,
+        value,
+        score_mod=None if softcap is None else cap,
+        block_mask=mask,
+        scale=scaling,
+        enable_gqa=query.shape[1] != key.shape[1],
+        kernel_options=options,
+        return_aux=AuxRequest(lse=True),
+    )
+    if sink_H is not None:
+        # A sink takes its share of the softmax: exp(sink) joins a total that was exp(lse).
+        assert more.lse is not None
+        out = out * torch.sigmoid(more.lse - sink_H[None, :, None])[..., None].to(out.dtype)
+    attended: Tensor = out.transpose(1, 2).contiguous()
+    return attended
+
+
+def _fold(mask_B1QS: Tensor, groups: int) -> Tensor:
+    """Repeat the mask for the queries that share a key/value head: `[B, 1, G*Q, S]`."""
+    return mask_B1QS if groups == 1 or mask_B1QS.shape[2] == 1 else torch.cat([mask_B1QS] * groups, dim=2)
+
+
+def _explicit(
+    grouped: Tensor,
+    key: Tensor,
+    value: Tensor,
+    mask: Tensor | None,
+    scaling: float,
+    softcap: float | None,
+    sink_H: Tensor | None,
+    queries: int,
+) -> Tensor:
+    scores = _capped(grouped @ key.transpose(2, 3) * scaling, softcap)
+    if mask is not None:
+        scores = _masked(scores, mask)
+    return _softmax(scores.float(), sink_H, queries).to(value.dtype) @ value
+
+
+def _in_blocks(
+    grouped: Tensor,
+    key: Tensor,
+    value: Tensor,
+    mask: InBlocks,
+    scaling: float,
+    softcap: float | None,
+    sink_H: Tensor | None,
+    queries: int,
+) -> Tensor:
+    """Attend to the keys before all rows and to each row's own block, under one softmax.
+
+    The keys before are of an earlier pass: no gradient goes to them, so none is computed.
+    """
+    B, heads, rows, D = grouped.shape
+    before, K = key.shape[2] - queries, mask.block
+
+    def own(x: Tensor) -> Tensor:
+        return x[:, :, before:].reshape(B, heads, 1, -1, K, x.shape[3])
+
+    blocks = (B, heads, rows // queries, queries // K, K)
+    earlier_key, earlier_value = key[:, :, :before].detach(), value[:, :, :before].detach()
+    query = grouped * scaling
+    inside = query.view(*blocks, D) @ own(key).transpose(4, 5)
+    scores = torch.cat([query @ earlier_key.transpose(2, 3), inside.reshape(B, heads, rows, K)], dim=3)
+    scores = _masked(_capped(scores, softcap), _fold(mask.additive, rows // queries))
+    weights = _softmax(scores, sink_H, queries)
+    outside = weights[..., :before] @ earlier_value
+    return outside + (weights[..., before:].reshape(*blocks, K) @ own(value)).view_as(outside)
+
+
+def _softmax(scores: Tensor, sink_H: Tensor | None, queries: int) -> Tensor:
+    """Normalise over keys, and over a sink per head where there are sinks."""
+    if sink_H is None:
+        return torch.softmax(scores, dim=-1)
+    heads = scores.shape[1]
+    sinks = _sinks(sink_H, heads, queries).expand(scores.shape[0], -1, -1, 1).to(scores.dtype)
+    return torch.softmax(torch.cat([scores, sinks], dim=-1), dim=-1)[..., :-1]
+
+
+def _by_blocks(grouped: Tensor, key: Tensor, value: Tensor, mask: Tensor, scaling: float) -> Tensor:
+    """Attend with the CPU's own kernel, which takes `BLOCK` keys at a time, one block after another.
+
+    A block out of reach adds exact zeros at the end of each sum. (In float16 the kernel may pack keys, where there are
+    enough of them for their number to pay.)
+    """
+    rows = grouped.shape[2]
+    if rows < _FEWEST_ROWS:
+        # Kernels for fewer rows associate their sums in another way.
+        times = -(-_FEWEST_ROWS // rows)
+        grouped, mask = torch.cat([grouped] * times, dim=2), _fold(mask, times)
+    return scaled_dot_product_attention(grouped, key, value, attn_mask=mask, scale=scaling)[:, :, :rows]
+
+
+def _tiled(
+    grouped: Tensor,
+    key: Tensor,
+    value: Tensor,
+    mask: Tensor,
+    scaling: float,
+    softcap: float | None,
+    sink_H: Tensor | None,
+    queries: int,
+    tile: int,
+) -> Tensor:
+    """Attend tile by tile: a matrix product per tile, then running sums over tiles, in order; the last one filled up.
+
+    A tile out of reach adds exact zeros at the end of each sum. (A plain sum over tiles would associate its terms
+    differently for another number of tiles; a cumulative one cannot.)
+    """
+    B, heads, rows, D = grouped.shape
+    if lacking := -key.shape[2] % tile:
+        key, value = (torch.nn.functional.pad(x, (0, 0, 0, lacking)) for x in (key, value))
+        unseen = False if mask.dtype == torch.bool else torch.finfo(mask.dtype).min
+        mask = torch.nn.functional.pad(mask, (0, lacking), value=unseen)
+    tiles = key.shape[2] // tile
+
+    def cut(x: Tensor) -> Tensor:
+        return x.reshape(B * heads * tiles, tile, x.shape[3])
+
+    query = grouped[:, :, None].expand(B, heads, tiles, rows, D).flatten(0, 2)
+    scores = torch.bmm(query, cut(key).transpose(1, 2)).view(B, heads, tiles, rows, tile) * scaling
+    reach = mask.reshape(*mask.shape[:3], tiles, tile).transpose(2, 3)
+    scores = _masked(_capped(scores, softcap), reach).float()
+    top = scores.amax(dim=(2, 4), keepdim=True)
+    if sink_H is not None:
+        sinks = _sinks(sink_H, heads, queries)[:, :, None].float()
+        top = torch.maximum(top, sinks)
+    weights = torch.exp(scores - top)
+    total = weights.sum(-1, keepdim=True).cumsum(2)[:, :, -1]
+    if sink_H is not None:
+        total = total + torch.exp(sinks - top)[:, :, 0]
+    parts = torch.bmm(weights.to(value.dtype).flatten(0, 2), cut(value)).view(B, heads, tiles, rows, -1)
+    return (parts.float().cumsum(2)[:, :, -1] / total).to(value.dtype)
+
+
+def _capped(scores: Tensor, softcap: float | None) -> Tensor:
+    return scores if softcap is None else torch.tanh(scores / softcap) * softcap
+
+
+def _masked(scores: Tensor, mask: Tensor) -> Tensor:
+    if mask.dtype == torch.bool:
+        return scores.masked_fill(~mask, torch.finfo(scores.dtype).min)
+    return scores + mask
+
+
+def _sinks(sink_H: Tensor, heads: int, queries: int) -> Tensor:
+    """Lay one sink logit per query head out along the folded query axis: `[1, heads, G*Q, 1]`."""
+    return sink_H.view(heads, -1).repeat_interleave(queries, dim=1)[None, :, :, None]
+
+
+def can_split(device: torch.device) -> bool:
+    """Tell whether attention over masks in parts (`masks.Behind`) runs on a device: on CUDA, where Triton is."""
+    return device.type == "cuda" and find_spec("triton") is not None
+
+
+def register() -> str:
+    """Make `attn_implementation="orthrus"` known to transformers (again and again is fine); returns the name."""
+    AttentionInterface.register(NAME, attention)
+    AttentionMaskInterface.register(NAME, sdpa_mask)
+    return NAME

@@ -1,0 +1,72 @@
+"""What a model computes with: all that decides its results to the last bit, and how long they take."""
+
+import hashlib
+from collections.abc import Mapping
+from typing import Any, Final
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from orthrus.kernels.packed import kernels_of
+from orthrus.memory import machine, settings
+from orthrus.model.graphs import is_compiled
+from orthrus.model.markov import NAME as MARKOV
+
+TWIN: Final = ".diffusion."
+"""What the name of every parameter of a twin contains."""
+
+_SAMPLE: Final = 4096
+
+
+def fingerprint(model: PreTrainedModel) -> str:
+    """Digest the backbone's weights: names, shapes and evenly spaced samples, the same in float32 and bfloat16."""
+    return _digest(backbone_tensors(model))[:32]
+
+
+def weights_digest(model: PreTrainedModel) -> str:
+    """Return twelve hexadecimal digits for a model's weights, the view's too: the same in float32 and bfloat16."""
+    return _digest(dict(model.named_parameters()))[:12]
+
+
+def _digest(tensors: Mapping[str, Tensor]) -> str:
+    digest = hashlib.sha256()
+    for name, tensor in sorted(tensors.items()):
+        flat = tensor.detach().reshape(-1)
+        samples = flat[:: max(1, flat.numel() // _SAMPLE)].to("cpu", torch.bfloat16).view(torch.int16)
+        digest.update(f"{name} {list(tensor.shape)}".encode())
+        digest.update(samples.numpy().tobytes())
+    return digest.hexdigest()
+
+
+def twin_tensors(model: PreTrainedModel) -> dict[str, Tensor]:
+    """Return the trainable view's tensors by name, as they are stored: not copies."""
+    return {name: tensor for name, tensor in model.state_dict().items() if of_view(name)}
+
+
+def backbone_tensors(model: PreTrainedModel) -> dict[str, Tensor]:
+    """Return the frozen model's parameters under the names they have without a view."""
+    return {name.replace(".ar.", "."): p for name, p in model.named_parameters() if not of_view(name)}
+
+
+def of_view(name: str) -> bool:
+    """Tell whether a parameter of this name belongs to the view."""
+    return TWIN in name or name.startswith(f"{MARKOV}.")
+
+
+def key_of(model: PreTrainedModel) -> tuple[object, ...]:
+    """Return what tells within a process whether a model still computes as it did: cheap, and no weights."""
+    kernels = (model.config._attn_implementation, is_compiled(model), kernels_of(model))
+    return (str(model.device), model.dtype, *kernels, torch.get_num_threads(), *settings(model.device))
+
+
+def state_of(model: PreTrainedModel) -> dict[str, Any]:
+    """Return weights (their digest), dtype, machine and kernels of a model as it stands, as JSON values."""
+    return {
+        "weights": weights_digest(model),
+        "dtype": str(model.dtype).removeprefix("torch."),
+        "machine": machine(model.device),
+        "attention": model.config._attn_implementation,
+        "compiled": is_compiled(model),
+        "packed": sorted(map(str, kernels_of(model))),
+    }
