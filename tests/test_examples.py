@@ -71,7 +71,7 @@ def test_recipes_in_the_docs_and_in_recipes_are_valid():
     assert blocks
     for block in blocks:
         recipe_from_mapping(tomllib.loads(block), origin="docs/training.md")
-    for path in set((ROOT / "recipes").glob("*.toml")) - set((ROOT / "recipes").glob("*.sweep.toml")):
+    for path in set((ROOT / "recipes").rglob("*.toml")) - set((ROOT / "recipes").rglob("*.sweep.toml")):
         load_recipe(path)
 
 

@@ -72,7 +72,7 @@ def test_the_papers_recipe_reads_what_the_paper_read(tmp_path: Path) -> None:
     """Two epochs of 0.96 billion tokens, and about 242 million blocks over them; a sixth of the model is trained."""
     qwen = {"num_key_value_heads": 8, "head_dim": 128, "vocab_size": 151936, "tie_word_embeddings": True}
     backbone = config_in(tmp_path, "qwen3", **{**qwen, **PUBLISHED["8B"]})
-    recipe = load_recipe(ROOT / "recipes" / "paper-qwen3-8b.toml", [f"model.backbone={backbone}"])
+    recipe = load_recipe(ROOT / "recipes" / "paper" / "qwen3-8b.toml", [f"model.backbone={backbone}"])
     made = plan(recipe, devices=8)
     assert made.tokens == pytest.approx(2 * 0.9666e9, rel=1e-3)
     assert made.drafted / 32 == pytest.approx(241.6e6, rel=1e-3)
@@ -84,7 +84,7 @@ def test_the_papers_recipe_reads_what_the_paper_read(tmp_path: Path) -> None:
 def test_memory_falls_with_smaller_parts_and_recomputation(tmp_path: Path) -> None:
     """What a device holds per row shrinks with accumulation, devices and checkpointing; weights do not."""
     backbone = config_in(tmp_path, "qwen3", num_key_value_heads=8, vocab_size=151936, **PUBLISHED["0.6B"])
-    path, place = ROOT / "recipes" / "paper-qwen3-0.6b.toml", f"model.backbone={backbone}"
+    path, place = ROOT / "recipes" / "paper" / "qwen3-0.6b.toml", f"model.backbone={backbone}"
     whole = plan(load_recipe(path, [place, "run.grad_accumulation=1"])).memory
     parts = plan(load_recipe(path, [place]), devices=8).memory
     again = plan(load_recipe(path, [place, "model.gradient_checkpointing=true"]), devices=8).memory
@@ -96,7 +96,7 @@ def test_memory_falls_with_smaller_parts_and_recomputation(tmp_path: Path) -> No
 def test_sharding_divides_all_but_the_head(tmp_path: Path) -> None:
     """On eight devices weights, gradients and optimizer are an eighth, but for the head; one device has nobody."""
     backbone = config_in(tmp_path, "qwen3", num_key_value_heads=8, vocab_size=151936, **PUBLISHED["8B"])
-    path, place = ROOT / "recipes" / "paper-qwen3-8b.toml", f"model.backbone={backbone}"
+    path, place = ROOT / "recipes" / "paper" / "qwen3-8b.toml", f"model.backbone={backbone}"
     recipe = load_recipe(path, [place, "run.sharding=fsdp2"])
     whole, alone, eight = plan(load_recipe(path, [place]), devices=8), plan(recipe), plan(recipe, devices=8)
     head = 4 * eight.shapes.head
@@ -111,7 +111,7 @@ def test_the_command_prints_a_table_or_json_and_trains_nothing(
     capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     """No output folder appears; JSON is one object; --json without --plan is refused."""
-    arguments = ["train", str(ROOT / "recipes" / "nano.toml"), "--set", "model.backbone=nano"]
+    arguments = ["train", str(ROOT / "recipes" / "nano" / "11-view-last.toml"), "--set", "model.backbone=nano"]
     arguments += ["--set", f"run.output={tmp_path / 'run'}"]
     assert main([*arguments, "--plan"]) == 0
     assert "memory a device" in capsys.readouterr().out
@@ -131,11 +131,11 @@ def test_a_backbone_without_a_configuration_is_named(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("name", "kind"),
-    [("llama-3.2-1b", "template"), ("gemma-3-1b", "template"), ("qwen3-30b-a3b", "off"), ("paper-qwen3-4b", "off")],
+    [("llama-3.2-1b", "template"), ("gemma-3-1b", "template"), ("qwen3-30b-a3b", "off"), ("paper/qwen3-4b", "off")],
 )
 def test_other_backbones_are_a_few_lines_away(name: str, kind: str) -> None:
     """Each differs from the smallest recipe of its kind in its backbone, its folder and little else."""
-    base = load_recipe(ROOT / "recipes" / ("paper-qwen3-0.6b.toml" if "paper" in name else "qwen3-0.6b.toml"))
+    base = load_recipe(ROOT / "recipes" / ("paper/qwen3-0.6b.toml" if "paper" in name else "qwen3-0.6b.toml"))
     recipe = load_recipe(ROOT / "recipes" / f"{name}.toml")
     assert isinstance(recipe, ViewRecipe)
     assert isinstance(base, ViewRecipe)
@@ -146,7 +146,7 @@ def test_other_backbones_are_a_few_lines_away(name: str, kind: str) -> None:
 
 def test_what_won_stands_on_the_paper_s_recipe() -> None:
     """The same data and budget; only the objective's weights, masked anchors and the correction are others."""
-    paper, ours = (load_recipe(ROOT / "recipes" / f"{name}.toml") for name in ("paper-qwen3-0.6b", "qwen3-0.6b"))
+    paper, ours = (load_recipe(ROOT / "recipes" / f"{name}.toml") for name in ("paper/qwen3-0.6b", "qwen3-0.6b"))
     assert isinstance(paper, ViewRecipe)
     assert isinstance(ours, ViewRecipe)
     assert (ours.data, ours.optimizer, ours.schedule) == (paper.data, paper.optimizer, paper.schedule)

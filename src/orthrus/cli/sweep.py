@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 HELDOUT = "heldout/"  # what the names of an evaluation's figures begin with
 
-File = Annotated[Path, typer.Argument(help="A sweep in TOML, such as recipes/objectives.sweep.toml.")]
+File = Annotated[Path, typer.Argument(help="A sweep in TOML, such as recipes/sweeps/objectives.sweep.toml.")]
 Results = Annotated[Path, typer.Option("--output", "-o", help="JSON lines, one per run; runs found there are done.")]
 Report = Annotated[bool, typer.Option("--report", help="Train nothing; compare what is there.")]
 Variants = Annotated[list[str] | None, typer.Option("--variant", help="Train this variant only; repeatable.")]
