@@ -102,7 +102,8 @@ def test_the_command_measures_reports_and_touches_no_run(
         f"model.backbone={backbone}", "model.start_from=nowhere", "data.row_tokens=48", "objective.blocks_per_row=2",
         "run.batch_rows=2", f"run.output={tmp_path / 'run'}",
     ]  # fmt: skip
-    arguments = ["bench", "train", str(ROOT / "recipes" / "nano" / "11-view-last.toml"), "--steps", "2", "--warmup", "1"]
+    recipe = ROOT / "recipes" / "nano" / "11-view-last.toml"
+    arguments = ["bench", "train", str(recipe), "--steps", "2", "--warmup", "1"]
     arguments += [word for key in keys for word in ("--set", key)]
     file = tmp_path / "steps.jsonl"
     assert main([*arguments, "--json", "--output", str(file)]) == 0

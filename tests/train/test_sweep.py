@@ -22,7 +22,7 @@ Trained = list[tuple[str, int]]
 @pytest.fixture
 def file(tmp_path: Path) -> Path:
     """A sweep of two variants and two seeds over a recipe beside it."""
-    recipe = Path(__file__).parents[2] / "recipes" / "nano-start.toml"
+    recipe = Path(__file__).parents[2] / "recipes" / "nano" / "05-view-start.toml"
     (tmp_path / "base.toml").write_text(f'extends = "{recipe}"\n', encoding="utf-8")
     path = tmp_path / "two.sweep.toml"
     path.write_text(

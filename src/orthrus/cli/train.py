@@ -12,7 +12,7 @@ from orthrus.errors import ConfigError
 if TYPE_CHECKING:
     from orthrus.train.plan import Plan
 
-Recipe = Annotated[Path, typer.Argument(help="A recipe in TOML, such as recipes/nano/11-view-last.toml.", show_default=False)]
+Recipe = Annotated[Path, typer.Argument(help="A recipe in TOML, such as recipes/qwen3-0.6b.toml.", show_default=False)]
 Set = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="SECTION.KEY=VALUE", help="Override a key; may be repeated."),
