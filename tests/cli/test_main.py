@@ -75,7 +75,7 @@ def test_errors_are_told_as_they_are_without_a_traceback(
     assert cli("generate", "x", "--json") == Ran(1, "", f"error: {error}\n")
 
 
-RECIPE = Path(__file__).parents[2] / "recipes" / "nano-backbone.toml"
+RECIPE = Path(__file__).parents[2] / "recipes" / "nano/04-backbone-last.toml"
 
 
 def test_train_names_the_nearest_key_and_exits_1(cli: Cli) -> None:

@@ -12,7 +12,7 @@ from orthrus.train.sweep import load_sweep, runs_of
 from tests.train.tiny import tiny_recipe
 
 RECIPES = Path(__file__).parents[2] / "recipes"
-NANO = RECIPES / "nano-backbone-start.toml"
+NANO = RECIPES / "nano/01-backbone-start.toml"
 
 
 def refusal(*overrides: str) -> str:

@@ -506,7 +506,7 @@ def test_the_command_reports_its_manifests(
     assert "6 answers" in capsys.readouterr().out
     assert main(["prepare", recipe, "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["train"]["documents"] == 6
-    backbones = Path(__file__).parents[2] / "recipes" / "nano-backbone-start.toml"
+    backbones = Path(__file__).parents[2] / "recipes" / "nano/01-backbone-start.toml"
     assert main(["prepare", os.fspath(backbones)]) == 1
     assert "kind = 'view' is required" in capsys.readouterr().err
 
