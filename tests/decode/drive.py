@@ -34,19 +34,12 @@ def engine_of(model: PreTrainedModel, *, rows: int = 3, capacity: int = 96, bloc
 
 def finish(engine: Engine) -> dict[int, Row]:
     """Step until nothing is left; returns every row that moved, by id."""
-    rows: dict[int, Row] = {}
-    while engine.busy:
-        for progress in engine.step():
-            rows[progress.row.id] = progress.row
-    return rows
+    return {progress.row.id: progress.row for progress in engine.run()}
 
 
 def decode(engine: Engine, prompts: Sequence[Sequence[int]], options: Sequence[Options] | Options) -> list[Row]:
     """Complete prompts, each with its own options or all with the same; returns their rows in order."""
-    each = [options] * len(prompts) if isinstance(options, Options) else options
-    ids = [engine.add(p, o, index=i) for i, (p, o) in enumerate(zip(prompts, each, strict=True))]
-    rows = finish(engine)
-    return [rows[id] for id in ids]
+    return engine.finish(prompts, options)
 
 
 def held(engine: Engine) -> Iterator[object]:

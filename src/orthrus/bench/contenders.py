@@ -6,16 +6,16 @@ timed alike. Knows models and decoding; knows no suite, no clock and no file.
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any, Final, TypeAlias
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from orthrus.bench.peers import hf
 from orthrus.decode.api import engine_for
-from orthrus.decode.engine import Engine, Row
+from orthrus.decode.engine import Row
 from orthrus.decode.exact import EXACT, Exact
 from orthrus.decode.options import Options
-from orthrus.decode.stop import Stopper
 from orthrus.errors import ConfigError
 from orthrus.policy import steps as plans
 
@@ -95,9 +95,12 @@ def decoders(
     tokenizer: PreTrainedTokenizerBase,
     wanted: Iterable[Contender],
     *,
-    watch: Callable[[Engine], None] | None = None,
+    engine: Mapping[str, Any] = MappingProxyType({}),
 ) -> dict[Contender, Decoder]:
-    """Make each contender's decoder over the weights of one dual-view model; `watch` sees each engine of our own."""
+    """Make each contender's decoder over the weights of one dual-view model.
+
+    `engine` holds arguments for each engine of our own, beyond those that a contender names.
+    """
     wanted = list(wanted)
     eos = Options.of(model.generation_config).eos_token_id
     backbone = hf.plain(model) if any(c.mode in PEERS for c in wanted) else None
@@ -106,7 +109,7 @@ def decoders(
         if backbone is not None and contender.mode in PEERS:
             out[contender] = _peer(backbone, contender.mode, eos)
         else:
-            out[contender] = _own(model, tokenizer, contender, eos, watch)
+            out[contender] = _own(model, tokenizer, contender, eos, engine)
     return out
 
 
@@ -115,21 +118,15 @@ def _own(
     tokenizer: PreTrainedTokenizerBase,
     contender: Contender,
     eos: tuple[int, ...],
-    watch: Callable[[Engine], None] | None,
+    more: Mapping[str, Any],
 ) -> Decoder:
     """Decode with the engine, as `orthrus.generate` does between tokenizing and joining text."""
     plan, exact = plans.parse(contender.plan or "ar"), contender.exact or "distribution"
 
     def decode(prompts: Sequence[Sequence[int]], max_new_tokens: int) -> list[Answer]:
         options = Options(max_new_tokens=max_new_tokens, eos_token_id=eos)
-        engine = engine_for(model, prompts, options, plan, rows=len(prompts), exact=exact)
-        if watch is not None:
-            watch(engine)
-        ids = [engine.add(p, options, stopper=Stopper(options, tokenizer, limit=max_new_tokens)) for p in prompts]
-        rows: dict[int, Row] = {}
-        while engine.busy:
-            rows.update((progress.row.id, progress.row) for progress in engine.step())
-        return [_answer(rows[id]) for id in ids]
+        engine = engine_for(model, prompts, options, plan, rows=len(prompts), exact=exact, **more)
+        return [_answer(row) for row in engine.finish(prompts, options, tokenizer=tokenizer)]
 
     return decode
 

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-    from orthrus.decode.engine import Row
     from orthrus.decode.output import Stats
     from orthrus.policy.steps import Plan
 
@@ -133,11 +132,5 @@ def _tokens(model: "PreTrainedModel", plan: "Plan", *, rows: int) -> tuple[list[
 
     prompts = [[(7 * length + 5 * i) % _VOCABULARY for i in range(length)] for length in _PROMPT_LENGTHS]
     options = Options(max_new_tokens=_TOKENS)
-    engine = engine_for(model, prompts, options, plan, rows=rows)
-    done: dict[int, Row] = {}
-    for prompt_ids in prompts:
-        engine.add(prompt_ids, options)
-    while engine.busy:
-        done |= {progress.row.id: progress.row for progress in engine.step()}
-    rows_in_order = [done[id] for id in sorted(done)]
-    return [row.token_ids for row in rows_in_order], [row.stats for row in rows_in_order]
+    done = engine_for(model, prompts, options, plan, rows=rows).finish(prompts, options)
+    return [row.token_ids for row in done], [row.stats for row in done]

@@ -103,13 +103,12 @@ def answer(
     options = Options.of(model.generation_config)
     for prompt in usable:
         engine.add(prompt.token_ids, Options(max_new_tokens=how.room(prompt), eos_token_id=options.eos_token_id))
-    while engine.busy:
-        for progress in engine.step():
-            row = progress.row
-            if row.finish_reason is not None:
-                if spent is not None:
-                    spent.add(row.stats)
-                yield joined(row.prompt_ids, row.token_ids)
+    for progress in engine.run():
+        row = progress.row
+        if row.finish_reason is not None:
+            if spent is not None:
+                spent.add(row.stats)
+            yield joined(row.prompt_ids, row.token_ids)
 
 
 def given_answers(

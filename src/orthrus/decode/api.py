@@ -13,7 +13,7 @@ from orthrus.decode.engine import Engine, Progress, Row
 from orthrus.decode.exact import EXACT, Exact
 from orthrus.decode.options import Options
 from orthrus.decode.output import Chunk, Completion
-from orthrus.decode.stop import Stopper, TextStream
+from orthrus.decode.stop import TextStream
 from orthrus.errors import ConfigError, PromptError
 from orthrus.model.attach import config_of
 from orthrus.policy import steps as plans
@@ -67,16 +67,12 @@ def generate(
     rows: dict[int, Row] = {}
     index_of: dict[int, int] = {}
     for index, prompt_ids in enumerate(ids):
-        # The stopper counts what the context leaves; the engine checks the request itself.
-        limit = min(chosen.max_new_tokens, engine.context_length - len(prompt_ids))
-        stopper = Stopper(chosen, tokenizer, limit=limit)
-        index_of[engine.add(prompt_ids, chosen, stopper=stopper, index=index)] = index
-    while engine.busy:
-        for progress in engine.step():
-            index = index_of[progress.row.id]
-            rows[index] = progress.row
-            if on_progress is not None:
-                on_progress(index, progress)
+        index_of[engine.add(prompt_ids, chosen, tokenizer=tokenizer, index=index)] = index
+    for progress in engine.run():
+        index = index_of[progress.row.id]
+        rows[index] = progress.row
+        if on_progress is not None:
+            on_progress(index, progress)
     return [_completion(tokenizer, prompt, rows[i]) for i, prompt in enumerate(given)]
 
 
@@ -108,31 +104,29 @@ def stream(
     chosen = Options.of(model.generation_config, **options)
     prompt_ids = encode(tokenizer, prompt)
     engine = engine or engine_for(model, [prompt_ids], chosen, plan_of(mode, plan), rows=1, exact=exact)
-    limit = min(chosen.max_new_tokens, engine.context_length - len(prompt_ids))
-    return _stream(engine, tokenizer, prompt_ids, chosen, limit)
+    return _stream(engine, tokenizer, prompt_ids, chosen)
 
 
 def _stream(
-    engine: Engine, tokenizer: PreTrainedTokenizerBase, prompt_ids: list[int], options: Options, limit: int
+    engine: Engine, tokenizer: PreTrainedTokenizerBase, prompt_ids: list[int], options: Options
 ) -> Generator[Chunk, None, None]:
-    if engine.live or engine.waiting:
+    if engine.busy:
         raise ConfigError("a stream needs an idle engine, found one with a text in flight: close that stream first")
     decoder = TextStream(tokenizer)
-    id = engine.add(prompt_ids, options, stopper=Stopper(options, tokenizer, limit=limit))
+    id = engine.add(prompt_ids, options, tokenizer=tokenizer)
     try:
-        while engine.busy:
-            for progress in engine.step():
-                texts = [decoder.push(token) for token in progress.token_ids]
-                if progress.row.finish_reason is not None and texts:
-                    texts[-1] += decoder.rest()
-                yield Chunk(
-                    draft_text="".join(texts[: progress.accepted]),
-                    bonus_text="".join(texts[progress.accepted :]),
-                    token_ids=progress.token_ids,
-                    accepted=progress.accepted,
-                    finish_reason=progress.row.finish_reason,
-                    stats=deepcopy(progress.row.stats),
-                )
+        for progress in engine.run():
+            texts = [decoder.push(token) for token in progress.token_ids]
+            if progress.row.finish_reason is not None and texts:
+                texts[-1] += decoder.rest()
+            yield Chunk(
+                draft_text="".join(texts[: progress.accepted]),
+                bonus_text="".join(texts[progress.accepted :]),
+                token_ids=progress.token_ids,
+                accepted=progress.accepted,
+                finish_reason=progress.row.finish_reason,
+                stats=deepcopy(progress.row.stats),
+            )
     finally:
         engine.abort(id)
 
@@ -145,8 +139,9 @@ def engine_for(
     *,
     rows: int,
     exact: Exact = "distribution",
+    **more: Any,
 ) -> Engine:
-    """Build an engine with just enough room for these prompts, within the model's context."""
+    """Build an engine with just enough room for these prompts, within the model's context; `more` is `Engine`'s."""
     if exact not in EXACT:
         raise ConfigError(f"exact must be one of {', '.join(EXACT)}, found {exact!r}")
     block = config_of(model).block_size
@@ -154,7 +149,7 @@ def engine_for(
     context: int = model.config.get_text_config().max_position_embeddings
     lengths = [len(ids) for ids in prompts] or [1]
     capacity = max(Engine.room(n, min(options.max_new_tokens, max(context - n, 0)), width) for n in lengths)
-    return Engine(model, rows=rows, capacity=capacity, plan=plan, exact=exact)
+    return Engine(model, rows=rows, capacity=capacity, plan=plan, exact=exact, **more)
 
 
 def plan_of(mode: str, plan: str | None) -> plans.Plan:

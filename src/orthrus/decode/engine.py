@@ -7,13 +7,13 @@ so that a cycle runs over exactly them; a row that ends is replaced by the last 
 import time
 import warnings
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Final, NamedTuple
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from orthrus.decode.cycle import Batch, Drafter, Outcome, cycle, twin
 from orthrus.decode.exact import Exact, can_fuse, finding_for
@@ -21,13 +21,14 @@ from orthrus.decode.experience import experience_of
 from orthrus.decode.noise import stream_of
 from orthrus.decode.options import Options, Sampling
 from orthrus.decode.output import FinishReason, Stats
-from orthrus.decode.passes import Passes
+from orthrus.decode.passes import Geometry, Passes
 from orthrus.decode.planner import Planner
 from orthrus.decode.sampling import Chooser, Context
 from orthrus.decode.stop import Stopper
 from orthrus.decode.worth import Record
 from orthrus.errors import CacheFull, PromptError
 from orthrus.model.attach import config_of
+from orthrus.model.cache import ScratchCache
 from orthrus.model.graphs import lend
 from orthrus.policy import steps as plans
 from orthrus.policy.lookup import Copy, Lookup
@@ -88,6 +89,7 @@ class Engine:
             "token" (the same tokens as plain decoding with `exact="token"`, at any precision, bit for bit; where the
             device's kernels forbid it, decodes plainly and warns).
         drafter: who proposes; the model's own diffusion view unless a test says otherwise.
+        passes: what runs the model over the cache, from `(model, cache, geometry)`.
         clock: seconds, for a plan that weighs steps by what they cost.
     """
 
@@ -102,6 +104,7 @@ class Engine:
         admit_free: int = 1,
         exact: Exact = "distribution",
         drafter: Drafter = twin,
+        passes: Callable[[PreTrainedModel, ScratchCache, Geometry | None], Passes] = Passes,
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
         block = self.block = config_of(model).block_size
@@ -122,7 +125,7 @@ class Engine:
             )
         room = capacity if geometry is None else geometry.capacity(capacity)
         self.cache = lend(model, rows=rows, capacity=room, borrower=self)
-        self.passes = Passes(model, self.cache, geometry)
+        self.passes = passes(model, self.cache, geometry)
         # Chains of one length keep the most drafts by rejection. Under any other plan a row's cycles depend on the
         # clock, on the rows beside it, or (trees) on noise still to come; none of them may decide what a seed gives, so
         # these texts are what plain sampling draws with the same noise, and trees find far more of them that way.
@@ -151,23 +154,56 @@ class Engine:
         """True while a completion is waiting or in flight."""
         return bool(self.live or self.waiting)
 
+    def run(self) -> Iterator[Progress]:
+        """Step until no completion is left; yields what each step adds to each row."""
+        while self.busy:
+            yield from self.step()
+
+    def finish(
+        self,
+        prompts: Sequence[Sequence[int]],
+        options: Options | Sequence[Options],
+        *,
+        tokenizer: PreTrainedTokenizerBase | None = None,
+    ) -> list[Row]:
+        """Complete prompts, each with its own options or all with the same; returns their rows in order.
+
+        Raises:
+            PromptError, CacheFull: as `add`.
+        """
+        each = [options] * len(prompts) if isinstance(options, Options) else options
+        pairs = enumerate(zip(prompts, each, strict=True))
+        ids = [self.add(prompt, own, tokenizer=tokenizer, index=index) for index, (prompt, own) in pairs]
+        rows = {progress.row.id: progress.row for progress in self.run()}
+        return [rows[id] for id in ids]
+
     def add(
-        self, prompt_ids: Sequence[int], options: Options, *, stopper: Stopper | None = None, index: int = 0
+        self,
+        prompt_ids: Sequence[int],
+        options: Options,
+        *,
+        tokenizer: PreTrainedTokenizerBase | None = None,
+        index: int = 0,
     ) -> int:
         """Queue a completion and return its id; nothing runs before `step`.
 
-        `index` tells prompts of one call apart, so that each draws noise of its own under one seed.
+        Args:
+            prompt_ids: the prompt.
+            options: what is asked for.
+            tokenizer: the model's tokenizer, which stop strings need.
+            index: tells prompts of one call apart, so that each draws noise of its own under one seed.
 
         Raises:
             PromptError: the prompt is empty, holds ids outside the vocabulary, or leaves no room in the context.
             CacheFull: it needs more positions than a row has.
+            ConfigError: it has stop strings, but no tokenizer.
         """
         limit = self._limit(prompt_ids, options)
         row = Row(
             id=self._next_id,
             prompt_ids=list(prompt_ids),
             options=options,
-            stopper=stopper or Stopper(options, None, limit=limit),
+            stopper=Stopper(options, tokenizer, limit=limit),
             stream=stream_of(options.seed, index),
             record=Record(slots=self.block - 1),
         )

@@ -103,12 +103,11 @@ def hf_generate(
 
 def _run(engine: Engine, streamer: BaseStreamer | None) -> list[list[int]]:
     texts: dict[int, list[int]] = {}
-    while engine.busy:
-        for progress in engine.step():
-            texts[progress.row.id] = progress.row.token_ids
-            if streamer is not None:
-                for token in progress.token_ids:
-                    streamer.put(torch.tensor([token]))
+    for progress in engine.run():
+        texts[progress.row.id] = progress.row.token_ids
+        if streamer is not None:
+            for token in progress.token_ids:
+                streamer.put(torch.tensor([token]))
     if streamer is not None:
         streamer.end()
     return [texts[id] for id in sorted(texts)]

@@ -23,6 +23,7 @@ from orthrus.checkpoints.load import backbone_with_tokenizer, device_of, is_adap
 from orthrus.data.packing import PackedRows
 from orthrus.data.shards import SHARD
 from orthrus.decode.api import engine_for
+from orthrus.decode.cycle import twin
 from orthrus.decode.options import Options
 from orthrus.decode.output import Stats
 from orthrus.decode.passes import Passes
@@ -302,14 +303,9 @@ class ViewTask:
             return torch.cat([first_BMV[:, : drafts // 2], rest_BMV], dim=1)
 
         with torch.autocast(self._device.type, enabled=False):
-            engine = engine_for(self._model, prompts, options, parse("full"), rows=8)
-            if onepass or steps == 2:
-                engine.drafter = blind if onepass else twice
-            for ids in prompts:
-                engine.add(ids, options)
-            done = []
-            while engine.busy:
-                done += [p.row.stats for p in engine.step() if p.row.finish_reason is not None]
+            drafter = blind if onepass else twice if steps == 2 else twin
+            engine = engine_for(self._model, prompts, options, parse("full"), rows=8, drafter=drafter)
+            done = [row.stats for row in engine.finish(prompts, options)]
         stats = Stats.total(done)
         if onepass:
             stats.forwards = stats.cycles + len(done)  # a pass per cycle, and the prefill, which drafts as well

@@ -6,6 +6,7 @@ Knows engines and tokenizers; knows no suite, no file and no verdict.
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -17,8 +18,8 @@ from orthrus.decode.api import engine_for
 from orthrus.decode.engine import Engine, Row
 from orthrus.decode.exact import Exact
 from orthrus.decode.options import Options
-from orthrus.decode.passes import Passes
-from orthrus.decode.stop import Stopper
+from orthrus.decode.passes import Geometry, Passes
+from orthrus.model.cache import ScratchCache
 from orthrus.policy import steps as plans
 
 
@@ -31,16 +32,14 @@ class Plain:
 
 
 class Margins(Passes):
-    """Passes that note, with every verification, how far the last slot's best logit is ahead."""
+    """Passes that note, with every verification, how far the last slot's best logit is ahead.
 
-    gaps: list[float]
+    For an engine of one row that decodes plainly.
+    """
 
-    @classmethod
-    def watch(cls, engine: Engine) -> "Margins":
-        """Take the place of an engine's passes; the engine must have one row, and decode plainly."""
-        engine.passes = watching = cls(engine.passes.model, engine.cache, engine.passes.geometry)
-        watching.gaps = []
-        return watching
+    def __init__(self, model: PreTrainedModel, cache: ScratchCache, geometry: Geometry | None = None) -> None:
+        super().__init__(model, cache, geometry)
+        self.gaps: list[float] = []
 
     def verify(self, rows: slice, token_BQ: Tensor) -> Tensor:
         """Run the AR view, as `Passes.verify` does."""
@@ -68,34 +67,24 @@ class Writer:
 
     def plain(self, prompt: list[int], exact: Exact) -> Plain:
         """Answer by plain steps, alone, in an engine that has seen nothing else."""
-        engine = self._engine([prompt], Contender("ar", None, exact), 1)
-        watching = Margins.watch(engine)
-        (row,) = self._finish(engine, [prompt])
-        return Plain(row.token_ids, watching.gaps)
+        engine = self._engine([prompt], Contender("ar", None, exact), 1, passes=Margins)
+        (row,) = engine.finish([prompt], self.options, tokenizer=self.tokenizer)
+        assert isinstance(engine.passes, Margins)
+        return Plain(row.token_ids, engine.passes.gaps)
 
     def answers(self, prompts: list[list[int]], who: Contender, rows: int) -> list[Row]:
         """Answer prompts with so many rows at once, which join as others end; returns their rows in order."""
-        return self._finish(self._engine(prompts, who, rows), prompts)
+        return self._engine(prompts, who, rows).finish(prompts, self.options, tokenizer=self.tokenizer)
 
     def hf(self, prompt: list[int]) -> list[int]:
         """Answer by transformers' `generate`, with the untouched backbone at the same precision."""
-        settings = hf.settings("hf", self.options.eos_token_id, self._limit(prompt))
+        limit = min(self.options.max_new_tokens, self.context - len(prompt))
+        settings = hf.settings("hf", self.options.eos_token_id, limit)
         return hf.generate(self._backbone, [prompt], settings)[0]
 
-    def _engine(self, prompts: list[list[int]], who: Contender, rows: int) -> Engine:
+    def _engine(self, prompts: list[list[int]], who: Contender, rows: int, **more: Any) -> Engine:
         plan, exact = plans.parse(who.plan or "ar"), who.exact or "distribution"
-        return engine_for(self.model, prompts, self.options, plan, rows=min(rows, len(prompts)), exact=exact)
-
-    def _finish(self, engine: Engine, prompts: list[list[int]]) -> list[Row]:
-        stoppers = [Stopper(self.options, self.tokenizer, limit=self._limit(prompt)) for prompt in prompts]
-        ids = [engine.add(p, self.options, stopper=s) for p, s in zip(prompts, stoppers, strict=True)]
-        rows: dict[int, Row] = {}
-        while engine.busy:
-            rows.update((progress.row.id, progress.row) for progress in engine.step())
-        return [rows[id] for id in ids]
-
-    def _limit(self, prompt: list[int]) -> int:
-        return min(self.options.max_new_tokens, self.context - len(prompt))
+        return engine_for(self.model, prompts, self.options, plan, rows=min(rows, len(prompts)), exact=exact, **more)
 
 
 @torch.inference_mode()

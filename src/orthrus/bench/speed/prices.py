@@ -6,17 +6,19 @@ passes and their prices; knows no suite and no plan.
 """
 
 from collections.abc import Iterable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
 from torch import Tensor
+from transformers import PreTrainedModel
 
 from orthrus.bench.lines import PASS, provenances
 from orthrus.data.records import Record, read_records
-from orthrus.decode.engine import Engine
 from orthrus.decode.estimates import on_line
-from orthrus.decode.passes import Branches, Passes
+from orthrus.decode.passes import Branches, Geometry, Passes
 from orthrus.errors import DataError
+from orthrus.model.cache import ScratchCache
 
 _KINDS: Final = {"ar": "verify", "verify": "verify", "draft": "draft", "fused": "fused"}
 
@@ -93,17 +95,19 @@ class Meter:
         """Return the time."""
         return self.now
 
-    def watch(self, engine: Engine) -> None:
-        """Let an engine go by this clock, and its passes move it on."""
-        passes = _Priced(engine.passes.model, engine.cache, engine.passes.geometry)
-        passes.meter = self
-        engine.passes, engine.clock = passes, self
+    def engine(self) -> dict[str, Any]:
+        """Return arguments of an engine that goes by this clock, and whose passes move it on."""
+        return {"passes": partial(_Priced, meter=self), "clock": self}
 
 
 class _Priced(Passes):
     """Passes that move a clock on."""
 
-    meter: Meter
+    def __init__(
+        self, model: PreTrainedModel, cache: ScratchCache, geometry: Geometry | None = None, *, meter: Meter
+    ) -> None:
+        super().__init__(model, cache, geometry)
+        self.meter = meter
 
     def _charge(self, kind: str, rows: slice, positions: int) -> None:
         for part in self._parts(rows):

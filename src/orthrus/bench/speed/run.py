@@ -165,7 +165,7 @@ def run(
                 continue
             labels = {"provenance": head_id, "configuration": digest(settings)}
             meter = Meter(prices[dtype]) if dtype in prices else None
-            runners = decoders(model, tokenizer, job.contenders_at(batch), watch=meter.watch if meter else None)
+            runners = decoders(model, tokenizer, job.contenders_at(batch), engine=meter.engine() if meter else {})
             _race_all(job, heats, runners, model, tokenizer, output, labels, clock=meter or clock, on_lap=on_lap)
 
 
