@@ -18,6 +18,10 @@ more than chance would have it. An answer that takes up words of its prompt soon
 itself goes on repeating."""
 
 
+Match = Literal["short", "long"]
+"""How many of the text's last tokens were written before what would be copied: at least `NGRAM`, at least `LONG`."""
+
+
 class Lookup:
     """An index over one text, grown with it: where each run of `NGRAM` tokens was last continued."""
 
@@ -43,6 +47,13 @@ class Lookup:
         while count < min(LONG, self._source) and text[-count - 1] == text[-count - 1 - ahead]:
             count += 1
         return count
+
+    @property
+    def match(self) -> Match | None:
+        """How long the match is; None where there is nothing to copy."""
+        if self._source is None:
+            return None
+        return "long" if self.matched >= LONG else "short"
 
     def kind(self, prompt: int) -> Copy | None:
         """Return what a copy would be of, in a text whose prompt has so many tokens; None where there is none."""

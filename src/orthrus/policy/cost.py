@@ -1,0 +1,93 @@
+"""The price of any step in plain passes, learned apart from how fast the machine is at the moment.
+
+A step is a sum of passes, so a few coefficients price all steps, and every step taken teaches all of them:
+
+    seconds = pace * (1 + features @ coefficients)
+
+An extended Kalman filter follows the logarithms of the pace, which wanders, and of the coefficients, which hardly move.
+
+Shapes: S steps, F features.
+"""
+
+from collections.abc import Sequence
+from math import log
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from orthrus.policy.steps import Step
+
+START: Final = np.array(
+    [  # coefficient, variance of its logarithm
+        (0.4, 1.0),  # a block's positions beyond the first, in the pass that verifies
+        (1.0, 0.1),  # a draft pass
+        (0.4, 1.0),  # and its positions
+        (0.05, 1.0),  # a tree
+        (0.5, 4.0),  # a fused pass
+    ]
+)
+"""What steps take before any was timed."""
+WANDERS: Final = 0.25
+"""Variance that the pace gains with each step, as a share of that of the noise."""
+DRIFTS: Final = 2e-5
+"""Variance that each coefficient gains with each step: contexts grow, and other programs take other resources."""
+NOISE: Final = (1e-2, 1e-4)
+"""Variance of the noise, which is learned: to begin with, and at least."""
+OUTLIER: Final = 0.3
+"""A time further off counts as that far off, unless the filter itself is that unsure."""
+
+
+def features(step: Step, *, drew: bool, block: int) -> NDArray[np.float64]:
+    """Return `[F]` of a step whose draft pass, if it has one, is its own (`drew`); in blocks of positions."""
+    scale = max(block - 1, 1)
+    draws = drew and step.drafts > 0 and not step.lookup
+    read = (step.nodes or step.drafts) + step.stops * (step.drafts + 1)
+    return np.array([read / scale, draws, draws * step.drafts / scale, step.nodes > 0, step.stops > 0], dtype=float)
+
+
+class Prices:
+    """Prices of steps over one number of rows.
+
+    Args:
+        like: prices over another number of rows, to begin with.
+    """
+
+    def __init__(self, like: "Prices | None" = None) -> None:
+        start_F = np.log(START[:, 0]) if like is None else like._state[1:]
+        self._state = np.array([np.nan, *start_F])  # the logarithms of the pace and of the coefficients
+        self._errors = np.diag([1.0, *START[:, 1]])  # their covariance
+        self._noise = NOISE[0]
+
+    def of(self, features_SF: NDArray[np.float64], optimism: float = 0.0) -> NDArray[np.float64]:
+        """Return prices `[S]`, so many standard deviations of each coefficient below what is likely."""
+        deviation_F = np.sqrt(np.maximum(self._errors.diagonal()[1:], 0.0))
+        price_S: NDArray[np.float64] = 1.0 + features_SF @ np.exp(self._state[1:] - optimism * deviation_F)
+        return price_S
+
+    def observe(self, features_F: NDArray[np.float64], seconds: float) -> None:
+        """Learn from the time that one step took."""
+        state, errors = self._state, self._errors
+        share_F = features_F * np.exp(state[1:])
+        price = 1.0 + float(share_F.sum())
+        time = log(min(max(seconds, 1e-9), 1e9))
+        if np.isnan(state[0]):
+            state[0] = time - log(price)  # the first time only says the order of magnitude
+            return
+        errors[0, 0] += WANDERS * self._noise
+        errors.flat[len(state) + 1 :: len(state) + 1] += DRIFTS
+        slope = np.array([1.0, *(share_F / price)])
+        shared = errors @ slope
+        variance = float(slope @ shared) + self._noise
+        bound = max(OUTLIER, 3 * variance**0.5)
+        surprise = min(max(time - float(state[0]) - log(price), -bound), bound)
+        state += shared * (surprise / variance)
+        errors -= np.outer(shared, shared) / variance  # in this order it stays symmetric to the last bit
+        noise_share = self._noise / variance
+        self._noise += 0.02 * noise_share * (surprise**2 * noise_share - self._noise)
+        self._noise = max(self._noise, NOISE[1])
+
+
+def table(steps: Sequence[Step], *, drew: bool, block: int) -> NDArray[np.float64]:
+    """Return the features `[S, F]` of all steps."""
+    return np.stack([features(step, drew=drew, block=block) for step in steps])

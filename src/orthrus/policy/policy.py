@@ -1,0 +1,185 @@
+"""Which step comes next: the one with the most expected tokens for its price.
+
+    speed of a step = tokens expected of it / its price in plain passes
+
+Tokens come from `acceptance`, prices from `cost`. Prices are taken at the low end of what is likely: a step that might
+be faster is tried, and its price becomes certain. Drafts that nobody makes teach nothing, so the view is tried after
+every so many steps without it.
+
+Shapes: B rows, S steps, M slots.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from orthrus.policy.acceptance import FADE, Acceptance, RowOutcome, RowState, expected
+from orthrus.policy.cost import Prices, features
+from orthrus.policy.steps import Plan, Step
+
+OPTIMISM: Final = 1.0
+"""Standard deviations that prices are taken below what is likely."""
+WAIT: Final = (8, 64)
+"""Steps without the view after which it is tried: at first, and at most; each trial in vain doubles them."""
+TRIAL: Final = Step(3)
+"""What is tried then."""
+
+
+@dataclass(slots=True)
+class Experience:
+    """What policies of one model learn together.
+
+    Attributes:
+        usual: acceptance over all rows.
+        prices: by the number of rows.
+        gains: by a tree's nodes, drafts kept beyond the chain inside it, and chains that broke off.
+        exits: by one-pass step, how often acceptance ended at a stop, and how often it might have.
+        idle: steps since the view drafted.
+        wait: after how many of them it is tried.
+    """
+
+    usual: Acceptance
+    prices: dict[int, Prices] = field(default_factory=dict)
+    gains: dict[int, NDArray[np.float64]] = field(default_factory=dict)
+    exits: dict[Step, NDArray[np.float64]] = field(default_factory=dict)
+    idle: int = 0
+    wait: int = WAIT[0]
+
+
+class Policy:
+    """Choose each step of a plan, and learn from what came of it.
+
+    Args:
+        plan: what to choose among.
+        block: longest block the view was trained for.
+        experience: what policies of the same model have learned, and go on learning; a new one unless given.
+    """
+
+    def __init__(self, plan: Plan, *, block: int, experience: Experience | None = None) -> None:
+        self.plan = plan
+        self.block = block
+        self.steps = plan.steps(block)
+        self.scratch = plan.scratch(block)
+        self.experience = experience or Experience(Acceptance(block - 1, FADE**0.2))
+        self._rows: Sequence[RowState] = ()
+        self._trial = False
+        self._drawn_SF = np.stack([features(step, drew=True, block=block) for step in self.steps])
+        self._given_SF = np.stack([features(step, drew=False, block=block) for step in self.steps])
+        self._drafts_S = np.array([step.drafts for step in self.steps])
+        self._scratch_S = np.array([step.scratch for step in self.steps])
+        self._copies_S = np.array([step.lookup for step in self.steps])
+        self._fused = [(s, step) for s, step in enumerate(self.steps) if step.stops]
+        for step in self.steps:
+            if step.nodes:  # a first guess, the least that was seen of nano's trees
+                self.experience.gains.setdefault(step.nodes, np.array([4.0 if step.nodes < block else 5.6, 8.0]))
+            if step.stops:  # each doubling of stops halves the misses
+                self.experience.exits.setdefault(step, np.array([2 - 2 * 0.5 ** step.stops.bit_length(), 2.0]))
+
+    @property
+    def copies(self) -> bool:
+        """Whether rows' matches are needed: a step may copy from the text."""
+        return bool(self._copies_S.any())
+
+    @property
+    def prefill_drafts(self) -> int:
+        """How many drafts the pass that reads a prompt should make for the first step; 0 for none."""
+        if len(self.steps) == 1:
+            return self.steps[0].drafts if self.steps[0].stops else 0
+        return int(self._drafts_S.max()) if self.experience.idle == 0 else 0
+
+    def new_row(self) -> RowState:
+        """Return the state of a row of which nothing is known yet."""
+        return RowState(Acceptance(self.block - 1))
+
+    def choose(self, rows: Sequence[RowState], room: int | None = None) -> Step:
+        """Return the next step, the same for all rows.
+
+        Args:
+            rows: the live rows.
+            room: cache positions left in every row, at least `scratch`; None for as many as may be.
+        """
+        self._rows, self._trial = rows, False
+        if len(self.steps) == 1:
+            return self.steps[0]
+        token_S, price_S = self._tokens_and_prices(rows)
+        speed_S = token_S / price_S
+        if room is not None:
+            speed_S[self._scratch_S > room] = 0.0
+        step = self.steps[int(speed_S.argmax())]
+        self._trial = not _draws_on_view(step) and self.experience.idle >= self.experience.wait
+        return min(TRIAL, Step(self.block - 1)) if self._trial else step
+
+    def learn(self, step: Step, outcomes: Sequence[RowOutcome], seconds: float) -> None:
+        """Learn from a step that was taken.
+
+        Args:
+            step: the step, `choose`'s or another.
+            outcomes: what it did to each of the rows that `choose` was given last, in their order.
+            seconds: how long it took.
+        """
+        if len(self.steps) == 1:
+            return
+        known = self.experience
+        if len(drew := {outcome.drew for outcome in outcomes}) == 1:  # else only some rows needed a draft pass
+            self._prices(len(outcomes)).observe(features(step, drew=drew.pop(), block=self.block), seconds)
+        known.idle = 0 if _draws_on_view(step) else known.idle + 1
+        if known.idle == 0:
+            known.wait = min(2 * known.wait, WAIT[1]) if self._trial else WAIT[0]
+        for row, outcome in zip(self._rows, outcomes, strict=True):
+            for acceptance in (row.acceptance, known.usual):
+                acceptance.learn(outcome, row.match)
+            if outcome.chain is not None and outcome.chain[0] < outcome.chain[1]:
+                _average(known.gains[step.nodes], outcome.kept - outcome.chain[0])
+            if outcome.exit is not None:
+                for other, exits in known.exits.items():
+                    if other.nodes == step.nodes and (other.stops <= step.stops or outcome.exit < step.stops):
+                        _average(exits, outcome.exit < other.stops)
+
+    def _prices(self, rows: int) -> Prices:
+        prices = self.experience.prices
+        if rows not in prices:
+            nearest = min(prices, key=lambda other: max(other, rows) / min(other, rows), default=None)
+            prices[rows] = Prices(None if nearest is None else prices[nearest])
+        return prices[rows]
+
+    def _tokens_and_prices(self, rows: Sequence[RowState]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """Return the tokens `[S]` to expect of each step, over all rows, and its price."""
+        token_BQM = expected(rows, self.experience.usual)
+        view_S, ahead_S, token_S = (self._of_source(token_BQM[:, i].sum(0), len(rows)) for i in range(3))
+        token_S = np.where(self._copies_S, token_S if any(row.match for row in rows) else 0.0, view_S)
+        prices = self._prices(len(rows))
+        drawn_S, given_S = prices.of(self._drawn_SF, OPTIMISM), prices.of(self._given_SF, OPTIMISM)
+        price_S = drawn_S.copy()
+        if all(row.ready for row in rows):
+            served_S = np.array([all(row.serves(step) for row in rows) for step in self.steps])
+            price_S[served_S] = given_S[served_S]
+            if any(row.blind for row in rows):
+                token_S[served_S] = ahead_S[served_S]
+        for s, step in self._fused:  # as if taken again and again: a draft pass only after a miss
+            exits = self.experience.exits[step]
+            miss = 0.0 if step.stops > (step.nodes or step.drafts) else 1 - exits[0] / exits[1]
+            token_S[s] = ahead_S[s] + miss * (view_S[s] - ahead_S[s])
+            price_S[s] = given_S[s] + miss * (drawn_S[s] - given_S[s])
+        return token_S, price_S
+
+    def _of_source(self, token_M: NDArray[np.float64], rows: int) -> NDArray[np.float64]:
+        """Return the tokens of each step, from those of chains; a tree goes on where the chain inside breaks off."""
+        token_S: NDArray[np.float64] = token_M[self._drafts_S]
+        for s, step in enumerate(self.steps):
+            if step.nodes:
+                more, breaks = self.experience.gains[step.nodes]
+                token_S[s] += more / breaks * (rows - (token_M[step.drafts] - token_M[step.drafts - 1]))
+        return token_S
+
+
+def _draws_on_view(step: Step) -> bool:
+    return step.drafts > 0 and not step.lookup
+
+
+def _average(sum_and_count: NDArray[np.float64], value: float) -> None:
+    """Add a value to a mean over about the last fifty."""
+    sum_and_count *= 0.98
+    sum_and_count += (value, 1.0)

@@ -1,0 +1,155 @@
+"""Policies at work without a model and without time: simulated drafts, a simulated clock."""
+
+import math
+import random
+from collections.abc import Callable, Mapping
+
+from orthrus.policy.acceptance import RowOutcome
+from orthrus.policy.lookup import Match
+from orthrus.policy.policy import Policy
+from orthrus.policy.steps import Kind, Step, parse
+
+BLOCK = 16
+
+Price = Callable[[Step, bool], float]
+"""What a step takes, and whether it has to draft first."""
+
+Machine = Callable[[float], float]
+"""What a step takes at the moment that usually takes so many seconds."""
+
+Accept = Callable[[int], int]
+"""How many drafts would be right from this position of the text on."""
+
+
+def policy(plan: str = "auto") -> Policy:
+    """A policy that has learned nothing yet."""
+    return Policy(parse(plan), block=BLOCK)
+
+
+def simulate(
+    accept: Accept,
+    *,
+    price: Price,
+    tokens: int,
+    plan: str = "auto",
+    chooser: Policy | None = None,
+    ahead: Accept | None = None,
+    copy: Accept | None = None,
+    match: Match | None = None,
+    surprise: float = 0.5,
+    tree_gain: float = 0.0,
+    room: int | None = None,
+) -> tuple[float, list[Step]]:
+    """Decode with a policy until so many tokens are written; returns the seconds it took, and the steps.
+
+    Args:
+        accept: how many of the view's drafts would be right.
+        price: what steps take.
+        tokens: to write.
+        plan: of a new policy.
+        chooser: a policy to go on with.
+        ahead: how many of the drafts made ahead would be right; as `accept` unless given.
+        copy: how many tokens of a copy would be right, in a text with such a `match` everywhere.
+        match: its length.
+        surprise: chance that acceptance ends elsewhere than at the likeliest stop, and then at the next, and so on.
+        tree_gain: chance that a tree keeps one draft more where the chain inside breaks off.
+        room: cache positions left.
+    """
+    chooser = chooser or policy(plan)
+    row, elsewhere, more = chooser.new_row(), geometric(surprise, seed=1), geometric(tree_gain, seed=2)
+    row.match, row.blind = match, True
+    seconds, done, steps = 0.0, 0, []
+    while done < tokens:
+        step = chooser.choose([row], room)
+        drew = step.drafts > 0 and not step.lookup and not row.serves(step)
+        source = copy if step.lookup else accept if drew or ahead is None else ahead
+        kept = min(source(done), step.drafts) if source else 0
+        inside = (kept, step.drafts) if step.nodes else None
+        kept += min(more(done), 1) if step.nodes and kept < step.drafts else 0
+        rank = min(elsewhere(done), step.drafts, step.stops) if step.stops else None
+        outcome = RowOutcome(
+            source="text" if step.lookup else ("view" if drew else "ahead") if step.drafts else None,
+            drafted=step.drafts,
+            kept=kept,
+            drew=drew,
+            chain=inside,
+            exit=rank,
+            copy_kept=min(copy(done), kept + 1) if copy else None,
+        )
+        took = price(step, drew)
+        chooser.learn(step, [outcome], took)
+        row.ready = step.drafts if rank is not None and rank < step.stops else 0
+        seconds += took
+        done += kept + 1
+        steps.append(step)
+    return seconds, steps
+
+
+def by_rows(one: Callable[[int], float], more: Mapping[Kind, float] | None = None) -> Price:
+    """Price steps by what a pass over so many rows takes, and by what each kind takes beyond its passes."""
+
+    def price(step: Step, drew: bool = True) -> float:
+        beyond = (more or {}).get(step.kind, 0.0)
+        if step.kind == "plain":
+            return beyond + one(1)
+        draft = one(step.drafts + 1) if drew and not step.lookup else 0.0
+        verified = step.scratch if step.kind == "onepass" else 1 + (step.nodes or step.drafts)
+        return beyond + draft + one(verified)
+
+    return price
+
+
+def linear(wide: float) -> Price:
+    """Price passes so that one of 16 rows costs `wide` one-row passes, in proportion in between."""
+    return by_rows(lambda rows: 1 + (wide - 1) * (rows - 1) / 15)
+
+
+class Moody:
+    """A machine with bad moments: they come at random, last some steps, and make each take half as long again."""
+
+    def __init__(self, *, share: float, steps: int, seed: int) -> None:
+        self.share, self.steps = share, steps
+        self.rng, self.left, self.slow = random.Random(seed), 0.0, False
+
+    def __call__(self, seconds: float) -> float:
+        if self.left <= 0:
+            self.slow = self.rng.random() < self.share
+            self.left = self.rng.expovariate(1 / self.steps) if self.slow else 1.0
+        self.left -= 1
+        return seconds * (1.5 if self.slow else 1.0) * math.exp(abs(self.rng.gauss(0, 0.05)))
+
+
+class Shared:
+    """A machine that is used by others: its pace wanders over moments, seconds and minutes, each by 8 %.
+
+    In the manner of what the bundled model's steps go through on a shared machine with two cores.
+    """
+
+    def __init__(self, seed: int) -> None:
+        self.rng, self.parts = random.Random(seed), {3: 0.0, 20: 0.0, 100: 0.0}
+
+    def __call__(self, seconds: float) -> float:
+        for steps, level in self.parts.items():
+            kept = math.exp(-1 / steps)
+            self.parts[steps] = kept * level + self.rng.gauss(0, 0.08 * math.sqrt(1 - kept**2))
+        return seconds * math.exp(sum(self.parts.values()) + abs(self.rng.gauss(0, 0.11)))
+
+
+def geometric(rate: float, seed: int = 0) -> Accept:
+    """Drafts that are each right with the same chance; where they are at one rate, they are at a higher one."""
+    rng, drawn = random.Random(seed), list[float]()
+
+    def accept(place: int) -> int:
+        drawn.extend(rng.random() for _ in range(place + 64 - len(drawn)))
+        return next((i for i, chance in enumerate(drawn[place : place + 63]) if chance >= rate), 63)
+
+    return accept
+
+
+def fixed(step: Step, accept: Accept, price: Price, tokens: int) -> float:
+    """Return what always taking one step would cost."""
+    seconds, done = 0.0, 0
+    while done < tokens:
+        done += min(accept(done), step.drafts) + 1
+        seconds += price(step, True)
+    return seconds
