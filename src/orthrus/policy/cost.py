@@ -55,7 +55,9 @@ class Prices:
 
     def __init__(self, like: "Prices | None" = None) -> None:
         start_F = np.log(START[:, 0]) if like is None else like._state[1:]
-        self._state = np.array([np.nan, *start_F])  # the logarithms of the pace and of the coefficients
+        self._state: NDArray[np.float64] = np.array(
+            [np.nan, *start_F]
+        )  # the logarithms of the pace and of the coefficients
         self._errors = np.diag([1.0, *START[:, 1]])  # their covariance
         self._noise = NOISE[0]
 
