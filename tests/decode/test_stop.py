@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 from transformers import PreTrainedTokenizerBase
 
 from orthrus.decode.options import Options
-from orthrus.decode.stop import Stopper, TextStream
+from orthrus.decode.stop import Stopper
 from orthrus.errors import ConfigError
 
 
@@ -59,25 +59,27 @@ def test_stop_strings_see_characters_split_over_tokens(bytelevel: PreTrainedToke
     assert stopper.cut(tokens[2:]) == (tokens[2:6], "stop")
 
 
-@given(st.text(min_size=0, max_size=12))
-def test_streamed_pieces_join_to_the_text(bytelevel: PreTrainedTokenizerBase, text: str) -> None:
-    """Every token's piece is whole characters; together they are the text."""
-    stream = TextStream(bytelevel)
-    pieces = [stream.push(token) for token in bytelevel(text)["input_ids"]]
-    assert "".join(pieces) == text
+@given(
+    tokens=st.lists(st.integers(0, 270) | st.sampled_from([3 + byte for byte in b"\n\xc3\xa9\xe2"]), max_size=20),
+    stops=st.lists(st.text("ab é\n\ufffd", min_size=1, max_size=3), max_size=2),
+    sizes=st.lists(st.integers(1, 5), min_size=20, max_size=20),
+)
+def test_stop_strings_appear_in_bytes_too(
+    bytefallback: PreTrainedTokenizerBase, tokens: list[int], stops: list[str], sizes: list[int]
+) -> None:
+    """Where every character may be spelled in bytes, and bytes may be invalid: as soon as the text so far holds one."""
+    stopper = Stopper(Options(stop_strings=tuple(stops)), bytefallback, limit=99)
+    kept: list[int] = []
+    rest, reason = list(tokens), None
+    for size in sizes:
+        if rest and reason is None:
+            piece, reason = stopper.cut(rest[:size])
+            kept += piece
+            rest = rest[size:]
+    assert (kept, reason) == ending(tokens, set(), stops, 99, bytefallback)
 
 
 def test_stop_strings_need_a_tokenizer() -> None:
     """Said when the completion is asked for, not when the text would have ended."""
     with pytest.raises(ConfigError, match="stop_strings need a tokenizer, found None"):
         Stopper(Options(stop_strings=("x",)), None, limit=3)
-
-
-def test_streaming_needs_a_fast_tokenizer() -> None:
-    """The message says how to get one."""
-    with pytest.raises(ConfigError, match=r"need a fast tokenizer, found Slow.*use_fast=True"):
-        TextStream(Slow())  # type: ignore[arg-type]
-
-
-class Slow:
-    """A tokenizer without a backend of the `tokenizers` library."""

@@ -128,7 +128,8 @@ class Conversation:
 
         Raises PromptError, with the conversation as it was, when there is no room left for an answer.
         """
-        from orthrus.decode.api import encode, stream
+        from orthrus.decode.api import stream
+        from orthrus.decode.text import encode
 
         said = [*self.messages, {"role": "user", "content": text}]
         prompt = [{"role": "system", "content": self.system}, *said] if self.system else said

@@ -85,7 +85,7 @@ class Run:
 
 def check(job: Job) -> None:
     """Encode every record's first turn; raises PromptError, with its id, if one cannot be answered."""
-    from orthrus.decode.api import encode
+    from orthrus.decode.text import encode
 
     context = job.model.config.get_text_config().max_position_embeddings
     for record in job.records:

@@ -3,35 +3,36 @@
 Knows tokenizers, chat templates and the engine; knows no passes, no acceptance, no files.
 """
 
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from copy import deepcopy
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal
 
+from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from orthrus.decode.engine import Engine, Progress, Row
 from orthrus.decode.exact import EXACT, Exact
 from orthrus.decode.options import Options
 from orthrus.decode.output import Chunk, Completion
-from orthrus.decode.stop import TextStream
-from orthrus.errors import ConfigError, PromptError
+from orthrus.decode.text import Prompt, TextStream, Tool, as_list, decode, encode
+from orthrus.errors import ConfigError
 from orthrus.model.attach import config_of
 from orthrus.policy import steps as plans
 
-Chat: TypeAlias = list[dict[str, str]]
-Prompt: TypeAlias = str | Chat
 Mode = Literal["orthrus", "ar"]
 
 
 def generate(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
-    prompts: Prompt | Sequence[Prompt],
+    prompts: Prompt | Sequence[Prompt] | Tensor,
     *,
     mode: Mode = "orthrus",
     plan: str | None = None,
     exact: Exact = "distribution",
     batch_size: int = 8,
+    tools: Sequence[Tool] | None = None,
+    chat_template_kwargs: Mapping[str, Any] | None = None,
     on_progress: Callable[[int, Progress], None] | None = None,
     **options: Any,
 ) -> list[Completion]:
@@ -40,24 +41,28 @@ def generate(
     Args:
         model: a dual-view model (`orthrus.load`, `orthrus.attach`).
         tokenizer: the model's tokenizer.
-        prompts: a text, one chat (a list of {"role", "content"}), or a list of either. Texts are continued as they
-            are; chats take the tokenizer's chat template.
+        prompts: a text, one chat (a list of {"role", "content"}), token ids (a list of ints, a tensor), or a list of
+            these. Texts and ids are continued as they are; chats take the tokenizer's chat template, with
+            `tool_calls`, messages of role "tool" and content in text parts as that reads them.
         mode: "orthrus" drafts and verifies, "ar" decodes plainly through the same engine; the text is the same.
         plan: what each cycle does: "auto" (the default), "full", "fixed:K", "tree:N", "onepass", "onepass:M",
             "onepass:M:N", "lookup", "lookup:M", "ar"; or `auto` among fewer kinds of step, as "auto:tree+lookup".
         exact: "distribution", or "token" for the same tokens as `mode="ar", exact="token"` at any precision.
         batch_size: completions in flight at once; as soon as one ends the next begins.
+        tools: what a chat's template presents as tools: JSON schemas, or functions with types and a docstring.
+        chat_template_kwargs: more variables for the chat template, such as `{"enable_thinking": False}`.
         on_progress: called with the prompt's index after every cycle that moved it.
         **options: Hugging Face's names: max_new_tokens, do_sample, temperature, top_k, top_p, min_p,
             repetition_penalty, eos_token_id, stop_strings, seed. Anything else is refused.
 
     Raises:
         ConfigError: an option that is not honoured or out of range.
-        PromptError: an empty prompt, or one longer than the model's context.
+        PromptError: a prompt that is empty, malformed, longer than the model's context, or holds what the chat
+            template does not read.
     """
     chosen = Options.of(model.generation_config, **options)
     given = as_list(prompts)
-    ids = [encode(tokenizer, prompt) for prompt in given]
+    ids = [encode(tokenizer, prompt, tools=tools, chat_template_kwargs=chat_template_kwargs) for prompt in given]
     if not given:
         return []
     if batch_size < 1:
@@ -79,11 +84,13 @@ def generate(
 def stream(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
-    prompt: Prompt,
+    prompt: Prompt | Tensor,
     *,
     mode: Mode = "orthrus",
     plan: str | None = None,
     exact: Exact = "distribution",
+    tools: Sequence[Tool] | None = None,
+    chat_template_kwargs: Mapping[str, Any] | None = None,
     engine: Engine | None = None,
     **options: Any,
 ) -> Generator[Chunk, None, None]:
@@ -102,7 +109,7 @@ def stream(
             "beside one: drop them, or build another engine"
         )
     chosen = Options.of(model.generation_config, **options)
-    prompt_ids = encode(tokenizer, prompt)
+    prompt_ids = encode(tokenizer, prompt, tools=tools, chat_template_kwargs=chat_template_kwargs)
     engine = engine or engine_for(model, [prompt_ids], chosen, plan_of(mode, plan), rows=1, exact=exact)
     return _stream(engine, tokenizer, prompt_ids, chosen)
 
@@ -118,7 +125,7 @@ def _stream(
         for progress in engine.run():
             texts = [decoder.push(token) for token in progress.token_ids]
             if progress.row.finish_reason is not None and texts:
-                texts[-1] += decoder.rest()
+                texts[-1] += decoder.finish()
             yield Chunk(
                 draft_text="".join(texts[: progress.accepted]),
                 bonus_text="".join(texts[progress.accepted :]),
@@ -161,43 +168,11 @@ def plan_of(mode: str, plan: str | None) -> plans.Plan:
     return plans.parse("ar" if mode == "ar" else plan or "auto")
 
 
-def as_list(prompts: Prompt | Sequence[Prompt]) -> list[Prompt]:
-    """Return prompts as a list: a text or a single chat becomes a list of one."""
-    if isinstance(prompts, str):
-        return [prompts]
-    items = list(prompts)
-    if items and all(isinstance(item, dict) for item in items):
-        return [items]  # type: ignore[list-item]
-    return items  # type: ignore[return-value]
-
-
-def encode(tokenizer: PreTrainedTokenizerBase, prompt: Prompt) -> list[int]:
-    """Turn one prompt into token ids; raises PromptError for an empty prompt or a malformed chat."""
-    if isinstance(prompt, str):
-        if not prompt:
-            raise PromptError("the prompt must not be empty, found an empty text: give it at least one character")
-        ids: list[int] = tokenizer(prompt)["input_ids"]
-        return ids
-    if not prompt:
-        raise PromptError("the chat must hold at least one message, found none")
-    for message in prompt:
-        if not isinstance(message, dict) or not isinstance(message.get("content"), str) or "role" not in message:
-            raise PromptError(f'chat messages are {{"role": …, "content": …}}, found {message!r}')
-    if not any(message["content"] for message in prompt):
-        raise PromptError("the chat must say something, found only empty messages")
-    if tokenizer.chat_template is None:
-        raise PromptError("a chat needs a tokenizer with a chat template, this one has none: give the prompt as text")
-    chat: list[int] = tokenizer.apply_chat_template(
-        prompt, add_generation_prompt=True, tokenize=True, return_dict=False
-    )
-    return chat
-
-
 def _completion(tokenizer: PreTrainedTokenizerBase, prompt: Prompt, row: Row) -> Completion:
     assert row.finish_reason is not None
     return Completion(
         prompt=prompt,
-        text=tokenizer.decode(row.token_ids, skip_special_tokens=True),
+        text=decode(tokenizer, row.token_ids),
         token_ids=row.token_ids,
         finish_reason=row.finish_reason,
         stats=row.stats,

@@ -7,6 +7,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from orthrus.decode.text import Prompt
+
 FinishReason = Literal["stop", "length", "abort"]
 
 
@@ -109,14 +111,14 @@ class Completion:
     """One finished text.
 
     Attributes:
-        prompt: the prompt as given.
+        prompt: the prompt as given; tensors as lists.
         text: the decoded completion, special tokens left out.
         token_ids: its tokens, the end-of-text token included where one was written.
         finish_reason: "stop" (end-of-text token or stop string), "length", or "abort".
         stats: what it cost.
     """
 
-    prompt: str | list[dict[str, str]]
+    prompt: Prompt
     text: str
     token_ids: list[int]
     finish_reason: FinishReason

@@ -5,11 +5,11 @@ Knows a tokenizer only to see stop strings appear; knows no model.
 
 from collections.abc import Sequence
 
-from tokenizers.decoders import DecodeStream
 from transformers import PreTrainedTokenizerBase
 
 from orthrus.decode.options import Options
 from orthrus.decode.output import FinishReason
+from orthrus.decode.text import TextStream
 from orthrus.errors import ConfigError
 
 
@@ -43,36 +43,7 @@ class Stopper:
     def _completes_stop(self, token: int) -> bool:
         if self._decoder is None:
             return False
-        piece = self._decoder.push(token)
-        # Only the last characters can be part of a stop string that this piece completes.
-        self._text = self._text[-self._reach :] + piece
-        return bool(piece) and any(stop in self._text for stop in self._stops)
-
-
-class TextStream:
-    """Turn tokens into text as they come; a character split over tokens appears with its last one."""
-
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, *, skip_special_tokens: bool = True) -> None:
-        backend = getattr(tokenizer, "backend_tokenizer", None)
-        if backend is None:
-            raise ConfigError(
-                f"streaming and stop strings need a fast tokenizer, found {type(tokenizer).__name__}: load it with "
-                "AutoTokenizer.from_pretrained(..., use_fast=True)"
-            )
-        self._backend = backend
-        self._skip = skip_special_tokens
-        self._stream = DecodeStream(skip_special_tokens=skip_special_tokens)
-        self._tokens: list[int] = []
-        self._given = ""
-
-    def push(self, token: int) -> str:
-        """Return the text that this token completes."""
-        piece = self._stream.step(self._backend, token) or ""
-        self._tokens.append(token)
-        self._given += piece
-        return piece
-
-    def rest(self) -> str:
-        """Return what is left of an unfinished character once no token will follow."""
-        whole: str = self._backend.decode(self._tokens, skip_special_tokens=self._skip)
-        return whole[len(self._given) :] if whole.startswith(self._given) else ""
+        # Only the last characters can be part of a stop string that this token completes.
+        self._text = self._text[-self._reach :] + self._decoder.push(token)
+        text = self._text + self._decoder.pending
+        return any(stop in text for stop in self._stops)
