@@ -79,7 +79,7 @@ def bytelevel() -> PreTrainedTokenizerFast:
 
 @pytest.fixture(scope="session")
 def bytefallback() -> PreTrainedTokenizerFast:
-    """A BPE with byte fallback, as Llama 2's, Mistral's and Gemma's: what has no token of its own is spelled in bytes."""
+    """A BPE with byte fallback, as Llama 2 and Gemma have: what has no token of its own is spelled in bytes."""
     words = ["\u2581", *"abcd.", "ab", "\u2581a", "\u2581ab", "\u2581\u2581", "\ufffd"]
     symbols = ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256)), *words]
     merges = [("a", "b"), ("\u2581", "a"), ("\u2581", "ab"), ("\u2581", "\u2581")]

@@ -4,6 +4,7 @@ from itertools import accumulate
 from typing import Any
 
 import pytest
+import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 import orthrus
@@ -41,7 +42,7 @@ def test_completions_come_in_the_order_of_the_prompts(
         assert {out.stats.emitted for out in outs} == {11}
 
 
-def test_prompts_may_be_text_chat_or_lists_of_either(
+def test_prompts_may_be_texts_chats_token_ids_or_lists_of_them(
     model: PreTrainedModel, characters: PreTrainedTokenizerBase
 ) -> None:
     """A chat takes the tokenizer's template with a turn to answer in."""
@@ -55,6 +56,12 @@ def test_prompts_may_be_text_chat_or_lists_of_either(
     assert write(chat) == [answer]
     assert write([chat, "abc"]) == [answer, text]
     assert write(("abc", chat)) == [text, answer]
+    ids = characters("abc")["input_ids"]
+    assert write(ids) == write(torch.tensor(ids)) == [text]
+    assert write([ids, "abc", chat]) == [text, text, answer]
+    assert write(torch.tensor([ids, ids])) == [text, text]
+    streamed = orthrus.stream(model, characters, torch.tensor(ids), max_new_tokens=5)
+    assert [token for chunk in streamed for token in chunk.token_ids] == text
     assert write([]) == []
 
 
@@ -142,6 +149,23 @@ def test_streams_hold_characters_back_until_they_are_whole(bytelevel: PreTrained
         assert "".join(c.text for c in orthrus.stream(model, bytelevel, prompt, max_new_tokens=23)) == text
 
 
+def test_texts_spelled_in_bytes_stream_and_stop_as_a_whole(bytefallback: PreTrainedTokenizerBase) -> None:
+    """A random model writes invalid bytes between pieces: no row fails, and streams equal the whole text."""
+    model = dual(vocab_size=len(bytefallback))
+    prompts = ["ab", "é a", "abc.", "\n"]
+    outs = orthrus.generate(model, bytefallback, prompts, max_new_tokens=23)
+    assert any("\ufffd" in out.text for out in outs)
+    assert [out.text for out in outs] == [bytefallback.decode(o.token_ids, skip_special_tokens=True) for o in outs]
+    for prompt, out in zip(prompts, outs, strict=True):
+        chunks = orthrus.stream(model, bytefallback, prompt, max_new_tokens=23)
+        assert "".join(chunk.text for chunk in chunks) == out.text
+    stopped = orthrus.generate(model, bytefallback, prompts, max_new_tokens=23, stop_strings=["\ufffd"])
+    assert [o.finish_reason for o in stopped] == ["stop" if "\ufffd" in o.text else "length" for o in stopped]
+    assert [out.token_ids[: len(o.token_ids)] for out, o in zip(outs, stopped, strict=True)] == [
+        o.token_ids for o in stopped
+    ]
+
+
 @pytest.mark.parametrize("interruption", [GeneratorExit, KeyboardInterrupt])
 def test_a_stream_left_early_leaves_the_engine_ready(
     interruption: type[BaseException], model: PreTrainedModel, characters: PreTrainedTokenizerBase
@@ -203,6 +227,10 @@ BAD_PROMPTS: list[tuple[Any, str]] = [
     ([{"content": "x"}], 'chat messages are {"role"'),
     ([{"role": "user", "content": 3}], 'chat messages are {"role"'),
     ([{"role": "user", "content": ""}], "the chat must say something"),
+    ({"role": "user", "content": "x"}, "found a single message"),
+    ([[5, 96]], "ids from 0 to 95, found 5 to 96"),
+    (None, "found None"),
+    (b"abc", "found bytes"),
     ("a" * 256, "reads at most 256 tokens, the prompt has 256: shorten it"),
 ]
 

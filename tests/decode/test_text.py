@@ -118,8 +118,8 @@ def test_prompts_come_in_every_form(prompts: Any, expected: list[Any]) -> None:
 
 
 BAD: list[tuple[Any, str]] = [
-    ({"role": "user", "content": "x"}, "found a single message: put it into a list"),
-    ({"input_ids": [1]}, r"found a single dict with keys \['input_ids'\]"),
+    ({"role": "user", "content": "x"}, "found a single message: put"),
+    ({"input_ids": [1]}, "found a single dict with the keys input_ids: put"),
     (5, "found 5"),
     (None, "found None"),
     (True, "found True"),
@@ -139,20 +139,17 @@ BAD: list[tuple[Any, str]] = [
     ([{"role": "user", "content": "\udc80"}], "found a lone surrogate"),
     ([{"role": "user", "content": [{"type": "image_url", "image_url": {}}]}], "found 'image_url': only text is read"),
     ([{"role": "user", "content": None}], 'chat messages are {"role"'),
-    ([CHAT[0], "x"], "found a list of dict and str|chat messages are"),
+    ([CHAT[0], "x"], "found a single message"),
     ([{"role": "assistant", "tool_calls": ["x"]}], "tool_calls must be a list of objects"),
     ([CHAT[0], {"role": "u", "tool_calls": [{"function": {"arguments": "{"}}]}], "must be JSON, found '{'"),
 ]
 
 
 @pytest.mark.parametrize(("prompts", "message"), BAD)
-def test_what_is_no_prompt_is_refused(
-    characters: PreTrainedTokenizerBase, prompts: Any, message: str
-) -> None:
+def test_what_is_no_prompt_is_refused(characters: PreTrainedTokenizerBase, prompts: Any, message: str) -> None:
     """By what it is, with a PromptError."""
     with pytest.raises(PromptError, match=message):
-        for prompt in as_list(prompts):
-            encode(characters, prompt)
+        [encode(characters, prompt) for prompt in as_list(prompts)]
 
 
 # ---------------------------------------------------------------- chats

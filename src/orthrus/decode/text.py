@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Final, TypeAlias
 
 from jinja2 import TemplateError
+from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from orthrus.errors import ConfigError, PromptError
@@ -55,9 +56,7 @@ def as_list(prompts: Any) -> list[Prompt]:
     prompts = _listed(prompts)
     if isinstance(prompts, str):
         return [prompts]
-    if isinstance(prompts, Mapping):
-        raise PromptError(f"a prompt is {_FORMS}, found a single {_kind(prompts)}: put it into a list")
-    if isinstance(prompts, bytes | set | frozenset) or not isinstance(prompts, Iterable):
+    if isinstance(prompts, Mapping | bytes | set | frozenset) or not isinstance(prompts, Iterable):
         raise PromptError(f"a prompt is {_FORMS}, found {_kind(prompts)}")
     items = [_listed(item) for item in prompts]
     one = bool(items) and (all(isinstance(i, Mapping) for i in items) or all(map(_is_id, items)))
@@ -66,7 +65,7 @@ def as_list(prompts: Any) -> list[Prompt]:
 
 def encode(
     tokenizer: PreTrainedTokenizerBase,
-    prompt: Prompt,
+    prompt: Prompt | Tensor,
     *,
     tools: Sequence[Tool] | None = None,
     chat_template_kwargs: Mapping[str, Any] | None = None,
@@ -120,7 +119,8 @@ def _is_id(item: Any) -> bool:
 
 def _kind(value: Any) -> str:
     if isinstance(value, Mapping):
-        return "message" if "role" in value else f"{type(value).__name__} with keys {list(value)[:4]}"
+        found = "message" if "role" in value else f"{type(value).__name__} with the keys {', '.join(map(str, value))}"
+        return f"a single {found}: put its messages or token ids into a list"
     if isinstance(value, list | tuple):
         return f"a list of {' and '.join(sorted({type(item).__name__ for item in value}))}"
     return f"{value!r}" if value is None or isinstance(value, int | float) else type(value).__name__

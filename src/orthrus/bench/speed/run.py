@@ -23,8 +23,8 @@ from orthrus.bench.race import Clock, Laps, first_difference, race
 from orthrus.bench.speed.prices import Meter, Prices
 from orthrus.bench.suites import Item, judge, read_suites
 from orthrus.data.records import append
-from orthrus.decode.text import encode
 from orthrus.decode.experience import begin_anew
+from orthrus.decode.text import encode
 from orthrus.errors import ConfigError, PromptError
 from orthrus.model.fingerprint import weights_digest
 from orthrus.provenance import device_name, digest, provenance
