@@ -16,6 +16,7 @@ from orthrus.decode.accept import Verdict
 from orthrus.decode.api import encode
 from orthrus.decode.output import Completion, Stats
 from orthrus.decode.passes import Passes
+from orthrus.model.attachment import attachment_of
 from orthrus.model.cache import ScratchCache
 from orthrus.zoo import BUNDLED
 
@@ -147,10 +148,12 @@ def test_the_chi_square_catches_a_broken_rule(nano: tuple[Any, Any], monkeypatch
 def test_a_view_of_the_bundled_backbone_finds_it_by_name(nano: tuple[Any, Any], tmp_path: Path, named: str) -> None:
     """An adapter that was trained with `model.backbone = "nano"` is loaded without the backbone beside it."""
     model, _ = nano
-    own = model.orthrus_config
-    model.orthrus_config = dataclasses.replace(own, backbone="nano" if named == "by its configuration" else "elsewhere")
+    attachment = attachment_of(model)
+    own = attachment.config
+    backbone = "nano" if named == "by its configuration" else "elsewhere"
+    attachment.config = dataclasses.replace(own, backbone=backbone)
     orthrus.save(model, tmp_path / "view", format="adapter")
-    model.orthrus_config = own
+    attachment.config = own
     found, tokenizer = load(tmp_path / "view", device="cpu", backbone="nano" if named == "by the call" else None)
     assert len(tokenizer) == len(nano[1])
     for name, tensor in model.state_dict().items():

@@ -20,7 +20,6 @@ from orthrus.provenance import device_name, digest
 FOLDER: Final = "ORTHRUS_CACHE"
 """Environment variable that names the folder; empty: nothing is kept. `~/.cache/orthrus` unless given."""
 
-_EXCLUDED: Final = "_orthrus_without_memory"
 _OF_A_PROCESSOR: Final = ("vendor_id", "cpu family", "model", "stepping", "microcode", "cache size", "flags")
 _OF_KERNELS: Final = ("ATEN_", "CUBLAS_", "CUDA_", "DNNL_", "KMP_", "MKL_", "NVIDIA_", "OMP_", "ONEDNN_", "TORCH_")
 
@@ -61,16 +60,6 @@ def keep(kind: str, about: Mapping[str, Any], record: Any) -> None:
         _log.info("%s cannot be written: %s", file, error)
         with suppress(OSError):
             temporary.unlink(missing_ok=True)
-
-
-def exclude(owner: object) -> None:
-    """Let nothing about an object (a model) be recalled or kept from now on."""
-    owner.__dict__[_EXCLUDED] = True
-
-
-def excluded(owner: object) -> bool:
-    """Tell whether nothing about an object is to be recalled or kept."""
-    return _EXCLUDED in owner.__dict__
 
 
 def machine(device: torch.device) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from transformers import PreTrainedModel
 from orthrus.decode.engine import Engine
 from orthrus.decode.options import Options
 from orthrus.decode.passes import Passes
-from orthrus.model.attach import config_of
+from orthrus.model.attachment import attachment_of, config_of
 from orthrus.model.cache import ScratchCache
 from orthrus.policy import steps
 from orthrus.policy.steps import Step
@@ -23,7 +23,7 @@ ROWS = slice(0, 3)
 
 def causal(family: str = "qwen3") -> PreTrainedModel:
     model = dual(family, **FAMILIES[family])
-    model.orthrus_config = dataclasses.replace(config_of(model), block_attention="causal")
+    attachment_of(model).config = dataclasses.replace(config_of(model), block_attention="causal")
     return model
 
 

@@ -1,6 +1,7 @@
 """Compiled passes: the same graph whatever the lengths, and the same texts as eager ones."""
 
 import copy
+import dataclasses
 import gc
 from collections.abc import Callable
 from typing import Any
@@ -20,6 +21,7 @@ from orthrus.kernels.masks import Behind
 from orthrus.kernels.merged import merge
 from orthrus.model import graphs as module
 from orthrus.model.attach import layers_of
+from orthrus.model.attachment import attachment_of
 from orthrus.model.cache import ScratchCache
 from orthrus.model.graphs import Recording, Recordings, by_layer, compile_passes, is_compiled, recordings_of
 from orthrus.policy import steps
@@ -130,7 +132,7 @@ def recorded(in_parts: None, monkeypatch: pytest.MonkeyPatch) -> list[object]:
 
 def marked(model: PreTrainedModel) -> PreTrainedModel:
     """Let a model pass for compiled: what is recorded is its forward as it is."""
-    model.__dict__[module._ATTRIBUTE] = (id(model), model.forward)
+    attachment_of(model).compiled = model.forward
     return model
 
 
@@ -201,11 +203,15 @@ def test_other_weights_or_another_view_are_recorded_anew(recorded: list[object])
         return decode(engine, PROMPTS[:1], Options(max_new_tokens=12))[0].token_ids
 
     expected, made = text(), len(recorded)
-    orthrus.detach(model)
-    orthrus.attach(model, orthrus.OrthrusConfig(block_size=8), attn_implementation="orthrus")
     gc.collect()
+    model.model.norm.weight.data = model.model.norm.weight.data.clone()
     assert text() == expected
     assert len(recorded) == 2 * made
+    gc.collect()
+    attachment = attachment_of(model)
+    attachment.config = dataclasses.replace(attachment.config, mask_token_id=7)
+    assert text() == expected
+    assert len(recorded) == 3 * made
 
 
 def test_passes_that_cannot_be_recorded_are_launched(in_parts: None, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -263,14 +269,14 @@ def test_a_cache_is_lent_again_with_what_was_recorded_over_it(recorded: list[obj
     assert engine(rows=2).cache is not cache
     assert engine(capacity=300).cache is not cache
     gc.collect()
-    assert len(module._idle[model]) == module._KEPT
+    assert len(attachment_of(model).idle) == module._KEPT
 
 
 def test_caches_of_models_that_are_not_compiled_are_their_engines_own(in_parts: None) -> None:
     model = dual()
     engines = [Engine(model, rows=1, capacity=96, plan=steps.parse("full")) for _ in range(2)]
     assert [engine.cache.capacity for engine in engines] == [96, 96]
-    assert model not in module._idle
+    assert not attachment_of(model).idle
 
 
 @pytest.mark.parametrize("name", ["ar", pytest.param("full", marks=pytest.mark.slow)])
@@ -286,7 +292,7 @@ def test_layers_share_their_graphs(name: str, recorded: list[object]) -> None:
 
         torch._dynamo.reset()
         model = merge(dual(num_hidden_layers=layers))
-        model.__dict__[module._ATTRIBUTE] = (id(model), by_layer(model, backend=count))
+        attachment_of(model).compiled = by_layer(model, backend=count)
         engine = Engine(model, rows=1, capacity=96, plan=steps.parse(name))
         (row,) = decode(engine, PROMPTS[:1], Options(max_new_tokens=12))
         assert row.token_ids == reference.greedy_text(tiny("qwen3", num_hidden_layers=layers), PROMPTS[0], 12)

@@ -11,6 +11,7 @@ import orthrus
 from orthrus.decode import exact
 from orthrus.decode.engine import Engine
 from orthrus.decode.options import Options
+from orthrus.model.attach import config_of
 from orthrus.model.graphs import compile_passes
 from orthrus.policy import steps
 from tests import reference
@@ -51,7 +52,7 @@ def test_compiled_texts_are_eager_ones(name: str) -> None:
 def test_token_exactness_holds_for_the_bundled_model(dtype: str) -> None:
     """Every plan and batch size writes plain decoding's tokens, or the probe has said that it cannot promise them."""
     model, tokenizer = orthrus.load("nano", dtype=dtype, device="cuda")
-    finding = exact.finding_for(model, width=model.orthrus_config.block_size)
+    finding = exact.finding_for(model, width=config_of(model).block_size)
     print(finding)
     prompts = [tokenizer(text)["input_ids"] for text in TOLD]
     found = set()

@@ -7,10 +7,15 @@ from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoModelF
 
 import orthrus
 from orthrus.bench.peers.hf import plain
+from orthrus.decode.api import engine_for
+from orthrus.decode.options import Options
 from orthrus.errors import ConfigError, UnsupportedModel
-from orthrus.kernels import masks
+from orthrus.kernels import masks, packed
+from orthrus.kernels.merged import merge
 from orthrus.model.attach import config_of, duals, is_attached, use_attention, windows_of
 from orthrus.model.dual import DualAttention, View
+from orthrus.model.graphs import compile_passes
+from orthrus.policy import steps
 from tests.families import FAMILIES, MOE, VOCAB, WINDOWED, perturb, tiny
 
 VARIANTS = [*((family, {}) for family in FAMILIES), *WINDOWED.items()]
@@ -258,3 +263,29 @@ def test_unknown_configuration_keys_are_refused_with_the_nearest_one() -> None:
         orthrus.OrthrusConfig.from_dict({"block_sise": 8})
     with pytest.raises(ConfigError, match="unknown key 'zzz'; known keys: block_size, mask_token_id"):
         orthrus.OrthrusConfig.from_dict({"zzz": 8})
+
+
+def test_detaching_leaves_nothing_behind(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Packed, merged, corrected, decoded with, probed and compiled: attributes, modules and forwards are as before."""
+    model = tiny("qwen3")
+
+    def state() -> dict[str, object]:
+        found: dict[str, object] = {}
+        for name, module in model.named_modules():
+            found[name] = (module, type(module), module.forward.__func__, {**module.__dict__, "_modules": None})
+            found[f"{name}."] = [*module._modules, {name: id(p) for name, p in module._parameters.items()}]
+        return found
+
+    monkeypatch.setenv("ORTHRUS_CACHE", "")
+    before = state()
+    orthrus.attach(model, orthrus.OrthrusConfig(block_size=4, markov_rank=2), attn_implementation="orthrus")
+    packed.pack(merge(model))
+    options = Options(max_new_tokens=4, eos_token_id=())
+    for exact in ("distribution", "token"):
+        engine = engine_for(model, [[3, 4, 5]], options, steps.parse("auto"), rows=1, exact=exact)
+        engine.add([3, 4, 5], options)
+        while engine.busy:
+            engine.step()
+    compile_passes(model)
+    orthrus.detach(model)
+    assert state() == before

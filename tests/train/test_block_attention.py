@@ -7,6 +7,7 @@ import torch
 from transformers import PreTrainedTokenizerFast
 
 from orthrus.checkpoints import files
+from orthrus.model.attach import config_of
 from orthrus.train import anchors
 from orthrus.train.loop import train
 from orthrus.train.view import TeacherKeys, ViewTask
@@ -29,7 +30,7 @@ def test_the_training_pass_is_the_decoders_draft_pass(
     with torch.no_grad():
         task._teacher(keys, token, document, position)
         logits = task._head(task._student(keys, token, document, position, blocks, 6))
-    mask = task._model.orthrus_config.mask
+    mask = config_of(task._model).mask
     for n, anchor in enumerate(blocks.anchor_BN[0].tolist()):
         first = torch.where(blocks.blind_BN[:, n], mask, token[:, anchor])
         expected = drafted(task.model, token[0, :anchor].tolist(), first)
@@ -46,4 +47,4 @@ def test_a_saved_view_says_that_its_blocks_are_causal(tmp_path: Path, tokenizer:
     for wanted in ("causal", "bidirectional"):
         model = {"start_from": str(saved), "block_attention": wanted}
         task = ViewTask(view_recipe(backbone, tmp_path / "more", model=model))
-        assert task._model.orthrus_config.block_attention == wanted
+        assert config_of(task._model).block_attention == wanted

@@ -12,7 +12,7 @@ from orthrus.checkpoints import files
 from orthrus.decode.options import Sampling
 from orthrus.decode.sampling import Chooser, Context
 from orthrus.errors import ConfigError
-from orthrus.model.attach import attach
+from orthrus.model.attach import attach, config_of
 from orthrus.model.config import OrthrusConfig
 from orthrus.model.markov import Before, Markov, markov_of
 from orthrus.train import anchors, objective
@@ -83,7 +83,7 @@ def test_what_is_scored_is_what_decoding_draws_from(backbone: Path, tmp_path: Pa
         scored = blocks.scored_BNJ
         shifted = torch.zeros(*scored.shape, 300)
         shifted[scored] = task._head(hidden[scored]) + before.shift(before.token)
-        mask = task._model.orthrus_config.mask
+        mask = config_of(task._model).mask
         for n, anchor in enumerate(blocks.anchor_BN[0].tolist()):
             first = torch.where(blocks.blind_BN[:, n], mask, token[:, anchor])
             logits = drafted(task.model, token[0, :anchor].tolist(), first)

@@ -66,7 +66,7 @@ def test_the_training_pass_is_the_decoders_draft_pass(
         anchor = int(blocks.anchor_BN[0, n])
         own = (document[0] == document[0, anchor]).nonzero()[0]
         prefix = token[0, int(own) : anchor].tolist()
-        first = torch.where(blocks.blind_BN[:, n], model.orthrus_config.mask, token[:, anchor])  # type: ignore[operator,union-attr]
+        first = torch.where(blocks.blind_BN[:, n], config_of(model).mask, token[:, anchor])
         shown = token[:, anchor + 1 : anchor + 1 + int(blocks.shown_BN[0, n])]
         if shown.shape[1] < int(blocks.shown_BN[0, n]):
             continue  # the row ends before the block is shown all; nothing of it is scored

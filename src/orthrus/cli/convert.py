@@ -62,11 +62,13 @@ def convert(
     _check_target(model, out, force=force)
     if push:
         hub.check_repository(push, patterns=MODEL_FILES, force=force)
+    from orthrus.model.attach import config_of
+
     loaded, tokenizer = common.load(model, dtype=dtype or "auto", device="cpu")
-    origin = loaded.orthrus_config
+    origin = config_of(loaded)
     if format == "adapter":
         _settle_backbone(loaded, backbone, with_backbone=with_backbone, shared=push is not None)
-        origin = origin if with_backbone else loaded.orthrus_config
+        origin = origin if with_backbone else config_of(loaded)
     place = push or f"./{out.resolve().name}"
     card = _card(model, loaded, tokenizer, origin, format, place=place, with_backbone=with_backbone)
     written = _write(loaded, tokenizer, out, format, card, with_backbone=with_backbone)
@@ -95,7 +97,7 @@ def _check_target(model: str, out: Path, *, force: bool) -> None:
 
 def _settle_backbone(model: "PreTrainedModel", backbone: str | None, *, with_backbone: bool, shared: bool) -> None:
     """Record where an adapter's backbone is; refuse to write one that nobody (or nobody else, if shared) could load."""
-    from orthrus.model.attach import config_of
+    from orthrus.model.attachment import attachment_of, config_of
 
     config = config_of(model)
     if with_backbone:
@@ -114,7 +116,7 @@ def _settle_backbone(model: "PreTrainedModel", backbone: str | None, *, with_bac
             f"{config.backbone}: name the backbone's Hub id with --backbone, or write it beside the adapter with "
             "--with-backbone; nothing was written"
         )
-    model.orthrus_config = config
+    attachment_of(model).config = config
 
 
 def _card(

@@ -19,6 +19,7 @@ from orthrus.decode.engine import Engine
 from orthrus.decode.options import Options
 from orthrus.decode.output import Stats
 from orthrus.errors import ConfigError, DataError
+from orthrus.model.attach import config_of
 from orthrus.policy import steps
 
 _THOUGHT = re.compile(r"<think>\s*\S.*?</think>", re.DOTALL)
@@ -96,7 +97,7 @@ def answer(
     if not usable:
         return
     scheme = steps.parse(decode)
-    width = scheme.scratch(model.orthrus_config.block_size)
+    width = scheme.scratch(config_of(model).block_size)
     engine = Engine(
         model, rows=how.rows, capacity=how.row_tokens + width, plan=scheme, admit_free=max(1, how.rows // 4)
     )

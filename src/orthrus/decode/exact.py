@@ -26,6 +26,7 @@ from orthrus import __version__, memory
 from orthrus.decode.passes import Geometry, Passes
 from orthrus.kernels import attention
 from orthrus.kernels.masks import additive
+from orthrus.model.attachment import attachment_of
 from orthrus.model.cache import ScratchCache
 from orthrus.model.fingerprint import key_of, state_of
 
@@ -128,14 +129,14 @@ def finding_for(model: PreTrainedModel, *, width: int, rows: int = _GROUPS[-1]) 
     What was found is kept for processes to come (`orthrus.memory`), which look at it in brief and probe anew where it
     fails, or where anything that it depends on has changed: processor, torch, weights, the code of passes.
     """
-    known: dict[object, Finding] = model.__dict__.setdefault("_orthrus_findings", {})
+    known: dict[object, Finding] = attachment_of(model).memo("findings")
     state = (width, _groups(rows), *key_of(model))
     if state not in known:
         about = {**state_of(model), "code": _code(), "width": width, "groups": list(_groups(rows))}
-        found = None if memory.excluded(model) else _recalled(about)
+        found = _recalled(about) if attachment_of(model).remembers else None
         if found is None or not _confirmed(model, found, width=width, rows=rows):
             found = probe(model, width=width, rows=rows)
-            if not memory.excluded(model):
+            if attachment_of(model).remembers:
                 memory.keep(KIND, about, _FINDING.dump_python(found, mode="json"))
         known[state] = found
     return known[state]
@@ -160,7 +161,7 @@ def can_fuse(model: PreTrainedModel, finding: Finding, *, rows: int, drafts: int
     """
     if not finding.holds:
         return False
-    known: dict[object, bool] = model.__dict__.setdefault("_orthrus_fused", {})
+    known: dict[object, bool] = attachment_of(model).memo("fused")
     sizes = {part.stop - part.start for part in finding.geometry.parts(slice(0, rows))}
     for size in sizes:
         state = (size, drafts, stops, *key_of(model))
@@ -176,7 +177,7 @@ def can_fuse(model: PreTrainedModel, finding: Finding, *, rows: int, drafts: int
 
 def _alike(bench: "_Bench", tail: int, tokens: Sequence[int], numbers: int) -> bool:
     """Return what `attends_alike` finds, found out once per state of a model: no number of rows changes it."""
-    known: dict[object, bool] = bench.model.__dict__.setdefault("_orthrus_alike", {})
+    known: dict[object, bool] = attachment_of(bench.model).memo("alike")
     state = (tail, *tokens, numbers, *key_of(bench.model))
     if state not in known:
         known[state] = bench.attends_alike(tail, tokens, numbers)

@@ -17,14 +17,13 @@ from transformers import PreTrainedModel
 from orthrus import memory
 from orthrus.decode.costs import Costs
 from orthrus.decode.worth import Record, Rescue, usually_met
-from orthrus.model.attach import config_of
+from orthrus.model.attachment import attachment_of, config_of
 from orthrus.model.fingerprint import key_of, state_of
 from orthrus.policy.steps import Kind, Plan, Step, step_of
 
 KIND: Final = "experience"
 """Under which `orthrus.memory` keeps it."""
 
-_LEARNED_HERE: Final = "_orthrus_experience"
 _FORMAT: Final = 3
 _WORTH_KEEPING: Final = 64
 """Turns after which there is something to keep."""
@@ -141,11 +140,11 @@ def experience_of(model: PreTrainedModel, exact: str, plan: Plan) -> Experience:
 
     Those of one kind of step weigh nothing, and would only teach others what to make of texts they decode otherwise.
     """
-    known: dict[object, Experience] = model.__dict__.setdefault(_LEARNED_HERE, {})
+    known: dict[object, Experience] = attachment_of(model).memo(KIND)
     view = config_of(model)
     state = (view, exact, plan.kinds, *key_of(model))
     if state not in known:
-        if memory.excluded(model):
+        if not attachment_of(model).remembers:
             known[state] = Experience.of(view.block_size)
         else:
             about = {"format": _FORMAT, **state_of(model), "exact": exact, "kinds": sorted(plan.kinds)}
@@ -157,8 +156,8 @@ def experience_of(model: PreTrainedModel, exact: str, plan: Plan) -> Experience:
 
 def begin_anew(model: PreTrainedModel) -> None:
     """Let planners of a model begin with nothing, whatever was learned before, and let nothing about it outlive it."""
-    model.__dict__[_LEARNED_HERE] = {}
-    memory.exclude(model)
+    attachment_of(model).memo(KIND).clear()
+    attachment_of(model).remembers = False
 
 
 def _recalled(about: Mapping[str, Any], block: int) -> Experience:

@@ -20,6 +20,7 @@ from orthrus.errors import ConfigError, UnsupportedModel
 from orthrus.kernels import attention, masks
 from orthrus.model import graphs
 from orthrus.model.attach import config_of, duals, windows_of
+from orthrus.model.attachment import attachment_of
 from orthrus.model.cache import ScratchCache
 from orthrus.model.dual import FusedView, View, ViewName
 from orthrus.model.markov import markov_of
@@ -485,7 +486,7 @@ def require_reach(model: PreTrainedModel) -> None:
     Raises:
         UnsupportedModel: the architecture does not hand keyword arguments on to its attention.
     """
-    if model.__dict__.get("_orthrus_reached"):
+    if attachment_of(model).reached:
         return
     reached: list[bool] = []
     hooks = [
@@ -503,4 +504,4 @@ def require_reach(model: PreTrainedModel) -> None:
             f"{type(model).__name__} does not hand keyword arguments on to its attention, found {sum(reached)} of "
             f"{len(hooks)} layers reached by view=: its diffusion view could never be run"
         )
-    model.__dict__["_orthrus_reached"] = True
+    attachment_of(model).reached = True

@@ -13,12 +13,12 @@ from transformers import PreTrainedModel
 
 from orthrus.errors import ConfigError, UnsupportedModel
 from orthrus.kernels import attention, merged, packed
-from orthrus.model import markov
+from orthrus.model import attachment, markov
+from orthrus.model.attachment import Attachment, config_of, is_attached
 from orthrus.model.config import OrthrusConfig
 from orthrus.model.dual import DualAttention
 
-_ATTRIBUTE = "orthrus_config"
-_FORMER = "_orthrus_former"  # what attention function the backbone had, and which parameters were to be trained
+__all__ = ["attach", "config_of", "detach", "duals", "is_attached", "layers_of", "use_attention", "windows_of"]
 
 
 def attach(
@@ -50,12 +50,12 @@ def attach(
     if mask >= rows:
         raise ConfigError(f"mask_token_id must be one of the {rows} embedding rows, found {mask}")
     trainable = frozenset(name for name, parameter in model.named_parameters() if parameter.requires_grad)
-    setattr(model, _FORMER, (model.config._attn_implementation, trainable))
     model.requires_grad_(False)
     for parent, name, module, window in sites:
         setattr(parent, name, DualAttention(module, window=window))
     markov.install(model, markov.untrained(model, config.markov_rank))
-    setattr(model, _ATTRIBUTE, dataclasses.replace(config, mask_token_id=mask))
+    config = dataclasses.replace(config, mask_token_id=mask)
+    attachment.put(model, Attachment(config, model.config._attn_implementation, trainable))
     if attn_implementation is not None:
         use_attention(model, attn_implementation)
     return model
@@ -66,17 +66,15 @@ def detach(model: PreTrainedModel) -> PreTrainedModel:
 
     Its attention function is the one it had, and those of its parameters that were to be trained are again.
     """
-    config_of(model)
+    former = attachment.take(model)
     for parent, name, dual in list(_dual_sites(model)):
         setattr(parent, name, dual.ar)
     markov.install(model, None)
-    delattr(model, _ATTRIBUTE)
     packed.unpack(model)
     merged.unmerge(model)
-    function, trainable = model.__dict__.pop(_FORMER)
-    model.set_attn_implementation(function)
+    model.set_attn_implementation(former.attention)
     for name, parameter in model.named_parameters():
-        parameter.requires_grad_(name in trainable)
+        parameter.requires_grad_(name in former.trainable)
     return model
 
 
@@ -85,22 +83,6 @@ def use_attention(model: PreTrainedModel, name: str) -> None:
     if name == attention.NAME:
         attention.register()
     model.set_attn_implementation(name)
-
-
-def is_attached(model: nn.Module) -> bool:
-    """Tell whether a model carries a diffusion view."""
-    return hasattr(model, _ATTRIBUTE)
-
-
-def config_of(model: nn.Module) -> OrthrusConfig:
-    """Return the view's configuration; raises ConfigError when the model has no view."""
-    config = getattr(model, _ATTRIBUTE, None)
-    if not isinstance(config, OrthrusConfig):
-        raise ConfigError(
-            "this needs a model with a diffusion view, found a plain one: orthrus.attach(model) makes an untrained "
-            "view, orthrus.load(name) loads a trained one"
-        )
-    return config
 
 
 def duals(model: nn.Module) -> list[DualAttention]:

@@ -19,9 +19,8 @@ from transformers import PreTrainedModel
 from orthrus.kernels import attention
 from orthrus.kernels.merged import merge
 from orthrus.model.attach import layers_of
+from orthrus.model.attachment import attachment_of, is_attached
 from orthrus.model.cache import CacheColumns, ScratchCache
-
-_ATTRIBUTE = "_orthrus_compiled"
 
 SPAN = 256
 """Cache slots in reach are rounded up to a multiple of this, so that lengths do not make a graph each."""
@@ -29,7 +28,6 @@ SPAN = 256
 _EIGHTHS = 3  # bits: caches that are lent again are rounded up to an eighth of a power of two
 _KEPT = 1  # caches nobody borrows, per model
 _ALIGNED = 256  # bytes
-_idle: "weakref.WeakKeyDictionary[PreTrainedModel, list[ScratchCache]]" = weakref.WeakKeyDictionary()
 
 _RECOMPILES = 64  # views, widths of one and more, one row and more, which rows are projected
 
@@ -87,13 +85,12 @@ def compile_passes(model: PreTrainedModel, *, backend: Backend = "inductor") -> 
         forward = by_layer(merge(model), backend=backend)
     else:
         forward = torch.compile(model.forward, dynamic=True, backend=backend)
-    model.__dict__[_ATTRIBUTE] = (id(model), forward)
+    attachment_of(model).compiled = forward
 
 
 def is_compiled(model: PreTrainedModel) -> bool:
     """Tell whether decoding passes are compiled; those of a copy are not."""
-    whose, _ = model.__dict__.get(_ATTRIBUTE, (None, None))
-    return bool(whose == id(model))
+    return is_attached(model) and attachment_of(model).compiled is not None
 
 
 def lend(model: PreTrainedModel, *, rows: int, capacity: int, borrower: object) -> ScratchCache:
@@ -104,7 +101,7 @@ def lend(model: PreTrainedModel, *, rows: int, capacity: int, borrower: object) 
     device = model.device
     if not (is_compiled(model) and attention.can_split(device)):
         return ScratchCache(rows=rows, capacity=capacity, device=device)
-    idle = _idle.setdefault(model, [])
+    idle: list[ScratchCache] = attachment_of(model).idle
     fitting = [c for c in idle if c.rows == rows and c.capacity >= capacity and c.device == device]
     if fitting:
         cache = min(fitting, key=lambda c: (c.capacity, -len(recordings_of(c).made)))
@@ -125,8 +122,8 @@ def _take_back(idle: list[ScratchCache], cache: ScratchCache) -> None:
 
 def run(model: PreTrainedModel, arguments: dict[str, Any]) -> Tensor:
     """Call a compiled model; returns logits."""
-    forward: Forward
-    _, forward = model.__dict__[_ATTRIBUTE]
+    forward = attachment_of(model).compiled
+    assert forward is not None
     with torch._dynamo.config.patch(recompile_limit=_RECOMPILES):
         logits: Tensor = forward(**arguments).logits
         return logits

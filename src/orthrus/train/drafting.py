@@ -12,6 +12,7 @@ from transformers import PreTrainedModel
 from orthrus.checkpoints import files
 from orthrus.checkpoints.load import locate
 from orthrus.model.attach import config_of
+from orthrus.model.attachment import attachment_of
 from orthrus.model.fingerprint import twin_tensors
 from orthrus.model.markov import install, markov_of, untrained
 
@@ -32,7 +33,7 @@ def drafting(model: PreTrainedModel | None, view: str | None) -> Iterator[str]:
     config, correction = config_of(model), markov_of(model)
     own = {name: tensor.clone() for name, tensor in twin_tensors(model).items()}
     home = locate(view)
-    model.orthrus_config = lent = files.read_config(home)
+    attachment_of(model).config = lent = files.read_config(home)
     install(model, untrained(model, lent.markov_rank))
     try:
         files.load_adapter(model, home)
@@ -40,4 +41,4 @@ def drafting(model: PreTrainedModel | None, view: str | None) -> Iterator[str]:
     finally:
         install(model, correction)
         files.fill(model, own, where="the view to train")
-        model.orthrus_config = config
+        attachment_of(model).config = config

@@ -30,6 +30,7 @@ from orthrus.decode.passes import Passes
 from orthrus.errors import ConfigError
 from orthrus.kernels import attention, masks
 from orthrus.model.attach import attach, config_of, layers_of, windows_of
+from orthrus.model.attachment import attachment_of
 from orthrus.model.config import OrthrusConfig
 from orthrus.model.dual import View, ViewName
 from orthrus.model.head import output_head
@@ -168,7 +169,7 @@ class ViewTask:
     ) -> Tensor:
         """Run the twin over all blocks at once; returns hidden states `[B, N, K, C]`."""
         B, N = blocks.anchor_BN.shape
-        mask = self._model.orthrus_config.mask
+        mask = config_of(self._model).mask
         token_BNK = torch.full((B, N, K), mask, device=self._device)
         token_BNK[:, :, 0] = torch.where(blocks.blind_BN, mask, token_BT.gather(1, blocks.anchor_BN))
         text_BNJ = token_BT.gather(1, blocks.target_BNJ.flatten(1)).view_as(blocks.target_BNJ)
@@ -290,7 +291,7 @@ class ViewTask:
         long: every block but a text's first is drafted in a pass of its own, blind, as the fused pass would draft it.
         """
         options = Options.of(self._model.generation_config, max_new_tokens=self._recipe.responses.eval_tokens)
-        mask = self._model.orthrus_config.mask
+        mask = config_of(self._model).mask
 
         def blind(passes: Passes, rows: slice, anchor_B: Tensor, drafts: int) -> Tensor:
             begun_B = torch.tensor([bool(row.token_ids) for row in engine.live[rows]], device=anchor_B.device)
@@ -338,7 +339,7 @@ def load_backbone(recipe: ViewRecipe, device: torch.device) -> tuple[PreTrainedM
             )
         if started.markov_rank == 0:
             install(model, untrained(model, wanted.markov_rank))
-        model.orthrus_config = replace(
+        attachment_of(model).config = replace(
             started,
             block_size=wanted.block_size,
             backbone=wanted.backbone,
