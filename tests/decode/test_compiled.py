@@ -11,7 +11,6 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-import orthrus
 from orthrus.decode.engine import Engine
 from orthrus.decode.options import Options
 from orthrus.decode.passes import Passes
