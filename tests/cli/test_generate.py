@@ -60,6 +60,22 @@ def test_raw_continues_the_text_as_it_is(cli: Cli, model_dir: Path) -> None:
     assert (completion["prompt"], completion["token_ids"]) == ("Tell me.", expected.token_ids)
 
 
+def test_tools_of_a_prompt_set_reach_the_template_or_are_refused(cli: Cli, model_dir: Path, tmp_path: Path) -> None:
+    """A chat that ends in a tool's result is answered from there; the tiny model's template presents no tools."""
+    chat = [{"role": "user", "content": "6 * 7?"}, {"role": "tool", "tool_call_id": "1", "content": "42"}]
+    file = tmp_path / "tools.jsonl"
+    file.write_text(json.dumps({"messages": chat}))
+    value = answered(cli("generate", "--input", file, "-m", model_dir, "--max-new-tokens", 3, "--json"))
+    model, tokenizer = orthrus.load(model_dir)
+    [expected] = orthrus.generate(model, tokenizer, chat, max_new_tokens=3)
+    assert value["completions"][0]["prompt"] == chat
+    assert value["completions"][0]["token_ids"] == expected.token_ids
+    file.write_text(json.dumps({"id": "a", "messages": chat, "tools": [{"name": "f"}]}))
+    ran = cli("generate", "--input", file, "-m", model_dir)
+    assert (ran.code, ran.out) == (1, "")
+    assert "error: a: tools were given, but this tokenizer's chat template presents none" in ran.err
+
+
 def test_json_is_one_object_with_the_names_of_the_design(cli: Cli, model_dir: Path) -> None:
     value = answered(cli("generate", "Hi", "-m", model_dir, "--max-new-tokens", 5, "--json", "--mode", "ar"))
     assert {"model", "mode", "plan", "dtype", "device", "completions", "stats"} <= value.keys()

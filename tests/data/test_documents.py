@@ -25,6 +25,16 @@ def test_chats_and_texts_are_read_in_order_gzipped_or_not(tmp_path: Path) -> Non
     assert list(jsonl_documents(tmp_path / "x.jsonl.gz")) == expected
 
 
+def test_tools_and_their_calls_are_kept(tmp_path: Path) -> None:
+    """They change what a template makes of a chat, so that training reads what decoding will."""
+    call, tool = {"id": "1", "function": {"name": "f", "arguments": {}}}, {"name": "f"}
+    called = [CHAT[0], {"role": "assistant", "content": None, "tool_calls": [call]}, {"role": "tool", "content": "1"}]
+    (tmp_path / "x.jsonl").write_text(json.dumps({"messages": called, "tools": [tool]}))
+    [document] = jsonl_documents(tmp_path / "x.jsonl")
+    assert document.tools == (tool,)
+    assert document.messages == (called[0], {"role": "assistant", "tool_calls": [call]}, called[2])
+
+
 @pytest.mark.parametrize(
     ("line", "words"),
     [
@@ -34,8 +44,8 @@ def test_chats_and_texts_are_read_in_order_gzipped_or_not(tmp_path: Path) -> Non
         ("{}", "found the keys []"),
         ('{"text": ""}', "found the keys ['text']"),
         ('{"messages": []}', "found the keys ['messages']"),
-        ('{"messages": [{"role": "user"}]}', "found the keys ['messages']"),
-        ('{"messages": [{"role": "user", "content": 3}]}', "found the keys ['messages']"),
+        ('{"messages": [{"role": "user"}]}', "found {'role': 'user'}"),
+        ('{"messages": [{"role": "user", "content": 3}]}', "'content': 3}"),
     ],
 )
 def test_a_broken_record_is_named_by_file_and_line(tmp_path: Path, line: str, words: str) -> None:

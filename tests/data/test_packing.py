@@ -122,6 +122,12 @@ def test_texts_end_with_the_end_token_and_have_no_answer(tokenizer: PreTrainedTo
     assert not encoded.answer.any()
 
 
+def test_tools_that_the_template_does_not_present_are_refused(tokenizer: PreTrainedTokenizerFast) -> None:
+    chat = Document(source="s", messages=tuple(TURNS), tools=({"name": "f"},), place="x.jsonl:1")
+    with pytest.raises(DataError, match=r"x\.jsonl:1: tools were given, but this tokenizer's chat template presents"):
+        list(encode_documents(tokenizer, [chat]))
+
+
 def test_a_chat_without_an_answer_is_all_prompt(tokenizer: PreTrainedTokenizerFast) -> None:
     [encoded] = encode_documents(tokenizer, [Document(source="s", messages=tuple(TURNS[:2]))])
     assert tokenizer.decode(encoded.token_ids) == tokenizer.apply_chat_template(TURNS[:2], tokenize=False)

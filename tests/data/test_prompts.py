@@ -63,6 +63,36 @@ def test_a_chat_is_cut_wherever_an_answer_is_left_to_write(tmp_path: Path) -> No
     assert (known.turns, known.reference) == (((user("1"), answer, user("2")),), "given")
 
 
+CALL = {"id": "1", "type": "function", "function": {"name": "f", "arguments": {"x": 1}}}
+TOOL = {"type": "function", "function": {"name": "f", "parameters": {"type": "object"}}}
+
+
+def test_tools_and_their_calls_are_kept(tmp_path: Path) -> None:
+    """A chat that ends with a tool's result is answered there; names, calls and schemas reach the template."""
+    called = {"role": "assistant", "tool_calls": [CALL]}
+    result = {"role": "tool", "name": "f", "tool_call_id": "1", "content": "42"}
+    file = written(
+        tmp_path / "a.jsonl",
+        {"messages": [user("6 * 7?"), called | {"content": None}, result], "tools": [TOOL]},
+        {"messages": [user("6 * 7?"), called, result, user("sure?")], "tools": json.dumps([TOOL])},
+        {"messages": [{"role": "user", "content": [{"type": "text", "text": "1"}], "name": "Ann"}, called]},
+    )
+    ends, goes_on, calls = read_prompts(file)
+    assert (ends.turns, ends.tools) == (((user("6 * 7?"), called, result),), (TOOL,))
+    assert (goes_on.turns, goes_on.tools) == (((user("6 * 7?"), called, result), (user("sure?"),)), (TOOL,))
+    assert (calls.turns, calls.reference) == ((({"role": "user", "content": "1", "name": "Ann"},),), None)
+
+
+def test_a_byte_order_mark_is_no_part_of_a_file(tmp_path: Path) -> None:
+    """As Windows' editors write one; in gzipped files and plain text too."""
+    record = b"\xef\xbb\xbf" + b'{"prompt": "a"}\n'
+    (tmp_path / "a.jsonl").write_bytes(record)
+    (tmp_path / "b.jsonl.gz").write_bytes(gzip.compress(record))
+    (tmp_path / "c.txt").write_bytes(b"\xef\xbb\xbfa\n")
+    for name in ("a.jsonl", "b.jsonl.gz", "c.txt"):
+        assert [one.turns for one in read_prompts(tmp_path / name)] == [((user("a"),),)]
+
+
 def test_plain_text_is_one_prompt_a_line(tmp_path: Path) -> None:
     file = tmp_path / "p.txt"
     file.write_text("first\n\n  second  \n")
@@ -93,6 +123,9 @@ def test_a_limit_reads_no_further(tmp_path: Path) -> None:
         ('{"messages": []}', r"found \[\]"),
         ('{"messages": [{"role": "user"}]}', "messages must be"),
         ('{"messages": [{"role": "assistant", "content": "a"}]}', "must hold a message of the user"),
+        ('{"prompt": "a", "tools": {"name": "f"}}', "tools must be a list of JSON schemas"),
+        ('{"prompt": "a", "tools": "["}', "tools must be a list of JSON schemas"),
+        ('{"messages": [{"role": "user", "content": [{"type": "image"}]}]}', "found 'image': only text is read"),
         ("[" * 100_000, "one JSON object a line"),
     ],
 )

@@ -5,10 +5,10 @@ the prompts are and what makes an answer right; knows no tokenizer and no model.
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Final, get_args
+from typing import Any, Final, get_args
 
 from orthrus.data.prompts import Message, PromptRecord, read_prompts
 from orthrus.data.synthetic import DOMAINS, Domain, Problem, Split, is_right, problem
@@ -28,6 +28,7 @@ class Item:
         id: the prompt's id, unique in its suite.
         domain: the kind of prompt within the suite, as its records say (their category), else the set's name.
         messages: the chat to answer; of a prompt with several turns, the first.
+        tools: JSON schemas of the tools that the chat's template presents.
         problem: the generated problem, which can judge an answer by itself.
         number: the number an answer must end with, for maths sets that give one.
     """
@@ -36,6 +37,7 @@ class Item:
     id: str
     domain: str
     messages: tuple[Message, ...]
+    tools: tuple[Mapping[str, Any], ...] = ()
     problem: Problem | None = None
     number: str | None = None
 
@@ -135,6 +137,7 @@ def _item(suite: str, record: PromptRecord) -> Item:
         id=record.id,
         domain=category if isinstance(category, str) else record.task,
         messages=record.turns[0],
+        tools=record.tools,
         number=answer if is_number else None,
     )
 

@@ -6,7 +6,7 @@ results look is the verb's.
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
@@ -85,12 +85,10 @@ class Run:
 
 def check(job: Job) -> None:
     """Encode every record's first turn; raises PromptError, with its id, if one cannot be answered."""
-    from orthrus.decode.text import encode
-
     context = job.model.config.get_text_config().max_position_embeddings
     for record in job.records:
         try:
-            length = len(encode(job.tokenizer, _prompt(list(record.turns[0]), job.raw)))
+            length = len(_encoded(job, record, _prompt(list(record.turns[0]), job.raw)))
             if length >= context:
                 raise PromptError(f"the model reads at most {context} tokens, the prompt has {length}: shorten it")
         except PromptError as error:
@@ -109,17 +107,20 @@ def run(job: Job, mode: Mode) -> Run:
                 chats[i] = [*chats[i], *job.records[i].turns[turn]]
             prompts = [_prompt(chats[i], job.raw) for i in asked]
             with watch:
-                completions = _generate(job, mode, prompts, note)
-            for i, completion in zip(asked, completions, strict=True):
+                ids = [_encoded(job, job.records[i], prompt) for i, prompt in zip(asked, prompts, strict=True)]
+                completions = _generate(job, mode, ids, note)
+            for i, prompt, completion in zip(asked, prompts, completions, strict=True):
                 chats[i] = [*chats[i], {"role": "assistant", "content": completion.text}]
-                answers.append((i, Answer(record=job.records[i], turn=turn, completion=completion)))
+                answer = Answer(record=job.records[i], turn=turn, completion=replace(completion, prompt=prompt))
+                answers.append((i, answer))
     answers.sort(key=lambda pair: pair[0])
     return Run(answers=[answer for _, answer in answers], seconds=watch.seconds)
 
 
 def warm_up(job: Job, modes: Sequence[Mode]) -> None:
     """Run a few tokens in each mode, so that none of them pays for first calls."""
-    prompts = [_prompt(list(record.turns[0]), job.raw) for record in job.records[: job.batch_size]]
+    records = job.records[: job.batch_size]
+    prompts = [_encoded(job, record, _prompt(list(record.turns[0]), job.raw)) for record in records]
     tokens = min(_WARM_UP_TOKENS, job.options["max_new_tokens"])
     for mode in modes:
         _generate(job, mode, prompts, max_new_tokens=tokens)
@@ -128,7 +129,7 @@ def warm_up(job: Job, modes: Sequence[Mode]) -> None:
 def _generate(
     job: Job,
     mode: Mode,
-    prompts: list[str | list[Message]],
+    prompts: list[list[int]],
     note: "Callable[[int, engine.Progress], None] | None" = None,
     **more: Any,
 ) -> "list[Completion]":
@@ -147,12 +148,18 @@ def _generate(
     )
 
 
+def _encoded(job: Job, record: PromptRecord, prompt: str | list[Message]) -> list[int]:
+    from orthrus.decode.text import encode
+
+    return encode(job.tokenizer, prompt, tools=record.tools)
+
+
 def _prompt(chat: list[Message], raw: bool) -> str | list[Message]:
     if not raw:
         return chat
     if len(chat) != 1:
         raise PromptError(f"a prompt to continue as it is must be one text, found a chat of {len(chat)} messages")
-    return chat[0]["content"]
+    return str(chat[0]["content"])
 
 
 @contextmanager

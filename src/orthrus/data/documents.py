@@ -12,18 +12,24 @@ from pathlib import Path
 from typing import Any
 
 from orthrus.data.lines import lines_of
+from orthrus.data.prompts import tools_of
 from orthrus.data.synthetic import Domain, Split, problem
-from orthrus.errors import DataError
+from orthrus.decode.text import checked_message
+from orthrus.errors import DataError, PromptError
 
-Message = Mapping[str, str]
+Message = Mapping[str, Any]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Document:
-    """One chat (`messages` not empty) or one plain text; `place` says where it was found, for messages about it."""
+    """One chat (`messages` not empty) or one plain text; `place` says where it was found, for messages about it.
+
+    `tools` are JSON schemas that the chat's template presents to the model.
+    """
 
     source: str
     messages: tuple[Message, ...] = ()
+    tools: tuple[Mapping[str, Any], ...] = ()
     text: str = ""
     place: str = field(default="", compare=False)
 
@@ -56,19 +62,17 @@ def _parse(line: str, where: str) -> Document:
         raise DataError(f"{where}: expected a JSON object, found {type(record).__name__}")
     source = str(record.get("source", ""))
     match record:
-        case {"messages": list(messages)} if messages and all(_is_message(m) for m in messages):
-            return Document(source=source, messages=tuple(messages), place=where)
+        case {"messages": list(messages)} if messages:
+            try:
+                chat = tuple(map(checked_message, messages))
+            except PromptError as error:
+                raise DataError(f"{where}: 'messages': {error}") from None
+            return Document(source=source, messages=chat, tools=tools_of(record, where=where), place=where)
         case {"text": str(text)} if text:
             return Document(source=source, text=text, place=where)
     raise DataError(
         f"{where}: expected 'messages' (a list of objects with the strings 'role' and 'content') or 'text' "
         f"(a string that is not empty), found the keys {sorted(record)}"
-    )
-
-
-def _is_message(message: Any) -> bool:
-    return (
-        isinstance(message, dict) and isinstance(message.get("role"), str) and isinstance(message.get("content"), str)
     )
 
 

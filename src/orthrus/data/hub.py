@@ -8,7 +8,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from orthrus.data.documents import Document
-from orthrus.errors import DataError
+from orthrus.data.prompts import tools_of
+from orthrus.decode.text import checked_message
+from orthrus.errors import DataError, PromptError
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -78,10 +80,10 @@ def _document(row: Mapping[str, Any], columns: Columns, *, source: str, where: s
         if not isinstance(messages, list) or not messages:
             raise DataError(f"{where}: {columns.messages} must be a list of messages, found {messages!r}")
         try:
-            chat = tuple({"role": str(m["role"]), "content": _text(m["content"], where)} for m in messages)
-        except (KeyError, TypeError):
-            raise DataError(f"{where}: messages are {{role, content}}, found {messages[0]!r}") from None
-        return Document(source=source, messages=chat, place=where)
+            chat = tuple(map(checked_message, messages))
+        except PromptError as error:
+            raise DataError(f"{where}: {error}") from None
+        return Document(source=source, messages=chat, tools=tools_of(row, where=where), place=where)
     assert columns.prompt is not None
     asked = {"role": "user", "content": _text(row[columns.prompt], where)}
     if columns.answer is None:

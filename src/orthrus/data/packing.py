@@ -10,7 +10,7 @@ import hashlib
 import json
 import shutil
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -21,7 +21,8 @@ from numpy.typing import NDArray
 from transformers import PreTrainedTokenizerFast
 
 from orthrus.data.documents import Document
-from orthrus.errors import DataError
+from orthrus.decode.text import check_template
+from orthrus.errors import DataError, PromptError
 
 ARRAYS = ("token_ids", "document", "position", "answer")
 BATCH = 2_000  # documents whose segments are encoded in one call of the tokenizer
@@ -61,7 +62,7 @@ def encode_documents(tokenizer: PreTrainedTokenizerFast, documents: Iterable[Doc
     after the encoded prompt.
 
     Raises:
-        DataError: the template changes earlier turns when later ones are added.
+        DataError: the template changes earlier turns when later ones are added, or does not read what a chat holds.
     """
     iterator = iter(documents)
     while batch := list(islice(iterator, BATCH)):
@@ -81,14 +82,17 @@ def _segments(tokenizer: PreTrainedTokenizerFast, document: Document) -> list[tu
     end = str(tokenizer.eos_token)
     if not document.messages:
         return [(document.text + end, False)]
-    messages = list(document.messages)
+    try:
+        check_template(tokenizer, document.messages, document.tools, {})
+    except PromptError as error:
+        raise DataError(f"{document.place or document.source}: {error}") from None
     segments: list[tuple[str, bool]] = []
     done = ""
-    for turn, message in enumerate(messages):
+    for turn, message in enumerate(document.messages):
         if message["role"] != "assistant":
             continue
-        prompt = _render(tokenizer, messages[:turn], add_generation_prompt=True)
-        whole = _render(tokenizer, messages[: turn + 1], add_generation_prompt=False)
+        prompt = _render(tokenizer, document, turn, add_generation_prompt=True)
+        whole = _render(tokenizer, document, turn + 1, add_generation_prompt=False)
         if not (prompt.startswith(done) and whole.startswith(prompt)):
             raise DataError(
                 f"{document.source}: turn {turn} of a chat must leave the text of earlier turns as it was, "
@@ -99,14 +103,18 @@ def _segments(tokenizer: PreTrainedTokenizerFast, document: Document) -> list[tu
         segments += [(prompt[len(done) :], False), (whole[len(prompt) : stop], True)]
         done = whole[:stop]
     if not segments:
-        return [(_render(tokenizer, messages, add_generation_prompt=False), False)]
+        return [(_render(tokenizer, document, len(document.messages), add_generation_prompt=False), False)]
     return segments
 
 
-def _render(
-    tokenizer: PreTrainedTokenizerFast, messages: Sequence[Mapping[str, str]], *, add_generation_prompt: bool
-) -> str:
-    text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=add_generation_prompt)
+def _render(tokenizer: PreTrainedTokenizerFast, document: Document, count: int, *, add_generation_prompt: bool) -> str:
+    """Return the text of a chat's first messages."""
+    text = tokenizer.apply_chat_template(
+        list(document.messages[:count]),
+        tools=list(document.tools) or None,
+        tokenize=False,
+        add_generation_prompt=add_generation_prompt,
+    )
     return str(text)
 
 

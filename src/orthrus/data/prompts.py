@@ -12,15 +12,17 @@ from pathlib import Path
 from typing import Any, Final, TypeAlias
 
 from orthrus.data.lines import lines_of
-from orthrus.errors import ConfigError, DataError
+from orthrus.decode.text import checked_message
+from orthrus.errors import ConfigError, DataError, PromptError
 
-Message: TypeAlias = dict[str, str]
+Message: TypeAlias = dict[str, Any]
 Turn: TypeAlias = tuple[Message, ...]
 
 PROMPT_COLUMNS: Final = ("messages", "turns", "prompt", "question", "problem", "instruction")
 REFERENCE_COLUMNS: Final = ("reference", "answer", "solution", "canonical_solution", "response", "output")
 ID_COLUMNS: Final = ("id", "task_id", "unique_id", "question_id", "prompt_id")
 
+_ASKING: Final = ("user", "tool")  # after messages of these an answer is due
 _FILE_ENDINGS = (".jsonl", ".json", ".txt", ".md", ".csv", ".tsv", ".parquet", ".gz")
 _HUB_NAME = re.compile(r"(?P<name>[\w.-]+(/[\w.-]+)?)(:(?P<config>[\w.-]+))?(@(?P<split>[\w.-]+))?")
 
@@ -32,8 +34,9 @@ class PromptRecord:
     Attributes:
         id: the record's own id, or the set's name and the record's number.
         task: the set it is from.
-        turns: what is said before each answer. A turn's messages end with the user's; a system message, or
-            answers that the set gives, may come before it.
+        turns: what is said before each answer. A turn ends with a message of the user or of a tool; a system message,
+            and answers and tool calls that the set gives, may come before it.
+        tools: the tools that the set offers the model, as JSON schemas.
         reference: what the set says of right answers, as it says it; None when it says nothing.
         meta: whatever else the set says.
     """
@@ -41,6 +44,7 @@ class PromptRecord:
     id: str
     task: str
     turns: tuple[Turn, ...]
+    tools: tuple[Mapping[str, Any], ...] = ()
     reference: Any = None
     meta: Mapping[str, Any] = field(default_factory=dict)
 
@@ -144,43 +148,59 @@ def _record(fields: Mapping[str, Any], *, where: str, task: str, number: int) ->
         id=str(fields[id_column]) if id_column else f"{task}/{number}",
         task=str(fields.get("task") or task),
         turns=turns,
+        tools=tools_of(fields, where=where),
         reference=fields[reference_column] if reference_column else (answers or None),
         meta=meta if isinstance(meta, Mapping) else {},
     )
 
 
+def tools_of(fields: Mapping[str, Any], *, where: str) -> tuple[Mapping[str, Any], ...]:
+    """Return a record's "tools": a list of objects, or JSON text of one, as datasets keep it; empty where none are.
+
+    Raises:
+        DataError: anything else.
+    """
+    tools = fields.get("tools") or []
+    if isinstance(tools, str):
+        try:
+            tools = json.loads(tools)
+        except ValueError:
+            raise DataError(f"{where}: tools must be a list of JSON schemas, found {_shown(tools)}") from None
+    if not isinstance(tools, list) or not all(isinstance(tool, Mapping) for tool in tools):
+        raise DataError(f"{where}: tools must be a list of JSON schemas, found {_shown(tools)}")
+    return tuple(tools)
+
+
 def _messages(value: Any, *, where: str) -> list[Message]:
     """Return messages from a text, a list of the user's texts, or a list of messages."""
     items = [value] if isinstance(value, str) else value
-    if isinstance(items, list) and items:
-        messages = [{"role": "user", "content": item} if isinstance(item, str) else item for item in items]
-        if all(map(_is_message, messages)):
-            return [{"role": m["role"], "content": m["content"]} for m in messages]
-    raise DataError(
-        f'{where} must be a text that is not empty or a list of {{"role": …, "content": …}}, found {_shown(value)}'
-    )
-
-
-def _is_message(item: Any) -> bool:
-    if not isinstance(item, Mapping):
-        return False
-    role, content = item.get("role"), item.get("content")
-    return isinstance(role, str) and isinstance(content, str) and (role != "user" or bool(content.strip()))
+    required = 'a text that is not empty or a list of {"role": …, "content": …}'
+    if not isinstance(items, list) or not items:
+        raise DataError(f"{where} must be {required}, found {_shown(value)}")
+    messages = [{"role": "user", "content": item} if isinstance(item, str) else item for item in items]
+    try:
+        messages = [checked_message(message) for message in messages]
+    except PromptError as error:
+        raise DataError(f"{where} must be {required}: {error}") from None
+    if any(m["role"] == "user" and not m["content"].strip() for m in messages):
+        raise DataError(f"{where} must be {required}, found {_shown(value)}")
+    return messages
 
 
 def _turns(messages: list[Message], *, where: str) -> tuple[tuple[Turn, ...], str]:
     """Cut a chat wherever an answer is left to write; return the turns and the answer after the last."""
-    last = max((place for place, m in enumerate(messages) if m["role"] == "user"), default=None)
-    if last is None:
-        raise DataError(f"{where} must hold a message of the user, found the roles {[m['role'] for m in messages]}")
+    roles = [message["role"] for message in messages]
+    if "user" not in roles:
+        raise DataError(f"{where} must hold a message of the user, found the roles {roles}")
+    last = max(index for index, role in enumerate(roles) if role in _ASKING)
     turns: list[Turn] = []
     said: list[Message] = []
-    for place, message in enumerate(messages[: last + 1]):
+    for index, message in enumerate(messages[: last + 1]):
         said.append(message)
-        if message["role"] == "user" and (place == last or messages[place + 1]["role"] == "user"):
+        if message["role"] in _ASKING and (index == last or roles[index + 1] == "user"):
             turns.append(tuple(said))
             said = []
-    return tuple(turns), "\n".join(m["content"] for m in messages[last + 1 :])
+    return tuple(turns), "\n".join(m["content"] for m in messages[last + 1 :] if m.get("content"))
 
 
 def _first(fields: Mapping[str, Any], columns: Sequence[str]) -> str | None:

@@ -18,7 +18,8 @@ from orthrus.data.packing import EncodedDocument
 from orthrus.decode.engine import Engine
 from orthrus.decode.options import Options
 from orthrus.decode.output import Stats
-from orthrus.errors import ConfigError, DataError
+from orthrus.decode.text import encode
+from orthrus.errors import ConfigError, DataError, PromptError
 from orthrus.model.attach import config_of
 from orthrus.policy import steps
 
@@ -79,10 +80,11 @@ def prompt_of(
             f"answers.thinking = '{'on' if thinking else 'off'}' needs a chat template that knows enable_thinking, "
             "found one that does not: leave it to the 'template'"
         )
-    ids: list[int] = tokenizer.apply_chat_template(
-        list(document.messages[:end]), add_generation_prompt=True, tokenize=True, return_dict=False, **setting
-    )
-    return Prompt(ids, document.messages[end]["content"] if turns else None, document.place)
+    try:
+        ids = encode(tokenizer, document.messages[:end], tools=document.tools, chat_template_kwargs=setting)
+    except PromptError as error:
+        raise DataError(f"{document.place}: {error}") from None
+    return Prompt(ids, document.messages[end].get("content") if turns else None, document.place)
 
 
 def answer(

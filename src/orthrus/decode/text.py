@@ -1,18 +1,20 @@
 """Between text and tokens: prompts of every form become token ids, tokens become text as they arrive.
 
-Needs a tokenizer and nothing else: no model, no engine.
+Needs a tokenizer and nothing else: no model, no engine; importing it loads no torch.
 """
 
 import json
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, Final, TypeAlias
+from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 from jinja2 import TemplateError
-from torch import Tensor
-from transformers import PreTrainedTokenizerBase
 
 from orthrus.errors import ConfigError, PromptError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+    from transformers import PreTrainedTokenizerBase
 
 Message: TypeAlias = Mapping[str, Any]
 Chat: TypeAlias = Sequence[Message]
@@ -64,8 +66,8 @@ def as_list(prompts: Any) -> list[Prompt]:
 
 
 def encode(
-    tokenizer: PreTrainedTokenizerBase,
-    prompt: Prompt | Tensor,
+    tokenizer: "PreTrainedTokenizerBase",
+    prompt: "Prompt | Tensor",
     *,
     tools: Sequence[Tool] | None = None,
     chat_template_kwargs: Mapping[str, Any] | None = None,
@@ -148,7 +150,7 @@ def _check_unicode(value: Any) -> None:
 
 
 def _encode_chat(
-    tokenizer: PreTrainedTokenizerBase, chat: Chat, tools: Sequence[Tool] | None, settings: dict[str, Any]
+    tokenizer: "PreTrainedTokenizerBase", chat: Chat, tools: Sequence[Tool] | None, settings: dict[str, Any]
 ) -> list[int]:
     messages = [checked_message(message) for message in chat]
     if not any(m.get("content") or m.get("tool_calls") for m in messages):
@@ -160,7 +162,7 @@ def _encode_chat(
     if tokenizer.chat_template is None and "chat_template" not in settings:
         raise PromptError("a chat needs a tokenizer with a chat template, this one has none: give the prompt as text")
     settings = {"add_generation_prompt": not settings.get("continue_final_message"), **settings}
-    _check_read(tokenizer, messages, tools, settings)
+    check_template(tokenizer, messages, tools, settings)
     ids: list[int] = _apply(tokenizer, messages, tools, settings, tokenize=True)
     return ids
 
@@ -218,10 +220,18 @@ def _with_arguments(call: Mapping[str, Any]) -> dict[str, Any]:
     return out
 
 
-def _check_read(
-    tokenizer: PreTrainedTokenizerBase, messages: list[dict[str, Any]], tools: Any, settings: dict[str, Any]
+def check_template(
+    tokenizer: "PreTrainedTokenizerBase",
+    messages: Sequence[Message],
+    tools: Sequence[Tool] | None,
+    settings: Mapping[str, Any],
 ) -> None:
-    """Refuse what the template would drop without a word: tools, keys of messages, messages of a role, variables."""
+    """Refuse what a chat template would drop without a word: tools, keys of messages, a role's messages, variables.
+
+    Raises:
+        PromptError: the chat holds such a thing.
+        ConfigError: the settings do.
+    """
     try:
         template = tokenizer.get_chat_template(settings.get("chat_template"), tools)
     except (ValueError, AttributeError):  # a tokenizer that renders chats by itself
@@ -244,13 +254,13 @@ def _check_read(
                     "the content"
                 )
     for role in sorted({m["role"] for m in messages} - {"system", "user", "assistant"}):
-        marked = [m | {"content": _PROBE} if m["role"] == role else m for m in messages]
+        marked = [{**m, "content": _PROBE} if m["role"] == role else m for m in messages]
         if _PROBE not in _apply(tokenizer, marked, tools, settings, tokenize=False):
             raise PromptError(f"this tokenizer's chat template drops messages of role {role!r}: say it in another role")
 
 
 def _apply(
-    tokenizer: PreTrainedTokenizerBase, messages: Any, tools: Any, settings: dict[str, Any], *, tokenize: bool
+    tokenizer: "PreTrainedTokenizerBase", messages: Any, tools: Any, settings: Mapping[str, Any], *, tokenize: bool
 ) -> Any:
     try:
         return tokenizer.apply_chat_template(messages, tools=tools, tokenize=tokenize, return_dict=False, **settings)
@@ -261,7 +271,7 @@ def _apply(
 # ---------------------------------------------------------------- text as it comes
 
 
-def decode(tokenizer: PreTrainedTokenizerBase, token_ids: Sequence[int], *, skip_special_tokens: bool = True) -> str:
+def decode(tokenizer: "PreTrainedTokenizerBase", token_ids: Sequence[int], *, skip_special_tokens: bool = True) -> str:
     """Return the text of tokens; bytes that are not UTF-8 become U+FFFD."""
     text: str = tokenizer.decode(list(token_ids), skip_special_tokens=skip_special_tokens)
     return text
@@ -278,7 +288,7 @@ class TextStream:
     and those after them.
     """
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, *, skip_special_tokens: bool = True) -> None:
+    def __init__(self, tokenizer: "PreTrainedTokenizerBase", *, skip_special_tokens: bool = True) -> None:
         self._tokenizer = tokenizer
         self._skip = skip_special_tokens
         self._window: list[int] = []

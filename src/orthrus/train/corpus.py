@@ -56,7 +56,7 @@ def mixed_documents(data: DataSection, *, characters: int) -> Iterator[Document]
         budget = characters * source.weight / whole
         for document in train_documents(source, seed=data.seed):
             yield document
-            budget -= len(document.text) + sum(len(message["content"]) for message in document.messages)
+            budget -= len(document.text) + sum(len(message.get("content", "")) for message in document.messages)
             if budget <= 0:
                 break
 

@@ -81,7 +81,7 @@ def training_texts(documents: Iterable[Document], *, characters: int) -> list[st
     texts: list[str] = []
     total = 0
     for document in documents:
-        parts: Sequence[str] = [m["content"] for m in document.messages] or [document.text]
+        parts: Sequence[str] = [m.get("content", "") for m in document.messages] or [document.text]
         texts.extend(parts)
         total += sum(map(len, parts))
         if total >= characters:

@@ -202,7 +202,7 @@ def encoded(
 ) -> tuple[list[Encoded], int]:
     """Return the prompts that leave room for an answer in the model's context, and how many do not."""
     context = model.config.get_text_config().max_position_embeddings
-    every = [Encoded(item=item, token_ids=encode(tokenizer, list(item.messages))) for item in items]
+    every = [Encoded(item=item, token_ids=encode(tokenizer, item.messages, tools=item.tools)) for item in items]
     short = [prompt for prompt in every if len(prompt.token_ids) < context]
     if not short:
         raise PromptError(f"prompts must be shorter than the model's context of {context} tokens, found none that is")
