@@ -6,6 +6,7 @@
     ├── CheckpointError    files on disk that are missing, damaged or belong to another backbone
     ├── UnsupportedModel   an architecture that the dual view cannot be attached to
     ├── CacheFull          more tokens asked for than the key/value cache has room for
+    ├── DecodingError      a text that cannot go on: its logits are no numbers
     └── DataError          prompt sets, rows or shards that cannot be read or do not fit together
 
 Every message says what is required, what was found, and what to do. The module knows nothing else.
@@ -34,6 +35,10 @@ class UnsupportedModel(OrthrusError, TypeError):
 
 class CacheFull(OrthrusError, ValueError):
     """More tokens asked for than the key/value cache has room for; nothing was written."""
+
+
+class DecodingError(OrthrusError, RuntimeError):
+    """A text that cannot go on: its logits are no numbers. Other texts of the batch are unharmed."""
 
 
 class DataError(OrthrusError, ValueError):

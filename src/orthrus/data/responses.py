@@ -108,6 +108,8 @@ def answer(
         engine.add(prompt.token_ids, Options(max_new_tokens=how.room(prompt), eos_token_id=options.eos_token_id))
     for progress in engine.run():
         row = progress.row
+        if row.error is not None:
+            raise row.error
         if row.finish_reason is not None:
             if spent is not None:
                 spent.add(row.stats)

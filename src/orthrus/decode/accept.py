@@ -15,7 +15,10 @@ from torch import Tensor
 
 
 class Verdict(NamedTuple):
-    """What a verify pass decided: `tokens[b, :accepted[b] + 1]` are the row's next tokens, the last one the bonus."""
+    """What a verify pass decided: `tokens[b, :accepted[b] + 1]` are the row's next tokens, the last one the bonus.
+
+    Where the logits after `n` tokens are no numbers (`sound`), `-1 - n` are accepted and there is no bonus.
+    """
 
     tokens_BM1: Tensor
     accepted_B: Tensor
@@ -59,6 +62,17 @@ def rejection(
     bonus_B = (left_BV.log() + noise_BV).argmax(-1)
     tokens = torch.cat([draft_BM, bonus_B[:, None]], dim=1)
     return Verdict(tokens.scatter(1, accepted_B[:, None], bonus_B[:, None]), accepted_B)
+
+
+def sound(verdict: Verdict, peak_BM1: Tensor) -> Verdict:
+    """Keep no token from the first slot on whose logits are NaN, infinite, or all impossible; `-1 - n` marks the row.
+
+    `peak_BM1` is the largest logit of each verified slot, NaN where any is.
+    """
+    slot_M1 = torch.arange(peak_BM1.shape[1], device=peak_BM1.device)
+    broken_BM1 = ~peak_BM1.isfinite() & (slot_M1 <= verdict.accepted_B[:, None])
+    before_B = broken_BM1.long().argmax(1)  # the first one
+    return verdict._replace(accepted_B=torch.where(broken_BM1.any(1), -1 - before_B, verdict.accepted_B))
 
 
 def _prefix(kept_BM: Tensor) -> Tensor:

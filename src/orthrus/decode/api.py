@@ -59,6 +59,9 @@ def generate(
         ConfigError: an option that is not honoured or out of range.
         PromptError: a prompt that is empty, malformed, longer than the model's context, or holds what the chat
             template does not read.
+
+    A text that fails while it is written (its logits are NaN, say) ends with `finish_reason` "error" and the exception
+    as its `error`; the others are unharmed.
     """
     chosen = Options.of(model.generation_config, **options)
     given = as_list(prompts)
@@ -102,6 +105,7 @@ def stream(
 
     Raises:
         ConfigError: as `generate`, or mode, plan or exact beside an engine, or one that is busy with another text.
+        Exception: what goes wrong while the text is written, after the chunk that ends with "error".
     """
     if engine is not None and (mode, plan, exact) != ("orthrus", None, "distribution"):
         raise ConfigError(
@@ -134,6 +138,8 @@ def _stream(
                 finish_reason=progress.row.finish_reason,
                 stats=deepcopy(progress.row.stats),
             )
+            if progress.row.error is not None:
+                raise progress.row.error
     finally:
         engine.abort(id)
 
@@ -176,4 +182,5 @@ def _completion(tokenizer: PreTrainedTokenizerBase, prompt: Prompt, row: Row) ->
         token_ids=row.token_ids,
         finish_reason=row.finish_reason,
         stats=row.stats,
+        error=row.error,
     )

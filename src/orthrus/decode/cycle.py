@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from orthrus.decode import tree
-from orthrus.decode.accept import Verdict
+from orthrus.decode.accept import Verdict, sound
 from orthrus.decode.passes import Branches, Passes
 from orthrus.decode.sampling import Chooser, Context, Drafts
 from orthrus.model.markov import Before, Markov
@@ -55,6 +55,7 @@ class Outcome(NamedTuple):
 
     Attributes:
         tokens: each row's new tokens, the accepted drafts and then the bonus.
+        broken: whether the row cannot go on after them: its logits are no numbers, and there is no bonus.
         forwards: passes of the backbone it took.
         ready_BMV: draft logits for the next cycle, from a fused pass; None otherwise.
         ranks: for each row, at which of the fused pass' stops, in their order, acceptance stopped; their number where
@@ -63,6 +64,7 @@ class Outcome(NamedTuple):
     """
 
     tokens: list[list[int]]
+    broken: list[bool]
     forwards: int
     ready_BMV: Tensor | None = None
     ranks: list[int] | None = None
@@ -77,9 +79,9 @@ def twin(passes: Passes, rows: slice, anchor_B: Tensor, drafts: int) -> Tensor:
 def cycle(passes: Passes, batch: Batch, step: Step, *, drafter: Drafter = twin) -> Outcome:
     """Advance every row by one step and commit what it keeps."""
     if step.kind == "plain":
-        return Outcome(_plain(passes, batch), 1)
+        return Outcome(*_plain(passes, batch), 1)
     if batch.copied_BM is not None and batch.copying_B is None:
-        return Outcome(_commit(passes, batch, _verify(passes, batch, Drafts(batch.copied_BM, None))), 1)
+        return Outcome(*_commit(passes, batch, _verify(passes, batch, Drafts(batch.copied_BM, None))), 1)
     logits_BMV, drew = _proposals(passes, batch, step, drafter)
     if step.nodes:
         return _tree(passes, batch, logits_BMV, step, drew)
@@ -89,7 +91,7 @@ def cycle(passes: Passes, batch: Batch, step: Step, *, drafter: Drafter = twin) 
         drafts = Drafts(copied_BM, drafts.scores_BMV, drafts.likely_BM)
     if step.kind == "onepass":
         return _onepass(passes, batch, drafts, step, drew)
-    return Outcome(_commit(passes, batch, _verify(passes, batch, drafts)), drew + 1)
+    return Outcome(*_commit(passes, batch, _verify(passes, batch, drafts)), drew + 1)
 
 
 def _proposals(passes: Passes, batch: Batch, step: Step, drafter: Drafter) -> tuple[Tensor, int]:
@@ -105,18 +107,10 @@ def _proposals(passes: Passes, batch: Batch, step: Step, drafter: Drafter) -> tu
     return torch.cat([ready[:start], drawn, ready[stop:]]), 1
 
 
-def _plain(passes: Passes, batch: Batch) -> list[list[int]]:
+def _plain(passes: Passes, batch: Batch) -> tuple[list[list[int]], list[bool]]:
     """Write each row's next token; there is nothing to accept."""
-    logits_B1V = passes.verify(batch.rows, batch.anchor_B[:, None])
     none_B0 = batch.anchor_B.new_empty(len(batch.anchor_B), 0)
-
-    def of(chooser: Chooser, index: Tensor | None) -> Tensor:
-        drafts = Drafts(_take(none_B0, index), None)
-        return chooser.judge(drafts, _take(logits_B1V, index), _context(batch, index)).tokens_BM1
-
-    tokens: list[list[int]] = _grouped(batch, of).tolist()
-    passes.cache.commit(batch.rows, [1] * len(tokens))
-    return tokens
+    return _commit(passes, batch, _verify(passes, batch, Drafts(none_B0, None)))
 
 
 def _verify(passes: Passes, batch: Batch, drafts: Drafts) -> Verdict:
@@ -131,9 +125,9 @@ def _onepass(passes: Passes, batch: Batch, drafts: Drafts, step: Step, drew: int
     logits_BM1V, ahead_BSMV = passes.fused(batch.rows, token_BM1, stop_BS, step.drafts)
     verdict = _judge(batch, drafts, logits_BM1V)
     rank_B, ready_BMV = _met(stop_BS, verdict.accepted_B, ahead_BSMV)
-    tokens, ranks = _to_host(verdict, rank_B[:, None])
+    tokens, broken, ranks = _to_host(verdict, rank_B[:, None])
     passes.cache.commit(batch.rows, [len(t) for t in tokens])
-    return Outcome(tokens, drew + 1, ready_BMV, [rank for (rank,) in ranks])
+    return Outcome(tokens, broken, drew + 1, ready_BMV, [rank for (rank,) in ranks])
 
 
 def likely_stops(confidence_BM: Tensor, stops: int) -> Tensor:
@@ -174,23 +168,25 @@ def _tree(passes: Passes, batch: Batch, logits_BMV: Tensor, step: Step, drew: in
         ),
     )
     path = tree.walk(grown, choice_BP, slots=slots)
+    walked_BM1 = torch.nn.functional.pad(path.node_BM, (1, 0)).clamp_max(nodes)
+    verdict = sound(path.verdict, logits_BPV.amax(-1).gather(1, walked_BM1))
     if passes.geometry is not None:
         # Siblings between a path's keys change the order of sums; a plain verify pass of the path settles its bits.
         drafts = Drafts(path.verdict.tokens_BM1[:, :-1], None)
-        return Outcome(_commit(passes, batch, _verify(passes, batch, drafts)), drew + 2)
+        return Outcome(*_commit(passes, batch, _verify(passes, batch, drafts)), drew + 2)
     length_B1 = passes.cache.length_R[batch.rows, None]
     target_BM = length_B1 + torch.arange(1, slots + 1, device=length_B1.device)
     moved = slice(0, min(slots, grown.token_BN.shape[1]))
     passes.move_slots(batch.rows, (length_B1 + path.node_BM)[:, moved], target_BM[:, moved])
     if stop_BS is None or ahead_BSMV is None:
-        tokens, inside = _to_host(path.verdict, path.chain_B2)
+        tokens, broken, inside = _to_host(verdict, path.chain_B2)
         ranks = ready_BMV = None
     else:
         rank_B, ready_BMV = _met(stop_BS, path.last_B, ahead_BSMV)
-        tokens, numbers = _to_host(path.verdict, torch.cat([path.chain_B2, rank_B[:, None]], dim=1))
+        tokens, broken, numbers = _to_host(verdict, torch.cat([path.chain_B2, rank_B[:, None]], dim=1))
         inside, ranks = [row[:2] for row in numbers], [row[2] for row in numbers]
     passes.cache.commit(batch.rows, [len(t) for t in tokens])
-    return Outcome(tokens, drew + 1, ready_BMV, ranks, [(kept, length) for kept, length in inside])
+    return Outcome(tokens, broken, drew + 1, ready_BMV, ranks, [(kept, length) for kept, length in inside])
 
 
 def _draft(batch: Batch, logits_BMV: Tensor, markov: Markov | None, *, weigh: bool = True) -> Drafts:
@@ -220,7 +216,7 @@ def _judge(batch: Batch, drafts: Drafts, logits_BM1V: Tensor) -> Verdict:
         return torch.cat([verdict.tokens_BM1, verdict.accepted_B[:, None]], dim=1)
 
     packed = _grouped(batch, of)
-    return Verdict(packed[:, :-1], packed[:, -1])
+    return sound(Verdict(packed[:, :-1], packed[:, -1]), logits_BM1V.amax(-1))
 
 
 def _grouped(batch: Batch, of: Callable[[Chooser, Tensor | None], Tensor]) -> Tensor:
@@ -242,15 +238,17 @@ def _context(batch: Batch, index: Tensor | None) -> Context:
     return batch.context if index is None else batch.context.rows(index)
 
 
-def _commit(passes: Passes, batch: Batch, verdict: Verdict) -> list[list[int]]:
-    tokens, _ = _to_host(verdict)
+def _commit(passes: Passes, batch: Batch, verdict: Verdict) -> tuple[list[list[int]], list[bool]]:
+    tokens, broken, _ = _to_host(verdict)
     passes.cache.commit(batch.rows, [len(t) for t in tokens])
-    return tokens
+    return tokens, broken
 
 
-def _to_host(verdict: Verdict, number_BN: Tensor | None = None) -> tuple[list[list[int]], list[list[int]]]:
-    """Fetch the verdict, and some more numbers per row, in one transfer."""
+def _to_host(verdict: Verdict, number_BN: Tensor | None = None) -> tuple[list[list[int]], list[bool], list[list[int]]]:
+    """Fetch the verdict (tokens, and whether the row is broken) and some more numbers per row, in one transfer."""
     numbers = [] if number_BN is None else [number_BN]
     more = 1 + sum(part.shape[1] for part in numbers)
     packed = torch.cat([verdict.accepted_B[:, None], *numbers, verdict.tokens_BM1], dim=1).tolist()
-    return [row[more : more + row[0] + 1] for row in packed], [row[1:more] for row in packed]
+    counts = [row[0] + 1 if row[0] >= 0 else -1 - row[0] for row in packed]
+    tokens = [row[more : more + count] for row, count in zip(packed, counts, strict=True)]
+    return tokens, [row[0] < 0 for row in packed], [row[1:more] for row in packed]

@@ -26,7 +26,7 @@ from orthrus.decode.planner import Planner
 from orthrus.decode.sampling import Chooser, Context
 from orthrus.decode.stop import Stopper
 from orthrus.decode.worth import Record
-from orthrus.errors import CacheFull, PromptError
+from orthrus.errors import CacheFull, DecodingError, PromptError
 from orthrus.model.attach import config_of
 from orthrus.model.cache import ScratchCache
 from orthrus.model.graphs import lend
@@ -40,7 +40,10 @@ PREFILL_CHUNK: Final = {"cpu": 512, "cuda": 2048}
 
 @dataclass(kw_only=True, slots=True)
 class Row:
-    """One completion in the making: its tokens so far, what it was asked for, what it cost."""
+    """One completion in the making: its tokens so far, what it was asked for, what it cost.
+
+    A row that fails ends with the reason "error" and the exception as its `error`; the others go on.
+    """
 
     id: int
     prompt_ids: list[int]
@@ -52,6 +55,11 @@ class Row:
     stats: Stats = field(default_factory=Stats)
     lookup: Lookup = field(default_factory=Lookup)
     finish_reason: FinishReason | None = None
+    error: Exception | None = None
+
+    def fail(self, error: Exception) -> None:
+        """End this completion with an error; the first one counts."""
+        self.finish_reason, self.error = "error", self.error or error
 
     @property
     def anchor(self) -> int:
@@ -169,13 +177,18 @@ class Engine:
         """Complete prompts, each with its own options or all with the same; returns their rows in order.
 
         Raises:
-            PromptError, CacheFull: as `add`.
+            PromptError, CacheFull, ConfigError: as `add`.
+            Exception: the error of the first row that has one, when all have ended.
         """
         each = [options] * len(prompts) if isinstance(options, Options) else options
         pairs = enumerate(zip(prompts, each, strict=True))
         ids = [self.add(prompt, own, tokenizer=tokenizer, index=index) for index, (prompt, own) in pairs]
-        rows = {progress.row.id: progress.row for progress in self.run()}
-        return [rows[id] for id in ids]
+        done = {progress.row.id: progress.row for progress in self.run()}
+        rows = [done[id] for id in ids]
+        for row in rows:
+            if row.error is not None:
+                raise row.error
+        return rows
 
     def add(
         self,
@@ -228,7 +241,11 @@ class Engine:
 
     @torch.inference_mode()
     def step(self) -> list[Progress]:
-        """Admit what fits, run one cycle over all live rows, and return what each of them gained."""
+        """Admit what fits, run one cycle over all live rows, and return what each of them gained.
+
+        An exception of one row's own (logits that are no numbers, a stopper that raises) ends that row with an error.
+        Any other leaves all rows as they were.
+        """
         self._admit()
         if not self.live:
             return []
@@ -247,7 +264,7 @@ class Engine:
         self.planner.observe(
             step,
             records,
-            [len(tokens) - 1 for tokens in outcome.tokens],
+            [max(len(tokens) - 1, 0) for tokens in outcome.tokens],
             self.clock() - started,
             found,
             drew=None if 0 < len(drawn) < len(self.live) else len(drawn) > 0,
@@ -420,10 +437,21 @@ class Engine:
         ready_BMV, ranks = outcome.ready_BMV, outcome.ranks
         ready = ready_BMV is not None and ranks is not None and ranks[place] < step.stops
         self._ready[place] = Ready(ready_BMV[place], blind=True) if ready and ready_BMV is not None else None
-        kept, row.finish_reason = row.stopper.cut(tokens)
-        accepted = min(len(kept), len(tokens) - 1)
+        kept: list[int] = []
+        try:
+            kept, row.finish_reason = row.stopper.cut(tokens)
+        except Exception as error:
+            row.fail(error)
+        accepted = min(len(kept), len(tokens) if outcome.broken[place] else len(tokens) - 1)
         row.token_ids += kept
         row.stats.record(drafted=step.drafts, accepted=accepted, emitted=len(kept), forwards=outcome.forwards)
+        if outcome.broken[place] and row.finish_reason is None:
+            row.fail(
+                DecodingError(
+                    f"finite logits are required to choose a token by, found NaN, infinity or none possible after "
+                    f"{len(row.token_ids)} tokens: look at the model's weights and at what changes its logits"
+                )
+            )
         if self._seen_RV is not None:
             self._seen_RV[place, kept] = True
         return Progress(row, kept, accepted)
@@ -434,6 +462,9 @@ class Engine:
         last = len(self.live)
         valid = self.cache.lengths[place]
         self._cached_ids[place] = (row.prompt_ids + row.token_ids)[:valid]
+        if row.error is not None:  # nobody may go on from keys that are no numbers, or meet them behind a mask
+            self._cached_ids[place] = []
+            self.cache.wipe(place)
         self._ready[place] = None
         if place == last:
             return

@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from orthrus.decode.text import Prompt
 
-FinishReason = Literal["stop", "length", "abort"]
+FinishReason = Literal["stop", "length", "abort", "error"]
 
 
 @dataclass(kw_only=True, slots=True)
@@ -114,8 +114,9 @@ class Completion:
         prompt: the prompt as given; tensors as lists.
         text: the decoded completion, special tokens left out.
         token_ids: its tokens, the end-of-text token included where one was written.
-        finish_reason: "stop" (end-of-text token or stop string), "length", or "abort".
+        finish_reason: "stop" (end-of-text token or stop string), "length", "abort", or "error".
         stats: what it cost.
+        error: what went wrong where it ends with "error"; the text is what was written before.
     """
 
     prompt: Prompt
@@ -123,6 +124,7 @@ class Completion:
     token_ids: list[int]
     finish_reason: FinishReason
     stats: Stats
+    error: Exception | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Return the completion as plain JSON values."""
@@ -132,7 +134,7 @@ class Completion:
             "token_ids": self.token_ids,
             "finish_reason": self.finish_reason,
             "stats": self.stats.to_dict(),
-        }
+        } | ({} if self.error is None else {"error": str(self.error)})
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -104,6 +104,8 @@ def hf_generate(
 def _run(engine: Engine, streamer: BaseStreamer | None) -> list[list[int]]:
     texts: dict[int, list[int]] = {}
     for progress in engine.run():
+        if progress.row.error is not None:
+            raise progress.row.error
         texts[progress.row.id] = progress.row.token_ids
         if streamer is not None:
             for token in progress.token_ids:

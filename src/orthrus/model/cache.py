@@ -133,6 +133,12 @@ class ScratchCache:
         self.set_length(target, length)
         self.set_length(source, 0)
 
+    def wipe(self, row: int) -> None:
+        """Empty a row and overwrite its keys and values: zeros, where NaN behind a mask would still spread."""
+        self.set_length(row, 0)
+        for buffer in (*self.keys, *self.values):
+            buffer[row] = 0
+
     def copy_start(self, source: int, target: int, length: int) -> None:
         """Copy the first positions of one row to another, whose length is the caller's to set (once per request)."""
         for buffer in (*self.keys, *self.values):
