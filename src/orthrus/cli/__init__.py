@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from orthrus import __version__
-from orthrus.cli import audit, bench, chat, convert, demo, doctor, generate, prepare, sweep, train
+from orthrus.cli import audit, bench, chat, convert, demo, doctor, generate, prepare, serve, sweep, train
 from orthrus.cli.common import err, say
 from orthrus.errors import OrthrusError
 
@@ -46,6 +46,7 @@ def application() -> typer.Typer:
     app.command()(generate.generate)
     app.command()(chat.chat)
     app.command()(demo.demo)
+    app.command()(serve.serve)
     app.command()(prepare.prepare)
     app.command()(train.train)
     app.command()(sweep.sweep)

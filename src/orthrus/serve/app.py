@@ -1,0 +1,270 @@
+"""The HTTP application: routes, streams, errors, the page. Nothing of tensors; `Service` makes jobs of requests."""
+
+import asyncio
+import json
+import logging
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, Final
+
+from fastapi import FastAPI
+from fastapi import Request as Http
+from fastapi.exceptions import RequestValidationError
+from fastapi.middleware.cors import CORSMiddleware
+from fastapi.responses import FileResponse, JSONResponse, Response, StreamingResponse
+from fastapi.staticfiles import StaticFiles
+from starlette.exceptions import HTTPException
+from starlette.types import Receive, Scope, Send
+
+from orthrus import __version__
+from orthrus.errors import OrthrusError
+from orthrus.serve.errors import Refused, invalid, refusal
+from orthrus.serve.gate import Gate
+from orthrus.serve.loop import Event, Job
+from orthrus.serve.openai import ChatRequest, CompletionRequest
+from orthrus.serve.service import Service, model_card
+from orthrus.serve.shapes import ChatShape, Choice, Delta, Shape, TextShape, Usage
+from orthrus.serve.transcript import Transcript
+
+PAGE: Final = Path(__file__).parent / "page"
+BODY_LIMIT: Final = 4 << 20
+PING_SECONDS: Final = 15.0
+_POLICY: Final = "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; connect-src 'self'"
+
+log = logging.getLogger("orthrus.serve")
+
+
+def create_app(
+    service: Service, *, key: str | None = None, origins: Sequence[str] = (), body_limit: int = BODY_LIMIT
+) -> FastAPI:
+    """Return the application over a service that has been started.
+
+    Args:
+        service: the model and its loop.
+        key: the API key that requests under `/v1` must carry; None for none.
+        origins: pages of other hosts that may call it (CORS); none unless given.
+        body_limit: bytes of a request's body at most.
+    """
+    app = FastAPI(title="Orthrus", version=__version__, docs_url=None, redoc_url=None)
+    app.add_middleware(Gate, key=key, body_limit=body_limit)
+    if origins:
+        app.add_middleware(CORSMiddleware, allow_origins=list(origins), allow_methods=["*"], allow_headers=["*"])
+    _say_no(app)
+
+    @app.post("/v1/chat/completions")
+    async def chat(http: Http, body: ChatRequest) -> Response:
+        service.check_model(body.model)
+        prompts = await asyncio.to_thread(service.encode, body)
+        return await _answer(service, http, body, prompts, ChatShape(service.name))
+
+    @app.post("/v1/completions")
+    async def completions(http: Http, body: CompletionRequest) -> Response:
+        service.check_model(body.model)
+        prompts = await asyncio.to_thread(service.encode, body)
+        return await _answer(service, http, body, prompts, TextShape(service.name, service.echo(prompts, body)))
+
+    @app.get("/v1/models")
+    async def models() -> dict[str, Any]:
+        return {"object": "list", "data": [model_card(service)]}
+
+    @app.get("/v1/models/{name:path}")
+    async def model(name: str) -> dict[str, Any]:
+        service.check_model(name)
+        return model_card(service)
+
+    @app.get("/health")
+    async def health() -> Response:
+        state = "ok" if service.loop.alive and not service.loop.draining else "shutting down"
+        return JSONResponse({"status": state}, status_code=200 if state == "ok" else 503)
+
+    @app.get("/metrics")
+    async def metrics() -> Response:
+        return Response(service.metrics.page(), media_type="text/plain; version=0.0.4")
+
+    @app.get("/", include_in_schema=False)
+    async def page() -> Response:
+        return FileResponse(PAGE / "index.html", headers={"Content-Security-Policy": _POLICY})
+
+    app.mount("/page", StaticFiles(directory=PAGE), name="page")
+    return app
+
+
+def _say_no(app: FastAPI) -> None:
+    """Answer every error in OpenAI's form."""
+
+    def answer(refused: Refused) -> Response:
+        return JSONResponse(refused.body(), status_code=refused.status, headers=refused.headers)
+
+    async def on_invalid(_: Http, error: Any) -> Response:
+        return answer(invalid(error.errors()))
+
+    async def on_http(_: Http, error: Any) -> Response:
+        return answer(Refused(str(error.detail), status=error.status_code))
+
+    async def on_error(_: Http, error: Exception) -> Response:
+        refused = refusal(error)
+        if refused.status == 500:
+            log.error("a request failed", exc_info=error)
+        return answer(refused)
+
+    app.add_exception_handler(RequestValidationError, on_invalid)
+    app.add_exception_handler(HTTPException, on_http)
+    app.add_exception_handler(OrthrusError, on_error)
+    app.add_exception_handler(Exception, on_error)
+
+
+async def _answer(
+    service: Service,
+    http: Http,
+    request: ChatRequest | CompletionRequest,
+    prompts: Sequence[list[int]],
+    shape: Shape,
+) -> Response:
+    """Submit a request's jobs; answer with a stream or in one piece."""
+    work = _Work(service, request, prompts)
+    if request.stream:
+        lines = _lines(work, request, shape)
+        return _Stream(lines, work.cancel)
+    whole = asyncio.create_task(work.whole(shape))
+    gone = asyncio.create_task(_disconnected(http))
+    try:
+        await asyncio.wait((whole, gone), return_when=asyncio.FIRST_COMPLETED)
+        if whole.done():
+            return Response(_json(whole.result()), media_type="application/json")
+        return Response(status_code=499)  # nobody reads it
+    finally:
+        whole.cancel()
+        gone.cancel()
+        work.cancel()
+
+
+class _Work:
+    """The jobs of one request while they run."""
+
+    def __init__(
+        self, service: Service, request: ChatRequest | CompletionRequest, prompts: Sequence[list[int]]
+    ) -> None:
+        events: asyncio.Queue[tuple[int, Event]] = asyncio.Queue()
+        here = asyncio.get_running_loop()
+
+        def deliver(choice: int, event: Event) -> None:
+            with suppress(RuntimeError):  # the server has gone
+                here.call_soon_threadsafe(events.put_nowait, (choice, event))
+
+        self._service, self._events = service, events
+        self.usage = Usage(sum(map(len, prompts)))
+        self.jobs: list[Job] = service.jobs(request, prompts, deliver)
+        self._transcripts = [Transcript(service.tokenizer, request.stops) for _ in self.jobs]
+        service.loop.submit(self.jobs)
+
+    def cancel(self) -> None:
+        """End the jobs that have not ended."""
+        self._service.loop.cancel(self.jobs)
+
+    async def deltas(self, wait: float | None = None) -> AsyncIterator[Delta | None]:
+        """Yield what the choices gain until all have ended; None after so many seconds of silence.
+
+        Raises what ended a choice without a text.
+        """
+        writing = set(range(len(self.jobs)))
+        while writing:
+            try:
+                index, event = await asyncio.wait_for(self._events.get(), wait)
+            except TimeoutError:
+                yield None
+                continue
+            if event.error is not None:
+                raise event.error
+            if index not in writing:
+                continue
+            transcript = self._transcripts[index]
+            pieces = transcript.push(event)
+            reason = "stop" if transcript.stopped else event.finish_reason
+            if reason is not None:
+                writing.remove(index)
+            if transcript.stopped and not event.last:  # the engine sees special tokens within a stop string
+                self._service.loop.cancel([self.jobs[index]])
+            delta = Delta(
+                index=index,
+                pieces=pieces,
+                cycle=transcript.cycles,
+                accepted=event.accepted,
+                drafted=event.drafted,
+                emitted=len(event.token_ids),
+                finish_reason=reason,
+                stats=event.stats,
+            )
+            self.usage.add(delta)
+            yield delta
+
+    async def whole(self, shape: Shape) -> dict[str, Any]:
+        """Return the answer in one piece."""
+        choices = [Choice(index=index) for index in range(len(self.jobs))]
+        async for delta in self.deltas():
+            if delta is not None:
+                choices[delta.index].add(delta)
+        return shape.whole(choices, self.usage)
+
+
+async def _lines(work: _Work, request: ChatRequest | CompletionRequest, shape: Shape) -> AsyncIterator[str]:
+    """Yield the lines of an event stream."""
+    options = request.stream_options
+    usage = options is not None and bool(options.include_usage)
+    running = options is not None and bool(options.continuous_usage_stats)
+    empty = {"usage": None} if usage and not running else {}
+    for index in range(len(work.jobs)):
+        opening = shape.opening(index)
+        if opening is not None:
+            yield _event(opening | empty)
+    try:
+        async for delta in work.deltas(PING_SECONDS):
+            if delta is None:
+                yield ": ping\n\n"
+                continue
+            blocks = request.orthrus.blocks
+            if not (delta.text or delta.finish_reason or blocks):
+                continue
+            chunk = shape.chunk(delta) | empty
+            if running:
+                chunk["usage"] = work.usage.to_dict()
+            if blocks:
+                chunk["orthrus"] = delta.blocks()
+            yield _event(chunk)
+    except Exception as error:
+        refused = refusal(error)
+        if refused.status == 500:
+            log.error("a request failed", exc_info=error)
+        yield _event(refused.body())
+        return
+    if usage:
+        yield _event(shape.last(work.usage))
+    yield "data: [DONE]\n\n"
+
+
+class _Stream(StreamingResponse):
+    """An event stream that ends its jobs when the client leaves, however early."""
+
+    def __init__(self, lines: AsyncIterator[str], close: Callable[[], None]) -> None:
+        super().__init__(lines, media_type="text/event-stream", headers={"Cache-Control": "no-cache"})
+        self._close = close
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            await super().__call__(scope, receive, send)
+        finally:
+            self._close()
+
+
+async def _disconnected(http: Http) -> None:
+    receive: Callable[[], Awaitable[Any]] = http.receive
+    while (await receive())["type"] != "http.disconnect":
+        pass
+
+
+def _json(value: Any) -> str:
+    return json.dumps(value, ensure_ascii=False, separators=(",", ":"))
+
+
+def _event(value: Any) -> str:
+    return f"data: {_json(value)}\n\n"

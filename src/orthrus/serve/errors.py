@@ -1,0 +1,87 @@
+"""Refusals in OpenAI's form: `{"error": {"message", "type", "param", "code"}}` and an HTTP status."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from orthrus.errors import CacheFull, ConfigError, OrthrusError, PromptError, UnsupportedModel
+from orthrus.serve.loop import Draining, Overloaded, TimedOut
+
+
+class Refused(OrthrusError):
+    """A request that is answered with an error.
+
+    Attributes:
+        status: the HTTP status.
+        param: the field that is at fault, if one is.
+        code: a short name that programs can compare.
+    """
+
+    def __init__(self, message: str, *, status: int = 400, param: str | None = None, code: str | None = None) -> None:
+        """Describe what is required, what was found and what to do."""
+        super().__init__(message)
+        self.status, self.param, self.code = status, param, code
+
+    @property
+    def headers(self) -> dict[str, str]:
+        """HTTP headers beside the body."""
+        return {"Retry-After": "1"} if self.status in (429, 503) else {}
+
+    def body(self) -> dict[str, Any]:
+        """Return the error object."""
+        return {
+            "error": {"message": str(self), "type": _TYPES.get(self.status, _type(self.status)), "param": self.param}
+            | {"code": self.code}
+        }
+
+
+_TYPES = {401: "authentication_error", 404: "not_found_error", 429: "rate_limit_error", 504: "timeout_error"}
+
+_KINDS: tuple[tuple[type[Exception], int, str | None], ...] = (
+    (Overloaded, 429, "queue_full"),
+    (Draining, 503, "shutting_down"),
+    (TimedOut, 504, "timeout"),
+    (CacheFull, 400, "context_length_exceeded"),
+    (PromptError, 400, None),
+    (ConfigError, 400, None),
+    (UnsupportedModel, 400, None),
+)
+
+
+def refusal(error: Exception) -> Refused:
+    """Return what a client is told of any error; of one that nobody foresaw, only its kind."""
+    if isinstance(error, Refused):
+        return error
+    for kind, status, code in _KINDS:
+        if isinstance(error, kind):
+            return Refused(str(error), status=status, code=code)
+    return Refused(
+        f"the server failed on this request ({type(error).__name__}): its log says more", status=500, code="internal"
+    )
+
+
+def invalid(errors: Sequence[Any]) -> Refused:
+    """Return what a client is told of a body that its model refused: the first fault, with the field's name."""
+    first = errors[0]
+    # Pydantic names the branches of a union among the fields; clients know none of them.
+    path = [str(part) for part in first["loc"] if part != "body" and not _is_branch(str(part))]
+    param = ".".join(path) or None
+    kind, message = first["type"], first["msg"].removeprefix("Value error, ")
+    if kind == "json_invalid":
+        return Refused(f"the body must be JSON: {first.get('ctx', {}).get('error', message)}", code="invalid_json")
+    if kind == "extra_forbidden":
+        return Refused(f"the field {param!r} is not supported here: leave it out", param=param, code="unknown_field")
+    if kind == "missing" and param is None:
+        return Refused("the body must be a JSON object, found none", code="invalid_json")
+    if kind == "missing":
+        return Refused(f"the field {param!r} is required: add it", param=param, code="missing_field")
+    shown = repr(first.get("input"))
+    found = f" (found {shown if len(shown) <= 80 else shown[:77] + '…'})" if kind != "value_error" else ""
+    return Refused(f"{param or 'the body'}: {message}{found}", param=param, code="invalid_value")
+
+
+def _type(status: int) -> str:
+    return "invalid_request_error" if status < 500 else "server_error"
+
+
+def _is_branch(part: str) -> bool:
+    return part == "str" or part.startswith(("function-", "constrained-", "list["))

@@ -1,0 +1,97 @@
+"""What `/metrics` tells, in Prometheus' format. Where vLLM has a metric, it has the same name after the prefix.
+
+Counters of drafts follow vLLM too: a "draft" is a cycle that proposed something.
+"""
+
+from typing import Any, Final
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+
+from orthrus.decode.output import Stats
+from orthrus.serve.loop import Event, Job, Loop
+
+PREFIX: Final = "orthrus:"
+_SECONDS: Final = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 20, 40, 80, 160)
+_TOKENS: Final = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000, 10000, 20000, 50000)
+
+
+class Metrics:
+    """Count and time what a loop does, in a registry of its own."""
+
+    def __init__(self, model: str, *, slots: int) -> None:
+        """Name the model; `slots` is the number of drafts a block has."""
+        self.registry = CollectorRegistry()
+        self._model = model
+        count, time = self._counter, self._histogram
+        self._prompt = count("prompt_tokens", "Tokens of prompts that joined a batch.")
+        self._generated = count("generation_tokens", "Tokens written.")
+        self._ended = Counter(
+            f"{PREFIX}request_success", "Completions that ended.", ["model_name", "finished_reason"],
+            registry=self.registry,
+        )  # fmt: skip
+        self._drafts = count("spec_decode_num_drafts", "Cycles that proposed drafts.")
+        self._drafted = count("spec_decode_num_draft_tokens", "Drafts proposed.")
+        self._accepted = count("spec_decode_num_accepted_tokens", "Drafts accepted.")
+        by_position = Counter(
+            f"{PREFIX}spec_decode_num_accepted_tokens_per_pos", "Drafts accepted, by their position in the block.",
+            ["model_name", "position"], registry=self.registry,
+        )  # fmt: skip
+        self._at = [by_position.labels(model, str(slot)) for slot in range(slots)]
+        self._first = time("time_to_first_token_seconds", "From arrival to the first tokens.", _SECONDS)
+        self._between = time("inter_token_latency_seconds", "From one cycle's tokens to the next one's.", _SECONDS)
+        self._per_token = time("request_time_per_output_token_seconds", "Mean after the first token.", _SECONDS)
+        self._whole = time("e2e_request_latency_seconds", "From arrival to the end.", _SECONDS)
+        self._queued = time("request_queue_time_seconds", "From arrival to the batch.", _SECONDS)
+        self._prompts = time("request_prompt_tokens", "Tokens of a prompt.", _TOKENS)
+        self._lengths = time("request_generation_tokens", "Tokens of a completion.", _TOKENS)
+
+    def follow(self, loop: Loop, *, positions: int) -> None:
+        """Show how many completions run and wait, and how much of `positions` cache positions is in use."""
+        gauges = {
+            "num_requests_running": ("Completions in a batch.", lambda: loop.running),
+            "num_requests_waiting": ("Completions that wait.", lambda: loop.waiting),
+            "kv_cache_usage_perc": ("Share of the cache in use, 1 is all.", lambda: loop.positions / positions),
+        }
+        for name, (text, read) in gauges.items():
+            gauge = Gauge(f"{PREFIX}{name}", text, ["model_name"], registry=self.registry)
+            gauge.labels(self._model).set_function(read)
+
+    def started(self, job: Job, now: float) -> None:
+        """Count a job that joined a batch."""
+        self._queued.observe(now - job.submitted)
+        self._prompt.inc(len(job.prompt_ids))
+        self._prompts.observe(len(job.prompt_ids))
+
+    def advanced(self, job: Job, event: Event, now: float) -> None:
+        """Count a cycle's tokens."""
+        if job.latest is None:
+            self._first.observe(now - job.submitted)
+        else:
+            self._between.observe(now - job.latest)
+        self._generated.inc(len(event.token_ids))
+        if event.drafted:
+            self._drafts.inc()
+            self._drafted.inc(event.drafted)
+            self._accepted.inc(event.accepted)
+            for counter in self._at[: event.accepted]:
+                counter.inc()
+
+    def ended(self, job: Job, reason: str, stats: Stats | None, now: float) -> None:
+        """Count a completion that ended."""
+        self._ended.labels(self._model, reason).inc()
+        self._whole.observe(now - job.submitted)
+        if stats is not None:
+            self._lengths.observe(stats.emitted)
+            if job.first is not None and stats.emitted > 1:
+                self._per_token.observe((now - job.first) / (stats.emitted - 1))
+
+    def page(self) -> bytes:
+        """Return the page as Prometheus reads it."""
+        return generate_latest(self.registry)
+
+    def _counter(self, name: str, text: str) -> Any:
+        return Counter(f"{PREFIX}{name}", text, ["model_name"], registry=self.registry).labels(self._model)
+
+    def _histogram(self, name: str, text: str, buckets: tuple[float, ...]) -> Any:
+        made = Histogram(f"{PREFIX}{name}", text, ["model_name"], registry=self.registry, buckets=buckets)
+        return made.labels(self._model)

@@ -1,0 +1,221 @@
+"""What clients may ask, in the shapes of OpenAI's API, and what each field becomes here.
+
+A field is honoured or refused by name; one that this server does not know is refused too. Fields that cannot change
+a text (`user`, `metadata`, …) are accepted. Null stands for "not given", as in OpenAI's own client.
+"""
+
+import secrets
+from typing import Annotated, Any, Final, Literal
+
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
+
+from orthrus.decode.options import Options
+
+UNSUPPORTED: Final = (
+    "tools", "tool_choice", "parallel_tool_calls", "functions", "function_call", "response_format", "logit_bias",
+    "audio", "prediction", "web_search_options", "reasoning_effort", "verbosity", "prompt_cache_retention",
+)  # fmt: skip
+"""Fields of OpenAI's API that this server does not have; null, which some clients send, asks for nothing."""
+
+MAX_CHOICES: Final = 64
+MAX_STOPS: Final = 16
+MAX_PROMPTS: Final = 64
+
+Probability = Annotated[float, Field(ge=0, le=1)]
+
+
+def _utf8(text: str) -> str:
+    """Refuse half a surrogate pair, which JSON can write and no tokenizer can read."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise ValueError(f"must be text that UTF-8 can hold, found half a surrogate pair at {error.start}") from error
+    return text
+
+
+def _listed(value: Any) -> Any:
+    return [value] if isinstance(value, str) else value
+
+
+Text = Annotated[str, AfterValidator(_utf8)]
+Stop = Annotated[Text, Field(min_length=1, max_length=256)]
+TokenIds = Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1)]
+Zero = Annotated[float, Field(ge=0, le=0)]
+
+
+class _Body(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False, hide_input_in_errors=False)
+
+
+class StreamOptions(_Body):
+    """`stream_options`: a last chunk with the usage, or the usage so far in every chunk (vLLM's extension)."""
+
+    include_usage: bool | None = None
+    continuous_usage_stats: bool | None = None
+    include_obfuscation: Literal[False] | None = None
+
+
+class Extension(_Body):
+    """`orthrus`: what only this server knows.
+
+    Attributes:
+        mode: "orthrus" drafts, "ar" decodes plainly; the text is the same.
+        blocks: tell of each chunk which tokens were drafts and in which cycle.
+    """
+
+    mode: Literal["orthrus", "ar"] = "orthrus"
+    blocks: bool = False
+
+
+class Request(_Body):
+    """The fields that chats and completions share."""
+
+    model: str
+    stream: bool | None = None
+    stream_options: StreamOptions | None = None
+    n: Annotated[int, Field(ge=1, le=MAX_CHOICES)] | None = None
+    max_tokens: Annotated[int, Field(ge=1)] | None = None
+    temperature: Annotated[float, Field(ge=0)] | None = None
+    top_p: Annotated[float, Field(gt=0, le=1)] | None = None
+    top_k: Annotated[int, Field(ge=-1)] | None = None
+    min_p: Probability | None = None
+    repetition_penalty: Annotated[float, Field(gt=0)] | None = None
+    presence_penalty: Zero | None = None
+    frequency_penalty: Zero | None = None
+    seed: Annotated[int, Field(ge=-(2**63), lt=2**64)] | None = None
+    stop: Annotated[list[Stop], Field(max_length=MAX_STOPS), BeforeValidator(_listed)] | None = None
+    ignore_eos: bool | None = None
+    min_tokens: Annotated[int, Field(ge=0)] | None = None
+    orthrus: Extension = Extension()
+    # Without an effect on the text.
+    user: str | None = None
+    metadata: dict[str, Any] | None = None
+    store: Literal[False] | None = None
+    safety_identifier: str | None = None
+    prompt_cache_key: str | None = None
+    service_tier: Literal["auto", "default"] | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _not_asked_for(cls, values: Any) -> Any:
+        if not isinstance(values, dict):
+            return values
+        return {name: value for name, value in values.items() if value is not None or name not in UNSUPPORTED}
+
+    @field_validator("orthrus", mode="before")
+    @classmethod
+    def _absent(cls, value: Any) -> Any:
+        return {} if value is None else value
+
+    @model_validator(mode="after")
+    def _together(self) -> "Request":
+        if self.stream_options is not None and not self.stream:
+            raise ValueError("stream_options are for streams: add stream=true, or leave them out")
+        if self.min_tokens and not self.ignore_eos:
+            raise ValueError("min_tokens is honoured only with ignore_eos=true: add it, or leave min_tokens out")
+        return self
+
+    @property
+    def choices(self) -> int:
+        """How many completions each prompt gets."""
+        return self.n or 1
+
+    @property
+    def stops(self) -> tuple[str, ...]:
+        """The stop strings."""
+        return tuple(self.stop or ())
+
+    @property
+    def limit(self) -> int | None:
+        """The tokens to write at most, where the request says so."""
+        return self.max_tokens
+
+    def options(self, *, eos_token_id: tuple[int, ...], max_new_tokens: int) -> Options:
+        """Return the generation options; without a sampling field the text is greedy."""
+        asked = {"temperature": self.temperature, "top_p": self.top_p, "top_k": self.top_k, "min_p": self.min_p}
+        given = {name: value for name, value in asked.items() if value is not None}
+        sampling = bool(given) and self.temperature != 0
+        if not sampling:
+            given = {}  # the likeliest token is within any top_k, top_p and min_p
+        elif given.get("top_k", 0) < 0:
+            given["top_k"] = 0
+        seed = secrets.randbits(63) if self.seed is None else self.seed % 2**63
+        return Options.of(
+            max_new_tokens=max_new_tokens,
+            do_sample=sampling,
+            repetition_penalty=self.repetition_penalty,
+            eos_token_id=() if self.ignore_eos else eos_token_id,
+            stop_strings=self.stops,
+            seed=seed,
+            **given,
+        )
+
+
+class TextPart(_Body):
+    """A part of a message that is text; others (images, sound) are refused."""
+
+    type: Literal["text"]
+    text: Text
+
+
+def _parts(value: Any) -> Any:
+    return [{"type": "text", "text": value}] if isinstance(value, str) else value
+
+
+class Message(_Body):
+    """One message of a chat."""
+
+    role: Literal["system", "developer", "user", "assistant", "tool"]
+    content: Annotated[list[TextPart], BeforeValidator(_parts)] | None = None
+    name: str | None = None
+    refusal: None = None
+    annotations: list[Any] | None = None
+    audio: None = None
+
+    @property
+    def text(self) -> str:
+        """The message's text, its parts joined."""
+        return "".join(part.text for part in self.content or ())
+
+
+class ChatRequest(Request):
+    """The body of `/v1/chat/completions`."""
+
+    messages: Annotated[list[Message], Field(min_length=1)]
+    max_completion_tokens: Annotated[int, Field(ge=1)] | None = None
+    logprobs: Literal[False] | None = None
+    top_logprobs: Literal[0] | None = None
+    chat_template_kwargs: dict[str, Any] | None = None
+    modalities: list[Literal["text"]] | None = None
+
+    @property
+    def limit(self) -> int | None:
+        """The tokens to write at most, where the request says so."""
+        return self.max_completion_tokens or self.max_tokens
+
+    def chat(self) -> list[dict[str, str]]:
+        """Return the messages as chat templates take them."""
+        role = {"developer": "system"}
+        return [{"role": role.get(m.role, m.role), "content": m.text} for m in self.messages]
+
+
+def _prompts(value: Any) -> Any:
+    """Return a list of prompts for one that stands alone: a text, or a list of tokens."""
+    alone = isinstance(value, str) or (isinstance(value, list) and value and isinstance(value[0], int))
+    return [value] if alone else value
+
+
+class CompletionRequest(Request):
+    """The body of `/v1/completions`."""
+
+    prompt: Annotated[list[Text | TokenIds], Field(min_length=1, max_length=MAX_PROMPTS), BeforeValidator(_prompts)]
+    echo: bool | None = None
+    logprobs: None = None
+    suffix: Literal[""] | None = None
+    best_of: int | None = None
+
+    @model_validator(mode="after")
+    def _best(self) -> "CompletionRequest":
+        if self.best_of not in (None, self.choices):
+            raise ValueError("best_of is not supported: leave it out")
+        return self

@@ -1,0 +1,101 @@
+"""One choice's tokens as text: pieces that name their cycle and source, stop strings cut, half of one held back.
+
+Knows no HTTP and no engine.
+"""
+
+from collections.abc import Sequence
+from typing import Literal, NamedTuple
+
+from transformers import PreTrainedTokenizerBase
+
+from orthrus.decode.stop import TextStream
+from orthrus.serve.loop import Event
+
+Source = Literal["draft", "bonus"]
+
+
+class Piece(NamedTuple):
+    """Text that one source wrote in one cycle."""
+
+    text: str
+    cycle: int
+    source: Source
+
+
+class Transcript:
+    """Turn a job's events into text as OpenAI's API gives it: a stop string is not part of the text.
+
+    Attributes:
+        text: all text given so far.
+        cycles: events seen.
+        stopped: whether a stop string has ended it.
+    """
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, stops: Sequence[str] = ()) -> None:
+        """Begin an empty text."""
+        self._stream = TextStream(tokenizer)
+        self._stops = tuple(stops)
+        self._held: list[Piece] = []
+        self.stopped = False
+        self.text = ""
+        self.cycles = 0
+
+    def push(self, event: Event) -> list[Piece]:
+        """Return the pieces that may be shown by now; after the last event, all that is left."""
+        self.cycles += 1
+        pieces = self._held
+        for index, token in enumerate(event.token_ids):
+            _append(
+                pieces, Piece(self._stream.push(token), self.cycles, "draft" if index < event.accepted else "bonus")
+            )
+        if event.finish_reason is not None:
+            source: Source = "draft" if event.token_ids and event.accepted == len(event.token_ids) else "bonus"
+            _append(pieces, Piece(self._stream.rest(), self.cycles, source))
+        whole = "".join(piece.text for piece in pieces)
+        end = self._end(whole, last=event.finish_reason is not None)
+        shown, self._held = _split(pieces, end)
+        if self.stopped:
+            self._held = []
+        self.text += whole[:end]
+        return shown
+
+    def _end(self, whole: str, *, last: bool) -> int:
+        """Return how much of the unshown text may be shown."""
+        if self.stopped:
+            return 0
+        hits = [at for stop in self._stops if (at := whole.find(stop)) >= 0]
+        if hits:
+            self.stopped = True
+            return min(hits)
+        if last:
+            return len(whole)
+        return len(whole) - max((_overlap(whole, stop) for stop in self._stops), default=0)
+
+
+def _overlap(text: str, stop: str) -> int:
+    """Return the length of the longest end of a text with which a stop string begins."""
+    return next((n for n in range(min(len(stop) - 1, len(text)), 0, -1) if text.endswith(stop[:n])), 0)
+
+
+def _append(pieces: list[Piece], piece: Piece) -> None:
+    """Add a piece, joined to the last one where cycle and source are the same."""
+    if not piece.text:
+        return
+    if pieces and pieces[-1][1:] == piece[1:]:
+        pieces[-1] = piece._replace(text=pieces[-1].text + piece.text)
+    else:
+        pieces.append(piece)
+
+
+def _split(pieces: list[Piece], end: int) -> tuple[list[Piece], list[Piece]]:
+    """Split pieces at a number of characters."""
+    before: list[Piece] = []
+    after: list[Piece] = []
+    for piece in pieces:
+        head, tail = piece.text[: max(end, 0)], piece.text[max(end, 0) :]
+        end -= len(piece.text)
+        if head:
+            before.append(piece._replace(text=head))
+        if tail:
+            after.append(piece._replace(text=tail))
+    return before, after
