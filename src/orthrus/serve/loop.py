@@ -11,10 +11,11 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final, NamedTuple, Protocol
 
+from transformers import PreTrainedTokenizerBase
+
 from orthrus.decode.engine import Engine, Progress
 from orthrus.decode.options import Options
 from orthrus.decode.output import Stats
-from orthrus.decode.stop import Stopper
 from orthrus.errors import OrthrusError
 
 
@@ -62,7 +63,6 @@ class Job:
     Attributes:
         prompt_ids: the encoded prompt.
         options: sampling, length, stop strings.
-        stopper: where its text ends.
         index: tells the choices of one request apart, so that each draws noise of its own.
         mode: the engine that decodes it, a key of the loop's engines.
         deliver: called on the loop's thread with every event; must not block.
@@ -75,7 +75,6 @@ class Job:
 
     prompt_ids: list[int]
     options: Options
-    stopper: Stopper
     deliver: Callable[[Event], None]
     index: int = 0
     mode: str = "orthrus"
@@ -116,6 +115,7 @@ class Loop:
 
     Args:
         engines: makes the engine of each mode, when a job first asks for it.
+        tokenizer: the model's, which stop strings need.
         rows: jobs in flight at most, per mode.
         queue: jobs that may wait; more are refused.
         watcher: who is told what happens.
@@ -128,13 +128,14 @@ class Loop:
         self,
         engines: Mapping[str, Callable[[], Engine]],
         *,
+        tokenizer: PreTrainedTokenizerBase,
         rows: int,
         queue: int,
         watcher: Watcher,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.rows, self.queue, self.clock = rows, queue, clock
-        self._make, self._watcher = engines, watcher
+        self._make, self._tokenizer, self._watcher = engines, tokenizer, watcher
         self._lanes: dict[str, _Lane] = {}
         self._waiting: deque[Job] = deque()
         self._commands = _commands()
@@ -205,7 +206,12 @@ class Loop:
 
         Their rows are free at the next cycle.
         """
-        self._commands.put(lambda: [self._end(job, "abort") for job in jobs])
+
+        def end() -> None:
+            for job in jobs:
+                self._end(job, "abort")
+
+        self._commands.put(end)
 
     def drain(self, done: Callable[[], None]) -> None:
         """Take no more jobs, and call `done` on the loop's thread when the last one has ended."""
@@ -278,7 +284,7 @@ class Loop:
                 if len(lane.jobs) >= self.rows:
                     still.append(job)
                     continue
-                job.id = lane.engine.add(job.prompt_ids, job.options, stopper=job.stopper, index=job.index)
+                job.id = lane.engine.add(job.prompt_ids, job.options, tokenizer=self._tokenizer, index=job.index)
             except Exception as error:
                 self._fail(job, "error", error)
                 continue
@@ -298,9 +304,8 @@ class Loop:
             return
         now = self.clock()
         for one in progress:
-            job = lane.jobs.get(one.row.id)
-            if job is not None:
-                self._advance(job, one, now)
+            if one.row.id in lane.jobs:
+                self._advance(lane.jobs[one.row.id], one, now)
 
     def _advance(self, job: Job, progress: Progress, now: float) -> None:
         row = progress.row

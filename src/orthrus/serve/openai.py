@@ -167,15 +167,13 @@ class Message(_Body):
 
     role: Literal["system", "developer", "user", "assistant", "tool"]
     content: Annotated[list[TextPart], BeforeValidator(_parts)] | None = None
-    name: str | None = None
+    name: Text | None = None
+    tool_calls: list[dict[str, Any]] | None = None
+    tool_call_id: Text | None = None
+    reasoning_content: Text | None = None
     refusal: None = None
-    annotations: list[Any] | None = None
+    annotations: Annotated[list[Any], Field(max_length=0)] | None = None
     audio: None = None
-
-    @property
-    def text(self) -> str:
-        """The message's text, its parts joined."""
-        return "".join(part.text for part in self.content or ())
 
 
 class ChatRequest(Request):
@@ -193,10 +191,10 @@ class ChatRequest(Request):
         """The tokens to write at most, where the request says so."""
         return self.max_completion_tokens or self.max_tokens
 
-    def chat(self) -> list[dict[str, str]]:
-        """Return the messages as chat templates take them."""
-        role = {"developer": "system"}
-        return [{"role": role.get(m.role, m.role), "content": m.text} for m in self.messages]
+    def chat(self) -> list[dict[str, Any]]:
+        """Return the messages as `orthrus.generate` takes them; developers speak as the system."""
+        messages = [message.model_dump(exclude_none=True) for message in self.messages]
+        return [m | {"role": "system" if m["role"] == "developer" else m["role"]} for m in messages]
 
 
 def _prompts(value: Any) -> Any:

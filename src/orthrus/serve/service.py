@@ -9,10 +9,10 @@ from typing import Any, Final
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from orthrus.decode.api import encode, plan_of
+from orthrus.decode.api import plan_of
 from orthrus.decode.engine import Engine
 from orthrus.decode.exact import Exact
-from orthrus.decode.stop import Stopper
+from orthrus.decode.text import decode, encode
 from orthrus.errors import ConfigError
 from orthrus.model.attach import config_of
 from orthrus.policy.steps import Plan
@@ -81,7 +81,11 @@ class Service:
             return lambda: Engine(model, rows=rows, capacity=capacity, plan=plan, exact=exact)
 
         self.loop = Loop(
-            {"orthrus": engine(drafted), "ar": engine(plain)}, rows=rows, queue=queue, watcher=self.metrics
+            {"orthrus": engine(drafted), "ar": engine(plain)},
+            tokenizer=tokenizer,
+            rows=rows,
+            queue=queue,
+            watcher=self.metrics,
         )
         self.metrics.follow(self.loop, positions=rows * self.limits.context)
         eos = model.generation_config.eos_token_id if model.generation_config is not None else None
@@ -109,19 +113,14 @@ class Service:
     def encode(self, request: ChatRequest | CompletionRequest) -> list[list[int]]:
         """Return the request's prompts as tokens; raises Refused or PromptError for one that cannot be continued."""
         if isinstance(request, CompletionRequest):
-            return [prompt if isinstance(prompt, list) else self._text(prompt) for prompt in request.prompt]
-        return [encode(self.tokenizer, request.chat())]
+            return [encode(self.tokenizer, prompt) for prompt in request.prompt]
+        return [encode(self.tokenizer, request.chat(), chat_template_kwargs=request.chat_template_kwargs)]
 
-    def _text(self, prompt: str) -> list[int]:
-        return encode(self.tokenizer, prompt)
-
-    def echo(self, prompts: Sequence[Sequence[int]], request: CompletionRequest) -> list[str] | None:
+    def echo(self, request: CompletionRequest) -> list[str] | None:
         """Return each choice's prompt as text, where the request wants it repeated."""
         if not request.echo:
             return None
-        texts = [
-            p if isinstance(p, str) else self.tokenizer.decode(p, skip_special_tokens=True) for p in request.prompt
-        ]
+        texts = [p if isinstance(p, str) else decode(self.tokenizer, p) for p in request.prompt]
         return [text for text in texts for _ in range(request.choices)]
 
     def jobs(self, request: Request, prompts: Sequence[list[int]], deliver: Callable[[int, Event], None]) -> list[Job]:
@@ -140,7 +139,6 @@ class Service:
                 job = Job(
                     prompt_ids=prompt_ids,
                     options=options,
-                    stopper=Stopper(options, self.tokenizer, limit=limit),
                     deliver=_numbered(deliver, number),
                     index=number,
                     mode=request.orthrus.mode,

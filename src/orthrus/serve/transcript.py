@@ -8,7 +8,7 @@ from typing import Literal, NamedTuple
 
 from transformers import PreTrainedTokenizerBase
 
-from orthrus.decode.stop import TextStream
+from orthrus.decode.text import TextStream
 from orthrus.serve.loop import Event
 
 Source = Literal["draft", "bonus"]
@@ -45,12 +45,10 @@ class Transcript:
         self.cycles += 1
         pieces = self._held
         for index, token in enumerate(event.token_ids):
-            _append(
-                pieces, Piece(self._stream.push(token), self.cycles, "draft" if index < event.accepted else "bonus")
-            )
+            source: Source = "draft" if index < event.accepted else "bonus"
+            _append(pieces, Piece(self._stream.push(token), self.cycles, source))
         if event.finish_reason is not None:
-            source: Source = "draft" if event.token_ids and event.accepted == len(event.token_ids) else "bonus"
-            _append(pieces, Piece(self._stream.rest(), self.cycles, source))
+            _append(pieces, Piece(self._stream.finish(), self.cycles, "bonus"))
         whole = "".join(piece.text for piece in pieces)
         end = self._end(whole, last=event.finish_reason is not None)
         shown, self._held = _split(pieces, end)
