@@ -2,12 +2,14 @@
 
 import itertools
 import math
+from collections.abc import Callable
 
 import numpy as np
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from torch import Tensor
 
 from orthrus.decode import accept
 from tests import reference
@@ -89,6 +91,11 @@ def test_a_broken_rule_would_not_emit_p(monkeypatch: pytest.MonkeyPatch) -> None
 # ---------------------------------------------------------------- the function follows the rule
 
 
+def at_slot(noise_BM1V: Tensor) -> Callable[[Tensor], Tensor]:
+    """Noise for the slot that each row stops at."""
+    return lambda stop_B: noise_BM1V[torch.arange(len(stop_B)), stop_B]
+
+
 @given(st.integers(0, 2**32 - 1), st.sampled_from([0.1, 1.0]))
 def test_rejection_follows_the_specification(seed: int, spread: float) -> None:
     """Every pair of drafts as a row of one batch, noise drawn at random: the same tokens, row by row."""
@@ -103,7 +110,7 @@ def test_rejection_follows_the_specification(seed: int, spread: float) -> None:
         logs(q),
         logs(p),
         accept_BM=torch.tensor(uniform).float(),
-        residual_BM1V=torch.tensor(gumbel).float(),
+        residual=at_slot(torch.tensor(gumbel).float()),
     )
     expected = [reference.accept_sampled(drafts[b], q[b], p[b], uniform[b], gumbel[b]) for b in range(B)]
     assert emitted(verdict) == expected
@@ -119,7 +126,7 @@ def test_share_of_kept_drafts_is_the_ratio(token: int) -> None:
         logs([q]).expand(N, 1, V),
         logs([p, p]).expand(N, 2, V),
         accept_BM=((torch.arange(N) + 0.5) / N)[:, None],
-        residual_BM1V=torch.zeros(N, 2, V),
+        residual=at_slot(torch.zeros(N, 2, V)),
     )
     assert int(verdict.accepted_B.sum()) == round(N * min(1.0, p[token] / q[token]))
 
@@ -130,7 +137,7 @@ def one_row(q: Distribution, p: Distribution, draft: int, uniform: float, gumbel
         logs([q])[None],
         logs([p, UNIFORM])[None],
         accept_BM=torch.tensor([[uniform]]),
-        residual_BM1V=torch.tensor([[gumbel, gumbel]]),
+        residual=at_slot(torch.tensor([[gumbel, gumbel]])),
     )
     return emitted(verdict)[0]
 
@@ -165,6 +172,6 @@ def test_without_drafts_it_is_plain_sampling() -> None:
         torch.empty(1, 0, V),
         logs([p])[None],
         accept_BM=torch.empty(1, 0),
-        residual_BM1V=gumbel,
+        residual=at_slot(gumbel),
     )
     assert emitted(verdict) == [[int((torch.tensor(p).log() + gumbel[0, 0]).argmax())]]

@@ -8,6 +8,7 @@ right implementation fails once in more than three million reseedings; with the 
 from collections import Counter
 from collections.abc import Callable
 from functools import cache
+from typing import Any
 
 import pytest
 import torch
@@ -77,26 +78,22 @@ def test_any_plan_samples_the_same_distribution(name: str) -> None:
 # ---------------------------------------------------------------- the test has teeth
 
 
-def always_accept(draft_BM: Tensor, draft_score_BMV: Tensor, score_BM1V: Tensor, **noises: Tensor) -> Verdict:
+def always_accept(draft_BM: Tensor, draft_score_BMV: Tensor, score_BM1V: Tensor, **noises: Any) -> Verdict:
     """Keep every draft: the distribution becomes the twin's."""
     verdict = rejection(draft_BM, draft_score_BMV, score_BM1V, **noises)
     tokens = torch.cat([draft_BM, verdict.tokens_BM1[:, -1:]], dim=1)
     return Verdict(tokens, torch.full_like(verdict.accepted_B, draft_BM.shape[1]))
 
 
-def no_residual(draft_BM: Tensor, draft_score_BMV: Tensor, score_BM1V: Tensor, **noises: Tensor) -> Verdict:
+def no_residual(draft_BM: Tensor, draft_score_BMV: Tensor, score_BM1V: Tensor, **noises: Any) -> Verdict:
     """Replace a rejected draft by a draw from p, where p - q belongs."""
     verdict = rejection(draft_BM, draft_score_BMV, score_BM1V, **noises)
-    drawn = (score_BM1V.log_softmax(-1) + noises["residual_BM1V"]).argmax(-1)
-    return Verdict(
-        torch.cat([draft_BM, drawn[:, -1:]], 1).scatter(
-            1, verdict.accepted_B[:, None], drawn.gather(1, verdict.accepted_B[:, None])
-        ),
-        verdict.accepted_B,
-    )
+    at_B = verdict.accepted_B
+    drawn_B = (score_BM1V[torch.arange(len(at_B)), at_B].log_softmax(-1) + noises["residual"](at_B)).argmax(-1)
+    return Verdict(verdict.tokens_BM1.scatter(1, at_B[:, None], drawn_B[:, None]), at_B)
 
 
-def always_the_argmax(draft_BM: Tensor, draft_score_BMV: Tensor, score_BM1V: Tensor, **_: Tensor) -> Verdict:
+def always_the_argmax(draft_BM: Tensor, draft_score_BMV: Tensor, score_BM1V: Tensor, **_: Any) -> Verdict:
     """Keep drafts that equal the backbone's best token, as prototypes do."""
     return accept.greedy(draft_BM, score_BM1V)
 

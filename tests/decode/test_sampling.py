@@ -1,16 +1,20 @@
 """Processed scores equal transformers' own and the float64 specification; coupled drafts equal plain sampling."""
 
+import math
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import GenerationConfig, LogitsProcessorList, RepetitionPenaltyLogitsProcessor
 
-from orthrus.decode import noise
+from orthrus.decode import accept, noise
 from orthrus.decode.options import Sampling
-from orthrus.decode.sampling import Chooser, Context
+from orthrus.decode.sampling import Chooser, Context, Drafts
 from tests import reference
 from tests.families import tiny
 
@@ -31,11 +35,10 @@ def draw_logits(seed: int, *shape: int) -> Tensor:
     return torch.randn(*shape, V, generator=torch.Generator().manual_seed(seed)) * 2
 
 
-def seen_mask(texts: list[list[int]]) -> Tensor:
-    mask = torch.zeros(len(texts), V, dtype=torch.bool)
-    for row, text in enumerate(texts):
-        mask[row, text] = True
-    return mask
+def contained(texts: list[list[int]]) -> Tensor:
+    """The tokens of each text, filled up with its first one: `[B, L]`."""
+    longest = max(map(len, texts))
+    return torch.tensor([text + text[:1] * (longest - len(text)) for text in texts])
 
 
 @given(samplings, st.integers(0, 1000), st.lists(st.integers(0, V - 1), min_size=1, max_size=6))
@@ -52,7 +55,7 @@ def test_scores_equal_transformers_processors(sampling: Sampling, seed: int, tex
     logits = draw_logits(seed, 1)
     processors = PLAIN._get_logits_processor(prepared(config), input_ids_seq_length=len(text))
     expected = processors(torch.tensor([text]), logits.clone())
-    made = Chooser(sampling).scores(logits[:, None], seen_mask([text])[:, None])[:, 0]
+    made = Chooser(sampling).scores(logits[:, None], contained([text])[:, None])[:, 0]
     assert torch.equal(made, expected)
 
 
@@ -68,7 +71,7 @@ def prepared(config: GenerationConfig) -> GenerationConfig:
 def test_scores_equal_the_specification(sampling: Sampling, seed: int, text: list[int]) -> None:
     """And what transformers does is what the float64 specification says, tokens of chance zero included."""
     logits = draw_logits(seed, 1)
-    made = Chooser(sampling).scores(logits[:, None], seen_mask([text])[:, None])[0, 0].softmax(-1)
+    made = Chooser(sampling).scores(logits[:, None], contained([text])[:, None])[0, 0].softmax(-1)
     expected = reference.distribution(logits[0].tolist(), set(text), sampling)
     np.testing.assert_allclose(made.double().numpy(), expected, rtol=0, atol=1e-6)
     assert ((made == 0).numpy() == (expected == 0)).all()
@@ -79,7 +82,7 @@ def test_greedy_scores_are_only_penalised(penalty: float, seed: int, text: list[
     """The repetition penalty moves a greedy choice too; nothing else is computed."""
     logits = draw_logits(seed, 1)
     expected = LogitsProcessorList([RepetitionPenaltyLogitsProcessor(penalty)])(torch.tensor([text]), logits.clone())
-    made = Chooser(Sampling(repetition_penalty=penalty)).scores(logits[:, None], seen_mask([text])[:, None])
+    made = Chooser(Sampling(repetition_penalty=penalty)).scores(logits[:, None], contained([text])[:, None])
     assert torch.equal(made[:, 0], expected)
 
 
@@ -96,7 +99,7 @@ def test_every_verify_slot_has_its_own_context() -> None:
     sampling = Sampling(repetition_penalty=2.0)
     logits = draw_logits(5, 1, 4)
     drafts, text = [3, 4, 3], [0, 7]
-    context = Context(torch.tensor([1]), torch.tensor([9]), seen_mask([text]))
+    context = Context(torch.tensor([1]), torch.tensor([9]), contained([text]))
     chooser = Chooser(sampling)
     scores = chooser.scores(logits, chooser._seen_along(torch.tensor([drafts]), context))[0].tolist()
     for slot in range(4):
@@ -131,7 +134,7 @@ def plain_text(start: tuple[int, ...], count: int, sampling: Sampling, stream: i
     """Sample token by token with the noise of purpose TARGET at each position."""
     text = start
     for _ in range(count):
-        scores = Chooser(sampling).scores(backbone(text)[None, None], seen_mask([list(text)])[:, None])
+        scores = Chooser(sampling).scores(backbone(text)[None, None], contained([list(text)])[:, None])
         position = torch.tensor([[len(text)]])
         noised = scores + noise.gumbel(torch.tensor([stream]), position, noise.TARGET, V)
         text = (*text, int(noised.argmax()))
@@ -144,7 +147,7 @@ def test_coupled_cycles_equal_plain_sampling(sampling: Sampling, seed: int, draf
     stream, text, count = noise.stream_of(seed, 0), (1, 2, 3), 8
     chooser, done = Chooser(sampling, coupled=True), (1, 2, 3)
     while len(done) < len(text) + count:
-        context = Context(torch.tensor([stream]), torch.tensor([len(done) - 1]), seen_mask([list(done)]))
+        context = Context(torch.tensor([stream]), torch.tensor([len(done) - 1]), contained([list(done)]))
         foreseen = [backbone(done)] * drafts
         logits = torch.stack([*foreseen, torch.zeros(V)])[None, :drafts]
         proposal = chooser.draft(logits + blur * draw_logits(seed + len(done), 1, drafts), context)
@@ -167,19 +170,72 @@ def test_coupled_good_drafts_are_all_kept() -> None:
 
 
 def test_rejection_uses_independent_noise_for_each_decision(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Draft, acceptance and replacement of one position never share a draw; positions are those decided."""
-    asked: list[tuple[int, list[int]]] = []
+    """Draft, acceptance and replacement of one position never share a draw; positions are those decided.
+
+    A vocabulary of numbers is drawn for each draft and once for the token after them, and nowhere else.
+    """
+    asked: list[tuple[int, list[int], int]] = []
     real = noise.uniform
 
     def spy(stream_B: Tensor, position_BQ: Tensor, purpose: int, lanes: int) -> Tensor:
-        asked.append((purpose, position_BQ[0].tolist()))
+        asked.append((purpose, position_BQ[0].tolist(), lanes))
         return real(stream_B, position_BQ, purpose, lanes)
 
     monkeypatch.setattr(noise, "uniform", spy)
     chooser, context = Chooser(Sampling(do_sample=True)), Context(torch.tensor([4]), torch.tensor([7]))
-    chooser.judge(chooser.draft(draw_logits(1, 1, 2), context), draw_logits(2, 1, 3), context)
+    verdict = chooser.judge(chooser.draft(draw_logits(1, 1, 2), context), draw_logits(2, 1, 3), context)
     assert sorted(asked) == [
-        (noise.DRAFT, [8, 9]),
-        (noise.ACCEPT, [8, 9]),
-        (noise.RESIDUAL, [8, 9, 10]),
+        (noise.DRAFT, [8, 9], V),
+        (noise.ACCEPT, [8, 9], 1),
+        (noise.RESIDUAL, [8 + int(verdict.accepted_B)], V),
     ]
+
+
+@pytest.mark.parametrize("drafts", [1, 7])
+def test_a_repetition_penalty_touches_the_tokens_of_the_text_alone(drafts: int) -> None:
+    """Nothing is made of the size of drafts by vocabulary but the scores themselves, and no 64-bit numbers at all."""
+    made: list[tuple[torch.dtype, int]] = []
+
+    class Sizes(TorchDispatchMode):
+        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            out = func(*args, **(kwargs or {}))
+            made.extend((t.dtype, t.numel()) for t in (out if isinstance(out, tuple | list) else [out]))
+            return out
+
+    context = Context(torch.tensor([4]), torch.tensor([7]), contained([[3, 5, 7]]))
+    logits, own = torch.randn(1, drafts + 1, 5000), torch.arange(drafts)[None]
+    with Sizes():
+        Chooser(Sampling(repetition_penalty=1.3)).judge(Drafts(own, None), logits, context)
+    assert [dtype for dtype, size in made if size >= 5000] == [torch.float32]
+
+
+# ---------------------------------------------------------------- where nothing can be chosen
+
+
+@pytest.mark.parametrize("sampling", [Sampling(), Sampling(do_sample=True), Sampling(do_sample=True, top_p=0.9)])
+@pytest.mark.parametrize("coupled", [False, True])
+@pytest.mark.parametrize("broken", [math.nan, math.inf])
+@pytest.mark.parametrize("slot", [0, 1, 2])
+def test_logits_that_are_not_numbers_choose_nothing(
+    sampling: Sampling, coupled: bool, broken: float, slot: int
+) -> None:
+    """No token is made up after a slot with one NaN or infinity; slots before it and rows beside it are as ever."""
+    chooser, context = Chooser(sampling, coupled), Context(torch.tensor([4, 5]), torch.tensor([7, 9]))
+    logits = draw_logits(1, 1, 3).expand(2, -1, -1).clone()
+    drafts = chooser.draft(logits[:, :2], context)
+    whole = chooser.judge(drafts, logits, context)
+    logits[0, slot, 4] = broken
+    verdict = chooser.judge(drafts, logits, context)
+    assert whole.accepted_B.tolist() == [2, 2]
+    assert int(verdict.accepted_B[0]) == slot
+    assert verdict.tokens_BM1[0, : slot + 1].tolist() == [*whole.tokens_BM1[0, :slot].tolist(), accept.NONE]
+    assert torch.equal(verdict.tokens_BM1[1], whole.tokens_BM1[1])
+
+
+def test_broken_drafts_are_turned_down() -> None:
+    """Logits of the view that are not numbers cost their drafts, no more."""
+    chooser, context = Chooser(Sampling(do_sample=True)), Context(torch.tensor([4]), torch.tensor([7]))
+    drafts = chooser.draft(torch.full((1, 2, V), math.nan), context)
+    verdict = chooser.judge(drafts, draw_logits(1, 1, 3), context)
+    assert verdict.accepted_B.tolist() == [0]
+    assert verdict.tokens_BM1[0, 0] >= 0

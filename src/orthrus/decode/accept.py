@@ -8,16 +8,21 @@ sampling would have drawn. Knows no model, no cache and no options.
 Shapes: B rows, M drafts, V vocabulary. Scores are processed logits in float32.
 """
 
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import Final, NamedTuple
 
 import torch
 from torch import Tensor
+
+NONE: Final = -1
+"""What is chosen where nothing can be: logits that are not numbers, or every token forbidden."""
 
 
 class Verdict(NamedTuple):
     """What a verify pass decided: `tokens[b, :accepted[b] + 1]` are the row's next tokens, the last one the bonus.
 
-    Where the logits after `n` tokens are no numbers (`sound`), `-1 - n` are accepted and there is no bonus.
+    Where no token can be chosen after `n` of them, the bonus is `NONE` and, once marked by `sound`, `-1 - n` are
+    accepted.
     """
 
     tokens_BM1: Tensor
@@ -26,8 +31,14 @@ class Verdict(NamedTuple):
 
 def greedy(draft_BM: Tensor, score_BM1V: Tensor) -> Verdict:
     """Keep the longest prefix of drafts that equals the argmax of the scores; ties go to the lowest id."""
-    own_BM1 = score_BM1V.argmax(dim=-1)
+    own_BM1 = best(score_BM1V)
     return Verdict(own_BM1, _prefix(draft_BM == own_BM1[:, :-1]))
+
+
+def best(score_BQV: Tensor) -> Tensor:
+    """Return the token of the highest score, `[B, Q]`, or `NONE` where no score is the highest of finite ones."""
+    highest = score_BQV.max(dim=-1)  # of any NaN it is NaN, and where all tokens are forbidden minus infinity
+    return torch.where(highest.values.isfinite(), highest.indices, NONE)
 
 
 def rejection(
@@ -36,7 +47,7 @@ def rejection(
     score_BM1V: Tensor,
     *,
     accept_BM: Tensor,
-    residual_BM1V: Tensor,
+    residual: Callable[[Tensor], Tensor],
 ) -> Verdict:
     """Keep each draft x with probability min(1, p(x)/q(x)); draw the next token from what p has more than q.
 
@@ -45,34 +56,33 @@ def rejection(
         draft_score_BMV: processed scores the drafts were drawn from (q).
         score_BM1V: the backbone's processed scores at the same slots and one more (p).
         accept_BM: uniform noise in (0, 1), independent of the drafts.
-        residual_BM1V: Gumbel noise, independent of both.
+        residual: the numbers of drafts kept, `[B]`, to Gumbel noise `[B, V]` for the slots after them, independent of
+            both.
     """
+    M = draft_BM.shape[1]
     p_BM1V = score_BM1V.softmax(-1)
     q_BMV = draft_score_BMV.softmax(-1)
     p_BM = p_BM1V[:, :-1].gather(2, draft_BM[:, :, None])[:, :, 0]
     q_BM = q_BMV.gather(2, draft_BM[:, :, None])[:, :, 0]
     accepted_B = _prefix(accept_BM * q_BM < p_BM)
-    # Beyond the last draft nothing was proposed: q is zero there and the residual is p itself.
-    q_BM1V = torch.cat([q_BMV, torch.zeros_like(p_BM1V[:, :1])], dim=1)
-    at_B1V = accepted_B[:, None, None].expand(-1, 1, p_BM1V.shape[2])
-    p_BV, q_BV, noise_BV = (x.gather(1, at_B1V)[:, 0] for x in (p_BM1V, q_BM1V, residual_BM1V))
-    left_BV = (p_BV - q_BV).clamp_min(0)
+    row_B = torch.arange(len(draft_BM), device=draft_BM.device)
+    left_BV = p_BV = p_BM1V[row_B, accepted_B]
+    if M:
+        # Beyond the last draft nothing was proposed: q is zero there and the residual is p itself.
+        q_BV = q_BMV[row_B, accepted_B.clamp_max(M - 1)]
+        left_BV = torch.where(accepted_B[:, None] < M, (p_BV - q_BV).clamp_min(0), p_BV)
     # p = q up to rounding leaves nothing; a rejection there has probability zero, so any draw from p will do.
     left_BV = torch.where(left_BV.sum(1, keepdim=True) > 0, left_BV, p_BV)
-    bonus_B = (left_BV.log() + noise_BV).argmax(-1)
-    tokens = torch.cat([draft_BM, bonus_B[:, None]], dim=1)
-    return Verdict(tokens.scatter(1, accepted_B[:, None], bonus_B[:, None]), accepted_B)
+    bonus_B1 = best((left_BV.log() + residual(accepted_B))[:, None])
+    tokens = torch.cat([draft_BM, bonus_B1], dim=1)
+    return Verdict(tokens.scatter(1, accepted_B[:, None], bonus_B1), accepted_B)
 
 
-def sound(verdict: Verdict, peak_BM1: Tensor) -> Verdict:
-    """Keep no token from the first slot on whose logits are NaN, infinite, or all impossible; `-1 - n` marks the row.
-
-    `peak_BM1` is the largest logit of each verified slot, NaN where any is.
-    """
-    slot_M1 = torch.arange(peak_BM1.shape[1], device=peak_BM1.device)
-    broken_BM1 = ~peak_BM1.isfinite() & (slot_M1 <= verdict.accepted_B[:, None])
-    before_B = broken_BM1.long().argmax(1)  # the first one
-    return verdict._replace(accepted_B=torch.where(broken_BM1.any(1), -1 - before_B, verdict.accepted_B))
+def sound(verdict: Verdict) -> Verdict:
+    """Mark rows whose next token is `NONE`: `-1 - n` are accepted where `n` tokens come before it."""
+    accepted_B = verdict.accepted_B
+    bonus_B = verdict.tokens_BM1.gather(1, accepted_B[:, None])[:, 0]
+    return verdict._replace(accepted_B=torch.where(bonus_B == NONE, -1 - accepted_B, accepted_B))
 
 
 def _prefix(kept_BM: Tensor) -> Tensor:

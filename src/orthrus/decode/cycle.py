@@ -168,8 +168,7 @@ def _tree(passes: Passes, batch: Batch, logits_BMV: Tensor, step: Step, drew: in
         ),
     )
     path = tree.walk(grown, choice_BP, slots=slots)
-    walked_BM1 = torch.nn.functional.pad(path.node_BM, (1, 0)).clamp_max(nodes)
-    verdict = sound(path.verdict, logits_BPV.amax(-1).gather(1, walked_BM1))
+    verdict = sound(path.verdict)
     if passes.geometry is not None:
         # Siblings between a path's keys change the order of sums; a plain verify pass of the path settles its bits.
         drafts = Drafts(path.verdict.tokens_BM1[:, :-1], None)
@@ -216,7 +215,7 @@ def _judge(batch: Batch, drafts: Drafts, logits_BM1V: Tensor) -> Verdict:
         return torch.cat([verdict.tokens_BM1, verdict.accepted_B[:, None]], dim=1)
 
     packed = _grouped(batch, of)
-    return sound(Verdict(packed[:, :-1], packed[:, -1]), logits_BM1V.amax(-1))
+    return sound(Verdict(packed[:, :-1], packed[:, -1]))
 
 
 def _grouped(batch: Batch, of: Callable[[Chooser, Tensor | None], Tensor]) -> Tensor:

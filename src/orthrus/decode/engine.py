@@ -56,6 +56,12 @@ class Row:
     lookup: Lookup = field(default_factory=Lookup)
     finish_reason: FinishReason | None = None
     error: Exception | None = None
+    seen: dict[int, None] = field(default_factory=dict)  # what a penalised row contains, each token once
+
+    @property
+    def penalised(self) -> bool:
+        """True where tokens that the row contains already are penalised."""
+        return self.options.sampling.repetition_penalty != 1.0
 
     def fail(self, error: Exception) -> None:
         """End this completion with an error; the first one counts."""
@@ -149,7 +155,6 @@ class Engine:
         self._ready: list[Ready | None] = [None] * rows
         self.waiting: deque[Row] = deque()
         self._cached_ids: list[list[int]] = [[] for _ in range(rows)]
-        self._seen_RV: Tensor | None = None
         self._next_id = 0
 
     @staticmethod
@@ -220,6 +225,7 @@ class Engine:
             stream=stream_of(options.seed, index),
             record=Record(slots=self.block - 1),
         )
+        row.seen.update(dict.fromkeys(row.prompt_ids if row.penalised else ()))
         self._next_id += 1
         self.waiting.append(row)
         return row.id
@@ -334,8 +340,6 @@ class Engine:
                 self.live.append(self.waiting.popleft())
             if any(pending):
                 self._read(slice(first, len(self.live)), pending)
-            for place in range(first, len(self.live)):
-                self._see(place)
         except BaseException:  # memory ran out, say: nobody may go on from a prompt that was not read
             self._send_back(first)
             raise
@@ -403,8 +407,7 @@ class Engine:
             copying_B = None if all(copied) else torch.tensor(copied, device=device)
         anchor_B = torch.tensor([row.anchor for row in self.live], device=device)
         stream_B = torch.tensor([row.stream for row in self.live], device=device)
-        seen_BV = None if self._seen_RV is None else self._seen_RV[rows]
-        context = Context(stream_B, self.cache.length_R[rows], seen_BV)
+        context = Context(stream_B, self.cache.length_R[rows], self._seen())
         places: dict[Sampling, list[int]] = {}
         for place, row in enumerate(self.live):
             places.setdefault(row.options.sampling, []).append(place)
@@ -452,8 +455,7 @@ class Engine:
                     f"{len(row.token_ids)} tokens: look at the model's weights and at what changes its logits"
                 )
             )
-        if self._seen_RV is not None:
-            self._seen_RV[place, kept] = True
+        row.seen.update(dict.fromkeys(kept if row.penalised else ()))
         return Progress(row, kept, accepted)
 
     def _remove(self, place: int) -> None:
@@ -472,20 +474,14 @@ class Engine:
         self.cache.move_row(last, place)
         self._cached_ids[place], self._cached_ids[last] = [], []
         self._ready[place], self._ready[last] = self._ready[last], None
-        if self._seen_RV is not None:
-            self._seen_RV[place] = self._seen_RV[last]
 
-    def _see(self, place: int) -> None:
-        """Note which tokens a new row contains, once any row is penalised for repeating."""
-        penalised = any(row.options.sampling.repetition_penalty != 1.0 for row in self.live)
-        if self._seen_RV is None and penalised:
-            self._seen_RV = torch.zeros(self.cache.rows, self.vocabulary, dtype=torch.bool, device=self.cache.device)
-            for other in range(len(self.live)):
-                self._see(other)
-        if self._seen_RV is not None:
-            row = self.live[place]
-            self._seen_RV[place] = False
-            self._seen_RV[place, row.prompt_ids + row.token_ids] = True
+    def _seen(self) -> Tensor | None:
+        """Return the tokens that each live row contains, `[B, L]`, where any of them is penalised for repeating."""
+        if not any(row.penalised for row in self.live):
+            return None
+        seen = [list(row.seen) if row.penalised else [row.anchor] for row in self.live]
+        longest = max(map(len, seen))
+        return torch.tensor([own + own[:1] * (longest - len(own)) for own in seen], device=self.cache.device)
 
 
 def _common_start(one: Sequence[int], other: Sequence[int]) -> int:

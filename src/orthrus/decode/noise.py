@@ -17,6 +17,9 @@ _GOLDEN = -7046029254386353131  # 2^64 / golden ratio, odd, as a signed 64-bit i
 _MIX_1 = -4658895280553007687
 _MIX_2 = -7723592293110705685
 
+_CHUNK = 1 << 16
+"""Numbers that a CPU makes at a time."""
+
 
 def stream_of(seed: int, index: int) -> int:
     """Return the stream of one row: a 64-bit integer that depends on the user's seed and the prompt's index."""
@@ -36,25 +39,31 @@ def fresh(stream_B: Tensor, anchor_B: Tensor) -> Tensor:
 
 def uniform(stream_B: Tensor, position_BQ: Tensor, purpose: int, lanes: int) -> Tensor:
     """Return `[B, Q, L]` float32 numbers in the open interval (0, 1): odd multiples of 2^-24, all of them exact."""
-    key_BQ = _mix(_mix(stream_B)[:, None] + (position_BQ * 4 + purpose) * _GOLDEN)
+    key_BQ1 = _mix(_mix(stream_B)[:, None] + (position_BQ * 4 + purpose) * _GOLDEN)[:, :, None]
     lane_L = torch.arange(1, lanes + 1, device=stream_B.device) * _GOLDEN
+    # A CPU takes some lanes at a time: a long vocabulary's 64-bit keys would leave its cache between any two steps.
+    chunk = max(_CHUNK // max(key_BQ1.numel(), 1), 64) if stream_B.device.type == "cpu" else lanes
+    return torch.cat([_numbers(key_BQ1 + own_L) for own_L in torch.split(lane_L, chunk)], dim=2)
+
+
+def _numbers(key: Tensor) -> Tensor:
+    """Turn keys of lanes into numbers."""
     # 23 bits and a half: one bit more would round the largest value up to 1, whose Gumbel noise is infinite.
-    bits = _shift(_mix(key_BQ[:, :, None] + lane_L), 41)
-    return (bits.float() + 0.5) * 2.0**-23
+    return _shift(_mix(key), 41).float().add_(0.5).mul_(2.0**-23)
 
 
 def gumbel(stream_B: Tensor, position_BQ: Tensor, purpose: int, lanes: int) -> Tensor:
     """Return `[B, Q, L]` standard Gumbel noise: the argmax of log-probabilities plus it is a sample from them."""
-    return -torch.log(-torch.log(uniform(stream_B, position_BQ, purpose, lanes)))
+    return uniform(stream_B, position_BQ, purpose, lanes).log_().neg_().log_().neg_()
 
 
 def _mix(z: Tensor) -> Tensor:
     """Scramble 64-bit integers (the finalizer of SplitMix64: Steele, Lea and Flood, OOPSLA 2014)."""
-    z = (z ^ _shift(z, 30)) * _MIX_1
-    z = (z ^ _shift(z, 27)) * _MIX_2
-    return z ^ _shift(z, 31)
+    z = (_shift(z, 30) ^ z).mul_(_MIX_1)
+    z = _shift(z, 27).bitwise_xor_(z).mul_(_MIX_2)
+    return _shift(z, 31).bitwise_xor_(z)
 
 
 def _shift(z: Tensor, bits: int) -> Tensor:
     """Shift right without the sign, which torch's own shift of signed integers drags along."""
-    return (z >> bits) & ((1 << (64 - bits)) - 1)
+    return (z >> bits).bitwise_and_((1 << (64 - bits)) - 1)

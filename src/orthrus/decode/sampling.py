@@ -1,8 +1,8 @@
 """From logits to choices: processed scores, drafts drawn from them, verdicts over them.
 
 Puts the options of a group of rows (`Sampling`), the row's noise and the acceptance rules together. Warping is
-transformers' own; only the repetition penalty is written here, over a "seen" mask of fixed shape, because every
-slot of a block has a context of its own. Knows no model and no cache.
+transformers' own; only the repetition penalty is written here, over the few tokens that a text contains, because
+every slot of a block has a context of its own. Knows no model and no cache.
 
 Shapes: B rows, M drafts, V vocabulary.
 """
@@ -33,16 +33,17 @@ class Context(NamedTuple):
     Attributes:
         stream_B: noise stream of each row.
         position_B: position of each row's anchor; the token after it is decided at `position + 1`.
-        seen_BV: which tokens each row contains, or None when no row is penalised for repeating.
+        seen_BL: the tokens that each row contains, filled up with any of them, or None when no row is penalised for
+            repeating.
     """
 
     stream_B: Tensor
     position_B: Tensor
-    seen_BV: Tensor | None = None
+    seen_BL: Tensor | None = None
 
     def rows(self, index_B: Tensor) -> "Context":
         """Return the same for some of the rows."""
-        seen = None if self.seen_BV is None else self.seen_BV[index_B]
+        seen = None if self.seen_BL is None else self.seen_BL[index_B]
         return Context(self.stream_B[index_B], self.position_B[index_B], seen)
 
 
@@ -78,12 +79,12 @@ class Chooser:
         With it (the anchors, `[B]`) they are chosen in turn: each slot's logits are shifted by the token before it. How
         probable they are is told where `weigh` asks for it.
         """
-        seen = None if context.seen_BV is None else context.seen_BV[:, None]
+        seen = self._seen(context)
         purpose = noise.TARGET if self.coupled else noise.DRAFT
         noise_BMV = self._gumbel(logits_BMV, context, purpose) if self.sampling.do_sample else None
         if before is None:
             tokens, scores = self._draw(logits_BMV, seen, noise_BMV)
-        elif noise_BMV is None and (seen is None or self.sampling.repetition_penalty == 1.0):
+        elif noise_BMV is None and seen is None:
             tokens, scores = before.shift.likeliest(logits_BMV, before.token)
         else:
             drawn: list[Tensor] = []
@@ -111,14 +112,19 @@ class Chooser:
             return accept.greedy(drafts.tokens_BM, scores)
         if drafts.scores_BMV is None:
             return accept.greedy(drafts.tokens_BM, scores + self._gumbel(scores, context, noise.TARGET))
-        M = drafts.tokens_BM.shape[1]
-        position_BM = _positions(context.position_B, M)
+        M, V = drafts.tokens_BM.shape[1], scores.shape[2]
+        stream_B, position_BM1 = self._stream(context), _positions(context.position_B, M + 1)
+
+        def residual(accepted_B: Tensor) -> Tensor:
+            position_B1 = position_BM1.gather(1, accepted_B[:, None])
+            return noise.gumbel(stream_B, position_B1, noise.RESIDUAL, V)[:, 0]
+
         return accept.rejection(
             drafts.tokens_BM,
             drafts.scores_BMV,
             scores,
-            accept_BM=noise.uniform(self._stream(context), position_BM, noise.ACCEPT, 1)[:, :, 0],
-            residual_BM1V=self._gumbel(scores, context, noise.RESIDUAL),
+            accept_BM=noise.uniform(stream_B, position_BM1[:, :M], noise.ACCEPT, 1)[:, :, 0],
+            residual=residual,
         )
 
     def branch(self, logits_BMV: Tensor, context: Context) -> Tensor:
@@ -127,34 +133,38 @@ class Chooser:
         Others must not: which nodes there are decides where a cycle stops, and a stop chosen by the noise of positions
         that the next cycle draws anew would bias them.
         """
-        seen = None if context.seen_BV is None else context.seen_BV[:, None]
-        scores = self.scores(logits_BMV, seen)
+        scores = self.scores(logits_BMV, self._seen(context))
         if not (self.sampling.do_sample and self.coupled):
             return scores
         return scores + self._gumbel(scores, context, noise.TARGET)
 
     def choices(self, logits_BPV: Tensor, context: Context, tree: Tree) -> Tensor:
         """Return what the backbone writes after each node of a tree: `[B, P]`."""
+        seen_B1L = self._seen(context)
         seen = None
-        if context.seen_BV is not None and self.sampling.repetition_penalty != 1.0:
-            token_BP = torch.nn.functional.pad(tree.token_BN, (1, 0))
-            token_BP[:, 0] = tree.token_BN[:, 0]  # the root adds nothing: the row contains its anchor already
-            own_BPV = torch.nn.functional.one_hot(token_BP, logits_BPV.shape[2]).float()
-            own_BPV[:, 0] = 0
-            seen = context.seen_BV[:, None] | (tree.ancestor_BPP.float() @ own_BPV > 0)
+        if seen_B1L is not None:
+            # The root adds nothing: the row contains its anchor already.
+            token_BP = torch.cat([seen_B1L[:, 0, :1], tree.token_BN], dim=1)
+            path_BPP = torch.where(tree.ancestor_BPP, token_BP[:, None], token_BP[:, :1, None])
+            seen = _with(seen_B1L, path_BPP)
         scores = self.scores(logits_BPV, seen)
         if self.sampling.do_sample:
             position_BP = context.position_B[:, None] + tree.depth_BP + 1
             scores = scores + noise.gumbel(self._stream(context), position_BP, noise.TARGET, scores.shape[2])
-        return scores.argmax(-1)
+        return accept.best(scores)
 
     def scores(self, logits: Tensor, seen: Tensor | None) -> Tensor:
-        """Process logits `[B, Q, V]` as the options say, in float32; greedy choosing skips what keeps the argmax."""
+        """Process logits `[B, Q, V]` as the options say, in float32; greedy choosing skips what keeps the argmax.
+
+        `seen` holds the tokens that each slot's text contains, `[B, Q or 1, L]`; some may be there twice.
+        """
         scores = logits.float()
         s = self.sampling
         if s.repetition_penalty != 1.0 and seen is not None:
-            penalised = torch.where(scores < 0, scores * s.repetition_penalty, scores / s.repetition_penalty)
-            scores = torch.where(seen, penalised, scores)
+            seen = seen.expand(-1, scores.shape[1], -1)
+            own = scores.gather(2, seen)
+            penalised = torch.where(own < 0, own * s.repetition_penalty, own / s.repetition_penalty)
+            scores = scores.scatter(2, seen, penalised)
         if not s.do_sample:
             return scores
         warpers = LogitsProcessorList()
@@ -171,13 +181,18 @@ class Chooser:
         warped: Tensor = warpers(flat.new_empty(0, dtype=torch.long), flat)
         return warped.view_as(scores)
 
+    def _seen(self, context: Context) -> Tensor | None:
+        """Return what each row contains, `[B, 1, L]`, or None where that moves nothing."""
+        penalises = self.sampling.repetition_penalty != 1.0
+        return context.seen_BL[:, None] if penalises and context.seen_BL is not None else None
+
     def _seen_along(self, draft_BM: Tensor, context: Context) -> Tensor | None:
-        """Return what each verify slot's text contains, the drafts before it included: `[B, M+1, V]`."""
-        if context.seen_BV is None or self.sampling.repetition_penalty == 1.0:
+        """Return what each verify slot's text contains, the drafts before it included: `[B, M + 1, L + M]`."""
+        seen_B1L, M = self._seen(context), draft_BM.shape[1]
+        if seen_B1L is None:
             return None
-        V = context.seen_BV.shape[1]
-        drafted = torch.nn.functional.one_hot(draft_BM, V).cumsum(1).bool()
-        return context.seen_BV[:, None] | torch.nn.functional.pad(drafted, (0, 0, 1, 0))
+        before_MM = torch.ones(M + 1, M, dtype=torch.bool, device=draft_BM.device).tril(-1)
+        return _with(seen_B1L, torch.where(before_MM, draft_BM[:, None], seen_B1L[:, :, :1]))
 
     def _stream(self, context: Context) -> Tensor:
         """Return whose noise to draw: one per text where draft and backbone share it, else one per cycle."""
@@ -188,6 +203,11 @@ class Chooser:
     def _gumbel(self, scores: Tensor, context: Context, purpose: int) -> Tensor:
         position_BQ = _positions(context.position_B, scores.shape[1])
         return noise.gumbel(self._stream(context), position_BQ, purpose, scores.shape[2])
+
+
+def _with(seen_B1L: Tensor, more_BQN: Tensor) -> Tensor:
+    """Add what each slot's text contains beyond its row's: `[B, Q, L + N]`."""
+    return torch.cat([seen_B1L.expand(-1, more_BQN.shape[1], -1), more_BQN], dim=2)
 
 
 def _likely(scores_BMV: Tensor, token_BM: Tensor) -> Tensor:
