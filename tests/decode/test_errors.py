@@ -7,7 +7,7 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 import orthrus
-from orthrus.decode.accept import Verdict, sound
+from orthrus.decode.accept import greedy, sound
 from orthrus.decode.engine import Engine, Row
 from orthrus.decode.options import Options, Sampling
 from orthrus.errors import DecodingError
@@ -82,9 +82,13 @@ def test_a_text_that_spoils_on_the_way_keeps_what_it_had() -> None:
 def test_the_tokens_before_a_broken_slot_are_kept() -> None:
     """As the acceptance rules decided them; broken slots past the bonus do not matter."""
     nan, inf = math.nan, math.inf
-    peak = torch.tensor([[1.0, 2, 3, 4], [1, nan, 3, 4], [-inf, 2, 3, 4], [1, 2, 3, inf], [1, 2, 3, nan]])
-    verdict = Verdict(torch.arange(20).view(5, 4), torch.tensor([3, 3, 1, 3, 2]))
-    assert sound(verdict, peak).accepted_B.tolist() == [3, -2, -1, -4, 2]
+    scores = torch.nn.functional.one_hot(torch.tensor([[0, 1, 2, 3]] * 5), 5).float()
+    scores[1, 1, 4] = nan
+    scores[2, 0] = -inf
+    scores[3, 3, 3] = inf
+    scores[4, 3, 0] = nan
+    drafts = torch.tensor([[0, 1, 2]] * 4 + [[0, 1, 4]])
+    assert sound(greedy(drafts, scores)).accepted_B.tolist() == [3, -2, -1, -4, 2]
 
 
 @pytest.mark.parametrize("plan", ["ar", "full", "auto"])

@@ -171,7 +171,7 @@ def _tree(passes: Passes, batch: Batch, logits_BMV: Tensor, step: Step, drew: in
     verdict = sound(path.verdict)
     if passes.geometry is not None:
         # Siblings between a path's keys change the order of sums; a plain verify pass of the path settles its bits.
-        drafts = Drafts(path.verdict.tokens_BM1[:, :-1], None)
+        drafts = Drafts(path.verdict.tokens_BM1[:, :-1].clamp_min(0), None)
         return Outcome(*_commit(passes, batch, _verify(passes, batch, drafts)), drew + 2)
     length_B1 = passes.cache.length_R[batch.rows, None]
     target_BM = length_B1 + torch.arange(1, slots + 1, device=length_B1.device)
