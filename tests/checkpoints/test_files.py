@@ -16,7 +16,7 @@ import orthrus
 from orthrus.checkpoints import files
 from orthrus.errors import CheckpointError, ConfigError, UnsupportedModel
 from orthrus.model.attach import config_of
-from orthrus.model.fingerprint import fingerprint
+from orthrus.model.fingerprint import fingerprint, identity
 from tests.families import FAMILIES, perturb, tiny
 
 CONFIG = orthrus.OrthrusConfig(block_size=6, mask_token_id=90)
@@ -167,6 +167,7 @@ def test_configuration_names_its_backbone(tmp_path: Path) -> None:
         "backbone": None,
         "revision": None,
         "fingerprint": fingerprint(model),
+        "identity": identity(model),
     }
     assert fingerprint(trained().to(torch.bfloat16)) == values["fingerprint"]
     assert fingerprint(untrained()) == values["fingerprint"]
@@ -200,6 +201,13 @@ FIRST = "model.layers.0.self_attn.diffusion.k_norm.weight"
 DAMAGE: dict[str, tuple[Callable[[dict[str, Tensor]], object], str]] = {
     "missing": (lambda t: t.pop(FIRST), f"1 missing tensors: {FIRST}"),
     "unexpected": (lambda t: t.update(stray=torch.ones(1)), "1 unexpected tensors: stray"),
+    "integers": (
+        lambda t: t.update({FIRST: t[FIRST].int()}),
+        rf"{FIRST} must be one of .* found torch\.int32",
+    ),
+    "eight bits": (lambda t: t.update({FIRST: t[FIRST].to(torch.float8_e4m3fn)}), rf"{FIRST} .* torch\.float8_e4m3fn"),
+    "not a number": (lambda t: t[FIRST][3:].fill_(torch.nan), rf"{FIRST} \(torch\.float32\) must hold finite numbers"),
+    "infinite": (lambda t: t[FIRST][:1].fill_(torch.inf), rf"{FIRST} .* must hold finite numbers"),
     "misshapen": (lambda t: t.update({FIRST: torch.ones(3)}), rf"{FIRST} is \[3\], the model's is \[12\]"),
 }
 

@@ -1,5 +1,7 @@
 """Attaching the view changes no bit of the backbone, and training reaches the view alone; the rest is refused."""
 
+from pathlib import Path
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -289,3 +291,35 @@ def test_detaching_leaves_nothing_behind(monkeypatch: pytest.MonkeyPatch) -> Non
     compile_passes(model)
     orthrus.detach(model)
     assert state() == before
+
+
+@pytest.mark.parametrize("family", ["qwen3", "qwen3_moe", "gemma3_text"])
+def test_saved_weights_have_the_backbones_own_names(family: str, tmp_path: Path) -> None:
+    """`save_pretrained` on a model with a view is read by stock `from_pretrained`, logits bit for bit the same."""
+    model = tiny(family)
+    before = logits_of(model)
+    orthrus.attach(model, CONFIG)
+    perturb(model)
+    model.save_pretrained(tmp_path)
+    loaded, info = AutoModelForCausalLM.from_pretrained(tmp_path, output_loading_info=True)
+    assert not info["missing_keys"]
+    assert {".diffusion." in key for key in info["unexpected_keys"]} == {True}
+    assert torch.equal(logits_of(loaded.eval()), before)
+
+
+def test_states_are_taken_with_and_without_a_view() -> None:
+    """A plain model's state fills the backbone of a dual one and the reverse; two dual ones exchange everything."""
+    plain, other = tiny("qwen3"), tiny("qwen3", seed=1)
+    expected = logits_of(plain)
+    model = orthrus.attach(tiny("qwen3", seed=1), CONFIG)
+    left = model.load_state_dict(plain.state_dict(), strict=False)
+    assert not left.unexpected_keys
+    assert {".diffusion." in key for key in left.missing_keys} == {True}
+    assert torch.equal(logits_of(model), expected)
+    perturb(model)
+    assert not other.load_state_dict(model.state_dict(), strict=False).missing_keys
+    assert torch.equal(logits_of(other), expected)
+    third = orthrus.attach(tiny("qwen3", seed=2), CONFIG)
+    third.load_state_dict(model.state_dict())
+    for view in ("ar", "diffusion"):
+        assert torch.equal(logits_of(third, view=view), logits_of(model, view=view))

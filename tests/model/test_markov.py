@@ -92,7 +92,7 @@ def test_the_adapter_carries_it(tmp_path: Path) -> None:
 def test_without_it_the_files_are_what_they_were(tmp_path: Path) -> None:
     """No key and no tensor of an option that is off."""
     orthrus.save(corrected(0), tmp_path)
-    fields = {"block_size", "mask_token_id", "backbone", "revision", "fingerprint"}
+    fields = {"block_size", "mask_token_id", "backbone", "revision", "fingerprint", "identity"}
     assert json.loads((tmp_path / "orthrus_config.json").read_text()).keys() == fields
     assert all(".diffusion." in name for name in load_file(tmp_path / "orthrus.safetensors"))
     assert markov_of(corrected(0)) is None

@@ -4,9 +4,11 @@ Knows tensor names, files and fingerprints; every file is written under a tempor
 interrupted save leaves what was there. Knows no decoding.
 """
 
+import dataclasses
 import json
 import shutil
 import tempfile
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -21,8 +23,17 @@ from transformers import PreTrainedModel
 from orthrus.errors import CheckpointError, ConfigError, UnsupportedModel
 from orthrus.model.attach import config_of
 from orthrus.model.config import OrthrusConfig
-from orthrus.model.fingerprint import TWIN, backbone_tensors, fingerprint, of_view, twin_tensors
+from orthrus.model.fingerprint import (
+    TWIN,
+    backbone_tensors,
+    fingerprint,
+    identity,
+    of_view,
+    quantization_of,
+    twin_tensors,
+)
 
+_DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 Format = Literal["adapter", "official"]
 ADAPTER_FILE = "orthrus.safetensors"
 CONFIG_FILE = "orthrus_config.json"
@@ -53,9 +64,9 @@ def save(model: PreTrainedModel, path: str | Path, *, format: Format = "adapter"
         ConfigError: an unknown format, a file where the directory should be, or a model without a view.
         UnsupportedModel: the official layout is defined for Qwen3 backbones whose blocks see both ways.
     """
-    config = config_of(model)
+    config_of(model)
     if format == "adapter":
-        described = OrthrusConfig.from_dict({**config.to_dict(), "fingerprint": fingerprint(model)})
+        described = _described(model)
         tensors = twin_tensors(model)
         files = {CONFIG_FILE: described.to_dict()}
     elif format == "official":
@@ -96,33 +107,65 @@ def load_adapter(model: PreTrainedModel, path: Path, *, backbone: str | None = N
             from the model otherwise.
 
     Raises:
-        CheckpointError: a missing or damaged file, missing, unexpected or misshapen tensors, or another backbone.
+        CheckpointError: a missing or damaged file, missing, unexpected, misshapen or useless tensors, or another
+            backbone. Another form of the same backbone, such as a quantised one, gives a warning.
     """
-    config, found = config_of(model), backbone or fingerprint(model)
-    if config.fingerprint is not None and config.fingerprint != found:
-        raise CheckpointError(
-            f"{path} holds a view trained for a backbone with fingerprint {config.fingerprint} "
-            f"({config.backbone or 'unnamed'}), this model's is {found}: load it with its own backbone"
-        )
+    _check_backbone(model, path, backbone)
     fill(model, read_tensors(path, ADAPTER_FILE), where=str(path))
+
+
+def _described(model: PreTrainedModel) -> OrthrusConfig:
+    """Return a view's configuration with what is to be known of the weights of its backbone."""
+    config, form = config_of(model), quantization_of(model)
+    exact = config.fingerprint if form else fingerprint(model)
+    return dataclasses.replace(config, fingerprint=exact, identity=identity(model), quantization=form)
+
+
+def _check_backbone(model: PreTrainedModel, path: Path, known: str | None) -> None:
+    """Refuse another backbone than the view was trained for; say so where it is the same one in another form."""
+    config, form = config_of(model), quantization_of(model)
+    kind, expected, found = "fingerprint", config.fingerprint, known
+    if form or config.quantization:
+        # Rounding to float16 changes more than its digits: nothing can be said of such a backbone.
+        comparable = model.get_input_embeddings().weight.dtype != torch.float16
+        kind, expected, found = "identity", config.identity if comparable else None, None
+    if expected is not None:
+        found = found or (fingerprint if kind == "fingerprint" else identity)(model)
+        if expected != found:
+            raise CheckpointError(
+                f"{path} holds a view trained for a backbone with {kind} {expected} ({config.backbone or 'unnamed'}), "
+                f"this model's is {found}: load it with its own backbone"
+            )
+    if form != config.quantization:
+        checked = "the same backbone" if expected else "a backbone whose weights could not be compared"
+        warnings.warn(
+            f"the view of {path} was trained on {config.quantization or 'plain'} weights; this is {checked} with "
+            f"{form or 'plain'} ones: texts are this model's own, drafts may be kept less often",
+            stacklevel=4,
+        )
 
 
 def read_config(path: Path) -> OrthrusConfig:
     """Read `orthrus_config.json`; raises CheckpointError when it is missing or is not one."""
     file = path / CONFIG_FILE
+    return OrthrusConfig.from_dict(read_object(file, missing="it is not an adapter"), where=str(file))
+
+
+def read_object(file: Path, *, missing: str) -> dict[str, Any]:
+    """Read one JSON object from a file; `missing` says what a directory without that file is not."""
     try:
-        values = json.loads(file.read_text())
+        values = json.loads(file.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
-        raise CheckpointError(f"{path} must hold {CONFIG_FILE}, found none: it is not an adapter") from error
+        raise CheckpointError(f"{file.parent} must hold {file.name}, found none: {missing}") from error
     except ValueError as error:
         raise CheckpointError(f"{file} must be JSON, found {error}: write it again") from error
     if not isinstance(values, dict):
         raise CheckpointError(f"{file} must hold one JSON object, found {type(values).__name__}")
-    return OrthrusConfig.from_dict(values, where=str(file))
+    return values
 
 
 def fill(model: PreTrainedModel, tensors: dict[str, Tensor], *, where: str) -> None:
-    """Copy tensors into the twin by name; nothing is copied unless every one of them fits."""
+    """Copy tensors into the twin by name; nothing is copied unless every one of them fits and holds numbers."""
     own = twin_tensors(model)
     missing, unexpected = sorted(own.keys() - tensors.keys()), sorted(tensors.keys() - own.keys())
     shapes = [n for n in own.keys() & tensors.keys() if own[n].shape != tensors[n].shape]
@@ -132,6 +175,13 @@ def fill(model: PreTrainedModel, tensors: dict[str, Tensor], *, where: str) -> N
             f"{n} is {list(tensors[n].shape)}, the model's is {list(own[n].shape)}" for n in sorted(shapes)[:3]
         ]
         raise CheckpointError(f"{where} does not fit this backbone: {'; '.join(filter(None, problems))}")
+    for name in sorted(own):
+        tensor = tensors[name]
+        if tensor.dtype not in _DTYPES:
+            kinds = ", ".join(str(dtype).removeprefix("torch.") for dtype in _DTYPES)
+            raise CheckpointError(f"{where}: {name} must be one of {kinds}, found {tensor.dtype}: write it again")
+        if not bool(tensor.isfinite().all()):
+            raise CheckpointError(f"{where}: {name} ({tensor.dtype}) must hold finite numbers, found others: damaged")
     with torch.no_grad():
         for name, tensor in own.items():
             tensor.copy_(tensors[name])

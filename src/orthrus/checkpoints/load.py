@@ -3,7 +3,6 @@
 Knows where models are kept and which layout a directory has; the layouts themselves are `checkpoint`'s.
 """
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +23,7 @@ from transformers.utils import logging
 from orthrus.checkpoints import files
 from orthrus.errors import CheckpointError, ConfigError
 from orthrus.kernels import packed
-from orthrus.model.attach import attach
+from orthrus.model.attach import attach, detach
 from orthrus.model.config import OrthrusConfig
 from orthrus.model.fingerprint import backbone_tensors, fingerprint, twin_tensors
 from orthrus.model.graphs import compile_passes
@@ -39,7 +38,8 @@ def load(
     revision: str | None = None,
     dtype: str | torch.dtype | None = None,
     device: str | torch.device | None = None,
-    backbone: str | Path | None = None,
+    backbone: str | Path | PreTrainedModel | None = None,
+    quantization_config: Any = None,
     compile: bool = False,
     pack: bool | None = None,
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
@@ -54,7 +54,9 @@ def load(
         device: where to put it; None takes CUDA if there is one.
         compile: whether decoding passes go through torch.compile, with CUDA graphs on CUDA; the first of each kind
             takes its time.
-        backbone: where an adapter's backbone is, when not where its configuration says.
+        backbone: where an adapter's backbone is, when not where its configuration says; or the backbone itself, a model
+            without a view, which is given one in place and stays where and as it is.
+        quantization_config: transformers' own, such as `TorchAoConfig`, for the backbone; the view stays plain.
         pack: whether linear layers keep a second copy of their weights, laid out for the CPU's kernels (faster passes);
             None does so on the CPU where memory allows and it is found to be no slower, unless passes are compiled.
 
@@ -65,14 +67,36 @@ def load(
     place = device_of(device)
     wanted = dtype_of(dtype, place)
     _check(compile, pack)
+    more = {} if quantization_config is None else {"quantization_config": quantization_config, "device_map": place}
     path = locate(name, revision)
-    if is_adapter(path):
-        model, tokenizer = _load_adapter(path, wanted, backbone)
-    elif backbone is not None:
-        raise ConfigError(f"{name} holds its backbone itself, found backbone={str(backbone)!r} beside it: drop it")
+    if not is_adapter(path):
+        if backbone is not None:
+            told = backbone if isinstance(backbone, str | Path) else type(backbone).__name__
+            raise ConfigError(f"{name} holds its backbone itself, found backbone={str(told)!r} beside it: drop it")
+        model, tokenizer = _load_official(path, wanted, **more), _tokenizer(path)
+    elif isinstance(backbone, PreTrainedModel):
+        if dtype is not None or device is not None or more:
+            raise ConfigError("a backbone that is loaded has its dtype, device and quantization: drop these options")
+        put_on(backbone, path)
+        return ready(backbone, compile=compile, pack=pack), _tokenizer(backbone.name_or_path)
     else:
-        model, tokenizer = _load_official(path, wanted), _tokenizer(path)
-    return ready(model.to(place), compile=compile, pack=pack), tokenizer
+        model, tokenizer = _load_adapter(path, wanted, backbone, **more)
+    return ready(model if more else model.to(place), compile=compile, pack=pack), tokenizer
+
+
+def put_on(model: PreTrainedModel, path: Path) -> PreTrainedModel:
+    """Give a loaded backbone the view of an adapter's directory, in place; it stays plain where that does not fit.
+
+    Raises:
+        CheckpointError: as `load` does.
+    """
+    attach(model, files.read_config(path), attn_implementation="orthrus")
+    try:
+        files.load_adapter(model, path)
+    except BaseException:
+        detach(model)
+        raise
+    return model
 
 
 def ready(model: PreTrainedModel, *, compile: bool, pack: bool | None) -> PreTrainedModel:
@@ -152,7 +176,7 @@ def dtype_of(dtype: str | torch.dtype | None, device: torch.device) -> torch.dty
 
 
 def _load_adapter(
-    path: Path, dtype: torch.dtype | str, backbone: str | Path | None
+    path: Path, dtype: torch.dtype | str, backbone: str | Path | None, **more: Any
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     config = files.read_config(path)
     home: Path | str
@@ -168,7 +192,7 @@ def _load_adapter(
     kept = None
     if dtype == torch.float16:
         kept = fingerprint(_pretrained(AutoModelForCausalLM, home, "auto", revision=revision))
-    model = _pretrained(AutoModelForCausalLM, home, dtype, revision=revision)
+    model = _pretrained(AutoModelForCausalLM, home, dtype, revision=revision, **more)
     attach(model, config, attn_implementation="orthrus")
     files.load_adapter(model, path, backbone=kept)
     return model, _tokenizer(home, revision=revision)
@@ -179,8 +203,8 @@ def _bundled(name: str | Path) -> Path | str:
     return BUNDLED.get(str(name), str(name))
 
 
-def _load_official(path: Path, dtype: torch.dtype | str) -> PreTrainedModel:
-    values = _json(path / "config.json")
+def _load_official(path: Path, dtype: torch.dtype | str, **more: Any) -> PreTrainedModel:
+    values = files.read_object(path / "config.json", missing="it is not a model")
     if "block_size" not in values or values.get("model_type") != "qwen3":
         raise CheckpointError(
             f"{path} is neither an adapter ({files.CONFIG_FILE}) nor in the official layout (a Qwen3 config.json "
@@ -195,7 +219,7 @@ def _load_official(path: Path, dtype: torch.dtype | str) -> PreTrainedModel:
     logging.set_verbosity_error()  # transformers would list every tensor of the view as unexpected
     try:
         plain = {name: value for name, value in values.items() if name not in files.OFFICIAL_FIELDS}
-        model = _pretrained(Qwen3ForCausalLM, path, dtype, config=Qwen3Config.from_dict(plain))
+        model = _pretrained(Qwen3ForCausalLM, path, dtype, config=Qwen3Config.from_dict(plain), **more)
         model.generation_config.use_cache = True
     finally:
         logging.set_verbosity(quiet)
@@ -231,15 +255,3 @@ def _tokenizer(home: Path | str, *, revision: str | None = None) -> PreTrainedTo
     if set(tokenizer.get_vocab()) <= set(tokenizer.all_special_tokens):
         raise CheckpointError(missing)
     return tokenizer
-
-
-def _json(file: Path) -> dict[str, Any]:
-    try:
-        values = json.loads(file.read_text())
-    except FileNotFoundError as error:
-        raise CheckpointError(f"{file.parent} must hold {file.name}, found none: it is not a model") from error
-    except ValueError as error:
-        raise CheckpointError(f"{file} must be JSON, found {error}") from error
-    if not isinstance(values, dict):
-        raise CheckpointError(f"{file} must hold one JSON object, found {type(values).__name__}")
-    return values

@@ -81,6 +81,8 @@ def unmerge(model: nn.Module) -> None:
 
 
 def _is_plain(module: nn.Module) -> bool:
+    if not isinstance(module, nn.Linear) or type(module.weight) is not nn.Parameter:  # quantised weights do not join
+        return False
     return type(module) is nn.Linear or (isinstance(module, MergedLinear) and module._merged is None)
 
 

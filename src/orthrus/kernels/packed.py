@@ -107,7 +107,7 @@ def copy_for(weight: Tensor) -> Copy | None:
     Its precision is the weight's own where the CPU multiplies in that, else float32. Packed are all weights on CPUs
     with AVX-512, and large ones on others.
     """
-    if weight.device.type != "cpu" or weight.dtype not in _MULTIPLIES:
+    if type(weight) not in (Tensor, nn.Parameter) or weight.device.type != "cpu" or weight.dtype not in _MULTIPLIES:
         return None
     native = _MULTIPLIES[weight.dtype]()
     can_pack = _product is not None and _reorder is not None and torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
@@ -136,7 +136,8 @@ def _multiply(input: Tensor, copy: Tensor, bias: Tensor | None) -> Tensor:
 def pack(model: nn.Module) -> None:
     """Let a model's linear layers multiply by copies of their weights from now on, in place, where that is faster."""
     for module in _of_class(model, nn.Linear):
-        module.__class__ = PackedLinear
+        if type(module.weight) is nn.Parameter:  # a quantised weight has kernels of its own
+            module.__class__ = PackedLinear
 
 
 def tune(model: nn.Module, *, clock: Callable[[], float] = perf_counter) -> None:

@@ -17,6 +17,7 @@ from orthrus.model import attachment, markov
 from orthrus.model.attachment import Attachment, config_of, is_attached
 from orthrus.model.config import OrthrusConfig
 from orthrus.model.dual import DualAttention
+from orthrus.model.twin import twin_of
 
 __all__ = ["attach", "config_of", "detach", "duals", "is_attached", "layers_of", "use_attention", "windows_of"]
 
@@ -45,14 +46,16 @@ def attach(
         raise ConfigError("this model has a diffusion view already: detach() it first, or load() another")
     config = config or OrthrusConfig()
     sites = list(_attention_sites(model))
+    _require_weights(model)
     rows = model.get_input_embeddings().weight.shape[0]
     mask = rows - 1 if config.mask_token_id is None else config.mask_token_id
     if mask >= rows:
         raise ConfigError(f"mask_token_id must be one of the {rows} embedding rows, found {mask}")
+    twins = [twin_of(module) for _, _, module, _ in sites]
     trainable = frozenset(name for name, parameter in model.named_parameters() if parameter.requires_grad)
     model.requires_grad_(False)
-    for parent, name, module, window in sites:
-        setattr(parent, name, DualAttention(module, window=window))
+    for (parent, name, module, window), twin in zip(sites, twins, strict=True):
+        setattr(parent, name, DualAttention(module, twin, window=window))
     markov.install(model, markov.untrained(model, config.markov_rank))
     config = dataclasses.replace(config, mask_token_id=mask)
     attachment.put(model, Attachment(config, model.config._attn_implementation, trainable))
@@ -145,6 +148,24 @@ def _attention_sites(model: nn.Module) -> Iterator[tuple[nn.Module, str, nn.Modu
         )
     for parent, attribute, child in sites:
         yield parent, attribute, child, _window(child, text)
+
+
+def _require_weights(model: PreTrainedModel) -> None:
+    """Refuse weights on the meta device that nobody will fetch, in a model that is not all shapes and no weights."""
+    if all(parameter.is_meta for parameter in model.parameters()):
+        if any(hasattr(module, "_hf_hook") for module in model.modules()):
+            raise UnsupportedModel(
+                "an offloaded model must keep its input embedding in memory, found it offloaded too: name a device for "
+                "it in device_map"
+            )
+        return
+    for name, module in model.named_modules():
+        lost = [key for key, parameter in module.named_parameters(recurse=False) if parameter.is_meta]
+        if lost and not hasattr(module, "_hf_hook"):
+            raise UnsupportedModel(
+                f"{name}.{lost[0]} holds no weights (device 'meta'), and no accelerate hook fetches them: "
+                "load the whole model"
+            )
 
 
 def _takes_a_cache(module: nn.Module) -> bool:

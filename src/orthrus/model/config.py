@@ -23,7 +23,10 @@ class OrthrusConfig:
             the embedding, which padded vocabularies such as Qwen3's never train.
         backbone: Hub id or path of the frozen model the view was trained for.
         revision: Hub revision of the backbone.
-        fingerprint: digest of the backbone's weights (`orthrus.model.fingerprint.fingerprint`).
+        fingerprint: digest of the backbone's weights (`orthrus.model.fingerprint.fingerprint`); None where they were
+            quantised.
+        identity: digest of what quantisation leaves of them (`orthrus.model.fingerprint.identity`).
+        quantization: in which form the backbone kept its weights when the view was saved; None for plain ones.
         block_attention: "bidirectional" (the paper's): a draft slot sees its whole block; "causal": the slots up to
             itself.
         markov_rank: rank of the correction between neighbouring slots (`orthrus.model.markov`); 0 for none.
@@ -34,6 +37,8 @@ class OrthrusConfig:
     backbone: str | None = None
     revision: str | None = None
     fingerprint: str | None = None
+    identity: str | None = None
+    quantization: str | None = None
     block_attention: BlockAttention = "bidirectional"
     markov_rank: int = 0
 
@@ -60,8 +65,9 @@ class OrthrusConfig:
         return self.mask_token_id
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the fields as plain JSON values; those of `departures` only where there is one."""
-        return {k: v for k, v in dataclasses.asdict(self).items() if k not in _PAPER or k in self.departures}
+        """Return the fields as plain JSON values, without those that say no more than that they are not there."""
+        left_out = {*_PAPER} - {*self.departures} | {name for name in _OPTIONAL if getattr(self, name) is None}
+        return {name: value for name, value in dataclasses.asdict(self).items() if name not in left_out}
 
     @property
     def departures(self) -> dict[str, Any]:
@@ -82,3 +88,4 @@ class OrthrusConfig:
 
 _PAPER: dict[str, Any] = {"block_attention": "bidirectional", "markov_rank": 0}
 """How the paper's view drafts."""
+_OPTIONAL = ("identity", "quantization")

@@ -4,13 +4,11 @@ Knows how a pass chooses its view and how a layer picks its mask; knows no archi
 cache. Everything a pass says travels in one keyword, `view=`, through the model's own `**kwargs`.
 """
 
-import copy
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedConfig
 
 from orthrus.kernels.masks import LayerMasks
 
@@ -46,19 +44,20 @@ class FusedView:
 
 
 class DualAttention(nn.Module):
-    """Wrap one attention module with its diffusion twin.
+    """Wrap one attention module with its diffusion twin (`orthrus.model.twin.twin_of`).
 
     Called without `view=`, it is the original module, bit for bit. The twin starts as a deep copy, so before any
     training both views compute the same function of their inputs (paper, section 3.2).
     """
 
-    def __init__(self, attention: nn.Module, *, window: int | None) -> None:
+    def __init__(self, attention: nn.Module, twin: nn.Module, *, window: int | None) -> None:
         super().__init__()
         self.ar = attention.requires_grad_(False)
-        # Modules read from the model's configuration which attention function to call; twins must follow it too.
-        shared = {id(value): value for value in vars(attention).values() if isinstance(value, PreTrainedConfig)}
-        self.diffusion = copy.deepcopy(attention, shared).requires_grad_(True)
+        self.diffusion = twin
         self.window = window
+        # To whoever saves or loads a state, the backbone's weights have the names that they have without a view.
+        self.register_state_dict_post_hook(_name_as_backbone)  # type: ignore[no-untyped-call]
+        self.register_load_state_dict_pre_hook(_name_as_here)  # type: ignore[no-untyped-call]
 
     def __getattr__(self, name: str) -> Any:
         # Decoder layers read flags such as `is_sliding` from their attention; those are the original's to answer.
@@ -94,6 +93,18 @@ class DualAttention(nn.Module):
             outputs.append(half(hidden_states[:, part], *positional, **own))
         first, second = outputs
         return (torch.cat([first[0], second[0]], dim=1), *first[1:])
+
+
+def _name_as_backbone(dual: nn.Module, state: dict[str, Any], prefix: str, _: Any) -> None:
+    inner = f"{prefix}ar."
+    for name in [name for name in state if name.startswith(inner)]:
+        state[prefix + name.removeprefix(inner)] = state.pop(name)
+
+
+def _name_as_here(dual: nn.Module, state: dict[str, Any], prefix: str, *_: Any) -> None:
+    halves = (f"{prefix}ar.", f"{prefix}diffusion.")
+    for name in [name for name in state if name.startswith(prefix) and not name.startswith(halves)]:
+        state[f"{prefix}ar.{name.removeprefix(prefix)}"] = state.pop(name)
 
 
 def _rows_of(value: Any, part: slice, queries: int) -> Any:

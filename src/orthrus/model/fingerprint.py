@@ -12,6 +12,7 @@ from orthrus.kernels.packed import kernels_of
 from orthrus.memory import machine, settings
 from orthrus.model.graphs import is_compiled
 from orthrus.model.markov import NAME as MARKOV
+from orthrus.model.twin import is_plain, present, stored_parts
 
 TWIN: Final = ".diffusion."
 """What the name of every parameter of a twin contains."""
@@ -21,21 +22,40 @@ _SAMPLE: Final = 4096
 
 def fingerprint(model: PreTrainedModel) -> str:
     """Digest the backbone's weights: names, shapes and evenly spaced samples, the same in float32 and bfloat16."""
-    return _digest(backbone_tensors(model))[:32]
+    return _digest(model, {backbone_name(name): name for name, _ in model.named_parameters() if not of_view(name)})[:32]
+
+
+def identity(model: PreTrainedModel) -> str:
+    """Digest what quantisation leaves alone, the embedding and all vectors: the same for every form of a backbone."""
+    embedding = model.get_input_embeddings().weight
+    kept = [name for name, p in model.named_parameters() if not of_view(name) and (p is embedding or p.ndim == 1)]
+    return _digest(model, {backbone_name(name): name for name in kept})[:32]
+
+
+def quantization_of(model: PreTrainedModel) -> str | None:
+    """Return the form in which a quantised backbone keeps weights, as "torchao Int8Tensor"; None for plain ones."""
+    kinds = {type(p) for name, p in model.named_parameters() if not of_view(name) and not is_plain(p)}
+    return ", ".join(sorted(f"{kind.__module__.partition('.')[0]} {kind.__name__}" for kind in kinds)) or None
 
 
 def weights_digest(model: PreTrainedModel) -> str:
     """Return twelve hexadecimal digits for a model's weights, the view's too: the same in float32 and bfloat16."""
-    return _digest(dict(model.named_parameters()))[:12]
+    return _digest(model, {name: name for name, _ in model.named_parameters()})[:12]
 
 
-def _digest(tensors: Mapping[str, Tensor]) -> str:
+def _digest(model: PreTrainedModel, names: Mapping[str, str]) -> str:
+    """Digest parameters under the names given for them; weights that lie elsewhere are fetched one by one."""
     digest = hashlib.sha256()
-    for name, tensor in sorted(tensors.items()):
-        flat = tensor.detach().reshape(-1)
-        samples = flat[:: max(1, flat.numel() // _SAMPLE)].to("cpu", torch.bfloat16).view(torch.int16)
-        digest.update(f"{name} {list(tensor.shape)}".encode())
-        digest.update(samples.numpy().tobytes())
+    for called, name in sorted(names.items()):
+        module, _, last = name.rpartition(".")
+        parent = model.get_submodule(module)
+        with present(parent):
+            tensor = getattr(parent, last)
+            digest.update(f"{called} {list(tensor.shape)}".encode())
+            for part in stored_parts(tensor):
+                flat = part.reshape(-1)
+                samples = flat[:: max(1, flat.numel() // _SAMPLE)].to("cpu", torch.bfloat16).view(torch.int16)
+                digest.update(samples.numpy().tobytes())
     return digest.hexdigest()
 
 
@@ -46,7 +66,12 @@ def twin_tensors(model: PreTrainedModel) -> dict[str, Tensor]:
 
 def backbone_tensors(model: PreTrainedModel) -> dict[str, Tensor]:
     """Return the frozen model's parameters under the names they have without a view."""
-    return {name.replace(".ar.", "."): p for name, p in model.named_parameters() if not of_view(name)}
+    return {backbone_name(name): p for name, p in model.named_parameters() if not of_view(name)}
+
+
+def backbone_name(name: str) -> str:
+    """Return the name that a frozen parameter has without a view."""
+    return name.replace(".ar.", ".")
 
 
 def of_view(name: str) -> bool:

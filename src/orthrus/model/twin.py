@@ -1,0 +1,109 @@
+"""The twin of an attention module: a trainable copy in floating point, in whatever form the original keeps its weights.
+
+Quantised linear layers (torchao, bitsandbytes) are copied dequantised; weights that accelerate keeps elsewhere (another
+memory, a disk) are copied to where they are computed with, and stay there.
+"""
+
+import copy
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+from torch import Tensor, nn
+from transformers import PreTrainedConfig
+
+from orthrus.errors import UnsupportedModel
+
+_OF_HOOKS = ("_hf_hook", "_old_forward", "forward")  # what accelerate sets on a module
+
+
+def twin_of(attention: nn.Module) -> nn.Module:
+    """Return a copy of an attention module that can be trained, equal to it up to what quantisation rounds.
+
+    Raises:
+        UnsupportedModel: weights that cannot be turned into floating point.
+    """
+    # Modules read from the model's configuration which attention function to call; twins must follow it too.
+    copies: dict[int, Any] = {id(v): v for v in vars(attention).values() if isinstance(v, PreTrainedConfig)}
+    fetched: dict[str, Tensor] = {}
+    for path, module in attention.named_modules():
+        hook = module.__dict__.get("_hf_hook")
+        if hook is not None:
+            copies[id(hook)] = hook  # not copied: it may hold every weight of the model
+        with present(module):
+            dense = _dequantised(module)
+            if dense is not None:
+                copies[id(module)] = dense
+            elif hook is not None:
+                own = module.named_parameters(prefix=path, recurse=False)
+                fetched |= {name: parameter.detach().clone() for name, parameter in own}
+    twin = copy.deepcopy(attention, copies)
+    for module in twin.modules():
+        for name in _OF_HOOKS:
+            module.__dict__.pop(name, None)
+    for name, weight in fetched.items():
+        path, _, last = name.rpartition(".")
+        setattr(twin.get_submodule(path), last, nn.Parameter(weight))
+    _require_floats(twin, like=attention)
+    return twin.requires_grad_(True)
+
+
+@contextmanager
+def present(module: nn.Module) -> Iterator[None]:
+    """Keep a module's own parameters where they are computed with, though accelerate may store them elsewhere."""
+    hook = module.__dict__.get("_hf_hook")
+    if hook is None or not any(parameter.is_meta for parameter in module.parameters(recurse=False)):
+        yield
+        return
+    hook.pre_forward(module)
+    try:
+        yield
+    finally:
+        hook.post_forward(module, None)
+
+
+def is_plain(weight: Tensor) -> bool:
+    """Tell whether a tensor is stored as the numbers that it stands for."""
+    return type(weight) in (Tensor, nn.Parameter) and weight.is_floating_point() and weight.dtype.itemsize > 1
+
+
+def stored_parts(tensor: Tensor) -> list[Tensor]:
+    """Return the plain tensors that a tensor is stored as: itself, or a quantised one's numbers and scales."""
+    flatten: Any = getattr(tensor, "__tensor_flatten__", None)
+    if flatten is None:
+        return [tensor.detach().as_subclass(Tensor)]
+    inner = [getattr(tensor, name) for name in flatten()[0]]
+    return [part for each in inner if each is not None for part in stored_parts(each)]
+
+
+def _dequantised(module: nn.Module) -> nn.Linear | None:
+    """Return a quantised linear layer as a plain one; None for any other module."""
+    weight = module._parameters.get("weight")
+    if weight is None or is_plain(weight):
+        return None
+    library = type(weight).__module__.partition(".")[0]
+    if library == "bitsandbytes":
+        from transformers.integrations.bitsandbytes import dequantize_bnb_weight
+
+        dense = dequantize_bnb_weight(weight, getattr(module, "state", None))
+    elif library == "torchao":
+        dense = weight.dequantize()
+    else:
+        return None
+    dense = dense.detach().reshape(module.out_features, module.in_features)
+    bias = module._parameters.get("bias")
+    linear = nn.Linear(module.in_features, module.out_features, bias=False, device="meta")  # type: ignore[arg-type]
+    linear.weight = nn.Parameter(dense)
+    linear.bias = None if bias is None else nn.Parameter(bias.detach().to(dense.dtype, copy=True))  # type: ignore[assignment]
+    return linear.train(module.training)
+
+
+def _require_floats(twin: nn.Module, *, like: nn.Module) -> None:
+    """Refuse a twin that holds weights as something else than plain floating-point numbers."""
+    tensors: Mapping[str, Tensor] = {**dict(twin.named_parameters()), **dict(twin.named_buffers())}
+    for name, tensor in tensors.items():
+        if tensor.ndim > 1 and not is_plain(tensor):
+            raise UnsupportedModel(
+                f"{type(like).__name__} keeps {name} as {type(tensor).__name__} of {tensor.dtype}, which cannot be "
+                "turned into a trainable twin: load the backbone unquantised, or quantised by torchao or bitsandbytes"
+            )

@@ -1,0 +1,187 @@
+"""Backbones whose weights are not plain numbers in one memory: quantised, offloaded, none at all."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from accelerate import cpu_offload, disk_offload
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+import orthrus
+from orthrus.checkpoints.load import put_on, ready
+from orthrus.decode.api import engine_for
+from orthrus.decode.options import Options
+from orthrus.errors import CheckpointError, UnsupportedModel
+from orthrus.model.attach import duals, is_attached
+from orthrus.model.fingerprint import fingerprint, identity, quantization_of, twin_tensors
+from orthrus.policy import steps
+from tests import reference
+from tests.families import perturb, tiny
+
+CONFIG = orthrus.OrthrusConfig(block_size=4)
+PROMPTS = [[5, 9, 11, 40, 7], [3, 80, 22]]
+
+
+def texts(model: PreTrainedModel, plan: str, *, tokens: int = 10, exact: str = "distribution") -> list[list[int]]:
+    """What a model writes after the prompts, greedily."""
+    options = Options(max_new_tokens=tokens, eos_token_id=())
+    engine = engine_for(model, PROMPTS, options, steps.parse(plan), rows=2, exact=exact)  # type: ignore[arg-type]
+    return [row.token_ids for row in engine.finish(PROMPTS, options)]
+
+
+def forms() -> dict[str, Callable[[nn.Module], object]]:
+    """Ways to quantise a model in place with torchao; none where it is not installed."""
+    try:
+        from torchao import quantization as ao
+    except ImportError:
+        return {}
+    int4 = ao.IntxWeightOnlyConfig(weight_dtype=torch.int4, granularity=ao.PerGroup(16))
+    kinds = {
+        "int8 weights": ao.Int8WeightOnlyConfig(),
+        "int4 weights": int4,
+        "fp8 weights": ao.Float8WeightOnlyConfig(),
+    }
+    return {name: lambda model, kind=kind: ao.quantize_(model, kind) for name, kind in kinds.items()}
+
+
+FORMS = forms()
+each_form = pytest.mark.parametrize("form", FORMS or [pytest.param("", marks=pytest.mark.skip(reason="no torchao"))])
+
+
+def quantised(form: str, *, seed: int = 0) -> PreTrainedModel:
+    model = tiny("qwen3", seed=seed)
+    FORMS[form](model)
+    return model
+
+
+@each_form
+def test_a_quantised_backbone_gets_a_plain_twin(form: str) -> None:
+    """Its tensors are floating point, near what they were before, and take gradients through quantised layers."""
+    plain, model = orthrus.attach(tiny("qwen3"), CONFIG), orthrus.attach(quantised(form), CONFIG)
+    for name, tensor in twin_tensors(plain).items():
+        own = twin_tensors(model)[name]
+        assert type(own) is Tensor
+        torch.testing.assert_close(own, tensor, rtol=0.1, atol=0.03)
+    model(input_ids=torch.tensor([[5, 6, 7]]), use_cache=False, view="diffusion").logits.sum().backward()
+    named = {name: p for name, p in model.named_parameters() if p.grad is not None}
+    assert {n for n, p in model.named_parameters() if ".diffusion." in n} == named.keys()
+    assert all(p.grad.abs().max() > 0 for p in named.values())
+    orthrus.detach(model)
+    assert not is_attached(model)
+
+
+@each_form
+@pytest.mark.parametrize("plan", ["full", "tree:6", "onepass", "auto"])
+def test_quantised_texts_are_those_of_plain_decoding(form: str, plan: str) -> None:
+    """Greedy, in float32, packed where that pays: the model's own text, with drafts that are sometimes right."""
+    model = quantised(form)
+    expected = [reference.greedy_text(model, prompt, 10) for prompt in PROMPTS]
+    orthrus.attach(model, CONFIG, attn_implementation="orthrus")
+    perturb(model, scale=0.01)
+    assert texts(ready(model, compile=False, pack=None), plan) == expected
+
+
+@each_form
+def test_a_view_of_plain_weights_loads_on_quantised_ones(form: str, tmp_path: Path) -> None:
+    """With a warning that says what differs; saved there and loaded on plain weights again, it is the same view."""
+    model = orthrus.attach(tiny("qwen3"), CONFIG)
+    perturb(model)
+    orthrus.save(model, tmp_path / "plain")
+    other = quantised(form)
+    with pytest.warns(UserWarning, match="trained on plain weights; this is the same backbone with torchao"):
+        put_on(other, tmp_path / "plain")
+    assert all(torch.equal(t, twin_tensors(other)[name]) for name, t in twin_tensors(model).items())
+    orthrus.save(other, tmp_path / "quantised")
+    values = json.loads((tmp_path / "quantised" / "orthrus_config.json").read_text())
+    assert values["quantization"] == quantization_of(other)
+    assert values["fingerprint"] == fingerprint(model)
+    back = tiny("qwen3")
+    with pytest.warns(UserWarning, match="trained on torchao"):
+        put_on(back, tmp_path / "quantised")
+    assert all(torch.equal(t, twin_tensors(back)[name]) for name, t in twin_tensors(model).items())
+
+
+@each_form
+def test_a_foreign_quantised_backbone_is_refused(form: str, tmp_path: Path) -> None:
+    """By what quantisation leaves as it is; and it stays a plain model."""
+    orthrus.save(orthrus.attach(tiny("qwen3"), CONFIG), tmp_path)
+    other = quantised(form, seed=1)
+    with pytest.raises(CheckpointError, match=r"another|identity .* load it with its own backbone"):
+        put_on(other, tmp_path)
+    assert not is_attached(other)
+
+
+def test_identity_is_that_of_all_forms() -> None:
+    """The embedding and the norms, whatever the matrices are; other weights have another."""
+    model, other = tiny("qwen3"), tiny("qwen3")
+    for layer in other.model.layers:
+        layer.mlp.up_proj.weight.data.mul_(1.01)
+    assert identity(model) == identity(other) == identity(orthrus.attach(other, CONFIG))
+    assert fingerprint(model) != fingerprint(other)
+    assert identity(tiny("qwen3", seed=1)) != identity(model)
+
+
+class Packed(nn.Module):
+    """A linear layer as GPTQ and AWQ keep it."""
+
+    def __init__(self, like: nn.Linear) -> None:
+        super().__init__()
+        self.register_buffer("qweight", torch.zeros(like.in_features // 8, like.out_features, dtype=torch.int32))
+
+
+def test_weights_that_cannot_be_dequantised_are_refused_by_name() -> None:
+    """And the model is as it was: no layer has a twin, and what was to be trained still is."""
+    model = tiny("qwen3")
+    attention = model.model.layers[1].self_attn
+    attention.v_proj = Packed(attention.v_proj)
+    with pytest.raises(UnsupportedModel, match=r"Qwen3Attention keeps v_proj\.qweight as Tensor of torch\.int32"):
+        orthrus.attach(model, CONFIG)
+    assert not is_attached(model)
+    assert not duals(model)
+    assert all(parameter.requires_grad for parameter in model.parameters())
+
+
+def offloaded(where: str, folder: Path) -> PreTrainedModel:
+    """A model whose weights, but for the embedding, accelerate fetches layer by layer from another memory."""
+    model, here = tiny("qwen3"), torch.device("cpu")
+    for part in (model.model.layers, model.model.norm, model.lm_head):
+        if where == "disk":
+            disk_offload(part, str(folder / type(part).__name__), execution_device=here)
+        else:
+            cpu_offload(part, execution_device=here)
+    assert [name for name, p in model.named_parameters() if not p.is_meta] == ["model.embed_tokens.weight"]
+    return model
+
+
+@pytest.mark.parametrize("where", ["disk", "memory"])
+def test_an_offloaded_backbone_gets_a_resident_twin(where: str, tmp_path: Path) -> None:
+    """Weights, digests, texts and files are those of the model that is all here; a view loads, nothing is lost."""
+    whole = orthrus.attach(tiny("qwen3"), CONFIG, attn_implementation="orthrus")
+    perturb(whole, scale=0.01)
+    orthrus.save(whole, tmp_path / "view")
+    model = put_on(offloaded(where, tmp_path / "weights"), tmp_path / "view")
+    assert all(torch.equal(tensor, twin_tensors(model)[name]) for name, tensor in twin_tensors(whole).items())
+    assert fingerprint(model) == fingerprint(whole)
+    for plan in ("ar", "full", "auto"):
+        assert texts(ready(model, compile=False, pack=None), plan) == texts(whole, plan)
+    orthrus.save(model, tmp_path / "again")
+    assert (tmp_path / "again" / "orthrus.safetensors").read_bytes() == (
+        tmp_path / "view" / "orthrus.safetensors"
+    ).read_bytes()
+
+
+def test_weights_that_nobody_fetches_are_refused() -> None:
+    """A parameter on meta without a hook is named; a model that is all shapes still attaches, to be counted."""
+    model = tiny("qwen3")
+    model.model.layers[0].mlp.up_proj.to("meta")
+    with pytest.raises(UnsupportedModel, match=r"model\.layers\.0\.mlp\.up_proj\.weight holds no weights"):
+        orthrus.attach(model, CONFIG)
+    model = tiny("qwen3")
+    cpu_offload(model, execution_device=torch.device("cpu"))
+    with pytest.raises(UnsupportedModel, match="must keep its input embedding in memory"):
+        orthrus.attach(model, CONFIG)
+    shapes = orthrus.attach(tiny("qwen3").to("meta"), CONFIG)
+    assert len(duals(shapes)) == 2
