@@ -97,7 +97,7 @@ def test_adapter_loads_through_load(tmp_path: Path, characters: PreTrainedTokeni
     assert not loaded.training
     assert tokenizer("abc")["input_ids"] == characters("abc")["input_ids"]
     orthrus.save(model, tmp_path / "apart")
-    with pytest.raises(CheckpointError, match="does not say which backbone it belongs to: pass backbone="):
+    with pytest.raises(CheckpointError, match="does not say which backbone it belongs to: name it with backbone="):
         orthrus.load(tmp_path / "apart")
     loaded, _ = orthrus.load(tmp_path / "apart", backbone=tmp_path / "whole", dtype="float32", device="cpu")
     assert_equal(model, loaded)

@@ -1,5 +1,6 @@
 """A tiny local model in a directory, as a user has one, and the command line called in this process."""
 
+import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -47,6 +48,16 @@ def chatml() -> PreTrainedTokenizerFast:
     """A byte-level tokenizer with a ChatML template, trained on a few generated problems."""
     texts = training_texts(synthetic_documents("maths"), characters=4000)
     return train_tokenizer(texts, vocab_size=VOCABULARY, max_length=CONTEXT)
+
+
+@pytest.fixture
+def nameless(model_dir: Path, tmp_path: Path) -> Path:
+    """An adapter alone that does not say which backbone it belongs to, as `orthrus.save` writes one."""
+    home = tmp_path / "nameless"
+    home.mkdir()
+    for name in ("orthrus.safetensors", "orthrus_config.json"):
+        shutil.copy(model_dir / name, home)
+    return home
 
 
 @pytest.fixture(scope="session")

@@ -64,6 +64,15 @@ def test_an_adapter_alone_names_its_backbone(cli: Cli, official: Path, model_dir
     assert equal(states(tmp_path / "a"), states(model_dir))
 
 
+def test_an_adapter_that_names_no_backbone_is_converted_with_one(
+    cli: Cli, nameless: Path, model_dir: Path, tmp_path: Path
+) -> None:
+    for name, more in (("a", ["adapter"]), ("b", ["adapter", "--with-backbone"]), ("c", ["official"])):
+        ran = cli("convert", nameless, tmp_path / name, "--backbone", model_dir, "--format", *more)
+        assert ran.code == 0, ran.err
+        assert equal(states(tmp_path / name), states(model_dir))
+
+
 def test_an_adapter_without_any_backbone_is_refused(cli: Cli, official: Path, tmp_path: Path) -> None:
     ran = cli("convert", official, tmp_path / "a", "--format", "adapter")
     assert (ran.code, ran.out) == (1, "")

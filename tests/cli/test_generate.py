@@ -76,6 +76,20 @@ def test_tools_of_a_prompt_set_reach_the_template_or_are_refused(cli: Cli, model
     assert "error: a: tools were given, but this tokenizer's chat template presents none" in ran.err
 
 
+def test_an_adapter_that_names_no_backbone_takes_one(cli: Cli, nameless: Path, model_dir: Path) -> None:
+    """And without it the message names the option."""
+    ran = cli("generate", "Hi", "-m", nameless)
+    assert (ran.code, ran.out) == (1, "")
+    assert "name it with backbone=…, or --backbone on the command line" in ran.err
+    told = cli("generate", "Hi", "-m", nameless, "--backbone", model_dir, "--max-new-tokens", 4)
+    assert (told.code, told.out) == (0, cli("generate", "Hi", "-m", model_dir, "--max-new-tokens", 4).out)
+
+
+@pytest.mark.parametrize("verb", ["generate", "chat", "demo", "audit", "bench run", "bench passes", "convert"])
+def test_every_verb_that_loads_an_adapter_takes_its_backbone(cli: Cli, verb: str) -> None:
+    assert "--backbone" in cli(*verb.split(), "--help").out
+
+
 def test_json_is_one_object_with_the_names_of_the_design(cli: Cli, model_dir: Path) -> None:
     value = answered(cli("generate", "Hi", "-m", model_dir, "--max-new-tokens", 5, "--json", "--mode", "ar"))
     assert {"model", "mode", "plan", "dtype", "device", "completions", "stats"} <= value.keys()

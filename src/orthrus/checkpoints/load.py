@@ -187,7 +187,10 @@ def _load_adapter(
     elif config.backbone is not None:
         home = _bundled(config.backbone)
     else:
-        raise CheckpointError(f"{path} does not say which backbone it belongs to: pass backbone=…")
+        raise CheckpointError(
+            f"{path} does not say which backbone it belongs to: name it with backbone=…, or --backbone on the command "
+            "line"
+        )
     revision = None if home == path or backbone is not None else config.revision
     kept = None
     if dtype == torch.float16:

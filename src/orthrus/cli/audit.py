@@ -16,12 +16,14 @@ from orthrus.cli.measuring import Threads, loader, progress, set_threads, words
 if TYPE_CHECKING:
     from orthrus.bench.audit.report import AuditReport
     from orthrus.bench.audit.run import Job
+    from orthrus.bench.speed.run import Loader
 
 _SUITES = [f"synthetic:{domain}" for domain in ("maths", "code", "table", "json")]
 
 
 def audit(
     model: Annotated[str, typer.Argument(help="A bundled model, a directory, or a Hub id.")] = "nano",
+    backbone: common.Backbone = None,
     suite: Annotated[
         list[str] | None,
         typer.Option(
@@ -81,13 +83,13 @@ def audit(
         max_new_tokens=max_new_tokens,
     )
     with TemporaryDirectory() as folder:
-        report = _run(job, output or Path(folder) / "run.jsonl", device, epsilon)
+        report = _run(job, output or Path(folder) / "run.jsonl", loader(model, device, backbone=backbone), epsilon)
     _show(report, plots, json)
     if not report.contract.holds:
         raise typer.Exit(1)
 
 
-def _run(job: "Job", output: Path, device: str | None, epsilon: float) -> "AuditReport":
+def _run(job: "Job", output: Path, load: "Loader", epsilon: float) -> "AuditReport":
     """Audit with progress on the terminal; the report is on all that the file holds of this configuration."""
     from orthrus.bench.audit import run
     from orthrus.bench.audit.report import read_audit
@@ -96,7 +98,7 @@ def _run(job: "Job", output: Path, device: str | None, epsilon: float) -> "Audit
         configuration = run.run(
             job,
             output,
-            load=loader(job.model, device),
+            load=load,
             on_start=lambda outlook: start(outlook.laps, words(outlook, counted="precision")),
             on_lap=lap,
         )

@@ -57,6 +57,7 @@ def run(
     suite: Suites,
     output: Output,
     model: Model = "nano",
+    backbone: common.Backbone = None,
     data: Data = None,
     modes: Annotated[
         list[str] | None,
@@ -125,7 +126,7 @@ def run(
         bench.run(
             job,
             output,
-            load=loader(model, device, compile=compile),
+            load=loader(model, device, backbone=backbone, compile=compile),
             on_start=lambda outlook: start(outlook.laps, words(outlook)),
             on_lap=lap,
         )
@@ -138,6 +139,7 @@ def passes(
         str,
         typer.Argument(help="A bundled model, a directory, a Hub id; or a config.json, for random weights of a shape."),
     ] = "nano",
+    backbone: common.Backbone = None,
     widths: Annotated[
         list[str] | None,
         typer.Option("--width", metavar="N,…", help="Positions of a pass; 1,2,4,8,16,32,64 unless given."),
@@ -192,7 +194,7 @@ def passes(
             if is_shape(model):
                 loaded = shaped(model, dtype=name, device=device, compile=compile, pack=pack)
             else:
-                loaded, _ = loader(model, device, compile=compile, pack=pack)(name)
+                loaded, _ = loader(model, device, backbone=backbone, compile=compile, pack=pack)(name)
             if positions is not None:
                 loaded.config.get_text_config().max_position_embeddings = positions
             if not head:

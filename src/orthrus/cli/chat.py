@@ -39,6 +39,7 @@ System = Annotated[str | None, typer.Option(metavar="TEXT", help="System message
 
 def chat(
     model: common.Model = "nano",
+    backbone: common.Backbone = None,
     system: System = None,
     mode: common.Mode = "orthrus",
     plan: common.Plan = None,
@@ -67,7 +68,7 @@ def chat(
         seed=seed,
         max_new_tokens=max_new_tokens,
     )
-    loaded, tokenizer = common.load(model, dtype=dtype, device=device, compile=compile)
+    loaded, tokenizer = common.load(model, backbone=backbone, dtype=dtype, device=device, compile=compile)
     common.look_at_kernels(loaded, exact, rows=1)
     talk = Conversation(loaded, tokenizer, mode=mode, plan=plan, exact=exact, window=window, options=options)
     talk.system = system

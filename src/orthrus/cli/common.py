@@ -28,6 +28,12 @@ _CONTROLS: Final = {code: "\ufffd" for code in (*range(32), *range(127, 160)) if
 """What a model writes must not move the cursor, ring the bell or set the title."""
 
 Model = Annotated[str, typer.Option("--model", "-m", help="A bundled model, a directory, or a Hub id.")]
+Backbone = Annotated[
+    str | None,
+    typer.Option(
+        metavar="MODEL", help="The backbone of an adapter (bundled, a directory, a Hub id), where it names none."
+    ),
+]
 Mode = Annotated[
     Literal["orthrus", "ar"], typer.Option(help="orthrus drafts and verifies, ar decodes plainly: same text.")
 ]
@@ -100,7 +106,12 @@ def generation_options(
 
 
 def load(
-    name: str, *, dtype: str | None = None, device: str | None = None, compile: bool = False
+    name: str,
+    *,
+    backbone: str | None = None,
+    dtype: str | None = None,
+    device: str | None = None,
+    compile: bool = False,
 ) -> tuple["PreTrainedModel", "PreTrainedTokenizerBase"]:
     """Load a model and its tokenizer, with a sign of life on the terminal; raises as `orthrus.load` does."""
     with err().status(f"loading {name} …"):
@@ -109,7 +120,7 @@ def load(
         from orthrus.checkpoints.load import load as load_model
 
         logging.disable_progress_bar()
-        return load_model(name, dtype=dtype, device=device, compile=compile)
+        return load_model(name, backbone=backbone, dtype=dtype, device=device, compile=compile)
 
 
 def look_at_kernels(model: "PreTrainedModel", exact: ExactName, *, rows: int) -> None:

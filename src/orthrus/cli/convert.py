@@ -31,7 +31,10 @@ Format = Annotated[
 ]
 Backbone = Annotated[
     str | None,
-    typer.Option(metavar="MODEL", help="Name this backbone in an adapter (a directory or a Hub id)."),
+    typer.Option(
+        metavar="MODEL",
+        help="The backbone (a directory, a Hub id) to name in an adapter, or to load where MODEL names none.",
+    ),
 ]
 WithBackbone = Annotated[bool, typer.Option("--with-backbone", help="Write the backbone beside an adapter.")]
 Force = Annotated[bool, typer.Option("--force", help="Write over another model, here and on the Hub.")]
@@ -53,9 +56,10 @@ def convert(
     private: Private = False,
 ) -> None:
     """Write a model's view as an adapter, or view and backbone in the official layout, with a model card."""
-    if format == "official" and (backbone or with_backbone):
+    lacking = backbone is not None and _names_no_backbone(model)  # then the option says what to load
+    if format == "official" and (with_backbone or (backbone and not lacking)):
         raise typer.BadParameter("the official layout holds the backbone: leave --backbone and --with-backbone out")
-    if backbone and with_backbone:
+    if backbone and with_backbone and not lacking:
         raise typer.BadParameter("--backbone names one elsewhere, --with-backbone writes one: give one of them")
     if private and not push:
         raise typer.BadParameter("--private is about the repository of --push: give that too")
@@ -64,7 +68,7 @@ def convert(
         hub.check_repository(push, patterns=MODEL_FILES, force=force)
     from orthrus.model.attach import config_of
 
-    loaded, tokenizer = common.load(model, dtype=dtype or "auto", device="cpu")
+    loaded, tokenizer = common.load(model, backbone=backbone if lacking else None, dtype=dtype or "auto", device="cpu")
     origin = config_of(loaded)
     if format == "adapter":
         _settle_backbone(loaded, backbone, with_backbone=with_backbone, shared=push is not None)
@@ -79,6 +83,15 @@ def convert(
         say(f"{out / CARD_FILE} stays as it was: remove it to have a new card written", to=err)
     if push:
         say(hub.upload(out, push, files=written | {CARD_FILE}, patterns=MODEL_FILES, private=private))
+
+
+def _names_no_backbone(model: str) -> bool:
+    """Tell whether a model is an adapter without a backbone beside it or in its configuration."""
+    from orthrus.checkpoints.files import read_config
+    from orthrus.checkpoints.load import is_adapter, locate
+
+    home = locate(model)
+    return is_adapter(home) and not (home / "config.json").exists() and read_config(home).backbone is None
 
 
 def _check_target(model: str, out: Path, *, force: bool) -> None:

@@ -78,6 +78,7 @@ class Pair:
 
 def demo(
     model: common.Model = "nano",
+    backbone: common.Backbone = None,
     prompts: Prompts = 4,
     max_new_tokens: common.MaxNewTokens = 256,
     plan: common.Plan = None,
@@ -97,7 +98,7 @@ def demo(
     Options.of(None, max_new_tokens=max_new_tokens)
     settled = plan_of("orthrus", plan).name
     set_threads(threads)
-    loaded, tokenizer = common.load(model, dtype=dtype, device=device)
+    loaded, tokenizer = common.load(model, backbone=backbone, dtype=dtype, device=device)
     chosen = list(problems(prompts, split="heldout"))
     for mode in ("ar", "orthrus"):
         warm = min(_WARM_UP_TOKENS, max_new_tokens)

@@ -41,6 +41,7 @@ Compare = Annotated[
 def generate(
     prompt: Prompt = None,
     model: common.Model = "nano",
+    backbone: common.Backbone = None,
     mode: common.Mode = "orthrus",
     plan: common.Plan = None,
     exact: common.Exact = "distribution",
@@ -83,7 +84,7 @@ def generate(
     records = _records(prompt, input, limit)
     if turns == "first":
         records = [dataclasses.replace(record, turns=record.turns[:1]) for record in records]
-    loaded, tokenizer = common.load(model, dtype=dtype, device=device, compile=compile)
+    loaded, tokenizer = common.load(model, backbone=backbone, dtype=dtype, device=device, compile=compile)
     job = Job(
         model=loaded,
         tokenizer=tokenizer,

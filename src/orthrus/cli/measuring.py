@@ -38,14 +38,21 @@ def set_threads(threads: int | None) -> None:
         torch.set_num_threads(threads)
 
 
-def loader(model: str, device: str | None, *, compile: bool = False, pack: bool | None = None) -> "Loader":
+def loader(
+    model: str,
+    device: str | None,
+    *,
+    backbone: str | None = None,
+    compile: bool = False,
+    pack: bool | None = None,
+) -> "Loader":
     """Load without a display of its own: the progress bar is on the terminal already."""
     from transformers.utils import logging
 
     from orthrus.checkpoints.load import load
 
     logging.disable_progress_bar()
-    return lambda dtype: load(model, dtype=dtype, device=device, compile=compile, pack=pack)
+    return lambda dtype: load(model, backbone=backbone, dtype=dtype, device=device, compile=compile, pack=pack)
 
 
 @contextmanager
