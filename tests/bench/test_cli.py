@@ -98,10 +98,10 @@ def test_passes_are_added_to_a_file_that_a_killed_run_left(bench: Bench, model_f
 @pytest.mark.parametrize(
     ("arguments", "code", "named"),
     [
-        (["--suite", "synthetic:poems"], 1, "synthetic:poems"),
-        (["--suite", "synthetic:json", "--modes", "vllm"], 1, "vllm"),
-        (["--suite", "synthetic:json", "--dtype", "float32,float33"], 1, "float33"),
-        (["--suite", "synthetic:json", "--batch", "some"], 1, "some"),
+        (["--suite", "synthetic:poems"], 2, "synthetic:poems"),
+        (["--suite", "synthetic:json", "--modes", "vllm"], 2, "vllm"),
+        (["--suite", "synthetic:json", "--dtype", "float32,float33"], 2, "float33"),
+        (["--suite", "synthetic:json", "--batch", "some"], 2, "some"),
         (["--suite", "synthetic:json", "--rounds", "0"], 2, "rounds"),
         ([], 2, "--suite"),
     ],

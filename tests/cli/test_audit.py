@@ -75,10 +75,10 @@ def test_a_broken_promise_is_an_error_with_the_prompts_named(
 @pytest.mark.parametrize(
     ("arguments", "code", "named"),
     [
-        (["--dtype", "float33"], 1, "float33"),
-        (["--exact", "bitwise"], 1, "bitwise"),
-        (["--plan", "wide"], 1, "wide"),
-        (["--suite", "synthetic:poems"], 1, "synthetic:poems"),
+        (["--dtype", "float33"], 2, "float33"),
+        (["--exact", "bitwise"], 2, "bitwise"),
+        (["--plan", "wide"], 2, "wide"),
+        (["--suite", "synthetic:poems"], 2, "synthetic:poems"),
         (["--batch-size", "0"], 2, "batch-size"),
         (["--epsilon", "-1"], 2, "epsilon"),
     ],

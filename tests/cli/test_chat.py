@@ -162,7 +162,7 @@ def test_an_answer_fits_into_what_is_left_of_the_window(model_dir: Path) -> None
 def test_bad_options_end_before_a_model_is_loaded(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(chat.common, "load", lambda *_, **__: pytest.fail("loaded"))
     ran = cli("chat", "--top-p", 0)
-    assert (ran.code, ran.out) == (1, "")
+    assert (ran.code, ran.out) == (2, "")
     assert "top_p must be above 0" in ran.err
 
 

@@ -99,6 +99,6 @@ def test_a_broken_promise_fails_in_float32(
 
 def test_bad_options_end_before_a_model_is_loaded(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(common, "load", lambda *_, **__: pytest.fail("loaded"))
-    assert cli("demo", "--max-new-tokens", 0).code == 1
-    assert cli("demo", "--plan", "wild").code == 1
+    assert cli("demo", "--max-new-tokens", 0).code == 2
+    assert cli("demo", "--plan", "wild").code == 2
     assert cli("demo", "--prompts", 0).code == 2

@@ -226,28 +226,29 @@ def test_an_end_of_text_token_in_the_prompt_changes_nothing_of_the_promise(cli: 
 
 
 @pytest.mark.parametrize(
-    ("arguments", "message"),
+    ("arguments", "code", "message"),
     [
-        (["Hi", "--max-new-tokens", "0"], "max_new_tokens must be an integer of at least 1, found 0"),
-        (["Hi", "--temperature", "nan"], "temperature must be a number above 0, found nan"),
-        (["Hi", "--temperature", "-1"], "temperature must be above 0"),
-        (["Hi", "--top-p", "0"], "top_p must be above 0"),
-        (["Hi", "--temperature", "0", "--top-k", "5"], "--top-k has no effect"),
-        (["Hi", "--plan", "fixed:1"], "a plan is"),
-        (["Hi", "--plan", "fixed:64"], "was trained for at most 8"),
-        (["Hi", "--mode", "ar", "--plan", "full"], "mode='ar' decodes plainly"),
-        (["Hi", "--stop", ""], "stop_strings must be non-empty text"),
-        (["Hi", "--device", "nowhere"], "device 'nowhere' cannot be used here"),
-        ([""], "the chat must say something"),
-        (["", "--raw"], "the prompt must not be empty"),
-        (["\udcff"], "must be text in UTF-8"),
-        (["why " * CONTEXT], f"the model reads at most {CONTEXT} tokens"),
-        (["--input", "no-such-file.jsonl"], "found no such file"),
+        (["Hi", "--max-new-tokens", "0"], 2, "max_new_tokens must be an integer of at least 1, found 0"),
+        (["Hi", "--temperature", "nan"], 2, "temperature must be a number above 0, found nan"),
+        (["Hi", "--temperature", "-1"], 2, "temperature must be above 0"),
+        (["Hi", "--top-p", "0"], 2, "top_p must be above 0"),
+        (["Hi", "--temperature", "0", "--top-k", "5"], 2, "--top-k has no effect"),
+        (["Hi", "--plan", "fixed:1"], 2, "a plan is"),
+        (["Hi", "--plan", "fixed:64"], 2, "was trained for at most 8"),
+        (["Hi", "--mode", "ar", "--plan", "full"], 2, "mode='ar' decodes plainly"),
+        (["Hi", "--stop", ""], 2, "stop_strings must be non-empty text"),
+        (["Hi", "--device", "nowhere"], 2, "device 'nowhere' cannot be used here"),
+        ([""], 1, "the chat must say something"),
+        (["", "--raw"], 1, "the prompt must not be empty"),
+        (["\udcff"], 1, "must be text in UTF-8"),
+        (["why " * CONTEXT], 1, f"the model reads at most {CONTEXT} tokens"),
+        (["--input", "no-such-file.jsonl"], 1, "found no such file"),
     ],
 )
-def test_bad_input_exits_1_and_says_why(cli: Cli, model_dir: Path, arguments: list[str], message: str) -> None:
+def test_bad_input_says_why(cli: Cli, model_dir: Path, arguments: list[str], code: int, message: str) -> None:
+    """Exit code 2 for an option's value, 1 for a prompt."""
     ran = cli("generate", "-m", model_dir, "--json", *arguments)
-    assert (ran.code, ran.out) == (1, "")
+    assert (ran.code, ran.out) == (code, "")
     assert ran.err.startswith("error: ")
     assert message in ran.err
 

@@ -133,7 +133,7 @@ def test_an_adapter_that_others_cannot_load_is_not_published(
     """A directory of this machine is no backbone to others; a bundled model is."""
     command = ("convert", model_dir, tmp_path / "o", "--format", "adapter", "--push", REPO)
     ran = cli(*command, "--backbone", model_dir)
-    assert (ran.code, ran.out) == (1, "")
+    assert (ran.code, ran.out) == (2, "")
     assert "--with-backbone" in ran.err
     assert list(tmp_path.iterdir()) == []
     assert hub.calls == ["whoami", "repo_exists"]

@@ -13,7 +13,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from orthrus.errors import CheckpointError, ConfigError, DataError
+from orthrus.errors import CheckpointError, ConfigError, DataError, OrthrusError
 from orthrus.train.backbone import BackboneTask
 from orthrus.train.checkpoints import checkpoint_paths
 from orthrus.train.loop import TrainResult, train
@@ -276,6 +276,6 @@ def test_half_written_checkpoints_are_passed_over(prepared: Path, whole: tuple[P
 
 def test_a_loss_that_is_not_finite_stops_the_run(prepared: Path) -> None:
     recipe = tiny_recipe(prepared)
-    with pytest.raises(ConfigError, match="step 4: the loss must be finite, found inf"):
+    with pytest.raises(OrthrusError, match="step 4: the loss must be finite, found inf"):
         train(ChangedLossTask(recipe), recipe)
     assert [path.name for path in checkpoint_paths(prepared / "checkpoints")] == ["step-00000003"]

@@ -173,7 +173,9 @@ def test_a_sweep_that_was_stopped_says_so(
 
     monkeypatch.setattr(sweeps, "run", stopped)
     assert main(["sweep", str(file), "--output", str(results)]) == 3
-    assert "plain 3: 0.0 minutes" in capsys.readouterr().out
+    said = capsys.readouterr()
+    assert "plain 3: 0.0 minutes" in said.out
+    assert said.err == f"{results}: stopped with 3 runs left; the same command goes on from there\n"
     assert len(sweeps.read_lines(results)) == 1
     assert main(["sweep", str(file), "--output", str(results), "--report"]) == 0
 

@@ -148,7 +148,11 @@ def _check_backbone(model: PreTrainedModel, path: Path, known: str | None) -> No
 def read_config(path: Path) -> OrthrusConfig:
     """Read `orthrus_config.json`; raises CheckpointError when it is missing or is not one."""
     file = path / CONFIG_FILE
-    return OrthrusConfig.from_dict(read_object(file, missing="it is not an adapter"), where=str(file))
+    values = read_object(file, missing="it is not an adapter")
+    try:
+        return OrthrusConfig.from_dict(values)
+    except ConfigError as error:
+        raise CheckpointError(f"{file}: {error}: write it again, or update orthrus") from None
 
 
 def read_object(file: Path, *, missing: str) -> dict[str, Any]:

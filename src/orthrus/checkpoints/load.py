@@ -3,6 +3,7 @@
 Knows where models are kept and which layout a directory has; the layouts themselves are `checkpoint`'s.
 """
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -252,9 +253,25 @@ def _tokenizer(home: Path | str, *, revision: str | None = None) -> PreTrainedTo
     missing = f"{home} must hold the model's tokenizer, found none: copy its tokenizer files there"
     try:
         tokenizer = AutoTokenizer.from_pretrained(home, revision=revision)
-    except (OSError, ValueError, KeyError) as error:
-        raise CheckpointError(f"{missing} ({str(error).splitlines()[0]})") from error
+    except Exception as error:  # of a damaged file, tokenizers raises bare ones
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        if (damaged := _damaged(Path(home))) is not None:
+            raise CheckpointError(f"{damaged} is damaged ({reason}): fetch or write it again") from error
+        raise CheckpointError(f"{missing} ({reason})") from error
     # Where files are missing, some families of transformers 5 give a tokenizer of special tokens alone.
     if set(tokenizer.get_vocab()) <= set(tokenizer.all_special_tokens):
         raise CheckpointError(missing)
     return tokenizer
+
+
+def _damaged(home: Path) -> Path | None:
+    """Return which file of a tokenizer that cannot be read is to blame; None where none is there."""
+    for name in ("tokenizer.json", "tokenizer_config.json", "config.json"):
+        try:
+            json.loads((home / name).read_bytes())
+        except ValueError:
+            return home / name
+        except OSError:
+            continue
+    whole = home / "tokenizer.json"
+    return whole if whole.exists() else None

@@ -1,7 +1,7 @@
 """The command line: `orthrus VERB`. One file per verb; this one joins them and turns errors into exit codes.
 
-0 is done, 1 an error or a check that failed, 2 a command that cannot be understood, 130 interrupted. Nothing
-here loads torch before a verb needs it.
+0 is done, 1 an error or a check that failed, 2 a command or a value that cannot be honoured, 3 training stopped before
+its end, 130 interrupted. Nothing here loads torch before a verb needs it.
 """
 
 from collections.abc import Sequence
@@ -12,8 +12,9 @@ import typer
 from orthrus import __version__
 from orthrus.cli import audit, bench, chat, convert, demo, doctor, generate, prepare, serve, sweep, train
 from orthrus.cli.common import err, say
-from orthrus.errors import OrthrusError
+from orthrus.errors import ConfigError, OrthrusError
 
+_MISUSED = 2  # as typer and every shell tool say it
 _INTERRUPTED = 130
 
 
@@ -29,7 +30,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (OrthrusError, OSError) as error:
         say("error: ", style="bold red", end="", to=err)
         say(str(error), to=err)
-        return 1
+        return _MISUSED if isinstance(error, ConfigError) else 1
     return 0
 
 

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from fnmatch import fnmatch
 from pathlib import Path
 
-from orthrus.errors import ConfigError
+from orthrus.errors import CheckpointError, OrthrusError
 
 
 def check_repository(repo_id: str, *, patterns: Sequence[str], force: bool) -> None:
@@ -20,7 +20,8 @@ def check_repository(repo_id: str, *, patterns: Sequence[str], force: bool) -> N
         force: whether another model there may be replaced.
 
     Raises:
-        ConfigError: one of them is missing, or the repository holds a model already.
+        CheckpointError: the repository holds a model already.
+        OrthrusError: network or token are missing, or the Hub refuses.
     """
     from huggingface_hub import HfApi
 
@@ -29,7 +30,7 @@ def check_repository(repo_id: str, *, patterns: Sequence[str], force: bool) -> N
         api.whoami()
         held = _matching(api.list_repo_files(repo_id), patterns) if api.repo_exists(repo_id) else []
     if held and not force:
-        raise ConfigError(
+        raise CheckpointError(
             f"--push {repo_id}: the repository holds a model already ({', '.join(held)}): name another, or "
             "replace it with --force; nothing was written"
         )
@@ -41,7 +42,7 @@ def upload(folder: Path, repo_id: str, *, files: Iterable[str], patterns: Sequen
     Files at the top of it that match `patterns` and are not among them are removed; everything else stays.
 
     Raises:
-        ConfigError: the Hub refuses, or cannot be reached any more.
+        OrthrusError: the Hub refuses, or cannot be reached any more.
     """
     from huggingface_hub import HfApi
 
@@ -73,13 +74,13 @@ def _asking(repo_id: str, *, otherwise: str) -> Iterator[None]:
     try:
         yield
     except errors.LocalTokenNotFoundError:
-        raise ConfigError(
+        raise OrthrusError(
             f"--push {repo_id}: a token of the Hugging Face Hub is required, found none: `hf auth login`, or set "
             f"HF_TOKEN; {otherwise}"
         ) from None
     except refusals as error:
         told = str(error).splitlines()[0] if str(error) else "no reason given"
-        raise ConfigError(
+        raise OrthrusError(
             f"--push {repo_id}: the Hub must be reachable and let you write there, found {type(error).__name__}: "
             f"{told}; {otherwise}"
         ) from error

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.table import Table
 
-from orthrus.cli.common import Json, out, print_json
+from orthrus.cli.common import Json, err, out, print_json, say
 from orthrus.cli.train import STOPPED, Set
 
 if TYPE_CHECKING:
@@ -45,7 +45,8 @@ def sweep(
         for line in carry_out(wanted, file, results, overrides or [], only=variants or []):
             out().print(f"{line['variant']} {line['seed']}: {line['minutes']} minutes", soft_wrap=True)
     lines = read_lines(results)
-    if not report and missing(wanted, lines, only=variants or []):
+    if not report and (left := missing(wanted, lines, only=variants or [])):
+        say(f"{results}: stopped with {len(left)} runs left; the same command goes on from there", to=err)
         raise typer.Exit(STOPPED)
     every = {name.removeprefix(HELDOUT) for line in lines for name in line["figures"]}
     chosen = figures or sorted(name for name in every if name.endswith("tokens_per_cycle"))

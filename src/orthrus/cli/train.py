@@ -1,15 +1,17 @@
 """`orthrus train`: run a recipe. A thin door to `orthrus.train`, which knows everything about training."""
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.table import Table
 
-from orthrus.cli.common import Json, out, print_json
+from orthrus.cli.common import Json, err, out, print_json, say
 from orthrus.errors import ConfigError
 
 if TYPE_CHECKING:
+    from orthrus.train.loop import TrainResult
     from orthrus.train.plan import Plan
 
 Recipe = Annotated[Path, typer.Argument(help="A recipe in TOML, such as recipes/qwen3-0.6b.toml.", show_default=False)]
@@ -45,8 +47,21 @@ def train(
         raise ConfigError("--json prints a plan: give --plan too, or read log.jsonl of the run")
     from orthrus.train.run import run
 
-    if not run(load_recipe(recipe, overrides or []), resume=resume).finished:
+    checked = load_recipe(recipe, overrides or [])
+    result = run(checked, resume=resume)
+    if os.environ.get("RANK", "0") == "0":  # one of the processes that torchrun or accelerate launch starts
+        say(_ending(result, checked.schedule.steps, checked.run.output), to=err)
+    if not result.finished:
         raise typer.Exit(STOPPED)
+
+
+def _ending(result: "TrainResult", steps: int, output: str) -> str:
+    """Say in a line how a run ended and what can be done next."""
+    if not result.finished:
+        return f"{output}: stopped after step {result.step} of {steps}; the same command goes on from there"
+    if result.before == steps:
+        return f"{output}: finished before, after {steps} steps: {result.model}; --no-resume trains it anew"
+    return f"{output}: finished after {steps} steps: {result.model}"
 
 
 def show(plan: "Plan", *, as_json: bool = False) -> None:

@@ -33,12 +33,13 @@ from orthrus.train.trackers import trackers
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TrainResult:
-    """How a run ended: steps done in all, whether all of them, and the last evaluation.
+    """How a run ended: steps done in all, by earlier calls (`before`), whether all of them, and the last evaluation.
 
     `model` is where the trained model lies, None when the run was stopped before its end.
     """
 
     step: int
+    before: int = 0
     finished: bool
     metrics: dict[str, float]
     model: Path | None
@@ -52,7 +53,8 @@ def train(task: Task, recipe: Recipe, *, resume: bool = True) -> TrainResult:
     its last checkpoint; without, what an earlier run left in `checkpoints/` and `log.jsonl` is removed.
 
     Raises:
-        ConfigError: the recipe changed since the checkpoint, or the loss is no longer finite.
+        ConfigError: the recipe changed since the checkpoint.
+        OrthrusError: the loss is no longer finite.
         CheckpointError: the checkpoint is damaged, or none can be written.
     """
     run = recipe.run
@@ -67,7 +69,7 @@ def train(task: Task, recipe: Recipe, *, resume: bool = True) -> TrainResult:
         shutil.rmtree(checkpoints, ignore_errors=True)
     ranks.wait()
     before = load_latest(checkpoints, recipe)
-    step = _restore(before, trainable, optimizers)
+    step = first = _restore(before, trainable, optimizers)
     parts = parts_of_step(task, recipe, ranks, optimizers, step=step, at_least=before.parts if before else 1)
     metrics: dict[str, float] = {}
     evaluates = ranks.main or run.sharding != "none"  # passes of a sharded model need all processes
@@ -112,7 +114,7 @@ def train(task: Task, recipe: Recipe, *, resume: bool = True) -> TrainResult:
                 _save_model(task, model)
                 write_card(recipe, output)
     ranks.wait()
-    return TrainResult(step=step, finished=finished, metrics=metrics, model=model)
+    return TrainResult(step=step, before=first, finished=finished, metrics=metrics, model=model)
 
 
 def _evaluate(task: Task, recipe: Recipe, step: int, journal: Journal) -> dict[str, float]:

@@ -121,7 +121,8 @@ def measure(
         on_step: called after every step.
 
     Raises:
-        ConfigError: no step to measure, several processes, a device that cannot be used, or a loss that is not finite.
+        ConfigError: no step to measure, several processes, or a device that cannot be used.
+        OrthrusError: a loss that is not finite.
         CheckpointError: a backbone that cannot be loaded.
     """
     run, device = recipe.run, device_of(recipe.run.device)

@@ -17,7 +17,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from orthrus.errors import ConfigError, DataError
+from orthrus.errors import DataError, OrthrusError
 from orthrus.train.optim import learning_rate_factor, set_learning_rate
 from orthrus.train.ranks import Ranks, Sums
 from orthrus.train.sections import Recipe
@@ -101,7 +101,7 @@ def one_step(
     A step without a single target moves nothing but what the optimizers do by themselves.
 
     Raises:
-        ConfigError: the loss is no longer finite.
+        OrthrusError: the loss is no longer finite.
     """
     started = time.perf_counter()
     factor = learning_rate_factor(step, recipe.schedule)
@@ -110,7 +110,7 @@ def one_step(
     ranks.add_gradients(trainable.values())
     total, weight = sums["loss"]
     if not np.isfinite(total):
-        raise ConfigError(f"step {step}: the loss must be finite, found {total}; lower the learning rates")
+        raise OrthrusError(f"step {step}: the loss must be finite, found {total}; lower the learning rates")
     for parameter in trainable.values():
         if parameter.grad is not None:
             parameter.grad.div_(weight or 1.0)
