@@ -8,7 +8,7 @@ neither files nor packing nor training.
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 import numpy as np
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -22,6 +22,9 @@ from orthrus.decode.text import encode
 from orthrus.errors import ConfigError, DataError, PromptError
 from orthrus.model.attach import config_of
 from orthrus.policy import steps
+
+LOOP_TOKENS: Final = 12  # a shorter repetition may be meant
+LOOP_PERIOD: Final = 64
 
 _THOUGHT = re.compile(r"<think>\s*\S.*?</think>", re.DOTALL)
 
@@ -92,8 +95,9 @@ def answer(
 ) -> Iterator[EncodedDocument]:
     """Let the model continue each prompt greedily to its end-of-text token; yields documents as they end.
 
-    Prompts that leave no room for an answer in `row_tokens` are left out. `decode` is a plan ("ar" until a view is
-    trained; the text is the same); what the rows took is added to `spent`.
+    An answer that begins to loop ends there, its second repetition kept (`before_loop`). Prompts that leave no room for
+    an answer in `row_tokens` are left out. `decode` is a plan ("ar" until a view is trained; the text is the same);
+    what the rows took is added to `spent`.
     """
     usable = how.usable(prompts)
     if not usable:
@@ -110,10 +114,32 @@ def answer(
         row = progress.row
         if row.error is not None:
             raise row.error
-        if row.finish_reason is not None:
-            if spent is not None:
-                spent.add(row.stats)
-            yield joined(row.prompt_ids, row.token_ids)
+        kept = before_loop(row.token_ids, added=len(progress.token_ids))
+        if row.finish_reason is None and kept == len(row.token_ids):
+            continue
+        if row.finish_reason is None:
+            engine.abort(row.id)
+        if spent is not None:
+            spent.add(row.stats)
+        yield joined(row.prompt_ids, row.token_ids[:kept])
+
+
+def before_loop(token_ids: Sequence[int], *, added: int = 1) -> int:
+    """Return how many tokens of a text to keep: up to the second repetition, once its end repeats itself.
+
+    A text loops when its last tokens, `LOOP_TOKENS` at least, are one passage three times or more, of at most
+    `LOOP_PERIOD` tokens. `added` is how many tokens are new since the text was last looked at.
+    """
+    for length in range(len(token_ids) - added + 1, len(token_ids) + 1):
+        last = token_ids[length - 1]
+        for period in range(1, min(LOOP_PERIOD, length // 3) + 1):
+            if token_ids[length - 1 - period] != last:
+                continue
+            times = max(3, -(-LOOP_TOKENS // period))
+            start = length - times * period
+            if start >= 0 and token_ids[start : length - period] == token_ids[start + period : length]:
+                return length - (times - 2) * period
+    return len(token_ids)
 
 
 def given_answers(
