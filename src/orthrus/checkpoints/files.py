@@ -209,11 +209,9 @@ def official_tensors(model: PreTrainedModel) -> dict[str, Tensor]:
         raise UnsupportedModel(
             f"the official layout is defined for Qwen3 backbones, found {model.config.model_type}: save an adapter"
         )
-    attention = config_of(model).block_attention
-    if attention != "bidirectional":
-        raise UnsupportedModel(
-            f"the official layout has no place for block_attention, found {attention!r}: save an adapter"
-        )
+    for name, value in config_of(model).departures.items():
+        if name != "markov_rank":  # passed over by readers who do not know it
+            raise UnsupportedModel(f"the official layout has no place for {name}, found {value!r}: save an adapter")
     tensors = backbone_tensors(model)
     tensors |= {official_name(name): p for name, p in model.named_parameters() if of_view(name)}
     return tensors

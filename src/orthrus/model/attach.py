@@ -51,13 +51,15 @@ def attach(
     mask = rows - 1 if config.mask_token_id is None else config.mask_token_id
     if mask >= rows:
         raise ConfigError(f"mask_token_id must be one of the {rows} embedding rows, found {mask}")
-    twins = [twin_of(module) for _, _, module, _ in sites]
+    layers = config.layers_of(len(sites))
+    partial = None if len(layers) == len(sites) else layers
+    twins = [twin_of(module) if index in layers else None for index, (_, _, module, _) in enumerate(sites)]
     trainable = frozenset(name for name, parameter in model.named_parameters() if parameter.requires_grad)
     model.requires_grad_(False)
     for (parent, name, module, window), twin in zip(sites, twins, strict=True):
         setattr(parent, name, DualAttention(module, twin, window=window))
     markov.install(model, markov.untrained(model, config.markov_rank))
-    config = dataclasses.replace(config, mask_token_id=mask)
+    config = dataclasses.replace(config, mask_token_id=mask, layers=partial)
     attachment.put(model, Attachment(config, model.config._attn_implementation, trainable))
     if attn_implementation is not None:
         use_attention(model, attn_implementation)

@@ -5,12 +5,14 @@ Knows nothing about modules, tensors or files beyond the JSON text of its own fi
 
 import dataclasses
 import difflib
+import re
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
 from orthrus.errors import ConfigError
 
 BlockAttention = Literal["bidirectional", "causal"]
+Anchor = Literal["twin", "backbone"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -30,6 +32,10 @@ class OrthrusConfig:
         block_attention: "bidirectional" (the paper's): a draft slot sees its whole block; "causal": the slots up to
             itself.
         markov_rank: rank of the correction between neighbouring slots (`orthrus.model.markov`); 0 for none.
+        anchor: who reads the anchor's row: "twin" (the paper's), a block's first slot being the anchor; "backbone": a
+            block is K - 1 masks behind a row of the frozen view, the first of them at the position after the anchor.
+        layers: decoder layers that have a twin, by index, or "last:N"; None for all. Draft rows run through the frozen
+            attention of the others. `attach` settles it to indices.
     """
 
     block_size: int = 32
@@ -41,6 +47,8 @@ class OrthrusConfig:
     quantization: str | None = None
     block_attention: BlockAttention = "bidirectional"
     markov_rank: int = 0
+    anchor: Anchor = "twin"
+    layers: tuple[int, ...] | list[int] | str | None = None
 
     def __post_init__(self) -> None:
         if isinstance(self.block_size, bool) or not isinstance(self.block_size, int) or self.block_size < 2:
@@ -56,6 +64,21 @@ class OrthrusConfig:
             )
         if isinstance(self.markov_rank, bool) or not isinstance(self.markov_rank, int) or self.markov_rank < 0:
             raise ConfigError(f"markov_rank must be an integer of at least 0 (none), found {self.markov_rank!r}")
+        if self.anchor not in get_args(Anchor):
+            raise ConfigError(f"anchor must be one of {', '.join(get_args(Anchor))}, found {self.anchor!r}")
+        if isinstance(self.layers, list):
+            object.__setattr__(self, "layers", tuple(self.layers))
+        if not (self.layers is None or _LAST.fullmatch(str(self.layers)) or _indices(self.layers)):
+            raise ConfigError(f"layers must be 'last:N' or different layer indices, found {self.layers!r}")
+
+    def layers_of(self, count: int) -> tuple[int, ...]:
+        """Return the indices of the layers that have a twin, of so many; raises ConfigError for those out of range."""
+        chosen = range(count) if self.layers is None else self.layers
+        if isinstance(chosen, str):
+            chosen = range(count - int(chosen.removeprefix("last:")), count)
+        if min(chosen) < 0 or max(chosen) >= count:
+            raise ConfigError(f"layers must be among the model's {count} layers, found {self.layers!r}")
+        return tuple(chosen)
 
     @property
     def mask(self) -> int:
@@ -86,6 +109,13 @@ class OrthrusConfig:
         return cls(**values)
 
 
-_PAPER: dict[str, Any] = {"block_attention": "bidirectional", "markov_rank": 0}
+def _indices(layers: object) -> bool:
+    if not isinstance(layers, tuple) or not all(type(index) is int for index in layers):
+        return False
+    return 0 < len(set(layers)) == len(layers)
+
+
+_LAST = re.compile(r"last:[1-9]\d*")
+_PAPER: dict[str, Any] = {"block_attention": "bidirectional", "markov_rank": 0, "anchor": "twin", "layers": None}
 """How the paper's view drafts."""
 _OPTIONAL = ("identity", "quantization")

@@ -47,10 +47,11 @@ class DualAttention(nn.Module):
     """Wrap one attention module with its diffusion twin (`orthrus.model.twin.twin_of`).
 
     Called without `view=`, it is the original module, bit for bit. The twin starts as a deep copy, so before any
-    training both views compute the same function of their inputs (paper, section 3.2).
+    training both views compute the same function of their inputs (paper, section 3.2). Without a twin (`diffusion` is
+    None), draft rows run through the original too, under their own masks.
     """
 
-    def __init__(self, attention: nn.Module, twin: nn.Module, *, window: int | None) -> None:
+    def __init__(self, attention: nn.Module, twin: nn.Module | None, *, window: int | None) -> None:
         super().__init__()
         self.ar = attention.requires_grad_(False)
         self.diffusion = twin
@@ -76,15 +77,18 @@ class DualAttention(nn.Module):
             return self._fused(hidden_states, *args, view=view, **kwargs)
         if view.masks is not None:
             kwargs["attention_mask"] = view.masks.of(self.window)
-        half = self.ar if view.name == "ar" else self.diffusion
-        return half(hidden_states, *args, **kwargs)
+        return self.module_of(view.name)(hidden_states, *args, **kwargs)
+
+    def module_of(self, view: ViewName) -> nn.Module:
+        """Return the module that a view's rows run through."""
+        return self.ar if view == "ar" or self.diffusion is None else self.diffusion
 
     def _fused(self, hidden_states: Tensor, *args: Any, view: FusedView, **kwargs: Any) -> Any:
         """Run AR rows through the original first, so that the twin's rows see the keys they have just written."""
         outputs = []
         for half, masks, part in (
             (self.ar, view.ar, slice(None, view.rows)),
-            (self.diffusion, view.diffusion, slice(view.rows, None)),
+            (self.module_of("diffusion"), view.diffusion, slice(view.rows, None)),
         ):
             own = {name: _rows_of(value, part, hidden_states.shape[1]) for name, value in kwargs.items()}
             own["attention_mask"] = masks.of(self.window)

@@ -4,9 +4,11 @@ Knows the few scalings that architectures put around their output head; refuses 
 """
 
 from collections.abc import Callable
+from functools import partial
 
 import torch
 from torch import Tensor
+from torch.nn.functional import linear
 from transformers import PreTrainedModel
 
 from orthrus.errors import UnsupportedModel
@@ -14,8 +16,8 @@ from orthrus.errors import UnsupportedModel
 _UNKNOWN = ("logits_scaling", "logit_scale", "output_multiplier_scale", "lm_head_multiplier")
 
 
-def output_head(model: PreTrainedModel) -> Callable[[Tensor], Tensor]:
-    """Return the function from hidden states `[..., C]` to logits `[..., V]`.
+def output_head(model: PreTrainedModel, tokens: Tensor | None = None) -> Callable[[Tensor], Tensor]:
+    """Return the function from hidden states `[..., C]` to logits `[..., V]`, or to those of some tokens alone.
 
     Raises:
         UnsupportedModel: the architecture scales its logits in a way not written down here.
@@ -25,7 +27,14 @@ def output_head(model: PreTrainedModel) -> Callable[[Tensor], Tensor]:
         if getattr(config, name, None) not in (None, 1, 1.0):
             raise UnsupportedModel(f"{type(model).__name__} scales its logits by {name}: training it is not served yet")
     head = model.get_output_embeddings()
+    if tokens is not None:
+        bias = None if getattr(head, "bias", None) is None else head.bias[tokens]
+        head = partial(_linear, head.weight.detach()[tokens], bias)
     cap = getattr(config, "final_logit_softcapping", None)
     if cap is None:
         return head  # type: ignore[no-any-return]
     return lambda hidden: torch.tanh(head(hidden) / cap) * cap
+
+
+def _linear(weight: Tensor, bias: Tensor | None, hidden: Tensor) -> Tensor:
+    return linear(hidden, weight, bias)

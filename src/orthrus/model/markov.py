@@ -33,9 +33,10 @@ class Markov(nn.Module):
         self.after_VR = nn.Parameter(drawn_VR.to(device, dtype))
         self._copies: tuple[object, Tensor, Tensor] | None = None  # what they are copies of, and the copies
 
-    def forward(self, token: Tensor) -> Tensor:
-        """Return what each token adds to the logits of the slot after it: `[..., V]`."""
-        return linear(embedding(token, self.before_VR), self.after_VR)
+    def forward(self, token: Tensor, after: Tensor | None = None) -> Tensor:
+        """Return what each token adds to the logits of the slot after it: `[..., V]`, or to those of `after` alone."""
+        after_VR = self.after_VR if after is None else self.after_VR[after]
+        return linear(embedding(token, self.before_VR), after_VR)
 
     def in_turn(self, logits_BMV: Tensor, anchor_B: Tensor, choose: Callable[[Tensor, int], Tensor]) -> Tensor:
         """Choose each slot's token in turn, its logits shifted by the token before it; returns `[B, M]`.
@@ -81,10 +82,11 @@ class Markov(nn.Module):
 
 
 class Before(NamedTuple):
-    """The tokens before some slots, and what tokens add to the logits of the slot after them."""
+    """The tokens before some slots, and what tokens add to the logits of the slot after them, or of `after` alone."""
 
     token: Tensor
     shift: Markov
+    after: Tensor | None = None
 
 
 def untrained(model: PreTrainedModel, rank: int) -> Markov | None:

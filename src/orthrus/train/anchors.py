@@ -42,10 +42,13 @@ def sample(
     block_length: int,
     blind_share: float,
     shown_share: float = 0.0,
+    inside: bool = False,
     generators: Sequence[torch.Generator],
 ) -> Blocks:
     """Draw distinct anchors for each row, uniformly over the places where a block can start.
 
+    `inside` keeps to anchors that belong to an answer themselves: a block behind the backbone's row is never anchored
+    at the prompt's last token, which that row reads.
     Each row draws from its own generator, so what a row gets does not depend on the batch it is in.
     """
     device = document_BT.device
@@ -56,7 +59,8 @@ def sample(
         draws = [torch.rand(2, blocks, generator=g) for g in generators]
         count_BN = torch.stack([1 + (draw[0] * (block_length - 2)).long() for draw in draws]).to(device)
         shown_BN = count_BN * torch.stack([draw[1] < shown_share for draw in draws]).to(device) * ~blind_BN
-    key_BT = torch.where(starts(document_BT, answer_BT), draws_BT, draws_BT - 2)
+    starts_BT = starts(document_BT, answer_BT)
+    key_BT = torch.where(starts_BT & answer_BT if inside else starts_BT, draws_BT, draws_BT - 2)
     count = min(blocks, document_BT.shape[1])
     best = key_BT.topk(count, dim=1)
     pad = (0, blocks - count)

@@ -23,6 +23,7 @@ KEEP = 2
 FREE_TO_CHANGE = frozenset(
     {
         "data.folder",
+        "responses.prompts",  # a run goes on with more answers
         "run.output",
         "run.threads",
         "run.log_every",
@@ -103,7 +104,10 @@ def load_latest(folder: Path, recipe: Recipe) -> Checkpoint | None:
         raise CheckpointError(
             f"{path}: a whole checkpoint is required; {error}; delete it to resume from the one before"
         ) from error
-    changed = [key for key in changed_keys(before, recipe.model_dump(mode="json")) if key not in FREE_TO_CHANGE]
+    with_steps = {"schedule.steps", "schedule.decay_steps"} if _still_constant(path, before) else set()
+    changed = [
+        key for key in changed_keys(before, recipe.model_dump(mode="json")) if key not in FREE_TO_CHANGE | with_steps
+    ]
     if changed:
         raise ConfigError(
             f"{path}: a run resumes with the recipe that it started with, but these keys changed: "
@@ -115,6 +119,13 @@ def load_latest(folder: Path, recipe: Recipe) -> Checkpoint | None:
         trainable=state["trainable"],
         optimizers=state["optimizers"],
     )
+
+
+def _still_constant(path: Path, recipe: dict[str, Any]) -> bool:
+    """Whether all steps of a checkpoint had the full rate, so that its run may end sooner or later than it was to."""
+    schedule = recipe.get("schedule", {})
+    done = int(path.name.removeprefix("step-"))
+    return schedule.get("kind") == "constant" and bool(done <= schedule["steps"] - schedule["decay_steps"])
 
 
 def _with_defaults(recipe: dict[str, Any]) -> dict[str, Any]:

@@ -105,6 +105,7 @@ def chunked(
     kept: SlotLoss = kept_greedily,
     before: Before | None = None,
     chunk: int = 1024,
+    recompute: bool = True,
 ) -> SlotScores:
     """Score slots `chunk` at a time; equal to scoring all at once in value and gradient.
 
@@ -116,15 +117,19 @@ def chunked(
         target_M: token ids.
         head: hidden states to logits.
         before: the tokens before the slots, `[M]`, where these shift the student's logits.
+        recompute: compute logits again in the backward pass; without, all of them are held.
     """
     order_M = torch.arange(len(target_M), device=target_M.device) if teacher is None else teacher.row_M.argsort()
     parts = []
     for start in range(0, len(target_M), chunk):
         part = order_M[start : start + chunk]
         own = None if teacher is None else Teacher(teacher.hidden_RC, teacher.row_M[part])
-        past = None if before is None else Before(before.token[part], before.shift)
+        past = None if before is None else before._replace(token=before.token[part])
         slots = (student_MC[part], own, target_M[part], past)
-        parts.append(checkpoint(_part, loss, kept, head, *slots, use_reentrant=False))
+        if recompute:
+            parts.append(checkpoint(_part, loss, kept, head, *slots, use_reentrant=False))
+        else:
+            parts.append(_part(loss, kept, head, *slots))
     if not parts:
         nothing = student_MC.sum(-1).float()  # empty, but a gradient can go through
         return SlotScores(nothing, nothing, target_M.bool())
@@ -143,7 +148,7 @@ def _part(
 ) -> tuple[Tensor, Tensor, Tensor]:
     logits = head(student).float()
     if before is not None:
-        logits = logits + before.shift(before.token)
+        logits = logits + before.shift(before.token, before.after)
     with torch.no_grad():
         known = logits.new_empty(0) if teacher is None else _teacher_log_probabilities(head, teacher)
         agree = logits.argmax(-1) == target

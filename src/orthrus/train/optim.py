@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from orthrus.errors import ConfigError
+from orthrus.train.muon import Muon, heads_of
 from orthrus.train.sections import OptimizerSection, ScheduleSection
 
 
@@ -22,7 +23,8 @@ def learning_rate_factor(step: int, schedule: ScheduleSection) -> float:
     floor = schedule.final_fraction
     match schedule.kind:
         case "constant":
-            return 1.0
+            left = schedule.steps - step
+            return 1.0 if left > schedule.decay_steps else floor + (1 - floor) * left / (schedule.decay_steps + 1)
         case "linear":
             return floor + (1 - floor) * (1 - progress)
         case "cosine":
@@ -49,7 +51,15 @@ def build_optimizers(
         raise ConfigError("at least one trainable parameter is required; found none")
     matrices = hidden_matrices(model, trainable) if section.name == "muon+adamw" else set()
     optimizers: list[torch.optim.Optimizer] = []
-    if matrices:
+    if matrices and section.muon_by == "head":
+        optimizers.append(
+            Muon(
+                heads_of(model, {name: trainable[name] for name in sorted(matrices)}),
+                lr=section.muon_lr or section.lr,
+                weight_decay=section.weight_decay,
+            )
+        )
+    elif matrices:
         optimizers.append(
             torch.optim.Muon(
                 [parameter for name, parameter in trainable.items() if name in matrices],

@@ -207,7 +207,7 @@ def _per_token(model: nn.Module, experts: int) -> tuple[int, int]:
 
     The twin stands beside the original, so it is left out. Stacked experts are matrices of three dimensions.
     """
-    twin = {id(p) for dual in duals(model) for p in dual.diffusion.parameters()}
+    twin = {id(p) for dual in duals(model) if dual.diffusion for p in dual.diffusion.parameters()}
     outside = {id(module.weight) for module in model.modules() if isinstance(module, nn.Embedding)}
     head = model.get_output_embeddings  # of transformers' models
     outside |= {id(head().weight)} if callable(head) else set()

@@ -10,7 +10,7 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from orthrus.data.synthetic import Domain
-from orthrus.model.config import BlockAttention
+from orthrus.model.config import Anchor, BlockAttention
 
 Positive = Annotated[int, Field(gt=0)]
 Share = Annotated[float, Field(ge=0, le=1)]
@@ -169,6 +169,15 @@ class ViewModel(Section):
     block_attention: BlockAttention = Field(
         default="bidirectional", description="what a slot sees of its block: all of it, or up to itself"
     )
+    anchor: Anchor = Field(
+        default="twin", description="who reads a block's anchor: the twin, as its first slot, or the backbone before it"
+    )
+    layers: str | list[int] | None = Field(
+        default=None, description='layers with a twin, or "last:N"; all unless given'
+    )
+    mask_token: str | None = Field(
+        default=None, description="the token that stands for what is not written yet; <|mask|> or the last unless given"
+    )
     markov_rank: int = Field(default=0, ge=0, description="rank of the correction by the token before a slot; 0: none")
     gradient_checkpointing: bool = Field(default=False, description="compute the block pass again, layer by layer")
 
@@ -191,6 +200,10 @@ class ViewObjective(Section):
     block_lengths: Annotated[list[Annotated[int, Field(ge=2)]], Field(min_length=1)]
     blocks_per_row: Positive
     blind_anchor_share: Share = 0.0
+    vocabulary: Literal["all", "answers"] = Field(
+        default="all",
+        description="tokens that a softmax runs over: all, or those of the training answers (approximate)",
+    )
     shown_share: Share = Field(
         default=0.0,
         description="share of the other blocks that are shown their first tokens, as a second step would be",
@@ -252,6 +265,7 @@ class OptimizerSection(Section):
     name: Literal["muon+adamw", "adamw"]
     lr: float = Field(gt=0)
     muon_lr: float | None = Field(default=None, gt=0)
+    muon_by: Literal["matrix", "head"] = Field(default="matrix", description="what Muon orthogonalises at once")
     weight_decay: float = Field(default=0.0, ge=0)
     betas: tuple[Share, Share] = (0.9, 0.95)
     clip: float | None = Field(default=1.0, gt=0, description="largest norm of the whole gradient")
@@ -264,12 +278,26 @@ class OptimizerSection(Section):
 
 
 class ScheduleSection(Section):
-    """Learning rate over steps: linear warm-up, then down to `final_fraction` of the full rate."""
+    """Learning rate over steps: linear warm-up, then down to `final_fraction` of the full rate.
+
+    With kind = "constant" only the last `decay_steps` go down, on a line; until they begin, a run may be given other
+    steps.
+    """
 
     steps: Positive
     warmup_steps: int = Field(default=0, ge=0)
     kind: Literal["cosine", "linear", "constant"] = "cosine"
     final_fraction: Share = 0.0
+    decay_steps: int = Field(default=0, ge=0)
+
+    @model_validator(mode="after")
+    def _decay_is_of_a_constant_rate(self) -> "ScheduleSection":
+        if self.decay_steps and (self.kind != "constant" or self.decay_steps > self.steps - self.warmup_steps):
+            raise ValueError(
+                f"decay_steps are the last of a constant rate, steps - warmup_steps at most, found {self.decay_steps} "
+                f"of {self.steps} with kind = {self.kind!r}"
+            )
+        return self
 
 
 class RunSection(Section):
@@ -352,6 +380,16 @@ class ViewRecipe(Section):
     optimizer: OptimizerSection
     schedule: ScheduleSection
     run: RunSection
+
+    @model_validator(mode="after")
+    def _anchor_is_masked_or_not(self) -> "ViewRecipe":
+        goal = self.objective
+        if self.model.anchor == "backbone" and (goal.blind_anchor_share or goal.shown_share):
+            raise ValueError(
+                "blind_anchor_share and shown_share must be 0 with model.anchor = 'backbone', found "
+                f"{goal.blind_anchor_share} and {goal.shown_share}: its blocks are masks alone"
+            )
+        return self
 
     @model_validator(mode="after")
     def _correction_is_whole(self) -> "ViewRecipe":

@@ -8,6 +8,8 @@ Shapes: B rows, T positions, N blocks, K block length, J = K - 1 predicted slots
 """
 
 import random
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,7 +21,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from orthrus.checkpoints.files import save
-from orthrus.checkpoints.load import backbone_with_tokenizer, device_of, is_adapter, load, locate
+from orthrus.checkpoints.load import DTYPES, backbone_with_tokenizer, device_of, is_adapter, load, locate
 from orthrus.data.packing import PackedRows
 from orthrus.data.shards import SHARD
 from orthrus.decode.api import engine_for
@@ -29,7 +31,7 @@ from orthrus.decode.output import Stats
 from orthrus.decode.passes import Passes
 from orthrus.errors import ConfigError
 from orthrus.kernels import attention, masks
-from orthrus.model.attach import attach, config_of, layers_of, windows_of
+from orthrus.model.attach import attach, config_of, duals, layers_of, windows_of
 from orthrus.model.attachment import attachment_of
 from orthrus.model.config import OrthrusConfig
 from orthrus.model.dual import View, ViewName
@@ -44,6 +46,9 @@ from orthrus.train.recompute import recomputed
 from orthrus.train.sections import ViewRecipe
 from orthrus.train.sharding import shard
 from orthrus.train.step import Loss, Rows, row_generator
+
+MOST_LOGITS = 1 << 26
+"""Logits of a step that are held for the backward pass rather than computed again, where tokens are few: 256 MB."""
 
 
 class TeacherKeys:
@@ -79,10 +84,12 @@ class ViewTask:
         # A device need not hold a model that is shared out before its first pass.
         home = torch.device("cpu") if sharded and recipe.answers.by != "backbone" else self._device
         self._model, self._tokenizer = load_backbone(recipe, home)
+        self._causal = recipe.model.block_attention == "causal"
+        self._behind = recipe.model.anchor == "backbone"
         self._windows = windows_of(self._model)
         self._layers = layers_of(self._model) if recipe.model.gradient_checkpointing else []
-        self._head = output_head(self._model)
         self._data = data or prepare(recipe, self._tokenizer, self._model, ranks=ranks, on_progress=_report)
+        self._answer_tokens = None if recipe.objective.vocabulary == "all" else self._tokens_of_answers()
         if sharded:
             shard(self._model, device=self._device, processes=ranks.count)
 
@@ -143,15 +150,20 @@ class ViewTask:
             answer_BT,
             blocks=goal.blocks_per_row * self._recipe.model.block_size // block_length,
             block_length=block_length,
-            blind_share=goal.blind_anchor_share,
+            blind_share=1.0 if self._behind else goal.blind_anchor_share,
             shown_share=goal.shown_share,
+            inside=self._behind,
             generators=[row_generator(self._recipe.run.seed, step, int(row)) for row in index],
         )
         keys = TeacherKeys()
         with torch.no_grad():
             teacher_BTC = self._teacher(keys, token_BT, document_BT, position_BT)
-        student_BNKC = self._student(keys, token_BT, document_BT, position_BT, blocks, block_length)
-        return self._score(student_BNKC[:, :, :-1], teacher_BTC, token_BT, blocks)
+        # The last slot of a block predicts nothing. Masks behind the backbone's row have none such, and in a causal
+        # block no other slot sees it.
+        computed = block_length - (1 if self._causal or self._behind else 0)
+        student_BNKC = self._student(keys, token_BT, document_BT, position_BT, blocks, computed)
+        tokens = self._answer_tokens if step >= 0 else None  # held-out answers hold others too
+        return self._score(student_BNKC[:, :, : block_length - 1], teacher_BTC, token_BT, blocks, tokens)
 
     def _teacher(self, keys: TeacherKeys, token_BT: Tensor, document_BT: Tensor, position_BT: Tensor) -> Tensor:
         """Run the frozen view over packed rows, keeping its keys; returns hidden states `[B, T, C]`."""
@@ -172,13 +184,12 @@ class ViewTask:
         mask = config_of(self._model).mask
         token_BNK = torch.full((B, N, K), mask, device=self._device)
         token_BNK[:, :, 0] = torch.where(blocks.blind_BN, mask, token_BT.gather(1, blocks.anchor_BN))
-        text_BNJ = token_BT.gather(1, blocks.target_BNJ.flatten(1)).view_as(blocks.target_BNJ)
+        text_BNJ = token_BT.gather(1, blocks.target_BNJ.flatten(1)).view_as(blocks.target_BNJ)[:, :, : K - 1]
         shown_BNJ = torch.arange(K - 1, device=self._device) < blocks.shown_BN[:, :, None]
         token_BNK[:, :, 1:] = torch.where(shown_BNJ, text_BNJ, mask)
         position_BN = position_BT.gather(1, blocks.anchor_BN)
         position_BM = (position_BN[:, :, None] + torch.arange(K, device=self._device)).flatten(1)
-        causal = self._recipe.model.block_attention == "causal"
-        allowed = masks.training(document_BT, blocks.anchor_BN, blocks.valid_BN, block=K, causal=causal)
+        allowed = masks.training(document_BT, blocks.anchor_BN, blocks.valid_BN, block=K, causal=self._causal)
         keys.recording = False
         with recomputed(self._layers if torch.is_grad_enabled() else ()):
             hidden_BMC = self._forward(
@@ -228,11 +239,19 @@ class ViewTask:
             return masks.layer_masks(allowed, windows=self._windows, dtype=dtype, **positions)
         return masks.in_blocks(allowed, block=block, windows=self._windows, dtype=dtype, **positions)
 
-    def _score(self, student_BNJC: Tensor, teacher_BTC: Tensor, token_BT: Tensor, blocks: Blocks) -> Loss:
-        """Weigh and sum the slots' losses; slot j's teacher is the backbone's row at anchor + j."""
+    def _score(
+        self, student_BNJC: Tensor, teacher_BTC: Tensor, token_BT: Tensor, blocks: Blocks, tokens: Tensor | None
+    ) -> Loss:
+        """Weigh and sum the slots' losses; slot j's teacher is the backbone's row at anchor + j.
+
+        `tokens` are those that the softmax runs over, in ascending order; None for all.
+        """
         goal = self._recipe.objective
         scored = blocks.scored_BNJ
-        target_BNJ = token_BT.gather(1, blocks.target_BNJ.flatten(1)).view_as(blocks.target_BNJ)
+        target_M = token_BT.gather(1, blocks.target_BNJ.flatten(1)).view_as(blocks.target_BNJ)[scored]
+        few = tokens is not None and len(target_M) * len(tokens) <= MOST_LOGITS
+        if tokens is not None:
+            target_M = torch.searchsorted(tokens, target_M)
         terms = goal.mixture
         teacher = None
         if goal.acceptance == "overlap" or objective.NEEDS_TEACHER & terms.keys():
@@ -242,10 +261,11 @@ class ViewTask:
             objective.mixture(terms, lk_decay=goal.lk_decay),
             student_BNJC[scored],
             teacher,
-            target_BNJ[scored],
-            head=self._head,
+            target_M,
+            head=output_head(self._model, tokens),
             kept=objective.ACCEPTANCE[goal.acceptance],
-            before=self._before(token_BT, blocks),
+            before=self._before(token_BT, blocks, tokens),
+            recompute=not few,
         )
         total, weight = objective.combine(
             scores,
@@ -258,21 +278,13 @@ class ViewTask:
         agree_BNJ = torch.zeros_like(scored).masked_scatter(scored, scores.agrees_M)
         kept = agree_BNJ.long().cumprod(2).bool()
         began = scored[:, :, 0]  # blocks that are shown some tokens draft less and are not counted
-        known = began & ~blocks.blind_BN
-        return Loss(
-            total=total,
-            weight=weight,
-            metrics={
-                "agreement": (scores.agrees_M.sum(), scored.sum()),
-                "accepted_known": (kept.sum(2)[known].sum(), known.sum()),
-                "accepted_blind": (
-                    kept.sum(2)[began & blocks.blind_BN].sum(),
-                    (began & blocks.blind_BN).sum(),
-                ),
-            },
-        )
+        kinds = {"accepted_known": began & ~blocks.blind_BN, "accepted_blind": began & blocks.blind_BN}
+        if self._behind:
+            kinds = {"accepted": began}
+        counts = {name: (kept.sum(2)[kind].sum(), kind.sum()) for name, kind in kinds.items()}
+        return Loss(total=total, weight=weight, metrics={"agreement": (scores.agrees_M.sum(), scored.sum()), **counts})
 
-    def _before(self, token_BT: Tensor, blocks: Blocks) -> Before | None:
+    def _before(self, token_BT: Tensor, blocks: Blocks, tokens: Tensor | None) -> Before | None:
         """The token before each scored slot, as the text has it: no later slot counts where a draft is not the text's.
 
         A blind block's first slot knows its anchor here: when its draft is chosen, the anchor has been written.
@@ -281,7 +293,18 @@ class ViewTask:
         if markov is None:
             return None
         token_BNJ = token_BT.gather(1, (blocks.target_BNJ - 1).flatten(1)).view_as(blocks.target_BNJ)
-        return Before(token_BNJ[blocks.scored_BNJ], markov)
+        return Before(token_BNJ[blocks.scored_BNJ], markov, tokens)
+
+    def _tokens_of_answers(self) -> Tensor:
+        """Return the tokens of all training answers, in order; the correction adds to no others."""
+        rows = self._data.rows
+        tokens = torch.from_numpy(np.unique(rows.token_ids[rows.answer])).long().to(self._device)
+        if (markov := markov_of(self._model)) is not None:
+            others_V = torch.ones(len(markov.after_VR), dtype=torch.bool, device=self._device)
+            others_V[tokens] = False
+            with torch.no_grad():
+                markov.after_VR[others_V] = 0.0
+        return tokens
 
     def _decode(self, prompts: list[list[int]], *, onepass: bool = False, steps: int = 1) -> Stats:
         """Decode held-out prompts for real; returns their pooled statistics, under the plan `full` or `onepass`.
@@ -303,7 +326,7 @@ class ViewTask:
             rest_BMV = passes.draft(rows, anchor_B, drafts, shown_BJ=shown_BJ)[:, drafts // 2 :]
             return torch.cat([first_BMV[:, : drafts // 2], rest_BMV], dim=1)
 
-        with torch.autocast(self._device.type, enabled=False):
+        with torch.autocast(self._device.type, enabled=False), in_one_dtype(self._model):
             drafter = blind if onepass else twice if steps == 2 else twin
             engine = engine_for(self._model, prompts, options, parse("full"), rows=8, drafter=drafter)
             done = [row.stats for row in engine.finish(prompts, options)]
@@ -320,18 +343,48 @@ class ViewTask:
 
 
 def load_backbone(recipe: ViewRecipe, device: torch.device) -> tuple[PreTrainedModel, PreTrainedTokenizerFast]:
-    """Load the frozen backbone in float32 with an untrained view, or with the view that `model.start_from` holds.
+    """Load the frozen backbone with an untrained view, or with the view that `model.start_from` holds.
+
+    The view is in float32, and so are the buffers; frozen weights are in the run's dtype.
 
     Raises:
-        ConfigError: the recipe's `model.markov_rank` is not that of the view to start from, or its rows are longer than
-            the backbone reads.
+        ConfigError: the recipe's `model.markov_rank`, `anchor` or `layers` are not those of the view to start from, its
+            rows are longer than the backbone reads, or its mask token is none of the tokenizer's.
     """
+    model, tokenizer = _in_float32(recipe)
+    _check_rows(model, recipe)
+    for parameter in model.parameters():
+        if not parameter.requires_grad:
+            parameter.data = parameter.data.to(DTYPES[recipe.run.dtype])
+    return model.to(device).eval(), tokenizer
+
+
+@contextmanager
+def in_one_dtype(model: PreTrainedModel) -> Iterator[None]:
+    """Decode as a loaded model does: inside, the view's tensors are in the backbone's dtype, and as before behind."""
+    masters = {p: p.data for p in model.parameters() if p.dtype != model.dtype}
+    try:
+        for parameter, tensor in masters.items():
+            parameter.data = tensor.to(model.dtype)
+        yield
+    finally:
+        for parameter, tensor in masters.items():
+            parameter.data = tensor
+
+
+def _in_float32(recipe: ViewRecipe) -> tuple[PreTrainedModel, PreTrainedTokenizerFast]:
     wanted = recipe.model
     if wanted.start_from is not None:
         backbone = wanted.backbone if is_adapter(locate(wanted.start_from)) else None  # or it holds its own
         model, tokenizer = load(wanted.start_from, dtype="float32", device="cpu", backbone=backbone, pack=False)
-        _check_rows(model, recipe)
         started = config_of(model)
+        for name in ("anchor", "layers"):
+            before, now = (_settled(config, model)[name] for config in (started, _described(recipe, tokenizer)))
+            if before != now:
+                raise ConfigError(
+                    f"model.{name} must be {before!r}, as {wanted.start_from} has it, found {now!r}: set it, or start "
+                    "from another view"
+                )
         if started.markov_rank not in (0, wanted.markov_rank):
             raise ConfigError(
                 f"model.markov_rank must be {started.markov_rank}, as {wanted.start_from} has it, found "
@@ -346,18 +399,30 @@ def load_backbone(recipe: ViewRecipe, device: torch.device) -> tuple[PreTrainedM
             block_attention=wanted.block_attention,
             markov_rank=wanted.markov_rank,
         )
-        return model.to(device).eval(), tokenizer
+        return model, tokenizer
     model, tokenizer = backbone_with_tokenizer(wanted.backbone)
-    _check_rows(model, recipe)
-    config = OrthrusConfig(
+    return attach(model, _described(recipe, tokenizer), attn_implementation="orthrus"), tokenizer
+
+
+def _described(recipe: ViewRecipe, tokenizer: PreTrainedTokenizerFast) -> OrthrusConfig:
+    """Return the configuration of the view that a recipe asks for."""
+    wanted, known = recipe.model, tokenizer.get_vocab()
+    if wanted.mask_token is not None and wanted.mask_token not in known:
+        raise ConfigError(f"model.mask_token must be a token of {wanted.backbone}, found {wanted.mask_token!r}")
+    return OrthrusConfig(
         block_size=wanted.block_size,
-        mask_token_id=tokenizer.convert_tokens_to_ids("<|mask|>") if "<|mask|>" in tokenizer.get_vocab() else None,
+        mask_token_id=known.get(wanted.mask_token or "<|mask|>"),
         backbone=wanted.backbone,
         block_attention=wanted.block_attention,
         markov_rank=wanted.markov_rank,
+        anchor=wanted.anchor,
+        layers=tuple(wanted.layers) if isinstance(wanted.layers, list) else wanted.layers,
     )
-    attach(model, config, attn_implementation="orthrus")
-    return model.to(device).eval(), tokenizer
+
+
+def _settled(config: OrthrusConfig, model: PreTrainedModel) -> dict[str, Any]:
+    """Return what decides which tensors a view has and what it reads."""
+    return {"anchor": config.anchor, "layers": config.layers_of(len(duals(model)))}
 
 
 def _check_rows(model: PreTrainedModel, recipe: ViewRecipe) -> None:

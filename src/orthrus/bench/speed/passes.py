@@ -251,12 +251,14 @@ def _bytes(passes: Passes, rows: slice, what: Pass) -> int | None:
 
 def _unused(dual: DualAttention, kind: str) -> nn.Module:
     """Return the half of a dual attention module that a pass leaves alone."""
-    return {"draft": dual.ar, "fused": nn.Module()}.get(kind, dual.diffusion)
+    if dual.diffusion is None or kind == "fused":
+        return nn.Module()
+    return dual.ar if kind == "draft" else dual.diffusion
 
 
 def _multiply(passes: Passes, rows: slice, width: int) -> torch.Tensor:
     """Multiply by every matrix that a verify pass does, and by the keys and values in reach; nothing in between."""
-    skipped = {id(linear) for dual in duals(passes.model) for linear in dual.diffusion.modules()}
+    skipped = {id(linear) for dual in duals(passes.model) if dual.diffusion for linear in dual.diffusion.modules()}
     linears = [m for m in passes.model.modules() if isinstance(m, nn.Linear) and id(m) not in skipped]
     batch, device, dtype = rows.stop - rows.start, passes.cache.device, passes.dtype
     inputs = {n: torch.ones(batch, width, n, device=device, dtype=dtype) for n in {m.in_features for m in linears}}
