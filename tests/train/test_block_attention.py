@@ -8,6 +8,7 @@ from transformers import PreTrainedTokenizerFast
 
 from orthrus.checkpoints import files
 from orthrus.model.attach import config_of
+from orthrus.model.head import output_head
 from orthrus.train import anchors
 from orthrus.train.loop import train
 from orthrus.train.view import TeacherKeys, ViewTask
@@ -29,7 +30,7 @@ def test_the_training_pass_is_the_decoders_draft_pass(
     keys = TeacherKeys()
     with torch.no_grad():
         task._teacher(keys, token, document, position)
-        logits = task._head(task._student(keys, token, document, position, blocks, 6))
+        logits = output_head(task._model)(task._student(keys, token, document, position, blocks, 6))
     mask = config_of(task._model).mask
     for n, anchor in enumerate(blocks.anchor_BN[0].tolist()):
         first = torch.where(blocks.blind_BN[:, n], mask, token[:, anchor])

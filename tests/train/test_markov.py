@@ -14,6 +14,7 @@ from orthrus.decode.sampling import Chooser, Context
 from orthrus.errors import ConfigError
 from orthrus.model.attach import attach, config_of
 from orthrus.model.config import OrthrusConfig
+from orthrus.model.head import output_head
 from orthrus.model.markov import Before, Markov, markov_of
 from orthrus.train import anchors, objective
 from orthrus.train.drafting import drafting
@@ -82,7 +83,7 @@ def test_what_is_scored_is_what_decoding_draws_from(backbone: Path, tmp_path: Pa
         hidden = task._student(keys, token, document, position, blocks, 6)[:, :, :-1]
         scored = blocks.scored_BNJ
         shifted = torch.zeros(*scored.shape, 300)
-        shifted[scored] = task._head(hidden[scored]) + before.shift(before.token)
+        shifted[scored] = output_head(task._model)(hidden[scored]) + before.shift(before.token)
         mask = config_of(task._model).mask
         for n, anchor in enumerate(blocks.anchor_BN[0].tolist()):
             first = torch.where(blocks.blind_BN[:, n], mask, token[:, anchor])

@@ -17,6 +17,7 @@ from orthrus.decode.passes import Passes
 from orthrus.errors import CheckpointError, ConfigError
 from orthrus.model.attach import attach, config_of
 from orthrus.model.config import OrthrusConfig
+from orthrus.model.head import output_head
 from orthrus.policy import steps
 from orthrus.train import view
 from orthrus.train.loop import train
@@ -61,7 +62,7 @@ def test_the_training_pass_is_the_decoders_draft_pass(
     with torch.no_grad():
         task._teacher(keys, token, document, position)
         hidden = task._student(keys, token, document, position, blocks, 6)
-        logits = task._head(hidden)
+        logits = output_head(model)(hidden)
     for n in range(10):
         anchor = int(blocks.anchor_BN[0, n])
         own = (document[0] == document[0, anchor]).nonzero()[0]

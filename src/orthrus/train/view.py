@@ -284,7 +284,7 @@ class ViewTask:
         counts = {name: (kept.sum(2)[kind].sum(), kind.sum()) for name, kind in kinds.items()}
         return Loss(total=total, weight=weight, metrics={"agreement": (scores.agrees_M.sum(), scored.sum()), **counts})
 
-    def _before(self, token_BT: Tensor, blocks: Blocks, tokens: Tensor | None) -> Before | None:
+    def _before(self, token_BT: Tensor, blocks: Blocks, tokens: Tensor | None = None) -> Before | None:
         """The token before each scored slot, as the text has it: no later slot counts where a draft is not the text's.
 
         A blind block's first slot knows its anchor here: when its draft is chosen, the anchor has been written.
