@@ -44,11 +44,38 @@ class Running:
         return self.service.metrics.registry.get_sample_value(f"orthrus:{name}", asked) or 0.0
 
     def settle(self) -> None:
-        """Wait until no job is open: commands are carried out in order, so one more of them tells."""
-        for _ in range(2):
-            passed = threading.Event()
-            self.service.loop._commands.put(passed.set)
-            assert passed.wait(30)
+        """Wait until the loop has carried out every command that it was given before."""
+        passed = threading.Event()
+        self.service.loop._commands.put(passed.set)
+        assert passed.wait(30)
+
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """Keep the loop from stepping: it carries out one command, which ends with the block."""
+        came, release = threading.Event(), threading.Event()
+
+        def hold() -> None:
+            came.set()
+            assert release.wait(60)
+
+        self.service.loop._commands.put(hold)
+        assert came.wait(30)
+        try:
+            yield
+        finally:
+            release.set()
+
+    def called(self, monkeypatch: pytest.MonkeyPatch, name: str) -> threading.Semaphore:
+        """Count the calls of a method of the loop; `acquire` waits for one."""
+        count, method = threading.Semaphore(0), getattr(self.service.loop, name)
+
+        def watched(*arguments: Any) -> Any:
+            made = method(*arguments)
+            count.release()
+            return made
+
+        monkeypatch.setattr(self.service.loop, name, watched)
+        return count
 
 
 @contextmanager

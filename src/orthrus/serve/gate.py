@@ -44,7 +44,7 @@ class Gate:
         if self._key is None or not scope["path"].startswith("/v1"):
             return
         given = Headers(scope=scope).get("authorization", "").removeprefix("Bearer ")
-        if not hmac.compare_digest(given.encode(), self._key.encode()):
+        if not hmac.compare_digest(given.encode("latin-1"), self._key.encode()):
             raise Refused(
                 "this server needs its API key in the header 'Authorization: Bearer …', found "
                 + ("another one" if given else "none"),

@@ -310,6 +310,9 @@ class Loop:
     def _advance(self, job: Job, progress: Progress, now: float) -> None:
         row = progress.row
         reason = row.finish_reason
+        if reason == "error":
+            self._fail(job, reason, getattr(row, "error", None) or RuntimeError("the engine gave the row up"))
+            return
         event = Event(
             token_ids=progress.token_ids,
             accepted=progress.accepted,
@@ -321,9 +324,9 @@ class Loop:
         job.first = job.first or now
         self._watcher.advanced(job, event, now)
         job.latest = now
-        job.deliver(event)
         if reason is not None:
             self._end(job, reason, row.stats, abort=False)
+        job.deliver(event)
 
     def _fail(self, job: Job, reason: str, error: Exception) -> None:
         if not job.done:

@@ -1,0 +1,238 @@
+"""What a server owes those it serves: limits, order, cancellation, an orderly end, and one failure that stays one."""
+
+import asyncio
+import threading
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+from openai import APIError, AuthenticationError, InternalServerError, OpenAI, RateLimitError
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from orthrus.serve.loop import Job
+from tests.serve.conftest import Running, running
+
+ASK: list[Any] = [{"role": "user", "content": "hello"}]
+Texts = Callable[..., str]
+
+
+@pytest.fixture
+def single(small: PreTrainedModel, characters: PreTrainedTokenizerBase) -> Iterator[Running]:
+    """A server of its own with one row and room for one more request."""
+    with running(small, characters, rows=1, queue=1, plan="full") as made:
+        yield made
+
+
+def test_more_than_the_queue_holds_gets_429_and_is_welcome_later(
+    single: Running, monkeypatch: pytest.MonkeyPatch, expected: Texts
+) -> None:
+    submitted = single.called(monkeypatch, "submit")
+    with single.held():
+        threads, answers = [], {}
+        for i in range(2):
+            threads.append(threading.Thread(target=lambda i=i: answers.update({i: _ask(single, 9)})))
+            threads[-1].start()
+            assert submitted.acquire(timeout=30)
+        with pytest.raises(RateLimitError) as refused:
+            _ask(single, 9)
+        assert refused.value.code == "queue_full"
+        assert refused.value.response.headers["Retry-After"]
+    for thread in threads:
+        thread.join(30)
+    assert answers == {0: expected(ASK, 9), 1: expected(ASK, 9)}
+    assert _ask(single, 9) == expected(ASK, 9)
+    with pytest.raises(RateLimitError):  # all choices of a request or none
+        single.client().chat.completions.create(model="tiny", messages=ASK, n=3, max_tokens=3)
+
+
+def test_requests_join_in_the_order_of_their_arrival(
+    small: PreTrainedModel, characters: PreTrainedTokenizerBase, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with running(small, characters, rows=1, queue=20, plan="full") as server:
+        submitted = server.called(monkeypatch, "submit")
+        order: list[int] = []
+        ended = server.service.metrics.ended
+
+        def note(job: Job, *rest: Any) -> None:
+            order.append(job.options.max_new_tokens)
+            ended(job, *rest)
+
+        monkeypatch.setattr(server.service.metrics, "ended", note)
+        threads = []
+        with server.held():
+            for tokens in (9, 3, 8, 2):
+                threads.append(threading.Thread(target=_ask, args=(server, tokens)))
+                threads[-1].start()
+                assert submitted.acquire(timeout=30)
+        for thread in threads:
+            thread.join(30)
+        assert order == [9, 3, 8, 2]
+
+
+@pytest.mark.parametrize("waits", [False, True], ids=["running", "waiting"])
+def test_a_client_that_closes_its_stream_frees_its_row(
+    single: Running, monkeypatch: pytest.MonkeyPatch, waits: bool
+) -> None:
+    cancelled = single.called(monkeypatch, "cancel")
+    client, other = single.client(), None
+    if waits:
+        other = client.completions.create(model="tiny", prompt="other", max_tokens=200, stream=True)
+    stream = client.chat.completions.create(model="tiny", messages=ASK, max_tokens=200, stream=True)
+    next(stream)
+    if not waits:
+        next(stream)
+    with single.held():
+        stream.close()
+        assert cancelled.acquire(timeout=30)
+    single.settle()
+    assert single.service.loop.open == (1 if waits else 0)
+    assert single.metric("request_success_total", finished_reason="abort") == 1
+    if other is not None:
+        assert len(list(other)) > 1
+    assert single.metric("generation_tokens_total") < 400
+
+
+def test_a_client_that_leaves_before_an_answer_in_one_piece_frees_its_row(
+    single: Running, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cancelled, submitted = single.called(monkeypatch, "cancel"), single.called(monkeypatch, "submit")
+
+    async def leave() -> None:
+        host, port = single.url.removeprefix("http://").split(":")
+        _, writer = await asyncio.open_connection(host, int(port))
+        body = b'{"model": "tiny", "prompt": "hello", "max_tokens": 200}'
+        writer.write(b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n")
+        writer.write(b"Content-Length: %d\r\n\r\n%s" % (len(body), body))
+        await writer.drain()
+        await asyncio.to_thread(submitted.acquire, timeout=30)
+        writer.close()
+
+    with single.held():
+        asyncio.run(leave())
+        assert cancelled.acquire(timeout=30)
+    single.settle()
+    assert single.service.loop.open == 0
+    assert single.metric("request_success_total", finished_reason="abort") == 1
+
+
+def test_a_request_that_takes_too_long_ends_with_504(
+    small: PreTrainedModel, characters: PreTrainedTokenizerBase
+) -> None:
+    with running(small, characters, rows=1, timeout=1e-9) as server:
+        with pytest.raises(InternalServerError) as refused:
+            _ask(server, 200)
+        assert refused.value.status_code == 504
+        assert refused.value.code == "timeout"
+        with pytest.raises(APIError, match="longer than this server allows"):
+            list(server.client().chat.completions.create(model="tiny", messages=ASK, max_tokens=200, stream=True))
+        assert server.service.loop.open == 0
+
+
+def test_a_failing_engine_ends_its_batch_with_500_and_the_next_request_gets_a_new_one(
+    single: Running, expected: Texts, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert _ask(single, 9) == expected(ASK, 9)
+    engine = single.service.loop._lanes["orthrus"].engine
+    monkeypatch.setattr(engine, "step", lambda: 1 / 0)
+    with pytest.raises(InternalServerError) as refused:
+        _ask(single, 9)
+    assert refused.value.status_code == 500
+    assert "ZeroDivisionError" in refused.value.message
+    assert _ask(single, 9) == expected(ASK, 9)
+    monkeypatch.setattr(single.service.loop._lanes["orthrus"].engine, "step", lambda: 1 / 0)
+    with pytest.raises(APIError, match="ZeroDivisionError"):
+        list(single.client().chat.completions.create(model="tiny", messages=ASK, max_tokens=9, stream=True))
+    assert single.raw().get("/health").status_code == 200
+
+
+def test_the_first_signal_lets_running_requests_end_and_refuses_new_ones(single: Running, expected: Texts) -> None:
+    stream = single.client().chat.completions.create(model="tiny", messages=ASK, max_tokens=200, stream=True)
+    chunks = [next(stream)]
+    with single.held():
+        single.server.handle_exit(15, None)
+        with pytest.raises(InternalServerError) as refused:
+            _ask(single, 3)
+        assert refused.value.status_code == 503
+        assert refused.value.code == "shutting_down"
+        assert single.raw().get("/health").status_code == 503
+    chunks += stream
+    assert "".join(chunk.choices[0].delta.content or "" for chunk in chunks) == expected(ASK, 200)
+    single.thread.join(30)
+    assert not single.thread.is_alive()
+
+
+def test_an_idle_server_ends_at_the_first_signal(single: Running) -> None:
+    single.server.handle_exit(15, None)
+    single.thread.join(30)
+    assert not single.thread.is_alive()
+
+
+def test_jobs_left_when_a_loop_is_closed_end_with_an_error(single: Running, monkeypatch: pytest.MonkeyPatch) -> None:
+    submitted = single.called(monkeypatch, "submit")
+    errors: list[Exception] = []
+
+    def ask() -> None:
+        with pytest.raises(InternalServerError) as refused:
+            _ask(single, 200)
+        errors.append(refused.value)
+
+    threads = [threading.Thread(target=ask) for _ in range(2)]
+    with single.held():
+        for thread in threads:
+            thread.start()
+            assert submitted.acquire(timeout=30)
+        single.service.loop._closed = True  # as `close` does first
+    for thread in threads:
+        thread.join(30)
+    assert [error.status_code for error in errors] == [503, 503]  # type: ignore[attr-defined]
+
+
+def test_a_key_guards_the_api_and_nothing_else(small: PreTrainedModel, characters: PreTrainedTokenizerBase) -> None:
+    with running(small, characters, rows=1, key="clé") as server:
+        with pytest.raises(AuthenticationError) as refused:
+            server.client().models.list()
+        assert refused.value.code == "invalid_api_key"
+        for key, status in (("clé", 200), ("clé2", 401), ("cle", 401)):
+            headers = {"Authorization": f"Bearer {key}".encode()}
+            assert server.raw().get("/v1/models", headers=headers).status_code == status
+        assert server.raw().get("/v1/models").status_code == 401
+        assert server.raw().get("/health").status_code == server.raw().get("/metrics").status_code == 200
+
+
+def test_pages_of_other_origins_are_let_in_only_where_asked_for(
+    server: Running, small: PreTrainedModel, characters: PreTrainedTokenizerBase
+) -> None:
+    ask = {"Origin": "https://example.org", "Access-Control-Request-Method": "POST"}
+    assert "access-control-allow-origin" not in server.raw().options("/v1/models", headers=ask).headers
+    with running(small, characters, rows=1, origins=("https://example.org",)) as open_one:
+        allowed = open_one.raw().options("/v1/models", headers=ask)
+        assert allowed.headers["access-control-allow-origin"] == "https://example.org"
+
+
+def test_metrics_have_vllms_names_and_count_what_happened(single: Running) -> None:
+    made = [_usage(single.client(), tokens) for tokens in (9, 14)]
+    text = single.raw().get("/metrics").text
+    gauges = ("num_requests_running", "num_requests_waiting", "kv_cache_usage_perc")
+    for name in (*gauges, "inter_token_latency_seconds", "e2e_request_latency_seconds"):
+        assert f"orthrus:{name}" in text
+    assert single.metric("prompt_tokens_total") == sum(usage.prompt_tokens for usage in made)
+    assert single.metric("generation_tokens_total") == 23
+    stats = [usage.model_extra["orthrus"] for usage in made]
+    assert single.metric("spec_decode_num_drafts_total") == sum(s["cycles"] for s in stats)
+    assert single.metric("spec_decode_num_draft_tokens_total") == sum(s["drafted"] for s in stats)
+    accepted = sum(s["accepted"] for s in stats)
+    assert single.metric("spec_decode_num_accepted_tokens_total") == accepted > 0
+    by_position = [single.metric("spec_decode_num_accepted_tokens_per_pos_total", position=str(i)) for i in range(5)]
+    assert sum(by_position) == accepted
+    assert single.metric("request_success_total", finished_reason="length") == 2
+    assert single.metric("time_to_first_token_seconds_count") == 2
+    assert single.metric("num_requests_running") == single.metric("kv_cache_usage_perc") == 0
+
+
+def _ask(server: Running, tokens: int) -> str:
+    made = server.client().chat.completions.create(model="tiny", messages=ASK, max_tokens=tokens)
+    return made.choices[0].message.content or ""
+
+
+def _usage(client: OpenAI, tokens: int) -> Any:
+    return client.chat.completions.create(model="tiny", messages=ASK, max_tokens=tokens).usage
