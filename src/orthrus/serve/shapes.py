@@ -46,6 +46,7 @@ class Delta:
             "accepted": self.accepted,
             "drafted": self.drafted,
             "emitted": self.emitted,
+            "forwards": self.stats.forwards if self.stats else 0,
             "pieces": [{"text": p.text, "cycle": p.cycle, "source": p.source} for p in self.pieces],
         }
 
