@@ -20,7 +20,8 @@ from orthrus.policy.steps import Step
 
 START: Final = np.array(
     [  # coefficient, variance of its logarithm
-        (0.4, 1.0),  # a block's positions beyond the first, in the pass that verifies
+        (0.1, 1.0),  # more than one position in the pass that verifies
+        (0.3, 1.0),  # a block of them
         (1.0, 0.1),  # a draft pass
         (0.4, 1.0),  # and its positions
         (0.05, 1.0),  # a tree
@@ -43,7 +44,9 @@ def features(step: Step, *, drew: bool, block: int) -> NDArray[np.float64]:
     scale = max(block - 1, 1)
     draws = drew and step.drafts > 0 and not step.lookup
     read = (step.nodes or step.drafts) + step.stops * (step.drafts + 1)
-    return np.array([read / scale, draws, draws * step.drafts / scale, step.nodes > 0, step.stops > 0], dtype=float)
+    return np.array(
+        [step.drafts > 0, read / scale, draws, draws * step.drafts / scale, step.nodes > 0, step.stops > 0], dtype=float
+    )
 
 
 class Prices:
@@ -62,10 +65,13 @@ class Prices:
         self._noise = NOISE[0]
 
     def of(self, features_SF: NDArray[np.float64], optimism: float = 0.0) -> NDArray[np.float64]:
-        """Return prices `[S]`, so many standard deviations of each coefficient below what is likely."""
-        deviation_F = np.sqrt(np.maximum(self._errors.diagonal()[1:], 0.0))
-        price_S: NDArray[np.float64] = 1.0 + features_SF @ np.exp(self._state[1:] - optimism * deviation_F)
-        return price_S
+        """Return prices `[S]`, each so many standard deviations below what is likely."""
+        share_SF = features_SF * np.exp(self._state[1:])
+        price_S: NDArray[np.float64] = 1.0 + share_SF.sum(1)
+        slope_SF = share_SF / price_S[:, None]
+        variance_S = ((slope_SF @ self._errors[1:, 1:]) * slope_SF).sum(1)
+        low_S: NDArray[np.float64] = price_S * np.exp(-optimism * np.sqrt(np.maximum(variance_S, 0.0)))
+        return low_S
 
     def observe(self, features_F: NDArray[np.float64], seconds: float) -> None:
         """Learn from the time that one step took."""

@@ -22,7 +22,7 @@ from orthrus.policy.steps import Plan, Step
 
 OPTIMISM: Final = 1.0
 """Standard deviations that prices are taken below what is likely."""
-WAIT: Final = (8, 64)
+WAIT: Final = (16, 128)
 """Steps without the view after which it is tried: at first, and at most; each trial in vain doubles them."""
 TRIAL: Final = Step(3)
 """What is tried then."""
@@ -108,8 +108,13 @@ class Policy:
         speed_S = token_S / price_S
         if room is not None:
             speed_S[self._scratch_S > room] = 0.0
-        step = self.steps[int(speed_S.argmax())]
-        self._trial = not _draws_on_view(step) and self.experience.idle >= self.experience.wait
+        best = int(speed_S.argmax())
+        step = self.steps[best]
+        self._trial = (
+            not _draws_on_view(step)
+            and self.experience.idle >= self.experience.wait
+            and bool((len(rows) * (1 + self._drafts_S) / price_S)[~self._copies_S].max() > speed_S[best])
+        )
         return min(TRIAL, Step(self.block - 1)) if self._trial else step
 
     def learn(self, step: Step, outcomes: Sequence[RowOutcome], seconds: float) -> None:
@@ -123,11 +128,15 @@ class Policy:
         if len(self.steps) == 1:
             return
         known = self.experience
-        if len(drew := {outcome.drew for outcome in outcomes}) == 1:  # else only some rows needed a draft pass
-            self._prices(len(outcomes)).observe(features(step, drew=drew.pop(), block=self.block), seconds)
+        prices = self._prices(len(outcomes))
+        drew = {outcome.drew for outcome in outcomes}
+        if len(drew) == 1:  # else only some rows needed a draft pass
+            prices.observe(features(step, drew=drew == {True}, block=self.block), seconds)
         known.idle = 0 if _draws_on_view(step) else known.idle + 1
         if known.idle == 0:
-            known.wait = min(2 * known.wait, WAIT[1]) if self._trial else WAIT[0]
+            price = prices.of(features(step, drew=True, block=self.block)[None])[0]
+            pays = sum(outcome.kept + 1 for outcome in outcomes) > price * len(outcomes)
+            known.wait = WAIT[0] if pays or not self._trial else min(2 * known.wait, WAIT[1])
         for row, outcome in zip(self._rows, outcomes, strict=True):
             for acceptance in (row.acceptance, known.usual):
                 acceptance.learn(outcome, row.match)
@@ -171,7 +180,9 @@ class Policy:
         for s, step in enumerate(self.steps):
             if step.nodes:
                 more, breaks = self.experience.gains[step.nodes]
-                token_S[s] += more / breaks * (rows - (token_M[step.drafts] - token_M[step.drafts - 1]))
+                token_S[s] += (
+                    (more + OPTIMISM * more**0.5) / breaks * (rows - (token_M[step.drafts] - token_M[step.drafts - 1]))
+                )
         return token_S
 
 
