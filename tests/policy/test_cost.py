@@ -33,10 +33,12 @@ def learned(machine: Machine, turns: int = 600, *, wide: float = 1.6) -> Prices:
 
 @pytest.mark.parametrize("pace", [1e-6, 1.0, 1e4])
 def test_prices_are_ratios_whatever_the_machine_takes(pace: float) -> None:
-    """Each step's price is what it takes next to a plain step, within 2 %, also of one that was never taken."""
+    """Each step's price is what it takes next to a plain step, within 2 %; of steps never taken within 5 %."""
     prices = learned(lambda seconds: pace * seconds)
-    for step in [*STEPS, Step(3), Step(11), Step(7, lookup=True)]:
+    for step in STEPS:
         assert price(prices, step) == pytest.approx(linear(1.6)(step, True), rel=0.02)
+    for step in (Step(3), Step(11), Step(7, lookup=True)):
+        assert price(prices, step) == pytest.approx(linear(1.6)(step, True), rel=0.05)
 
 
 @pytest.mark.parametrize("seed", range(4))
