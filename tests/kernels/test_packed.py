@@ -59,6 +59,34 @@ def test_changed_weights_are_packed_again() -> None:
     check()
     model[0].weight.data = torch.randn(32, 48)
     check()
+    model[0].weight.data += 1
+    check()
+    with torch.inference_mode():
+        model[0].weight[0] = 3
+    check()
+    held = model[0].weight.data[2:]
+    for value in (1.0, 2.0):
+        held.fill_(value)
+        check()
+    array = model[0].weight.detach().numpy()
+    del held
+    for value in (1.0, 2.0):
+        array[:] = value
+        check()
+    del array
+    check()
+    assert model[0]._copy is not None
+
+
+def test_weights_that_keep_no_count_are_not_copied() -> None:
+    """Inference tensors do not count what is written to them; layers made of them are plain."""
+    with torch.inference_mode():
+        model = layer()
+        pack(model)
+        x = torch.randn(4, 48)
+        model(x)
+        model[0].weight.fill_(1)
+        assert torch.equal(model(x), nn.functional.linear(x, model[0].weight, model[0].bias))
 
 
 def test_gradients_are_those_of_plain_layers() -> None:
@@ -161,7 +189,7 @@ def test_without_16_bit_products_they_are_made_in_float32(
     """And rounded once, for several rows; one row is multiplied as it is."""
     processor(monkeypatch, vectors=vectors, halves=False)
     model = layer(dtype, bias=bias)
-    weights = [None if w is None else w.detach() for w in (model[0].weight, model[0].bias)]
+    weights = [None if w is None else w.detach().clone() for w in (model[0].weight, model[0].bias)]
     pack(model)
     multiply, widths = packed._multiply, []
 

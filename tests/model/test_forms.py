@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 import orthrus
+from orthrus.bench.peers.hf import plain
 from orthrus.checkpoints.load import put_on, ready
 from orthrus.decode.api import engine_for
 from orthrus.decode.options import Options
@@ -185,3 +186,13 @@ def test_weights_that_nobody_fetches_are_refused() -> None:
         orthrus.attach(model, CONFIG)
     shapes = orthrus.attach(tiny("qwen3").to("meta"), CONFIG)
     assert len(duals(shapes)) == 2
+
+
+def test_weights_changed_in_place_change_the_text() -> None:
+    """Through `.data`, as a merge of LoRA weights does: no packed copy of the old ones is used."""
+    model = ready(orthrus.attach(tiny("qwen3"), CONFIG), compile=False, pack=True)
+    before = texts(model, "full")
+    model.model.layers[1].mlp.down_proj.weight.data += 0.2 * torch.randn(48, 64, generator=torch.manual_seed(0))
+    backbone = plain(model)
+    expected = [reference.greedy_text(backbone, prompt, 10) for prompt in PROMPTS]
+    assert texts(model, "full") == texts(model, "ar") == expected != before

@@ -158,3 +158,15 @@ def test_the_configuration_says_departures_only() -> None:
     assert config.departures == {"markov_rank": 4, "block_attention": "causal"}
     assert orthrus.OrthrusConfig.from_dict(config.to_dict()) == config
     assert config_of(corrected(0)).departures == {}
+
+
+def test_copies_of_the_factors_follow_their_data() -> None:
+    """Adding to a factor's `.data` changes what it says of the next slot."""
+    model = corrected(2)
+    correction = markov_of(model)
+    assert correction is not None
+    logits, anchor = torch.zeros(1, 1, VOCAB), torch.tensor([3])
+    for _ in range(2):
+        correction.before_VR.data += 1
+        _, shifted = correction.likeliest(logits, anchor)
+        torch.testing.assert_close(shifted[:, 0], correction(anchor))

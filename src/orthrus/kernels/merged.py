@@ -12,6 +12,8 @@ from torch import Tensor, nn
 from torch.nn.functional import linear
 from transformers import PreTrainedModel
 
+from orthrus.kernels.watched import PLAIN
+
 
 class Merged:
     """The weights of layers that read the same input, and what they made of the last one."""
@@ -81,7 +83,7 @@ def unmerge(model: nn.Module) -> None:
 
 
 def _is_plain(module: nn.Module) -> bool:
-    if not isinstance(module, nn.Linear) or type(module.weight) is not nn.Parameter:  # quantised weights do not join
+    if not isinstance(module, nn.Linear) or type(module.weight) not in PLAIN:  # quantised weights do not join
         return False
     return type(module) is nn.Linear or (isinstance(module, MergedLinear) and module._merged is None)
 

@@ -15,6 +15,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear
 
+from orthrus.kernels.watched import PLAIN, may_change_unseen, state_of, unwatch, watch
+
 _Layer = TypeVar("_Layer", bound=nn.Linear)
 
 _ROWS = 16  # what the layout is made for; any number of rows can be multiplied
@@ -47,13 +49,13 @@ _tuned: dict[tuple[object, ...], AsIs] = {}
 class PackedLinear(nn.Linear):
     """A linear layer that multiplies by a copy of its weights in inference mode, which decoding runs in.
 
-    The copy is made at the first use, and again once the weights have changed; what is written into a weight's `.data`
-    leaves no trace to tell by, and needs `unpack` and `pack`. Results are those of `nn.Linear` up to rounding, as
-    between any two kernels. Where no copy would help (`copy_for`), and under autocast, it is `nn.Linear`.
+    The copy is made at the first use, and again once the weights may have changed (`orthrus.kernels.watched`); where
+    that cannot be told it is `nn.Linear`, and so it is where no copy would help (`copy_for`) and under autocast.
+    Results are those of `nn.Linear` up to rounding, as between any two kernels.
     """
 
     _copy: Tensor | None = None
-    _copy_state: tuple[int, int] | None = None
+    _copy_state: tuple[int, ...] | None = None
     as_is = AsIs()
 
     def forward(self, input: Tensor) -> Tensor:
@@ -62,10 +64,10 @@ class PackedLinear(nn.Linear):
         assert weight is not None
         if not torch.is_inference_mode_enabled() or torch.is_autocast_enabled("cpu"):
             return linear(input, weight, bias)
-        state = (weight.data_ptr(), 0 if weight.is_inference() else weight._version)
-        if state != self._copy_state:
-            self._copy_state = state
-            self._copy = _copied(weight)
+        if state_of(weight) != self._copy_state:
+            watch(weight)
+            unseen = may_change_unseen(weight)
+            self._copy, self._copy_state = (None, None) if unseen else (_copied(weight), state_of(weight))
         copy, one = self._copy, input.numel() == input.shape[-1]
         if copy is None or input.dtype != weight.dtype or self.as_is[0 if one else 1]:
             return linear(input, weight, bias)
@@ -107,7 +109,7 @@ def copy_for(weight: Tensor) -> Copy | None:
     Its precision is the weight's own where the CPU multiplies in that, else float32. Packed are all weights on CPUs
     with AVX-512, and large ones on others.
     """
-    if type(weight) not in (Tensor, nn.Parameter) or weight.device.type != "cpu" or weight.dtype not in _MULTIPLIES:
+    if type(weight) not in PLAIN or weight.device.type != "cpu" or weight.dtype not in _MULTIPLIES:
         return None
     native = _MULTIPLIES[weight.dtype]()
     can_pack = _product is not None and _reorder is not None and torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
@@ -136,7 +138,7 @@ def _multiply(input: Tensor, copy: Tensor, bias: Tensor | None) -> Tensor:
 def pack(model: nn.Module) -> None:
     """Let a model's linear layers multiply by copies of their weights from now on, in place, where that is faster."""
     for module in _of_class(model, nn.Linear):
-        if type(module.weight) is nn.Parameter:  # a quantised weight has kernels of its own
+        if type(module.weight) in PLAIN:  # a quantised weight has kernels of its own
             module.__class__ = PackedLinear
 
 
@@ -192,6 +194,7 @@ def unpack(model: nn.Module) -> None:
     """Make packed layers plain ones again, and free their copies."""
     for module in _of_class(model, PackedLinear):
         module.__class__ = nn.Linear  # type: ignore[assignment]
+        unwatch(module.weight)
         for name in ("_copy", "_copy_state", "as_is"):
             module.__dict__.pop(name, None)
 

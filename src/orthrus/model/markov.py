@@ -15,6 +15,8 @@ from torch import Tensor, nn
 from torch.nn.functional import embedding, linear
 from transformers import PreTrainedModel
 
+from orthrus.kernels.watched import state_of, watch
+
 NAME = "markov"
 """The attribute that holds a model's correction, and so the start of its tensors' names."""
 
@@ -70,8 +72,10 @@ class Markov(nn.Module):
     def _in_float32(self) -> tuple[Tensor, Tensor]:
         """Return copies of both factors, the second one transposed, which are kept until the factors change."""
         factors = (self.before_VR, self.after_VR)
-        state = tuple((f.data_ptr(), 0 if f.is_inference() else f._version) for f in factors)
+        state = tuple(map(state_of, factors))
         if self._copies is None or self._copies[0] != state:
+            for factor in factors:
+                watch(factor)
             with torch.inference_mode(False), torch.no_grad():
                 self._copies = state, factors[0].float(), factors[1].float().t().contiguous()
         return self._copies[1:]

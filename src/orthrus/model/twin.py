@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedConfig
 
 from orthrus.errors import UnsupportedModel
+from orthrus.kernels.watched import PLAIN
 
 _OF_HOOKS = ("_hf_hook", "_old_forward", "forward")  # what accelerate sets on a module
 
@@ -64,7 +65,7 @@ def present(module: nn.Module) -> Iterator[None]:
 
 def is_plain(weight: Tensor) -> bool:
     """Tell whether a tensor is stored as the numbers that it stands for."""
-    return type(weight) in (Tensor, nn.Parameter) and weight.is_floating_point() and weight.dtype.itemsize > 1
+    return type(weight) in PLAIN and weight.is_floating_point() and weight.dtype.itemsize > 1
 
 
 def stored_parts(tensor: Tensor) -> list[Tensor]:
