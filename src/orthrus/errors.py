@@ -7,6 +7,7 @@
     ├── UnsupportedModel   an architecture that the dual view cannot be attached to
     ├── CacheFull          more tokens asked for than the key/value cache has room for
     ├── DecodingError      a text that cannot go on: its logits are no numbers
+    ├── WriteError         a file or folder that cannot be written: a full disk, no permission
     └── DataError          prompt sets, rows or shards that cannot be read or do not fit together
 
 Every message says what is required, what was found, and what to do. The module knows nothing else.
@@ -39,6 +40,10 @@ class CacheFull(OrthrusError, ValueError):
 
 class DecodingError(OrthrusError, RuntimeError):
     """A text that cannot go on: its logits are no numbers. Other texts of the batch are unharmed."""
+
+
+class WriteError(OrthrusError, OSError):
+    """A file or folder that cannot be written (a full disk, no permission); what was there stays."""
 
 
 class DataError(OrthrusError, ValueError):

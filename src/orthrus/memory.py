@@ -36,12 +36,14 @@ def folder() -> Path | None:
 def recall(kind: str, about: Mapping[str, Any]) -> Any:
     """Return what was kept about just this, a JSON value; None where nothing was."""
     file = _file(kind, about)
-    if file is None or not file.exists():
+    if file is None:
         return None
     try:
         found = json.loads(file.read_text(encoding="utf-8"))
         return found["record"] if found["about"] == about else None
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, KeyError, TypeError) as error:  # someone else's folder, or half a file
         _log.info("%s cannot be read (%s): as good as none", file, error)
         return None
 

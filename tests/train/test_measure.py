@@ -121,5 +121,5 @@ def test_the_command_measures_reports_and_touches_no_run(
 
 
 def test_a_backbones_recipe_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["bench", "train", str(ROOT / "recipes" / "nano/01-backbone-start.toml")]) == 1
+    assert main(["bench", "train", str(ROOT / "recipes" / "nano/01-backbone-start.toml")]) == 2
     assert "kind = 'view' is required" in capsys.readouterr().err

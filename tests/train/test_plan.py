@@ -118,7 +118,7 @@ def test_the_command_prints_a_table_or_json_and_trains_nothing(
     assert main([*arguments, "--plan", "--json", "--devices", "2"]) == 0
     printed = json.loads(capsys.readouterr().out)
     assert (printed["devices"], printed["trainable"]) == (2, 1_442_560)
-    assert main([*arguments, "--json"]) == 1
+    assert main([*arguments, "--json"]) == 2
     assert not (tmp_path / "run").exists()
 
 

@@ -507,7 +507,7 @@ def test_the_command_reports_its_manifests(
     assert main(["prepare", recipe, "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["train"]["documents"] == 6
     backbones = Path(__file__).parents[2] / "recipes" / "nano/01-backbone-start.toml"
-    assert main(["prepare", os.fspath(backbones)]) == 1
+    assert main(["prepare", os.fspath(backbones)]) == 2
     assert "kind = 'view' is required" in capsys.readouterr().err
 
 
@@ -524,7 +524,7 @@ def test_the_command_has_its_device_before_the_backbone_goes_there(
     monkeypatch.setattr(ranks, "Ranks", lambda device: order.append("ranks"))
     monkeypatch.setattr(loading, "device_of", lambda device: order.append("device"))
     monkeypatch.setattr(view, "load_backbone", load)
-    assert main(["prepare", str(written_recipe(tmp_path / "recipe.toml", backbone, dataset, by="backbone"))]) == 1
+    assert main(["prepare", str(written_recipe(tmp_path / "recipe.toml", backbone, dataset, by="backbone"))]) == 2
     assert order == ["ranks", "device", "backbone"]
 
 
@@ -532,9 +532,9 @@ def test_the_command_has_its_device_before_the_backbone_goes_there(
 def test_the_command_refuses_a_device_that_is_not_there(
     backbone: Path, dataset: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """A line that says so, and exit code 1."""
+    """A line that says so, and exit code 2."""
     recipe = written_recipe(tmp_path / "recipe.toml", backbone, dataset, by="backbone", device="cuda")
-    assert main(["prepare", str(recipe)]) == 1
+    assert main(["prepare", str(recipe)]) == 2
     assert "device 'cuda' cannot be used here" in capsys.readouterr().err
 
 

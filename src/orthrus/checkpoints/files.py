@@ -32,6 +32,7 @@ from orthrus.model.fingerprint import (
     quantization_of,
     twin_tensors,
 )
+from orthrus.writing import writing
 
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 Format = Literal["adapter", "official"]
@@ -262,15 +263,16 @@ def replacing(path: Path) -> Iterator[Path]:
     """Give a scratch directory whose files replace those of `path` when the block ends without an error."""
     if path.exists() and not path.is_dir():
         raise ConfigError(f"a model is written to a directory, found the file {path}: name another place")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    scratch = Path(tempfile.mkdtemp(prefix=f".{path.name}-", dir=path.parent))
-    try:
-        yield scratch
-        path.mkdir(exist_ok=True)
-        for file in sorted(scratch.iterdir(), key=lambda f: f.suffix != ".safetensors"):
-            file.replace(path / file.name)
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
+    with writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        scratch = Path(tempfile.mkdtemp(prefix=f".{path.name}-", dir=path.parent))
+        try:
+            yield scratch
+            path.mkdir(exist_ok=True)
+            for file in sorted(scratch.iterdir(), key=lambda f: f.suffix != ".safetensors"):
+                file.replace(path / file.name)
+        finally:
+            shutil.rmtree(scratch, ignore_errors=True)
 
 
 def _names(kind: str, names: list[str]) -> str:

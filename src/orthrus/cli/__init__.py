@@ -4,7 +4,12 @@
 its end, 130 interrupted. Nothing here loads torch before a verb needs it.
 """
 
+import errno
+import os
+import sys
 from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -20,6 +25,18 @@ _INTERRUPTED = 130
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code; errors made on purpose become one line on standard error."""
+    try:
+        code = _run(argv)
+        sys.stdout.flush()
+    except OSError as error:  # of standard output: files are named by those who write them
+        if not isinstance(error, BrokenPipeError):  # whoever closes the pipe early, as `head` does, knows
+            _tell(f"standard output cannot be written ({error.strerror})")
+        _discard_output()
+        return 1
+    return code
+
+
+def _run(argv: Sequence[str] | None) -> int:
     command = typer.main.get_command(application())
     try:
         command.main(args=None if argv is None else list(argv), prog_name="orthrus")
@@ -27,11 +44,28 @@ def main(argv: Sequence[str] | None = None) -> int:
         if end.code == _INTERRUPTED:
             say("\ninterrupted", style="dim", to=err)
         return end.code if isinstance(end.code, int) else int(end.code is not None)
-    except (OrthrusError, OSError) as error:
-        say("error: ", style="bold red", end="", to=err)
-        say(str(error), to=err)
+    except OrthrusError as error:
+        _tell(str(error))
         return _MISUSED if isinstance(error, ConfigError) else 1
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EPIPE) and error.filename is None:
+            raise
+        _tell(str(error))
+        return 1
     return 0
+
+
+def _tell(message: str) -> None:
+    say("error: ", style="bold red", end="", to=err)
+    say(message, to=err)
+
+
+def _discard_output() -> None:
+    """Let what is left of standard output go nowhere, so that the interpreter's last flush does not fail again."""
+    nowhere = Path(os.devnull).open("w")  # noqa: SIM115 (open until the process ends)
+    with suppress(OSError, ValueError):
+        os.dup2(nowhere.fileno(), sys.stdout.fileno())
+    sys.stdout = nowhere
 
 
 def application() -> typer.Typer:

@@ -8,7 +8,6 @@ then the row ends it.
 import bisect
 import hashlib
 import json
-import shutil
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -23,6 +22,7 @@ from transformers import PreTrainedTokenizerFast
 from orthrus.data.documents import Document
 from orthrus.decode.text import check_template
 from orthrus.errors import DataError, PromptError
+from orthrus.writing import replacing
 
 ARRAYS = ("token_ids", "document", "position", "answer")
 BATCH = 2_000  # documents whose segments are encoded in one call of the tokenizer
@@ -195,25 +195,22 @@ def save_rows(
     `about` is kept in the manifest and must equal what `load_rows` is given; `notes` are for readers.
     """
     path = Path(path)
-    temporary = path.with_name(path.name + ".tmp")
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir(parents=True)
-    for name in ARRAYS:
-        np.save(temporary / f"{name}.npy", getattr(rows, name))
-    manifest = {
-        "rows": len(rows),
-        "row_tokens": rows.token_ids.shape[1],
-        "documents": int((rows.document.max(axis=1) + 1).sum()),
-        "tokens": int((rows.document != NO_DOCUMENT).sum()),
-        "answer_tokens": int(rows.answer.sum()),
-        "tokenizer": tokenizer_fingerprint(tokenizer),
-        "sha256": {name: _sha256(temporary / f"{name}.npy") for name in ARRAYS},
-        "about": about,
-        **(notes or {}),
-    }
-    (temporary / "manifest.json").write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
-    shutil.rmtree(path, ignore_errors=True)
-    temporary.rename(path)
+    with replacing(path) as temporary:
+        temporary.mkdir()
+        for name in ARRAYS:
+            np.save(temporary / f"{name}.npy", getattr(rows, name))
+        manifest = {
+            "rows": len(rows),
+            "row_tokens": rows.token_ids.shape[1],
+            "documents": int((rows.document.max(axis=1) + 1).sum()),
+            "tokens": int((rows.document != NO_DOCUMENT).sum()),
+            "answer_tokens": int(rows.answer.sum()),
+            "tokenizer": tokenizer_fingerprint(tokenizer),
+            "sha256": {name: _sha256(temporary / f"{name}.npy") for name in ARRAYS},
+            "about": about,
+            **(notes or {}),
+        }
+        (temporary / "manifest.json").write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
 
 
 def load_rows(

@@ -7,10 +7,12 @@ written. Knows nothing of what records hold.
 import json
 import os
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, TypeAlias
 
 from orthrus.errors import DataError
+from orthrus.writing import replacing, writing
 
 Record: TypeAlias = dict[str, Any]
 
@@ -41,23 +43,33 @@ def read_records(path: Path) -> list[Record]:
 
 
 def append(path: Path, records: Sequence[Record]) -> None:
-    """Write records at the end of a file, in one piece; folders are made as needed.
+    """Write records at the end of a file, all or none; folders are made as needed.
 
-    Half a line at the end is cut off first. Raises DataError where a file that does not end with its line is none of
-    JSON lines.
+    Half a line at the end is cut off first.
+
+    Raises:
+        DataError: a file that does not end with its line is none of JSON lines.
+        WriteError: the file cannot be written; it is as it was.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    if path.is_file() and not _ends_with_its_line(path):
-        rewrite(path, read_records(path))
-    with path.open("a", encoding="utf-8") as file:
-        file.write("".join(map(_text, records)))
+    with writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        before = path.stat().st_size if path.is_file() else None
+        if before is not None and not _ends_with_its_line(path):
+            rewrite(path, read_records(path))
+            before = path.stat().st_size
+        try:
+            with path.open("a", encoding="utf-8") as file:
+                file.write("".join(map(_text, records)))
+        except OSError:
+            with suppress(OSError):
+                path.unlink() if before is None else os.truncate(path, before)
+            raise
 
 
 def rewrite(path: Path, records: Iterable[Record]) -> None:
-    """Let a file hold these records and no others: all of them, or what was there."""
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text("".join(map(_text, records)), encoding="utf-8")
-    temporary.replace(path)
+    """Let a file hold these records and no others: all of them, or, with a WriteError, what was there."""
+    with replacing(path) as temporary:
+        temporary.write_text("".join(map(_text, records)), encoding="utf-8")
 
 
 def _ends_with_its_line(path: Path) -> bool:

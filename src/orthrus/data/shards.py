@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from orthrus.data.packing import EncodedDocument
 from orthrus.data.responses import Prompt
 from orthrus.errors import DataError
+from orthrus.writing import replacing, writing
 
 SHARD = 512  # prompts whose answers are written to disk together
 
@@ -74,14 +75,14 @@ def _told(
 
 def _claim(folder: Path, about: dict[str, Any]) -> None:
     """Mark a folder as made from `about`, or check that it is; processes may do so at the same time."""
-    folder.mkdir(parents=True, exist_ok=True)
+    with writing(folder):
+        folder.mkdir(parents=True, exist_ok=True)
     note = folder / "about.json"
     if not note.exists():
         if any(folder.glob("*.npz")):
             raise DataError(f"{folder}: shards with an about.json are required, found none; delete the folder")
-        temporary = folder / f"about.{os.getpid()}.tmp"
-        temporary.write_text(json.dumps(about, indent=2) + "\n", encoding="utf-8")
-        temporary.replace(note)
+        with replacing(note, folder / f"about.{os.getpid()}.tmp") as temporary:
+            temporary.write_text(json.dumps(about, indent=2) + "\n", encoding="utf-8")
     found = json.loads(note.read_text(encoding="utf-8"))
     wanted = json.loads(json.dumps(about))
     if found != wanted:
@@ -95,15 +96,13 @@ def _claim(folder: Path, about: dict[str, Any]) -> None:
 def _write(path: Path, documents: Sequence[EncodedDocument]) -> None:
     lengths = np.array([len(d.token_ids) for d in documents], dtype=np.int64)
     empty: list[NDArray[Any]] = [np.empty(0, dtype=np.int32)]
-    temporary = path.with_suffix(".tmp")
-    with temporary.open("wb") as file:
+    with replacing(path, path.with_suffix(".tmp")) as temporary, temporary.open("wb") as file:
         np.savez(
             file,
             lengths=lengths,
             token_ids=np.concatenate([d.token_ids for d in documents] or empty),
             answer=np.concatenate([d.answer for d in documents] or empty).astype(np.bool_),
         )
-    temporary.replace(path)
 
 
 def _read(path: Path) -> list[EncodedDocument]:

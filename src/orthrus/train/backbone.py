@@ -22,6 +22,7 @@ from orthrus.train.corpus import data_folder, heldout_rows, mixed_documents, tra
 from orthrus.train.sections import BackboneRecipe
 from orthrus.train.step import Loss, Rows
 from orthrus.train.tokenizer import load_tokenizer, train_tokenizer, training_texts
+from orthrus.writing import replacing
 
 EVALUATION_ROWS = 16  # rows of one held-out pass
 
@@ -129,13 +130,11 @@ class BackboneTask:
 def _tokenizer(recipe: BackboneRecipe, path: Path) -> PreTrainedTokenizerFast:
     """The run's tokenizer, from `path` if it is there, else copied or trained and kept there."""
     if not path.exists():
-        temporary = path.with_name(path.name + ".tmp")
-        shutil.rmtree(temporary, ignore_errors=True)
-        if recipe.model.start_from is not None:
-            shutil.copytree(_started_from(recipe.model.start_from), temporary)
-        else:
-            _trained_tokenizer(recipe).save_pretrained(temporary)
-        temporary.rename(path)
+        with replacing(path) as temporary:
+            if recipe.model.start_from is not None:
+                shutil.copytree(_started_from(recipe.model.start_from), temporary)
+            else:
+                _trained_tokenizer(recipe).save_pretrained(temporary)
     tokenizer = load_tokenizer(path)
     if len(tokenizer) != recipe.model.vocab_size:
         raise ConfigError(

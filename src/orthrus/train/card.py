@@ -9,6 +9,7 @@ from typing import Any
 
 from orthrus.data.records import read_records
 from orthrus.train.sections import Recipe
+from orthrus.writing import replacing
 
 Line = Mapping[str, Any]
 
@@ -21,7 +22,8 @@ def write_card(recipe: Recipe, output: Path) -> list[Path]:
     lines = read_records(output / "log.jsonl")
     picture = _curves(lines, output / "curves.png")
     card = output / "RUN.md"
-    card.write_text(_card(recipe, lines, picture), encoding="utf-8")
+    with replacing(card) as temporary:
+        temporary.write_text(_card(recipe, lines, picture), encoding="utf-8")
     return [card, *([picture] if picture else [])]
 
 
@@ -98,9 +100,8 @@ def _curves(lines: Sequence[Line], path: Path) -> Path | None:
         axes.grid(alpha=0.3)
         if len(curves) > 1:
             axes.legend(fontsize="x-small", ncols=2)
-    temporary = path.with_name(path.name + ".tmp")
-    figure.savefig(temporary, format="png", dpi=80)
-    temporary.replace(path)
+    with replacing(path) as temporary:
+        figure.savefig(temporary, format="png", dpi=80)
     return path
 
 

@@ -3,8 +3,6 @@
 Knows names and means; knows nothing of training.
 """
 
-import json
-import os
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -20,7 +18,7 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-from orthrus.data.records import read_records, rewrite
+from orthrus.data.records import append, read_records, rewrite
 from orthrus.train.trackers import Tracker
 
 
@@ -34,14 +32,11 @@ class Journal:
     def __init__(
         self, path: Path, *, steps: int, start: int, silent: bool = False, trackers: Sequence[Tracker] = ()
     ) -> None:
-        if silent:
-            path = Path(os.devnull)
-        else:
-            path.parent.mkdir(parents=True, exist_ok=True)
+        if not silent:
             _cut_back(path, start)
         self._silent = silent
         self._trackers = trackers
-        self._file = path.open("a", encoding="utf-8")
+        self._path = path
         self._steps, self._start, self._began = steps, start, time.monotonic()
         self._sums: dict[str, tuple[float, float]] = {}
         self._console = Console(stderr=True)
@@ -60,7 +55,6 @@ class Journal:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._progress.stop()
-        self._file.close()
 
     def write_start(self, step: int, about: Mapping[str, object]) -> None:
         """Write where the figures that follow come from."""
@@ -93,8 +87,8 @@ class Journal:
             tracker.log(dict(figures), step=step)
 
     def _write(self, line: Mapping[str, object]) -> None:
-        self._file.write(json.dumps(line) + "\n")
-        self._file.flush()
+        if not self._silent:
+            append(self._path, [dict(line)])
 
     def _say(self, step: int, text: str) -> None:
         if self._console.is_terminal:

@@ -29,6 +29,7 @@ from orthrus.train.sections import Recipe
 from orthrus.train.sharding import gathered, part, part_of_state, whole
 from orthrus.train.step import Task, autocast, one_step
 from orthrus.train.trackers import trackers
+from orthrus.writing import replacing
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -141,12 +142,9 @@ def _restore(
 
 
 def _save_model(task: Task, path: Path) -> None:
-    temporary = path.with_name(path.name + ".tmp")
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir(parents=True)
-    task.save(temporary)
-    shutil.rmtree(path, ignore_errors=True)
-    temporary.rename(path)
+    with replacing(path) as temporary:
+        temporary.mkdir()
+        task.save(temporary)
 
 
 @dataclass(slots=True)

@@ -20,7 +20,6 @@ def plot(report: AuditReport, folder: Path) -> list[Path]:
 
     Raises DataError when matplotlib is not installed.
     """
-    folder.mkdir(parents=True, exist_ok=True)
     every = widest(report.summaries)
     out = []
     for batch in dict.fromkeys(summary.setting.batch for summary in report.summaries):

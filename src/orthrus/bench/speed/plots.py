@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 from orthrus.bench.speed.report import ALL, Report, Summary
 from orthrus.errors import DataError
+from orthrus.writing import replacing
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -26,7 +27,6 @@ def plot(report: Report, folder: Path) -> list[Path]:
     Raises:
         DataError: matplotlib is not installed.
     """
-    folder.mkdir(parents=True, exist_ok=True)
     out = []
     for setting in dict.fromkeys(summary.setting for summary in report.summaries):
         part = [summary for summary in report.summaries if summary.setting == setting]
@@ -194,9 +194,8 @@ def save(path: Path, draw: Draw) -> Path:
     """Draw one figure into a PNG file; raises DataError when matplotlib is not installed."""
     figure = _figure()
     draw(figure.add_subplot())
-    temporary = path.with_name(path.name + ".tmp")
-    figure.savefig(temporary, format="png", dpi=150)
-    temporary.replace(path)
+    with replacing(path) as temporary:
+        figure.savefig(temporary, format="png", dpi=150)
     return path
 
 
