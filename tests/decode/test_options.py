@@ -3,9 +3,11 @@
 import math
 
 import pytest
+import torch
 from transformers import GenerationConfig
 
 from orthrus.decode.options import Options, Sampling, from_generation_config
+from orthrus.decode.processors import Request
 from orthrus.errors import ConfigError
 
 NAN = math.nan
@@ -60,7 +62,8 @@ def test_end_of_text_comes_from_the_model_unless_asked() -> None:
         (SAMPLE | {"min_p": NAN}, "min_p must be a number from 0 to 1, found nan"),
         ({"repetition_penalty": 0.0}, "repetition_penalty must be above 0"),
         ({"repetition_penalty": NAN}, "repetition_penalty must be a number"),
-        ({"eos_token_id": -1}, "eos_token_id must be an integer of at least 0, found -1"),
+        ({"eos_token_id": -2}, "eos_token_id must be an integer of at least 0, found -2"),
+        ({"seed": 2**63}, "seed must be at most 9223372036854775807, found 9223372036854775808"),
         ({"eos_token_id": [2, "x"]}, "eos_token_id must be an integer of at least 0, found 'x'"),
         ({"stop_strings": [""]}, "stop_strings must be non-empty text, found ''"),
         ({"stop_strings": [3]}, "stop_strings must be non-empty text, found 3"),
@@ -83,11 +86,18 @@ def test_values_out_of_range_are_refused(asked: dict[str, object], message: str)
         ("max_new_token", "did you mean 'max_new_tokens'"),
         ("temprature", "did you mean 'temperature'"),
         ("top_kk", "did you mean 'top_k'"),
-        ("num_beams", "it honours: do_sample, eos_token_id, max_new_tokens"),
+        ("stop", "did you mean 'stop_strings'"),
+        ("max_tokens", "did you mean 'max_new_tokens'"),
+        ("best_of", "it honours: bad_words_ids, begin_suppress_tokens"),
+        ("num_beams", "beam search keeps several texts"),
+        ("penalty_alpha", "contrastive search needs"),
+        ("dola_layers", "DoLa needs"),
+        ("max_length", "give max_new_tokens"),
+        ("num_return_sequences", "give the prompt as often"),
     ],
 )
-def test_unknown_options_are_refused_with_the_nearest(name: str, hint: str) -> None:
-    """A typo names what was meant; anything else gets the list."""
+def test_unknown_options_are_refused_with_a_hint(name: str, hint: str) -> None:
+    """A typo names what was meant, an option that cannot be honoured the reason; anything else gets the list."""
     with pytest.raises(ConfigError, match=f"'{name}' is not honoured by this decoder.*{hint}"):
         Options.of(None, **{name: 1})
 
@@ -118,14 +128,10 @@ def test_a_whole_config_is_honoured() -> None:
     ("name", "value"),
     [
         ("num_beams", 4),
-        ("min_length", 3),
-        ("min_new_tokens", 3),
-        ("no_repeat_ngram_size", 2),
-        ("bad_words_ids", [[3]]),
-        ("suppress_tokens", [3]),
-        ("typical_p", 0.5),
-        ("max_time", 1.0),
         ("penalty_alpha", 0.6),
+        ("cache_implementation", "static"),
+        ("output_hidden_states", True),
+        ("encoder_repetition_penalty", 2.0),
         ("guidance_scale", 1.5),
         ("num_return_sequences", 2),
         ("output_scores", True),
@@ -139,6 +145,44 @@ def test_settings_of_a_config_that_are_not_honoured_are_refused(name: str, value
     setattr(config, name, value)
     with pytest.raises(ConfigError, match=f"'{name}' is not honoured"):
         from_generation_config(config)
+
+
+def test_a_config_s_processed_options_are_taken() -> None:
+    """Values that ask for nothing make no processor; others do, and warpers only when sampling."""
+    assert from_generation_config(filled(max_new_tokens=5, min_length=0, typical_p=1.0)).processors is None
+    idle = filled(max_new_tokens=5)
+    idle.typical_p = 0.5
+    assert from_generation_config(idle).processors is None
+    config = filled(max_new_tokens=5, do_sample=True, typical_p=0.5, suppress_tokens=[3], temperature=0.5)
+    options = from_generation_config(config)
+    assert options.processors is not None
+    request = Request(4, 0, 5, (), 96, torch.device("cpu"))
+    made = [type(processor).__name__ for processor in options.processors(request)]
+    assert made == [
+        "SuppressTokensLogitsProcessor",
+        "TemperatureLogitsWarper",
+        "TopKLogitsWarper",
+        "TypicalLogitsWarper",
+    ]
+
+
+def test_seeds_are_fresh_unless_given() -> None:
+    """Sampled calls draw one each from torch's generator, which decides; greedy ones draw nothing."""
+    torch.manual_seed(4)
+    first, second = Options.of(do_sample=True).seed, Options.of(do_sample=True).seed
+    assert first != second
+    torch.manual_seed(4)
+    assert Options.of().seed == 0
+    assert Options.of(do_sample=True).seed == first
+    assert Options.of(do_sample=True, seed=7).seed == Options.of(seed=7).seed == 7
+    assert Options.of(seed=2**63 - 1).seed == 2**63 - 1
+
+
+def test_end_tokens_come_as_tensors_and_as_none() -> None:
+    """-1 is what configurations write for none."""
+    assert Options.of(eos_token_id=torch.tensor([3, 4])).eos_token_id == (3, 4)
+    assert Options.of(eos_token_id=torch.tensor(3)).eos_token_id == (3,)
+    assert Options.of(GenerationConfig(eos_token_id=5), eos_token_id=-1).eos_token_id == ()
 
 
 @pytest.mark.parametrize(("name", "value"), [("max_new_tokens", 0), ("temperature", 0), ("top_p", 0.0)])

@@ -1,6 +1,7 @@
 """`generate(custom_generate=orthrus.hf_generate)` returns what plain `generate` returns, or refuses by name."""
 
 import functools
+import threading
 from collections.abc import Callable
 from typing import Any
 
@@ -9,20 +10,26 @@ import torch
 from torch import Tensor
 from transformers import (
     DynamicCache,
+    EosTokenCriteria,
     GenerationConfig,
     LogitsProcessorList,
     MaxLengthCriteria,
     PreTrainedModel,
     PreTrainedTokenizerBase,
+    StoppingCriteria,
     StoppingCriteriaList,
-    TemperatureLogitsWarper,
+    StopStringCriteria,
+    SuppressTokensLogitsProcessor,
+    SynthIDTextWatermarkingConfig,
+    TextIteratorStreamer,
     TextStreamer,
+    WatermarkingConfig,
 )
 
 import orthrus
 from orthrus.errors import ConfigError, PromptError
 from tests.decode.drive import dual
-from tests.families import tiny
+from tests.families import VOCAB, tiny
 
 PROMPTS = [[5, 6, 7], [8], [30, 31, 32, 33, 34, 35, 36]]
 
@@ -145,28 +152,183 @@ def test_return_sequences_differ(model: PreTrainedModel) -> None:
     assert len({tuple(row) for row in out.tolist()}) == 4
 
 
-def test_streamer_gets_prompt_and_text(
-    model: PreTrainedModel, characters: PreTrainedTokenizerBase, capsys: pytest.CaptureFixture[str]
+# ---------------------------------------------------------------- options, processors and criteria
+
+
+def near_forbidden(input_ids: Tensor, scores: Tensor) -> Tensor:
+    """A caller's processor that looks at the last token and at how long the text is, padding included."""
+    out = scores.clone()
+    for row, text in enumerate(input_ids.tolist()):
+        out[row, [text[-1], (text[-1] + len(text)) % VOCAB]] = -torch.inf
+    return out
+
+
+class Pairs(StoppingCriteria):
+    """A caller's criterion: the last two tokens, or the padded length."""
+
+    def __call__(self, input_ids: Tensor, scores: Any, **_: Any) -> Tensor:
+        return ((input_ids[:, -2:].sum(1) % 5 == 0) & (input_ids.shape[1] > 9)) | (input_ids.shape[1] > 16)
+
+
+def allowed(index: int, text: Tensor) -> list[int]:
+    """Other tokens for each prompt of the batch, by the last one and the length."""
+    return [(int(text[-1]) * 7 + len(text) + step) % VOCAB for step in range(5 + 4 * index)]
+
+
+HONOURED: dict[str, Callable[[list[list[int]]], dict[str, Any]]] = {
+    "sequence bias": lambda t: {"sequence_bias": [[[t[0][2]], -9.0], [[t[1][0], t[1][1]], -9.0]]},
+    "penalty": lambda t: {"repetition_penalty": 1.5, "suppress_tokens": [t[2][3]]},
+    "n-grams": lambda t: {"no_repeat_ngram_size": 1},
+    "bad words": lambda t: {"bad_words_ids": [[t[0][1], t[0][2]], [t[2][0]]]},
+    "least length": lambda t: {"min_length": 15, "eos_token_id": [t[0][3], t[2][2]], "pad_token_id": 0},
+    "least new tokens": lambda t: {"min_new_tokens": 6, "eos_token_id": t[0][3], "pad_token_id": 0},
+    "allowed tokens": lambda t: {"prefix_allowed_tokens_fn": allowed},
+    "forced end": lambda t: {"forced_eos_token_id": 9},
+    "decay": lambda t: {"exponential_decay_length_penalty": (3, 2.0), "eos_token_id": 11, "pad_token_id": 0},
+    "suppressed": lambda t: {"suppress_tokens": [t[0][1], t[1][1]], "begin_suppress_tokens": [t[2][0]]},
+    "watermark": lambda t: {"watermarking_config": WatermarkingConfig(bias=6.0)},
+    "normalised": lambda t: {"renormalize_logits": True, "remove_invalid_values": True, "suppress_tokens": [t[0][0]]},
+    "own processor": lambda t: {"logits_processor": LogitsProcessorList([near_forbidden])},
+    "own warper": lambda t: {"logits_processor": LogitsProcessorList([SuppressTokensLogitsProcessor([t[0][0]])])},
+    "own length": lambda t: {"stopping_criteria": StoppingCriteriaList([MaxLengthCriteria(11)])},
+    "own end": lambda t: {
+        "stopping_criteria": StoppingCriteriaList([EosTokenCriteria(t[0][4])]),
+        "eos_token_id": t[0][2],
+        "pad_token_id": 0,
+    },
+    "own criterion": lambda t: {
+        "stopping_criteria": StoppingCriteriaList([Pairs()]),
+        "eos_token_id": 95,
+        "pad_token_id": 0,
+    },
+}
+
+
+@pytest.mark.parametrize("name", HONOURED)
+def test_options_equal_plain_generate_in_a_padded_batch(
+    name: str, model: PreTrainedModel, plain: PreTrainedModel
 ) -> None:
-    """Transformers 5.23 keeps streamers from custom functions; bound beforehand they stream as ever."""
+    """The same tensor under a chain, a tree and a fused pass; and another one than without the option."""
+    without = plain.generate(**padded(), max_new_tokens=12)
+    asked = HONOURED[name](without[:, 7:].tolist())
+    expected = plain.generate(**padded(), max_new_tokens=12, **asked)
+    assert expected.tolist() != without.tolist()
+    for plan in ("full", "tree:6", "onepass:2"):
+        made = model.generate(**padded(), max_new_tokens=12, plan=plan, custom_generate=orthrus.hf_generate, **asked)
+        assert made.tolist() == expected.tolist(), plan
+
+
+def test_stop_strings_stop_as_a_criterion(
+    model: PreTrainedModel, plain: PreTrainedModel, characters: PreTrainedTokenizerBase
+) -> None:
+    """Transformers keeps the tokenizer from custom functions, not so its criterion."""
+    text = characters.decode(plain.generate(torch.tensor([[5, 6, 7]]), max_new_tokens=12)[0, 6:8])
+    asked = {
+        "max_new_tokens": 12,
+        "stopping_criteria": StoppingCriteriaList([StopStringCriteria(characters, [text.replace(" ", "")])]),
+    }
+    expected = plain.generate(torch.tensor([[5, 6, 7]]), **asked)
+    made = model.generate(torch.tensor([[5, 6, 7]]), custom_generate=orthrus.hf_generate, **asked)
+    assert made.tolist() == expected.tolist()
+    assert made.shape[1] < 15
+
+
+def test_a_batch_padded_on_the_right_is_read_without_its_padding(
+    model: PreTrainedModel, plain: PreTrainedModel
+) -> None:
+    """Texts follow as if it were padded on the left (transformers warns of it by itself)."""
+    left = padded()
+    expected = plain.generate(**left, max_new_tokens=8)[:, 7:]
+    right = {
+        "input_ids": torch.tensor([p + [0] * (7 - len(p)) for p in PROMPTS]),
+        "attention_mask": left["attention_mask"].flip(1),
+    }
+    made = model.generate(**right, max_new_tokens=8, custom_generate=orthrus.hf_generate)
+    assert torch.equal(made[:, 7:], expected)
+    assert torch.equal(made[:, :7], right["input_ids"])
+
+
+@pytest.mark.parametrize("ends", ["tensor", "list", -1])
+def test_end_tokens_come_in_every_form(ends: Any, model: PreTrainedModel, plain: PreTrainedModel) -> None:
+    """A tensor, a list, and -1 for none."""
+    found = end_tokens(plain)
+    given = torch.tensor(found) if ends == "tensor" else found if ends == "list" else -1
+    asked = {"max_new_tokens": 12, "pad_token_id": 0}
+    made = model.generate(**padded(), **asked, eos_token_id=given, custom_generate=orthrus.hf_generate)
+    assert torch.equal(made, plain.generate(**padded(), **asked, eos_token_id=given))
+
+
+@pytest.mark.parametrize("asked", [{}, {"repetition_penalty": 1.4, "min_new_tokens": 5}])
+@pytest.mark.parametrize("plan", ["full", "tree:6", "ar"])
+def test_dictionaries_hold_the_logits_that_tokens_were_chosen_by(
+    plan: str, asked: dict[str, Any], model: PreTrainedModel, plain: PreTrainedModel
+) -> None:
+    """As `generate` has them, up to each row's end and with zeros after it."""
+    more: dict[str, Any] = {
+        "max_new_tokens": 12, "eos_token_id": end_tokens(plain), "pad_token_id": 0,
+        "return_dict_in_generate": True, "output_scores": True, "output_logits": True, **asked,
+    }  # fmt: skip
+    expected = plain.generate(**padded(), **more)
+    made = model.generate(**padded(), **more, plan=plan, custom_generate=orthrus.hf_generate)
+    assert made.sequences.tolist() == expected.sequences.tolist()
+    assert (made.attentions, made.hidden_states, made.past_key_values) == (None, None, None)
+    live = torch.ones(3, dtype=torch.bool)
+    for own, other in ((made.scores, expected.scores), (made.logits, expected.logits)):
+        assert len(own) == len(other)
+        live[:] = True
+        for step, (one, two) in enumerate(zip(own, other, strict=True)):
+            torch.testing.assert_close(one[live], two[live], rtol=0, atol=1e-4)
+            assert not one[~live].any()
+            live &= ~torch.isin(expected.sequences[:, 7 + step], torch.tensor(more["eos_token_id"]))
+    alone = model.generate(
+        **padded(), max_new_tokens=3, return_dict_in_generate=True, custom_generate=orthrus.hf_generate
+    )
+    assert (alone.scores, alone.logits) == (None, None)
+
+
+# ---------------------------------------------------------------- streamers
+
+
+@pytest.mark.parametrize("bound", [False, True])
+def test_streamer_gets_prompt_and_text(
+    bound: bool, model: PreTrainedModel, characters: PreTrainedTokenizerBase, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Given to `generate`, which keeps it from custom functions (transformers 5.23), or bound beforehand."""
     ids = torch.tensor([[5, 6, 7]])
     streamer = TextStreamer(characters, skip_prompt=True)
-    streaming = functools.partial(orthrus.hf_generate, streamer=streamer)
-    out = model.generate(ids, max_new_tokens=12, custom_generate=streaming)
+    if bound:
+        out = model.generate(
+            ids, max_new_tokens=12, custom_generate=functools.partial(orthrus.hf_generate, streamer=streamer)
+        )
+    else:
+        out = model.generate(ids, max_new_tokens=12, streamer=streamer, custom_generate=orthrus.hf_generate)
     assert capsys.readouterr().out.strip() == characters.decode(out[0, 3:])
+    streaming = functools.partial(orthrus.hf_generate, streamer=streamer)
     with pytest.raises(ConfigError, match="a streamer needs a single prompt, found 3"):
         model.generate(**padded(), max_new_tokens=12, custom_generate=streaming)
 
 
+@pytest.mark.parametrize("fails", [False, True])
+def test_a_reader_in_another_thread_gets_the_text_and_its_end(
+    fails: bool, model: PreTrainedModel, characters: PreTrainedTokenizerBase
+) -> None:
+    """Also where the call is refused: nobody waits for ever."""
+    streamer = TextIteratorStreamer(characters, skip_prompt=True, timeout=20)
+    pieces: list[str] = []
+    reader = threading.Thread(target=lambda: pieces.extend(streamer))
+    reader.start()
+    asked = {"max_new_tokens": 12, "streamer": streamer, "custom_generate": orthrus.hf_generate}
+    if fails:
+        with pytest.raises(ConfigError, match="cache_implementation"):
+            model.generate(torch.tensor([[5, 6, 7]]), cache_implementation="static", **asked)
+    else:
+        out = model.generate(torch.tensor([[5, 6, 7]]), **asked)
+    reader.join(timeout=20)
+    assert not reader.is_alive()
+    assert fails or "".join(pieces).strip() == characters.decode(out[0, 3:])
+
+
 # ---------------------------------------------------------------- refusals
-
-
-def own_processor(ids: Tensor, scores: Tensor) -> Tensor:
-    return scores
-
-
-class OwnCriterion(MaxLengthCriteria):
-    """A stopping rule of the caller's."""
 
 
 def filled_cache() -> DynamicCache:
@@ -176,28 +338,28 @@ def filled_cache() -> DynamicCache:
 
 
 REFUSED: dict[str, tuple[Callable[[], dict[str, Any]], str]] = {
-    "beams": (lambda: {"num_beams": 2}, "'num_beams' is not honoured"),
-    "least length": (lambda: {"min_new_tokens": 3}, "'min_length' is not honoured|'min_new_tokens' is not honoured"),
-    "n-grams": (lambda: {"no_repeat_ngram_size": 2}, "'no_repeat_ngram_size' is not honoured"),
-    "dictionary": (lambda: {"return_dict_in_generate": True}, "return_dict_in_generate is not honoured"),
-    "scores": (lambda: {"output_scores": True}, "'output_scores' is not honoured"),
-    "attentions": (lambda: {"output_attentions": True}, "'output_attentions' is not honoured"),
-    "typical": (lambda: {"do_sample": True, "typical_p": 0.5}, "'typical_p' is not honoured"),
-    "processor": (
-        lambda: {"logits_processor": LogitsProcessorList([own_processor])},
-        "logits processor function is not honoured",
+    "beams": (lambda: {"num_beams": 2}, "'num_beams' is not honoured by this decoder: beam search"),
+    "guidance": (
+        lambda: {"guidance_scale": 1.5},
+        "'guidance_scale' is not honoured by this decoder: it needs a second",
     ),
-    "other value": (
-        lambda: {"do_sample": True, "logits_processor": LogitsProcessorList([TemperatureLogitsWarper(0.3)])},
-        "logits processor TemperatureLogitsWarper is not honoured",
+    "assistant": (
+        lambda: {"assistant_model": tiny("qwen3")},
+        "assistant_model is not honoured by this decoder: the diff",
     ),
-    "allowed tokens": (
-        lambda: {"prefix_allowed_tokens_fn": lambda *_: [5]},
-        "logits processor PrefixConstrainedLogitsProcessor is not honoured",
+    "lookup": (lambda: {"prompt_lookup_num_tokens": 3}, "'prompt_lookup_num_tokens' is not honoured.*plan='lookup'"),
+    "cache kind": (lambda: {"cache_implementation": "static"}, "'cache_implementation' is not honoured.*its? own"),
+    "state": (
+        lambda: {"watermarking_config": SynthIDTextWatermarkingConfig(keys=[1], ngram_len=3)},
+        "'watermarking_config' is not honoured by this decoder: this watermark keeps a state",
     ),
-    "criterion": (
-        lambda: {"stopping_criteria": StoppingCriteriaList([OwnCriterion(9)])},
-        "stopping criterion OwnCriterion is not honoured",
+    "attentions": (
+        lambda: {"output_attentions": True, "return_dict_in_generate": True},
+        "'output_attentions' is not honoured",
+    ),
+    "hidden states": (
+        lambda: {"output_hidden_states": True, "return_dict_in_generate": True},
+        "'output_hidden_states' is not honoured",
     ),
     "embeddings": (lambda: {"inputs_embeds": torch.zeros(3, 7, 48)}, "'inputs_embeds' is not honoured"),
     "cache": (lambda: {"past_key_values": filled_cache()}, "past_key_values must be empty, found 1 positions"),
@@ -210,10 +372,25 @@ REFUSED: dict[str, tuple[Callable[[], dict[str, Any]], str]] = {
 @pytest.mark.parametrize("kind", REFUSED)
 @pytest.mark.filterwarnings("ignore")
 def test_what_is_not_honoured_is_refused_by_name(kind: str, model: PreTrainedModel) -> None:
-    """Options, processors, criteria and model arguments alike; nothing passes silently."""
+    """Options and arguments alike, with the reason; nothing passes silently."""
     make, message = REFUSED[kind]
     with pytest.raises(ConfigError, match=message):
         model.generate(**{**padded(), "max_new_tokens": 6, **make()}, custom_generate=orthrus.hf_generate)
+
+
+def test_what_a_processor_raises_is_raised(model: PreTrainedModel) -> None:
+    """As `generate` does, whichever row it was."""
+
+    def broken(input_ids: Tensor, scores: Tensor) -> Tensor:
+        raise KeyError("mine")
+
+    with pytest.raises(KeyError, match="mine"):
+        model.generate(
+            **padded(),
+            max_new_tokens=6,
+            logits_processor=LogitsProcessorList([broken]),
+            custom_generate=orthrus.hf_generate,
+        )
 
 
 def test_stop_strings_are_refused(model: PreTrainedModel) -> None:

@@ -23,6 +23,8 @@ from orthrus.decode.options import Options, Sampling
 from orthrus.decode.output import FinishReason, Stats
 from orthrus.decode.passes import Geometry, Passes
 from orthrus.decode.planner import Planner
+from orthrus.decode.processing import Kept, Processing
+from orthrus.decode.processors import Request
 from orthrus.decode.sampling import Chooser, Context
 from orthrus.decode.stop import Stopper
 from orthrus.decode.worth import Record
@@ -56,12 +58,17 @@ class Row:
     lookup: Lookup = field(default_factory=Lookup)
     finish_reason: FinishReason | None = None
     error: Exception | None = None
+    processing: Processing | None = None
     seen: dict[int, None] = field(default_factory=dict)  # what a penalised row contains, each token once
 
     @property
     def penalised(self) -> bool:
         """True where tokens that the row contains already are penalised."""
         return self.options.sampling.repetition_penalty != 1.0
+
+    def text(self) -> list[int]:
+        """Return the prompt and the tokens so far."""
+        return self.prompt_ids + self.token_ids
 
     def fail(self, error: Exception) -> None:
         """End this completion with an error; the first one counts."""
@@ -75,11 +82,12 @@ class Row:
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """What one step added to one row."""
+    """What one step added to one row; `kept` holds its logits where the options ask for them."""
 
     row: Row
     token_ids: list[int]
     accepted: int
+    kept: Kept | None = None
 
 
 class Ready(NamedTuple):
@@ -221,11 +229,16 @@ class Engine:
             id=self._next_id,
             prompt_ids=list(prompt_ids),
             options=options,
-            stopper=Stopper(options, tokenizer, limit=limit),
+            stopper=Stopper(options, tokenizer, limit=limit, prompt_ids=prompt_ids),
             stream=stream_of(options.seed, index),
             record=Record(slots=self.block - 1),
         )
         row.seen.update(dict.fromkeys(row.prompt_ids if row.penalised else ()))
+        if options.processors is not None or options.keep_logits:
+            ends, device = options.eos_token_id, self.cache.device
+            request = Request(len(prompt_ids), index, options.max_new_tokens, ends, self.vocabulary, device)
+            made = None if options.processors is None else options.processors(request)
+            row.processing = Processing(made, row.text, keeps=options.keep_logits)
         self._next_id += 1
         self.waiting.append(row)
         return row.id
@@ -408,13 +421,15 @@ class Engine:
         anchor_B = torch.tensor([row.anchor for row in self.live], device=device)
         stream_B = torch.tensor([row.stream for row in self.live], device=device)
         context = Context(stream_B, self.cache.length_R[rows], self._seen())
-        places: dict[Sampling, list[int]] = {}
+        places: dict[tuple[Sampling, Processing | None], list[int]] = {}
         for place, row in enumerate(self.live):
-            places.setdefault(row.options.sampling, []).append(place)
+            places.setdefault((row.options.sampling, row.processing), []).append(place)
+        choosers = [Chooser(sampling, self.coupled, processing) for sampling, processing in places]
         if len(places) == 1:
-            groups: list[tuple[Chooser, Tensor | None]] = [(Chooser(next(iter(places)), self.coupled), None)]
+            groups: list[tuple[Chooser, Tensor | None]] = [(choosers[0], None)]
         else:
-            groups = [(Chooser(s, self.coupled), torch.tensor(index, device=device)) for s, index in places.items()]
+            indices = [torch.tensor(index, device=device) for index in places.values()]
+            groups = list(zip(choosers, indices, strict=True))
         return Batch(
             rows=rows,
             anchor_B=anchor_B,
@@ -445,18 +460,20 @@ class Engine:
             kept, row.finish_reason = row.stopper.cut(tokens)
         except Exception as error:
             row.fail(error)
+        logits = None if row.processing is None else row.processing.take(kept)
         accepted = min(len(kept), len(tokens) if outcome.broken[place] else len(tokens) - 1)
         row.token_ids += kept
         row.stats.record(drafted=step.drafts, accepted=accepted, emitted=len(kept), forwards=outcome.forwards)
         if outcome.broken[place] and row.finish_reason is None:
             row.fail(
-                DecodingError(
+                (row.processing.error_after(tokens) if row.processing else None)
+                or DecodingError(
                     f"finite logits are required to choose a token by, found NaN, infinity or none possible after "
                     f"{len(row.token_ids)} tokens: look at the model's weights and at what changes its logits"
                 )
             )
         row.seen.update(dict.fromkeys(kept if row.penalised else ()))
-        return Progress(row, kept, accepted)
+        return Progress(row, kept, accepted, logits)
 
     def _remove(self, place: int) -> None:
         """Free a row; the last live row takes its place, so that live rows stay together at the front."""

@@ -5,14 +5,19 @@ Knows which options this package implements and what values they may take; knows
 
 import difflib
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, field, fields
-from typing import Any
+from typing import Any, Final
 
-from transformers import GenerationConfig
+import torch
+from torch import Tensor
+from transformers import GenerationConfig, LogitsProcessorList, StoppingCriteria
 
+from orthrus.decode import processors
+from orthrus.decode.processors import Recipe, Request
 from orthrus.errors import ConfigError
 
-_WITHOUT_EFFECT = {
+_WITHOUT_EFFECT: Final = {
     # Bookkeeping of transformers that changes no token here.
     "transformers_version",
     "pad_token_id",
@@ -21,6 +26,8 @@ _WITHOUT_EFFECT = {
     "return_dict_in_generate",
     "custom_generate",
     "max_length",
+    "disable_compile",
+    "prefill_chunk_size",
     # Settings of an assistant model, of which there is none here.
     "num_assistant_tokens",
     "num_assistant_tokens_schedule",
@@ -29,21 +36,57 @@ _WITHOUT_EFFECT = {
     "target_lookbehind",
 }
 
-_ASKS_NOTHING: dict[str, float] = {
+_ASKS_NOTHING: Final[dict[str, float]] = {
     # `generate` writes these into every config before it decodes; other values ask for something.
-    "min_length": 0,
     "num_beams": 1,
-    "typical_p": 1.0,
     "length_penalty": 1.0,
-    "no_repeat_ngram_size": 0,
     "encoder_no_repeat_ngram_size": 0,
     "num_return_sequences": 1,
-    "epsilon_cutoff": 0.0,
-    "eta_cutoff": 0.0,
     "encoder_repetition_penalty": 1.0,
     "num_beam_groups": 1,
     "diversity_penalty": 0.0,
+    "guidance_scale": 1.0,
 }
+
+_BEAMS: Final = "beam search keeps several texts of a prompt, and drafts follow one"
+_OTHER_DRAFTS: Final = "the diffusion view drafts (plan='lookup' copies from the text)"
+_OWN_CACHE: Final = "this decoder keeps a cache of its own"
+_PASSES: Final = "its passes do not return them"
+
+REFUSED: Final[dict[str, str]] = {
+    "num_beams": _BEAMS,
+    "num_beam_groups": _BEAMS,
+    "diversity_penalty": _BEAMS,
+    "length_penalty": _BEAMS,
+    "early_stopping": _BEAMS,
+    "constraints": _BEAMS,
+    "force_words_ids": _BEAMS,
+    "penalty_alpha": "contrastive search needs hidden states of every candidate",
+    "dola_layers": "DoLa needs the logits of other layers",
+    "guidance_scale": "it needs a second pass of the backbone for every token",
+    "assistant_model": _OTHER_DRAFTS,
+    "prompt_lookup_num_tokens": _OTHER_DRAFTS,
+    "assistant_early_exit": _OTHER_DRAFTS,
+    "use_mtp": _OTHER_DRAFTS,
+    "inputs_embeds": "drafts and plans need the prompt's tokens: give input_ids",
+    "cache_implementation": _OWN_CACHE,
+    "cache_config": _OWN_CACHE,
+    "past_key_values": _OWN_CACHE,
+    "output_attentions": _PASSES,
+    "output_hidden_states": _PASSES,
+    "compile_config": "orthrus.load(compile=True) compiles its passes",
+    "token_healing": "it changes the prompt",
+    "encoder_repetition_penalty": "there is no encoder",
+    "encoder_no_repeat_ngram_size": "there is no encoder",
+    "max_length": "it counts the prompt too: give max_new_tokens",
+    "num_return_sequences": "give the prompt as often as texts are wanted",
+}
+"""Options that are not honoured, and why."""
+
+_MEANT: Final = {"stop": "stop_strings", "max_tokens": "max_new_tokens", "min_tokens": "min_new_tokens"}
+"""What options of other libraries are called here."""
+
+LARGEST_SEED: Final = 2**63 - 1
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -67,18 +110,29 @@ class Options:
         sampling: how each token is chosen.
         eos_token_id: tokens that end the text; empty for none.
         stop_strings: texts that end the completion as soon as they appear (they stay in it, as in transformers).
+        stopping_criteria: rules of the caller's, asked after every token with the text so far, `[1, L]`, and no scores.
+        max_time: seconds after which no further cycle adds a token (the one that it is noticed at still does).
         seed: with the prompt's index, fixes every draw of a sampled row.
+        processors: makes a row's logits processors, warpers included, where options need them; each is called for
+            every slot with that slot's own text, twice where it is drafted, so it must be a function of its arguments.
+        keep_logits: whether `Progress.kept` holds the logits that tokens were chosen by.
     """
 
     max_new_tokens: int = 256
     sampling: Sampling = field(default_factory=Sampling)
     eos_token_id: tuple[int, ...] = ()
     stop_strings: tuple[str, ...] = ()
+    stopping_criteria: tuple[StoppingCriteria, ...] = ()
+    max_time: float | None = None
     seed: int = 0
+    processors: Callable[[Request], LogitsProcessorList] | None = None
+    keep_logits: bool = False
 
     @classmethod
     def of(cls, defaults: GenerationConfig | None = None, **asked: Any) -> "Options":
         """Check the options asked for and complete them.
+
+        Sampling without a seed takes one from torch's default generator, so that `torch.manual_seed` decides.
 
         Args:
             defaults: the model's own generation config; only its end-of-text tokens are taken.
@@ -88,33 +142,33 @@ class Options:
             ConfigError: an unknown option, a value out of range, or options that contradict each other.
         """
         given = {name: value for name, value in asked.items() if value is not None}
-        known = [*_SAMPLING, "max_new_tokens", "eos_token_id", "stop_strings", "seed"]
         for name in given:
-            if name not in known:
-                near = difflib.get_close_matches(name, known, n=1)
-                raise ConfigError(
-                    f"generation option {name!r} is not honoured by this decoder"
-                    + (f"; did you mean {near[0]!r}?" if near else f"; it honours: {', '.join(sorted(known))}")
-                )
-        eos = given.get("eos_token_id", None if defaults is None else defaults.eos_token_id)
-        stop = given.get("stop_strings", ())
+            if name not in HONOURED:
+                raise ConfigError(_refusal(name))
+        eos = _ends(given.get("eos_token_id", None if defaults is None else defaults.eos_token_id))
+        sampling = _sampling({name: given[name] for name in _SAMPLING if name in given})
+        max_new_tokens = _integer("max_new_tokens", given.get("max_new_tokens", 256), 1)
+        drawn = int(torch.randint(LARGEST_SEED, ())) if sampling.do_sample and "seed" not in given else 0
         return cls(
-            max_new_tokens=_integer("max_new_tokens", given.get("max_new_tokens", 256), 1),
-            sampling=_sampling({name: given[name] for name in _SAMPLING if name in given}),
-            eos_token_id=tuple(_integer("eos_token_id", e, 0) for e in _listed(eos)),
-            stop_strings=tuple(_stop_string(s) for s in _listed(stop)),
-            seed=_integer("seed", given.get("seed", 0), 0),
+            max_new_tokens=max_new_tokens,
+            sampling=sampling,
+            eos_token_id=eos,
+            stop_strings=tuple(_stop_string(s) for s in _listed(given.get("stop_strings", ()))),
+            stopping_criteria=tuple(_callables("stopping_criteria", given.get("stopping_criteria", ()))),
+            max_time=_seconds(given.get("max_time")),
+            seed=_integer("seed", given.get("seed", drawn), 0, LARGEST_SEED),
+            processors=_recipe(given, sampling, eos, max_new_tokens),
         )
 
 
 def from_generation_config(config: GenerationConfig, **asked: Any) -> Options:
     """Take a whole `GenerationConfig`; raises ConfigError for any setting of it that this decoder does not honour."""
-    given = {name: value for name, value in config.to_dict().items() if _asks(name, value)}
+    given = {name: value for name, value in vars(config).items() if _asks(name, value)}
     if "max_new_tokens" not in given and config.max_length is not None and "max_new_tokens" not in asked:
         raise ConfigError("max_new_tokens is required: max_length counts the prompt too and is not honoured")
     if not given.get("do_sample", False):
         # A greedy config may carry sampling values that transformers ignores too.
-        for name in ("temperature", "top_k", "top_p", "min_p"):
+        for name in _SAMPLES:
             given.pop(name, None)
     return Options.of(None, **{**given, **asked})
 
@@ -123,7 +177,56 @@ def _asks(name: str, value: Any) -> bool:
     """Tell settings that could change a token from bookkeeping and from values that stand for "off"."""
     if value is None or value is False or name in _WITHOUT_EFFECT or name.startswith("_"):
         return False
+    if name in processors.OFF and name not in _SAMPLING:
+        return bool(value != processors.OFF[name])
     return name not in _ASKS_NOTHING or bool(value != _ASKS_NOTHING[name])
+
+
+def _refusal(name: str) -> str:
+    if name in REFUSED:
+        return f"generation option {name!r} is not honoured by this decoder: {REFUSED[name]}"
+    near = [_MEANT[name]] if name in _MEANT else difflib.get_close_matches(name, HONOURED, n=1, cutoff=0.75)
+    hint = f"; did you mean {near[0]!r}?" if near else f"; it honours: {', '.join(sorted(HONOURED))}"
+    return f"generation option {name!r} is not honoured by this decoder{hint}"
+
+
+def _recipe(given: dict[str, Any], sampling: Sampling, eos: tuple[int, ...], max_new_tokens: int) -> Recipe | None:
+    """Return how rows' processors are made, or None where `Sampling` says it all."""
+    own = _callables("logits_processor", given.get("logits_processor", ()))
+    asked = {name: given[name] for name in _PROCESSED if name in given and _asks(name, given[name])}
+    idle = sorted(asked.keys() & _SAMPLES)
+    if idle and not sampling.do_sample:
+        raise ConfigError(f"{idle[0]} has an effect only when sampling: add do_sample=True, or leave it out")
+    if "exponential_decay_length_penalty" in asked and not eos:
+        raise ConfigError("exponential_decay_length_penalty needs an eos_token_id to favour, found none")
+    if not (asked or own):
+        return None
+    recipe = Recipe(
+        asked={**asked, **{n: getattr(sampling, n) for n in _SAMPLING}}, own=own, do_sample=sampling.do_sample
+    )
+    recipe(Request(1, 0, max_new_tokens, eos, 1 << 10, torch.device("cpu")))  # refuses values out of range
+    return recipe
+
+
+def _ends(value: Any) -> tuple[int, ...]:
+    """Return the tokens that end a text; -1 stands for none."""
+    listed = _listed(value.tolist() if isinstance(value, Tensor) else value)
+    return tuple(_integer("eos_token_id", token, 0) for token in listed if not (type(token) is int and token == -1))
+
+
+def _callables(name: str, value: Any) -> list[Any]:
+    listed = list(_listed(value))
+    for one in listed:
+        if not callable(one):
+            raise ConfigError(f"{name} must be callable, found {one!r}")
+    return listed
+
+
+def _seconds(value: Any) -> float | None:
+    if value is None:
+        return None
+    _number("max_time", value, "of seconds")
+    return float(value)
 
 
 def _sampling(given: dict[str, Any]) -> Sampling:
@@ -156,9 +259,11 @@ def _number(name: str, value: Any, allowed: str) -> None:
         raise ConfigError(f"{name} must be a number {allowed}, found {value!r}")
 
 
-def _integer(name: str, value: Any, least: int) -> int:
+def _integer(name: str, value: Any, least: int, most: int | None = None) -> int:
     if isinstance(value, bool) or not isinstance(value, int) or value < least:
         raise ConfigError(f"{name} must be an integer of at least {least}, found {value!r}")
+    if most is not None and value > most:
+        raise ConfigError(f"{name} must be at most {most}, found {value!r}")
     return value
 
 
@@ -175,3 +280,18 @@ def _listed(value: Any) -> tuple[Any, ...]:
 
 
 _SAMPLING = tuple(f.name for f in fields(Sampling))
+_SAMPLES = {*processors.WARPERS}
+_PROCESSED = [name for name in (*processors.BEFORE, *processors.WARPERS, *processors.LAST) if name not in _SAMPLING]
+
+HONOURED: Final = (
+    "max_new_tokens",
+    *_SAMPLING,
+    *_PROCESSED,
+    "logits_processor",
+    "eos_token_id",
+    "stop_strings",
+    "stopping_criteria",
+    "max_time",
+    "seed",
+)
+"""Options by the names they are asked for."""

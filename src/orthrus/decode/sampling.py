@@ -7,6 +7,7 @@ every slot of a block has a context of its own. Knows no model and no cache.
 Shapes: B rows, M drafts, V vocabulary.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -23,6 +24,7 @@ from transformers import (
 from orthrus.decode import accept, noise
 from orthrus.decode.accept import Verdict
 from orthrus.decode.options import Sampling
+from orthrus.decode.processing import Processing, branches, chain
 from orthrus.decode.tree import Tree
 from orthrus.model.markov import Before
 
@@ -65,11 +67,13 @@ class Chooser:
     """Choose tokens as one `Sampling` says.
 
     With `coupled`, draft and backbone share the noise of each position, and the text equals what plain sampling
-    with that noise gives (`exact="token"`); without, drafts are kept by rejection sampling, which keeps more.
+    with that noise gives (`exact="token"`); without, drafts are kept by rejection sampling, which keeps more. A
+    `processing` is that of the one row chosen for.
     """
 
     sampling: Sampling
     coupled: bool = False
+    processing: Processing | None = None
 
     def draft(
         self, logits_BMV: Tensor, context: Context, before: Before | None = None, *, weigh: bool = True
@@ -82,32 +86,60 @@ class Chooser:
         seen = self._seen(context)
         purpose = noise.TARGET if self.coupled else noise.DRAFT
         noise_BMV = self._gumbel(logits_BMV, context, purpose) if self.sampling.do_sample else None
-        if before is None:
-            tokens, scores = self._draw(logits_BMV, seen, noise_BMV)
-        elif noise_BMV is None and seen is None:
+        if before is None and not self._processes:
+            tokens, scores = self._draw(self.scores(logits_BMV, seen), noise_BMV)
+        elif before is not None and noise_BMV is None and seen is None and not self._processes:
             tokens, scores = before.shift.likeliest(logits_BMV, before.token)
         else:
-            drawn: list[Tensor] = []
-
-            def choose(shifted_BV: Tensor, slot: int) -> Tensor:
-                own = None if noise_BMV is None else noise_BMV[:, slot : slot + 1]
-                token_B1, scores_B1V = self._draw(shifted_BV[:, None], seen, own)
-                drawn.append(scores_B1V)
-                return token_B1[:, 0]
-
-            tokens = before.shift.in_turn(logits_BMV, before.token, choose)
-            scores = torch.cat(drawn, dim=1)
+            tokens, scores = self._in_turn(logits_BMV, seen, noise_BMV, before)
         rejects = self.sampling.do_sample and not self.coupled
         return Drafts(tokens, scores if rejects else None, _likely(scores, tokens) if weigh else None)
 
-    def _draw(self, logits_BMV: Tensor, seen: Tensor | None, noise_BMV: Tensor | None) -> tuple[Tensor, Tensor]:
-        """Choose each slot's token by its own logits; returns tokens `[B, M]` and scores `[B, M, V]`."""
-        scores = self.scores(logits_BMV, seen)
-        return (scores if noise_BMV is None else scores + noise_BMV).argmax(-1), scores
+    def _in_turn(
+        self, logits_BMV: Tensor, seen: Tensor | None, noise_BMV: Tensor | None, before: Before | None
+    ) -> tuple[Tensor, Tensor]:
+        """Choose slot by slot, each knowing those before it; returns tokens `[B, M]` and scores `[B, M, V]`."""
+        tokens: list[Tensor] = []
+        scores: list[Tensor] = []
+
+        def choose(logits_BV: Tensor, slot: int) -> Tensor:
+            noise_B1V = None if noise_BMV is None else noise_BMV[:, slot : slot + 1]
+            scores_B1V = self._drafting(logits_BV[:, None], seen, tokens)
+            token_B1, scores_B1V = self._draw(scores_B1V, noise_B1V)
+            tokens.append(token_B1)
+            scores.append(scores_B1V)
+            return token_B1[:, 0]
+
+        if before is not None:
+            before.shift.in_turn(logits_BMV, before.token, choose)
+        else:
+            for slot, logits_BV in enumerate(logits_BMV.unbind(1)):
+                choose(logits_BV, slot)
+        return torch.cat(tokens, dim=1), torch.cat(scores, dim=1)
+
+    def _drafting(self, logits_B1V: Tensor, seen: Tensor | None, tokens: Sequence[Tensor]) -> Tensor:
+        """Return the scores of a draft slot after some drafts."""
+        if self.processing is None or not self._processes:
+            return self.scores(logits_B1V, seen)
+        path = torch.cat(list(tokens), dim=1)[0] if tokens else logits_B1V.new_empty(0, dtype=torch.long)
+        return self.processing(logits_B1V, [path], drafting=True)
+
+    @property
+    def _processes(self) -> bool:
+        return self.processing is not None and self.processing.processors is not None
+
+    def _draw(self, scores_BMV: Tensor, noise_BMV: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Choose each slot's token; returns tokens `[B, M]` and the scores."""
+        return (scores_BMV if noise_BMV is None else scores_BMV + noise_BMV).argmax(-1), scores_BMV
 
     def judge(self, drafts: Drafts, logits_BM1V: Tensor, context: Context) -> Verdict:
         """Say which drafts stay and what comes after them."""
-        scores = self.scores(logits_BM1V, self._seen_along(drafts.tokens_BM, context))
+        if self.processing is not None and self._processes:
+            scores = self.processing(logits_BM1V, chain(drafts.tokens_BM[0]))
+        else:
+            scores = self.scores(logits_BM1V, self._seen_along(drafts.tokens_BM, context))
+        if self.processing is not None:
+            self.processing.note(logits_BM1V, scores)
         if not self.sampling.do_sample:
             return accept.greedy(drafts.tokens_BM, scores)
         if drafts.scores_BMV is None:
@@ -133,10 +165,13 @@ class Chooser:
         Others must not: which nodes there are decides where a cycle stops, and a stop chosen by the noise of positions
         that the next cycle draws anew would bias them.
         """
-        scores = self.scores(logits_BMV, self._seen(context))
-        if not (self.sampling.do_sample and self.coupled):
-            return scores
-        return scores + self._gumbel(scores, context, noise.TARGET)
+        coupled = self.sampling.do_sample and self.coupled
+        noise_BMV = self._gumbel(logits_BMV, context, noise.TARGET) if coupled else None
+        if self._processes:
+            scores = self._in_turn(logits_BMV, None, noise_BMV, None)[1]  # after the likeliest of the slots before
+        else:
+            scores = self.scores(logits_BMV, self._seen(context))
+        return scores if noise_BMV is None else scores + noise_BMV
 
     def choices(self, logits_BPV: Tensor, context: Context, tree: Tree) -> Tensor:
         """Return what the backbone writes after each node of a tree: `[B, P]`."""
@@ -147,7 +182,12 @@ class Chooser:
             token_BP = torch.cat([seen_B1L[:, 0, :1], tree.token_BN], dim=1)
             path_BPP = torch.where(tree.ancestor_BPP, token_BP[:, None], token_BP[:, :1, None])
             seen = _with(seen_B1L, path_BPP)
-        scores = self.scores(logits_BPV, seen)
+        if self.processing is not None and self._processes:
+            scores = self.processing(logits_BPV, branches(tree))
+        else:
+            scores = self.scores(logits_BPV, seen)
+        if self.processing is not None:
+            self.processing.note(logits_BPV, scores, tree)
         if self.sampling.do_sample:
             position_BP = context.position_B[:, None] + tree.depth_BP + 1
             scores = scores + noise.gumbel(self._stream(context), position_BP, noise.TARGET, scores.shape[2])

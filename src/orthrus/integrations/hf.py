@@ -7,7 +7,10 @@ Shapes: B rows, T prompt positions, padding included.
 """
 
 import copy
-from collections.abc import Mapping
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from types import FrameType
 from typing import Any
 
 import torch
@@ -15,9 +18,11 @@ from torch import Tensor
 from transformers import (
     EosTokenCriteria,
     GenerationConfig,
+    GenerationMixin,
     LogitsProcessorList,
     MaxLengthCriteria,
     MinPLogitsWarper,
+    PrefixConstrainedLogitsProcessor,
     PreTrainedModel,
     RepetitionPenaltyLogitsProcessor,
     StoppingCriteriaList,
@@ -25,24 +30,32 @@ from transformers import (
     TopKLogitsWarper,
     TopPLogitsWarper,
 )
-from transformers.generation import BaseStreamer
+from transformers.generation import BaseStreamer, GenerateDecoderOnlyOutput, SynthIDTextWatermarkLogitsProcessor
+from transformers.generation.logits_process import UnbatchedClassifierFreeGuidanceLogitsProcessor
 
 from orthrus.decode.api import Mode, engine_for, plan_of
-from orthrus.decode.engine import Engine
+from orthrus.decode.engine import Engine, Row
 from orthrus.decode.exact import Exact
-from orthrus.decode.options import Options, from_generation_config
+from orthrus.decode.options import REFUSED, Options, from_generation_config
+from orthrus.decode.processing import Kept
+from orthrus.decode.processors import Request, constrained
 from orthrus.errors import ConfigError
 from orthrus.model.attach import config_of
 
 _PROCESSORS = {
-    # What `generate` derives from honoured options: the option, and the processor's own name for its value.
+    # What `Sampling` does for all slots at once: the option, and the processor's own name for its value.
     RepetitionPenaltyLogitsProcessor: ("repetition_penalty", "penalty"),
     TemperatureLogitsWarper: ("temperature", "temperature"),
     TopKLogitsWarper: ("top_k", "top_k"),
     TopPLogitsWarper: ("top_p", "top_p"),
     MinPLogitsWarper: ("min_p", "min_p"),
 }
+_STATEFUL = {
+    UnbatchedClassifierFreeGuidanceLogitsProcessor: "guidance_scale",
+    SynthIDTextWatermarkLogitsProcessor: "watermarking_config",
+}
 _WITHOUT_EFFECT = ("use_cache", "logits_to_keep", "cache_position")
+_GENERATE = inspect.unwrap(GenerationMixin.generate).__code__
 
 
 def hf_generate(
@@ -57,62 +70,101 @@ def hf_generate(
     exact: Exact = "distribution",
     streamer: BaseStreamer | None = None,
     **model_kwargs: Any,
-) -> Tensor:
+) -> Tensor | GenerateDecoderOnlyOutput:
     """Decode a padded batch for `generate(custom_generate=orthrus.hf_generate)`; returns `[B, T + longest]` ids.
 
     A sampled call takes its seed from torch's default generator, so `torch.manual_seed` reproduces it; a `seed` in
-    the generation config goes before. Stop strings and streamers do not reach custom decoding functions in
-    transformers 5.23: use `orthrus.generate` for the former, and for the latter
-    `custom_generate=functools.partial(orthrus.hf_generate, streamer=...)`.
+    the generation config goes before. Logits processors and stopping criteria, the caller's own too, see the texts that
+    they see in `generate`, one row at a time and padding included; processors are called for every slot of a block, so
+    they must be functions of their arguments, and criteria get no scores. For stop strings give
+    `stopping_criteria=[StopStringCriteria(tokenizer, [...])]`, as transformers keeps the tokenizer from custom
+    functions.
 
     Args:
         model: a dual-view model.
-        input_ids: prompts `[B, T]`, padded on the left where `attention_mask` is 0.
-        logits_processor: what `generate` built from the options; anything else is refused.
+        input_ids: prompts `[B, T]`, padded where `attention_mask` is 0.
+        logits_processor: what `generate` built from the options, and the caller's own.
         stopping_criteria: the same.
         generation_config: the options, completed by `generate`.
         mode: as for `orthrus.generate`; pass it to `generate` itself, like `plan` and `exact`.
         plan: what each cycle does.
         exact: strength of the promise.
-        streamer: gets the prompt and then every token, for a single prompt.
+        streamer: gets the prompt and then every token, for a single prompt; `generate`'s own is found by itself.
         **model_kwargs: `attention_mask`, and what `generate` adds to it.
 
+    With `return_dict_in_generate`, `scores` and `logits` hold the backbone's for each token where they are asked for,
+    zeros after a row's end, and there is no cache.
+
     Raises:
-        ConfigError: an option, processor, criterion or model argument that is not honoured.
+        ConfigError: an option, processor or model argument that is not honoured.
         PromptError: a row without tokens, or longer than the model's context.
+        Exception: what a processor or criterion raised.
     """
-    config_of(model)
-    options = _options(generation_config, input_ids.shape[1])
-    _check_processors(logits_processor, options)
-    _check_criteria(stopping_criteria, generation_config, options)
-    prompts = _prompts(input_ids, model_kwargs)
-    if streamer is not None and len(prompts) > 1:
-        raise ConfigError(f"a streamer needs a single prompt, found {len(prompts)}: stream them one by one")
-    engine = engine_for(model, prompts, options, plan_of(mode, plan), rows=len(prompts), exact=exact)
-    for index, prompt in enumerate(prompts):
-        engine.add(prompt, options, index=index)
-    if streamer is not None:
-        streamer.put(input_ids.cpu())
-    texts = _run(engine, streamer)
+    outer = _arguments_of_generate(model)
+    prompted = streamer is None and outer.get("streamer") is not None  # `generate` has given it the prompt
+    streamer = streamer or outer.get("streamer")
+    try:
+        if outer.get("assistant_model") is not None:
+            raise ConfigError(f"assistant_model is not honoured by this decoder: {REFUSED['assistant_model']}")
+        config_of(model)
+        options = _options(generation_config, logits_processor, stopping_criteria, input_ids.shape[1])
+        prompts = _prompts(input_ids, model_kwargs)
+        if streamer is not None and len(prompts) > 1:
+            raise ConfigError(f"a streamer needs a single prompt, found {len(prompts)}: stream them one by one")
+        engine = engine_for(model, prompts, options, plan_of(mode, plan), rows=len(prompts), exact=exact)
+        padding_BT = _padding(input_ids, model_kwargs)
+        for index, prompt in enumerate(prompts):
+            pads_P = input_ids[index, padding_BT[index]]
+            engine.add(prompt, _for_row(options, logits_processor, stopping_criteria, pads_P, index), index=index)
+        if streamer is not None and not prompted:
+            streamer.put(input_ids.cpu())
+        rows, kept = _run(engine, streamer)
+    finally:
+        if streamer is not None:
+            streamer.end()  # whatever happens: somebody may be reading
     # As in transformers, the first end-of-text token pads where no other is named; without either nothing ends early.
-    pad = (
-        generation_config.pad_token_id if generation_config.pad_token_id is not None else (*options.eos_token_id, 0)[0]
+    pad = generation_config.pad_token_id
+    if pad is None:
+        pad = (*_end_tokens(generation_config), 0)[0]
+    ids = _padded(input_ids, [row.token_ids for row in rows], pad=pad)
+    if not generation_config.return_dict_in_generate:
+        return ids
+    logits, scores = (_steps(kept, which) for which in ("logits_NV", "scores_NV"))
+    return GenerateDecoderOnlyOutput(
+        sequences=ids,
+        scores=scores if generation_config.output_scores else None,
+        logits=logits if generation_config.output_logits else None,
     )
-    return _padded(input_ids, texts, pad=pad)
 
 
-def _run(engine: Engine, streamer: BaseStreamer | None) -> list[list[int]]:
-    texts: dict[int, list[int]] = {}
+def _arguments_of_generate(model: PreTrainedModel) -> Mapping[str, Any]:
+    """Return the arguments of the `generate` that called: it keeps some of them from custom functions.
+
+    Transformers 5.23 drops `streamer` and `assistant_model` without a word where `custom_generate` is a function.
+    """
+    frame: FrameType | None = inspect.currentframe()
+    while frame is not None:
+        if frame.f_code is _GENERATE and frame.f_locals.get("self") is model:
+            return dict(frame.f_locals)
+        frame = frame.f_back
+    return {}
+
+
+def _run(engine: Engine, streamer: BaseStreamer | None) -> tuple[list[Row], list[list[Kept]]]:
+    """Decode; returns the rows in order and what each of them kept."""
+    rows: dict[int, Row] = {}
+    kept: dict[int, list[Kept]] = {}
     for progress in engine.run():
-        if progress.row.error is not None:
-            raise progress.row.error
-        texts[progress.row.id] = progress.row.token_ids
+        rows[progress.row.id] = progress.row
+        if progress.kept is not None:
+            kept.setdefault(progress.row.id, []).append(progress.kept)
         if streamer is not None:
             for token in progress.token_ids:
                 streamer.put(torch.tensor([token]))
-    if streamer is not None:
-        streamer.end()
-    return [texts[id] for id in sorted(texts)]
+    for row in rows.values():
+        if row.error is not None:
+            raise row.error
+    return [rows[id] for id in sorted(rows)], [kept[id] for id in sorted(kept)]
 
 
 def _padded(input_ids: Tensor, texts: list[list[int]], *, pad: int) -> Tensor:
@@ -121,39 +173,123 @@ def _padded(input_ids: Tensor, texts: list[list[int]], *, pad: int) -> Tensor:
     return torch.cat([input_ids, torch.tensor(new, dtype=input_ids.dtype, device=input_ids.device)], dim=1)
 
 
-def _options(config: GenerationConfig, prompt_length: int) -> Options:
-    """Take the options; `generate` has settled how long the rows may get, padding included, in `max_length`."""
-    if config.return_dict_in_generate:
-        raise ConfigError("return_dict_in_generate is not honoured: hf_generate returns the token ids")
+def _steps(kept: list[list[Kept]], which: str) -> tuple[Tensor, ...]:
+    """Return what rows kept as `generate` has it: for each step, `[B, V]`."""
+    texts = [torch.cat([getattr(part, which) for part in parts]) for parts in kept]
+    whole_BNV = torch.nn.utils.rnn.pad_sequence(texts, batch_first=True) if texts else torch.empty(0, 0, 0)
+    return tuple(whole_BNV.unbind(1))
+
+
+# ---------------------------------------------------------------- options
+
+
+def _options(
+    config: GenerationConfig, processors: LogitsProcessorList, criteria: StoppingCriteriaList, prompt_length: int
+) -> Options:
+    """Take the options; `generate` has settled how long the rows may get, padding included, in a criterion."""
     if config.stop_strings:
-        raise ConfigError("stop_strings is not honoured inside generate(): use orthrus.generate(stop_strings=...)")
+        raise ConfigError(
+            "stop_strings is not honoured inside generate(): give stopping_criteria=[StopStringCriteria(tokenizer, "
+            "[...])], or use orthrus.generate(stop_strings=...)"
+        )
+    for processor in processors:
+        if type(processor) in _STATEFUL:
+            name = _STATEFUL[type(processor)]
+            reason = REFUSED.get(name, "this watermark keeps a state from token to token, which drafts would spoil")
+            raise ConfigError(f"generation option {name!r} is not honoured by this decoder: {reason}")
     own = copy.copy(config)
     own.num_return_sequences = None  # `generate` has repeated the rows already
-    asked: dict[str, int] = {"max_new_tokens": config.max_length - prompt_length}
-    if config.do_sample and config.to_dict().get("seed") is None:
-        asked["seed"] = int(torch.randint(2**62, ()))
-    return from_generation_config(own, **asked)
+    own.output_scores = own.output_logits = None  # taken below
+    own.max_time = None  # a criterion
+    own.watermarking_config = None  # a processor, checked above
+    lengths = [c.max_length for c in criteria if type(c) is MaxLengthCriteria]
+    longest = min(lengths, default=config.max_length)
+    options = from_generation_config(own, max_new_tokens=max(longest - prompt_length, 1))
+    ends = any(_is_derived_end(criterion, config) for criterion in criteria)
+    return replace(
+        options,
+        eos_token_id=options.eos_token_id if ends else (),
+        processors=None,  # `generate` has made them
+        keep_logits=bool(config.return_dict_in_generate and (config.output_scores or config.output_logits)),
+    )
 
 
-def _check_processors(processors: LogitsProcessorList, options: Options) -> None:
-    for processor in processors:
-        option, attribute = _PROCESSORS.get(type(processor), (None, ""))
-        if option is None or getattr(processor, attribute) != getattr(options.sampling, option):
-            raise ConfigError(
-                f"logits processor {type(processor).__name__} is not honoured: this decoder takes only those that "
-                "generate() derives from its options"
-            )
+def _for_row(
+    options: Options,
+    processors: LogitsProcessorList,
+    criteria: StoppingCriteriaList,
+    pads_P: Tensor,
+    index: int,
+) -> Options:
+    """Return one row's options: with its own processors, unless `Sampling` says it all, and criteria."""
+    before = pads_P if len(pads_P) else None
+    rules = [c for c in criteria if type(c) is not MaxLengthCriteria and not _is_end(c, options)]
+    made: Callable[[Request], LogitsProcessorList] | None = None
+    if not all(_is_simple(processor, options) for processor in processors):
+        own = LogitsProcessorList(_with_padding(_of_row(p, index), before) for p in processors)
+        made = lambda _: own  # noqa: E731
+    return replace(options, processors=made, stopping_criteria=tuple(_with_padding(rule, before) for rule in rules))
 
 
-def _check_criteria(criteria: StoppingCriteriaList, config: GenerationConfig, options: Options) -> None:
-    for criterion in criteria:
-        length = isinstance(criterion, MaxLengthCriteria) and criterion.max_length == config.max_length
-        eos = isinstance(criterion, EosTokenCriteria) and {*criterion.eos_token_id.tolist()} == {*options.eos_token_id}
-        if not (length or eos):
-            raise ConfigError(
-                f"stopping criterion {type(criterion).__name__} is not honoured: this decoder takes only those that "
-                "generate() derives from its options"
-            )
+def _is_simple(processor: Any, options: Options) -> bool:
+    """Tell a processor that `generate` derived from an option which `Sampling` has."""
+    option, attribute = _PROCESSORS.get(type(processor), (None, ""))
+    if option is None or getattr(processor, attribute) != getattr(options.sampling, option):
+        return False
+    return not isinstance(getattr(processor, "prompt_ignore_length", None), int)
+
+
+def _of_row(processor: Any, index: int) -> Any:
+    """Return the processor that does to one row what this one does to it in the batch."""
+    if isinstance(processor, PrefixConstrainedLogitsProcessor):
+        return constrained(processor._prefix_allowed_tokens_fn, index)
+    ignored = getattr(processor, "prompt_ignore_length", None)
+    if isinstance(processor, RepetitionPenaltyLogitsProcessor) and isinstance(ignored, Tensor):
+        return RepetitionPenaltyLogitsProcessor(processor.penalty, prompt_ignore_length=int(ignored[index]))
+    return processor
+
+
+def _with_padding(function: Any, pads_P: Tensor | None) -> Any:
+    """Let a processor or criterion see the padding before a row's text, as in `generate`."""
+    if pads_P is None:
+        return function
+
+    def padded(input_ids: Tensor, scores: Any) -> Any:
+        return function(torch.cat([pads_P.to(input_ids.device)[None], input_ids], dim=1), scores)
+
+    return _Padded(padded)
+
+
+class _Padded:
+    """A function as an object, whose `__call__` transformers looks at."""
+
+    def __init__(self, function: Callable[[Tensor, Any], Any]) -> None:
+        self.function = function
+
+    def __call__(self, input_ids: Tensor, scores: Any) -> Any:
+        return self.function(input_ids, scores)
+
+
+def _end_tokens(config: GenerationConfig) -> Sequence[int]:
+    ends = config.eos_token_id
+    return [] if ends is None else [ends] if isinstance(ends, int) else [int(token) for token in ends]
+
+
+def _is_derived_end(criterion: Any, config: GenerationConfig) -> bool:
+    return type(criterion) is EosTokenCriteria and {*criterion.eos_token_id.tolist()} == {*_end_tokens(config)}
+
+
+def _is_end(criterion: Any, options: Options) -> bool:
+    return type(criterion) is EosTokenCriteria and {*criterion.eos_token_id.tolist()} == {*options.eos_token_id}
+
+
+# ---------------------------------------------------------------- prompts
+
+
+def _padding(input_ids: Tensor, model_kwargs: Mapping[str, Any]) -> Tensor:
+    """Return which positions are padding: `[B, T]`."""
+    mask = model_kwargs.get("attention_mask")
+    return torch.zeros_like(input_ids, dtype=torch.bool) if mask is None else (mask == 0).to(input_ids.device)
 
 
 def _prompts(input_ids: Tensor, model_kwargs: Mapping[str, Any]) -> list[list[int]]:
