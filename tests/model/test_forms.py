@@ -196,3 +196,24 @@ def test_weights_changed_in_place_change_the_text() -> None:
     backbone = plain(model)
     expected = [reference.greedy_text(backbone, prompt, 10) for prompt in PROMPTS]
     assert texts(model, "full") == texts(model, "ar") == expected != before
+
+
+@pytest.mark.parametrize("exact", ["distribution", "token"])
+def test_a_model_in_training_decodes_as_in_evaluation(exact: str) -> None:
+    """With dropout and gradient checkpointing on, which are on again afterwards."""
+    model = tiny("qwen3", attention_dropout=0.5)
+    expected = [reference.greedy_text(model, prompt, 10) for prompt in PROMPTS]
+    orthrus.attach(model, CONFIG)
+    model.gradient_checkpointing_enable()
+    model.train()
+    assert texts(model, "full", exact=exact) == expected
+    assert all(module.training for module in model.modules())
+
+
+def test_under_autocast_texts_are_plain_decodings_to_the_token() -> None:
+    """Autocast rounds as 16-bit weights do: the strong promise is kept there, the other one is about float32."""
+    model = orthrus.attach(tiny("qwen3"), CONFIG, attn_implementation="orthrus")
+    perturb(model, scale=0.01)
+    with torch.autocast("cpu", torch.bfloat16):
+        found = [texts(ready(model, compile=False, pack=None), plan, exact="token") for plan in ("ar", "full", "auto")]
+    assert found[0] == found[1] == found[2]

@@ -9,6 +9,7 @@ import warnings
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import wraps
 from typing import Final, NamedTuple
 
 import torch
@@ -29,7 +30,7 @@ from orthrus.decode.sampling import Chooser, Context
 from orthrus.decode.stop import Stopper
 from orthrus.decode.worth import Record
 from orthrus.errors import CacheFull, DecodingError, PromptError
-from orthrus.model.attach import config_of
+from orthrus.model.attach import config_of, evaluating
 from orthrus.model.cache import ScratchCache
 from orthrus.model.graphs import lend
 from orthrus.policy import steps as plans
@@ -97,6 +98,17 @@ class Ready(NamedTuple):
     blind: bool
 
 
+def _in_evaluation(step: "Callable[[Engine], list[Progress]]") -> "Callable[[Engine], list[Progress]]":
+    """Take a step in evaluation mode, whatever mode the model is in."""
+
+    @wraps(step)
+    def wrapped(engine: "Engine") -> list[Progress]:
+        with evaluating(engine.passes.model):
+            return step(engine)
+
+    return wrapped
+
+
 class Engine:
     """Decode many completions at once over one cache that is never copied.
 
@@ -137,7 +149,8 @@ class Engine:
         experience = experience_of(model, exact, plan) if len(plan.steps(block)) > 1 else None
         self.planner = Planner(plan, block=block, experience=experience)
         self.capacity = capacity
-        self.finding = None if exact == "distribution" else finding_for(model, width=block, rows=rows)
+        with evaluating(model):
+            self.finding = None if exact == "distribution" else finding_for(model, width=block, rows=rows)
         geometry = None if self.finding is None else self.finding.geometry
         if self.finding is not None and not self.finding.holds:
             self.planner = Planner(plans.parse("ar"), block=block)
@@ -259,6 +272,7 @@ class Engine:
         return False
 
     @torch.inference_mode()
+    @_in_evaluation
     def step(self) -> list[Progress]:
         """Admit what fits, run one cycle over all live rows, and return what each of them gained.
 

@@ -7,6 +7,7 @@ architecture; refuses by name what the dual view cannot serve. Knows neither dec
 import dataclasses
 import inspect
 from collections.abc import Iterator
+from contextlib import contextmanager
 
 from torch import nn
 from transformers import PreTrainedModel
@@ -19,7 +20,17 @@ from orthrus.model.config import OrthrusConfig
 from orthrus.model.dual import DualAttention
 from orthrus.model.twin import twin_of
 
-__all__ = ["attach", "config_of", "detach", "duals", "is_attached", "layers_of", "use_attention", "windows_of"]
+__all__ = [
+    "attach",
+    "config_of",
+    "detach",
+    "duals",
+    "evaluating",
+    "is_attached",
+    "layers_of",
+    "use_attention",
+    "windows_of",
+]
 
 
 def attach(
@@ -88,6 +99,19 @@ def use_attention(model: PreTrainedModel, name: str) -> None:
     if name == attention.NAME:
         attention.register()
     model.set_attn_implementation(name)
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Keep a model in evaluation mode meanwhile: no dropout, and no gradient checkpointing, which drops the cache."""
+    training = [module for module in model.modules() if module.training] if model.training else []
+    for module in training:
+        module.training = False
+    try:
+        yield
+    finally:
+        for module in training:
+            module.training = True
 
 
 def duals(model: nn.Module) -> list[DualAttention]:
