@@ -21,7 +21,7 @@ from orthrus.cli import main
 from orthrus.data import shards
 from orthrus.data.packing import PackedRows, load_rows
 from orthrus.data.remote import Server, served_answers
-from orthrus.data.responses import Answering, Prompt
+from orthrus.data.responses import LOOP_PERIOD, Answering, Prompt, answer, before_loop
 from orthrus.errors import ConfigError, DataError
 from orthrus.train import ranks, view
 from orthrus.train.drafting import drafting
@@ -287,30 +287,47 @@ def copied(prompts: Any) -> Any:
     return [joined(p.token_ids, p.token_ids) for p in prompts]
 
 
-def test_shards_that_are_there_are_not_written_again(tmp_path: Path) -> None:
+def test_answers_that_are_there_are_not_written_again(tmp_path: Path) -> None:
     """Stopped in the third shard of four, the next run writes two; the documents are all there, in order."""
-    calls: list[int] = []
+    asked: list[int] = []
 
     def dies(prompts: Any) -> Any:
-        calls.append(len(prompts))
-        if len(calls) == 3:
-            raise KeyboardInterrupt
-        return copied(prompts)
+        asked.append(len(prompts))
+        for number, document in enumerate(copied(prompts)):
+            if len(asked) == 1 and number == 7:
+                raise KeyboardInterrupt
+            yield document
 
     ask = {"about": {"a": 1}, "size": 3}
     with pytest.raises(KeyboardInterrupt):
-        shards.write_shards(tmp_path, PROMPTS, dies, **ask)
+        shards.write_answers(tmp_path, PROMPTS, dies, **ask)
     told: list[tuple[int, int]] = []
-    shards.write_shards(tmp_path, PROMPTS, dies, on_progress=lambda *at: told.append(at), **ask)
-    assert calls == [3, 3, 3, 3, 1]
+    shards.write_answers(tmp_path, PROMPTS, dies, on_progress=lambda *at: told.append(at), **ask)
+    assert asked == [10, 4]
     assert told == sorted(told)
     assert told[-1] == (10, 10)
-    documents = shards.read_shards(tmp_path, 10, size=3)
+    documents = shards.read_answers(tmp_path, PROMPTS)
     assert [d.token_ids.tolist() for d in documents] == [[*p.token_ids, *p.token_ids] for p in PROMPTS]
 
 
-def test_processes_share_the_shards(tmp_path: Path) -> None:
-    """Two processes write every shard once, between them."""
+def test_more_prompts_are_added_to_the_answers_that_are_there(tmp_path: Path) -> None:
+    """A prompt that comes twice is asked once, in whatever order prompts come; each gets its own answer."""
+    asked: list[Prompt] = []
+
+    def writes(prompts: Any) -> Any:
+        asked.extend(prompts)
+        return copied(prompts[::-1])
+
+    shards.write_answers(tmp_path, PROMPTS[:4], writes, about={})
+    mixed = [PROMPTS[8], *PROMPTS[:2], PROMPTS[8], PROMPTS[5]]
+    shards.write_answers(tmp_path, mixed, writes, about={})
+    assert asked == [*PROMPTS[:4], PROMPTS[8], PROMPTS[5]]
+    found = [d.token_ids[:3].tolist() for d in shards.read_answers(tmp_path, [*mixed, PROMPTS[9]])]
+    assert found == [p.token_ids for p in mixed]
+
+
+def test_processes_share_the_prompts(tmp_path: Path) -> None:
+    """Two processes have every prompt answered once, between them."""
     wrote: list[list[int]] = [[], []]
 
     def writer(rank: int) -> Callable[[Any], Any]:
@@ -321,17 +338,42 @@ def test_processes_share_the_shards(tmp_path: Path) -> None:
         return write
 
     for rank in (0, 1):
-        shards.write_shards(tmp_path, PROMPTS, writer(rank), about={}, share=(rank, 2), size=3)
-    assert wrote == [[7, 8, 9, 13, 14, 15], [10, 11, 12, 16]]
-    assert len(shards.read_shards(tmp_path, 10, size=3)) == 10
+        shards.write_answers(tmp_path, PROMPTS, writer(rank), about={}, share=(rank, 2), size=3)
+    assert wrote == [[7, 9, 11, 13, 15], [8, 10, 12, 14, 16]]
+    assert len(shards.read_answers(tmp_path, PROMPTS)) == 10
+
+
+def test_an_answer_ends_where_it_begins_to_loop() -> None:
+    """The second repetition is kept, and nothing behind it; a short repetition may be meant."""
+    text = [1, 2, 3]
+    assert before_loop([*text, *[7] * 11]) == 14
+    assert before_loop([*text, *[7] * 12]) == 5
+    assert before_loop([*text, *[7, 8, 9, 6] * 3]) == 3 + 8
+    assert before_loop([*text, *[7, 8, 9, 6] * 2, 7, 8, 9]) == 14
+    assert before_loop([*text, *[7, 8] * 6, 1, 1]) == 17
+    assert before_loop([*text, *[7, 8] * 6, 1, 1], added=3) == 7  # seen within what is new
+    long = list(range(10, 10 + LOOP_PERIOD))
+    assert before_loop(long * 3) == 2 * LOOP_PERIOD
+    assert before_loop([*long, 9] * 3) == 3 * LOOP_PERIOD + 3
+
+
+def test_a_loop_is_not_written_to_its_end(backbone: Path, dataset: Path, tmp_path: Path) -> None:
+    """Answers of a backbone that always says the same thing are two words long, whatever they might be."""
+    model, _ = load_backbone(recipe_of(backbone, tmp_path / "run", dataset), torch.device("cpu"))
+    head = model.get_output_embeddings()
+    head.weight = torch.nn.Parameter(torch.zeros_like(head.weight), requires_grad=False)
+    model.generation_config.eos_token_id = 5
+    how = Answering(max_new_tokens=100, rows=2, row_tokens=200)
+    prompts = [Prompt([7] * length) for length in (3, 5, 8, 4)]
+    found = [document.token_ids[document.answer].tolist() for document in answer(model, prompts, how)]
+    assert found == [[0, 0]] * 4
 
 
 def prepare_in(rank: int, backbone: Path, output: Path, dataset: Path) -> None:
     """What each of two processes does; notes how many prompts were its own."""
     recipe = recipe_of(backbone, output, dataset)
     model, tokenizer = load_backbone(recipe, torch.device("cpu"))
-    shards.write_shards.__kwdefaults__["size"] = 2
-    shards.read_shards.__kwdefaults__["size"] = 2
+    shards.write_answers.__kwdefaults__["size"] = 2
     own: list[int] = []
     prepare(recipe, tokenizer, model, ranks=Ranks("cpu"), on_progress=lambda name, done, whole: own.append(whole))
     (output / f"own-{rank}").write_text(str(own[-1]))
@@ -346,29 +388,43 @@ def test_two_processes_prepare_what_one_does(
     assert in_processes(2, prepare_in, backbone, tmp_path / "two", dataset) == [0, 0]
     both = load_rows(tmp_path / "two" / "data" / "train", tokenizer=tokenizer)
     assert texts_of(both, tokenizer) == texts_of(alone, tokenizer)
-    assert [int((tmp_path / "two" / f"own-{rank}").read_text()) for rank in (0, 1)] == [4, 2]
+    assert [int((tmp_path / "two" / f"own-{rank}").read_text()) for rank in (0, 1)] == [3, 3]
 
 
 def test_a_damaged_shard_is_named_and_nothing_else_is_lost(tmp_path: Path) -> None:
     """The message says which file to delete; the others stay."""
-    shards.write_shards(tmp_path, PROMPTS, copied, about={}, size=3)
-    path = tmp_path / "00001.npz"
+    shards.write_answers(tmp_path, PROMPTS, copied, about={}, size=3)
+    path = tmp_path / "000-00001.npz"
     path.write_bytes(path.read_bytes()[:50])
     with pytest.raises(DataError, match=r"00001\.npz: a shard of answers is required"):
-        shards.read_shards(tmp_path, 10, size=3)
+        shards.read_answers(tmp_path, PROMPTS)
     path.unlink()
-    shards.write_shards(tmp_path, PROMPTS, copied, about={}, size=3)
-    assert len(shards.read_shards(tmp_path, 10, size=3)) == 10
+    shards.write_answers(tmp_path, PROMPTS, copied, about={}, size=3)
+    assert len(shards.read_answers(tmp_path, PROMPTS)) == 10
 
 
 def test_other_settings_do_not_take_up_old_answers(tmp_path: Path) -> None:
     """Thinking switched on half-way is refused by name; so is a folder that does not say what it is made from."""
-    shards.write_shards(tmp_path / "a", PROMPTS, copied, about={"thinking": False}, size=3)
-    with pytest.raises(DataError, match="these differ: thinking"):
-        shards.write_shards(tmp_path / "a", PROMPTS, copied, about={"thinking": True}, size=3)
+    shards.write_answers(tmp_path / "a", PROMPTS, copied, about={"thinking": False}, size=3)
+    with pytest.raises(DataError, match=r"these differ: thinking \(False there, True here\)"):
+        shards.write_answers(tmp_path / "a", PROMPTS, copied, about={"thinking": True}, size=3)
     (tmp_path / "a" / "about.json").unlink()
     with pytest.raises(DataError, match=r"about\.json"):
-        shards.write_shards(tmp_path / "a", PROMPTS, copied, about={"thinking": False}, size=3)
+        shards.write_answers(tmp_path / "a", PROMPTS, copied, about={"thinking": False}, size=3)
+
+
+def test_more_prompts_make_new_rows_of_old_answers_and_new_ones(
+    backbone: Path, dataset: Path, tmp_path: Path, tokenizer: PreTrainedTokenizerFast
+) -> None:
+    few = made(recipe_of(backbone, tmp_path / "run", dataset, responses={"prompts": 3}), tokenizer).rows
+    folder = tmp_path / "run" / "data" / "train-answers"
+    stamps = {path: path.stat().st_mtime_ns for path in folder.glob("*.npz")}
+    more = made(recipe_of(backbone, tmp_path / "run", dataset, responses={"prompts": 6}), tokenizer).rows
+    assert texts_of(few, tokenizer) < texts_of(more, tokenizer)
+    assert len(texts_of(more, tokenizer)) == 6
+    assert {path: path.stat().st_mtime_ns for path in stamps} == stamps
+    with pytest.raises(DataError, match=r"max_new_tokens \(\d+ there, 5 here\)"):
+        made(recipe_of(backbone, tmp_path / "run", dataset, responses={"max_new_tokens": 5}), tokenizer)
 
 
 THOUGHT = {"question": "why?", "answer": "<think>\nhm\n</think>\n\nbecause"}

@@ -213,6 +213,18 @@ def save_rows(
         (temporary / "manifest.json").write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
 
 
+def are_about(path: str | Path, about: Mapping[str, Any]) -> bool:
+    """Tell whether a packed set is there and was made from `about`; a damaged manifest is for `load_rows` to name."""
+    file = Path(path) / "manifest.json"
+    try:
+        found = json.loads(file.read_text(encoding="utf-8"))["about"]
+    except FileNotFoundError:
+        return Path(path).exists()
+    except (OSError, ValueError, KeyError):
+        return True
+    return bool(found == json.loads(json.dumps(about)))
+
+
 def load_rows(
     path: str | Path, *, tokenizer: PreTrainedTokenizerFast, about: Mapping[str, Any] | None = None
 ) -> PackedRows:

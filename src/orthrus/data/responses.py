@@ -64,7 +64,7 @@ class Answering:
 def prompt_of(
     tokenizer: PreTrainedTokenizerBase, document: Document, *, choice: int, thinking: bool | None = None
 ) -> Prompt:
-    """Return what a model answers to: one of a chat's assistant turns, or the first third of a text.
+    """Return what a model answers to: a chat's open question, one of its assistant turns, or a text's first third.
 
     `choice` picks the turn (modulo their number), so that a corpus sees early and late turns alike. `thinking` is
     given to the chat template as `enable_thinking`; None leaves the template's own way.
@@ -76,6 +76,8 @@ def prompt_of(
         whole: list[int] = tokenizer(document.text)["input_ids"]
         return Prompt(whole[: max(1, len(whole) // 3)], place=document.place)
     turns = [i for i, message in enumerate(document.messages) if message["role"] == "assistant"]
+    if document.messages[-1]["role"] == "user":
+        turns = []  # the whole chat leads up to a question that is open
     end = turns[choice % len(turns)] if turns else len(document.messages)
     setting = {} if thinking is None else {"enable_thinking": thinking}
     if setting and "enable_thinking" not in str(tokenizer.chat_template):

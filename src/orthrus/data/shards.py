@@ -1,12 +1,15 @@
-"""Encoded answers on disk, shard by shard, so that writing them can be interrupted, resumed and shared out.
+"""Encoded answers on disk, found again by their prompts: writing them can be stopped, resumed, shared and added to.
 
-Knows files and which shard belongs to which process; knows neither who writes answers nor what they are for.
+A folder holds shards of a few dozen answers each, in the order in which they were written, and one note of what all of
+them are made by. Knows files and which prompts have answers; knows neither who writes them nor what they are for.
 """
 
+import hashlib
 import json
 import os
 import zipfile
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -18,13 +21,13 @@ from orthrus.data.responses import Prompt
 from orthrus.errors import DataError
 from orthrus.writing import replacing, writing
 
-SHARD = 512  # prompts whose answers are written to disk together
+SHARD = 64  # answers written to disk together: what a process that is stopped may lose
 
 Writer = Callable[[Sequence[Prompt]], Iterable[EncodedDocument]]
 Progress = Callable[[int, int], None]
 
 
-def write_shards(
+def write_answers(
     folder: Path,
     prompts: Sequence[Prompt],
     write: Writer,
@@ -34,47 +37,56 @@ def write_shards(
     size: int = SHARD,
     on_progress: Progress | None = None,
 ) -> None:
-    """Write the shards that are missing from a folder, each whole or not at all.
+    """Have the prompts answered that have no answer in a folder yet, each once; what is written stays.
 
     Args:
-        about: what the answers are made from; a folder made from anything else is refused.
-        share: this process's index and the number of processes; shards are dealt out in turn.
+        about: what answers depend on beside their prompt; a folder made by anything else is refused.
+        share: this process's index and the number of processes; prompts are dealt out in turn.
+        size: answers of a shard.
         on_progress: called with prompts done and all prompts, of this process's share.
 
     Raises:
-        DataError: the folder's shards are of other prompts, another backbone or other settings.
+        DataError: the folder's answers are by another backbone or with other settings.
     """
     _claim(folder, about)
+    known = {_key(document) for document in _all(folder)}
     index, count = share
-    mine = range(index * size, len(prompts), count * size)
-    whole = sum(len(prompts[start : start + size]) for start in mine)
-    done = 0
-    for start in mine:
-        path = folder / f"{start // size:05d}.npz"
-        part = prompts[start : start + size]
-        if not path.exists():
-            _write(path, list(_told(write(part), done, whole, on_progress)))
-        done += len(part)
+    mine = list({_key(prompt): prompt for prompt in prompts}.items())[index::count]
+    lacking = [prompt for key, prompt in mine if key not in known]
+    done = len(mine) - len(lacking)
+    answers = iter(write(lacking)) if lacking else iter(())
+    number = max((int(path.stem[4:]) + 1 for path in folder.glob(f"{index:03d}-*.npz")), default=0)
+    while shard := list(islice(answers, size)):
+        _write(folder / f"{index:03d}-{number:05d}.npz", shard)
+        number, done = number + 1, done + len(shard)
         if on_progress is not None:
-            on_progress(done, whole)
+            on_progress(done, len(mine))
+    if on_progress is not None:
+        on_progress(len(mine), len(mine))  # prompts that leave no room for an answer are done with, too
 
 
-def read_shards(folder: Path, prompts: int, *, size: int = SHARD) -> list[EncodedDocument]:
-    """Read all shards of so many prompts, in order. Raises DataError when one is missing or damaged."""
-    return [document for number in range(-(-prompts // size)) for document in _read(folder / f"{number:05d}.npz")]
+def read_answers(folder: Path, prompts: Sequence[Prompt]) -> list[EncodedDocument]:
+    """Read the answers of prompts, in their order; those that have none are left out.
+
+    Raises:
+        DataError: a shard is damaged.
+    """
+    answers = {_key(document): document for document in _all(folder)}
+    return [answers[key] for key in map(_key, prompts) if key in answers]
 
 
-def _told(
-    documents: Iterable[EncodedDocument], before: int, whole: int, on_progress: Progress | None
-) -> Iterable[EncodedDocument]:
-    for number, document in enumerate(documents, start=1):
-        if on_progress is not None:
-            on_progress(before + number, whole)
-        yield document
+def _key(asked: Prompt | EncodedDocument) -> bytes:
+    """A digest of a prompt's tokens."""
+    ids = asked.token_ids if isinstance(asked, Prompt) else asked.token_ids[~asked.answer]
+    return hashlib.blake2b(np.asarray(ids, dtype=np.int32).tobytes(), digest_size=16).digest()
+
+
+def _all(folder: Path) -> Iterator[EncodedDocument]:
+    return (document for path in sorted(folder.glob("*.npz")) for document in _read(path))
 
 
 def _claim(folder: Path, about: dict[str, Any]) -> None:
-    """Mark a folder as made from `about`, or check that it is; processes may do so at the same time."""
+    """Mark a folder as made by `about`, or check that it is; processes may do so at the same time."""
     with writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
     note = folder / "about.json"
@@ -87,30 +99,28 @@ def _claim(folder: Path, about: dict[str, Any]) -> None:
     wanted = json.loads(json.dumps(about))
     if found != wanted:
         changed = sorted(key for key in found.keys() | wanted.keys() if found.get(key) != wanted.get(key))
+        told = ", ".join(f"{key} ({found.get(key)!r} there, {wanted.get(key)!r} here)" for key in changed)
         raise DataError(
-            f"{folder}: answers made with the same settings are required, but these differ: {', '.join(changed)} "
-            "(thinking on and off must not be mixed, nor backbones); delete the folder or take another run.output"
+            f"{folder}: answers made with the same settings are required, but these differ: {told}; take another "
+            "run.output, or delete the folder"
         )
 
 
 def _write(path: Path, documents: Sequence[EncodedDocument]) -> None:
-    lengths = np.array([len(d.token_ids) for d in documents], dtype=np.int64)
-    empty: list[NDArray[Any]] = [np.empty(0, dtype=np.int32)]
     with replacing(path, path.with_suffix(".tmp")) as temporary, temporary.open("wb") as file:
         np.savez(
             file,
-            lengths=lengths,
-            token_ids=np.concatenate([d.token_ids for d in documents] or empty),
-            answer=np.concatenate([d.answer for d in documents] or empty).astype(np.bool_),
+            lengths=np.array([len(d.token_ids) for d in documents], dtype=np.int64),
+            token_ids=np.concatenate([d.token_ids for d in documents]),
+            answer=np.concatenate([d.answer for d in documents]),
         )
 
 
 def _read(path: Path) -> list[EncodedDocument]:
     try:
         with np.load(path) as arrays:
-            cuts = np.cumsum(arrays["lengths"])[:-1]
+            cuts: NDArray[np.int64] = np.cumsum(arrays["lengths"])[:-1]
             ids, answers = np.split(arrays["token_ids"], cuts), np.split(arrays["answer"], cuts)
-            count = len(arrays["lengths"])
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
         raise DataError(f"{path}: a shard of answers is required, found {error}; delete it to write it again") from None
-    return [EncodedDocument(token_ids=i, answer=a) for i, a in zip(ids[:count], answers[:count], strict=False)]
+    return [EncodedDocument(token_ids=i, answer=a) for i, a in zip(ids, answers, strict=True)]

@@ -19,7 +19,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from orthrus.data import responses, shards
 from orthrus.data.documents import Document
-from orthrus.data.packing import EncodedDocument, PackedRows, load_rows, pack, save_rows
+from orthrus.data.packing import EncodedDocument, PackedRows, are_about, load_rows, pack, save_rows
 from orthrus.data.remote import Server, served_answers
 from orthrus.data.responses import Answering, Prompt, prompt_of
 from orthrus.decode.output import Stats
@@ -91,17 +91,35 @@ def train_prompts(recipe: ViewRecipe, tokenizer: PreTrainedTokenizerFast) -> lis
 
 
 def made_from(recipe: ViewRecipe, model: PreTrainedModel | None) -> dict[str, Any]:
-    """What rows depend on; rows made from anything else are refused."""
-    own = recipe.answers.by == "backbone" and model is not None
+    """What rows depend on; rows made from anything else are made again."""
     about = {
         "data": corpus_about(recipe.data),
         "responses": recipe.responses.model_dump(mode="json", exclude={"rows", "eval_prompts", "eval_tokens"}),
-        "backbone": fingerprint(model) if own and model is not None else recipe.model.backbone,
+        "backbone": _backbone(recipe, model),
     }
-    how = recipe.answers.model_copy(update={"url": None, "view": None})  # neither changes a word
-    if how != AnswersSection():
-        about["answers"] = how.model_dump(mode="json", exclude={"url", "view"})
+    if (how := _how_asked(recipe)) is not None:
+        about["answers"] = how
     return about
+
+
+def answered_by(recipe: ViewRecipe, model: PreTrainedModel | None) -> dict[str, Any]:
+    """What answers depend on beside their prompts; those made by anything else are refused."""
+    return {
+        "backbone": _backbone(recipe, model),
+        "max_new_tokens": recipe.responses.max_new_tokens,
+        "row_tokens": recipe.data.row_tokens,
+        "answers": _how_asked(recipe),
+    }
+
+
+def _backbone(recipe: ViewRecipe, model: PreTrainedModel | None) -> str:
+    own = recipe.answers.by == "backbone" and model is not None
+    return fingerprint(model) if own and model is not None else recipe.model.backbone
+
+
+def _how_asked(recipe: ViewRecipe) -> dict[str, Any] | None:
+    how = recipe.answers.model_copy(update={"url": None, "view": None})  # neither changes a word
+    return None if how == AnswersSection() else how.model_dump(mode="json", exclude={"url", "view"})
 
 
 def _packed(
@@ -116,22 +134,28 @@ def _packed(
     """Return packed answers, or have them written, all processes together, and packed by the first."""
     path = data_folder(recipe) / name
     about = made_from(recipe, model)
-    if ranks.any(not path.exists()):
+    if ranks.any(not are_about(path, about)):
         prompts = ask()
+        if recipe.answers.by == "given":
+            if ranks.main:
+                documents = list(responses.given_answers(tokenizer, prompts, _how(recipe)))
+                _pack(recipe, tokenizer, prompts, documents, path, about, {})
+            ranks.wait()
+            return load_rows(path, tokenizer=tokenizer, about=about)
         folder = path.with_name(path.name + "-answers")
         spent = Stats(forwards=0)
         with drafting(model, recipe.answers.view) as decode:
-            shards.write_shards(
+            shards.write_answers(
                 folder,
                 prompts,
                 _writer(recipe, tokenizer, model, decode, spent),
-                about=about,
+                about=answered_by(recipe, model),
                 share=(ranks.index, ranks.count),
                 on_progress=None if on_progress is None else partial(on_progress, name),
             )
         ranks.wait()
         if ranks.main:
-            documents = shards.read_shards(folder, len(prompts))
+            documents = shards.read_answers(folder, prompts)
             _pack(recipe, tokenizer, prompts, documents, path, about, _gain(recipe, spent))
         ranks.wait()
     return load_rows(path, tokenizer=tokenizer, about=about)
@@ -152,13 +176,10 @@ def _writer(
     spent: Stats,
 ) -> shards.Writer:
     how = _how(recipe)
-    match recipe.answers.by:
-        case "given":
-            return lambda prompts: responses.given_answers(tokenizer, prompts, how)
-        case "server":
-            served_as = recipe.answers.served_as or recipe.model.backbone
-            server = Server(url=str(recipe.answers.url), model=served_as)
-            return lambda prompts: served_answers(server, tokenizer, prompts, how)
+    if recipe.answers.by == "server":
+        served_as = recipe.answers.served_as or recipe.model.backbone
+        server = Server(url=str(recipe.answers.url), model=served_as)
+        return lambda prompts: served_answers(server, tokenizer, prompts, how)
     if model is None:
         raise DataError("answers.by = 'backbone' needs the backbone, found none loaded; give prepare() the model")
     return lambda prompts: responses.answer(model, prompts, how, decode=decode, spent=spent)
