@@ -90,6 +90,25 @@ def test_every_verb_that_loads_an_adapter_takes_its_backbone(cli: Cli, verb: str
     assert "--backbone" in cli(*verb.split(), "--help").out
 
 
+def test_a_text_that_fails_is_named_and_the_others_are_printed(
+    cli: Cli, model_dir: Path, questions: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Exit code 1, as for any check that failed; the statistics are of all."""
+    real = orthrus.decode.api.decode
+    calls = iter([False, True, False, False])
+
+    def decode(*arguments: Any) -> str:
+        if next(calls):
+            raise LookupError("no such token")
+        return real(*arguments)
+
+    monkeypatch.setattr("orthrus.decode.api.decode", decode)
+    ran = cli("generate", "--input", questions, "-m", model_dir, "--max-new-tokens", 3)
+    assert ran.code == 1
+    assert ran.out.count("── q/") == 4
+    assert ran.err.endswith("error: q/4: no such token\n")
+
+
 def test_json_is_one_object_with_the_names_of_the_design(cli: Cli, model_dir: Path) -> None:
     value = answered(cli("generate", "Hi", "-m", model_dir, "--max-new-tokens", 5, "--json", "--mode", "ar"))
     assert {"model", "mode", "plan", "dtype", "device", "completions", "stats"} <= value.keys()

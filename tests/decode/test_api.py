@@ -149,6 +149,41 @@ def test_streams_hold_characters_back_until_they_are_whole(bytelevel: PreTrained
         assert "".join(c.text for c in orthrus.stream(model, bytelevel, prompt, max_new_tokens=23)) == text
 
 
+class Forgetful:
+    """A tokenizer that cannot decode one token."""
+
+    chat_template = None
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, token: int) -> None:
+        self._tokenizer, self._token = tokenizer, token
+        self.convert_ids_to_tokens = tokenizer.convert_ids_to_tokens
+
+    def __call__(self, text: str) -> Any:
+        return self._tokenizer(text)
+
+    def decode(self, tokens: list[int], **options: bool) -> str:
+        if self._token in tokens:
+            raise LookupError("no such token")
+        return str(self._tokenizer.decode(tokens, **options))
+
+
+@pytest.mark.parametrize("stop", [None, ["~never~"]])
+def test_a_text_that_cannot_be_decoded_leaves_its_neighbours_alone(
+    stop: list[str] | None, model: PreTrainedModel, characters: PreTrainedTokenizerBase
+) -> None:
+    """Whether the decoding is for stop strings, within the engine, or for the text at the end."""
+    expected = [plain(characters, p, 11) for p in TEXTS]
+    token = next(t for t in expected[1] if not any(t in ids for ids in (expected[0], *expected[2:])))
+    outs = orthrus.generate(
+        model, Forgetful(characters, token), TEXTS, max_new_tokens=11, stop_strings=stop, plan="full"
+    )
+    assert [out.finish_reason for out in outs] == ["length", "error", "length", "length"]
+    assert isinstance(outs[1].error, LookupError)
+    assert [outs[i].token_ids for i in (0, 2, 3)] == [expected[i] for i in (0, 2, 3)]
+    with pytest.raises(LookupError, match="no such token"):
+        list(orthrus.stream(model, Forgetful(characters, token), TEXTS[1], max_new_tokens=11, stop_strings=stop))
+
+
 def test_texts_spelled_in_bytes_stream_and_stop_as_a_whole(bytefallback: PreTrainedTokenizerBase) -> None:
     """A random model writes invalid bytes between pieces: no row fails, and streams equal the whole text."""
     model = dual(vocab_size=len(bytefallback))

@@ -17,7 +17,7 @@ import typer
 from orthrus.cli import common
 from orthrus.cli.common import Watch, err, say, statistics_line
 from orthrus.data.prompts import Message
-from orthrus.errors import PromptError
+from orthrus.errors import OrthrusError, PromptError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -226,7 +226,7 @@ def _answer(text: str, talk: Conversation) -> None:
                 say(chunk.text, end="")
                 sys.stdout.flush()
                 reason = chunk.finish_reason
-        except PromptError as error:
+        except OrthrusError as error:
             say(str(error), style="bold red", to=err)
             return
     say("")

@@ -99,7 +99,7 @@ def generate(
 
 
 def report(job: Job, mode: Literal["orthrus", "ar", "compare"], *, name: str, json: bool) -> None:
-    """Run a job and print what came of it; ends with exit code 1 where a comparison breaks the promise."""
+    """Run a job and print what came of it; exit code 1 where a text fails or a comparison breaks the promise."""
     runs.check(job)
     common.look_at_kernels(job.model, job.exact, rows=min(job.batch_size, len(job.records)))
     if mode == "compare":
@@ -113,6 +113,11 @@ def report(job: Job, mode: Literal["orthrus", "ar", "compare"], *, name: str, js
         print_json(_described(job, "orthrus" if mode == "compare" else mode, name, made) | compared)
     else:
         _show(made, compared)
+    failed = [answer for answer in made.answers if answer.completion.error is not None]
+    for answer in failed:
+        say(f"error: {answer.record.id or 'the text'}: {answer.completion.error}", to=err)
+    if failed:
+        raise typer.Exit(1)
     promised = job.exact == "token" or (common.precision(job.model) == "float32" and not job.options["do_sample"])
     if promised and not compared.get("identical", True):
         raise typer.Exit(1)

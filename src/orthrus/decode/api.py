@@ -128,8 +128,8 @@ def _stream(
     try:
         for progress in engine.run():
             texts = [decoder.push(token) for token in progress.token_ids]
-            if progress.row.finish_reason is not None and texts:
-                texts[-1] += decoder.finish()
+            if progress.row.finish_reason is not None:
+                texts[-1:] = ["".join(texts[-1:]) + decoder.finish()]
             yield Chunk(
                 draft_text="".join(texts[: progress.accepted]),
                 bonus_text="".join(texts[progress.accepted :]),
@@ -175,10 +175,15 @@ def plan_of(mode: str, plan: str | None) -> plans.Plan:
 
 
 def _completion(tokenizer: PreTrainedTokenizerBase, prompt: Prompt, row: Row) -> Completion:
+    text = ""
+    try:
+        text = decode(tokenizer, row.token_ids)
+    except Exception as error:  # a tokenizer that cannot read what this model writes: the others' texts stay
+        row.fail(error)
     assert row.finish_reason is not None
     return Completion(
         prompt=prompt,
-        text=decode(tokenizer, row.token_ids),
+        text=text,
         token_ids=row.token_ids,
         finish_reason=row.finish_reason,
         stats=row.stats,
