@@ -46,12 +46,12 @@ class Transcript:
         pieces = self._held
         for index, token in enumerate(event.token_ids):
             source: Source = "draft" if index < event.accepted else "bonus"
-            _append(pieces, Piece(self._stream.push(token), self.cycles, source))
+            append(pieces, Piece(self._stream.push(token), self.cycles, source))
         if event.finish_reason is not None:
-            _append(pieces, Piece(self._stream.finish(), self.cycles, "bonus"))
+            append(pieces, Piece(self._stream.finish(), self.cycles, "bonus"))
         whole = "".join(piece.text for piece in pieces)
         end = self._end(whole, last=event.finish_reason is not None)
-        shown, self._held = _split(pieces, end)
+        shown, self._held = split(pieces, end)
         if self.stopped:
             self._held = []
         self.text += whole[:end]
@@ -67,15 +67,15 @@ class Transcript:
             return min(hits)
         if last:
             return len(whole)
-        return len(whole) - max((_overlap(whole, stop) for stop in self._stops), default=0)
+        return len(whole) - max((overlap(whole, stop) for stop in self._stops), default=0)
 
 
-def _overlap(text: str, stop: str) -> int:
-    """Return the length of the longest end of a text with which a stop string begins."""
+def overlap(text: str, stop: str) -> int:
+    """Return the length of the longest end of a text with which a stop string begins, short of all of it."""
     return next((n for n in range(min(len(stop) - 1, len(text)), 0, -1) if text.endswith(stop[:n])), 0)
 
 
-def _append(pieces: list[Piece], piece: Piece) -> None:
+def append(pieces: list[Piece], piece: Piece) -> None:
     """Add a piece, joined to the last one where cycle and source are the same."""
     if not piece.text:
         return
@@ -85,7 +85,7 @@ def _append(pieces: list[Piece], piece: Piece) -> None:
         pieces.append(piece)
 
 
-def _split(pieces: list[Piece], end: int) -> tuple[list[Piece], list[Piece]]:
+def split(pieces: list[Piece], end: int) -> tuple[list[Piece], list[Piece]]:
     """Split pieces at a number of characters."""
     before: list[Piece] = []
     after: list[Piece] = []

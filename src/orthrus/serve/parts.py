@@ -1,0 +1,160 @@
+"""An answer's text taken apart as it comes: content, reasoning (`<think>`) and tool calls (`<tool_call>`, Hermes' form).
+
+Qwen, Hermes and the models trained on their format write so. Everything that is not a whole, well-formed call stays
+content, as the model wrote it. Knows no HTTP.
+"""
+
+import json
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Final, Literal
+
+from orthrus.serve.transcript import Piece, append, overlap, split
+
+THINK, END_THINK = "<think>", "</think>"
+CALL, END_CALL = "<tool_call>", "</tool_call>"
+
+_HEAD: Final = re.compile(r'\s*\{\s*"name"\s*:\s*("(?:[^"\\]|\\.)*")\s*,\s*"arguments"\s*:\s*(?=\{)')
+_TAIL: Final = re.compile(r"[}\s]*\Z")
+
+State = Literal["content", "reasoning", "call"]
+
+
+@dataclass(slots=True)
+class Call:
+    """A tool call, or what a delta adds to it: the first delta of a call has its name."""
+
+    index: int
+    name: str | None = None
+    arguments: str = ""
+
+
+@dataclass(slots=True)
+class Parts:
+    """What some pieces of text turned out to be."""
+
+    content: list[Piece] = field(default_factory=list)
+    reasoning: str = ""
+    calls: list[Call] = field(default_factory=list)
+
+
+class Splitter:
+    """Take one choice's pieces apart.
+
+    Args:
+        thinks: whether `<think>` opens a thought; `thinking`: the prompt has opened one already.
+        tools: whether `<tool_call>` opens a call.
+    """
+
+    def __init__(self, *, thinks: bool = False, thinking: bool = False, tools: bool = False) -> None:
+        self._opens: dict[str, State] = {THINK: "reasoning"} if thinks else {}
+        self._opens |= {CALL: "call"} if tools else {}
+        self._state: State = "reasoning" if thinking else "content"
+        self._held: list[Piece] = []
+        self._trims = thinking
+        self._call = _Arguments()
+        self.calls = 0
+
+    def push(self, pieces: Iterable[Piece], *, last: bool = False) -> Parts:
+        """Return what has become clear; with `last`, everything."""
+        parts = Parts()
+        for piece in pieces:
+            append(self._held, piece)
+        while self._advance(parts, last=last):
+            pass
+        return parts
+
+    def _advance(self, parts: Parts, *, last: bool) -> bool:
+        """Take what stands before the next tag; returns whether there was one."""
+        text = "".join(piece.text for piece in self._held)
+        tags = {"content": list(self._opens), "reasoning": [END_THINK], "call": [END_CALL]}[self._state]
+        found = min(((at, tag) for tag in tags if (at := text.find(tag)) >= 0), default=None)
+        if found is None:
+            end = len(text) if last else len(text) - max((overlap(text, tag) for tag in tags), default=0)
+            taken, self._held = split(self._held, end)
+            self._take(parts, taken, closed=False, last=last)
+            return False
+        at, tag = found
+        taken, rest = split(self._held, at)
+        _, self._held = split(rest, len(tag))
+        self._take(parts, taken, closed=self._state != "content", last=last)
+        self._state = self._opens.get(tag, "content")
+        self._trims = True
+        self._call = _Arguments()
+        return True
+
+    def _take(self, parts: Parts, pieces: list[Piece], *, closed: bool, last: bool) -> None:
+        if self._state == "call":
+            self._take_call(parts, pieces, closed=closed, last=last)
+            return
+        if self._trims:  # line breaks beside a tag belong to the format
+            text = "".join(piece.text for piece in pieces)
+            pieces = split(pieces, len(text) - len(text.lstrip()))[1]
+            self._trims = not pieces
+        if self._state == "reasoning":
+            parts.reasoning += "".join(piece.text for piece in pieces)
+        else:
+            parts.content.extend(pieces)
+
+    def _take_call(self, parts: Parts, pieces: list[Piece], *, closed: bool, last: bool) -> None:
+        call = self._call
+        call.pieces += pieces
+        name, arguments = call.push("".join(piece.text for piece in pieces), closed=closed)
+        if call.failed or (last and not closed and not call.named):
+            tag = call.pieces[0] if call.pieces else Piece("", 0, "bonus")
+            parts.content += [tag._replace(text=CALL), *call.pieces, *([tag._replace(text=END_CALL)] if closed else [])]
+            return
+        if name is not None:
+            parts.calls.append(Call(self.calls, name, arguments))
+            self.calls += 1
+        elif arguments:
+            parts.calls.append(Call(self.calls - 1, None, arguments))
+
+
+class _Arguments:
+    """Read one call: its name first, then its arguments as they come, without the brace that closes the call."""
+
+    def __init__(self) -> None:
+        self.pieces: list[Piece] = []
+        self.named = self.failed = False
+        self._text = ""
+
+    def push(self, text: str, *, closed: bool) -> tuple[str | None, str]:
+        """Return the name, where it has just become known, and the arguments' text that is certain."""
+        self._text += text
+        name = None
+        if not self.named and (head := _HEAD.match(self._text)):
+            name, self.named = json.loads(head[1]), True
+            self._text = self._text[head.end() :]
+        if not self.named:
+            return self._whole() if closed else (None, "")
+        if closed:
+            rest = self._text.rstrip()
+            return name, rest.removesuffix("}").rstrip() if rest.endswith("}") else rest
+        tail = _TAIL.search(self._text)
+        certain = self._text[: tail.start() if tail else None]
+        self._text = self._text[len(certain) :]
+        return name, certain
+
+    def _whole(self) -> tuple[str | None, str]:
+        """Read a call that is written in another order."""
+        try:
+            call = json.loads(self._text)
+            name, arguments = call["name"], call.get("arguments", call.get("parameters", {}))
+        except (ValueError, TypeError, KeyError, AttributeError):
+            name = None
+        if not isinstance(name, str):
+            self.failed = True
+            return None, ""
+        self.named = True
+        return name, arguments if isinstance(arguments, str) else json.dumps(arguments, ensure_ascii=False)
+
+
+def joined(calls: Sequence[Call]) -> list[Call]:
+    """Put deltas of calls together."""
+    made: dict[int, Call] = {}
+    for call in calls:
+        whole = made.setdefault(call.index, Call(call.index, call.name))
+        whole.arguments += call.arguments
+    return list(made.values())
