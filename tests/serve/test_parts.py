@@ -13,7 +13,7 @@ TEXTS = {
     f"first{CALL}": ("first", "", [("add", '{"a": {"b": 1}, "c": "}</x>"}')]),
     f"{CALL}\n{CALL}": ("", "", [("add", '{"a": {"b": 1}, "c": "}</x>"}')] * 2),
     '<tool_call>{"arguments": {"x": "ü"}, "name": "f"}</tool_call>': ("", "", [("f", '{"x": "ü"}')]),
-    "<tool_call>not json</tool_call> after": ("<tool_call>not json</tool_call>after", "", []),
+    "<tool_call>not json</tool_call> after": ("<tool_call>not json</tool_call> after", "", []),
     '<tool_call>{"name": 7}</tool_call>': ('<tool_call>{"name": 7}</tool_call>', "", []),
     "<tool_call>{": ("<tool_call>{", "", []),
     '<tool_call>{"name": "f", "arguments": {"x": 1': ("", "", [("f", '{"x": 1')]),

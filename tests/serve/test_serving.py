@@ -9,7 +9,7 @@ import pytest
 from openai import APIError, AuthenticationError, InternalServerError, OpenAI, RateLimitError
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from orthrus.serve.loop import Job
+from orthrus.serve.jobs import Job
 from tests.serve.conftest import Running, running
 
 ASK: list[Any] = [{"role": "user", "content": "hello"}]

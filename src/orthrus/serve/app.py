@@ -21,7 +21,7 @@ from orthrus import __version__
 from orthrus.errors import OrthrusError
 from orthrus.serve.errors import Refused, invalid, refusal
 from orthrus.serve.gate import Gate
-from orthrus.serve.loop import Event, Job
+from orthrus.serve.jobs import Event, Job
 from orthrus.serve.openai import ChatRequest, CompletionRequest
 from orthrus.serve.service import Service, model_card
 from orthrus.serve.shapes import ChatShape, Choice, Delta, Shape, TextShape, Usage
@@ -56,13 +56,14 @@ def create_app(
     async def chat(http: Http, body: ChatRequest) -> Response:
         service.check_model(body.model)
         prompts = await asyncio.to_thread(service.encode, body)
-        return await _answer(service, http, body, prompts, ChatShape(service.name))
+        return await _answer(service, http, body, prompts, ChatShape(service.name, service.spelling(body)))
 
     @app.post("/v1/completions")
     async def completions(http: Http, body: CompletionRequest) -> Response:
         service.check_model(body.model)
         prompts = await asyncio.to_thread(service.encode, body)
-        return await _answer(service, http, body, prompts, TextShape(service.name, service.echo(body)))
+        shape = TextShape(service.name, service.spelling(body), service.echo(body))
+        return await _answer(service, http, body, prompts, shape)
 
     @app.get("/v1/models")
     async def models() -> dict[str, Any]:
@@ -156,6 +157,7 @@ class _Work:
         self.usage = Usage(sum(map(len, prompts)))
         self.jobs: list[Job] = service.jobs(request, prompts, deliver)
         self._transcripts = [Transcript(service.tokenizer, request.stops) for _ in self.jobs]
+        self._splitters = [service.splitter(request, job.prompt_ids) for job in self.jobs]
         service.loop.submit(self.jobs)
 
     def cancel(self) -> None:
@@ -178,25 +180,41 @@ class _Work:
                 raise event.error
             if index not in writing:
                 continue
-            transcript = self._transcripts[index]
-            pieces = transcript.push(event)
-            reason = "stop" if transcript.stopped else event.finish_reason
-            if reason is not None:
+            delta = self._delta(index, event)
+            if delta.finish_reason is not None:
                 writing.remove(index)
-            if transcript.stopped and not event.last:  # the engine sees special tokens within a stop string
-                self._service.loop.cancel([self.jobs[index]])
-            delta = Delta(
-                index=index,
-                pieces=pieces,
-                cycle=transcript.cycles,
-                accepted=event.accepted,
-                drafted=event.drafted,
-                emitted=len(event.token_ids),
-                finish_reason=reason,
-                stats=event.stats,
-            )
+                if not event.last:  # it ends by what the engine does not see: special tokens aside, a call's end
+                    self._service.loop.cancel([self.jobs[index]])
             self.usage.add(delta)
             yield delta
+
+    def _delta(self, index: int, event: Event) -> Delta:
+        """Return what an event adds to a choice."""
+        transcript, splitter = self._transcripts[index], self._splitters[index]
+        pieces = transcript.push(event)
+        ended = event.finish_reason is not None or transcript.stopped
+        parts = splitter.push(pieces, last=ended)
+        reason = event.finish_reason
+        if transcript.stopped or splitter.done:
+            reason = "stop"
+        if reason == "stop" and splitter.calls:
+            reason = "tool_calls"
+        scored = event.scored
+        if scored and event.finish_reason == "stop" and scored[-1].token in self.jobs[index].options.eos_token_id:
+            scored = scored[:-1]  # the end of the text is no part of it
+        return Delta(
+            index=index,
+            pieces=parts.content,
+            reasoning=parts.reasoning,
+            calls=parts.calls,
+            scored=scored,
+            cycle=transcript.cycles,
+            accepted=event.accepted,
+            drafted=event.drafted,
+            emitted=len(event.token_ids),
+            finish_reason=reason,
+            stats=event.stats,
+        )
 
     async def whole(self, shape: Shape) -> dict[str, Any]:
         """Return the answer in one piece."""
@@ -223,7 +241,7 @@ async def _lines(work: _Work, request: ChatRequest | CompletionRequest, shape: S
                 yield ": ping\n\n"
                 continue
             blocks = request.orthrus.blocks
-            if not (delta.text or delta.finish_reason or blocks):
+            if not (delta.says or blocks):
                 continue
             chunk = shape.chunk(delta) | empty
             if running:

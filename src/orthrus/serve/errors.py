@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from orthrus.errors import CacheFull, ConfigError, OrthrusError, PromptError, UnsupportedModel
-from orthrus.serve.loop import Draining, Overloaded, TimedOut
+from orthrus.serve.jobs import Draining, Overloaded, TimedOut
 
 
 class Refused(OrthrusError):

@@ -9,97 +9,14 @@ import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Final, NamedTuple, Protocol
+from typing import Final
 
 from transformers import PreTrainedTokenizerBase
 
 from orthrus.decode.engine import Engine, Progress
-from orthrus.decode.options import Options
 from orthrus.decode.output import Stats
-from orthrus.errors import OrthrusError
-
-
-class Overloaded(OrthrusError):
-    """The queue is full: the request may be sent again later."""
-
-
-class Draining(OrthrusError):
-    """The server is shutting down and takes no more requests."""
-
-
-class TimedOut(OrthrusError):
-    """The request ran longer than the server allows."""
-
-
-class Event(NamedTuple):
-    """What one cycle added to one job, or how the job ended.
-
-    Attributes:
-        token_ids: the cycle's tokens, accepted drafts first.
-        accepted: how many of them were drafts.
-        drafted: how many drafts the cycle proposed.
-        finish_reason: "stop" or "length" on the last event, otherwise None.
-        stats: the job's statistics so far.
-        error: why the job ended without a text; it is the last event.
-    """
-
-    token_ids: Sequence[int] = ()
-    accepted: int = 0
-    drafted: int = 0
-    finish_reason: str | None = None
-    stats: Stats | None = None
-    error: Exception | None = None
-
-    @property
-    def last(self) -> bool:
-        """True when no event follows."""
-        return self.finish_reason is not None or self.error is not None
-
-
-@dataclass(kw_only=True, eq=False, slots=True)
-class Job:
-    """One completion to write.
-
-    Attributes:
-        prompt_ids: the encoded prompt.
-        options: sampling, length, stop strings.
-        index: tells the choices of one request apart, so that each draws noise of its own.
-        mode: the engine that decodes it, a key of the loop's engines.
-        deliver: called on the loop's thread with every event; must not block.
-        deadline: the clock's time at which it ends with `TimedOut`; None for never.
-        submitted, started, first, latest: when it was queued, joined a batch, gained its first and its last tokens.
-        id: the engine's name for it.
-        drafted, emitted: drafts proposed and tokens written so far.
-        done: whether it has ended.
-    """
-
-    prompt_ids: list[int]
-    options: Options
-    deliver: Callable[[Event], None]
-    index: int = 0
-    mode: str = "orthrus"
-    deadline: float | None = None
-    submitted: float = 0.0
-    started: float | None = None
-    first: float | None = None
-    latest: float | None = None
-    id: int | None = None
-    drafted: int = 0
-    emitted: int = 0
-    done: bool = False
-
-
-class Watcher(Protocol):
-    """Who is told what happens; called on the loop's thread."""
-
-    def started(self, job: Job, now: float) -> None:
-        """A job left the queue."""
-
-    def advanced(self, job: Job, event: Event, now: float) -> None:
-        """A job gained tokens."""
-
-    def ended(self, job: Job, reason: str, stats: Stats | None, now: float) -> None:
-        """A job ended: "stop", "length", "abort", "timeout" or "error"."""
+from orthrus.serve.jobs import Draining, Event, Job, Overloaded, TimedOut, Watcher
+from orthrus.serve.logprobs import scored
 
 
 @dataclass(slots=True)
@@ -311,7 +228,7 @@ class Loop:
         row = progress.row
         reason = row.finish_reason
         if reason == "error":
-            self._fail(job, reason, getattr(row, "error", None) or RuntimeError("the engine gave the row up"))
+            self._fail(job, reason, row.error or RuntimeError("the engine gave the row up"))
             return
         event = Event(
             token_ids=progress.token_ids,
@@ -319,6 +236,9 @@ class Loop:
             drafted=row.stats.drafted - job.drafted,
             finish_reason=reason,
             stats=Stats.total([row.stats]),
+            scored=scored(progress.kept.logits_NV, progress.token_ids, job.top)
+            if progress.kept is not None and job.top is not None
+            else (),
         )
         job.drafted, job.emitted = row.stats.drafted, row.stats.emitted
         job.first = job.first or now

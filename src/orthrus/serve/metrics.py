@@ -8,7 +8,8 @@ from typing import Any, Final
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
 from orthrus.decode.output import Stats
-from orthrus.serve.loop import Event, Job, Loop
+from orthrus.serve.jobs import Event, Job
+from orthrus.serve.loop import Loop
 
 PREFIX: Final = "orthrus:"
 _SECONDS: Final = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 20, 40, 80, 160)

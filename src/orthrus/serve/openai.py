@@ -5,6 +5,8 @@ a text (`user`, `metadata`, …) are accepted. Null stands for "not given", as i
 """
 
 import secrets
+from collections.abc import Sequence
+from dataclasses import replace
 from typing import Annotated, Any, Final, Literal
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
@@ -12,14 +14,15 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 from orthrus.decode.options import Options
 
 UNSUPPORTED: Final = (
-    "tools", "tool_choice", "parallel_tool_calls", "functions", "function_call", "response_format", "logit_bias",
-    "audio", "prediction", "web_search_options", "reasoning_effort", "verbosity", "prompt_cache_retention",
+    "functions", "function_call", "audio", "prediction", "web_search_options", "reasoning_effort", "verbosity",
+    "prompt_cache_retention",
 )  # fmt: skip
 """Fields of OpenAI's API that this server does not have; null, which some clients send, asks for nothing."""
 
 MAX_CHOICES: Final = 64
 MAX_STOPS: Final = 16
 MAX_PROMPTS: Final = 64
+MAX_LOGPROBS: Final = 20
 
 Probability = Annotated[float, Field(ge=0, le=1)]
 
@@ -40,7 +43,7 @@ def _listed(value: Any) -> Any:
 Text = Annotated[str, AfterValidator(_utf8)]
 Stop = Annotated[Text, Field(min_length=1, max_length=256)]
 TokenIds = Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1)]
-Zero = Annotated[float, Field(ge=0, le=0)]
+TokenId = Annotated[str, Field(pattern=r"^[0-9]{1,9}$")]
 
 
 class _Body(BaseModel):
@@ -80,8 +83,9 @@ class Request(_Body):
     top_k: Annotated[int, Field(ge=-1)] | None = None
     min_p: Probability | None = None
     repetition_penalty: Annotated[float, Field(gt=0)] | None = None
-    presence_penalty: Zero | None = None
-    frequency_penalty: Zero | None = None
+    presence_penalty: Annotated[float, Field(ge=-2, le=2)] | None = None
+    frequency_penalty: Annotated[float, Field(ge=-2, le=2)] | None = None
+    logit_bias: Annotated[dict[TokenId, Annotated[float, Field(ge=-100, le=100)]], Field(max_length=1024)] | None = None
     seed: Annotated[int, Field(ge=-(2**63), lt=2**64)] | None = None
     stop: Annotated[list[Stop], Field(max_length=MAX_STOPS), BeforeValidator(_listed)] | None = None
     ignore_eos: bool | None = None
@@ -111,8 +115,6 @@ class Request(_Body):
     def _together(self) -> "Request":
         if self.stream_options is not None and not self.stream:
             raise ValueError("stream_options are for streams: add stream=true, or leave them out")
-        if self.min_tokens and not self.ignore_eos:
-            raise ValueError("min_tokens is honoured only with ignore_eos=true: add it, or leave min_tokens out")
         return self
 
     @property
@@ -130,7 +132,12 @@ class Request(_Body):
         """The tokens to write at most, where the request says so."""
         return self.max_tokens
 
-    def options(self, *, eos_token_id: tuple[int, ...], max_new_tokens: int) -> Options:
+    @property
+    def top(self) -> int | None:
+        """How many likeliest tokens are wanted beside each token's log probability; None for no log probabilities."""
+        return None
+
+    def options(self, *, eos_token_id: tuple[int, ...], max_new_tokens: int, processors: Sequence[Any] = ()) -> Options:
         """Return the generation options; without a sampling field the text is greedy."""
         asked = {"temperature": self.temperature, "top_p": self.top_p, "top_k": self.top_k, "min_p": self.min_p}
         given = {name: value for name, value in asked.items() if value is not None}
@@ -139,16 +146,21 @@ class Request(_Body):
             given = {}  # the likeliest token is within any top_k, top_p and min_p
         elif given.get("top_k", 0) < 0:
             given["top_k"] = 0
-        seed = secrets.randbits(63) if self.seed is None else self.seed % 2**63
-        return Options.of(
+        made = Options.of(
             max_new_tokens=max_new_tokens,
+            min_new_tokens=min(self.min_tokens or 0, max_new_tokens) or None,
             do_sample=sampling,
             repetition_penalty=self.repetition_penalty,
+            presence_penalty=self.presence_penalty or None,
+            frequency_penalty=self.frequency_penalty or None,
+            sequence_bias={(int(token),): value for token, value in (self.logit_bias or {}).items()} or None,
+            logits_processor=list(processors) or None,
             eos_token_id=() if self.ignore_eos else eos_token_id,
             stop_strings=self.stops,
-            seed=seed,
+            seed=secrets.randbits(63) if self.seed is None else self.seed % 2**63,
             **given,
         )
+        return replace(made, keep_logits=self.top is not None)
 
 
 class TextPart(_Body):
@@ -176,15 +188,116 @@ class Message(_Body):
     audio: None = None
 
 
+class JsonSchema(_Body):
+    """`response_format.json_schema`."""
+
+    name: str
+    description: str | None = None
+    schema_: Annotated[dict[str, Any] | None, Field(alias="schema")] = None
+    strict: bool | None = None
+
+
+class ResponseFormat(_Body):
+    """`response_format`: free text, any JSON object, or what a schema allows."""
+
+    type: Literal["text", "json_object", "json_schema"]
+    json_schema: JsonSchema | None = None
+
+    @model_validator(mode="after")
+    def _complete(self) -> "ResponseFormat":
+        if (self.type == "json_schema") != (self.json_schema is not None):
+            raise ValueError("json_schema and the type 'json_schema' go together: give both or neither")
+        return self
+
+    @property
+    def schema_(self) -> dict[str, Any] | None:
+        """The schema that the answer must fit; None for text."""
+        if self.type == "text":
+            return None
+        return (self.json_schema.schema_ if self.json_schema else None) or {"type": "object"}
+
+
+class Function(_Body):
+    """A function that the model may call."""
+
+    name: Annotated[str, Field(pattern=r"^[a-zA-Z0-9_.-]{1,64}$")]
+    description: Text | None = None
+    parameters: dict[str, Any] | None = None
+    strict: bool | None = None
+
+
+class Tool(_Body):
+    """One of `tools`."""
+
+    type: Literal["function"]
+    function: Function
+
+
+class FunctionName(_Body):
+    """The function that `tool_choice` names."""
+
+    name: str
+
+
+class NamedTool(_Body):
+    """`tool_choice` that names one function."""
+
+    type: Literal["function"]
+    function: FunctionName
+
+
 class ChatRequest(Request):
     """The body of `/v1/chat/completions`."""
 
     messages: Annotated[list[Message], Field(min_length=1)]
     max_completion_tokens: Annotated[int, Field(ge=1)] | None = None
-    logprobs: Literal[False] | None = None
-    top_logprobs: Literal[0] | None = None
+    logprobs: bool | None = None
+    top_logprobs: Annotated[int, Field(ge=0, le=MAX_LOGPROBS)] | None = None
+    response_format: ResponseFormat | None = None
+    tools: Annotated[list[Tool], Field(max_length=128)] | None = None
+    tool_choice: Literal["none", "auto", "required"] | NamedTool | None = None
+    parallel_tool_calls: bool | None = None
     chat_template_kwargs: dict[str, Any] | None = None
     modalities: list[Literal["text"]] | None = None
+
+    @model_validator(mode="after")
+    def _chat(self) -> "ChatRequest":
+        if self.top_logprobs and not self.logprobs:
+            raise ValueError("top_logprobs need logprobs=true: add it, or leave top_logprobs out")
+        names = [tool.function.name for tool in self.tools or ()]
+        if isinstance(self.tool_choice, NamedTool) and self.tool_choice.function.name not in names:
+            raise ValueError(f"tool_choice must name one of the tools, found {self.tool_choice.function.name!r}")
+        if self.tool_choice == "required" and not names:
+            raise ValueError("tool_choice 'required' needs tools, found none")
+        if self.offered and self.response_format is not None and self.response_format.schema_ is not None:
+            raise ValueError("response_format beside tools is not supported: leave one out, or set tool_choice='none'")
+        return self
+
+    @property
+    def offered(self) -> list[dict[str, Any]]:
+        """The tools that the model may call, as chat templates take them."""
+        if self.tool_choice == "none":
+            return []
+        return [tool.model_dump(exclude_none=True) for tool in self.tools or ()]
+
+    @property
+    def forced(self) -> list[dict[str, Any]]:
+        """The functions of which one must be called; empty where the model may as well write text."""
+        choice = self.tool_choice
+        functions = [tool["function"] for tool in self.offered]
+        if isinstance(choice, NamedTool):
+            return [function for function in functions if function["name"] == choice.function.name]
+        return functions if choice == "required" else []
+
+    @property
+    def single(self) -> bool:
+        """Whether one call is all that is wanted."""
+        return self.parallel_tool_calls is False or isinstance(self.tool_choice, NamedTool)
+
+    @property
+    def top(self) -> int | None:
+        """How many likeliest tokens are wanted beside each token's log probability; None for no log probabilities."""
+        return (self.top_logprobs or 0) if self.logprobs else None
 
     @property
     def limit(self) -> int | None:
@@ -208,7 +321,7 @@ class CompletionRequest(Request):
 
     prompt: Annotated[list[Text | TokenIds], Field(min_length=1, max_length=MAX_PROMPTS), BeforeValidator(_prompts)]
     echo: bool | None = None
-    logprobs: None = None
+    logprobs: Annotated[int, Field(ge=0, le=MAX_LOGPROBS)] | None = None
     suffix: Literal[""] | None = None
     best_of: int | None = None
 
@@ -216,4 +329,11 @@ class CompletionRequest(Request):
     def _best(self) -> "CompletionRequest":
         if self.best_of not in (None, self.choices):
             raise ValueError("best_of is not supported: leave it out")
+        if self.echo and self.logprobs is not None:
+            raise ValueError("log probabilities of the prompt are not supported: leave echo or logprobs out")
         return self
+
+    @property
+    def top(self) -> int | None:
+        """How many likeliest tokens are wanted beside each token's log probability; None for no log probabilities."""
+        return self.logprobs

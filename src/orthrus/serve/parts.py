@@ -1,4 +1,4 @@
-"""An answer's text taken apart as it comes: content, reasoning (`<think>`) and tool calls (`<tool_call>`, Hermes' form).
+"""An answer's text taken apart as it comes: content, reasoning (`<think>`), tool calls in Hermes' form (`<tool_call>`).
 
 Qwen, Hermes and the models trained on their format write so. Everything that is not a whole, well-formed call stays
 content, as the model wrote it. Knows no HTTP.
@@ -45,9 +45,13 @@ class Splitter:
     Args:
         thinks: whether `<think>` opens a thought; `thinking`: the prompt has opened one already.
         tools: whether `<tool_call>` opens a call.
+        single: whether the answer is `done` with its first call.
     """
 
-    def __init__(self, *, thinks: bool = False, thinking: bool = False, tools: bool = False) -> None:
+    def __init__(
+        self, *, thinks: bool = False, thinking: bool = False, tools: bool = False, single: bool = False
+    ) -> None:
+        self._single = single
         self._opens: dict[str, State] = {THINK: "reasoning"} if thinks else {}
         self._opens |= {CALL: "call"} if tools else {}
         self._state: State = "reasoning" if thinking else "content"
@@ -55,6 +59,7 @@ class Splitter:
         self._trims = thinking
         self._call = _Arguments()
         self.calls = 0
+        self.done = False
 
     def push(self, pieces: Iterable[Piece], *, last: bool = False) -> Parts:
         """Return what has become clear; with `last`, everything."""
@@ -80,9 +85,10 @@ class Splitter:
         _, self._held = split(rest, len(tag))
         self._take(parts, taken, closed=self._state != "content", last=last)
         self._state = self._opens.get(tag, "content")
-        self._trims = True
+        self.done = self.done or (self._single and self.calls > 0)
+        self._trims = not self._call.failed
         self._call = _Arguments()
-        return True
+        return not self.done
 
     def _take(self, parts: Parts, pieces: list[Piece], *, closed: bool, last: bool) -> None:
         if self._state == "call":

@@ -5,6 +5,7 @@ Prompts are encoded and checked here, so that a request that cannot be honoured 
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, Final
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -17,12 +18,19 @@ from orthrus.errors import ConfigError
 from orthrus.model.attach import config_of
 from orthrus.policy.steps import Plan
 from orthrus.serve.errors import Refused
-from orthrus.serve.loop import Event, Job, Loop
+from orthrus.serve.grammar import Grammars
+from orthrus.serve.logprobs import Spelling
+from orthrus.serve.jobs import Event, Job
+from orthrus.serve.loop import Loop
 from orthrus.serve.metrics import Metrics
 from orthrus.serve.openai import ChatRequest, CompletionRequest, Request
+from orthrus.serve.parts import END_THINK, THINK, Splitter
 
 CONTEXT: Final = 8192
 """Positions per row, where neither the model nor the command line says less."""
+
+_TAIL: Final = 24
+"""Tokens at a prompt's end among which a template may have opened or closed a thought."""
 
 COMPLETION_TOKENS: Final = 16
 """Tokens of a completion that does not say how many (OpenAI's default); a chat may fill its row."""
@@ -91,6 +99,11 @@ class Service:
         eos = model.generation_config.eos_token_id if model.generation_config is not None else None
         self._eos = () if eos is None else tuple(eos) if isinstance(eos, list | tuple) else (eos,)
         self._vocabulary: int = model.get_input_embeddings().weight.shape[0]
+        self._grammars = Grammars(tokenizer, vocabulary=self._vocabulary, eos=self._eos)
+        self._spell = lru_cache(maxsize=1 << 16)(self._grammars.spell)
+        self._thinks = THINK in str(tokenizer.chat_template or "")
+        end = tokenizer.convert_tokens_to_ids(END_THINK) if self._thinks else None
+        self._end_of_thought = end if isinstance(end, int) and end != tokenizer.unk_token_id else None
 
     def start(self) -> None:
         """Start the loop's thread."""
@@ -114,7 +127,39 @@ class Service:
         """Return the request's prompts as tokens; raises Refused or PromptError for one that cannot be continued."""
         if isinstance(request, CompletionRequest):
             return [encode(self.tokenizer, prompt) for prompt in request.prompt]
-        return [encode(self.tokenizer, request.chat(), chat_template_kwargs=request.chat_template_kwargs)]
+        variables = request.chat_template_kwargs
+        return [encode(self.tokenizer, request.chat(), tools=request.offered or None, chat_template_kwargs=variables)]
+
+    def spelling(self, request: Request) -> Callable[[int], Spelling] | None:
+        """Return how tokens are spelled, where a request asks for log probabilities."""
+        return None if request.top is None else self._spell
+
+    def splitter(self, request: Request, prompt_ids: Sequence[int]) -> Splitter:
+        """Return what takes a choice's text apart."""
+        if not isinstance(request, ChatRequest):
+            return Splitter()
+        thinking, _ = self._thought(prompt_ids)
+        return Splitter(thinks=self._thinks, thinking=thinking, tools=bool(request.offered), single=request.single)
+
+    def _thought(self, prompt_ids: Sequence[int]) -> tuple[bool, bool]:
+        """Tell whether a prompt has opened a thought that the answer goes on with, and whether none is to come."""
+        if not self._thinks:
+            return False, True
+        tail = decode(self.tokenizer, prompt_ids[-_TAIL:], skip_special_tokens=False)
+        return tail.rfind(THINK) > tail.rfind(END_THINK), tail.rstrip().endswith(END_THINK)
+
+    def _grammar(self, request: Request) -> str | None:
+        """Return the grammar that a request's answers are held to; raises ConfigError for one that is none."""
+        if not isinstance(request, ChatRequest):
+            return None
+        schema = None if request.response_format is None else request.response_format.schema_
+        if not request.forced and schema is None:
+            return None
+        if request.ignore_eos:
+            raise Refused("ignore_eos leaves a text that is held to a grammar no end: leave it out", param="ignore_eos")
+        if request.forced:
+            return self._grammars.calls(request.forced, single=request.single)
+        return self._grammars.json(schema or {})
 
     def echo(self, request: CompletionRequest) -> list[str] | None:
         """Return each choice's prompt as text, where the request wants it repeated."""
@@ -131,14 +176,22 @@ class Service:
         """
         deadline = None if self.limits.timeout is None else self.loop.clock() + self.limits.timeout
         made = []
+        grammar = self._grammar(request)
         for place, prompt_ids in enumerate(prompts):
             limit = self._limit(request, prompt_ids)
-            options = request.options(eos_token_id=self._eos, max_new_tokens=limit)
+            _, thought = self._thought(prompt_ids)
+            after = None if thought else self._end_of_thought
             for choice in range(request.choices):
                 number = place * request.choices + choice
+                held = []
+                if grammar is not None:
+                    held = [self._grammars.constraint(grammar, prompt=len(prompt_ids), after=after)]
+                if choice == 0 or held:  # a constraint follows one text
+                    options = request.options(eos_token_id=self._eos, max_new_tokens=limit, processors=held)
                 job = Job(
                     prompt_ids=prompt_ids,
                     options=options,
+                    top=request.top,
                     deliver=_numbered(deliver, number),
                     index=number,
                     mode=request.orthrus.mode,
@@ -154,6 +207,9 @@ class Service:
             raise Refused("the prompt must hold at least one token, found none", param=field)
         if max(prompt_ids) >= self._vocabulary:
             raise Refused(f"prompt tokens must be ids below {self._vocabulary}, found {max(prompt_ids)}", param=field)
+        biased = max(map(int, request.logit_bias or {}), default=0)
+        if biased >= self._vocabulary:
+            raise Refused(f"logit_bias must name tokens below {self._vocabulary}, found {biased}", param="logit_bias")
         room = self.limits.context - len(prompt_ids)
         asked = request.limit
         if room < 1 or (asked or 1) > room:

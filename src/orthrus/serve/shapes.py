@@ -2,12 +2,14 @@
 
 import secrets
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
 
 from orthrus import __version__
 from orthrus.decode.output import Stats
+from orthrus.serve.logprobs import Scored, Spelling, chat_logprobs, text_logprobs
+from orthrus.serve.parts import Call, joined
 from orthrus.serve.transcript import Piece
 
 FINGERPRINT: Final = f"orthrus-{__version__}"
@@ -20,6 +22,9 @@ class Delta:
     Attributes:
         index: the choice.
         pieces: its new text.
+        reasoning: what was added to its thoughts.
+        calls: what was added to its tool calls.
+        scored: its new tokens with their log probabilities, where they were asked for.
         cycle, accepted, drafted, emitted: which cycle of the choice this was and what it gave.
         finish_reason: why the choice ended, on its last delta.
         stats: the choice's statistics so far.
@@ -27,6 +32,9 @@ class Delta:
 
     index: int
     pieces: Sequence[Piece] = ()
+    reasoning: str = ""
+    calls: Sequence[Call] = ()
+    scored: Sequence[Scored] = ()
     cycle: int = 0
     accepted: int = 0
     drafted: int = 0
@@ -38,6 +46,11 @@ class Delta:
     def text(self) -> str:
         """The new text."""
         return "".join(piece.text for piece in self.pieces)
+
+    @property
+    def says(self) -> bool:
+        """Whether a client learns anything from it."""
+        return bool(self.pieces or self.reasoning or self.calls or self.scored or self.finish_reason)
 
     def blocks(self) -> dict[str, Any]:
         """Return what the extension `orthrus.blocks` tells of a chunk."""
@@ -57,12 +70,18 @@ class Choice:
 
     index: int
     text: str = ""
+    reasoning: str = ""
+    calls: list[Call] = field(default_factory=list)
+    scored: list[Scored] = field(default_factory=list)
     finish_reason: str | None = None
     stats: Stats = field(default_factory=Stats)
 
     def add(self, delta: Delta) -> None:
         """Append a delta."""
         self.text += delta.text
+        self.reasoning += delta.reasoning
+        self.calls += delta.calls
+        self.scored += delta.scored
         self.finish_reason = delta.finish_reason or self.finish_reason
         self.stats = delta.stats or self.stats
 
@@ -104,8 +123,9 @@ class Shape:
     kind: str
     prefix: str
 
-    def __init__(self, model: str) -> None:
-        """Give the answer a name and a time."""
+    def __init__(self, model: str, spell: Callable[[int], Spelling] | None = None) -> None:
+        """Give the answer a name and a time; `spell` is given where log probabilities are asked for."""
+        self.spell = spell
         self.head = {
             "id": f"{self.prefix}-{secrets.token_hex(12)}",
             "created": int(time.time()),
@@ -145,26 +165,50 @@ class ChatShape(Shape):
 
     def chunk(self, delta: Delta) -> dict[str, Any]:
         """Return one chunk of a stream."""
-        content = {"content": delta.text} if delta.text else {}
-        return self._chunk(
-            [{"index": delta.index, "delta": content, "logprobs": None, "finish_reason": delta.finish_reason}]
-        )
+        made: dict[str, Any] = {}
+        if delta.reasoning:
+            made["reasoning_content"] = delta.reasoning
+        if delta.text:
+            made["content"] = delta.text
+        if delta.calls:
+            made["tool_calls"] = [_call_delta(call) for call in delta.calls]
+        return self._chunk([self._choice(delta.index, "delta", made, delta.scored, delta.finish_reason)])
 
     def whole(self, choices: Sequence[Choice], usage: Usage) -> dict[str, Any]:
         """Return an answer in one piece."""
-        made = [
-            {
-                "index": choice.index,
-                "message": {"role": "assistant", "content": choice.text, "refusal": None},
-                "logprobs": None,
-                "finish_reason": choice.finish_reason,
-            }
-            for choice in choices
-        ]
+        made = [self._choice(c.index, "message", _message(c), c.scored, c.finish_reason) for c in choices]
         return {**self.head, "object": "chat.completion", "choices": made, "usage": usage.to_dict()}
 
     def _chunk(self, choices: list[dict[str, Any]]) -> dict[str, Any]:
         return {**self.head, "object": "chat.completion.chunk", "choices": choices}
+
+    def _choice(
+        self, index: int, name: str, value: dict[str, Any], tokens: Sequence[Scored], finish_reason: str | None
+    ) -> dict[str, Any]:
+        logprobs = chat_logprobs(tokens, self.spell) if self.spell and tokens else None
+        return {"index": index, name: value, "logprobs": logprobs, "finish_reason": finish_reason}
+
+
+def _message(choice: Choice) -> dict[str, Any]:
+    """Return an assistant's message."""
+    made: dict[str, Any] = {"role": "assistant", "content": choice.text, "refusal": None}
+    if choice.reasoning:
+        made["reasoning_content"] = choice.reasoning
+    if choice.calls:
+        made["content"] = choice.text or None
+        made["tool_calls"] = [_whole_call(call) for call in joined(choice.calls)]
+    return made
+
+
+def _whole_call(call: Call) -> dict[str, Any]:
+    function = {"name": call.name, "arguments": call.arguments}
+    return {"id": f"call_{secrets.token_hex(12)}", "type": "function", "function": function}
+
+
+def _call_delta(call: Call) -> dict[str, Any]:
+    if call.name is None:
+        return {"index": call.index, "function": {"arguments": call.arguments}}
+    return {"index": call.index, **_whole_call(call)}
 
 
 class TextShape(Shape):
@@ -172,10 +216,13 @@ class TextShape(Shape):
 
     prefix = "cmpl"
 
-    def __init__(self, model: str, echo: Sequence[str] | None = None) -> None:
+    def __init__(
+        self, model: str, spell: Callable[[int], Spelling] | None = None, echo: Sequence[str] | None = None
+    ) -> None:
         """Remember the prompt of each choice where it is to be repeated."""
-        super().__init__(model)
+        super().__init__(model, spell)
         self._echo = echo
+        self._offsets: dict[int, int] = {}
 
     def opening(self, index: int) -> dict[str, Any] | None:
         """Return the chunk with the prompt, where it is to be repeated."""
@@ -183,19 +230,25 @@ class TextShape(Shape):
 
     def chunk(self, delta: Delta) -> dict[str, Any]:
         """Return one chunk of a stream."""
-        return self._chunk([self._choice(delta.index, delta.text, delta.finish_reason)])
+        return self._chunk([self._choice(delta.index, delta.text, delta.finish_reason, delta.scored)])
 
     def whole(self, choices: Sequence[Choice], usage: Usage) -> dict[str, Any]:
         """Return an answer in one piece."""
         made = [
-            self._choice(c.index, (self._echo[c.index] if self._echo else "") + c.text, c.finish_reason)
+            self._choice(c.index, (self._echo[c.index] if self._echo else "") + c.text, c.finish_reason, c.scored)
             for c in choices
         ]
         return {**self._chunk(made), "usage": usage.to_dict()}
 
-    @staticmethod
-    def _choice(index: int, text: str, finish_reason: str | None) -> dict[str, Any]:
-        return {"index": index, "text": text, "logprobs": None, "finish_reason": finish_reason}
+    def _choice(
+        self, index: int, text: str, finish_reason: str | None, tokens: Sequence[Scored] = ()
+    ) -> dict[str, Any]:
+        logprobs = None
+        if self.spell and tokens:
+            offset = self._offsets.get(index, 0)
+            logprobs = text_logprobs(tokens, self.spell, offset)
+            self._offsets[index] = offset + sum(len(self.spell(s.token).text) for s in tokens)
+        return {"index": index, "text": text, "logprobs": logprobs, "finish_reason": finish_reason}
 
     def _chunk(self, choices: list[dict[str, Any]]) -> dict[str, Any]:
         return {**self.head, "object": "text_completion", "choices": choices}

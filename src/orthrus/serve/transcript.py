@@ -9,7 +9,7 @@ from typing import Literal, NamedTuple
 from transformers import PreTrainedTokenizerBase
 
 from orthrus.decode.text import TextStream
-from orthrus.serve.loop import Event
+from orthrus.serve.jobs import Event
 
 Source = Literal["draft", "bonus"]
 
