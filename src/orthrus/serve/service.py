@@ -19,8 +19,8 @@ from orthrus.model.attach import config_of
 from orthrus.policy.steps import Plan
 from orthrus.serve.errors import Refused
 from orthrus.serve.grammar import Grammars
-from orthrus.serve.logprobs import Spelling
 from orthrus.serve.jobs import Event, Job
+from orthrus.serve.logprobs import Spelling
 from orthrus.serve.loop import Loop
 from orthrus.serve.metrics import Metrics
 from orthrus.serve.openai import ChatRequest, CompletionRequest, Request
