@@ -11,6 +11,9 @@ from transformers import PreTrainedTokenizerFast
 from orthrus.decode.options import Options
 from orthrus.decode.output import Stats
 
+FAILS = "@fails@"
+"""A text with this in it ends its row with an error."""
+
 
 @dataclass
 class Row:
@@ -21,6 +24,7 @@ class Row:
     left: int
     stats: Stats = field(default_factory=Stats)
     finish_reason: str | None = None
+    error: Exception | None = None
 
 
 class Scripted:
@@ -73,6 +77,11 @@ class Scripted:
                 assert self.go_on.wait(60)
         made = []
         for row in list(self._rows.values()):
+            if FAILS in self._tokenizer.decode(row.token_ids):
+                row.finish_reason, row.error = "error", ValueError("this row cannot go on")
+                del self._rows[row.id]
+                made.append(SimpleNamespace(row=row, token_ids=[], accepted=0, kept=None))
+                continue
             tokens = row.token_ids[: min(self._block, row.left)]
             del row.token_ids[: len(tokens)]
             row.left -= len(tokens)
@@ -82,5 +91,5 @@ class Scripted:
             if row.left == 0 or not row.token_ids:
                 row.finish_reason = "length" if row.left == 0 else "stop"
                 del self._rows[row.id]
-            made.append(SimpleNamespace(row=row, token_ids=tokens, accepted=accepted))
+            made.append(SimpleNamespace(row=row, token_ids=tokens, accepted=accepted, kept=None))
         return made

@@ -167,7 +167,7 @@ def test_parts_nulls_and_fields_without_effect_are_taken_as_clients_send_them(cl
     parts: Any = [{"role": "user", "content": [{"type": "text", "text": "hello"}]}]
     made = client.chat.completions.create(
         model="tiny", messages=parts, max_completion_tokens=9, stop=None, user="me", seed=None,
-        extra_body={"ignore_eos": True, "min_tokens": 9, "logit_bias": None, "tools": None},
+        extra_body={"ignore_eos": True, "min_tokens": 9, "logit_bias": None, "tools": None, "functions": None},
     )  # fmt: skip
     assert made.choices[0].message.content == expected(ASK, 9)
 

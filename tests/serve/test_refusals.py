@@ -37,7 +37,22 @@ FIELDS: list[tuple[dict[str, Any], str]] = [
     ({"stop": ["x"] * 100}, "stop"),
     ({"stream": "yes"}, "stream"),
     ({"stream_options": {"include_usage": True}}, None),  # type: ignore[list-item]
-    ({"min_tokens": 3}, None),  # type: ignore[list-item]
+    ({"min_tokens": -3}, "min_tokens"),
+    ({"presence_penalty": 3}, "presence_penalty"),
+    ({"frequency_penalty": float("nan")}, "frequency_penalty"),
+    ({"logit_bias": {"x": 1}}, "logit_bias.x.[key]"),
+    ({"logit_bias": {"1": 101}}, "logit_bias.1"),
+    ({"logit_bias": {"96": 1}}, "logit_bias"),
+    ({"logprobs": 3}, "logprobs"),
+    ({"top_logprobs": 3}, None),  # type: ignore[list-item]
+    ({"logprobs": True, "top_logprobs": 21}, "top_logprobs"),
+    ({"response_format": {"type": "xml"}}, "response_format.type"),
+    ({"response_format": {"type": "json_schema"}}, "response_format"),
+    ({"response_format": {"type": "json_object"}}, None),  # type: ignore[list-item]
+    ({"tools": [{"type": "function", "function": {"name": "a b"}}]}, "tools.0.function.name"),
+    ({"tools": [{"type": "function", "function": {"name": "f"}}]}, None),  # type: ignore[list-item]
+    ({"tool_choice": "required"}, None),  # type: ignore[list-item]
+    ({"tool_choice": {"type": "function", "function": {"name": "f"}}}, None),  # type: ignore[list-item]
     ({"modalities": ["audio"]}, "modalities.0"),
     ({"orthrus": {"mode": "fast"}}, "orthrus.mode"),
     ({"orthrus": {"plan": "full"}}, "orthrus.plan"),

@@ -104,10 +104,7 @@ def _say_no(app: FastAPI) -> None:
         return answer(Refused(str(error.detail), status=error.status_code))
 
     async def on_error(_: Http, error: Exception) -> Response:
-        refused = refusal(error)
-        if refused.status == 500:
-            log.error("a request failed", exc_info=error)
-        return answer(refused)
+        return answer(_logged(error))
 
     app.add_exception_handler(RequestValidationError, on_invalid)
     app.add_exception_handler(HTTPException, on_http)
@@ -177,7 +174,7 @@ class _Work:
                 yield None
                 continue
             if event.error is not None:
-                raise event.error
+                raise _logged(event.error)
             if index not in writing:
                 continue
             delta = self._delta(index, event)
@@ -250,10 +247,7 @@ async def _lines(work: _Work, request: ChatRequest | CompletionRequest, shape: S
                 chunk["orthrus"] = delta.blocks()
             yield _event(chunk)
     except Exception as error:
-        refused = refusal(error)
-        if refused.status == 500:
-            log.error("a request failed", exc_info=error)
-        yield _event(refused.body())
+        yield _event(_logged(error).body())
         return
     if usage:
         yield _event(shape.last(work.usage))
@@ -278,6 +272,14 @@ async def _disconnected(http: Http) -> None:
     receive: Callable[[], Awaitable[Any]] = http.receive
     while (await receive())["type"] != "http.disconnect":
         pass
+
+
+def _logged(error: Exception) -> Refused:
+    """Return what a client is told of an error; one that nobody foresaw goes to the log too."""
+    refused = refusal(error)
+    if refused.status == 500 and refused is not error:
+        log.error("a request failed", exc_info=error)
+    return refused
 
 
 def _json(value: Any) -> str:

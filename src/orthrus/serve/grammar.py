@@ -64,12 +64,15 @@ class Grammars:
         return Constraint(LLMatcher(self.tokenizer, grammar), prompt=prompt, after=after)
 
     def spell(self, token: int) -> Spelling:
-        """Return a token's text and bytes."""
+        """Return a token's text and bytes; parts of characters are written as OpenAI does, `bytes:\\xe2\\x82`."""
         try:
             spelled = self.tokenizer.decode_bytes([token])
         except ConfigError:
             spelled = decode(self._tokenizer, [token], skip_special_tokens=False).encode()
-        return Spelling(spelled.decode(errors="replace"), spelled)
+        try:
+            return Spelling(spelled.decode(), spelled)
+        except UnicodeDecodeError:
+            return Spelling("bytes:" + "".join(f"\\x{byte:02x}" for byte in spelled), spelled)
 
     @property
     def tokenizer(self) -> LLTokenizer:
