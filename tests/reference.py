@@ -149,10 +149,9 @@ class ListCache:
         """Forget a row's end."""
         del self.valid[row][length:]
 
-    def move_row(self, source: int, target: int) -> None:
-        """Put one row in another's place and empty its own."""
-        self.valid[target] = list(self.valid[source])
-        self.valid[source] = []
+    def swap_rows(self, one: int, other: int) -> None:
+        """Exchange two rows."""
+        self.valid[one], self.valid[other] = self.valid[other], self.valid[one]
 
     def move_slots(self, row: int, sources: Sequence[int], targets: Sequence[int]) -> None:
         """Copy scratch slots; all sources are read before anything is written."""

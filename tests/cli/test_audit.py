@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from orthrus.bench.audit import texts
-from orthrus.decode.engine import Row
+from orthrus.decode.rows import Row
 from tests.cli.conftest import Ran
 
 ASKED = ("--limit", 2, "--max-new-tokens", 4, "--plan", "full", "--batch-size", 1)

@@ -9,10 +9,13 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 import orthrus
-from orthrus.decode.engine import Engine, Row
+from orthrus.decode.engine import Engine
 from orthrus.decode.options import Options
 from orthrus.decode.passes import Passes
+from orthrus.decode.rows import Row
 from orthrus.policy import steps
+from orthrus.policy.acceptance import RowState
+from orthrus.policy.steps import Step
 from tests.families import perturb, tiny
 
 BLOCK = 8
@@ -40,6 +43,12 @@ def finish(engine: Engine) -> dict[int, Row]:
 def decode(engine: Engine, prompts: Sequence[Sequence[int]], options: Sequence[Options] | Options) -> list[Row]:
     """Complete prompts, each with its own options or all with the same; returns their rows in order."""
     return engine.finish(prompts, options)
+
+
+def scripted(engine: Engine, choose: Callable[[Sequence[RowState], int], Step]) -> None:
+    """Let an engine take the steps that a function chooses; its policy learns nothing."""
+    engine.policy.choose = choose  # type: ignore[method-assign,assignment]
+    engine.policy.learn = lambda *_: None  # type: ignore[method-assign,assignment]
 
 
 def held(engine: Engine) -> Iterator[object]:

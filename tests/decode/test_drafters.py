@@ -4,8 +4,8 @@ from collections.abc import Callable
 
 import pytest
 
-from orthrus.decode.engine import Row
 from orthrus.decode.options import Options
+from orthrus.decode.rows import Row
 from tests import reference
 from tests.decode.drive import BLOCK, Double, decode, dual, engine_of, engine_with
 from tests.families import tiny

@@ -158,28 +158,29 @@ def test_a_prompt_that_could_not_be_read_waits_for_the_next_step(failing: int, m
     with pytest.raises(MemoryError):
         engine.step()
     assert len(passes) == failing
-    assert (engine.live, [row.id for row in engine.waiting]) == ([], ids)
+    assert (engine.live, [row.id for row in engine.rows.reading], len(engine.waiting)) == ([], ids[:3], 2)
     rows = finish(engine)
     assert [rows[id].token_ids for id in ids] == [TEXTS[tuple(p)][:12] for p in PROMPTS]
 
 
 def test_a_prompt_whose_keys_could_not_be_copied_waits_as_well(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The rows that joined before it in the same step go back with it."""
+    """The row that joined before it in the same step is read in the next one."""
     engine = engine_of(MODEL, rows=3)
     decode(engine, PROMPTS[2:3], Options(max_new_tokens=4))
     ids = [engine.add(p, Options(max_new_tokens=12)) for p in (PROMPTS[0], PROMPTS[2])]
-    real, calls = engine._reuse, list[int]()
+    real, calls = engine.cache.copy_start, list[int]()
 
-    def reuse(place: int, prompt_ids: list[int]) -> list[int]:
-        calls.append(place)
-        if len(calls) == 2:
+    def copy_start(source: int, target: int, length: int) -> None:
+        calls.append(length)
+        if len(calls) == 1:
             raise MemoryError
-        return real(place, prompt_ids)
+        real(source, target, length)
 
-    monkeypatch.setattr(engine, "_reuse", reuse)
+    monkeypatch.setattr(engine.cache, "copy_start", copy_start)
     with pytest.raises(MemoryError):
         engine.step()
-    assert (engine.live, [row.id for row in engine.waiting]) == ([], ids)
+    assert (engine.live, [row.id for row in engine.rows.reading]) == ([], ids[:1])
+    assert [row.id for row in engine.waiting] == ids[1:]
     rows = finish(engine)
     assert [rows[id].token_ids for id in ids] == [TEXTS[tuple(p)][:12] for p in (PROMPTS[0], PROMPTS[2])]
 
@@ -319,7 +320,7 @@ def test_rows_that_join_have_drafts_where_the_others_have() -> None:
     engine = Engine(MODEL, rows=2, capacity=200, plan=steps.parse("onepass:1"))
     engine.add(PROMPTS[2], Options(max_new_tokens=20))
     engine.step()
-    engine._ready[0] = None
+    engine.live[0].ready = None
     engine.add(PROMPTS[0], Options(max_new_tokens=20))
     first, second = engine.step()
     assert (first.row.stats.forwards, second.row.stats.forwards) == (1 + 1 + 2, 1 + 2)

@@ -8,8 +8,9 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 import orthrus
 from orthrus.decode.accept import greedy, sound
-from orthrus.decode.engine import Engine, Row
+from orthrus.decode.engine import Engine
 from orthrus.decode.options import Options, Sampling
+from orthrus.decode.rows import Row
 from orthrus.errors import DecodingError
 from orthrus.policy import steps
 from tests import reference

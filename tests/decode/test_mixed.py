@@ -1,4 +1,4 @@
-"""Rows of one pass come by their drafts each in its own way: copied, drafted anew, or made by the pass before."""
+"""Rows of one pass come by their drafts each in its own way: drafted anew, or made by the pass before."""
 
 import random
 
@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from orthrus.decode.batching import batch_of
 from orthrus.decode.cycle import twin
 from orthrus.decode.engine import Engine
 from orthrus.decode.options import Options, Sampling
@@ -13,7 +14,7 @@ from orthrus.decode.passes import Passes
 from orthrus.policy import steps
 from orthrus.policy.steps import Step
 from tests import reference
-from tests.decode.drive import BLOCK, decode, dual
+from tests.decode.drive import BLOCK, decode, dual, scripted
 from tests.families import tiny
 
 LONGEST = 24
@@ -39,65 +40,38 @@ def plain_texts(sampling: Sampling) -> list[list[int]]:
 
 
 @pytest.mark.parametrize("seed", range(6))
-def test_texts_are_the_plain_ones_whoever_copies(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Steps and copying rows drawn at random, rows joining as others end."""
+def test_texts_are_the_plain_ones_whatever_is_chosen(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Steps drawn at random, rows joining as others end."""
     chance = random.Random(seed)
 
-    def choose(rows: list[object], *_: object, **__: object) -> Step:
+    def choose(*_: object) -> Step:
         return chance.choice(STEPS)
-
-    def copying(step: Step, rows: list[object], _: object) -> list[bool]:
-        return [step.lookup or (step.kind == "chain" and chance.random() < 0.5) for _ in rows]
 
     sampling = Sampling(repetition_penalty=chance.choice([1.0, 1.3]))
     engine, drawn = watched(4)
-    monkeypatch.setattr(engine.planner, "choose", choose)
-    monkeypatch.setattr(engine.planner, "copying", copying)
+    scripted(engine, choose)
     done = decode(engine, PROMPTS, Options(max_new_tokens=LONGEST, sampling=sampling))
     assert [row.token_ids for row in done] == plain_texts(sampling)
     assert drawn
-
-
-def test_a_draft_pass_leaves_out_copying_rows_at_the_ends(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of five rows the second and the fourth draft: one pass over the second to the fourth, none where all copy."""
-    engine, drawn = watched(5)
-    monkeypatch.setattr(engine.planner, "choose", lambda *_, **__: Step(3))
-    flags = [[True, False, True, False, True], [True] * 5]
-    monkeypatch.setattr(engine.planner, "copying", lambda *_: flags.pop(0))
-    for prompt in PROMPTS:
-        engine.add(prompt, Options(max_new_tokens=LONGEST))
-    verified: list[Tensor] = []
-    real = engine.passes.verify
-
-    def verify(rows: slice, token_BQ: Tensor) -> Tensor:
-        verified.append(token_BQ[:, 1:])
-        return real(rows, token_BQ)
-
-    monkeypatch.setattr(engine.passes, "verify", verify)
-    for copied in ([0, 2, 4], [0, 1, 2, 3, 4]):
-        engine._admit()
-        engine._look_up()
-        copies = [row.lookup.drafts(3) for row in engine.live]
-        engine.step()
-        assert drawn == [slice(1, 4)]
-        assert [verified[-1][place].tolist() for place in copied] == [copies[place] for place in copied]
 
 
 def test_rows_with_drafts_made_ahead_need_no_draft_pass(monkeypatch: pytest.MonkeyPatch) -> None:
     """After a fused pass the rows it drafted for use what it made, exactly; the others draft."""
     engine, drawn = watched(3)
     steps = [Step(3, stops=4), Step(3)]
-    monkeypatch.setattr(engine.planner, "choose", lambda *_, **__: steps.pop(0))
+    scripted(engine, lambda *_: steps.pop(0))
     for prompt in PROMPTS[:3]:
         engine.add(prompt, Options(max_new_tokens=LONGEST))
     engine.step()
-    assert all(ready is not None for ready in engine._ready)
-    engine._ready[0] = None  # as if acceptance had stopped elsewhere
-    batch = engine._batch(slice(0, 3), Step(3), [False] * 3)
+    assert all(row.ready is not None for row in engine.live)
+    engine.live[0].ready = None  # as if acceptance had stopped elsewhere
+    for row in engine.live:
+        row.observe(copies=False)
+    batch = batch_of(engine.live, engine.cache, Step(3), coupled=True, whole=False)
     assert batch.drawing == slice(0, 1)
     assert batch.ready_BMV is not None
     for place in (1, 2):
-        ready = engine._ready[place]
+        ready = engine.live[place].ready
         assert ready is not None
         assert torch.equal(batch.ready_BMV[place], ready.logits_MV)
     engine.step()

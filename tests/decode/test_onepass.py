@@ -12,9 +12,10 @@ from transformers import PreTrainedModel
 from orthrus.decode import cycle as cycles
 from orthrus.decode import tree
 from orthrus.decode.cycle import likely_stops
-from orthrus.decode.engine import Engine, Row
+from orthrus.decode.engine import Engine
 from orthrus.decode.options import Options, Sampling
 from orthrus.decode.passes import Branches, Passes
+from orthrus.decode.rows import Row
 from orthrus.decode.tree import Tree, likely_ends
 from orthrus.errors import CacheFull
 from orthrus.kernels.masks import LayerMasks
@@ -22,9 +23,10 @@ from orthrus.model.attach import config_of, windows_of
 from orthrus.model.cache import ScratchCache
 from orthrus.model.dual import View
 from orthrus.policy import steps
+from orthrus.policy.acceptance import RowState
 from orthrus.policy.steps import Step
 from tests import families, reference
-from tests.decode.drive import BLOCK, Double, decode, dual, finish
+from tests.decode.drive import BLOCK, Double, decode, dual, finish, scripted
 from tests.families import VOCAB, tiny
 
 FAMILIES: dict[str, dict[str, object]] = {
@@ -411,18 +413,18 @@ def test_a_trace_counted_by_hand() -> None:
 def test_chains_use_what_was_drafted_ahead(monkeypatch: pytest.MonkeyPatch) -> None:
     """A fused cycle, a chain that needs no draft pass, a fused cycle that does: 2, 1 and 2 passes after the prefill.
 
-    The planner is told what is there, a shorter block is a beginning of a longer one, and the text is AR's.
+    The policy is told what is there, a shorter block is a beginning of a longer one, and the text is AR's.
     """
     ahead = Ahead(TEXTS, DOUBLES["always right"])
     engine = ahead.serve(Engine(MODEL, rows=1, capacity=200, plan=steps.parse("auto"), drafter=ahead))
     wanted = iter([Step(BLOCK - 1, stops=BLOCK), Step(3), Step(BLOCK - 1, stops=BLOCK)])
     told: list[tuple[int, bool]] = []
 
-    def choose(*_: object, ready: int, blind: bool, room: int) -> Step:
-        told.append((ready, blind))
+    def choose(rows: list[RowState], room: int) -> Step:
+        told.append((rows[0].ready, rows[0].blind))
         return next(wanted)
 
-    monkeypatch.setattr(engine.planner, "choose", choose)
+    scripted(engine, choose)
     row = decode(engine, PROMPTS[:1], Options(max_new_tokens=20))[0]
     assert row.token_ids == TEXTS[tuple(PROMPTS[0])][:20]
     assert told == [(0, False), (BLOCK - 1, True), (0, False)]
@@ -530,7 +532,7 @@ def test_what_was_drafted_ahead_dies_with_its_row() -> None:
             assert len(progress.token_ids) == BLOCK or row.finish_reason is not None
         if chance.random() < 0.3 and engine.live:
             engine.abort(chance.choice(engine.live).id)
-    assert engine._ready == [None] * 3
+    assert (engine.live, engine.rows.reading) == ([], [])
     assert finish(engine) == {}
 
 

@@ -14,9 +14,10 @@ from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, initial
 from transformers import PreTrainedModel
 
 from orthrus.decode import noise
-from orthrus.decode.engine import Engine, Row
+from orthrus.decode.engine import Engine
 from orthrus.decode.experience import begin_anew
 from orthrus.decode.options import Options, Sampling
+from orthrus.decode.rows import Row
 from orthrus.model.graphs import compile_passes
 from orthrus.policy import steps
 from tests import reference
@@ -221,5 +222,5 @@ def test_ten_thousand_admissions_leave_nothing_behind() -> None:
     assert after < before + 2_000
     assert objects_after <= objects + 100
     assert engine.cache.nbytes == nbytes
-    assert (engine.live, list(engine.waiting), engine._ready) == ([], [], [None] * 16)
-    assert all(len(ids) <= engine.capacity for ids in engine._cached_ids)
+    assert (engine.live, engine.rows.reading, list(engine.waiting)) == ([], [], [])
+    assert all(len(text) <= engine.capacity for text in engine.rows._prefixes.texts)

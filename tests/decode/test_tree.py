@@ -20,9 +20,10 @@ from transformers import PreTrainedModel
 import orthrus
 from orthrus.decode import noise, tree
 from orthrus.decode.cycle import Batch, cycle
-from orthrus.decode.engine import Engine, Row
+from orthrus.decode.engine import Engine
 from orthrus.decode.options import Options, Sampling
 from orthrus.decode.passes import Passes
+from orthrus.decode.rows import Row
 from orthrus.decode.sampling import Chooser, Context, Drafts
 from orthrus.decode.tree import BRANCH, Tree
 from orthrus.model.cache import ScratchCache

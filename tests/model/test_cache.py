@@ -76,11 +76,11 @@ class CacheMachine(RuleBasedStateMachine):
 
     @precondition(lambda self: self.rows > 1)
     @rule(data=st.data())
-    def move_row(self, data: st.DataObject) -> None:
+    def swap_rows(self, data: st.DataObject) -> None:
         source = data.draw(st.integers(0, self.rows - 1))
         target = data.draw(st.integers(0, self.rows - 1).filter(lambda r: r != source))
-        self.cache.move_row(source, target)
-        self.spec.move_row(source, target)
+        self.cache.swap_rows(source, target)
+        self.spec.swap_rows(source, target)
 
     @invariant()
     def valid_positions_agree(self) -> None:

@@ -3,13 +3,13 @@
 import random
 from collections import Counter
 from functools import cache
-from typing import Any
 
 import pytest
 
 from orthrus.decode.engine import Engine
 from orthrus.decode.options import Options, Sampling
 from orthrus.policy import steps
+from orthrus.policy.acceptance import RowOutcome
 from orthrus.policy.lookup import LONG, NGRAM, Lookup
 from orthrus.policy.steps import Step
 from tests import reference
@@ -66,29 +66,26 @@ def test_what_a_copy_would_have_had_right_is_counted_up_to_its_first_mistake() -
     assert len(lookup) == 9
 
 
-def test_an_engine_tells_its_planner_what_copies_would_have_been_worth(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_engine_tells_its_policy_what_copies_would_have_been_worth(monkeypatch: pytest.MonkeyPatch) -> None:
     """Of rows that could have copied: by plain steps, each the copy's next token or not; of others nothing."""
     engine = Engine(MODEL, rows=2, capacity=80, plan=steps.parse("auto"))
-    monkeypatch.setattr(engine.planner, "choose", lambda *_, **__: Step())
-    real, told, kinds = engine.planner.observe, Counter[int | None](), Counter[str | None]()
+    monkeypatch.setattr(engine.policy, "choose", lambda *_: Step())
+    told, matches = Counter[int | None](), Counter[str | None]()
 
-    def observe(*arguments: Any, foreseen: list[int | None], **more: object) -> None:
-        told.update(foreseen)
-        kinds.update(arguments[4])
-        for row, right, kind in zip(engine.live, foreseen, arguments[4], strict=True):
-            text = row.prompt_ids + row.token_ids
-            matched, source, copy = searched(text, 1)
-            of = "echo" if matched == LONG else "quote" if source < len(row.prompt_ids) else "lookup"
-            assert kind == (of if matched else None)
+    def learn(step: Step, outcomes: list[RowOutcome], seconds: float) -> None:
+        for row, outcome in zip(engine.live, outcomes, strict=True):
+            told[outcome.copy_kept] += 1
+            matches[row.state.match] += 1
+            matched, _, copy = searched(row.prompt_ids + row.token_ids, 1)
+            assert row.state.match == ("long" if matched == LONG else "short" if matched else None)
             written = plain_texts(1.0)[PROMPTS.index(row.prompt_ids)][len(row.token_ids)]
-            assert right == (None if not matched else int(copy == [written]))
-        real(*arguments, foreseen=foreseen, **more)
+            assert outcome == RowOutcome(copy_kept=None if not matched else int(copy == [written]))
 
-    monkeypatch.setattr(engine.planner, "observe", observe)
+    monkeypatch.setattr(engine.policy, "learn", learn)
     decode(engine, PROMPTS, Options(max_new_tokens=24))
     assert told[None] > 0
     assert told[0] + told[1] > 0
-    assert set(kinds) == {None, "quote", "lookup", "echo"}
+    assert set(matches) == {None, "short", "long"}
 
 
 @cache

@@ -13,9 +13,9 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from orthrus.bench.peers import hf
 from orthrus.decode.api import engine_for
-from orthrus.decode.engine import Row
 from orthrus.decode.exact import EXACT, Exact
 from orthrus.decode.options import Options
+from orthrus.decode.rows import Row
 from orthrus.errors import ConfigError
 from orthrus.policy import steps as plans
 

@@ -10,10 +10,11 @@ from typing import Any, Literal
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from orthrus.decode.engine import Engine, Progress, Row
+from orthrus.decode.engine import Engine, Progress
 from orthrus.decode.exact import EXACT, Exact
 from orthrus.decode.options import Options
 from orthrus.decode.output import Chunk, Completion
+from orthrus.decode.rows import Row
 from orthrus.decode.text import Prompt, TextStream, Tool, as_list, decode, encode
 from orthrus.errors import ConfigError
 from orthrus.model.attach import config_of

@@ -34,11 +34,12 @@ from transformers.generation import BaseStreamer, GenerateDecoderOnlyOutput, Syn
 from transformers.generation.logits_process import UnbatchedClassifierFreeGuidanceLogitsProcessor
 
 from orthrus.decode.api import Mode, engine_for, plan_of
-from orthrus.decode.engine import Engine, Row
+from orthrus.decode.engine import Engine
 from orthrus.decode.exact import Exact
 from orthrus.decode.options import REFUSED, Options, from_generation_config
 from orthrus.decode.processing import Kept
 from orthrus.decode.processors import Request, constrained
+from orthrus.decode.rows import Row
 from orthrus.errors import ConfigError
 from orthrus.model.attach import config_of
 

@@ -126,12 +126,13 @@ class ScratchCache:
         self.lengths[rows] = lengths
         self.length_R[rows] = torch.tensor(lengths, dtype=torch.long).to(self.device, non_blocking=True)
 
-    def move_row(self, source: int, target: int) -> None:
-        """Put the valid positions of one row in another's place (once per finished row, never per cycle)."""
-        length = self.lengths[source]
-        self.copy_start(source, target, length)
-        self.set_length(target, length)
-        self.set_length(source, 0)
+    def swap_rows(self, one: int, other: int) -> None:
+        """Exchange the valid positions of two rows (a few times per completion, never per cycle)."""
+        lengths = self.lengths[one], self.lengths[other]
+        for buffer in (*self.keys, *self.values):
+            buffer[[one, other], : max(lengths)] = buffer[[other, one], : max(lengths)]
+        self.set_length(one, lengths[1])
+        self.set_length(other, lengths[0])
 
     def wipe(self, row: int) -> None:
         """Empty a row and overwrite its keys and values: zeros, where NaN behind a mask would still spread."""

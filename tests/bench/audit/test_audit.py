@@ -20,7 +20,7 @@ from orthrus.bench.audit.tables import tables, verdict
 from orthrus.bench.audit.verdicts import Parting, Reference, Verdict, close, from_hf, read
 from orthrus.checkpoints.load import load
 from orthrus.data.records import read_records
-from orthrus.decode.engine import Row
+from orthrus.decode.rows import Row
 from orthrus.errors import ConfigError, DataError
 from tests.bench.conftest import Ticks
 from tests.bench.lines_of import result, stats

@@ -27,9 +27,9 @@ from orthrus.bench.speed.run import Encoded, Heat, Loader, Outlook, encoded
 from orthrus.bench.suites import read_suites
 from orthrus.checkpoints.load import DTYPES
 from orthrus.data.records import append
-from orthrus.decode.engine import Row
 from orthrus.decode.exact import Exact, finding_for
 from orthrus.decode.experience import begin_anew
+from orthrus.decode.rows import Row
 from orthrus.errors import ConfigError
 from orthrus.model.attach import config_of
 from orthrus.model.fingerprint import weights_digest

@@ -15,10 +15,11 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from orthrus.bench.contenders import Contender
 from orthrus.bench.peers import hf
 from orthrus.decode.api import engine_for
-from orthrus.decode.engine import Engine, Row
+from orthrus.decode.engine import Engine
 from orthrus.decode.exact import Exact
 from orthrus.decode.options import Options
 from orthrus.decode.passes import Geometry, Passes
+from orthrus.decode.rows import Row
 from orthrus.model.cache import ScratchCache
 from orthrus.policy import steps as plans
 

@@ -1,0 +1,93 @@
+"""Between rows and the cycle: what a cycle is told of the rows that decode, and what it tells of each of them.
+
+Shapes: B rows, M drafts, V vocabulary.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from orthrus.decode.cycle import Batch, Outcome
+from orthrus.decode.options import Sampling
+from orthrus.decode.processing import Processing
+from orthrus.decode.rows import Row
+from orthrus.decode.sampling import Chooser, Context
+from orthrus.model.cache import ScratchCache
+from orthrus.policy.acceptance import RowOutcome, Source
+from orthrus.policy.steps import Step
+
+
+def batch_of(rows: Sequence[Row], cache: ScratchCache, step: Step, *, coupled: bool, whole: bool) -> Batch:
+    """Describe rows to the cycle; they stand at the cache's front, in this order.
+
+    Args:
+        rows: those that decode.
+        cache: where their keys are.
+        step: what is to be done.
+        coupled: whether drafts and text share their noise.
+        whole: whether a draft pass over some of the rows takes them all: no graph for each number of rows.
+    """
+    device, all_of_them = cache.device, slice(0, len(rows))
+    ready = [row.ready.logits_MV if row.ready and row.state.serves(step) else None for row in rows]
+    lacking = [place for place, logits_MV in enumerate(ready) if logits_MV is None]
+    drawing = slice(lacking[0], lacking[-1] + 1) if lacking and step.drafts and not step.lookup else slice(0, 0)
+    if drawing.stop and whole:
+        drawing = all_of_them
+    made = next((logits_MV[: step.drafts] for logits_MV in ready if logits_MV is not None), None)
+    ready_BMV = copied_BM = None
+    if made is not None and drawing != all_of_them:
+        ready_BMV = torch.stack([made if logits_MV is None else logits_MV[: step.drafts] for logits_MV in ready])
+    if step.lookup:
+        copied_BM = torch.tensor([row.lookup.drafts(step.drafts) for row in rows], device=device)
+    stream_B = torch.tensor([row.stream for row in rows], device=device)
+    return Batch(
+        rows=all_of_them,
+        anchor_B=torch.tensor([row.anchor for row in rows], device=device),
+        context=Context(stream_B, cache.length_R[all_of_them], _seen(rows, device)),
+        groups=_groups(rows, coupled, device),
+        drawing=drawing,
+        ready_BMV=ready_BMV,
+        copied_BM=copied_BM,
+    )
+
+
+def _groups(rows: Sequence[Row], coupled: bool, device: torch.device) -> list[tuple[Chooser, Tensor | None]]:
+    """Gather the rows that choose tokens alike; None stands for all of them."""
+    places: dict[tuple[Sampling, Processing | None], list[int]] = {}
+    for place, row in enumerate(rows):
+        places.setdefault((row.options.sampling, row.processing), []).append(place)
+    choosers = [Chooser(sampling, coupled, processing) for sampling, processing in places]
+    if len(places) == 1:
+        return [(choosers[0], None)]
+    indices = [torch.tensor(index, device=device) for index in places.values()]
+    return list(zip(choosers, indices, strict=True))
+
+
+def _seen(rows: Sequence[Row], device: torch.device) -> Tensor | None:
+    """Return the tokens that each row contains, `[B, L]`, where any of them is penalised for repeating."""
+    if not any(row.penalised for row in rows):
+        return None
+    seen = [list(row.seen) if row.penalised else [row.anchor] for row in rows]
+    longest = max(map(len, seen))
+    return torch.tensor([own + own[:1] * (longest - len(own)) for own in seen], device=device)
+
+
+def outcomes_of(rows: Sequence[Row], step: Step, batch: Batch, outcome: Outcome) -> list[RowOutcome]:
+    """Say what a cycle did to each row, before its tokens are added to the row."""
+    return [_outcome(row, place, step, batch, outcome) for place, row in enumerate(rows)]
+
+
+def _outcome(row: Row, place: int, step: Step, batch: Batch, outcome: Outcome) -> RowOutcome:
+    tokens = outcome.tokens[place]
+    drew = batch.drawing.start <= place < batch.drawing.stop
+    source: Source = "text" if step.lookup else "ahead" if row.state.blind and not drew else "view"
+    return RowOutcome(
+        source=None if step.kind == "plain" or outcome.broken[place] else source,
+        drafted=step.drafts,
+        kept=max(len(tokens) - 1, 0),
+        drew=drew,
+        chain=None if outcome.inside is None else outcome.inside[place],
+        exit=None if outcome.ranks is None else outcome.ranks[place],
+        copy_kept=row.lookup.foresaw(tokens) if row.state.match and not step.lookup and tokens else None,
+    )

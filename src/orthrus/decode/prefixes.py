@@ -1,0 +1,83 @@
+"""Which row of a cache holds the keys of a prompt's start: an index over blocks of tokens.
+
+A text is a path of whole blocks through a tree of dictionaries, so looking a prompt up takes a step per block however
+many rows there are. Only behind the last whole block in common are tokens compared one by one.
+"""
+
+from collections.abc import Iterable, Sequence
+from itertools import takewhile
+from typing import Final
+
+BLOCK: Final = 16
+"""Tokens per block."""
+
+
+class _Node:
+    """One block behind those before it, and the rows whose texts begin with all of them."""
+
+    __slots__ = ("before", "next", "rows", "tokens")
+
+    def __init__(self, before: "_Node | None", tokens: tuple[int, ...]) -> None:
+        self.before = before
+        self.tokens = tokens
+        self.next: dict[tuple[int, ...], _Node] = {}
+        self.rows: set[int] = set()
+
+
+class Prefixes:
+    """The text of each row of a cache, as far as its keys are cached, and where texts agree."""
+
+    def __init__(self, rows: int) -> None:
+        self.texts: list[list[int]] = [[] for _ in range(rows)]
+        self._root = _Node(None, ())
+        self._root.rows.update(range(rows))
+        self._paths: list[list[_Node]] = [[] for _ in range(rows)]
+
+    def extend(self, row: int, token_ids: Iterable[int]) -> None:
+        """Append tokens to a row's text."""
+        text, path = self.texts[row], self._paths[row]
+        text.extend(token_ids)
+        for start in range(len(path) * BLOCK, len(text) - BLOCK + 1, BLOCK):
+            before, tokens = path[-1] if path else self._root, tuple(text[start : start + BLOCK])
+            node = before.next.setdefault(tokens, _Node(before, tokens))
+            node.rows.add(row)
+            path.append(node)
+
+    def cut(self, row: int, length: int) -> None:
+        """Forget a row's text but for its first tokens."""
+        del self.texts[row][length:]
+        path = self._paths[row]
+        while len(path) > length // BLOCK:
+            node = path.pop()
+            node.rows.discard(row)
+            if not node.rows and node.before is not None:
+                del node.before.next[node.tokens]
+
+    def copy(self, source: int, target: int, length: int) -> None:
+        """Give a row the first tokens of another in place of its own text."""
+        self.cut(target, 0)
+        self.extend(target, self.texts[source][:length])
+
+    def swap(self, one: int, other: int) -> None:
+        """Exchange the texts of two rows."""
+        for path, old, new in ((self._paths[one], one, other), (self._paths[other], other, one)):
+            for node in path:
+                if not (old in node.rows and new in node.rows):
+                    node.rows ^= {old, new}
+        self.texts[one], self.texts[other] = self.texts[other], self.texts[one]
+        self._paths[one], self._paths[other] = self._paths[other], self._paths[one]
+
+    def longest(self, token_ids: Sequence[int], *, prefer: int) -> tuple[int, int]:
+        """Return the row with most tokens in common at the start, and how many; among equals the preferred one."""
+        node, start = self._root, 0
+        while (after := node.next.get(tuple(token_ids[start : start + BLOCK]))) is not None:
+            node, start = after, start + BLOCK
+        rest = token_ids[start : start + BLOCK]
+        common = {row: start + _common(self.texts[row][start : start + BLOCK], rest) for row in node.rows}
+        best = max(common, key=lambda row: (common[row], row == prefer, -row))
+        return best, common[best]
+
+
+def _common(one: Sequence[int], other: Sequence[int]) -> int:
+    """Return how many tokens two texts have in common at their start."""
+    return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(one, other, strict=False)))

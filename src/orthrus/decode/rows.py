@@ -1,0 +1,228 @@
+"""The rows of a cache: one object for all that belongs to a completion in flight, and where each one stands.
+
+Rows that decode stand at the front, so that a cycle runs over exactly them; those whose prompts are still being read
+stand behind, and free ones, which keep the keys of ended texts, at the end. Knows the cache; runs no pass.
+
+Shapes: M drafts, V vocabulary.
+"""
+
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+from torch import Tensor
+
+from orthrus.decode.options import Options
+from orthrus.decode.output import FinishReason, Stats
+from orthrus.decode.prefixes import Prefixes
+from orthrus.decode.processing import Processing
+from orthrus.decode.stop import Stopper
+from orthrus.model.cache import ScratchCache
+from orthrus.policy.acceptance import RowState
+from orthrus.policy.lookup import Lookup
+
+
+class Ready(NamedTuple):
+    """Draft logits `[M, V]` that an earlier pass has made for a row, and whether it did not know the anchor."""
+
+    logits_MV: Tensor
+    blind: bool
+
+
+@dataclass(kw_only=True, slots=True, eq=False)
+class Row:
+    """One completion: its tokens so far, what it was asked for, what it cost, and what drafting needs to know of it.
+
+    A row that fails ends with the reason "error" and the exception as its `error`; the others go on.
+
+    Attributes:
+        id: its number among the engine's completions.
+        prompt_ids: the prompt.
+        options: what was asked for.
+        stopper: says where the text ends.
+        stream: its noise (`decode.noise`).
+        state: what the policy goes by.
+        token_ids: the text so far.
+        stats: what it cost.
+        lookup: its own text, as drafts are copied from it.
+        ready: drafts that an earlier pass has made for it.
+        seen: the tokens that it contains, each once, where these are penalised.
+        processing: its own processing of logits, where the options ask for one.
+        finish_reason: why it ended; None while it goes on.
+        error: what went wrong.
+    """
+
+    id: int
+    prompt_ids: list[int]
+    options: Options
+    stopper: Stopper
+    stream: int
+    state: RowState
+    token_ids: list[int] = field(default_factory=list)
+    stats: Stats = field(default_factory=Stats)
+    lookup: Lookup = field(default_factory=Lookup)
+    ready: Ready | None = None
+    seen: dict[int, None] = field(default_factory=dict)
+    processing: Processing | None = None
+    finish_reason: FinishReason | None = None
+    error: Exception | None = None
+
+    @property
+    def anchor(self) -> int:
+        """The last token of the text, whose keys the next pass writes."""
+        return self.token_ids[-1] if self.token_ids else self.prompt_ids[-1]
+
+    @property
+    def penalised(self) -> bool:
+        """True where tokens that the row contains already are penalised."""
+        return self.options.sampling.repetition_penalty != 1.0
+
+    def fail(self, error: Exception) -> None:
+        """End this completion with an error; the first one counts."""
+        self.finish_reason, self.error = "error", self.error or error
+
+    def observe(self, *, copies: bool) -> None:
+        """Bring what the policy goes by up to date; `copies` says whether it needs the text's matches."""
+        self.state.ready, self.state.blind = (0, False) if self.ready is None else (len(self.ready[0]), self.ready[1])
+        if copies:
+            self.lookup.extend(self.prompt_ids[len(self.lookup) :])
+            self.lookup.extend(self.token_ids[len(self.lookup) - len(self.prompt_ids) :])
+            self.state.match = self.lookup.match
+
+    def text(self) -> list[int]:
+        """Return the prompt and the tokens so far."""
+        return self.prompt_ids + self.token_ids
+
+    def part(self, start: int, stop: int) -> list[int]:
+        """Return tokens `start … stop-1` of the prompt and the tokens so far."""
+        prompt = len(self.prompt_ids)
+        return self.prompt_ids[start:stop] + self.token_ids[max(start - prompt, 0) : max(stop - prompt, 0)]
+
+
+class Rows:
+    """Place completions in a cache, and find the keys that they can begin with.
+
+    Args:
+        cache: the cache; whatever places change, moves with its keys.
+        reuse: whether a prompt may begin with keys that were written for another text.
+    """
+
+    def __init__(self, cache: ScratchCache, *, reuse: bool) -> None:
+        self.cache = cache
+        self._reuse = reuse
+        self._taken: list[Row] = []
+        self._decoding = 0
+        self._prefixes = Prefixes(cache.rows)
+        self._joined = [-1] * cache.rows  # the last completion of each place
+
+    @property
+    def live(self) -> list[Row]:
+        """Those that decode, in the order of their places from 0 on."""
+        return self._taken[: self._decoding]
+
+    @property
+    def reading(self) -> list[Row]:
+        """Those whose prompts are being read, in the order of the places behind."""
+        return self._taken[self._decoding :]
+
+    @property
+    def free(self) -> int:
+        """Places for more."""
+        return self.cache.rows - len(self._taken)
+
+    def at(self, where: slice) -> list[Row]:
+        """Return the rows of some places."""
+        return self._taken[where]
+
+    @property
+    def room(self) -> int:
+        """Cache positions left in each row that decodes."""
+        return self.cache.capacity - max(self.cache.lengths[: self._decoding])
+
+    def pending(self, row: Row) -> list[int]:
+        """Return the tokens of a prompt that have no keys yet, all but the last: that one is the first anchor."""
+        return row.prompt_ids[self.cache.lengths[self._taken.index(row)] : -1]
+
+    def join(self, row: Row) -> None:
+        """Give a completion a place behind the others, with the keys that any row has of its prompt's start.
+
+        Keys of another row are copied once, here; a shared start (a system prompt, say) is so read once and not for
+        every request. It replaces an ended text that it goes on from, or else the one that joined longest ago.
+        """
+        place, wanted = len(self._taken), row.prompt_ids[:-1]
+        for other in range(place):
+            self._note(other)
+        source, common = self._prefixes.longest(wanted, prefer=place) if self._reuse else (place, 0)
+        goes_on = source >= place and 0 < common == len(self._prefixes.texts[source])
+        given_up = source if goes_on else min(range(place, self.cache.rows), key=self._joined.__getitem__)
+        self._swap(place, given_up)
+        source = {place: given_up, given_up: place}.get(source, source)
+        if common and source != place:
+            self.cache.copy_start(source, place, common)
+            self._prefixes.copy(source, place, common)
+        self._prefixes.cut(place, common)
+        self.cache.set_length(place, common)
+        self._joined[place] = row.id
+        self._taken.append(row)
+
+    def begin(self, row: Row) -> None:
+        """Let a row whose prompt is read decode."""
+        self._swap(self._taken.index(row), self._decoding)
+        self._decoding += 1
+
+    def remove(self, row: Row) -> None:
+        """Free a row's place and keep its keys there, but for those of one that failed."""
+        place = self._taken.index(row)
+        if row.error is None:
+            self._note(place)
+        else:  # nobody may go on from keys that are no numbers, or meet them behind a mask
+            self._prefixes.cut(place, 0)
+            self.cache.wipe(place)
+        if place < self._decoding:
+            self._decoding -= 1
+            self._swap(place, self._decoding)
+            place = self._decoding
+        self._swap(place, len(self._taken) - 1)
+        self._taken.pop()
+
+    def next_to_read(self, most: int | None, *, unit: int = 1) -> tuple[slice, list[list[int]]]:
+        """Choose neighbours to read next, and how much of their prompts.
+
+        Args:
+            most: positions at most: of the one that joined first, and of whole prompts beside it that share its passes,
+                all as long as the longest; None for all of all rows.
+            unit: what is read of a longer prompt is a multiple of this, the unit itself at least.
+        """
+        first, last = self._decoding, len(self._taken)
+        if most is None:
+            return slice(first, last), [self.pending(row) for row in self.reading]
+        most = max(most // unit, 1) * unit
+        start = min(range(first, last), key=lambda place: self._taken[place].id)
+        pieces = [self.pending(self._taken[start])[:most]]
+        longest = len(pieces[0])
+        for place in range(start + 1, last):
+            pending = self.pending(self._taken[place])
+            longest = max(longest, len(pending))
+            level = self.cache.lengths[place] == self.cache.lengths[start]
+            if not level or (len(pieces) + 1) * longest > most:
+                break
+            pieces.append(pending)
+        return slice(start, start + len(pieces)), pieces
+
+    def _note(self, place: int) -> None:
+        """Bring the index up to the keys that a taken row has by now."""
+        held = len(self._prefixes.texts[place])
+        self._prefixes.extend(place, self._taken[place].part(held, self.cache.lengths[place]))
+
+    def _swap(self, one: int, other: int) -> None:
+        """Exchange two places, taken or free, and whatever belongs to them."""
+        if one == other:
+            return
+        self.cache.swap_rows(one, other)
+        self._prefixes.swap(one, other)
+        for of_places in (self._joined, self._taken):
+            _exchange(of_places, one, other)
+
+
+def _exchange(items: list[Any], one: int, other: int) -> None:
+    if max(one, other) < len(items):
+        items[one], items[other] = items[other], items[one]
