@@ -26,9 +26,24 @@ import orthrus
 model, tokenizer = orthrus.load("{place}")
 print(orthrus.generate(model, tokenizer, "…", max_new_tokens=128)[0].text)
 ```"""
-_OFFICIAL = """The published Orthrus code reads this layout: with its `modeling_orthrus.py` beside these files (not \
-included), `AutoModelForCausalLM.from_pretrained("{place}", trust_remote_code=True)`. So does vLLM, with the plugin \
-that comes with `orthrus-lm[vllm]`:
+_CUSTOM = """With transformers, where `orthrus-lm` is installed, on the backbone as it is:
+
+```python
+text_ids = model.generate(**inputs, custom_generate="{place}", trust_remote_code=True)
+```
+
+The first call gives the model the view. Streamers work, stop strings need `tokenizer=`; an option that is \
+not honoured is refused by name."""
+_OFFICIAL = """With transformers, where `orthrus-lm` is installed, `model.generate` drafts:
+
+```python
+from transformers import AutoModelForCausalLM
+
+model = AutoModelForCausalLM.from_pretrained("{place}", trust_remote_code=True)
+```
+
+The published Orthrus code reads this layout too, with its own `modeling_orthrus.py` in place of the one here. So does \
+vLLM, with the plugin that comes with `orthrus-lm[vllm]`:
 
 ```
 vllm serve {place} \\
@@ -64,7 +79,13 @@ def model_card(
         pipeline_tag="text-generation",
         license=licence,
         base_model=config.backbone if _on_the_hub(config.backbone) else None,
-        tags=["orthrus", "speculative-decoding", "diffusion", str(model.config.model_type)],
+        tags=[
+            *(["custom_generate"] if format == "adapter" else []),
+            "orthrus",
+            "speculative-decoding",
+            "diffusion",
+            str(model.config.model_type),
+        ],
     )
     called = f"`{config.backbone}`" if config.backbone else f"a {model.config.model_type} model"
     parts = [
@@ -78,6 +99,8 @@ def model_card(
     ]
     if format == "official":
         parts.append(_OFFICIAL.format(place=place, drafts=config.block_size - 1))
+    else:
+        parts.append(_CUSTOM.format(place=place))
     if training:
         parts += ["## Training", training]
     stated = licence or (

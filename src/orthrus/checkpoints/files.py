@@ -20,6 +20,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from orthrus.checkpoints.remote import MODELING
 from orthrus.errors import CheckpointError, ConfigError, UnsupportedModel
 from orthrus.model.attach import config_of
 from orthrus.model.config import OrthrusConfig
@@ -84,6 +85,8 @@ def save(model: PreTrainedModel, path: str | Path, *, format: Format = "adapter"
         save_torch_state_dict(plain, scratch, filename_pattern=stem + "{suffix}.safetensors")
         for name, values in files.items():
             (scratch / name).write_text(json.dumps(values, indent=2, sort_keys=True) + "\n")
+        for name, text in (MODELING if format == "official" else {}).items():
+            (scratch / name).write_text(text, encoding="utf-8")
         written = {file.name for file in scratch.iterdir()}
     # A whole file must not be shadowed by the shards and the index of an earlier, larger save, or the reverse.
     for file in [*Path(path).glob(f"{stem}.safetensors*"), *Path(path).glob(f"{stem}-*-of-*.safetensors")]:
@@ -269,10 +272,16 @@ def replacing(path: Path) -> Iterator[Path]:
         try:
             yield scratch
             path.mkdir(exist_ok=True)
-            for file in sorted(scratch.iterdir(), key=lambda f: f.suffix != ".safetensors"):
-                file.replace(path / file.name)
+            for name in sorted(names_in(scratch), key=lambda name: not name.endswith(".safetensors")):
+                (path / name).parent.mkdir(exist_ok=True)
+                (scratch / name).replace(path / name)
         finally:
             shutil.rmtree(scratch, ignore_errors=True)
+
+
+def names_in(folder: Path) -> set[str]:
+    """Return the files of a folder and of those in it, as paths from there with slashes."""
+    return {file.relative_to(folder).as_posix() for file in folder.rglob("*") if file.is_file()}
 
 
 def _names(kind: str, names: list[str]) -> str:

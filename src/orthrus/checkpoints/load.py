@@ -74,7 +74,7 @@ def load(
         if backbone is not None:
             told = backbone if isinstance(backbone, str | Path) else type(backbone).__name__
             raise ConfigError(f"{name} holds its backbone itself, found backbone={str(told)!r} beside it: drop it")
-        model, tokenizer = _load_official(path, wanted, **more), _tokenizer(path)
+        model, tokenizer = load_official(path, wanted, **more), _tokenizer(path)
     elif isinstance(backbone, PreTrainedModel):
         if dtype is not None or device is not None or more:
             raise ConfigError("a backbone that is loaded has its dtype, device and quantization: drop these options")
@@ -207,7 +207,8 @@ def _bundled(name: str | Path) -> Path | str:
     return BUNDLED.get(str(name), str(name))
 
 
-def _load_official(path: Path, dtype: torch.dtype | str, **more: Any) -> PreTrainedModel:
+def load_official(path: Path, dtype: torch.dtype | str, **more: Any) -> PreTrainedModel:
+    """Load backbone and view from a directory of the official layout; `more` goes to `from_pretrained`."""
     values = files.read_object(path / "config.json", missing="it is not a model")
     if "block_size" not in values or values.get("model_type") != "qwen3":
         raise CheckpointError(

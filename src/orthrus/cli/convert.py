@@ -5,6 +5,8 @@ words `model.card`'s, uploading `cli.hub`'s.
 """
 
 import dataclasses
+from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -20,14 +22,25 @@ if TYPE_CHECKING:
     from orthrus.model.config import OrthrusConfig
 
 CARD_FILE = "README.md"
-MODEL_FILES = ("*.safetensors", "*.safetensors.index.json", "*.bin", "config.json", "orthrus_config.json")
+MODEL_FILES = (
+    "*.safetensors",
+    "*.safetensors.index.json",
+    "*.bin",
+    "config.json",
+    "orthrus_config.json",
+    "modeling_orthrus.py",
+    "custom_generate/*",
+)
 """Files that make a directory a model; leftovers of another layout would be read as part of this one."""
 
 Source = Annotated[str, typer.Argument(metavar="MODEL", help="A bundled model, a directory, or a Hub id.")]
 Out = Annotated[Path, typer.Argument(metavar="OUT", help="The directory to write.")]
 Format = Annotated[
-    Literal["adapter", "official"],
-    typer.Option("--format", help="adapter: the view alone; official: one full Qwen3 model, as published."),
+    Literal["adapter", "hub", "official"],
+    typer.Option(
+        "--format",
+        help="adapter: the view alone; hub: one that others can open; official: a full Qwen3 model, as published.",
+    ),
 ]
 Backbone = Annotated[
     str | None,
@@ -64,20 +77,26 @@ def convert(
     if private and not push:
         raise typer.BadParameter("--private is about the repository of --push: give that too")
     _check_target(model, out, force=force)
+    layout: Literal["adapter", "official"] = "official" if format == "official" else "adapter"
     if push:
         hub.check_repository(push, patterns=MODEL_FILES, force=force)
+    from orthrus.checkpoints.remote import custom_generate
     from orthrus.model.attach import config_of
 
     loaded, tokenizer = common.load(model, backbone=backbone if lacking else None, dtype=dtype or "auto", device="cpu")
     origin = config_of(loaded)
-    if format == "adapter":
-        _settle_backbone(loaded, backbone, with_backbone=with_backbone, shared=push is not None)
+    if layout == "adapter":
+        shared = format == "hub" or push is not None
+        _settle_backbone(loaded, backbone, with_backbone=with_backbone, shared=shared)
         origin = origin if with_backbone else config_of(loaded)
     place = push or f"./{out.resolve().name}"
-    card = _card(model, loaded, tokenizer, origin, format, place=place, with_backbone=with_backbone)
-    written = _write(loaded, tokenizer, out, format, card, with_backbone=with_backbone)
+    card = _card(model, loaded, tokenizer, origin, layout, place=place, with_backbone=with_backbone)
+    beside = custom_generate(push or str(out.resolve())) if layout == "adapter" else {}
+    written = _write(loaded, tokenizer, out, layout, card, beside, with_backbone=with_backbone)
     for stale in _model_files(out) - written:
         (out / stale).unlink()
+        with suppress(OSError):
+            (out / stale).parent.rmdir()  # where it was the last one there
     say(f"{out}: {format}, {common.precision(loaded)}: {', '.join(sorted(written))}")
     if CARD_FILE not in written:
         say(f"{out / CARD_FILE} stays as it was: remove it to have a new card written", to=err)
@@ -125,7 +144,7 @@ def _settle_backbone(model: "PreTrainedModel", backbone: str | None, *, with_bac
         )
     if shared and config.backbone is not None and Path(config.backbone).is_dir():
         raise ConfigError(
-            f"--push: an adapter that others can load is required, found one whose backbone is the directory "
+            f"an adapter that others can load is required, found one whose backbone is the directory "
             f"{config.backbone}: name the backbone's Hub id with --backbone, or write it beside the adapter with "
             "--with-backbone; nothing was written"
         )
@@ -171,6 +190,7 @@ def _write(
     out: Path,
     format: Literal["adapter", "official"],
     card: str,
+    beside: Mapping[str, str],
     *,
     with_backbone: bool,
 ) -> set[str]:
@@ -178,7 +198,7 @@ def _write(
 
     A card that is there already stays.
     """
-    from orthrus.checkpoints.files import replacing, save
+    from orthrus.checkpoints.files import names_in, replacing, save
     from orthrus.model.attach import detach
 
     with replacing(out) as scratch:
@@ -188,8 +208,12 @@ def _write(
             detach(model).save_pretrained(scratch)
         if not (out / CARD_FILE).exists():
             (scratch / CARD_FILE).write_text(card, encoding="utf-8")
-        return {file.name for file in scratch.iterdir()}
+        for name, text in beside.items():
+            (scratch / name).parent.mkdir(exist_ok=True)
+            (scratch / name).write_text(text, encoding="utf-8")
+        return names_in(scratch)
 
 
 def _model_files(directory: Path) -> set[str]:
-    return {file.name for pattern in MODEL_FILES for file in directory.glob(pattern)}
+    files = [file for pattern in MODEL_FILES for file in directory.glob(pattern) if file.is_file()]
+    return {file.relative_to(directory).as_posix() for file in files}

@@ -39,7 +39,7 @@ def check_repository(repo_id: str, *, patterns: Sequence[str], force: bool) -> N
 def upload(folder: Path, repo_id: str, *, files: Iterable[str], patterns: Sequence[str], private: bool) -> str:
     """Upload these files of a folder, making the repository if need be; returns its address.
 
-    Files at the top of it that match `patterns` and are not among them are removed; everything else stays.
+    Files of it that match `patterns` and are not among them are removed; everything else stays.
 
     Raises:
         OrthrusError: the Hub refuses, or cannot be reached any more.
@@ -60,8 +60,8 @@ def upload(folder: Path, repo_id: str, *, files: Iterable[str], patterns: Sequen
 
 
 def _matching(files: Iterable[str], patterns: Sequence[str]) -> list[str]:
-    """Return the files at the top that match, sorted."""
-    return sorted(f for f in files if "/" not in f and any(fnmatch(f, pattern) for pattern in patterns))
+    """Return the files that match, sorted; `*` stands for no slash."""
+    return sorted(f for f in files if any(fnmatch(f, p) and f.count("/") == p.count("/") for p in patterns))
 
 
 @contextmanager
