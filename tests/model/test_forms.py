@@ -18,6 +18,7 @@ from orthrus.decode.options import Options
 from orthrus.errors import CheckpointError, UnsupportedModel
 from orthrus.model.attach import duals, is_attached
 from orthrus.model.fingerprint import fingerprint, identity, quantization_of, twin_tensors
+from orthrus.model.twin import require_gradients
 from orthrus.policy import steps
 from tests import reference
 from tests.families import perturb, tiny
@@ -56,6 +57,22 @@ def quantised(form: str, *, seed: int = 0) -> PreTrainedModel:
     model = tiny("qwen3", seed=seed)
     FORMS[form](model)
     return model
+
+
+@each_form
+def test_gradients_pass_through_weights_that_are_dequantised_for_products(form: str) -> None:
+    require_gradients(quantised(form))
+
+
+@pytest.mark.skipif(not FORMS, reason="no torchao")
+def test_where_gradients_get_lost_training_is_refused_by_name() -> None:
+    """Products of rounded inputs have none: a view would be trained by what passes beside them."""
+    from torchao import quantization as ao
+
+    model = tiny("qwen3")
+    ao.quantize_(model, ao.Int8DynamicActivationInt8WeightConfig())
+    with pytest.raises(UnsupportedModel, match=r"gradients do not pass through .*q_proj \(Linear of Int8Tensor\)"):
+        require_gradients(model)
 
 
 @each_form

@@ -64,7 +64,10 @@ def attach(
         raise ConfigError(f"mask_token_id must be one of the {rows} embedding rows, found {mask}")
     layers = config.layers_of(len(sites))
     partial = None if len(layers) == len(sites) else layers
-    twins = [twin_of(module) if index in layers else None for index, (_, _, module, _) in enumerate(sites)]
+    twins = [
+        twin_of(module, model.get_input_embeddings().weight.dtype) if index in layers else None
+        for index, (_, _, module, _) in enumerate(sites)
+    ]
     trainable = frozenset(name for name, parameter in model.named_parameters() if parameter.requires_grad)
     model.requires_grad_(False)
     for (parent, name, module, window), twin in zip(sites, twins, strict=True):

@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from transformers import PreTrainedConfig
 
@@ -18,8 +19,12 @@ from orthrus.kernels.watched import PLAIN
 _OF_HOOKS = ("_hf_hook", "_old_forward", "forward")  # what accelerate sets on a module
 
 
-def twin_of(attention: nn.Module) -> nn.Module:
+def twin_of(attention: nn.Module, dtype: torch.dtype) -> nn.Module:
     """Return a copy of an attention module that can be trained, equal to it up to what quantisation rounds.
+
+    Args:
+        attention: the original.
+        dtype: what the model computes in; copies of quantised weights get it, others keep their own.
 
     Raises:
         UnsupportedModel: weights that cannot be turned into floating point.
@@ -32,7 +37,7 @@ def twin_of(attention: nn.Module) -> nn.Module:
         if hook is not None:
             copies[id(hook)] = hook  # not copied: it may hold every weight of the model
         with present(module):
-            dense = _dequantised(module)
+            dense = _dequantised(module, dtype)
             if dense is not None:
                 copies[id(module)] = dense
             elif hook is not None:
@@ -77,10 +82,39 @@ def stored_parts(tensor: Tensor) -> list[Tensor]:
     return [part for each in inner if each is not None for part in stored_parts(each)]
 
 
-def _dequantised(module: nn.Module) -> nn.Linear | None:
+def require_gradients(model: nn.Module) -> None:
+    """Check that gradients pass through a model's quantised layers, by one layer of each kind.
+
+    Raises:
+        UnsupportedModel: they get lost in one, or come out wrong; the message names it.
+    """
+    met = set()
+    for name, module in model.named_modules():
+        weight = module._parameters.get("weight")
+        if weight is None or (type(module), type(weight)) in met:
+            continue
+        met.add((type(module), type(weight)))
+        dense = _dequantised(module, torch.float32)
+        if dense is None:
+            continue
+        dtype = weight.dtype if weight.is_floating_point() else torch.float32
+        x_RC = torch.zeros(2, dense.in_features, dtype=dtype, device=weight.device, requires_grad=True)
+        with torch.enable_grad():
+            total = module(x_RC).sum()
+            (found,) = torch.autograd.grad(total, x_RC, allow_unused=True) if total.requires_grad else (None,)
+        found = torch.zeros_like(x_RC) if found is None else found
+        expected = dense.weight.detach().sum(0).expand(2, -1)
+        if not torch.allclose(found.float(), expected, rtol=0.05, atol=0.05 * float(expected.abs().max())):
+            raise UnsupportedModel(
+                f"gradients do not pass through {name} ({type(module).__name__} of {type(weight).__name__}): no view "
+                "can be trained on this backbone: train it on the unquantised one, and load it on this"
+            )
+
+
+def _dequantised(module: nn.Module, dtype: torch.dtype) -> nn.Linear | None:
     """Return a quantised linear layer as a plain one; None for any other module."""
     weight = module._parameters.get("weight")
-    if weight is None or is_plain(weight):
+    if weight is None or is_plain(weight) or not hasattr(module, "out_features"):
         return None
     library = type(weight).__module__.partition(".")[0]
     if library == "bitsandbytes":
@@ -91,7 +125,7 @@ def _dequantised(module: nn.Module) -> nn.Linear | None:
         dense = weight.dequantize()
     else:
         return None
-    dense = dense.detach().reshape(module.out_features, module.in_features)
+    dense = dense.detach().reshape(module.out_features, module.in_features).to(dtype)
     bias = module._parameters.get("bias")
     linear = nn.Linear(module.in_features, module.out_features, bias=False, device="meta")  # type: ignore[arg-type]
     linear.weight = nn.Parameter(dense)
