@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 
 import orthrus
 from orthrus.cli.generate import means
-from orthrus.decode import accept
+from orthrus.decode import accept, api
 from orthrus.decode.accept import Verdict
 from orthrus.decode.output import Stats
 from tests.cli.conftest import CONTEXT, Ran
@@ -94,7 +94,7 @@ def test_a_text_that_fails_is_named_and_the_others_are_printed(
     cli: Cli, model_dir: Path, questions: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Exit code 1, as for any check that failed; the statistics are of all."""
-    real = orthrus.decode.api.decode
+    real = api.decode
     calls = iter([False, True, False, False])
 
     def decode(*arguments: Any) -> str:
@@ -102,7 +102,7 @@ def test_a_text_that_fails_is_named_and_the_others_are_printed(
             raise LookupError("no such token")
         return real(*arguments)
 
-    monkeypatch.setattr("orthrus.decode.api.decode", decode)
+    monkeypatch.setattr(api, "decode", decode)
     ran = cli("generate", "--input", questions, "-m", model_dir, "--max-new-tokens", 3)
     assert ran.code == 1
     assert ran.out.count("── q/") == 4
