@@ -85,7 +85,7 @@ def test_an_adapter_that_names_no_backbone_takes_one(cli: Cli, nameless: Path, m
     assert (told.code, told.out) == (0, cli("generate", "Hi", "-m", model_dir, "--max-new-tokens", 4).out)
 
 
-@pytest.mark.parametrize("verb", ["generate", "chat", "demo", "audit", "bench run", "bench passes", "convert"])
+@pytest.mark.parametrize("verb", ["generate", "chat", "demo", "audit", "bench run", "bench passes", "convert", "serve"])
 def test_every_verb_that_loads_an_adapter_takes_its_backbone(cli: Cli, verb: str) -> None:
     assert "--backbone" in cli(*verb.split(), "--help").out
 

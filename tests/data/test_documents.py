@@ -83,9 +83,9 @@ def test_documents_know_their_place(tmp_path: Path) -> None:
     path = tmp_path / "x.jsonl"
     text = "one " * 10 + "\n\n" + "two " * 10
     path.write_text("\n" + json.dumps({"text": text}) + "\n" + json.dumps({"messages": CHAT}) + "\n", encoding="utf-8")
-    places = [document.place for document in jsonl_documents(path, split_characters=50)]
+    places = [document.origin for document in jsonl_documents(path, split_characters=50)]
     assert places == [f"{path}:2", f"{path}:2", f"{path}:3"]
-    assert next(synthetic_documents("maths", split="heldout")).place == "maths, heldout problem 0"
+    assert next(synthetic_documents("maths", split="heldout")).origin == "maths, heldout problem 0"
 
 
 def test_synthetic_documents_are_the_problems_in_order() -> None:

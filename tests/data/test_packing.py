@@ -123,7 +123,7 @@ def test_texts_end_with_the_end_token_and_have_no_answer(tokenizer: PreTrainedTo
 
 
 def test_tools_that_the_template_does_not_present_are_refused(tokenizer: PreTrainedTokenizerFast) -> None:
-    chat = Document(source="s", messages=tuple(TURNS), tools=({"name": "f"},), place="x.jsonl:1")
+    chat = Document(source="s", messages=tuple(TURNS), tools=({"name": "f"},), origin="x.jsonl:1")
     with pytest.raises(DataError, match=r"x\.jsonl:1: tools were given, but this tokenizer's chat template presents"):
         list(encode_documents(tokenizer, [chat]))
 

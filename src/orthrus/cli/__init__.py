@@ -30,7 +30,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         sys.stdout.flush()
     except OSError as error:  # of standard output: files are named by those who write them
         if not isinstance(error, BrokenPipeError):  # whoever closes the pipe early, as `head` does, knows
-            _tell(f"standard output cannot be written ({error.strerror})")
+            _print_error(f"standard output cannot be written ({error.strerror})")
         _discard_output()
         return 1
     return code
@@ -45,17 +45,17 @@ def _run(argv: Sequence[str] | None) -> int:
             say("\ninterrupted", style="dim", to=err)
         return end.code if isinstance(end.code, int) else int(end.code is not None)
     except OrthrusError as error:
-        _tell(str(error))
+        _print_error(str(error))
         return _MISUSED if isinstance(error, ConfigError) else 1
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EPIPE) and error.filename is None:
             raise
-        _tell(str(error))
+        _print_error(str(error))
         return 1
     return 0
 
 
-def _tell(message: str) -> None:
+def _print_error(message: str) -> None:
     say("error: ", style="bold red", end="", to=err)
     say(message, to=err)
 

@@ -1,6 +1,6 @@
-"""`orthrus audit MODEL`: is what is promised about texts true here, and how far from it is what is not promised?
+"""`orthrus audit MODEL`: check that texts equal plain decoding's where that is promised, and measure it elsewhere.
 
-Knows the options, how a report is printed, and that a broken promise is an error; auditing is `orthrus.bench`'s.
+Options and printing only; `orthrus.bench.audit` does the work.
 """
 
 from pathlib import Path

@@ -1,6 +1,6 @@
 """`orthrus bench run`, `passes`, `train` and `report`: measure, and read what was measured.
 
-Knows the options and how a report is printed; measuring is `orthrus.bench`'s, of training `orthrus.train.measure`'s.
+Options and printing only; `orthrus.bench` measures decoding, `orthrus.train.measure` training.
 """
 
 from pathlib import Path
@@ -241,18 +241,17 @@ def train(
     if not isinstance(checked, ViewRecipe):
         raise ConfigError(f"{recipe}: kind = 'view' is required, found {checked.kind!r}: only views are measured")
     logging.disable_progress_bar()
-    place = checked.run.device
     with progress() as (start, lap):
         start(warmup + steps, "")
         cost = measure(checked, steps=steps, warmup=warmup, on_step=lap)
-    facts = provenance(dtypes=[checked.run.dtype], device=place)
+    facts = provenance(dtypes=[checked.run.dtype], device=checked.run.device)
     head = {"kind": lines.PROVENANCE, "id": digest(facts), **facts, "recipe": checked.model_dump(mode="json")}
     record = {
         "kind": lines.STEP,
         "provenance": head["id"],
         "recipe": str(recipe),
         "backbone": checked.model.backbone,
-        "device": place,
+        "device": checked.run.device,
         "dtype": checked.run.dtype,
         "threads": facts["threads"],
         "batch_rows": checked.run.batch_rows,

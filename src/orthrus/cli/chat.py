@@ -1,7 +1,6 @@
 """`orthrus chat`: a conversation in the terminal that streams and keeps its cache.
 
-Knows the conversation, its commands and what Ctrl-C means; the engine below keeps the keys, so that each turn
-reads only what the last one has not.
+One row of one engine holds the conversation, so each turn reads only what is new.
 """
 
 import difflib
@@ -195,7 +194,7 @@ def _obey(line: str, talk: Conversation) -> bool:
             talk.system = text.strip() or None
             say(f"system message: {talk.system or 'none'}", style="dim", to=err)
         case "/stats":
-            _tell(talk)
+            _show_statistics(talk)
         case _:
             near = difflib.get_close_matches(word, COMMANDS, n=1)
             say(
@@ -205,7 +204,7 @@ def _obey(line: str, talk: Conversation) -> bool:
     return True
 
 
-def _tell(talk: Conversation) -> None:
+def _show_statistics(talk: Conversation) -> None:
     """Print the statistics of the last answer and of all of them."""
     from orthrus.decode.output import Stats
 

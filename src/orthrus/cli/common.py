@@ -1,7 +1,6 @@
 """What every verb shares: options, loading, clocks, and how results are printed.
 
-Knows the terminal and the words of the command line; imports torch and transformers only inside functions, so
-that `orthrus --help` stays fast. Knows nothing of any one verb.
+Torch and transformers are imported inside functions, so that `orthrus --help` stays fast.
 """
 
 import json

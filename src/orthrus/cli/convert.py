@@ -1,7 +1,6 @@
-"""`orthrus convert`: a view from one layout on disk to the other, with a card, and to the Hub if asked.
+"""`orthrus convert`: write a view in another layout, with a model card, and upload it to the Hub if asked.
 
-Knows which files a model directory holds and which must not stay behind; layouts are `model.checkpoint`'s, a card's
-words `model.card`'s, uploading `cli.hub`'s.
+Layouts are in `checkpoints.files`, the card's text in `checkpoints.card`, the upload in `cli.hub`.
 """
 
 import dataclasses
@@ -135,8 +134,8 @@ def _settle_backbone(model: "PreTrainedModel", backbone: str | None, *, with_bac
     if with_backbone:
         config = dataclasses.replace(config, backbone=None, revision=None)
     elif backbone:
-        place = str(Path(backbone).resolve()) if Path(backbone).is_dir() else backbone
-        config = dataclasses.replace(config, backbone=place, revision=None)
+        name = str(Path(backbone).resolve()) if Path(backbone).is_dir() else backbone
+        config = dataclasses.replace(config, backbone=name, revision=None)
     elif config.backbone is None:
         raise CheckpointError(
             "an adapter must name its backbone, this model does not know it: name it with --backbone, "

@@ -1,6 +1,6 @@
-"""`orthrus demo`: built-in prompts, decoded plainly and then by Orthrus, side by side in figures.
+"""`orthrus demo`: decode built-in prompts plainly and with drafts, and compare the two.
 
-Knows how to show a stream and its figures; the prompts are held-out problems, which no training saw.
+The prompts are held-out problems, which no training saw.
 """
 
 from collections.abc import Iterable

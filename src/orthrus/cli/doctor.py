@@ -1,6 +1,6 @@
-"""`orthrus doctor`: what this machine has, what works on it, and whether decoding is lossless here.
+"""`orthrus doctor`: report what this machine has and what works on it, and check that decoding is lossless here.
 
-Knows how facts are gathered and told; the lossless check itself is `cli.selfcheck`'s.
+The lossless check is in `cli.selfcheck`.
 """
 
 import os
@@ -47,7 +47,7 @@ def doctor(json: common.Json = False) -> None:
     if json:
         print_json(facts)
     else:
-        _tell(facts)
+        _show(facts)
     if not passed:
         raise typer.Exit(1)
 
@@ -61,9 +61,9 @@ def _memory() -> dict[str, Any]:
     """Tell where files are kept for processes to come, and how many."""
     from orthrus.memory import folder
 
-    place = folder()
-    kept = 0 if place is None else sum(1 for _ in place.glob("*/*.json"))
-    return {"folder": None if place is None else str(place), "files": kept}
+    home = folder()
+    kept = 0 if home is None else sum(1 for _ in home.glob("*/*.json"))
+    return {"folder": None if home is None else str(home), "files": kept}
 
 
 def _device_names() -> list[str]:
@@ -162,8 +162,8 @@ def _products(model: "PreTrainedModel") -> dict[str, str]:
     """Tell what one row and several are multiplied by: the weights, or copies of them for this CPU's kernels."""
     from orthrus.kernels.packed import AsIs, kernels_of
 
-    found = next(iter(kernels_of(model)), AsIs(one=True, several=True))
-    return {rows: "weights" if as_is else "copies" for rows, as_is in found._asdict().items()}
+    kernels = next(iter(kernels_of(model)), AsIs(one=True, several=True))
+    return {rows: "weights" if as_is else "copies" for rows, as_is in kernels._asdict().items()}
 
 
 def _costs(name: str, model: "PreTrainedModel", dtype: str) -> list[dict[str, Any]]:
@@ -187,13 +187,13 @@ def _verdict(checks: list[Check], passed: bool) -> str:
     return "decoding is lossless here: every float32 text equals plain decoding's"
 
 
-def _tell(facts: dict[str, Any]) -> None:
+def _show(facts: dict[str, Any]) -> None:
     """Put the facts into words."""
     lines: dict[str, str] = dict(facts["versions"])
     lines |= {device: f"{what}: {_working(facts['dtypes'][device])}" for device, what in facts["devices"].items()}
     memory = facts["memory"]
     kept = "nothing is kept" if memory["folder"] is None else f"{memory['files']} files in {memory['folder']}"
-    lines |= {"threads": str(facts["threads"]), "memory": kept, facts["bundled"]["name"]: _told(facts["bundled"])}
+    lines |= {"threads": str(facts["threads"]), "memory": kept, facts["bundled"]["name"]: _describe(facts["bundled"])}
     for name, value in lines.items():
         say(f"{name:<14}{value}")
     for check in facts["checks"]:
@@ -201,10 +201,10 @@ def _tell(facts: dict[str, Any]) -> None:
         cycles = f"{check['tokens_per_cycle']:.1f} tokens per cycle"
         remark = "" if check["required"] else " (identity is not promised at this precision)"
         say(f"{'check':<14}{check['model']}, {check['dtype']}, {check['device']}: {same}, {cycles}{remark}")
-    for place in dict.fromkeys((cost["model"], cost["dtype"], cost["device"]) for cost in facts["costs"]):
-        own = [cost for cost in facts["costs"] if (cost["model"], cost["dtype"], cost["device"]) == place]
-        told = (f"{cost['pass']} {cost['width']} {1000 * cost['seconds']:.1f} ms" for cost in own)
-        say(f"{'passes':<14}{', '.join(place)}: {', '.join(told)}")
+    for run in dict.fromkeys((cost["model"], cost["dtype"], cost["device"]) for cost in facts["costs"]):
+        costs = [cost for cost in facts["costs"] if (cost["model"], cost["dtype"], cost["device"]) == run]
+        timed = (f"{cost['pass']} {cost['width']} {1000 * cost['seconds']:.1f} ms" for cost in costs)
+        say(f"{'passes':<14}{', '.join(run)}: {', '.join(timed)}")
     for dtype, products in facts["bundled"].get("products", {}).items():
         say(f"{'products':<14}{dtype}: one row by {products['one']}, several by {products['several']}")
     say(facts["verdict"], style="bold green" if facts["passed"] else "bold red")
@@ -214,7 +214,7 @@ def _working(dtypes: dict[str, bool]) -> str:
     return ", ".join(name if works else f"no {name}" for name, works in dtypes.items())
 
 
-def _told(bundled: dict[str, Any]) -> str:
+def _describe(bundled: dict[str, Any]) -> str:
     if not bundled["present"]:
         return "not in this installation"
     if "error" in bundled:

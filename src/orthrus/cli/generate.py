@@ -1,6 +1,6 @@
 """`orthrus generate`: complete prompts, and compare with plain decoding.
 
-Knows where prompts come from and how completions are shown; runs themselves are `cli.runs`'s.
+Where prompts come from and how completions are shown; `cli.runs` answers them.
 """
 
 import dataclasses

@@ -1,6 +1,6 @@
-"""Publishing a directory on the Hugging Face Hub, for those who have a network and a token.
+"""Upload a directory to the Hugging Face Hub.
 
-What can be refused is asked before there is anything to lose. Knows the Hub; knows neither models nor layouts.
+Network, token and repository are checked before anything is written.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
@@ -79,8 +79,8 @@ def _asking(repo_id: str, *, otherwise: str) -> Iterator[None]:
             f"HF_TOKEN; {otherwise}"
         ) from None
     except refusals as error:
-        told = str(error).splitlines()[0] if str(error) else "no reason given"
+        reason = str(error).splitlines()[0] if str(error) else "no reason given"
         raise OrthrusError(
             f"--push {repo_id}: the Hub must be reachable and let you write there, found {type(error).__name__}: "
-            f"{told}; {otherwise}"
+            f"{reason}; {otherwise}"
         ) from error

@@ -1,7 +1,4 @@
-"""What verbs that measure share: a progress display, threads, and loading without a display of its own.
-
-Knows the terminal; knows nothing of what is measured.
-"""
+"""What verbs that measure share: a progress display, threads, and loading without a display of its own."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager

@@ -1,7 +1,6 @@
 """Run a list of prompts in one mode, on the clock, with progress on the terminal.
 
-Knows prompt records, their turns and the chat that grows from them; decoding is `orthrus.generate`'s, and how
-results look is the verb's.
+A record's turns are answered one after another, each with the answers before it in the chat.
 """
 
 from collections.abc import Callable, Iterator, Sequence

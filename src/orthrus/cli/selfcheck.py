@@ -1,6 +1,6 @@
-"""Is decoding lossless on this machine? Orthrus against plain decoding, token for token.
+"""Check that decoding is lossless on this machine: drafts against plain decoding, token for token.
 
-Knows a tiny random model that needs no files, and how to ask the bundled one; knows nothing of terminals.
+The models are a tiny random one that needs no files, and the bundled one.
 """
 
 from dataclasses import asdict, dataclass

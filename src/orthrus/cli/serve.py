@@ -26,6 +26,7 @@ BodyLimit = Annotated[int, typer.Option(min=1024, rich_help_panel=_LIMITS, help=
 
 def serve(
     model: Name = "nano",
+    backbone: common.Backbone = None,
     host: Host = "127.0.0.1",
     port: Port = 8000,
     rows: Rows = 8,
@@ -53,7 +54,7 @@ def serve(
 
     plan_of("orthrus", plan)
     listening = http.listen(host, port)  # before the model is loaded: a port in use shows at once
-    loaded, tokenizer = common.load(model, dtype=dtype, device=device, compile=compile)
+    loaded, tokenizer = common.load(model, backbone=backbone, dtype=dtype, device=device, compile=compile)
     common.look_at_kernels(loaded, exact, rows=rows)
     service = Service(
         loaded,

@@ -1,4 +1,4 @@
-"""`orthrus train`: run a recipe. A thin door to `orthrus.train`, which knows everything about training."""
+"""`orthrus train`: train by a recipe, or say what that takes; `orthrus.train` does the work."""
 
 import os
 from pathlib import Path

@@ -1,7 +1,7 @@
 """Documents for training: chats and texts from JSONL files and from the procedural generator.
 
-Knows record formats and where documents come from; knows neither tokenizers nor rows. The record format is
-`{"source", "id", "messages": [{"role", "content"}, …]}` or `{"source", "id", "text"}`, one object a line.
+The record format is `{"source", "id", "messages": [{"role", "content"}, …], "tools": […]}` or
+`{"source", "id", "text"}`, one object a line.
 """
 
 import itertools
@@ -22,7 +22,7 @@ Message = Mapping[str, Any]
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Document:
-    """One chat (`messages` not empty) or one plain text; `place` says where it was found, for messages about it.
+    """One chat (`messages` not empty) or one plain text; `origin` is its file and line, for error messages.
 
     `tools` are JSON schemas that the chat's template presents to the model.
     """
@@ -31,14 +31,14 @@ class Document:
     messages: tuple[Message, ...] = ()
     tools: tuple[Mapping[str, Any], ...] = ()
     text: str = ""
-    place: str = field(default="", compare=False)
+    origin: str = field(default="", compare=False)
 
 
 def synthetic_documents(domain: Domain, *, split: Split = "train", seed: int = 0) -> Iterator[Document]:
     """Endless problems of one domain of `orthrus.data.synthetic`, from index 0 on."""
     for index in itertools.count():
         messages = tuple(problem(domain, index, split=split, seed=seed).messages)
-        yield Document(source=domain, messages=messages, place=f"{domain}, {split} problem {index}")
+        yield Document(source=domain, messages=messages, origin=f"{domain}, {split} problem {index}")
 
 
 def jsonl_documents(path: str | Path, *, split_characters: int | None = None) -> Iterator[Document]:
@@ -67,9 +67,9 @@ def _parse(line: str, where: str) -> Document:
                 chat = tuple(map(checked_message, messages))
             except PromptError as error:
                 raise DataError(f"{where}: 'messages': {error}") from None
-            return Document(source=source, messages=chat, tools=tools_of(record, where=where), place=where)
+            return Document(source=source, messages=chat, tools=tools_of(record, where=where), origin=where)
         case {"text": str(text)} if text:
-            return Document(source=source, text=text, place=where)
+            return Document(source=source, text=text, origin=where)
     raise DataError(
         f"{where}: expected 'messages' (a list of objects with the strings 'role' and 'content') or 'text' "
         f"(a string that is not empty), found the keys {sorted(record)}"

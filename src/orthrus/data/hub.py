@@ -1,7 +1,4 @@
-"""Hugging Face datasets as documents: by name or local directory, revision, split and a mapping of columns.
-
-Knows the package `datasets` and how columns become chats or texts; knows no tokenizer and no recipe.
-"""
+"""Hugging Face datasets as documents: by name or local directory, revision, split and a mapping of columns."""
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -74,7 +71,7 @@ def _rows(dataset: Dataset, where: str) -> Iterable[Mapping[str, Any]]:
 
 def _document(row: Mapping[str, Any], columns: Columns, *, source: str, where: str) -> Document:
     if columns.text is not None:
-        return Document(source=source, text=_text(row[columns.text], where), place=where)
+        return Document(source=source, text=_text(row[columns.text], where), origin=where)
     if columns.messages is not None:
         messages = row[columns.messages]
         if not isinstance(messages, list) or not messages:
@@ -83,13 +80,13 @@ def _document(row: Mapping[str, Any], columns: Columns, *, source: str, where: s
             chat = tuple(map(checked_message, messages))
         except PromptError as error:
             raise DataError(f"{where}: {error}") from None
-        return Document(source=source, messages=chat, tools=tools_of(row, where=where), place=where)
+        return Document(source=source, messages=chat, tools=tools_of(row, where=where), origin=where)
     assert columns.prompt is not None
     asked = {"role": "user", "content": _text(row[columns.prompt], where)}
     if columns.answer is None:
-        return Document(source=source, messages=(asked,), place=where)
+        return Document(source=source, messages=(asked,), origin=where)
     answer = {"role": "assistant", "content": _text(row[columns.answer], where)}
-    return Document(source=source, messages=(asked, answer), place=where)
+    return Document(source=source, messages=(asked, answer), origin=where)
 
 
 def _text(value: Any, where: str) -> str:

@@ -1,7 +1,4 @@
-"""Lines of text files, gzipped or not, with their numbers.
-
-Knows how a file is opened and what can be wrong with it as a whole; knows nothing of what its lines hold.
-"""
+"""Lines of text files, gzipped or not, with their numbers."""
 
 import gzip
 import zlib

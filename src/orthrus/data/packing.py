@@ -1,8 +1,6 @@
 """Packed rows: whole documents side by side in rows of a fixed length, kept as memory-mapped arrays.
 
-Knows chat rendering, which tokens belong to answers, and the files of a packed set; knows neither where
-documents come from nor what is trained on them. A document is never cut, unless it is longer than a row:
-then the row ends it.
+A document is cut only where it is longer than a row. Each token says whether it belongs to an answer.
 """
 
 import bisect
@@ -85,7 +83,7 @@ def _segments(tokenizer: PreTrainedTokenizerFast, document: Document) -> list[tu
     try:
         check_template(tokenizer, document.messages, document.tools, {})
     except PromptError as error:
-        raise DataError(f"{document.place or document.source}: {error}") from None
+        raise DataError(f"{document.origin or document.source}: {error}") from None
     segments: list[tuple[str, bool]] = []
     done = ""
     for turn, message in enumerate(document.messages):
@@ -217,12 +215,12 @@ def are_about(path: str | Path, about: Mapping[str, Any]) -> bool:
     """Tell whether a packed set is there and was made from `about`; a damaged manifest is for `load_rows` to name."""
     file = Path(path) / "manifest.json"
     try:
-        found = json.loads(file.read_text(encoding="utf-8"))["about"]
+        kept = json.loads(file.read_text(encoding="utf-8"))["about"]
     except FileNotFoundError:
         return Path(path).exists()
     except (OSError, ValueError, KeyError):
         return True
-    return bool(found == json.loads(json.dumps(about)))
+    return bool(kept == json.loads(json.dumps(about)))
 
 
 def load_rows(

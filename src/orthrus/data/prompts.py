@@ -1,7 +1,4 @@
-"""Prompt sets: records of JSONL files, lines of text files or rows of Hugging Face datasets, as one type.
-
-Knows file formats and the column names that prompt sets use; knows no tokenizer, no template, no benchmark.
-"""
+"""Prompt sets: records of JSONL files, lines of text files or rows of Hugging Face datasets, as one type."""
 
 import itertools
 import json

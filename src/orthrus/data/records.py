@@ -1,7 +1,6 @@
 """Files of JSON objects, one a line, that grow while a process runs and stay readable when it is killed.
 
-Half a line at the end, as such a process leaves one, is no record: it is passed over, and cut off before the next is
-written. Knows nothing of what records hold.
+Half a line at the end, left by a killed process, is ignored when read and removed before the next record is written.
 """
 
 import json

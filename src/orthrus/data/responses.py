@@ -1,8 +1,7 @@
 """Prompts and the answers to them: what a diffusion view is trained to foresee.
 
 Takes prompts from documents, and lets the backbone answer them greedily through the engine, keeping the tokens as
-they were written (decoding and encoding again need not give them back), or takes answers that are given. Knows
-neither files nor packing nor training.
+they were written (decoding and encoding again need not give them back), or takes answers that are given.
 """
 
 import re
@@ -32,12 +31,12 @@ _THOUGHT = re.compile(r"<think>\s*\S.*?</think>", re.DOTALL)
 class Prompt(NamedTuple):
     """What a model is asked, as tokens, and the answer that its document gives (None for texts and open chats).
 
-    `place` says where the document was found.
+    `origin` is the document's file and line.
     """
 
     token_ids: list[int]
     answer: str | None = None
-    place: str = ""
+    origin: str = ""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -67,14 +66,14 @@ def prompt_of(
     """Return what a model answers to: a chat's open question, one of its assistant turns, or a text's first third.
 
     `choice` picks the turn (modulo their number), so that a corpus sees early and late turns alike. `thinking` is
-    given to the chat template as `enable_thinking`; None leaves the template's own way.
+    given to the chat template as `enable_thinking`; None leaves the template's default.
 
     Raises:
         ConfigError: thinking is set, but the chat template knows no such thing.
     """
     if not document.messages:
         whole: list[int] = tokenizer(document.text)["input_ids"]
-        return Prompt(whole[: max(1, len(whole) // 3)], place=document.place)
+        return Prompt(whole[: max(1, len(whole) // 3)], origin=document.origin)
     turns = [i for i, message in enumerate(document.messages) if message["role"] == "assistant"]
     if document.messages[-1]["role"] == "user":
         turns = []  # the whole chat leads up to a question that is open
@@ -88,8 +87,8 @@ def prompt_of(
     try:
         ids = encode(tokenizer, document.messages[:end], tools=document.tools, chat_template_kwargs=setting)
     except PromptError as error:
-        raise DataError(f"{document.place}: {error}") from None
-    return Prompt(ids, document.messages[end].get("content") if turns else None, document.place)
+        raise DataError(f"{document.origin}: {error}") from None
+    return Prompt(ids, document.messages[end].get("content") if turns else None, document.origin)
 
 
 def answer(
@@ -158,18 +157,18 @@ def check_given(prompts: Iterable[Prompt], *, thinking: bool | None) -> None:
     """Refuse prompts whose answers are missing, empty, or think where others or the setting do not.
 
     Raises:
-        DataError: with the place of the document.
+        DataError: with the file and line of the document.
     """
     first, settled_by = thinking, "answers.thinking"
     for prompt in prompts:
         if prompt.answer is None or not prompt.answer.strip():
-            raise DataError(f"{prompt.place}: an answer is required (answers.by = 'given'), found none; leave it out")
+            raise DataError(f"{prompt.origin}: an answer is required (answers.by = 'given'), found none; leave it out")
         thinks = _THOUGHT.search(prompt.answer) is not None
         if first is None:
-            first, settled_by = thinks, prompt.place
+            first, settled_by = thinks, prompt.origin
         if thinks != first:
             raise DataError(
-                f"{prompt.place}: an answer that {'thinks' if first else 'does not think'} is required, as "
+                f"{prompt.origin}: an answer that {'thinks' if first else 'does not think'} is required, as "
                 f"{settled_by} has it, found one that {'thinks' if thinks else 'does not'}: a view foresees little of "
                 "the kind that it was not trained on; separate them"
             )

@@ -1,8 +1,7 @@
 """Problems with worked answers, made from a seed: word problems, small functions, tables and JSON.
 
 There is no real text in here and no fixed list of problems: families of templates are filled with drawn
-names, things and numbers, and answers are computed. Knows the splits and how an answer is judged; knows no
-tokenizer and no model.
+names, things and numbers, and answers are computed.
 """
 
 import json

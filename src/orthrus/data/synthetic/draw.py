@@ -1,8 +1,4 @@
-"""One draw of a problem: its slot values, its phrasings, and which side of the split it falls on.
-
-Knows how slots are drawn and how a combination of slot values is assigned to training or to the held-out
-side; knows nothing about any family of problems.
-"""
+"""One draw of a problem: its slot values, its phrasings, and which side of the split it falls on."""
 
 import random
 import re

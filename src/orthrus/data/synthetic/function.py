@@ -1,6 +1,6 @@
 """How a request for a Python function and its answer are put together, and what such requests draw.
 
-An answer has one sentence, the function with a docstring, and one example. Knows no family of problems.
+An answer has one sentence, the function with a docstring, and one example.
 """
 
 import operator

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from typing import Final
 
 from orthrus.data.synthetic.draw import Draft, Draw
-from orthrus.data.synthetic.told import listed, ordered, people
+from orthrus.data.synthetic.records import listed, ordered, people
 from orthrus.data.synthetic.words import CITIES, COLOURS, MONTHS
 
 _JSON_HEADS: Final = (

@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from typing import Final
 
 from orthrus.data.synthetic.draw import Draft, Draw
-from orthrus.data.synthetic.told import listed, ordered, people
+from orthrus.data.synthetic.records import listed, ordered, people
 from orthrus.data.synthetic.words import CITIES, COLOURS, CURRENCIES, PLURAL, THINGS, WEEKDAYS
 
 _TABLE_HEADS: Final = (

@@ -1,7 +1,6 @@
 """How a word problem and its worked answer are put together.
 
 An answer restates what is given, does one small calculation a line and closes with "The answer is N.".
-Knows no family of problems.
 """
 
 from collections.abc import Sequence
