@@ -54,6 +54,11 @@ CHAT_TEMPLATE = (
 @pytest.fixture(scope="session")
 def characters() -> PreTrainedTokenizerFast:
     """A tokenizer of one token per character, for models of `tests.families` with their 96 tokens."""
+    return made_characters()
+
+
+def made_characters() -> PreTrainedTokenizerFast:
+    """Make the tokenizer of the fixture `characters`."""
     vocabulary = {token: i for i, token in enumerate([*SPECIAL, *map(chr, range(33, 33 + VOCAB - len(SPECIAL)))])}
     backend = Tokenizer(models.WordLevel(vocabulary, unk_token="!"))
     backend.pre_tokenizer = pre_tokenizers.Split("", "isolated")

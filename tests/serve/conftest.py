@@ -103,6 +103,11 @@ def running(
 @pytest.fixture(scope="session")
 def small() -> PreTrainedModel:
     """A tiny random model whose drafts are sometimes right."""
+    return made_small()
+
+
+def made_small() -> PreTrainedModel:
+    """Make the model of the fixture `small`."""
     model = orthrus.attach(tiny("qwen2"), orthrus.OrthrusConfig(block_size=6))
     perturb(model, scale=0.01)
     return model

@@ -1,0 +1,230 @@
+"""Load on a server by the `openai` client: so many requests at a time, or so many a second.
+
+Every request streams; what a user waits for is timed as it arrives. Any OpenAI-compatible server will do; only the
+modes are Orthrus's own.
+"""
+
+import asyncio
+import hashlib
+import itertools
+import time
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import asdict, dataclass, field
+from typing import Any, Final, Literal, TypeAlias
+
+import numpy as np
+from openai import APIError, AsyncOpenAI
+
+from orthrus.bench.suites import Item
+from orthrus.errors import ConfigError
+
+Mode: TypeAlias = Literal["orthrus", "ar", "server"]
+MODES: Final = ("orthrus", "ar", "server")
+REQUEST: Final = "request"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Setting:
+    """How a server is loaded.
+
+    Attributes:
+        mode: "orthrus" drafts, "ar" decodes plainly; "server" asks for neither, for servers that know no modes.
+        concurrency: requests in flight, a new one for each that ends (closed loop); or None, and
+        rate: requests a second, at random times, whatever is in flight (open loop).
+    """
+
+    mode: Mode
+    concurrency: int | None = None
+    rate: float | None = None
+
+    @property
+    def label(self) -> str:
+        """The load in words."""
+        return f"{self.concurrency} at a time" if self.concurrency is not None else f"{self.rate:g} a second"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Answered:
+    """One request, as its client saw it.
+
+    Attributes:
+        mode, concurrency, rate: the setting.
+        suite, id: the prompt.
+        sent: seconds from the setting's start to the request.
+        first: seconds from the request to the first text; None where none came.
+        seconds: from the request to its end.
+        prompt_tokens, tokens: as the server counts them.
+        gaps: seconds between one piece of text and the next.
+        finish_reason: why the text ended; None where it failed.
+        error: what went wrong; None where nothing did.
+        text_hash: digest of the text.
+        stats: the server's statistics of drafts, where it tells them.
+    """
+
+    mode: Mode
+    concurrency: int | None
+    rate: float | None
+    suite: str
+    id: str
+    sent: float
+    first: float | None
+    seconds: float
+    prompt_tokens: int = 0
+    tokens: int = 0
+    gaps: list[float] = field(default_factory=list)
+    finish_reason: str | None = None
+    error: str | None = None
+    text_hash: str = ""
+    stats: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def per_token(self) -> float | None:
+        """Mean seconds per token after the first text."""
+        if self.first is None or self.tokens < 2:
+            return None
+        return (self.seconds - self.first) / (self.tokens - 1)
+
+    def to_record(self) -> dict[str, Any]:
+        """Return the line as plain JSON values."""
+        return {"kind": REQUEST, **asdict(self)}
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Target:
+    """The server.
+
+    Attributes:
+        url: its address, without `/v1`.
+        key: its API key.
+        model: the model to ask; None for the first that it lists.
+        max_tokens: tokens of an answer at most.
+        timeout: seconds a request may take.
+    """
+
+    url: str
+    key: str = "none"
+    model: str | None = None
+    max_tokens: int = 128
+    timeout: float = 600.0
+
+
+def run(
+    target: Target,
+    items: Sequence[Item],
+    setting: Setting,
+    *,
+    requests: int,
+    seed: int = 0,
+    on_answer: Callable[[], None] = lambda: None,
+) -> list[Answered]:
+    """Send so many requests, the items in turn, and return what came of each, in the order they were sent.
+
+    Raises:
+        ConfigError: no items, a server that cannot be reached, or one without models.
+    """
+    if not items:
+        raise ConfigError("a load needs prompts, found none")
+    return asyncio.run(_run(target, items, setting, requests, seed, on_answer))
+
+
+async def _run(
+    target: Target, items: Sequence[Item], setting: Setting, requests: int, seed: int, on_answer: Callable[[], None]
+) -> list[Answered]:
+    async with _client(target) as (client, model):
+        started = time.perf_counter()
+
+        async def one(number: int) -> Answered:
+            made = await _ask(client, model, target, items[number % len(items)], setting, started)
+            on_answer()
+            return made
+
+        if setting.concurrency is not None:
+            return await _closed(one, requests, setting.concurrency)
+        if setting.rate is None:
+            raise ConfigError("a load needs a concurrency or a rate, found neither")
+        waits = np.random.default_rng(seed).exponential(1 / setting.rate, requests)
+        return await _open(one, waits.cumsum().tolist(), started)
+
+
+@asynccontextmanager
+async def _client(target: Target) -> AsyncIterator[tuple[AsyncOpenAI, str]]:
+    async with AsyncOpenAI(
+        base_url=f"{target.url.rstrip('/')}/v1", api_key=target.key, max_retries=0, timeout=target.timeout
+    ) as client:
+        try:
+            listed = [model.id async for model in client.models.list()]
+        except APIError as error:
+            raise ConfigError(f"the server at {target.url} cannot be asked for its models: {error}") from error
+        if target.model is None and not listed:
+            raise ConfigError(f"the server at {target.url} lists no models: name one")
+        yield client, target.model or listed[0]
+
+
+async def _closed(one: Callable[[int], Any], requests: int, concurrency: int) -> list[Answered]:
+    made: dict[int, Answered] = {}
+    numbers = iter(range(requests))
+
+    async def worker() -> None:
+        for number in numbers:
+            made[number] = await one(number)
+
+    await asyncio.gather(*(worker() for _ in range(concurrency)))
+    return [made[number] for number in sorted(made)]
+
+
+async def _open(one: Callable[[int], Any], times: Sequence[float], started: float) -> list[Answered]:
+    async def later(number: int, at: float) -> Answered:
+        await asyncio.sleep(max(0.0, started + at - time.perf_counter()))
+        made: Answered = await one(number)
+        return made
+
+    return list(await asyncio.gather(*(later(number, at) for number, at in enumerate(times))))
+
+
+async def _ask(
+    client: AsyncOpenAI, model: str, target: Target, item: Item, setting: Setting, started: float
+) -> Answered:
+    extra = {} if setting.mode == "server" else {"orthrus": {"mode": setting.mode}}
+    messages: Any = [dict(message) for message in item.messages]
+    sent = time.perf_counter()
+    times: list[float] = []
+    text, finish_reason, usage, failed = "", None, None, None
+    try:
+        stream = await client.chat.completions.create(
+            model=model,
+            messages=messages,
+            max_tokens=target.max_tokens,
+            temperature=0,
+            stream=True,
+            stream_options={"include_usage": True},
+            extra_body=extra,
+        )
+        async for chunk in stream:
+            usage = chunk.usage or usage
+            for choice in chunk.choices:
+                if choice.delta.content:
+                    times.append(time.perf_counter())
+                    text += choice.delta.content
+                finish_reason = choice.finish_reason or finish_reason
+    except APIError as error:
+        failed = f"{type(error).__name__}: {error.message}"
+    ended = time.perf_counter()
+    told = (usage.model_extra or {}).get("orthrus") if usage is not None else None
+    return Answered(
+        mode=setting.mode,
+        concurrency=setting.concurrency,
+        rate=setting.rate,
+        suite=item.suite,
+        id=item.id,
+        sent=sent - started,
+        first=times[0] - sent if times else None,
+        seconds=ended - sent,
+        prompt_tokens=usage.prompt_tokens if usage is not None else 0,
+        tokens=usage.completion_tokens if usage is not None else 0,
+        gaps=[later - earlier for earlier, later in itertools.pairwise(times)],
+        finish_reason=finish_reason,
+        error=failed,
+        text_hash=hashlib.sha256(text.encode()).hexdigest()[:12],
+        stats=told or {},
+    )
