@@ -10,9 +10,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
-from transformers import GenerationConfig, LogitsProcessorList, RepetitionPenaltyLogitsProcessor
+from transformers import GenerationConfig, LogitsProcessorList, RepetitionPenaltyLogitsProcessor, TopPLogitsWarper
 
 from orthrus.decode import accept, noise
+from orthrus.decode.nucleus import NucleusWarper
 from orthrus.decode.options import Sampling
 from orthrus.decode.sampling import Chooser, Context, Drafts
 from tests import reference
@@ -65,6 +66,17 @@ PLAIN = tiny("llama", vocab_size=V)
 def prepared(config: GenerationConfig) -> GenerationConfig:
     config._eos_token_tensor = None
     return config
+
+
+@given(st.integers(0, 1000), st.sampled_from([0.05, 0.5, 0.9, 0.999]), st.sampled_from([0.0, 0.25, 2.0]))
+def test_long_vocabularies_keep_the_same_nucleus(seed: int, top_p: float, step: float) -> None:
+    """As transformers' warper; logits in steps, as of half precision, tie in crowds: as many of these stay."""
+    logits = torch.randn(3, 5000, generator=torch.Generator().manual_seed(seed)) * 3
+    logits = (logits / step).round() * step if step else logits
+    made = NucleusWarper(top_p)(torch.empty(0), logits)
+    expected = TopPLogitsWarper(top_p)(torch.empty(0), logits)
+    assert torch.equal(made.sort(1).values, expected.sort(1).values)
+    assert torch.equal(made[made > -torch.inf], logits[made > -torch.inf])
 
 
 @given(samplings, st.integers(0, 1000), st.lists(st.integers(0, V - 1), min_size=1, max_size=6))

@@ -32,12 +32,12 @@ from transformers import (
     SuppressTokensLogitsProcessor,
     TemperatureLogitsWarper,
     TopKLogitsWarper,
-    TopPLogitsWarper,
     TypicalLogitsWarper,
     WatermarkingConfig,
 )
 from transformers.generation.logits_process import TopHLogitsWarper
 
+from orthrus.decode.nucleus import NucleusWarper
 from orthrus.errors import ConfigError
 
 
@@ -113,7 +113,7 @@ WARPERS: Final[dict[str, Make]] = {
     "temperature": lambda value, _: TemperatureLogitsWarper(float(value)),
     "top_h": lambda value, _: TopHLogitsWarper(value),
     "top_k": lambda value, _: TopKLogitsWarper(value),
-    "top_p": lambda value, _: TopPLogitsWarper(value),
+    "top_p": lambda value, _: NucleusWarper(value),
     "min_p": lambda value, _: MinPLogitsWarper(value),
     "typical_p": lambda value, _: TypicalLogitsWarper(value),
     "epsilon_cutoff": lambda value, _: EpsilonLogitsWarper(value),

@@ -18,11 +18,11 @@ from transformers import (
     MinPLogitsWarper,
     TemperatureLogitsWarper,
     TopKLogitsWarper,
-    TopPLogitsWarper,
 )
 
 from orthrus.decode import accept, noise
 from orthrus.decode.accept import Verdict
+from orthrus.decode.nucleus import NucleusWarper
 from orthrus.decode.options import Sampling
 from orthrus.decode.processing import Processing, branches, chain
 from orthrus.decode.tree import Tree
@@ -213,7 +213,7 @@ class Chooser:
         if s.top_k > 0:
             warpers.append(TopKLogitsWarper(s.top_k))
         if s.top_p < 1.0:
-            warpers.append(TopPLogitsWarper(s.top_p))
+            warpers.append(NucleusWarper(s.top_p))
         if s.min_p > 0.0:
             warpers.append(MinPLogitsWarper(s.min_p))
         flat = scores.flatten(0, 1)
