@@ -1,12 +1,14 @@
 """Options are Hugging Face's by name; each is checked, and what is not honoured is refused by name."""
 
 import math
+import re
+from pathlib import Path
 
 import pytest
 import torch
 from transformers import GenerationConfig
 
-from orthrus.decode.options import Options, Sampling, from_generation_config
+from orthrus.decode.options import HONOURED, REFUSED, WITHOUT_EFFECT, Options, Sampling, from_generation_config
 from orthrus.decode.processors import Request
 from orthrus.errors import ConfigError
 
@@ -198,3 +200,39 @@ def test_max_length_alone_is_refused() -> None:
     """It counts the prompt too, which an option of one completion cannot."""
     with pytest.raises(ConfigError, match="max_new_tokens is required"):
         from_generation_config(GenerationConfig(max_length=20))
+
+
+# ---------------------------------------------------------------- documentation
+
+
+def documented() -> dict[str, tuple[str, str]]:
+    """Options in the table of docs/compatibility.md: what `generate` and `hf_generate` do with each."""
+    text = (Path(__file__).parents[2] / "docs" / "compatibility.md").read_text()
+    table = text.partition("## Generation options")[2].partition("\n## ")[0]
+    rows = [row.split("|")[1:4] for row in table.splitlines() if row.startswith("| `")]
+    return {name: (own.strip(), hf.strip()) for names, own, hf in rows for name in re.findall(r"`(\w+)`", names)}
+
+
+def test_the_table_of_options_says_what_the_code_does() -> None:
+    """Every option of transformers and of ours is in it, as honoured or, with the reason in the code, as refused."""
+    table = documented()
+    assert {name for name, (own, _) in table.items() if own == "yes"} == {*HONOURED}
+    assert {name for name, (own, hf) in table.items() if (own, hf) == ("no", "no")} <= {*REFUSED}
+    for name in table.keys() - {*HONOURED}:
+        with pytest.raises(ConfigError, match=f"generation option '{name}' is not honoured"):
+            Options.of(**{name: 3})
+    settings = {name for name in vars(GenerationConfig()) if not name.startswith("_")}
+    assert settings - WITHOUT_EFFECT <= table.keys()
+    assert {*REFUSED} <= table.keys()
+
+
+def test_hf_generate_refuses_what_the_table_says() -> None:
+    """Those settings of a config that the last column denies, and no others."""
+    settings = vars(GenerationConfig()).keys() - WITHOUT_EFFECT
+    values = {"num_beams": 2, "num_return_sequences": None, "output_scores": None, "output_logits": None}
+    for name, (_, hf) in documented().items():
+        if name in settings and hf == "no" and name != "stop_strings":
+            config = filled(max_new_tokens=5)
+            setattr(config, name, values.get(name, 3))
+            with pytest.raises(ConfigError, match=f"'{name}' is not honoured"):
+                from_generation_config(config)

@@ -53,8 +53,9 @@ def generate(
         tools: what a chat's template presents as tools: JSON schemas, or functions with types and a docstring.
         chat_template_kwargs: more variables for the chat template, such as `{"enable_thinking": False}`.
         on_progress: called with the prompt's index after every cycle that moved it.
-        **options: Hugging Face's names: max_new_tokens, do_sample, temperature, top_k, top_p, min_p,
-            repetition_penalty, eos_token_id, stop_strings, seed. Anything else is refused.
+        **options: by Hugging Face's names, as docs/compatibility.md lists them: max_new_tokens, do_sample,
+            temperature, eos_token_id, stop_strings, logits_processor and so on. Without a `seed` torch's generator
+            decides what is sampled. What is not honoured is refused.
 
     Raises:
         ConfigError: an option that is not honoured or out of range.

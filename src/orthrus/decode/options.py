@@ -17,7 +17,7 @@ from orthrus.decode import processors
 from orthrus.decode.processors import Recipe, Request
 from orthrus.errors import ConfigError
 
-_WITHOUT_EFFECT: Final = {
+WITHOUT_EFFECT: Final = {
     # Bookkeeping of transformers that changes no token here.
     "transformers_version",
     "pad_token_id",
@@ -35,6 +35,7 @@ _WITHOUT_EFFECT: Final = {
     "assistant_lookbehind",
     "target_lookbehind",
 }
+"""Settings of a whole `GenerationConfig` that are passed over, for they change no text here."""
 
 _ASKS_NOTHING: Final[dict[str, float]] = {
     # `generate` writes these into every config before it decodes; other values ask for something.
@@ -51,6 +52,8 @@ _ASKS_NOTHING: Final[dict[str, float]] = {
 _BEAMS: Final = "beam search keeps several texts of a prompt, and drafts follow one"
 _OTHER_DRAFTS: Final = "the diffusion view drafts (plan='lookup' copies from the text)"
 _OWN_CACHE: Final = "this decoder keeps a cache of its own"
+_CONTRASTIVE: Final = "contrastive search needs hidden states of every candidate"
+_LOGITS: Final = "hf_generate returns them, and engines give them with keep_logits"
 _PASSES: Final = "its passes do not return them"
 
 REFUSED: Final[dict[str, str]] = {
@@ -61,23 +64,33 @@ REFUSED: Final[dict[str, str]] = {
     "early_stopping": _BEAMS,
     "constraints": _BEAMS,
     "force_words_ids": _BEAMS,
-    "penalty_alpha": "contrastive search needs hidden states of every candidate",
+    "penalty_alpha": _CONTRASTIVE,
+    "low_memory": _CONTRASTIVE,
     "dola_layers": "DoLa needs the logits of other layers",
     "guidance_scale": "it needs a second pass of the backbone for every token",
     "assistant_model": _OTHER_DRAFTS,
     "prompt_lookup_num_tokens": _OTHER_DRAFTS,
     "assistant_early_exit": _OTHER_DRAFTS,
     "use_mtp": _OTHER_DRAFTS,
+    "is_assistant": _OTHER_DRAFTS,
+    "max_matching_ngram_size": _OTHER_DRAFTS,
+    "assistant_ensemble_weight": _OTHER_DRAFTS,
+    "speculation_type": _OTHER_DRAFTS,
     "inputs_embeds": "drafts and plans need the prompt's tokens: give input_ids",
     "cache_implementation": _OWN_CACHE,
     "cache_config": _OWN_CACHE,
+    "max_cache_len": _OWN_CACHE,
     "past_key_values": _OWN_CACHE,
+    "output_scores": _LOGITS,
+    "output_logits": _LOGITS,
     "output_attentions": _PASSES,
     "output_hidden_states": _PASSES,
     "compile_config": "orthrus.load(compile=True) compiles its passes",
     "token_healing": "it changes the prompt",
     "encoder_repetition_penalty": "there is no encoder",
     "encoder_no_repeat_ngram_size": "there is no encoder",
+    "decoder_start_token_id": "there is no encoder",
+    "continuous_batching_config": "engines batch by themselves",
     "max_length": "it counts the prompt too: give max_new_tokens",
     "num_return_sequences": "give the prompt as often as texts are wanted",
 }
@@ -175,7 +188,7 @@ def from_generation_config(config: GenerationConfig, **asked: Any) -> Options:
 
 def _asks(name: str, value: Any) -> bool:
     """Tell settings that could change a token from bookkeeping and from values that stand for "off"."""
-    if value is None or value is False or name in _WITHOUT_EFFECT or name.startswith("_"):
+    if value is None or value is False or name in WITHOUT_EFFECT or name.startswith("_"):
         return False
     if name in processors.OFF and name not in _SAMPLING:
         return bool(value != processors.OFF[name])
