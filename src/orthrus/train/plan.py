@@ -8,20 +8,19 @@ Units: operations are floating-point operations (a multiply-add is two), memory 
 """
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, Qwen3Config
 
+from orthrus.checkpoints.load import home_of
 from orthrus.errors import CheckpointError
 from orthrus.model.attach import attach, duals
 from orthrus.model.config import OrthrusConfig
 from orthrus.model.markov import markov_of
 from orthrus.train.objective import NEEDS_TEACHER
 from orthrus.train.sections import BackboneRecipe, Recipe, ViewRecipe
-from orthrus.zoo import BUNDLED
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -243,7 +242,7 @@ def _config(recipe: Recipe) -> PreTrainedConfig:
         return Qwen3Config(**recipe.model.model_dump(exclude={"rope_theta", "start_from"}))
     name = recipe.model.backbone
     try:
-        return AutoConfig.from_pretrained(BUNDLED.get(name, Path(name) if Path(name).is_dir() else name))
+        return AutoConfig.from_pretrained(home_of(name))
     except (OSError, ValueError) as error:
         raise CheckpointError(
             f"{name}: a backbone's config.json is required to plan, found none: {str(error).splitlines()[0]}"

@@ -1,0 +1,116 @@
+"""Backbones kept as GGUF files: converted once into a cache, from which they load like any directory of weights.
+
+Knows where the cache is, how its folders are named and that processes may want the same one; what a model is called is
+`load`'s, and what the weights are is transformers'.
+"""
+
+import hashlib
+import importlib.util
+import json
+import os
+import sys
+from importlib.metadata import PackageNotFoundError, files
+from pathlib import Path
+from typing import Final
+
+import torch
+from filelock import FileLock
+from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
+
+from orthrus.errors import CheckpointError
+from orthrus.writing import replacing, writing
+from orthrus.zoo import Wheel
+
+CACHE: Final = "ORTHRUS_CACHE"
+"""The environment variable that names the cache's folder."""
+FORM: Final = 1  # of what a conversion writes: another number, another folder
+_NOTE: Final = "conversion.json"
+
+
+def cache_folder() -> Path:
+    """Return where converted backbones are kept."""
+    return Path(os.environ.get(CACHE) or Path.home() / ".cache" / "orthrus")
+
+
+def weights_in(wheel: Wheel) -> Path | None:
+    """Return the file of weights that an installed package brings, which is not imported; None without the package."""
+    try:
+        inside = files(wheel.distribution) or []
+    except PackageNotFoundError:
+        return None
+    found = [Path(str(path.locate())) for path in inside if path.suffix == ".gguf"]
+    return found[0] if found and found[0].is_file() else None
+
+
+def converted(file: Path, *, sha256: str | None = None) -> Path:
+    """Return a directory with the weights of a GGUF file in float32 and its tokenizer, made if need be.
+
+    A directory is there whole or not at all; of two processes that want it at once one makes it.
+
+    Args:
+        file: the weights; the directory goes by their digest, wherever they lie.
+        sha256: what the digest has to be.
+
+    Raises:
+        CheckpointError: no such file, another one than is wanted, or one that cannot be converted.
+        WriteError: the cache cannot be written.
+    """
+    digest = _digest(file)
+    if sha256 is not None and digest != sha256:
+        raise CheckpointError(
+            f"{file} must have the sha256 {sha256}, found {digest}: it is damaged or another model; install its "
+            "package again"
+        )
+    folder = cache_folder() / f"{file.stem}-{digest[:12]}-{FORM}"
+    if _whole(folder):
+        return folder
+    with writing(f"{folder} (about {6 * file.stat().st_size // 2**20} MB; {CACHE} names another folder)"):
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(f"{folder}.lock"):
+            if not _whole(folder):
+                _convert(file, folder)
+    return folder
+
+
+def _digest(file: Path) -> str:
+    try:
+        with file.open("rb") as opened:
+            return hashlib.file_digest(opened, "sha256").hexdigest()
+    except OSError as error:
+        raise CheckpointError(f"{file} cannot be read: {error.strerror or error}") from error
+
+
+def _whole(folder: Path) -> bool:
+    """Whether a conversion is there and its files have the sizes that they were written with."""
+    try:
+        sizes = json.loads((folder / _NOTE).read_text(encoding="utf-8"))["bytes"]
+        return all((folder / name).stat().st_size == size for name, size in sizes.items())
+    except (OSError, ValueError, KeyError):
+        return False
+
+
+def _convert(file: Path, folder: Path) -> None:
+    if importlib.util.find_spec("gguf") is None:
+        raise CheckpointError(f"{file} needs the package gguf to be read, found none: pip install gguf")
+    print(f"{file.name} is converted once into {folder}, which takes half a minute", file=sys.stderr, flush=True)
+    with replacing(folder) as scratch:
+        scratch.mkdir()
+        _write(file, scratch)
+        sizes = {path.name: path.stat().st_size for path in sorted(scratch.iterdir())}
+        note = {"from": file.name, "bytes": sizes}
+        (scratch / _NOTE).write_text(json.dumps(note, indent=2) + "\n", encoding="utf-8")
+
+
+def _write(file: Path, folder: Path) -> None:
+    """Have transformers read a GGUF file and write what it found."""
+    try:
+        kept = {"gguf_file": file.name, "dtype": torch.float32}
+        model = AutoModelForCausalLM.from_pretrained(
+            file.parent, quantization_config=GgufConfig(dequantize=True), **kept
+        )
+        tokenizer = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name)
+    except (ValueError, KeyError, RuntimeError, ImportError, OSError) as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise CheckpointError(f"{file} cannot be converted: {reason}") from error
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
