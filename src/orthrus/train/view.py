@@ -133,8 +133,9 @@ class ViewTask:
         return figures
 
     def save(self, path: Path) -> None:
-        """Write the view as an adapter; the backbone is named, not copied."""
-        save(self._model, path, format="adapter")
+        """Write the view as an adapter, in the run's dtype; the backbone is named, not copied."""
+        with in_one_dtype(self._model):
+            save(self._model, path, format="adapter")
 
     def _block_length(self, step: int) -> int:
         lengths = self._recipe.objective.block_lengths
