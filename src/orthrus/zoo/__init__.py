@@ -3,7 +3,9 @@
 from pathlib import Path
 from typing import Final, NamedTuple
 
-BUNDLED: dict[str, Path] = {name: Path(__file__).parent / name for name in ("smollm2", "nano")}
+_HERE = Path(__file__).parent
+
+BUNDLED: dict[str, Path] = {name: _HERE / name for name in ("smollm2", "nano") if (_HERE / name).is_dir()}
 """Bundled views by name; nano's backbone lies beside its view."""
 
 
