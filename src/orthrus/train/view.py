@@ -37,6 +37,7 @@ from orthrus.model.config import OrthrusConfig
 from orthrus.model.dual import View, ViewName
 from orthrus.model.head import output_head
 from orthrus.model.markov import Before, install, markov_of, untrained
+from orthrus.model.twin import require_gradients
 from orthrus.policy.steps import parse
 from orthrus.train import anchors, objective
 from orthrus.train.anchors import Blocks
@@ -351,13 +352,17 @@ def load_backbone(recipe: ViewRecipe, device: torch.device) -> tuple[PreTrainedM
     Raises:
         ConfigError: the recipe's `model.markov_rank`, `anchor` or `layers` are not those of the view to start from, its
             rows are longer than the backbone reads, or its mask token is none of the tokenizer's.
+        UnsupportedModel: the backbone is quantised in a form that gradients do not pass through.
     """
     model, tokenizer = _in_float32(recipe)
     _check_rows(model, recipe)
     for parameter in model.parameters():
-        if not parameter.requires_grad:
+        numbers = parameter.is_floating_point() and parameter.dtype.itemsize > 1  # other forms pack them
+        if numbers and not parameter.requires_grad:
             parameter.data = parameter.data.to(DTYPES[recipe.run.dtype])
-    return model.to(device).eval(), tokenizer
+    model = model.to(device).eval()
+    require_gradients(model)
+    return model, tokenizer
 
 
 @contextmanager
