@@ -160,6 +160,10 @@ def test_weights_that_cannot_be_dequantised_are_refused_by_name() -> None:
     assert not is_attached(model)
     assert not duals(model)
     assert all(parameter.requires_grad for parameter in model.parameters())
+    model = tiny("qwen3")
+    model.model.layers[0].self_attn.q_proj.weight_scale = nn.Parameter(torch.ones(48, 1))
+    with pytest.raises(UnsupportedModel, match=r"keeps q_proj\.weight_scale as Parameter of torch\.float32"):
+        orthrus.attach(model, CONFIG)
 
 
 def offloaded(where: str, folder: Path) -> PreTrainedModel:

@@ -5,7 +5,7 @@ memory, a disk) are copied to where they are computed with, and stay there.
 """
 
 import copy
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -50,7 +50,7 @@ def twin_of(attention: nn.Module, dtype: torch.dtype) -> nn.Module:
     for name, weight in fetched.items():
         path, _, last = name.rpartition(".")
         setattr(twin.get_submodule(path), last, nn.Parameter(weight))
-    _require_floats(twin, like=attention)
+    _require_plain(twin, like=attention)
     return twin.requires_grad_(True)
 
 
@@ -133,12 +133,15 @@ def _dequantised(module: nn.Module, dtype: torch.dtype) -> nn.Linear | None:
     return linear.train(module.training)
 
 
-def _require_floats(twin: nn.Module, *, like: nn.Module) -> None:
+def _require_plain(twin: nn.Module, *, like: nn.Module) -> None:
     """Refuse a twin that holds weights as something else than plain floating-point numbers."""
-    tensors: Mapping[str, Tensor] = {**dict(twin.named_parameters()), **dict(twin.named_buffers())}
-    for name, tensor in tensors.items():
-        if tensor.ndim > 1 and not is_plain(tensor):
-            raise UnsupportedModel(
-                f"{type(like).__name__} keeps {name} as {type(tensor).__name__} of {tensor.dtype}, which cannot be "
-                "turned into a trainable twin: load the backbone unquantised, or quantised by torchao or bitsandbytes"
-            )
+    for path, module in twin.named_modules():
+        own = {**dict(module.named_parameters(recurse=False)), **dict(module.named_buffers(recurse=False))}
+        for name, tensor in own.items():
+            beside = isinstance(module, nn.Linear) and name not in ("weight", "bias")
+            if beside or (tensor.ndim > 1 and not is_plain(tensor)):
+                raise UnsupportedModel(
+                    f"{type(like).__name__} keeps {path}.{name} as {type(tensor).__name__} of {tensor.dtype}, which "
+                    "cannot be turned into a trainable twin: load the backbone dequantised (many of transformers' "
+                    "quantisation configs take dequantize=True), or quantised by torchao or bitsandbytes"
+                )
