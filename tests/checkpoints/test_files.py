@@ -120,7 +120,7 @@ def test_a_backbone_is_known_in_every_precision(
     loaded, _ = orthrus.load(tmp_path, dtype=dtype)
     assert loaded.dtype == (kept if dtype == "auto" else getattr(torch, dtype))
     config = json.loads((tmp_path / "orthrus_config.json").read_text())
-    (tmp_path / "orthrus_config.json").write_text(json.dumps(config | {"fingerprint": "0" * 32}))
+    (tmp_path / "orthrus_config.json").write_text(json.dumps(config | {"fingerprint": "0" * 32, "identity": "0" * 32}))
     with pytest.raises(CheckpointError, match=r"fingerprint 0000.* load it with its own backbone"):
         orthrus.load(tmp_path, dtype=dtype)
 

@@ -1,6 +1,7 @@
 """Backbones whose weights are not plain numbers in one memory: quantised, offloaded, none at all."""
 
 import json
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 
@@ -109,7 +110,10 @@ def test_a_view_of_plain_weights_loads_on_quantised_ones(form: str, tmp_path: Pa
     perturb(model)
     orthrus.save(model, tmp_path / "plain")
     other = quantised(form)
-    with pytest.warns(UserWarning, match="trained on plain weights; this is the same backbone with torchao"):
+    with pytest.warns(
+        UserWarning,
+        match=r"on plain weights, this backbone has torchao .* \(embedding and norms are",
+    ):
         put_on(other, tmp_path / "plain")
     assert all(torch.equal(t, twin_tensors(other)[name]) for name, t in twin_tensors(model).items())
     orthrus.save(other, tmp_path / "quantised")
@@ -130,6 +134,18 @@ def test_a_foreign_quantised_backbone_is_refused(form: str, tmp_path: Path) -> N
     with pytest.raises(CheckpointError, match=r"another|identity .* load it with its own backbone"):
         put_on(other, tmp_path)
     assert not is_attached(other)
+
+
+def test_a_view_loads_on_weights_that_were_rounded_or_merged(tmp_path: Path) -> None:
+    """Plain matrices other than those it was trained for, between the same embedding and norms, give a warning."""
+    orthrus.save(orthrus.attach(tiny("qwen3"), CONFIG), tmp_path)
+    model = tiny("qwen3")
+    model.model.layers[0].mlp.up_proj.weight.data.mul_(1.1)
+    with pytest.warns(UserWarning, match="this backbone has other ones"):
+        put_on(model, tmp_path)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        put_on(tiny("qwen3"), tmp_path)
 
 
 def test_identity_is_that_of_all_forms() -> None:

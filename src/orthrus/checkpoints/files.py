@@ -128,25 +128,29 @@ def _described(model: PreTrainedModel) -> OrthrusConfig:
 def _check_backbone(model: PreTrainedModel, path: Path, known: str | None) -> None:
     """Refuse another backbone than the view was trained for; say so where it is the same one in another form."""
     config, form = config_of(model), quantization_of(model)
+    plain = form is None and config.quantization is None
     kind, expected, found = "fingerprint", config.fingerprint, known
-    if form or config.quantization:
-        # Rounding to float16 changes more than its digits: nothing can be said of such a backbone.
-        comparable = model.get_input_embeddings().weight.dtype != torch.float16
-        kind, expected, found = "identity", config.identity if comparable else None, None
-    if expected is not None:
-        found = found or (fingerprint if kind == "fingerprint" else identity)(model)
-        if expected != found:
-            raise CheckpointError(
-                f"{path} holds a view trained for a backbone with {kind} {expected} ({config.backbone or 'unnamed'}), "
-                f"this model's is {found}: load it with its own backbone"
-            )
-    if form != config.quantization:
-        checked = "the same backbone" if expected else "a backbone whose weights could not be compared"
-        warnings.warn(
-            f"the view of {path} was trained on {config.quantization or 'plain'} weights; this is {checked} with "
-            f"{form or 'plain'} ones: texts are this model's own, drafts may be kept less often",
-            stacklevel=4,
+    if plain:
+        found = found or fingerprint(model)
+        if expected in (None, found):
+            return
+    # Rounding to float16 changes more than digits: nothing can be said of what quantisation left alone.
+    comparable = config.identity is not None and model.get_input_embeddings().weight.dtype != torch.float16
+    same = comparable and identity(model) == config.identity
+    if not same and (plain or comparable):
+        if not plain:
+            kind, expected, found = "identity", config.identity, identity(model)
+        raise CheckpointError(
+            f"{path} holds a view trained for a backbone with {kind} {expected} ({config.backbone or 'unnamed'}), "
+            f"this model's is {found}: load it with its own backbone"
         )
+    which = "embedding and norms are the same" if same else "whether it is the same backbone cannot be told"
+    now = form or ("other" if plain else "plain")
+    warnings.warn(
+        f"the view of {path} was trained on {config.quantization or 'plain'} weights, this backbone has {now} ones "
+        f"({which}): texts are this backbone's own, drafts may be kept less often",
+        stacklevel=4,
+    )
 
 
 def read_config(path: Path) -> OrthrusConfig:
