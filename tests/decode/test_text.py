@@ -8,7 +8,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
+from transformers import ByT5Tokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from orthrus.checkpoints.load import tokenizer_of
 from orthrus.decode.text import TextStream, as_list, checked_message, decode, encode
@@ -20,7 +20,13 @@ def nano() -> PreTrainedTokenizerBase:
     return tokenizer_of("nano")
 
 
-@pytest.fixture(scope="module", params=["bytefallback", "bytelevel", "nano", "characters"])
+@pytest.fixture(scope="module")
+def python() -> PreTrainedTokenizerBase:
+    """A tokenizer without a backend in Rust; it leaves invalid bytes out."""
+    return ByT5Tokenizer(extra_ids=3)
+
+
+@pytest.fixture(scope="module", params=["bytefallback", "bytelevel", "nano", "characters", "python"])
 def tokenizer(request: pytest.FixtureRequest) -> PreTrainedTokenizerBase:
     return request.getfixturevalue(request.param)
 
