@@ -3,12 +3,14 @@
 import gc
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from types import FunctionType, ModuleType
+from typing import Any
 
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
 import orthrus
+from orthrus.decode.drafters import ViewDrafter
 from orthrus.decode.engine import Engine
 from orthrus.decode.options import Options
 from orthrus.decode.passes import Passes
@@ -63,18 +65,21 @@ def held(engine: Engine) -> Iterator[object]:
             queue += gc.get_referents(thing)
 
 
-class Double:
-    """A drafter that knows each row's text and is right about the token at place i when `right(row, i)` says so.
+class Double(ViewDrafter):
+    """Stands in for the view, knows each row's text and is right about its token at place i when `right(row, i)` is.
 
     `texts` maps prompts to what the backbone says after them; past its end, drafts are anything.
     """
 
+    ahead = False
+
     def __init__(self, texts: Mapping[tuple[int, ...], list[int]], right: Callable[[Row, int], bool]) -> None:
+        super().__init__()
         self.texts = texts
         self.right = right
         self.engine: Engine | None = None
 
-    def __call__(self, passes: Passes, rows: slice, anchor_B: Tensor, drafts: int) -> Tensor:
+    def propose(self, passes: Passes, rows: slice, anchor_B: Tensor, drafts: int, states: Sequence[Any]) -> Tensor:
         assert self.engine is not None
         assert anchor_B.tolist() == [row.anchor for row in self.engine.live[rows]]
         vocabulary = self.engine.vocabulary

@@ -3,12 +3,14 @@
 import math
 import random
 import time
+from collections.abc import Sequence
 from functools import cache
 from typing import Any
 
 import pytest
 from torch import Tensor, nn
 
+from orthrus.decode.drafters import ViewDrafter
 from orthrus.decode.engine import Engine
 from orthrus.decode.experience import Experience, begin_anew
 from orthrus.decode.options import Options, Sampling
@@ -197,7 +199,7 @@ def test_a_drafter_that_is_always_wrong_costs_three_percent_more_passes_at_most(
     model = dual(num_hidden_layers=1, max_position_embeddings=1024)
     model.register_forward_pre_hook(take, with_kwargs=True)
     room = Engine.room(3, 600, PLAN.scratch(BLOCK))
-    engine = Engine(model, rows=rows, capacity=room, plan=PLAN, drafter=wrong, clock=lambda: seconds)
+    engine = Engine(model, rows=rows, capacity=room, plan=PLAN, drafter=Wrong(), clock=lambda: seconds)
     fused = engine.passes.fused
 
     def wrong_ahead(*args: Any) -> tuple[Tensor, Tensor]:
@@ -218,5 +220,8 @@ def test_a_drafter_that_is_always_wrong_costs_three_percent_more_passes_at_most(
     assert passes <= 1.03 * (steps - 100)
 
 
-def wrong(passes: Passes, rows: slice, anchor_B: Tensor, drafts: int) -> Tensor:
-    return -100 * passes.draft(rows, anchor_B, drafts)
+class Wrong(ViewDrafter):
+    ahead = False
+
+    def propose(self, passes: Passes, rows: slice, anchor_B: Tensor, drafts: int, states: Sequence[Any]) -> Tensor:
+        return -100 * passes.draft(rows, anchor_B, drafts)

@@ -1,11 +1,26 @@
 """Who drafts never shows in the text, and what the drafts were worth shows in the statistics, to the last count."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import pytest
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
 
+from orthrus.decode.drafters import ViewDrafter
+from orthrus.decode.engine import Engine
 from orthrus.decode.options import Options
+from orthrus.decode.output import Stats
+from orthrus.decode.passes import Passes
 from orthrus.decode.rows import Row
+from orthrus.errors import ConfigError
+from orthrus.model.attach import attach
+from orthrus.model.cache import ScratchCache
+from orthrus.model.config import OrthrusConfig
+from orthrus.model.graphs import compile_passes
+from orthrus.model.markov import markov_of
+from orthrus.policy import steps
 from tests import reference
 from tests.decode.drive import BLOCK, Double, decode, dual, engine_of, engine_with
 from tests.families import tiny
@@ -71,10 +86,11 @@ def test_an_oracle_reaches_the_method_s_best() -> None:
 def test_plain_decoding_counts_plain_steps() -> None:
     """One pass per token and one prefill; no drafter is ever asked."""
 
-    def nobody(*_: object) -> None:
-        raise AssertionError("plain decoding drafts nothing")
+    class Nobody(ViewDrafter):
+        def propose(self, *_: object) -> Tensor:
+            raise AssertionError("plain decoding drafts nothing")
 
-    stats = decode(engine_of(MODEL, block=1, drafter=nobody), PROMPTS[:1], Options(max_new_tokens=9))[0].stats
+    stats = decode(engine_of(MODEL, block=1, drafter=Nobody()), PROMPTS[:1], Options(max_new_tokens=9))[0].stats
     assert (stats.cycles, stats.plain_steps, stats.forwards, stats.emitted) == (0, 9, 10, 9)
     assert stats.tokens_per_forward == 0.9
     assert stats.accepted_per_position == []
@@ -124,3 +140,138 @@ def test_untrained_twins_leave_the_text(seed: int) -> None:
     perturb(model, scale=float(seed), seed=seed)
     for row in decode(engine_of(model, block=BLOCK), PROMPTS, OPTIONS):
         assert row.token_ids == TEXTS[tuple(row.prompt_ids)][: row.options.max_new_tokens]
+
+
+# ---------------------------------------------------------------- other people's
+
+
+class Oracle(Double):
+    """Another drafter than the view: it has a name of its own and brings no correction."""
+
+    name = "oracle"
+
+    def propose(self, *given: Any) -> Tensor:
+        return 30 * super().propose(*given)
+
+
+def with_a_bias() -> PreTrainedModel:
+    """A model whose view's correction makes one token all but certain after any other."""
+    model = attach(tiny("qwen3"), OrthrusConfig(block_size=BLOCK, markov_rank=2), attn_implementation="orthrus")
+    correction = markov_of(model)
+    assert correction is not None
+    with torch.no_grad():
+        correction.before_VR.fill_(10.0)
+        correction.after_VR.zero_()
+        correction.after_VR[90] = 10.0
+    return model
+
+
+@pytest.mark.parametrize("plan", ["full", "fixed:4", "tree:12"])
+def test_the_view_s_correction_is_the_view_s_alone(plan: str) -> None:
+    """An oracle's drafts are all kept, whatever the model's own view adds to its logits."""
+    oracle = Oracle(TEXTS, DOUBLES["always right"])
+    oracle.engine = Engine(with_a_bias(), rows=2, capacity=96, plan=steps.parse(plan), drafter=oracle)
+    for row in oracle.engine.finish(PROMPTS[:2], Options(max_new_tokens=16)):
+        assert row.token_ids == TEXTS[tuple(row.prompt_ids)][:16]
+        assert row.stats.cycles == {"full": 2, "fixed:4": 4, "tree:12": 2}[plan]
+
+
+def test_passes_of_another_drafter_count_under_its_name() -> None:
+    """Not as passes of the backbone, which are one per cycle and the prefill; sums keep them apart as well."""
+    oracle = Oracle(TEXTS, DOUBLES["always right"])
+    rows = decode(engine_with(oracle, MODEL, block=BLOCK), PROMPTS[:2], Options(max_new_tokens=16))
+    assert [row.stats.forwards for row in rows] == [1 + 2, 1 + 2]
+    assert [row.stats.draft_passes for row in rows] == [{"oracle": 2}, {"oracle": 2}]
+    assert Stats.total(row.stats for row in rows).to_dict()["draft_passes"] == {"oracle": 4}
+    own = decode(engine_with(Double(TEXTS, DOUBLES["always right"]), MODEL, block=BLOCK), PROMPTS[:1], OPTIONS[:1])
+    assert "draft_passes" not in own[0].stats.to_dict()
+
+
+def test_other_drafters_take_no_part_in_fused_passes() -> None:
+    """A plan of nothing else is refused by name; `auto` does without."""
+    oracle = Oracle(TEXTS, DOUBLES["never right"])
+    with pytest.raises(ConfigError, match="found drafter 'oracle': take 'full'"):
+        Engine(MODEL, rows=1, capacity=200, plan=steps.parse("onepass:2"), drafter=oracle)
+    engine = oracle.engine = Engine(MODEL, rows=1, capacity=96, plan=steps.parse("auto"), drafter=oracle)
+    assert all(not step.stops for step in engine.policy.steps)
+    (row,) = engine.finish(PROMPTS[:1], OPTIONS[0])
+    assert row.token_ids == TEXTS[tuple(PROMPTS[0])][:23]
+
+
+class Reader(Double):
+    """Keep what two layers say at each slot as keys of layers of its own, and check them when it drafts.
+
+    Its rows' states count the tokens that were kept, from those that were cached when they began.
+    """
+
+    name = "reader"
+    taps = (1, 0, 1)
+
+    def __init__(self, model: PreTrainedModel) -> None:
+        super().__init__(TEXTS, coin)
+        self.model = model
+        self.checked = 0
+
+    def reset(self, cached: int) -> list[int]:
+        return [cached]
+
+    def read(self, cache: ScratchCache, hidden: Sequence[Tensor]) -> None:
+        assert len(hidden) == 3
+        assert hidden[0] is hidden[2]
+        for layer, states_BQH in enumerate(hidden[:2]):
+            cache.update(states_BQH[:, None], states_BQH[:, None], 2 + layer)
+
+    def accepted(self, states: Sequence[list[int]], counts: Sequence[int]) -> None:
+        for state, count in zip(states, counts, strict=True):
+            state.append(count)
+
+    def propose(self, passes: Passes, rows: slice, anchor_B: Tensor, drafts: int, states: Sequence[Any]) -> Tensor:
+        assert self.engine is not None
+        cache = self.engine.cache
+        for place, row, state in zip(range(cache.rows)[rows], self.engine.live[rows], states, strict=True):
+            assert row.drafting is state
+            text = row.text()[:-1]
+            assert cache.lengths[place] == len(text)
+            assert state[0] + sum(state[1:]) == len(text) - (len(row.prompt_ids) - 1 - state[0])
+            plain = self.model(input_ids=torch.tensor([text]), output_hidden_states=True).hidden_states if text else ()
+            for own, layer in ((2, 1), (3, 0)) if text else ():
+                kept_LH = cache.keys[own][place, : len(text), 0]
+                # The last layer's output is normed before the model returns it.
+                expected = self.model.base_model.norm(kept_LH) if layer == 1 else kept_LH
+                torch.testing.assert_close(expected, plain[layer + 1][0], rtol=1e-3, atol=1e-4)
+                self.checked += 1
+        return super().propose(passes, rows, anchor_B, drafts, states)
+
+
+@pytest.mark.parametrize("plan", ["fixed:4", "tree:6"])
+def test_taps_give_each_slot_s_hidden_states_wherever_rows_go(plan: str) -> None:
+    """Over prompts in slices, rejected drafts, trees' paths, rows that end and trade places, and shared prompt starts:
+
+    what a drafter keeps of two layers beside the keys is, at every slot, what a plain pass over the text says.
+    """
+    model = tiny("qwen3")
+    reader = Reader(tiny("qwen3"))
+    model = attach(model, OrthrusConfig(block_size=BLOCK), attn_implementation="orthrus")
+    engine = Engine(model, rows=3, capacity=96, plan=steps.parse(plan), drafter=reader, prefill_slice=2)
+    reader.engine = engine
+    prompts = [*PROMPTS, PROMPTS[2]]
+    rows = engine.finish(prompts, [Options(max_new_tokens=count) for count in (*COUNTS, 9)])
+    assert [row.token_ids for row in rows] == [
+        TEXTS[tuple(prompt)][:count] for prompt, count in zip(prompts, (*COUNTS, 9), strict=True)
+    ]
+    assert rows[-1].drafting[0] > 0
+    assert reader.checked > 20
+
+
+def test_taps_that_cannot_be_read_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Layers that there are not, by the first step; compiled passes, when the engine is made."""
+    reader = Reader(MODEL)
+    monkeypatch.setattr(reader, "taps", (2,))
+    engine = Engine(MODEL, rows=1, capacity=96, plan=steps.parse("full"), drafter=reader)
+    engine.add(PROMPTS[0], OPTIONS[0])
+    with pytest.raises(ConfigError, match=r"taps of reader must be layers 0 to 1, found \[2\]"):
+        engine.step()
+    model = dual()
+    compile_passes(model, backend="eager")
+    with pytest.raises(ConfigError, match="'reader' reads hidden states, which compiled passes hide"):
+        Engine(model, rows=1, capacity=96, plan=steps.parse("full"), drafter=reader)

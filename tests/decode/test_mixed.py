@@ -1,13 +1,15 @@
 """Rows of one pass come by their drafts each in its own way: drafted anew, or made by the pass before."""
 
 import random
+from collections.abc import Sequence
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
 from orthrus.decode.batching import batch_of
-from orthrus.decode.cycle import twin
+from orthrus.decode.drafters import ViewDrafter
 from orthrus.decode.engine import Engine
 from orthrus.decode.options import Options, Sampling
 from orthrus.decode.passes import Passes
@@ -27,12 +29,15 @@ def watched(rows: int) -> tuple[Engine, list[slice]]:
     """An engine, and the rows of each draft pass that it will run."""
     drawn: list[slice] = []
 
-    def drafter(passes: Passes, rows: slice, anchor_B: Tensor, drafts: int) -> Tensor:
-        assert len(anchor_B) == rows.stop - rows.start > 0
-        drawn.append(rows)
-        return twin(passes, rows, anchor_B, drafts)
+    class Noting(ViewDrafter):
+        ahead = False
 
-    return Engine(MODEL, rows=rows, capacity=200, plan=steps.parse("auto"), drafter=drafter), drawn
+        def propose(self, passes: Passes, rows: slice, anchor_B: Tensor, drafts: int, states: Sequence[Any]) -> Tensor:
+            assert len(anchor_B) == len(states) == rows.stop - rows.start > 0
+            drawn.append(rows)
+            return super().propose(passes, rows, anchor_B, drafts, states)
+
+    return Engine(MODEL, rows=rows, capacity=200, plan=steps.parse("auto"), drafter=Noting()), drawn
 
 
 def plain_texts(sampling: Sampling) -> list[list[int]]:

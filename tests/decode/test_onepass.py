@@ -1,8 +1,9 @@
 """One pass that verifies and drafts: it equals the separate passes, and whatever it drafts ahead, the text is AR's."""
 
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cache
+from typing import Any
 
 import pytest
 import torch
@@ -235,7 +236,7 @@ class Ahead(Double):
 class SecondBest(Ahead):
     """Takes another token to be a little likelier than the right one, so that only trees hold the text."""
 
-    def __call__(self, passes: Passes, rows: slice, anchor_B: Tensor, drafts: int) -> Tensor:
+    def propose(self, passes: Passes, rows: slice, anchor_B: Tensor, drafts: int, states: Sequence[Any]) -> Tensor:
         assert self.engine is not None
         return torch.stack([self.beliefs(row, len(row.token_ids), drafts) for row in self.engine.live[rows]])
 

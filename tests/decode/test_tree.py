@@ -7,7 +7,9 @@ once in more than three million reseedings; with the seeds fixed, always or neve
 import itertools
 import math
 from collections import Counter
+from collections.abc import Sequence
 from functools import cache
+from typing import Any
 
 import numpy as np
 import pytest
@@ -20,6 +22,7 @@ from transformers import PreTrainedModel
 import orthrus
 from orthrus.decode import noise, tree
 from orthrus.decode.cycle import Batch, cycle
+from orthrus.decode.drafters import ViewDrafter
 from orthrus.decode.engine import Engine
 from orthrus.decode.options import Options, Sampling
 from orthrus.decode.passes import Passes
@@ -197,8 +200,8 @@ def test_a_tree_that_holds_the_chain_accepts_at_least_what_the_chain_does(
 class Ranked(Double):
     """A double whose right token is only the second likeliest at every other place."""
 
-    def __call__(self, passes: Passes, rows: slice, anchor_B: Tensor, drafts: int) -> Tensor:
-        logits = 8 * super().__call__(passes, rows, anchor_B, drafts)
+    def propose(self, passes: Passes, rows: slice, anchor_B: Tensor, drafts: int, states: Sequence[Any]) -> Tensor:
+        logits = 8 * super().propose(passes, rows, anchor_B, drafts, states)
         for b, row in enumerate(self.engine.live[rows] if self.engine else []):
             for j in range(len(row.token_ids) % 2, drafts, 2):
                 logits[b, j, (int(logits[b, j].argmax()) + 7) % VOCAB] = 9.0
@@ -275,7 +278,7 @@ def test_a_tree_cycle_accepts_at_least_what_a_chain_cycle_does() -> None:
                 groups=[(Chooser(Sampling()), None)],
                 drawing=rows,
             )
-            outcomes.append(cycle(passes, batch, step).tokens)
+            outcomes.append(cycle(passes, batch, step, drafter=ViewDrafter()).tokens)
     chains, trees = outcomes
     assert all(grown[: len(short)] == short for short, grown in zip(chains, trees, strict=True))
     assert sum(map(len, trees)) > 1.2 * sum(map(len, chains))

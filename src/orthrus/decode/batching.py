@@ -49,6 +49,7 @@ def batch_of(rows: Sequence[Row], cache: ScratchCache, step: Step, *, coupled: b
         drawing=drawing,
         ready_BMV=ready_BMV,
         copied_BM=copied_BM,
+        states=[row.drafting for row in rows],
     )
 
 

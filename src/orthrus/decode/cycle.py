@@ -7,22 +7,20 @@ device is the transfer of the verdict.
 Shapes: B rows, M drafts, S stops, V vocabulary.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from orthrus.decode import tree
 from orthrus.decode.accept import Verdict, sound
+from orthrus.decode.drafters import Drafter
 from orthrus.decode.passes import Branches, Passes
 from orthrus.decode.sampling import Chooser, Context, Drafts
 from orthrus.model.markov import Before, Markov
 from orthrus.policy.steps import Step
-
-Drafter = Callable[[Passes, slice, Tensor, int], Tensor]
-"""Propose: (passes, rows, anchor_B, M) to draft logits `[B, M, V]`. The twin is `Passes.draft`."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -38,6 +36,7 @@ class Batch:
         ready_BMV: draft logits that the pass before has made already, of the rows outside `drawing`.
         copied_BM: drafts that each row's own text supplies, and
         copying_B: the rows that take them; None for all of them.
+        states: what the drafter keeps of each row.
     """
 
     rows: slice
@@ -48,6 +47,7 @@ class Batch:
     ready_BMV: Tensor | None = None
     copied_BM: Tensor | None = None
     copying_B: Tensor | None = None
+    states: Sequence[Any] = ()
 
 
 class Outcome(NamedTuple):
@@ -71,12 +71,7 @@ class Outcome(NamedTuple):
     inside: list[tuple[int, int]] | None = None
 
 
-def twin(passes: Passes, rows: slice, anchor_B: Tensor, drafts: int) -> Tensor:
-    """Draft with the model's own diffusion view, in one pass."""
-    return passes.draft(rows, anchor_B, drafts)
-
-
-def cycle(passes: Passes, batch: Batch, step: Step, *, drafter: Drafter = twin) -> Outcome:
+def cycle(passes: Passes, batch: Batch, step: Step, *, drafter: Drafter) -> Outcome:
     """Advance every row by one step and commit what it keeps."""
     if step.kind == "plain":
         return Outcome(*_plain(passes, batch), 1)
@@ -84,8 +79,8 @@ def cycle(passes: Passes, batch: Batch, step: Step, *, drafter: Drafter = twin) 
         return Outcome(*_commit(passes, batch, _verify(passes, batch, Drafts(batch.copied_BM, None))), 1)
     logits_BMV, drew = _proposals(passes, batch, step, drafter)
     if step.nodes:
-        return _tree(passes, batch, logits_BMV, step, drew)
-    drafts = _draft(batch, logits_BMV, passes.markov, weigh=step.kind == "onepass")
+        return _tree(passes, batch, logits_BMV, step, drew, drafter.markov)
+    drafts = _draft(batch, logits_BMV, drafter.markov, weigh=step.kind == "onepass")
     if batch.copied_BM is not None and batch.copying_B is not None:
         copied_BM = torch.where(batch.copying_B[:, None], batch.copied_BM, drafts.tokens_BM)
         drafts = Drafts(copied_BM, drafts.scores_BMV, drafts.likely_BM)
@@ -100,7 +95,8 @@ def _proposals(passes: Passes, batch: Batch, step: Step, drafter: Drafter) -> tu
     if start == stop and batch.ready_BMV is not None:
         return batch.ready_BMV, 0
     rows = slice(batch.rows.start + start, batch.rows.start + stop)
-    drawn = drafter(passes, rows, batch.anchor_B[batch.drawing], step.drafts)[:, : step.drafts]
+    anchor_B, states = batch.anchor_B[batch.drawing], batch.states[batch.drawing]
+    drawn = drafter.propose(passes, rows, anchor_B, step.drafts, states)[:, : step.drafts]
     if stop - start == len(batch.anchor_B):
         return drawn, 1
     ready = drawn.new_zeros(len(batch.anchor_B), *drawn.shape[1:]) if batch.ready_BMV is None else batch.ready_BMV
@@ -145,7 +141,7 @@ def _met(stop_BS: Tensor, stop_B: Tensor, ahead_BSMV: Tensor) -> tuple[Tensor, T
     return place_B.where(here_BS.any(1), stop_BS.shape[1]), ready_BMV
 
 
-def _tree(passes: Passes, batch: Batch, logits_BMV: Tensor, step: Step, drew: int) -> Outcome:
+def _tree(passes: Passes, batch: Batch, logits_BMV: Tensor, step: Step, drew: int, markov: Markov | None) -> Outcome:
     """Verify a tree of drafts, and move the accepted path's keys to where they belong.
 
     With stops the same pass drafts the next block for the nodes after which the backbone likeliest leaves the tree.
@@ -153,7 +149,7 @@ def _tree(passes: Passes, batch: Batch, logits_BMV: Tensor, step: Step, drew: in
     slots = logits_BMV.shape[1]
     scores = _grouped(batch, lambda chooser, index: chooser.branch(_take(logits_BMV, index), _context(batch, index)))
     nodes = min(step.nodes, tree.largest(slots, logits_BMV.shape[2]))
-    grown = tree.grow(scores, nodes=nodes, anchor_B=batch.anchor_B, markov=passes.markov)
+    grown = tree.grow(scores, nodes=nodes, anchor_B=batch.anchor_B, markov=markov)
     token_BP = torch.cat([batch.anchor_B[:, None], grown.token_BN], dim=1)
     branches, stop_BS, ahead_BSMV = Branches(grown.depth_BP, grown.ancestor_BPP), None, None
     if step.stops:

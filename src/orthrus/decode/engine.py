@@ -14,7 +14,8 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from orthrus.decode.batching import batch_of, outcomes_of
-from orthrus.decode.cycle import Drafter, Outcome, cycle, twin
+from orthrus.decode.cycle import Outcome, cycle
+from orthrus.decode.drafters import VIEW, Drafter, ViewDrafter, tapped
 from orthrus.decode.exact import Exact, Finding, can_fuse, finding_for
 from orthrus.decode.experience import experience_of
 from orthrus.decode.noise import stream_of
@@ -25,7 +26,7 @@ from orthrus.decode.processing import Kept, Processing
 from orthrus.decode.processors import Request
 from orthrus.decode.rows import Ready, Row, Rows
 from orthrus.decode.stop import Stopper
-from orthrus.errors import CacheFull, DecodingError, PromptError
+from orthrus.errors import CacheFull, ConfigError, DecodingError, PromptError
 from orthrus.model.attach import config_of, evaluating
 from orthrus.model.cache import ScratchCache
 from orthrus.model.graphs import lend
@@ -64,7 +65,8 @@ class Engine:
         exact: "distribution" (the method's guarantee: the same text in float32, the same distribution always) or
             "token" (the same tokens as plain decoding with `exact="token"`, at any precision, bit for bit; where the
             device's kernels forbid it, decodes plainly and warns).
-        drafter: who proposes; the model's own diffusion view unless a test says otherwise.
+        drafter: who proposes; the model's own diffusion view unless given. Passes that verify draft for the view alone,
+            so others are refused under plans of one pass a cycle.
         passes: what runs the model over the cache, from `(model, cache, geometry)`.
         clock: seconds, for a plan that weighs steps by what they cost.
     """
@@ -80,11 +82,14 @@ class Engine:
         prefill_slice: int | None = None,
         admit_free: int = 1,
         exact: Exact = "distribution",
-        drafter: Drafter = twin,
+        drafter: Drafter | None = None,
         passes: Callable[[PreTrainedModel, ScratchCache, Geometry | None], Passes] = Passes,
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
         block, device = config_of(model).block_size, model.device.type
+        self.drafter: Drafter = ViewDrafter.of(model) if drafter is None else drafter
+        if self.drafter.name != VIEW:
+            plan = by_others(plan, self.drafter, block=block)
         self.finding = None
         if exact == "token":
             with evaluating(model):
@@ -97,6 +102,11 @@ class Engine:
         room = capacity if geometry is None else geometry.capacity(capacity)
         self.cache = lend(model, rows=rows, capacity=room, borrower=self)
         self.passes = passes(model, self.cache, geometry)
+        if self.drafter.taps and self.passes.compiled:
+            raise ConfigError(
+                f"drafter {self.drafter.name!r} reads hidden states, which compiled passes hide: load the model with "
+                "compile=False"
+            )
         # Where a token's place in a pass changes its keys, texts are comparable only when all are read from the start.
         self.rows = Rows(self.cache, reuse=self.finding is None or self.finding.holds)
         # Chains of one length keep the most drafts by rejection. Under any other plan a row's cycles depend on the
@@ -106,7 +116,6 @@ class Engine:
         self.prefill_chunk = prefill_chunk or PREFILL_CHUNK.get(device, PREFILL_CHUNK["cpu"])
         self.prefill_slice = prefill_slice or PREFILL_SLICE.get(device, PREFILL_SLICE["cpu"])
         self.admit_free = admit_free
-        self.drafter = drafter
         self.context_length: int = model.config.get_text_config().max_position_embeddings
         self.vocabulary: int = model.get_input_embeddings().weight.shape[0]
         self.clock = clock
@@ -218,7 +227,8 @@ class Engine:
         An exception of one row's own (logits that are no numbers, a stopper that raises) ends that row with an error.
         Any other leaves all rows as they were. The model is in evaluation mode meanwhile.
         """
-        with evaluating(self.passes.model):
+        model = self.passes.model
+        with evaluating(model), tapped(model, self.cache, self.drafter):
             return self._step()
 
     def _step(self) -> list[Progress]:
@@ -233,7 +243,9 @@ class Engine:
         batch = batch_of(rows, self.cache, step, coupled=self.coupled, whole=self.passes.compiled)
         outcome = cycle(self.passes, batch, step, drafter=self.drafter)
         self.policy.learn(step, outcomes_of(rows, step, batch, outcome), self.clock() - started)
-        progress = [self._keep(row, place, step, outcome) for place, row in enumerate(rows)]
+        self.drafter.accepted(batch.states, [len(tokens) for tokens in outcome.tokens])
+        drew = batch.drawing.start < batch.drawing.stop and self.drafter.name != VIEW
+        progress = [self._keep(row, place, step, outcome, drew) for place, row in enumerate(rows)]
         for row in rows:
             if row.finish_reason is not None:
                 self.rows.remove(row)
@@ -266,8 +278,9 @@ class Engine:
         rows, decoding = self.rows, bool(self.live)
         if rows.free >= self.admit_free or not (decoding or rows.reading):
             while self.waiting and rows.free:
-                rows.join(self.waiting[0])
-                self.waiting.popleft()
+                cached = rows.join(self.waiting[0])
+                row = self.waiting.popleft()
+                row.drafting = self.drafter.reset(cached)
         if decoding:
             self._begin_those_read()  # before others are read, who may have to wait
         if rows.reading:
@@ -287,7 +300,8 @@ class Engine:
         to_the_end = all(piece and piece == self.rows.pending(row) for row, piece in zip(rows, pieces, strict=True))
         allowed = self.passes.reads_ahead and (self.finding is None or self.finding.reads_ahead)
         wanted = allowed and to_the_end and all(row.ready for row in self.live)
-        drafts = self.policy.prefill_drafts if wanted and self.drafter is twin else 0
+        wanted = wanted and isinstance(self.drafter, ViewDrafter) and self.drafter.ahead
+        drafts = self.policy.prefill_drafts if wanted else 0
         if not any(pieces):
             return
         if not drafts:
@@ -299,7 +313,7 @@ class Engine:
         for row, logits_MV in zip(rows, ahead_BMV, strict=True):
             row.ready = Ready(logits_MV, blind=False)
 
-    def _keep(self, row: Row, place: int, step: Step, outcome: Outcome) -> Progress:
+    def _keep(self, row: Row, place: int, step: Step, outcome: Outcome, drew: bool) -> Progress:
         """Add a cycle's tokens to a row, as far as its text goes."""
         tokens, broken, ready_BMV, ranks = (
             outcome.tokens[place],
@@ -317,7 +331,13 @@ class Engine:
         logits = None if row.processing is None else row.processing.take(kept)
         accepted = min(len(kept), len(tokens) if broken else len(tokens) - 1)
         row.token_ids += kept
-        row.stats.record(drafted=step.drafts, accepted=accepted, emitted=len(kept), forwards=outcome.forwards)
+        row.stats.record(
+            drafted=step.drafts,
+            accepted=accepted,
+            emitted=len(kept),
+            forwards=outcome.forwards - drew,
+            drafter=self.drafter.name if drew else None,
+        )
         if broken and row.finish_reason is None:
             row.fail(
                 (row.processing.error_after(tokens) if row.processing else None)
@@ -328,6 +348,17 @@ class Engine:
             )
         row.seen.update(dict.fromkeys(kept if row.penalised else ()))
         return Progress(row, kept, accepted, logits)
+
+
+def by_others(plan: Plan, drafter: Drafter, *, block: int) -> Plan:
+    """Return a plan for another drafter than the view, without passes that verify and draft; refuses one of them."""
+    plan = plan.without("onepass")
+    if any(step.stops for step in plan.steps(block)):
+        raise ConfigError(
+            f"plan {plan.name!r} drafts in the pass that verifies, which only the view does, found drafter "
+            f"{drafter.name!r}: take 'full', 'fixed:K' or 'tree:N'"
+        )
+    return plan
 
 
 def permitted(plan: Plan, model: PreTrainedModel, finding: Finding, *, block: int, rows: int) -> Plan:

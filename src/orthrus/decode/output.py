@@ -21,6 +21,7 @@ class Stats:
         plain_steps: forward passes that carried no draft.
         forwards: passes of the backbone: one prefill (however many chunks it took), two per cycle (one where a
             pass before has drafted ahead), one per plain step (the paper's denominator, equation 9).
+        draft_passes: passes of other drafters than the model's own view, by their names.
         drafted: draft tokens proposed.
         accepted: draft tokens emitted. Drafts the backbone agreed with past the end of the text do not count.
         emitted: tokens of the completion.
@@ -34,13 +35,19 @@ class Stats:
     accepted: int = 0
     emitted: int = 0
     forwards: int = 1
+    draft_passes: dict[str, int] = field(default_factory=dict)
     proposed_per_position: list[int] = field(default_factory=list)
     accepted_at_position: list[int] = field(default_factory=list)
 
-    def record(self, *, drafted: int, accepted: int, emitted: int, forwards: int) -> None:
-        """Add one step: `drafted` is 0 for a plain one; `accepted` and `emitted` count what the text got."""
+    def record(self, *, drafted: int, accepted: int, emitted: int, forwards: int, drafter: str | None = None) -> None:
+        """Add one step: `drafted` is 0 for a plain one; `accepted` and `emitted` count what the text got.
+
+        `drafter` names another drafter than the model's own view, where one has made the drafts.
+        """
         self.emitted += emitted
         self.forwards += forwards
+        if drafter is not None:
+            self.draft_passes[drafter] = self.draft_passes.get(drafter, 0) + 1
         if drafted == 0:
             self.plain_steps += 1
             return
@@ -58,6 +65,8 @@ class Stats:
         self.accepted += part.accepted
         self.emitted += part.emitted
         self.forwards += part.forwards
+        for name, passes in part.draft_passes.items():
+            self.draft_passes[name] = self.draft_passes.get(name, 0) + passes
         _add(self.proposed_per_position, part.proposed_per_position)
         _add(self.accepted_at_position, part.accepted_at_position)
 
@@ -103,7 +112,7 @@ class Stats:
             "acceptance_length": self.acceptance_length,
             "tokens_per_cycle": self.tokens_per_cycle,
             "accepted_per_position": self.accepted_per_position,
-        }
+        } | ({"draft_passes": dict(self.draft_passes)} if self.draft_passes else {})
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -45,6 +45,7 @@ class Row:
         stats: what it cost.
         lookup: its own text, as drafts are copied from it.
         ready: drafts that an earlier pass has made for it.
+        drafting: what the drafter keeps of it.
         seen: the tokens that it contains, each once, where these are penalised.
         processing: its own processing of logits, where the options ask for one.
         finish_reason: why it ended; None while it goes on.
@@ -61,6 +62,7 @@ class Row:
     stats: Stats = field(default_factory=Stats)
     lookup: Lookup = field(default_factory=Lookup)
     ready: Ready | None = None
+    drafting: Any = None
     seen: dict[int, None] = field(default_factory=dict)
     processing: Processing | None = None
     finish_reason: FinishReason | None = None
@@ -142,8 +144,10 @@ class Rows:
         """Return the tokens of a prompt that have no keys yet, all but the last: that one is the first anchor."""
         return row.prompt_ids[self.cache.lengths[self._taken.index(row)] : -1]
 
-    def join(self, row: Row) -> None:
+    def join(self, row: Row) -> int:
         """Give a completion a place behind the others, with the keys that any row has of its prompt's start.
+
+        Returns how many tokens these are.
 
         Keys of another row are copied once, here; a shared start (a system prompt, say) is so read once and not for
         every request. It replaces an ended text that it goes on from, or else the one that joined longest ago.
@@ -163,6 +167,7 @@ class Rows:
         self.cache.set_length(place, common)
         self._joined[place] = row.id
         self._taken.append(row)
+        return common
 
     def begin(self, row: Row) -> None:
         """Let a row whose prompt is read decode."""

@@ -25,10 +25,8 @@ from orthrus.checkpoints.load import DTYPES, backbone_with_tokenizer, device_of,
 from orthrus.data.packing import PackedRows
 from orthrus.data.shards import SHARD
 from orthrus.decode.api import engine_for
-from orthrus.decode.cycle import twin
 from orthrus.decode.options import Options
 from orthrus.decode.output import Stats
-from orthrus.decode.passes import Passes
 from orthrus.errors import ConfigError
 from orthrus.kernels import attention, masks
 from orthrus.model.attach import attach, config_of, duals, layers_of, windows_of
@@ -41,6 +39,7 @@ from orthrus.model.twin import require_gradients
 from orthrus.policy.steps import parse
 from orthrus.train import anchors, objective
 from orthrus.train.anchors import Blocks
+from orthrus.train.heldout import Blind, Twice
 from orthrus.train.prepare import Prepared, prepare
 from orthrus.train.ranks import Ranks
 from orthrus.train.recompute import recomputed
@@ -316,20 +315,9 @@ class ViewTask:
         long: every block but a text's first is drafted in a pass of its own, blind, as the fused pass would draft it.
         """
         options = Options.of(self._model.generation_config, max_new_tokens=self._recipe.responses.eval_tokens)
-        mask = config_of(self._model).mask
-
-        def blind(passes: Passes, rows: slice, anchor_B: Tensor, drafts: int) -> Tensor:
-            begun_B = torch.tensor([bool(row.token_ids) for row in engine.live[rows]], device=anchor_B.device)
-            return passes.draft(rows, torch.where(begun_B, mask, anchor_B), drafts)
-
-        def twice(passes: Passes, rows: slice, anchor_B: Tensor, drafts: int) -> Tensor:
-            first_BMV = passes.draft(rows, anchor_B, drafts)
-            shown_BJ = first_BMV[:, : drafts // 2].argmax(-1)
-            rest_BMV = passes.draft(rows, anchor_B, drafts, shown_BJ=shown_BJ)[:, drafts // 2 :]
-            return torch.cat([first_BMV[:, : drafts // 2], rest_BMV], dim=1)
-
         with torch.autocast(self._device.type, enabled=False), in_one_dtype(self._model):
-            drafter = blind if onepass else twice if steps == 2 else twin
+            markov = markov_of(self._model)
+            drafter = Blind(markov) if onepass else Twice(markov) if steps == 2 else None
             engine = engine_for(self._model, prompts, options, parse("full"), rows=8, drafter=drafter)
             done = [row.stats for row in engine.finish(prompts, options)]
         stats = Stats.total(done)

@@ -1,0 +1,128 @@
+"""Who proposes drafts: a protocol, and the model's own diffusion view as its first implementation.
+
+A drafter may read hidden states of the backbone and keep keys of its own as more layers of the engine's cache
+(`ScratchCache.update` with layer indices past the model's): they are then moved, copied and overwritten with the rest.
+
+Shapes: B rows, Q query rows, M drafts, H hidden size, V vocabulary.
+"""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, Final, Protocol
+
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from orthrus.decode.passes import Passes
+from orthrus.errors import ConfigError
+from orthrus.model.attach import layers_of
+from orthrus.model.cache import ScratchCache
+from orthrus.model.dual import FusedView
+from orthrus.model.markov import Markov, markov_of
+
+VIEW: Final = "view"
+"""The name of the model's own view, whose draft passes are passes of the backbone."""
+
+
+class Drafter(Protocol):
+    """Propose drafts for the rows of a cache.
+
+    Attributes:
+        name: what statistics count its passes under; those of `VIEW` count as the backbone's.
+        taps: the decoder layers whose outputs it reads, by index; none for most.
+        markov: what each token adds to the logits of the draft after it; None for nothing.
+    """
+
+    name: str
+    taps: Sequence[int]
+    markov: Markov | None
+
+    def reset(self, cached: int) -> Any:
+        """Return the state of a row that begins, so many tokens of whose prompt are cached and were read before."""
+
+    def propose(self, passes: Passes, rows: slice, anchor_B: Tensor, drafts: int, states: Sequence[Any]) -> Tensor:
+        """Return draft logits `[B, M, V]` for the tokens after each row's anchor."""
+
+    def read(self, cache: ScratchCache, hidden: Sequence[Tensor]) -> None:
+        """Take the tapped layers' outputs, `[B, Q, H]` each, of one pass of the backbone.
+
+        Called in the middle of the pass, while `cache.place` says which rows and slots it writes. Slots past what is
+        kept are written again by the next pass.
+        """
+
+    def accepted(self, states: Sequence[Any], counts: Sequence[int]) -> None:
+        """Learn how many tokens each row has kept in a step: accepted drafts and the bonus."""
+
+
+class ViewDrafter:
+    """Draft with the model's own diffusion view, in one pass.
+
+    Attributes:
+        ahead: whether passes that read a prompt may draft for it as well.
+    """
+
+    name = VIEW
+    taps: Sequence[int] = ()
+    ahead = True
+
+    def __init__(self, markov: Markov | None = None) -> None:
+        self.markov = markov
+
+    @classmethod
+    def of(cls, model: PreTrainedModel) -> "ViewDrafter":
+        """Return the drafter of a model's view."""
+        return cls(markov_of(model))
+
+    def reset(self, cached: int) -> Any:
+        """Return no state: all that the view knows of a row is in the cache."""
+        return None
+
+    def propose(self, passes: Passes, rows: slice, anchor_B: Tensor, drafts: int, states: Sequence[Any]) -> Tensor:
+        """Return draft logits `[B, M, V]` for the tokens after each row's anchor."""
+        return passes.draft(rows, anchor_B, drafts)
+
+    def read(self, cache: ScratchCache, hidden: Sequence[Tensor]) -> None:
+        """Read nothing."""
+
+    def accepted(self, states: Sequence[Any], counts: Sequence[int]) -> None:
+        """Learn nothing."""
+
+
+@contextmanager
+def tapped(model: PreTrainedModel, cache: ScratchCache, drafter: Drafter) -> Iterator[None]:
+    """Let a drafter read the layers that it taps in each pass of the backbone inside the block.
+
+    Of a pass that drafts as well it gets the backbone's rows alone, and of one that only drafts nothing.
+    """
+    taps = list(drafter.taps)
+    if not taps:
+        yield
+        return
+    layers = layers_of(model)
+    if not all(0 <= tap < len(layers) for tap in taps):
+        raise ConfigError(f"taps of {drafter.name} must be layers 0 to {len(layers) - 1}, found {taps}")
+    hidden: dict[int, Tensor] = {}
+
+    def keep(tap: int, given: dict[str, Any], output: Any) -> None:
+        view = given.get("view")
+        rows = view.rows if isinstance(view, FusedView) else None
+        if view is None or (rows is None and view.name != "ar"):
+            return
+        states_BQH: Tensor = output[0] if isinstance(output, tuple) else output
+        hidden[tap] = states_BQH[:, :rows]
+        if len(hidden) == len(set(taps)):
+            drafter.read(cache, [hidden[tap] for tap in taps])
+            hidden.clear()
+
+    def hook(tap: int) -> Any:
+        def call(_: nn.Module, __: tuple[Any, ...], given: dict[str, Any], output: Any) -> None:
+            keep(tap, given, output)
+
+        return layers[tap].register_forward_hook(call, with_kwargs=True)
+
+    hooks = [hook(tap) for tap in set(taps)]
+    try:
+        yield
+    finally:
+        for one in hooks:
+            one.remove()
