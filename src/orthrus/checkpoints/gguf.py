@@ -7,9 +7,8 @@ Knows where the cache is, how its folders are named and that processes may want 
 import hashlib
 import importlib.util
 import json
-import os
 import sys
-from importlib.metadata import PackageNotFoundError, files
+import tempfile
 from pathlib import Path
 from typing import Final
 
@@ -17,29 +16,17 @@ import torch
 from filelock import FileLock
 from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
 
+from orthrus import memory
 from orthrus.errors import CheckpointError
 from orthrus.writing import replacing, writing
-from orthrus.zoo import Wheel
 
-CACHE: Final = "ORTHRUS_CACHE"
-"""The environment variable that names the cache's folder."""
 FORM: Final = 1  # of what a conversion writes: another number, another folder
 _NOTE: Final = "conversion.json"
 
 
 def cache_folder() -> Path:
-    """Return where converted backbones are kept."""
-    return Path(os.environ.get(CACHE) or Path.home() / ".cache" / "orthrus")
-
-
-def weights_in(wheel: Wheel) -> Path | None:
-    """Return the file of weights that an installed package brings, which is not imported; None without the package."""
-    try:
-        inside = files(wheel.distribution) or []
-    except PackageNotFoundError:
-        return None
-    found = [Path(str(path.locate())) for path in inside if path.suffix == ".gguf"]
-    return found[0] if found and found[0].is_file() else None
+    """Return where converted backbones are kept: with what else is, or in the system's temporary folder."""
+    return memory.folder() or Path(tempfile.gettempdir()) / "orthrus"
 
 
 def converted(file: Path, *, sha256: str | None = None) -> Path:
@@ -64,7 +51,7 @@ def converted(file: Path, *, sha256: str | None = None) -> Path:
     folder = cache_folder() / f"{file.stem}-{digest[:12]}-{FORM}"
     if _whole(folder):
         return folder
-    with writing(f"{folder} (about {6 * file.stat().st_size // 2**20} MB; {CACHE} names another folder)"):
+    with writing(f"{folder} (about {6 * file.stat().st_size // 2**20} MB; {memory.FOLDER} names another folder)"):
         folder.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(f"{folder}.lock"):
             if not _whole(folder):

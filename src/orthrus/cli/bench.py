@@ -14,7 +14,6 @@ from orthrus.cli.measuring import Threads, loader, progress, set_threads, words
 from orthrus.cli.train import Recipe, Set
 from orthrus.errors import ConfigError
 
-Model = Annotated[str, typer.Argument(help="A bundled model, a directory, or a Hub id.")]
 Output = Annotated[
     Path, typer.Option("--output", "-o", help="A file of JSON lines; added to, and taken up where it ended.")
 ]
@@ -57,7 +56,7 @@ def application() -> typer.Typer:
 def run(
     suite: Suites,
     output: Output,
-    model: Model = "nano",
+    model: common.ModelArgument = common.DEFAULT,
     backbone: common.Backbone = None,
     data: Data = None,
     modes: Annotated[
@@ -138,8 +137,11 @@ def passes(
     output: Annotated[Path, _ADDED],
     model: Annotated[
         str,
-        typer.Argument(help="A bundled model, a directory, a Hub id; or a config.json, for random weights of a shape."),
-    ] = "nano",
+        typer.Argument(
+            help="A bundled model, a directory, a Hub id; or a config.json, for random weights of a shape.",
+            **common.WHICH,
+        ),
+    ] = common.DEFAULT,
     backbone: common.Backbone = None,
     widths: Annotated[
         list[str] | None,

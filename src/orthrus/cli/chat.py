@@ -37,7 +37,7 @@ System = Annotated[str | None, typer.Option(metavar="TEXT", help="System message
 
 
 def chat(
-    model: common.Model = "nano",
+    model: common.Model = common.DEFAULT,
     backbone: common.Backbone = None,
     system: System = None,
     mode: common.Mode = "orthrus",

@@ -14,7 +14,7 @@ import typer
 from rich.console import Console
 from rich.segment import Segment, Segments
 
-from orthrus.errors import ConfigError
+from orthrus.errors import ConfigError, OrthrusError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -26,7 +26,32 @@ T = TypeVar("T")
 _CONTROLS: Final = {code: "\ufffd" for code in (*range(32), *range(127, 160)) if chr(code) not in "\n\t"}
 """What a model writes must not move the cursor, ring the bell or set the title."""
 
-Model = Annotated[str, typer.Option("--model", "-m", help="A bundled model, a directory, or a Hub id.")]
+DEFAULT: Final = "default"
+"""What stands for the bundled model that can be had here (`settled`)."""
+
+
+def settled(model: str) -> str:
+    """Return a model's name: the one given, else smollm2, or nano where that cannot be had, which is said in a line."""
+    if model != DEFAULT:
+        return model
+    from orthrus.zoo import WEIGHTS, default_model
+
+    name, missing = default_model()
+    if name in WEIGHTS and missing is None:
+        from orthrus.checkpoints.load import home_of
+
+        try:
+            home_of(name)  # on the first call, converts
+        except OrthrusError as error:
+            name, missing = "nano", str(error)
+    if missing is not None:
+        say(f"{missing}: {name} answers, a toy that knows its own kinds of questions alone", to=err, style="dim")
+    return name
+
+
+WHICH = {"callback": settled, "show_default": "smollm2, or nano where that is not installed"}
+Model = Annotated[str, typer.Option("--model", "-m", help="A bundled model, a directory, or a Hub id.", **WHICH)]
+ModelArgument = Annotated[str, typer.Argument(help="A bundled model, a directory, or a Hub id.", **WHICH)]
 Backbone = Annotated[
     str | None,
     typer.Option(

@@ -1,6 +1,7 @@
 """`orthrus demo`: decode built-in prompts plainly and with drafts, and compare the two.
 
-The prompts are held-out problems, which no training saw.
+An assistant is asked everyday questions; nano, which knows no others, held-out problems of its own kinds. No training
+saw either.
 """
 
 from collections.abc import Iterable
@@ -13,18 +14,18 @@ from rich.table import Table
 from orthrus.cli import common
 from orthrus.cli.common import Watch, out, print_json, rate, say, statistics_line
 from orthrus.cli.measuring import Threads, set_threads
+from orthrus.cli.questions import Question, questions
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-    from orthrus.data.synthetic import Problem
     from orthrus.decode.output import Chunk, Stats
 
 DRAFT, BONUS = "green", "bold magenta"
 COLOURS = {"ar": ("", ""), "orthrus": (DRAFT, BONUS)}
 _WARM_UP_TOKENS = 32
 
-Prompts = Annotated[int, typer.Option(min=1, help="How many prompts; maths, code, table and JSON in turn.")]
+Prompts = Annotated[int, typer.Option(min=1, help="How many questions, of different kinds in turn.")]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -77,9 +78,9 @@ class Pair:
 
 
 def demo(
-    model: common.Model = "nano",
+    model: common.Model = common.DEFAULT,
     backbone: common.Backbone = None,
-    prompts: Prompts = 4,
+    prompts: Prompts = 5,
     max_new_tokens: common.MaxNewTokens = 256,
     plan: common.Plan = None,
     exact: common.Exact = "distribution",
@@ -91,7 +92,6 @@ def demo(
     """Watch plain decoding and Orthrus write the same texts, and compare their speed."""
     import torch
 
-    from orthrus.data.synthetic import problems
     from orthrus.decode.api import generate, plan_of
     from orthrus.decode.options import Options
 
@@ -99,13 +99,13 @@ def demo(
     settled = plan_of("orthrus", plan).name
     set_threads(threads)
     loaded, tokenizer = common.load(model, backbone=backbone, dtype=dtype, device=device)
-    chosen = list(problems(prompts, split="heldout"))
+    chosen = _asked(model, prompts)
     for mode in ("ar", "orthrus"):
         warm = min(_WARM_UP_TOKENS, max_new_tokens)
-        generate(loaded, tokenizer, [chosen[0].messages[:1]], mode=mode, exact=exact, max_new_tokens=warm)
+        generate(loaded, tokenizer, [chosen[0].messages], mode=mode, exact=exact, max_new_tokens=warm)
     pairs = [
-        _pair(loaded, tokenizer, problem, plan=plan, exact=exact, max_new_tokens=max_new_tokens, show=not json)
-        for problem in chosen
+        _pair(loaded, tokenizer, question, plan=plan, exact=exact, max_new_tokens=max_new_tokens, show=not json)
+        for question in chosen
     ]
     whole = _sum(pairs)
     described = {
@@ -118,9 +118,8 @@ def demo(
     }
     if json:
         each = [
-            {"id": problem.id, "domain": problem.domain, "prompt": problem.prompt, "text": pair.orthrus.text}
-            | pair.to_dict()
-            for problem, pair in zip(chosen, pairs, strict=True)
+            {"kind": question.kind, "prompt": question.prompt, "text": pair.orthrus.text} | pair.to_dict()
+            for question, pair in zip(chosen, pairs, strict=True)
         ]
         print_json({**described, "prompts": each, "all": whole.to_dict()})
     else:
@@ -129,10 +128,19 @@ def demo(
         raise typer.Exit(1)
 
 
+def _asked(model: str, count: int) -> list[Question]:
+    """Return the questions for a model."""
+    from orthrus.data.synthetic import problems
+
+    if model != "nano":
+        return questions(count)
+    return [Question(kind=one.domain, prompt=one.prompt) for one in problems(count, split="heldout")]
+
+
 def _pair(
     model: "PreTrainedModel",
     tokenizer: "PreTrainedTokenizerBase",
-    problem: "Problem",
+    question: Question,
     *,
     plan: str | None,
     exact: common.ExactName,
@@ -143,8 +151,8 @@ def _pair(
     from orthrus.decode.api import stream
 
     if show:
-        out().rule(problem.id)
-        say(problem.prompt, style="cyan")
+        out().rule(question.kind)
+        say(question.prompt, style="cyan")
     texts = []
     for title, mode in (("plain decoding", "ar"), ("Orthrus", "orthrus")):
         if show:
@@ -152,7 +160,7 @@ def _pair(
         chunks = stream(
             model,
             tokenizer,
-            problem.messages[:1],
+            question.messages,
             mode="ar" if mode == "ar" else "orthrus",
             plan=plan if mode == "orthrus" else None,
             exact=exact,
@@ -162,7 +170,7 @@ def _pair(
         if show:
             say(statistics_line(texts[-1].stats, texts[-1].seconds) + "\n", style="dim")
     plain, made = texts
-    return Pair(name=problem.domain, ar=plain, orthrus=made, identical=plain.token_ids == made.token_ids)
+    return Pair(name=question.kind, ar=plain, orthrus=made, identical=plain.token_ids == made.token_ids)
 
 
 def _timed(chunks: "Iterable[Chunk]", *, styles: tuple[str, str] | None) -> Timed:

@@ -40,7 +40,7 @@ Compare = Annotated[
 
 def generate(
     prompt: Prompt = None,
-    model: common.Model = "nano",
+    model: common.Model = common.DEFAULT,
     backbone: common.Backbone = None,
     mode: common.Mode = "orthrus",
     plan: common.Plan = None,

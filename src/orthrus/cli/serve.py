@@ -9,7 +9,9 @@ from orthrus.cli.common import err, say
 from orthrus.errors import ConfigError
 
 _LIMITS = "Limits"
-Name = Annotated[str, typer.Argument(metavar="[MODEL]", help="A bundled model, a directory, or a Hub id.")]
+Name = Annotated[
+    str, typer.Argument(metavar="[MODEL]", help="A bundled model, a directory, or a Hub id.", **common.WHICH)
+]
 Host = Annotated[str, typer.Option(help="Address to listen on; 0.0.0.0 is every network.")]
 Port = Annotated[int, typer.Option(min=0, max=65535, help="Port; 0 takes a free one.")]
 Rows = Annotated[int, typer.Option(min=1, help="Completions in a batch at most.")]
@@ -25,7 +27,7 @@ BodyLimit = Annotated[int, typer.Option(min=1024, rich_help_panel=_LIMITS, help=
 
 
 def serve(
-    model: Name = "nano",
+    model: Name = common.DEFAULT,
     backbone: common.Backbone = None,
     host: Host = "127.0.0.1",
     port: Port = 8000,
