@@ -133,17 +133,31 @@ def test_every_option_moves_the_text_here() -> None:
 def test_a_mixed_batch_writes_what_generate_writes_for_each(plan: str) -> None:
     """Every option in a row of its own beside all others, greedy and sampled, drafts only costing acceptance.
 
-    Chains of one length sample by rejection: their distribution is tested below.
+    Chains of one length sample by rejection, unless exact to the token: the next two tests.
     """
     asked, expected = cases()
-    chosen = steps.parse(plan)
-    engine = Engine(MODEL, rows=9, capacity=Engine.room(len(PROMPT), COUNT, 40), plan=chosen)
+    engine = Engine(MODEL, rows=9, capacity=Engine.room(len(PROMPT), COUNT, 40), plan=steps.parse(plan))
     names = list(asked)
     rows = engine.finish([PROMPT] * len(names), [Options.of(max_new_tokens=COUNT, **asked[n]) for n in names])
     made = {name: row.token_ids for name, row in zip(names, rows, strict=True)}
     differs = {n for n in names if made[n] != expected[n] and (engine.coupled or "do_sample" not in asked[n])}
     assert differs == set()
     assert plan == "ar" or sum(row.stats.accepted for row in rows) > 0
+
+
+@pytest.mark.slow
+def test_chains_that_are_exact_to_the_token_sample_the_same_tokens() -> None:
+    """As plain sampling does with the same noise and the same processors."""
+    asked, expected = cases()
+    names = [name for name, options in asked.items() if "do_sample" in options]
+    room = Engine.room(len(PROMPT), COUNT, BLOCK)
+    engine = Engine(MODEL, rows=1, capacity=room, plan=steps.parse("full"), exact="token")
+    for name in names:
+        engine.add(PROMPT, Options.of(max_new_tokens=COUNT, **asked[name]), index=list(asked).index(name))
+    made = {names[progress.row.id]: progress.row.token_ids for progress in engine.run()}
+    assert made == {name: expected[name] for name in names}
+    assert engine.finding is not None
+    assert engine.finding.holds
 
 
 def test_rejection_leaves_the_processed_distribution() -> None:
@@ -335,3 +349,17 @@ def test_options_reach_generate_and_stream(characters: Any) -> None:
     streamed = [t for chunk in orthrus.stream(MODEL, characters, PROMPT, **asked) for t in chunk.token_ids]
     assert whole.token_ids == streamed != list(base()[:6])
     assert forbidden not in whole.text
+
+
+def test_texts_sampled_without_a_seed_are_fresh(characters: Any) -> None:
+    """torch's generator decides, in `generate` and `stream`; a seed goes before."""
+
+    def sample(**more: Any) -> list[int]:
+        asked = {"do_sample": True, "temperature": 1.5, "max_new_tokens": 12, **more}
+        return orthrus.generate(MODEL, characters, [PROMPT], **asked)[0].token_ids
+
+    torch.manual_seed(5)
+    first, second = sample(), sample()
+    torch.manual_seed(5)
+    assert sample() == first != second
+    assert sample(seed=1) == sample(seed=1) != first
