@@ -14,6 +14,7 @@ import time
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Final
 
 import psutil
@@ -163,6 +164,8 @@ KINDS: Final[dict[str, tuple[Callable[..., Any], int]]] = {
 def main() -> None:
     """Run a long soak over the tiny model; exits with 1 where something was wrong."""
     import orthrus
+    from orthrus.data.records import append
+    from orthrus.provenance import digest, provenance
     from tests.conftest import made_characters
     from tests.serve.conftest import made_small, running
 
@@ -171,6 +174,7 @@ def main() -> None:
     parser.add_argument("--concurrency", type=int, default=16)
     parser.add_argument("--rows", type=int, default=8)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--output", type=Path, help="a file of JSON lines; added to")
     asked = parser.parse_args()
     model, tokenizer = made_small(), made_characters()
     kept: dict[tuple[str, int], str] = {}
@@ -187,7 +191,25 @@ def main() -> None:
         outcome = soak(server, expected, requests=asked.requests, concurrency=asked.concurrency, seed=asked.seed)
         server.settle()
         left = server.service.loop.open
-    print(json.dumps({**vars(outcome), "kinds": dict(outcome.kinds), "left": left}, indent=1))
+    record = {
+        "kind": "soak",
+        "requests": asked.requests,
+        "concurrency": asked.concurrency,
+        "rows": asked.rows,
+        "kinds": dict(outcome.kinds),
+        "wrong": outcome.wrong,
+        "left_open": left,
+        "growth_bytes": outcome.growth,
+        "growth_allowed": GROWTH,
+        "seconds": round(outcome.seconds, 1),
+    }
+    print(json.dumps(record, indent=1))
+    if asked.output is not None:
+        facts = provenance(dtypes=["float32"])
+        append(
+            asked.output,
+            [{"kind": "provenance", "id": digest(facts), **facts}, {**record, "provenance": digest(facts)}],
+        )
     raise SystemExit(bool(outcome.wrong or left or outcome.growth > GROWTH))
 
 
