@@ -1,5 +1,6 @@
 """`orthrus serve`: an OpenAI-compatible server over one model, with a page to chat on."""
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -16,7 +17,7 @@ Host = Annotated[str, typer.Option(help="Address to listen on; 0.0.0.0 is every 
 Port = Annotated[int, typer.Option(min=0, max=65535, help="Port; 0 takes a free one.")]
 Rows = Annotated[int, typer.Option(min=1, help="Completions in a batch at most.")]
 Context = Annotated[int | None, typer.Option(help="Tokens of prompt and text at most; the model's, up to 8192.")]
-ServedName = Annotated[str | None, typer.Option("--name", help="The model's name in requests; MODEL unless given.")]
+ServedName = Annotated[str | None, typer.Option("--name", help="The model's name in requests; MODEL's unless given.")]
 ApiKey = Annotated[str | None, typer.Option(envvar="ORTHRUS_API_KEY", help="Key that requests under /v1 must carry.")]
 CorsOrigin = Annotated[
     list[str] | None, typer.Option(metavar="URL", help="Let pages of this origin call the server; may be repeated.")
@@ -49,10 +50,10 @@ def serve(
     try:
         from orthrus.serve import server as http
         from orthrus.serve.app import create_app
+        from orthrus.serve.service import Service
     except ImportError as error:
         raise ConfigError(f"serving needs the package {error.name!r}: pip install 'orthrus-lm[serve]'") from error
     from orthrus.decode.api import plan_of
-    from orthrus.serve.service import Service
 
     plan_of("orthrus", plan)
     listening = http.listen(host, port)  # before the model is loaded: a port in use shows at once
@@ -61,7 +62,7 @@ def serve(
     service = Service(
         loaded,
         tokenizer,
-        name=name or model,
+        name=name or (Path(model).resolve().name if Path(model).is_dir() else model),
         rows=rows,
         context=context,
         plan=plan,
