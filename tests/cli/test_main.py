@@ -1,6 +1,8 @@
 """The door: help, version, exit codes, and errors that leave standard output alone."""
 
+import os
 import runpy
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -9,7 +11,8 @@ from pathlib import Path
 import pytest
 
 import orthrus
-from orthrus.cli import generate, train
+from orthrus.cli import generate
+from orthrus.cli.common import STOPPED
 from orthrus.errors import ConfigError, OrthrusError, PromptError
 from orthrus.train.loop import TrainResult
 from tests.cli.conftest import Ran
@@ -129,7 +132,7 @@ def test_train_names_the_nearest_key_and_exits_2(cli: Cli) -> None:
     [
         (9, 0, 0, "out: finished after 9 steps: out/model"),
         (9, 9, 0, "out: finished before, after 9 steps: out/model; --no-resume trains it anew"),
-        (5, 3, train.STOPPED, "out: stopped after step 5 of 9; the same command goes on from there"),
+        (5, 3, STOPPED, "out: stopped after step 5 of 9; the same command goes on from there"),
     ],
 )
 def test_train_runs_the_recipe_as_asked_and_says_how_it_ended(
@@ -152,3 +155,16 @@ def test_train_runs_the_recipe_as_asked_and_says_how_it_ended(
     assert recipe.run.seed == 7
     monkeypatch.setenv("RANK", "1")
     assert cli("train", RECIPE, *overrides).err == "", "of several processes one speaks"
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_long_work_that_is_stopped_goes_on(cli: Cli, monkeypatch: pytest.MonkeyPatch, number: signal.Signals) -> None:
+    """While data is prepared too, where nothing but the process itself could say so; the handler is given back."""
+
+    def stopped(*_: object) -> None:
+        os.kill(os.getpid(), number)
+
+    before = signal.getsignal(signal.SIGTERM)
+    monkeypatch.setattr("orthrus.train.run.BackboneTask", stopped)
+    assert cli("train", RECIPE) == Ran(STOPPED, "", "stopped; the same command goes on from there\n")
+    assert signal.getsignal(signal.SIGTERM) == before

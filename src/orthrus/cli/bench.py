@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from orthrus.cli import bench_serve, common
-from orthrus.cli.common import err, out, print_json, say
+from orthrus.cli.common import err, out, print_json, resumable, say
 from orthrus.cli.measuring import Threads, loader, progress, set_threads, words
 from orthrus.cli.train import Recipe, Set
 from orthrus.errors import ConfigError
@@ -122,7 +122,7 @@ def run(
         remember=remember,
     )
     set_threads(threads)
-    with progress() as (start, lap):
+    with resumable(), progress() as (start, lap):
         bench.run(
             job,
             output,

@@ -4,8 +4,11 @@ Torch and transformers are imported inside functions, so that `orthrus --help` s
 """
 
 import json
+import signal
 import sys
+import threading
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from time import perf_counter
 from typing import TYPE_CHECKING, Annotated, Any, Final, Literal, TypeVar
@@ -183,6 +186,29 @@ def say(text: str, *, style: str = "", end: str = "\n", to: Callable[[], Console
 def print_json(value: Any) -> None:
     """Print one JSON document on standard output."""
     sys.stdout.write(json.dumps(value, ensure_ascii=False) + "\n")
+
+
+STOPPED: Final = 3
+"""Exit code of long work that was stopped before its end and goes on when it is called again."""
+
+
+@contextmanager
+def resumable() -> Iterator[None]:
+    """Let SIGTERM end the block as Ctrl-C does, and say of both that the same command goes on."""
+
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    main_thread = threading.current_thread() is threading.main_thread()
+    before = signal.signal(signal.SIGTERM, interrupt) if main_thread else None
+    try:
+        yield
+    except KeyboardInterrupt:
+        say("stopped; the same command goes on from there", to=err)
+        raise typer.Exit(STOPPED) from None
+    finally:
+        if main_thread:
+            signal.signal(signal.SIGTERM, before)
 
 
 @dataclass(slots=True)

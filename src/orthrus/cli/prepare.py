@@ -15,7 +15,7 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-from orthrus.cli.common import Json, err, out, print_json
+from orthrus.cli.common import Json, err, out, print_json, resumable
 from orthrus.cli.train import Recipe, Set
 from orthrus.errors import ConfigError
 
@@ -35,7 +35,9 @@ def prepare(recipe: Recipe, overrides: Set = None, as_json: Json = False) -> Non
     checked = load_recipe(recipe, overrides or [])
     if not isinstance(checked, ViewRecipe):
         raise ConfigError(f"{recipe}: kind = 'view' is required, found {checked.kind!r}: backbones pack as they train")
-    if not _run(checked):
+    with resumable():
+        main = _run(checked)
+    if not main:
         return
     folder = data_folder(checked)
     manifests = {path.parent.name: json.loads(path.read_text()) for path in sorted(folder.glob("*/manifest.json"))}

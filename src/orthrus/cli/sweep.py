@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.table import Table
 
-from orthrus.cli.common import Json, err, out, print_json, say
-from orthrus.cli.train import STOPPED, Set
+from orthrus.cli.common import STOPPED, Json, err, out, print_json, resumable, say
+from orthrus.cli.train import Set
 
 if TYPE_CHECKING:
     from orthrus.train.sweep import Figure
@@ -42,8 +42,9 @@ def sweep(
 
     wanted = load_sweep(file)
     if not report:
-        for line in carry_out(wanted, file, results, overrides or [], only=variants or []):
-            out().print(f"{line['variant']} {line['seed']}: {line['minutes']} minutes", soft_wrap=True)
+        with resumable():
+            for line in carry_out(wanted, file, results, overrides or [], only=variants or []):
+                out().print(f"{line['variant']} {line['seed']}: {line['minutes']} minutes", soft_wrap=True)
     lines = read_lines(results)
     if not report and (left := missing(wanted, lines, only=variants or [])):
         say(f"{results}: stopped with {len(left)} runs left; the same command goes on from there", to=err)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.table import Table
 
-from orthrus.cli.common import Json, err, out, print_json, say
+from orthrus.cli.common import STOPPED, Json, err, out, print_json, resumable, say
 from orthrus.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -23,8 +23,6 @@ Resume = Annotated[bool, typer.Option("--resume/--no-resume", help="Continue whe
 
 Planned = Annotated[bool, typer.Option("--plan", help="Say what it takes and do nothing; reads no weights.")]
 Devices = Annotated[int, typer.Option(min=1, help="With --plan: how many equal devices share a step.")]
-
-STOPPED = 3
 
 
 def train(
@@ -48,7 +46,8 @@ def train(
     from orthrus.train.run import run
 
     checked = load_recipe(recipe, overrides or [])
-    result = run(checked, resume=resume)
+    with resumable():  # while data is prepared; the loop itself ends the step at hand
+        result = run(checked, resume=resume)
     if os.environ.get("RANK", "0") == "0":  # one of the processes that torchrun or accelerate launch starts
         say(_ending(result, checked.schedule.steps, checked.run.output), to=err)
     if not result.finished:
