@@ -161,12 +161,13 @@ def test_chains_that_are_exact_to_the_token_sample_the_same_tokens() -> None:
 
 
 def test_rejection_leaves_the_processed_distribution() -> None:
-    """Chains over a vocabulary of 8, options that look at the text: chi-square, a false alarm once in 10^8."""
+    """Chains over a vocabulary of 8, options that look at the text: chi-square, a false alarm once in 10^6."""
     plain, model = tiny("qwen3", vocab_size=8), dual(vocab_size=8)
     asked: dict[str, Any] = {
         "no_repeat_ngram_size": 2,
         "typical_p": 0.95,
         "sequence_bias": [[[1, 4], -2.0], [[3], 1.0]],
+        "temperature": 0.4,
     }
     options = Options.of(max_new_tokens=2, do_sample=True, seed=5, **asked)
     config = GenerationConfig(do_sample=True, top_k=0, **asked)
@@ -186,7 +187,7 @@ def test_rejection_leaves_the_processed_distribution() -> None:
     for row in engine.finish([[3, 1, 4]] * 400, options):
         counts[tuple(row.token_ids)] = counts.get(tuple(row.token_ids), 0) + 1
     assert not engine.coupled
-    assert reference.chi_square(counts, chances) > 1e-8
+    assert reference.chi_square(counts, chances) > 1e-6
 
 
 # ---------------------------------------------------------------- those that plain greedy decoding does not show
