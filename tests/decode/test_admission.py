@@ -6,8 +6,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from orthrus.decode.engine import PREFILL_SLICE, Engine
+from orthrus.decode.engine import Engine
 from orthrus.decode.options import Options, Sampling
+from orthrus.decode.prompts import SLICE
 from orthrus.policy import steps
 from tests import reference
 from tests.decode.drive import dual
@@ -130,4 +131,4 @@ def test_a_waiting_prompt_that_is_aborted_while_it_is_read_is_gone() -> None:
 
 def test_slices_are_bounded_unless_asked_otherwise() -> None:
     engine = Engine(MODEL, rows=1, capacity=64, plan=steps.parse("ar"))
-    assert engine.prefill_slice == PREFILL_SLICE["cpu"] == 128
+    assert engine.reader.most == SLICE["cpu"] == 128

@@ -14,8 +14,9 @@ from torch import Tensor
 from orthrus.decode.options import Options
 from orthrus.decode.output import FinishReason, Stats
 from orthrus.decode.prefixes import Prefixes
-from orthrus.decode.processing import Processing
+from orthrus.decode.processing import Kept, Processing
 from orthrus.decode.stop import Stopper
+from orthrus.errors import DecodingError
 from orthrus.model.cache import ScratchCache
 from orthrus.policy.acceptance import RowState
 from orthrus.policy.lookup import Lookup
@@ -81,6 +82,30 @@ class Row:
     def fail(self, error: Exception) -> None:
         """End this completion with an error; the first one counts."""
         self.finish_reason, self.error = "error", self.error or error
+
+    def keep(self, tokens: list[int], *, broken: bool) -> tuple[list[int], Kept | None]:
+        """Add tokens as far as the text goes; returns these, and their logits where the options ask for them.
+
+        What goes wrong ends the row: a stopper that raises, or that it is `broken` after these tokens.
+        """
+        kept: list[int] = []
+        try:
+            kept, self.finish_reason = self.stopper.cut(tokens)
+        except Exception as error:
+            self.fail(error)
+        logits = None if self.processing is None else self.processing.take(kept)
+        self.token_ids += kept
+        self.seen.update(dict.fromkeys(kept if self.penalised else ()))
+        if broken and self.finish_reason is None:
+            raised = None if self.processing is None else self.processing.error_after(tokens)
+            self.fail(
+                raised
+                or DecodingError(
+                    "finite logits are required to choose a token by, found NaN, infinity or none possible after "
+                    f"{len(self.token_ids)} tokens: look at the model's weights and at what changes its logits"
+                )
+            )
+        return kept, logits
 
     def observe(self, *, copies: bool) -> None:
         """Bring what the policy goes by up to date; `copies` says whether it needs the text's matches."""

@@ -17,7 +17,7 @@ from transformers import PreTrainedModel
 
 from orthrus.bench.peers import hf
 from orthrus.bench.race import Clock
-from orthrus.decode.engine import PREFILL_CHUNK
+from orthrus.decode import prompts
 from orthrus.decode.passes import Passes
 from orthrus.errors import ConfigError
 from orthrus.model.attach import duals
@@ -221,7 +221,7 @@ def _read(passes: Passes, rows: slice, context: int, width: int, backbone: PreTr
         return
     passes.cache.set_lengths_of(rows, [0] * batch)
     anchor_B, ahead = torch.ones(batch, dtype=torch.long, device=device), None
-    pending, chunk = [[1] * (context - 1)] * batch, PREFILL_CHUNK.get(device.type, PREFILL_CHUNK["cpu"])
+    pending, chunk = [[1] * (context - 1)] * batch, prompts.CHUNK.get(device.type, prompts.CHUNK["cpu"])
     if width > 1 and passes.reads_ahead:
         ahead = passes.prefill(rows, pending, chunk=chunk, anchor_B=anchor_B, drafts=width - 1)
     else:

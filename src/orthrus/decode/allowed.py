@@ -1,0 +1,48 @@
+"""Which steps of a plan an engine may take: by who drafts, and by what its exactness allows."""
+
+import warnings
+from dataclasses import replace
+
+from transformers import PreTrainedModel
+
+from orthrus.decode.drafters import VIEW, Drafter
+from orthrus.decode.exact import Finding, can_fuse
+from orthrus.errors import ConfigError
+from orthrus.policy.steps import Plan, Step, parse
+
+
+def drafted_by(plan: Plan, drafter: Drafter, *, block: int) -> Plan:
+    """Return a plan without passes that verify and draft where another drafter than the view is to draft.
+
+    Raises:
+        ConfigError: the plan has no other step.
+    """
+    if drafter.name == VIEW:
+        return plan
+    plan = plan.without("onepass")
+    if any(step.stops for step in plan.steps(block)):
+        raise ConfigError(
+            f"plan {plan.name!r} drafts in the pass that verifies, which only the view does, found drafter "
+            f"{drafter.name!r}: take 'full', 'fixed:K' or 'tree:N'"
+        )
+    return plan
+
+
+def bit_for_bit(plan: Plan, model: PreTrainedModel, finding: Finding, *, block: int, rows: int) -> Plan:
+    """Return a plan with those steps alone that keep texts the same bit for bit; warns where none drafts.
+
+    A tree's path is verified once more, and each shape of a fused pass has to be probed first: both take longer than
+    `auto` could gain by them.
+    """
+    if not finding.holds:
+        reasons = "; ".join(finding.broken)
+        warnings.warn(f"exact='token' cannot verify drafts here ({reasons}): decoding plainly", stacklevel=3)
+        return parse("ar")
+    plan = plan.without("onepass", "tree")
+    (step, *others) = plan.steps(block)
+    if others or step.kind != "onepass":
+        return plan
+    chain = step._replace(nodes=0, stops=min(step.stops, step.drafts + 1))
+    sizes = [1 << power for power in range(rows.bit_length())]
+    fuses = all(can_fuse(model, finding, rows=size, drafts=chain.drafts, stops=chain.stops) for size in sizes)
+    return replace(plan, step=chain if fuses else Step(step.drafts))

@@ -1,0 +1,104 @@
+"""Prompts: checked when they are asked, read when their rows have joined, in slices where other rows decode.
+
+Shapes: B rows, M drafts, V vocabulary.
+"""
+
+from collections.abc import Sequence
+from typing import Final
+
+import torch
+
+from orthrus.decode.options import Options
+from orthrus.decode.passes import Passes
+from orthrus.decode.planned import Planned
+from orthrus.decode.rows import Ready, Rows
+from orthrus.errors import CacheFull, PromptError
+
+CHUNK: Final = {"cpu": 512, "cuda": 2048}
+"""Prompt positions per pass by kind of device, where nothing else is asked for."""
+
+SLICE: Final = {"cpu": 128, "cuda": 512}
+"""Prompt positions per step while other rows decode, likewise."""
+
+
+def limit_of(
+    prompt_ids: Sequence[int], options: Options, *, vocabulary: int, context: int, capacity: int, scratch: int
+) -> int:
+    """Check a request against vocabulary, context and cache; return how many tokens it may write.
+
+    Raises:
+        PromptError: the prompt is empty, holds ids outside the vocabulary, or leaves no room in the context.
+        CacheFull: prompt, text and the scratch of a step need more positions than a row's capacity.
+    """
+    if not prompt_ids:
+        raise PromptError("the prompt must hold at least one token, found none: give it some text")
+    if not (min(prompt_ids) >= 0 and max(prompt_ids) < vocabulary):
+        raise PromptError(
+            f"prompt tokens must be ids from 0 to {vocabulary - 1}, found {min(prompt_ids)} to {max(prompt_ids)}: "
+            "encode it with the model's own tokenizer"
+        )
+    limit = min(options.max_new_tokens, context - len(prompt_ids))
+    if limit < 1:
+        raise PromptError(f"the model reads at most {context} tokens, the prompt has {len(prompt_ids)}: shorten it")
+    needed = len(prompt_ids) + limit + scratch
+    if needed > capacity:
+        raise CacheFull(
+            f"{len(prompt_ids)} prompt tokens, {limit} new ones and {scratch} of scratch need {needed} cache "
+            f"positions, a row has {capacity}: ask for fewer tokens or a larger capacity"
+        )
+    return limit
+
+
+class Reader:
+    """Read the prompts of rows that have joined.
+
+    Args:
+        rows: the rows.
+        passes: what reads.
+        chunk: positions per pass at most; `CHUNK` unless given.
+        most: positions per step at most while rows decode; `SLICE` unless given. Fixed shapes round it to whole passes.
+        policy: says how many drafts the pass that ends a prompt should make for the first step; None for none.
+    """
+
+    def __init__(
+        self, rows: Rows, passes: Passes, *, chunk: int | None, most: int | None, policy: Planned | None
+    ) -> None:
+        device = rows.cache.device.type
+        self.rows = rows
+        self.passes = passes
+        self.chunk = chunk or CHUNK.get(device, CHUNK["cpu"])
+        self.most = most or SLICE.get(device, SLICE["cpu"])
+        self.policy = policy
+
+    def step(self) -> None:
+        """Read as much as rows that decode can wait for, or all of it; rows whose prompts are read begin to decode."""
+        decoding = bool(self.rows.live)
+        if decoding:
+            self._begin()  # before others are read, who may have to wait
+        if self.rows.reading:
+            self._read(self.most if decoding else None)
+        self._begin()
+
+    def _begin(self) -> None:
+        for row in self.rows.reading:
+            if not self.rows.pending(row):
+                self.rows.begin(row)
+
+    def _read(self, most: int | None) -> None:
+        """Read prompts, so many positions at most; where drafts will be wanted next, the last pass makes the first."""
+        geometry = self.passes.geometry
+        where, pieces = self.rows.next_to_read(most, unit=1 if geometry is None else geometry.chunks[-1])
+        if not any(pieces):
+            return
+        rows = self.rows.at(where)
+        to_the_end = all(piece and piece == self.rows.pending(row) for row, piece in zip(rows, pieces, strict=True))
+        wanted = to_the_end and all(row.ready for row in self.rows.live)
+        drafts = self.policy.prefill_drafts if wanted and self.policy is not None else 0
+        if not drafts:
+            self.passes.prefill(where, pieces, chunk=self.chunk)
+            return
+        anchor_B = torch.tensor([row.anchor for row in rows], device=self.rows.cache.device)
+        ahead_BMV = self.passes.prefill(where, pieces, chunk=self.chunk, anchor_B=anchor_B, drafts=drafts)
+        assert ahead_BMV is not None
+        for row, logits_MV in zip(rows, ahead_BMV, strict=True):
+            row.ready = Ready(logits_MV, blind=False)
