@@ -19,7 +19,7 @@ from orthrus.decode.options import Options
 from orthrus.errors import CheckpointError, UnsupportedModel
 from orthrus.model.attach import duals, is_attached
 from orthrus.model.fingerprint import fingerprint, identity, quantization_of, twin_tensors
-from orthrus.model.twin import require_gradients
+from orthrus.model.twin import is_plain, require_gradients
 from orthrus.policy import steps
 from tests import reference
 from tests.families import perturb, tiny
@@ -146,6 +146,21 @@ def test_a_view_loads_on_weights_that_were_rounded_or_merged(tmp_path: Path) -> 
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         put_on(tiny("qwen3"), tmp_path)
+
+
+def test_shards_of_plain_weights_are_plain() -> None:
+    """Types of torch's own, such as a sharded parameter's, hold the numbers they stand for; others do not."""
+
+    class Shard(Tensor):
+        __module__ = "torch.distributed.tensor"
+
+    class Rounded(Tensor):
+        __module__ = "torchao.quantization"
+
+    assert is_plain(torch.ones(2).as_subclass(Shard))
+    assert not is_plain(torch.ones(2).as_subclass(Rounded))
+    assert not is_plain(torch.ones(2, dtype=torch.uint8))
+    assert not is_plain(torch.ones(2).to(torch.float8_e4m3fn))
 
 
 def test_identity_is_that_of_all_forms() -> None:

@@ -14,9 +14,11 @@ from torch import Tensor, nn
 from transformers import PreTrainedConfig
 
 from orthrus.errors import UnsupportedModel
-from orthrus.kernels.watched import PLAIN
 
 _OF_HOOKS = ("_hf_hook", "_old_forward", "forward")  # what accelerate sets on a module
+
+
+_OWN = ("torch", "orthrus")  # whose types of tensors hold the numbers that they stand for, sharded ones too
 
 
 def twin_of(attention: nn.Module, dtype: torch.dtype) -> nn.Module:
@@ -70,12 +72,14 @@ def present(module: nn.Module) -> Iterator[None]:
 
 def is_plain(weight: Tensor) -> bool:
     """Tell whether a tensor is stored as the numbers that it stands for."""
-    return type(weight) in PLAIN and weight.is_floating_point() and weight.dtype.itemsize > 1
+    return _library(weight) in _OWN and weight.is_floating_point() and weight.dtype.itemsize > 1
 
 
 def stored_parts(tensor: Tensor) -> list[Tensor]:
     """Return the plain tensors that a tensor is stored as: itself, or a quantised one's numbers and scales."""
     flatten: Any = getattr(tensor, "__tensor_flatten__", None)
+    if _library(tensor) in _OWN:
+        return [tensor.detach()]
     if flatten is None:
         return [tensor.detach().as_subclass(Tensor)]
     inner = [getattr(tensor, name) for name in flatten()[0]]
@@ -111,12 +115,17 @@ def require_gradients(model: nn.Module) -> None:
             )
 
 
+def _library(tensor: Tensor) -> str:
+    """Return the package that a tensor's type comes from."""
+    return type(tensor).__module__.partition(".")[0]
+
+
 def _dequantised(module: nn.Module, dtype: torch.dtype) -> nn.Linear | None:
     """Return a quantised linear layer as a plain one; None for any other module."""
     weight = module._parameters.get("weight")
     if weight is None or is_plain(weight) or not hasattr(module, "out_features"):
         return None
-    library = type(weight).__module__.partition(".")[0]
+    library = _library(weight)
     if library == "bitsandbytes":
         from transformers.integrations.bitsandbytes import dequantize_bnb_weight
 
