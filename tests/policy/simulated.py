@@ -33,12 +33,10 @@ def simulate(
     tokens: int,
     plan: str = "auto",
     chooser: Policy | None = None,
-    ahead: Accept | None = None,
     copy: Accept | None = None,
     match: Match | None = None,
-    surprise: float = 0.5,
+    ready: int = 0,
     tree_gain: float = 0.0,
-    room: int | None = None,
 ) -> tuple[float, list[Step]]:
     """Decode with a policy until so many tokens are written; returns the seconds it took, and the steps.
 
@@ -48,37 +46,33 @@ def simulate(
         tokens: to write.
         plan: of a new policy.
         chooser: a policy to go on with.
-        ahead: how many of the drafts made ahead would be right; as `accept` unless given.
         copy: how many tokens of a copy would be right, in a text with such a `match` everywhere.
         match: its length.
-        surprise: chance that acceptance ends elsewhere than at the likeliest stop, and then at the next, and so on.
+        ready: drafts that the pass over the prompt has made.
         tree_gain: chance that a tree keeps one draft more where the chain inside breaks off.
-        room: cache positions left.
     """
     chooser = chooser or policy(plan)
-    row, elsewhere, more = chooser.new_row(), geometric(surprise, seed=1), geometric(tree_gain, seed=2)
-    row.match, row.blind = match, True
+    row, more = chooser.new_row(), geometric(tree_gain, seed=2)
+    row.match, row.ready = match, ready
     seconds, done, steps = 0.0, 0, []
     while done < tokens:
-        step = chooser.choose([row], room)
+        step = chooser.choose([row])
         drew = step.drafts > 0 and not step.lookup and not row.serves(step)
-        source = copy if step.lookup else accept if drew or ahead is None else ahead
+        source = copy if step.lookup else accept
         kept = min(source(done), step.drafts) if source else 0
         inside = (kept, step.drafts) if step.nodes else None
         kept += min(more(done), 1) if step.nodes and kept < step.drafts else 0
-        rank = min(elsewhere(done), step.drafts, step.stops) if step.stops else None
         outcome = RowOutcome(
-            source="text" if step.lookup else ("view" if drew else "ahead") if step.drafts else None,
+            source="text" if step.lookup else "view" if step.drafts else None,
             drafted=step.drafts,
             kept=kept,
             drew=drew,
             chain=inside,
-            exit=rank,
             copy_kept=min(copy(done), kept + 1) if copy else None,
         )
         took = price(step, drew)
         chooser.learn(step, [outcome], took)
-        row.ready = step.drafts if rank is not None and rank < step.stops else 0
+        row.ready = 0
         seconds += took
         done += kept + 1
         steps.append(step)
@@ -93,10 +87,21 @@ def by_rows(one: Callable[[int], float], more: Mapping[Kind, float] | None = Non
         if step.kind == "plain":
             return beyond + one(1)
         draft = one(step.drafts + 1) if drew and not step.lookup else 0.0
-        verified = step.scratch if step.kind == "onepass" else 1 + (step.nodes or step.drafts)
-        return beyond + draft + one(verified)
+        return beyond + draft + one(1 + (step.nodes or step.drafts))
 
     return price
+
+
+def measured(milliseconds: Mapping[int, float]) -> Price:
+    """Price passes by the positions they read, as measured; on the line in between and beyond."""
+    known = sorted(milliseconds.items())
+
+    def one(rows: int) -> float:
+        after = next((i for i, (x, _) in enumerate(known) if x >= rows), len(known) - 1)
+        (x0, y0), (x1, y1) = known[max(after - 1, 0)], known[max(after, 1)]
+        return y0 + (y1 - y0) * (rows - x0) / (x1 - x0)
+
+    return by_rows(one)
 
 
 def linear(wide: float) -> Price:
@@ -144,6 +149,11 @@ def geometric(rate: float, seed: int = 0) -> Accept:
         return next((i for i, chance in enumerate(drawn[place : place + 63]) if chance >= rate), 63)
 
     return accept
+
+
+def best(accept: Accept, price: Price, tokens: int) -> float:
+    """Return what the best step of all costs, taken always: plain, or a chain of any length."""
+    return min(fixed(Step(drafts), accept, price, tokens) for drafts in range(BLOCK))
 
 
 def fixed(step: Step, accept: Accept, price: Price, tokens: int) -> float:

@@ -5,7 +5,7 @@ import random
 
 import pytest
 
-from orthrus.policy.acceptance import AHEAD, GUESS, LONG, SHORT, TRUST, VIEW, Acceptance, RowOutcome, RowState, expected
+from orthrus.policy.acceptance import GUESS, LONG, SHORT, TRUST, VIEW, Acceptance, RowOutcome, RowState, expected
 from orthrus.policy.lookup import Match
 from orthrus.policy.steps import Step
 
@@ -62,7 +62,7 @@ def test_expected_tokens_are_those_of_the_slow_reckoning() -> None:
     general, rows = usual(), [row(match) for match in ("short", "long", None)]
     for _ in range(60):
         one, drafted = rng.choice(rows), rng.randint(1, SLOTS)
-        source, kept = rng.choice(["view", "ahead", "text"]), rng.randint(0, drafted)
+        source, kept = rng.choice(["view", "text"]), rng.randint(0, drafted)
         for acceptance in (one.acceptance, general):
             acceptance.learn(RowOutcome(source=source, drafted=drafted, kept=kept), one.match)  # type: ignore[arg-type]
 
@@ -83,19 +83,14 @@ def test_expected_tokens_are_those_of_the_slow_reckoning() -> None:
         return odds / (1 + odds)
 
     def own(one: RowState, s: int, slot: int) -> float:
-        otherwise, trust = at_own_odds(one, s, slot), 2.0
-        if s == AHEAD:
-            known, trust = usually(VIEW, slot), TRUST[AHEAD]
-            loss = min(rate(general.counts[1, s, slot], general.counts[0, s, slot], known, trust) / known, 1.0)
-            otherwise = own(one, VIEW, slot) * loss
-        return rate(one.acceptance.counts[1, s, slot], one.acceptance.counts[0, s, slot], otherwise, trust)
+        return rate(one.acceptance.counts[1, s, slot], one.acceptance.counts[0, s, slot], at_own_odds(one, s, slot))
 
     tokens = expected(rows, general)
     for b, one in enumerate(rows):
-        for at, s in enumerate((VIEW, AHEAD, LONG if one.match == "long" else SHORT)):
+        for at, s in enumerate((VIEW, LONG if one.match == "long" else SHORT)):
             total = run = 1.0
             for slot in range(SLOTS):
-                run *= own(one, s, slot) if at < 2 or one.match else 0.0
+                run *= own(one, s, slot) if s == VIEW or one.match else 0.0
                 total += run
                 assert tokens[b, at, slot + 1] == pytest.approx(total)
 

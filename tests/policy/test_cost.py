@@ -2,7 +2,7 @@
 
 import math
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import pytest
@@ -22,11 +22,11 @@ def price(prices: Prices, step: Step) -> float:
     return float(prices.of(of(step)[None])[0])
 
 
-def learned(machine: Machine, turns: int = 600, *, wide: float = 1.6) -> Prices:
-    """Prices after so many steps of all kinds on a machine."""
+def learned(machine: Machine, turns: int = 600, *, wide: float = 1.6, steps: Sequence[Step] = STEPS) -> Prices:
+    """Prices after so many steps of these on a machine."""
     rng, prices = random.Random(0), Prices()
     for _ in range(turns):
-        step = rng.choice(STEPS)
+        step = rng.choice(steps)
         prices.observe(of(step), machine(linear(wide)(step, True)))
     return prices
 
@@ -53,16 +53,16 @@ def test_prices_hold_on_a_machine_that_others_use(machine: Callable[[int], Machi
 
 
 def test_what_is_uncertain_is_priced_low_and_what_was_timed_is_not() -> None:
-    """Before any step a tree is far below what is likely; after some trees it is not, and one-pass steps still are."""
+    """A tree is priced far below what is likely before any step, and after chains alone; not once some were taken."""
 
     def doubt(prices: Prices, step: Step) -> float:
         return float(1 - prices.of(of(step)[None], optimism=1.0)[0] / price(prices, step))
 
-    tree, fused = Step(15, nodes=31), Step(15, stops=2)
-    new, old = Prices(), learned(lambda seconds: seconds)
+    tree, chains = Step(15, nodes=31), [Step(), Step(7), Step(15)]
+    new, partly, old = Prices(), learned(lambda s: s, steps=chains), learned(lambda s: s)
     assert doubt(new, tree) > 0.2
+    assert doubt(partly, Step(15)) < 0.02 < 0.04 < doubt(partly, tree)
     assert doubt(old, tree) < 0.02
-    assert doubt(old, fused) > 0.1
     assert doubt(new, Step()) == 0.0
 
 

@@ -18,17 +18,17 @@ from orthrus.policy.steps import Step
 Source = Literal["view", "ahead", "text"]
 """Where drafts come from: the view; the view, one pass earlier and without the anchor; the row's own text."""
 
-VIEW, AHEAD, SHORT, LONG = range(4)
+VIEW, SHORT, LONG = range(3)
 """Rows of a table of counts: copies are counted by the length of their match."""
 
 EXACT: Final = 0
 """Leading drafts of the view that are the backbone's own, and so always kept."""
-GUESS: Final = np.array([0.5, 0.5, 0.5, 0.8])
+GUESS: Final = np.array([0.5, 0.5, 0.8])
 """Acceptance rate before any draft was judged; a text with a long match mostly goes on repeating itself."""
-TRUST: Final = np.array([2.0, 8.0, 2.0, 8.0])
+TRUST: Final = np.array([2.0, 2.0, 8.0])
 """Trials that such a guess counts for."""
 FADE: Final = 0.95
-"""What a row's counts keep from one step to the next; those over all rows keep five times as long."""
+"""What a row's counts keep from one step to the next; those over all rows keep it for five times as many."""
 
 
 class Acceptance:
@@ -48,8 +48,8 @@ class Acceptance:
     def learn(self, outcome: "RowOutcome", match: Match | None) -> None:
         """Add what a step did to a row whose text had such a match."""
         kept, drafted = outcome.chain or (outcome.kept, outcome.drafted)
-        if outcome.source == "view" or outcome.source == "ahead":
-            self._add(VIEW if outcome.source == "view" else AHEAD, drafted, kept)
+        if outcome.source == "view":
+            self._add(VIEW, drafted, kept)
         elif outcome.source == "text" and match is not None:
             self._add(SHORT if match == "short" else LONG, drafted, kept)
         else:
@@ -110,11 +110,10 @@ class RowOutcome:
 
 
 def expected(rows: Sequence[RowState], usual: Acceptance) -> NDArray[np.float64]:
-    """Return the tokens `[B, 3, M + 1]` to expect of each row's next step, by its drafts: view's, ahead, copied.
+    """Return the tokens `[B, 2, M + 1]` to expect of each row by the number of drafts: the view's, or those of a copy.
 
     A slot that a row hardly ever tried is as good as in `usual`, the counts over all rows, at odds that the row's other
-    slots tell. Drafts made ahead are as good as the view's, less what that loses in `usual`. A row with nothing to copy
-    gets one token.
+    slots tell. A row with nothing to copy gets one token.
     """
     tried_SM, kept_SM = usual.counts
     overall_S = _rate(kept_SM.sum(1), tried_SM.sum(1), GUESS, TRUST)
@@ -122,13 +121,10 @@ def expected(rows: Sequence[RowState], usual: Acceptance) -> NDArray[np.float64]
     tried_BSM, kept_BSM = np.array([row.acceptance.counts for row in rows]).swapaxes(0, 1)
     odds_BSM = _odds(tried_BSM, kept_BSM, usual_SM)[..., None] * usual_SM
     rate_BSM = _rate(kept_BSM, tried_BSM, odds_BSM / (1 - usual_SM + odds_BSM))
-    view_M = usual_SM[VIEW]
-    loss_M = np.minimum(_rate(kept_SM[AHEAD], tried_SM[AHEAD], view_M, TRUST[AHEAD]) / view_M, 1.0)
-    rate_BSM[:, AHEAD] = _rate(kept_BSM[:, AHEAD], tried_BSM[:, AHEAD], rate_BSM[:, VIEW] * loss_M, TRUST[AHEAD])
     rate_BSM[:, VIEW, :EXACT] = 1.0
-    kept_BSM = np.ones((*rate_BSM.shape[:2], rate_BSM.shape[2] + 1))  # the bonus, and the drafts before it
-    np.cumprod(rate_BSM, axis=2, out=kept_BSM[:, :, 1:])
-    token_BSM: NDArray[np.float64] = kept_BSM.cumsum(axis=2)
+    reached_BSM = np.ones((*rate_BSM.shape[:2], rate_BSM.shape[2] + 1))  # the bonus, then the drafts before it
+    np.cumprod(rate_BSM, axis=2, out=reached_BSM[:, :, 1:])
+    token_BSM: NDArray[np.float64] = reached_BSM.cumsum(axis=2)
     for b, row in enumerate(rows):
         if row.match != "short":
             token_BSM[b, SHORT] = token_BSM[b, LONG] if row.match else 1.0

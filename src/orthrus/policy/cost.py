@@ -9,7 +9,6 @@ An extended Kalman filter follows the logarithms of the pace, which wanders, and
 Shapes: S steps, F features.
 """
 
-from collections.abc import Sequence
 from math import log
 from typing import Final
 
@@ -25,7 +24,6 @@ START: Final = np.array(
         (1.0, 0.1),  # a draft pass
         (0.4, 1.0),  # and its positions
         (0.05, 1.0),  # a tree
-        (0.5, 4.0),  # a fused pass
     ]
 )
 """What steps take before any was timed."""
@@ -40,13 +38,10 @@ OUTLIER: Final = 0.3
 
 
 def features(step: Step, *, drew: bool, block: int) -> NDArray[np.float64]:
-    """Return `[F]` of a step whose draft pass, if it has one, is its own (`drew`); in blocks of positions."""
-    scale = max(block - 1, 1)
-    draws = drew and step.drafts > 0 and not step.lookup
-    read = (step.nodes or step.drafts) + step.stops * (step.drafts + 1)
-    return np.array(
-        [step.drafts > 0, read / scale, draws, draws * step.drafts / scale, step.nodes > 0, step.stops > 0], dtype=float
-    )
+    """Return the features `[F]` of a step; `drew` says whether its drafts, if of the view, take a pass of their own."""
+    blocks, draws = step.drafts / max(block - 1, 1), drew and step.drafts > 0 and not step.lookup
+    verified = step.nodes / max(block - 1, 1) if step.nodes else blocks
+    return np.array([step.drafts > 0, verified, draws, draws * blocks, step.nodes > 0], dtype=float)
 
 
 class Prices:
@@ -58,10 +53,9 @@ class Prices:
 
     def __init__(self, like: "Prices | None" = None) -> None:
         start_F = np.log(START[:, 0]) if like is None else like._state[1:]
-        self._state: NDArray[np.float64] = np.array(
-            [np.nan, *start_F]
-        )  # the logarithms of the pace and of the coefficients
-        self._errors = np.diag([1.0, *START[:, 1]])  # their covariance
+        # The logarithms of the pace and of the coefficients, and their covariance.
+        self._state: NDArray[np.float64] = np.array([np.nan, *start_F])
+        self._errors = np.diag([1.0, *START[:, 1]])
         self._noise = NOISE[0]
 
     def of(self, features_SF: NDArray[np.float64], optimism: float = 0.0) -> NDArray[np.float64]:
@@ -94,8 +88,3 @@ class Prices:
         noise_share = self._noise / variance
         self._noise += 0.02 * noise_share * (surprise**2 * noise_share - self._noise)
         self._noise = max(self._noise, NOISE[1])
-
-
-def table(steps: Sequence[Step], *, drew: bool, block: int) -> NDArray[np.float64]:
-    """Return the features `[S, F]` of all steps."""
-    return np.stack([features(step, drew=drew, block=block) for step in steps])

@@ -36,7 +36,6 @@ class Experience:
         usual: acceptance over all rows.
         prices: by the number of rows.
         gains: by a tree's nodes, drafts kept beyond the chain inside it, and chains that broke off.
-        exits: by one-pass step, how often acceptance ended at a stop, and how often it might have.
         idle: steps since the view drafted.
         wait: after how many of them it is tried.
     """
@@ -44,7 +43,6 @@ class Experience:
     usual: Acceptance
     prices: dict[int, Prices] = field(default_factory=dict)
     gains: dict[int, NDArray[np.float64]] = field(default_factory=dict)
-    exits: dict[Step, NDArray[np.float64]] = field(default_factory=dict)
     idle: int = 0
     wait: int = WAIT[0]
 
@@ -66,17 +64,14 @@ class Policy:
         self.experience = experience or Experience(Acceptance(block - 1, FADE**0.2))
         self._rows: Sequence[RowState] = ()
         self._trial = False
-        self._drawn_SF = np.stack([features(step, drew=True, block=block) for step in self.steps])
+        self._feature_SF = np.stack([features(step, drew=True, block=block) for step in self.steps])
         self._given_SF = np.stack([features(step, drew=False, block=block) for step in self.steps])
         self._drafts_S = np.array([step.drafts for step in self.steps])
         self._scratch_S = np.array([step.scratch for step in self.steps])
         self._copies_S = np.array([step.lookup for step in self.steps])
-        self._fused = [(s, step) for s, step in enumerate(self.steps) if step.stops]
         for step in self.steps:
             if step.nodes:  # a first guess, the least that was seen of nano's trees
                 self.experience.gains.setdefault(step.nodes, np.array([4.0 if step.nodes < block else 5.6, 8.0]))
-            if step.stops:  # each doubling of stops halves the misses
-                self.experience.exits.setdefault(step, np.array([2 - 2 * 0.5 ** step.stops.bit_length(), 2.0]))
 
     @property
     def copies(self) -> bool:
@@ -109,13 +104,10 @@ class Policy:
         if room is not None:
             speed_S[self._scratch_S > room] = 0.0
         best = int(speed_S.argmax())
-        step = self.steps[best]
-        self._trial = (
-            not _draws_on_view(step)
-            and self.experience.idle >= self.experience.wait
-            and bool((len(rows) * (1 + self._drafts_S) / price_S)[~self._copies_S].max() > speed_S[best])
-        )
-        return min(TRIAL, Step(self.block - 1)) if self._trial else step
+        if not self._asks_view(self.steps[best]) and self.experience.idle >= self.experience.wait:
+            most_S = len(rows) * (1 + self._drafts_S) / price_S  # were all drafts kept
+            self._trial = bool(most_S[~self._copies_S].max() > speed_S[best])
+        return min(TRIAL, Step(self.block - 1)) if self._trial else self.steps[best]
 
     def learn(self, step: Step, outcomes: Sequence[RowOutcome], seconds: float) -> None:
         """Learn from a step that was taken.
@@ -132,20 +124,20 @@ class Policy:
         drew = {outcome.drew for outcome in outcomes}
         if len(drew) == 1:  # else only some rows needed a draft pass
             prices.observe(features(step, drew=drew == {True}, block=self.block), seconds)
-        known.idle = 0 if _draws_on_view(step) else known.idle + 1
+        known.idle = known.idle + 1 if not self._asks_view(step) else 0
         if known.idle == 0:
-            price = prices.of(features(step, drew=True, block=self.block)[None])[0]
-            pays = sum(outcome.kept + 1 for outcome in outcomes) > price * len(outcomes)
-            known.wait = WAIT[0] if pays or not self._trial else min(2 * known.wait, WAIT[1])
+            price = float(prices.of(features(step, drew=True, block=self.block)[None])[0])
+            vain = self._trial and sum(outcome.kept + 1 for outcome in outcomes) < price * len(outcomes)
+            known.wait = min(2 * known.wait, WAIT[1]) if vain else WAIT[0]
         for row, outcome in zip(self._rows, outcomes, strict=True):
             for acceptance in (row.acceptance, known.usual):
                 acceptance.learn(outcome, row.match)
             if outcome.chain is not None and outcome.chain[0] < outcome.chain[1]:
                 _average(known.gains[step.nodes], outcome.kept - outcome.chain[0])
-            if outcome.exit is not None:
-                for other, exits in known.exits.items():
-                    if other.nodes == step.nodes and (other.stops <= step.stops or outcome.exit < step.stops):
-                        _average(exits, outcome.exit < other.stops)
+
+    @staticmethod
+    def _asks_view(step: Step) -> bool:
+        return step.drafts > 0 and not step.lookup
 
     def _prices(self, rows: int) -> Prices:
         prices = self.experience.prices
@@ -156,25 +148,16 @@ class Policy:
 
     def _tokens_and_prices(self, rows: Sequence[RowState]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         """Return the tokens `[S]` to expect of each step, over all rows, and its price."""
-        token_BQM = expected(rows, self.experience.usual)
-        view_S, ahead_S, token_S = (self._of_source(token_BQM[:, i].sum(0), len(rows)) for i in range(3))
-        token_S = np.where(self._copies_S, token_S if any(row.match for row in rows) else 0.0, view_S)
-        prices = self._prices(len(rows))
-        drawn_S, given_S = prices.of(self._drawn_SF, OPTIMISM), prices.of(self._given_SF, OPTIMISM)
-        price_S = drawn_S.copy()
+        view_M, copy_M = expected(rows, self.experience.usual).sum(0)
+        copies_S = copy_M[self._drafts_S] if any(row.match for row in rows) else 0.0
+        token_S = np.where(self._copies_S, copies_S, self._of_view(view_M, len(rows)))
+        feature_SF = self._feature_SF
         if all(row.ready for row in rows):
             served_S = np.array([all(row.serves(step) for row in rows) for step in self.steps])
-            price_S[served_S] = given_S[served_S]
-            if any(row.blind for row in rows):
-                token_S[served_S] = ahead_S[served_S]
-        for s, step in self._fused:  # as if taken again and again: a draft pass only after a miss
-            exits = self.experience.exits[step]
-            miss = 0.0 if step.stops > (step.nodes or step.drafts) else 1 - exits[0] / exits[1]
-            token_S[s] = ahead_S[s] + miss * (view_S[s] - ahead_S[s])
-            price_S[s] = given_S[s] + miss * (drawn_S[s] - given_S[s])
-        return token_S, price_S
+            feature_SF = np.where(served_S[:, None], self._given_SF, feature_SF)
+        return token_S, self._prices(len(rows)).of(feature_SF, OPTIMISM)
 
-    def _of_source(self, token_M: NDArray[np.float64], rows: int) -> NDArray[np.float64]:
+    def _of_view(self, token_M: NDArray[np.float64], rows: int) -> NDArray[np.float64]:
         """Return the tokens of each step, from those of chains; a tree goes on where the chain inside breaks off."""
         token_S: NDArray[np.float64] = token_M[self._drafts_S]
         for s, step in enumerate(self.steps):
@@ -184,10 +167,6 @@ class Policy:
                     (more + OPTIMISM * more**0.5) / breaks * (rows - (token_M[step.drafts] - token_M[step.drafts - 1]))
                 )
         return token_S
-
-
-def _draws_on_view(step: Step) -> bool:
-    return step.drafts > 0 and not step.lookup
 
 
 def _average(sum_and_count: NDArray[np.float64], value: float) -> None:
