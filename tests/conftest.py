@@ -5,7 +5,7 @@ import os
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 os.environ["ORTHRUS_MODEL"] = "nano"  # unless a test asks for another
-os.environ["ORTHRUS_CACHE"] = ""  # planners begin with nothing, and leave nothing
+os.environ["ORTHRUS_CACHE"] = ""  # nothing is read from disk, and nothing left there
 # Help and usage messages are compared as plain text, also where the surroundings ask for colour.
 os.environ["_TYPER_FORCE_DISABLE_TERMINAL"] = "1"
 

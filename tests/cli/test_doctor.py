@@ -65,12 +65,12 @@ def test_everything_is_told_in_words(cli: Cli, bundled: Path) -> None:
         assert words in ran.out
 
 
-def test_what_planners_keep_is_counted(
+def test_what_is_kept_on_disk_is_counted(
     cli: Cli, bundled: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("ORTHRUS_CACHE", str(tmp_path))
-    (tmp_path / "experience").mkdir()
-    (tmp_path / "experience" / "0123.json").write_text("{}")
+    (tmp_path / "exact").mkdir()
+    (tmp_path / "exact" / "0123.json").write_text("{}")
     facts = json.loads(cli("doctor", "--json").out)
     assert facts["memory"] == {"folder": str(tmp_path), "files": 1}
 

@@ -47,7 +47,7 @@ def decode(engine: Engine, prompts: Sequence[Sequence[int]], options: Sequence[O
     return engine.finish(prompts, options)
 
 
-def scripted(engine: Engine, choose: Callable[[Sequence[RowState], int], Step]) -> None:
+def scripted(engine: Engine, choose: Callable[[Sequence[RowState]], Step]) -> None:
     """Let an engine take the steps that a function chooses; its policy learns nothing."""
     engine.policy.choose = choose  # type: ignore[method-assign,assignment]
     engine.policy.learn = lambda *_: None  # type: ignore[method-assign,assignment]

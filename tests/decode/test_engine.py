@@ -11,7 +11,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 import orthrus
 from orthrus.decode.engine import Engine
-from orthrus.decode.experience import begin_anew
+from orthrus.decode.learned import begin_anew
 from orthrus.decode.options import Options, Sampling
 from orthrus.errors import CacheFull, PromptError
 from orthrus.policy import steps

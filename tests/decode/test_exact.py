@@ -17,7 +17,7 @@ import orthrus
 from orthrus.decode import exact
 from orthrus.decode.engine import Engine
 from orthrus.decode.exact import SPAN, Finding
-from orthrus.decode.experience import begin_anew
+from orthrus.decode.learned import begin_anew
 from orthrus.decode.options import Options, Sampling
 from orthrus.kernels import attention as functions
 from orthrus.kernels import packed

@@ -421,7 +421,7 @@ def test_chains_use_what_was_drafted_ahead(monkeypatch: pytest.MonkeyPatch) -> N
     wanted = iter([Step(BLOCK - 1, stops=BLOCK), Step(3), Step(BLOCK - 1, stops=BLOCK)])
     told: list[tuple[int, bool]] = []
 
-    def choose(rows: list[RowState], room: int) -> Step:
+    def choose(rows: list[RowState]) -> Step:
         told.append((rows[0].ready, rows[0].blind))
         return next(wanted)
 

@@ -15,7 +15,7 @@ from transformers import PreTrainedModel
 
 from orthrus.decode import noise
 from orthrus.decode.engine import Engine
-from orthrus.decode.experience import begin_anew
+from orthrus.decode.learned import begin_anew
 from orthrus.decode.options import Options, Sampling
 from orthrus.decode.rows import Row
 from orthrus.model.graphs import compile_passes

@@ -45,12 +45,10 @@ def test_drafts_are_what_a_search_through_the_text_finds() -> None:
             size = rng.randint(1, 7)
             lookup.extend(text[start : start + size])
             start += size
-        matched, source, expected = searched(text, 11)
+        matched, _, expected = searched(text, 11)
         assert len(lookup) == len(text)
         assert lookup.matched == matched
-        prompt = rng.randint(0, len(text))
-        kind = None if not matched else "echo" if matched == LONG else "quote" if source < prompt else "lookup"
-        assert lookup.kind(prompt) == kind
+        assert lookup.match == (None if not matched else "long" if matched == LONG else "short")
         assert lookup.drafts(11) == expected
         copied[matched] += 1
     assert set(copied) == {0, *range(NGRAM, LONG + 1)}
@@ -62,7 +60,7 @@ def test_what_a_copy_would_have_had_right_is_counted_up_to_its_first_mistake() -
     """After 1 2 3 4 5 … 1 2 3 comes a copy of 4 5 …: right, wrong at once, right after a mistake, or shorter."""
     lookup = Lookup([1, 2, 3, 4, 5, 9, 1, 2, 3])
     for written, right in (([4, 5, 9, 1], 4), ([4, 6, 9], 1), ([5, 4], 0), ([7, 5, 9], 0), ([4], 1)):
-        assert lookup.foresaw(written) == right
+        assert lookup.agreement(written) == right
     assert len(lookup) == 9
 
 

@@ -91,13 +91,6 @@ def run(
             help="Results of orthrus bench passes, from any machine: count what it took for each pass, not the clock.",
         ),
     ] = None,
-    remember: Annotated[
-        bool,
-        typer.Option(
-            "--remember",
-            help="Let auto begin with what earlier processes learned, as it does elsewhere, and keep what it learns.",
-        ),
-    ] = False,
 ) -> None:
     """Let decoders race over prompts, greedily, one after another on each; run again to continue.
 
@@ -119,7 +112,6 @@ def run(
         warmup=warmup,
         compile=compile,
         prices=prices,
-        remember=remember,
     )
     set_threads(threads)
     with resumable(), progress() as (start, lap):

@@ -8,19 +8,16 @@ from transformers import PreTrainedModel
 from orthrus.decode.drafters import VIEW, Drafter
 from orthrus.decode.exact import Finding, can_fuse
 from orthrus.errors import ConfigError
-from orthrus.policy.steps import Plan, Step, parse
+from orthrus.policy.steps import Plan, parse
 
 
 def drafted_by(plan: Plan, drafter: Drafter, *, block: int) -> Plan:
-    """Return a plan without passes that verify and draft where another drafter than the view is to draft.
+    """Return the plan, which a drafter other than the view can follow if no pass is to verify and draft.
 
     Raises:
-        ConfigError: the plan has no other step.
+        ConfigError: such a pass is what it asks for.
     """
-    if drafter.name == VIEW:
-        return plan
-    plan = plan.without("onepass")
-    if any(step.stops for step in plan.steps(block)):
+    if drafter.name != VIEW and any(step.stops for step in plan.steps(block)):
         raise ConfigError(
             f"plan {plan.name!r} drafts in the pass that verifies, which only the view does, found drafter "
             f"{drafter.name!r}: take 'full', 'fixed:K' or 'tree:N'"
@@ -38,11 +35,11 @@ def bit_for_bit(plan: Plan, model: PreTrainedModel, finding: Finding, *, block: 
         reasons = "; ".join(finding.broken)
         warnings.warn(f"exact='token' cannot verify drafts here ({reasons}): decoding plainly", stacklevel=3)
         return parse("ar")
-    plan = plan.without("onepass", "tree")
+    plan = plan.without("tree")
     (step, *others) = plan.steps(block)
     if others or step.kind != "onepass":
         return plan
     chain = step._replace(nodes=0, stops=min(step.stops, step.drafts + 1))
     sizes = [1 << power for power in range(rows.bit_length())]
     fuses = all(can_fuse(model, finding, rows=size, drafts=chain.drafts, stops=chain.stops) for size in sizes)
-    return replace(plan, step=chain if fuses else Step(step.drafts))
+    return replace(plan, drafts=step.drafts, nodes=0, stops=chain.stops if fuses else 0)

@@ -89,6 +89,5 @@ def _outcome(row: Row, place: int, step: Step, batch: Batch, outcome: Outcome) -
         kept=max(len(tokens) - 1, 0),
         drew=drew,
         chain=None if outcome.inside is None else outcome.inside[place],
-        exit=None if outcome.ranks is None else outcome.ranks[place],
-        copy_kept=row.lookup.foresaw(tokens) if row.state.match and not step.lookup and tokens else None,
+        copy_kept=row.lookup.agreement(tokens) if row.state.match and not step.lookup and tokens else None,
     )

@@ -16,11 +16,10 @@ from orthrus.decode.batching import batch_of, outcomes_of
 from orthrus.decode.cycle import Outcome, cycle
 from orthrus.decode.drafters import VIEW, Drafter, ViewDrafter, tapped
 from orthrus.decode.exact import Exact, finding_for
-from orthrus.decode.experience import experience_of
+from orthrus.decode.learned import experience_of
 from orthrus.decode.noise import stream_of
 from orthrus.decode.options import Options
 from orthrus.decode.passes import Geometry, Passes
-from orthrus.decode.planned import Planned
 from orthrus.decode.processing import Kept, Processing
 from orthrus.decode.processors import Request
 from orthrus.decode.prompts import Reader, limit_of
@@ -30,6 +29,7 @@ from orthrus.errors import ConfigError
 from orthrus.model.attach import config_of, evaluating
 from orthrus.model.cache import ScratchCache
 from orthrus.model.graphs import lend
+from orthrus.policy.policy import Policy
 from orthrus.policy.steps import Plan, Step
 
 
@@ -87,8 +87,7 @@ class Engine:
             with evaluating(model):
                 self.finding = finding_for(model, width=block, rows=rows)
                 plan = bit_for_bit(plan, model, self.finding, block=block, rows=rows)
-        experience = experience_of(model, exact, plan) if len(plan.steps(block)) > 1 else None
-        self.policy = Planned(plan, block=block, experience=experience)
+        self.policy = Policy(plan, block=block, experience=experience_of(model, exact, plan))
         self.capacity = capacity
         geometry = None if self.finding is None else self.finding.geometry
         room = capacity if geometry is None else geometry.capacity(capacity)
@@ -240,7 +239,7 @@ class Engine:
             return []
         for row in rows:
             row.observe(copies=self.policy.copies)
-        step = self.policy.choose([row.state for row in rows], self.rows.room)
+        step = self.policy.choose([row.state for row in rows])
         started = self.clock()
         batch = batch_of(rows, self.cache, step, coupled=self.coupled, whole=self.passes.compiled)
         outcome = cycle(self.passes, batch, step, drafter=self.drafter)

@@ -96,7 +96,6 @@ class RowOutcome:
         kept: drafts accepted, so that the step has written `kept + 1` tokens.
         drew: whether this step made its drafts in a pass of their own.
         chain: after a tree, how many drafts of the chain inside it were kept, and how many there are.
-        exit: after a one-pass step, the rank of the stop where acceptance ended; `step.stops` for none of them.
         copy_kept: how many of the new tokens a copy would have had right; None where there was none to make.
     """
 
@@ -105,7 +104,6 @@ class RowOutcome:
     kept: int = 0
     drew: bool = False
     chain: tuple[int, int] | None = None
-    exit: int | None = None
     copy_kept: int | None = None
 
 

@@ -1,22 +1,16 @@
 """Drafts that a text supplies itself: what followed when its last few tokens were last written.
 
-Costs no pass, so that a cycle is one verify pass; worth it on texts that repeat themselves or their prompt (prompt
-lookup decoding; Saxena, 2023). Knows token ids only.
+They cost no pass, so a cycle is one verify pass (prompt lookup decoding; Saxena, 2023).
 """
 
 from collections.abc import Iterable, Sequence
 from typing import Literal
 
 NGRAM = 3
+"""Tokens of the shortest match."""
 
 LONG = 8
-"""Tokens in common from which on a place is as good as any: what follows there hardly ever fails to follow here."""
-
-Copy = Literal["quote", "lookup", "echo"]
-"""What is copied from: the prompt; what was written since; either, where `LONG` tokens before it are the same as here,
-more than chance would have it. An answer that takes up words of its prompt soon goes on otherwise; one that repeats
-itself goes on repeating."""
-
+"""Tokens of a long match: what followed there hardly ever fails to follow here. A shorter one may be chance."""
 
 Match = Literal["short", "long"]
 """How many of the text's last tokens were written before what would be copied: at least `NGRAM`, at least `LONG`."""
@@ -55,12 +49,6 @@ class Lookup:
             return None
         return "long" if self.matched >= LONG else "short"
 
-    def kind(self, prompt: int) -> Copy | None:
-        """Return what a copy would be of, in a text whose prompt has so many tokens; None where there is none."""
-        if self._source is None:
-            return None
-        return "echo" if self.matched >= LONG else "quote" if self._source < prompt else "lookup"
-
     def extend(self, token_ids: Iterable[int]) -> None:
         """Append tokens to the text."""
         text, places = self._text, self._next
@@ -85,7 +73,7 @@ class Lookup:
             copied += copied[: count - len(copied)]
         return copied
 
-    def foresaw(self, token_ids: Sequence[int]) -> int:
+    def agreement(self, token_ids: Sequence[int]) -> int:
         """Return how many of the tokens that the text goes on with a copy would have had right."""
         pairs = zip(self.drafts(len(token_ids)), token_ids, strict=True)
         return next((count for count, (copied, written) in enumerate(pairs) if copied != written), len(token_ids))

@@ -46,6 +46,11 @@ class Experience:
     idle: int = 0
     wait: int = WAIT[0]
 
+    @classmethod
+    def of(cls, block: int) -> "Experience":
+        """Return that of a view for blocks of `block` of which nothing is known yet."""
+        return cls(Acceptance(block - 1, FADE**0.2))
+
 
 class Policy:
     """Choose each step of a plan, and learn from what came of it.
@@ -61,13 +66,12 @@ class Policy:
         self.block = block
         self.steps = plan.steps(block)
         self.scratch = plan.scratch(block)
-        self.experience = experience or Experience(Acceptance(block - 1, FADE**0.2))
+        self.experience = experience or Experience.of(block)
         self._rows: Sequence[RowState] = ()
         self._trial = False
         self._feature_SF = np.stack([features(step, drew=True, block=block) for step in self.steps])
         self._given_SF = np.stack([features(step, drew=False, block=block) for step in self.steps])
         self._drafts_S = np.array([step.drafts for step in self.steps])
-        self._scratch_S = np.array([step.scratch for step in self.steps])
         self._copies_S = np.array([step.lookup for step in self.steps])
         for step in self.steps:
             if step.nodes:  # a first guess, the least that was seen of nano's trees
@@ -89,20 +93,13 @@ class Policy:
         """Return the state of a row of which nothing is known yet."""
         return RowState(Acceptance(self.block - 1))
 
-    def choose(self, rows: Sequence[RowState], room: int | None = None) -> Step:
-        """Return the next step, the same for all rows.
-
-        Args:
-            rows: the live rows.
-            room: cache positions left in every row, at least `scratch`; None for as many as may be.
-        """
+    def choose(self, rows: Sequence[RowState]) -> Step:
+        """Return the next step of the live rows, the same for all of them."""
         self._rows, self._trial = rows, False
         if len(self.steps) == 1:
             return self.steps[0]
         token_S, price_S = self._tokens_and_prices(rows)
         speed_S = token_S / price_S
-        if room is not None:
-            speed_S[self._scratch_S > room] = 0.0
         best = int(speed_S.argmax())
         if not self._asks_view(self.steps[best]) and self.experience.idle >= self.experience.wait:
             most_S = len(rows) * (1 + self._drafts_S) / price_S  # were all drafts kept

@@ -1,7 +1,6 @@
 """A run writes what it should, once, whatever happens to it on the way."""
 
 import dataclasses
-import gc
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,6 @@ from orthrus.bench.speed import run as bench
 from orthrus.bench.speed.run import Job, Outlook, run
 from orthrus.checkpoints.load import load
 from orthrus.data.records import read_records
-from orthrus.decode import experience
 from orthrus.decode.output import Stats
 from orthrus.errors import ConfigError, PromptError
 from orthrus.model.fingerprint import weights_digest
@@ -199,26 +197,6 @@ def test_a_suite_of_nothing_but_long_prompts_is_an_error(start: Start, tmp_path:
 def test_jobs_that_make_no_sense_are_refused(field: str, value: object) -> None:
     with pytest.raises(ConfigError):
         Job(**{"model": "m", "suites": ("s",), "contenders": contenders(["ar"]), field: value})
-
-
-def test_planners_remember_only_where_asked_to(start: Start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Figures do not depend on earlier runs unless they say so: as a configuration of its own."""
-    monkeypatch.setenv("ORTHRUS_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(experience, "_WORTH_KEEPING", 1)
-    who = contenders(["ar", "orthrus"], ["auto"])
-    alone = start(contenders=who)
-    gc.collect()
-    assert not (tmp_path / "cache").exists()
-    found = start(contenders=who, remember=True)
-    gc.collect()
-    assert len([*(tmp_path / "cache" / "experience").iterdir()]) == 1
-    assert len(found) == 2 * len(alone)
-    assert len({line.configuration for line in found}) == 2
-
-
-def test_prices_teach_nothing_that_is_to_be_remembered() -> None:
-    with pytest.raises(ConfigError, match="prices and remember"):
-        Job(model="m", suites=("s",), contenders=contenders(["orthrus"]), prices=Path("prices.jsonl"), remember=True)
 
 
 def test_a_batch_that_nobody_can_run_is_refused() -> None:

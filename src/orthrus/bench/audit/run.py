@@ -28,7 +28,7 @@ from orthrus.bench.suites import read_suites
 from orthrus.checkpoints.load import DTYPES
 from orthrus.data.records import append
 from orthrus.decode.exact import Exact, finding_for
-from orthrus.decode.experience import begin_anew
+from orthrus.decode.learned import begin_anew
 from orthrus.decode.rows import Row
 from orthrus.errors import ConfigError
 from orthrus.model.attach import config_of

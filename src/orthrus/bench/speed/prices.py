@@ -5,6 +5,7 @@ drafts: counts and texts are real, seconds are computed, and whatever takes time
 passes and their prices; knows no suite and no plan.
 """
 
+from bisect import bisect_right
 from collections.abc import Iterable, Sequence
 from functools import partial
 from pathlib import Path
@@ -15,7 +16,6 @@ from transformers import PreTrainedModel
 
 from orthrus.bench.lines import PASS, provenances
 from orthrus.data.records import Record, read_records
-from orthrus.decode.estimates import on_line
 from orthrus.decode.passes import Branches, Geometry, Passes
 from orthrus.errors import DataError
 from orthrus.model.cache import ScratchCache
@@ -69,7 +69,7 @@ class Prices:
         measured = self._measured(kind)
         place = min(measured, key=lambda place: (_apart(place[0], batch), _apart(place[1], context)))
         points = sorted(measured[place])
-        return on_line(points, positions) if len(points) > 1 else points[0][1]
+        return _on_line(points, positions) if len(points) > 1 else points[0][1]
 
     def _measured(self, kind: str) -> dict[tuple[int, int], list[tuple[int, float]]]:
         if kind not in self._points:
@@ -145,6 +145,16 @@ class _Priced(Passes):
         """Verify and draft in one pass: over a tree, what as many positions of a chain cost."""
         self._charge("fused", rows, token_BQ.shape[1] + stop_BS.shape[1] * (drafts + 1))
         return super().fused(rows, token_BQ, stop_BS, drafts, branches)
+
+
+def _on_line(points: Sequence[tuple[int, float]], x: int) -> float:
+    """Read a line through two or more points in order at x; past the last one it goes on, but never down."""
+    right = min(max(bisect_right(points, x, key=lambda point: point[0]), 1), len(points) - 1)
+    (x0, y0), (x1, y1) = points[right - 1], points[right]
+    if x1 == x0:
+        return y1
+    value = y0 + (y1 - y0) * (x - x0) / (x1 - x0)
+    return value if x <= x1 else max(value, y1)
 
 
 def _apart(one: int, other: int) -> float:

@@ -23,7 +23,7 @@ from orthrus.bench.race import Clock, Laps, first_difference, race
 from orthrus.bench.speed.prices import Meter, Prices
 from orthrus.bench.suites import Item, judge, read_suites
 from orthrus.data.records import append
-from orthrus.decode.experience import begin_anew
+from orthrus.decode.learned import begin_anew
 from orthrus.decode.text import encode
 from orthrus.errors import ConfigError, PromptError
 from orthrus.model.fingerprint import weights_digest
@@ -50,8 +50,6 @@ class Job:
         warmup: rounds before the first batch of each size and precision that are not measured.
         compile: whether our decoding passes are compiled.
         prices: a file of measured passes (`orthrus bench passes`) whose seconds count in place of the clock's.
-        remember: whether planners begin with what earlier processes learned, and keep what they learn; else they begin
-            with nothing, so that figures do not depend on what was run before.
     """
 
     model: str
@@ -66,7 +64,6 @@ class Job:
     warmup: int = 1
     compile: bool = False
     prices: Path | None = None
-    remember: bool = False
 
     def __post_init__(self) -> None:
         for name, least in (("max_new_tokens", 1), ("rounds", 1), ("warmup", 0)):
@@ -82,8 +79,6 @@ class Job:
             if not self.contenders_at(batch):
                 raise ConfigError(f"none of the modes asked for can run batches of {batch}: hf-lookup takes 1")
 
-        if self.prices is not None and self.remember:
-            raise ConfigError("with prices planners learn by themselves: leave out one of prices and remember")
         strangers = sorted({c.mode for c in self.contenders if c.mode not in OWN})
         if self.prices is not None and strangers:
             raise ConfigError(f"prices are of our own passes, so modes must be {' and '.join(OWN)}, found {strangers}")
@@ -171,8 +166,7 @@ def run(
 
 def _loaded(job: Job, load: Loader, dtype: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     model, tokenizer = load(dtype)
-    if not job.remember:
-        begin_anew(model)
+    begin_anew(model)  # figures do not depend on what was run before
     return model, tokenizer
 
 
@@ -188,7 +182,6 @@ def configuration(job: Job, model: PreTrainedModel) -> dict[str, Any]:
         "device": device_name(model.device),
         "threads": torch.get_num_threads(),
         **({"compile": True} if job.compile else {}),
-        **({"remember": True} if job.remember else {}),
         **({"prices": [job.prices.name, _file_digest(job.prices)]} if job.prices is not None else {}),
     }
 

@@ -1,0 +1,27 @@
+"""What engines of one model learn together about their steps; it lives as long as the model does."""
+
+from typing import Final
+
+from transformers import PreTrainedModel
+
+from orthrus.model.attachment import attachment_of, config_of
+from orthrus.model.fingerprint import key_of
+from orthrus.policy.policy import Experience
+from orthrus.policy.steps import Plan
+
+KIND: Final = "policy"
+"""Under which the model's attachment holds it."""
+
+
+def experience_of(model: PreTrainedModel, exact: str, plan: Plan) -> Experience:
+    """Return what is known of this model's steps on its device, for plans that choose among the same kinds."""
+    view = config_of(model)
+    known = attachment_of(model).memo(KIND)
+    experience: Experience = known.setdefault((view, exact, plan.kinds, *key_of(model)), Experience.of(view.block_size))
+    return experience
+
+
+def begin_anew(model: PreTrainedModel) -> None:
+    """Forget what steps of a model took and gave, and let no finding about it be read from or written to disk."""
+    attachment_of(model).memo(KIND).clear()
+    attachment_of(model).remembers = False
