@@ -5,7 +5,7 @@ import random
 
 import pytest
 
-from orthrus.policy.acceptance import GUESS, LONG, SHORT, TRUST, VIEW, Acceptance, RowOutcome, RowState, expected
+from orthrus.policy.acceptance import GUESS, LONG, SHORT, VIEW, Acceptance, RowOutcome, RowState, expected
 from orthrus.policy.lookup import Match
 from orthrus.policy.steps import Step
 
@@ -70,7 +70,7 @@ def test_expected_tokens_are_those_of_the_slow_reckoning() -> None:
         return (kept + trust * otherwise) / (tried + trust)
 
     def usually(s: int, slot: int) -> float:
-        overall = rate(general.counts[1, s].sum(), general.counts[0, s].sum(), GUESS[s], TRUST[s])
+        overall = rate(general.counts[1, s].sum(), general.counts[0, s].sum(), *GUESS[s])
         return rate(general.counts[1, s, slot], general.counts[0, s, slot], overall)
 
     def at_own_odds(one: RowState, s: int, slot: int) -> float:

@@ -23,10 +23,8 @@ VIEW, SHORT, LONG = range(3)
 
 EXACT: Final = 0
 """Leading drafts of the view that are the backbone's own, and so always kept."""
-GUESS: Final = np.array([0.5, 0.5, 0.8])
-"""Acceptance rate before any draft was judged; a text with a long match mostly goes on repeating itself."""
-TRUST: Final = np.array([2.0, 2.0, 8.0])
-"""Trials that such a guess counts for."""
+GUESS: Final = np.array([(0.5, 2.0), (0.5, 2.0), (0.8, 8.0)])
+"""Acceptance rate before any draft was judged, and the trials it counts for: long matches mostly go on."""
 FADE: Final = 0.95
 """What a row's counts keep from one step to the next; those over all rows keep it for five times as many."""
 
@@ -114,7 +112,7 @@ def expected(rows: Sequence[RowState], usual: Acceptance) -> NDArray[np.float64]
     slots tell. A row with nothing to copy gets one token.
     """
     tried_SM, kept_SM = usual.counts
-    overall_S = _rate(kept_SM.sum(1), tried_SM.sum(1), GUESS, TRUST)
+    overall_S = _rate(kept_SM.sum(1), tried_SM.sum(1), *GUESS.T)
     usual_SM = _rate(kept_SM, tried_SM, overall_S[:, None])
     tried_BSM, kept_BSM = np.array([row.acceptance.counts for row in rows]).swapaxes(0, 1)
     odds_BSM = _odds(tried_BSM, kept_BSM, usual_SM)[..., None] * usual_SM

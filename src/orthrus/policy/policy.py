@@ -130,7 +130,7 @@ class Policy:
             for acceptance in (row.acceptance, known.usual):
                 acceptance.learn(outcome, row.match)
             if outcome.chain is not None and outcome.chain[0] < outcome.chain[1]:
-                _average(known.gains[step.nodes], outcome.kept - outcome.chain[0])
+                _average(known.gains[step.nodes], max(outcome.kept - outcome.chain[0], 0))
 
     @staticmethod
     def _asks_view(step: Step) -> bool:
