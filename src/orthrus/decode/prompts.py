@@ -10,9 +10,9 @@ import torch
 
 from orthrus.decode.options import Options
 from orthrus.decode.passes import Passes
-from orthrus.decode.planned import Planned
 from orthrus.decode.rows import Ready, Rows
 from orthrus.errors import CacheFull, PromptError
+from orthrus.policy.policy import Policy
 
 CHUNK: Final = {"cpu": 512, "cuda": 2048}
 """Prompt positions per pass by kind of device, where nothing else is asked for."""
@@ -61,7 +61,7 @@ class Reader:
     """
 
     def __init__(
-        self, rows: Rows, passes: Passes, *, chunk: int | None, most: int | None, policy: Planned | None
+        self, rows: Rows, passes: Passes, *, chunk: int | None, most: int | None, policy: Policy | None
     ) -> None:
         device = rows.cache.device.type
         self.rows = rows
