@@ -23,8 +23,8 @@ Cli = Callable[..., Ran]
 def brief(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let every check write less than it does for users."""
     monkeypatch.setattr(selfcheck, "_TOKENS", 12)
-    monkeypatch.setattr(doctor, "_NANO_PROMPTS", 2)
-    monkeypatch.setattr(doctor, "_NANO_TOKENS", 8)
+    monkeypatch.setattr(doctor, "_PROMPTS", 2)
+    monkeypatch.setattr(doctor, "_TOKENS", 8)
 
 
 @pytest.fixture
