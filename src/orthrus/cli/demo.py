@@ -5,76 +5,27 @@ saw either.
 """
 
 from collections.abc import Iterable
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.table import Table
 
 from orthrus.cli import common
-from orthrus.cli.common import Watch, out, print_json, rate, say, statistics_line
+from orthrus.cli.common import Watch, out, print_json, say, statistics_line
+from orthrus.cli.comparing import Comparison, Written
 from orthrus.cli.measuring import Threads, set_threads
 from orthrus.cli.questions import Question, questions
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-    from orthrus.decode.output import Chunk, Stats
+    from orthrus.decode.output import Chunk
 
 DRAFT, BONUS = "green", "bold magenta"
 COLOURS = {"ar": ("", ""), "orthrus": (DRAFT, BONUS)}
 _WARM_UP_TOKENS = 32
 
 Prompts = Annotated[int, typer.Option(min=1, help="How many questions, of different kinds in turn.")]
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Timed:
-    """One text of one mode, or the sum of several; the seconds leave out what printing took."""
-
-    token_ids: list[int]
-    text: str
-    stats: "Stats"
-    seconds: float
-
-    @property
-    def tokens_per_second(self) -> float:
-        """Tokens per second, prefill included."""
-        return rate(self.stats.emitted, self.seconds)
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return the figures as plain JSON values."""
-        return {
-            "tokens_per_second": self.tokens_per_second,
-            "seconds": self.seconds,
-            "stats": self.stats.to_dict(),
-        }
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Pair:
-    """One prompt's two texts, or the sum of all."""
-
-    name: str
-    ar: Timed
-    orthrus: Timed
-    identical: bool
-
-    @property
-    def speedup(self) -> float:
-        """Orthrus's tokens per second over plain decoding's."""
-        return self.orthrus.tokens_per_second / self.ar.tokens_per_second
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return the figures as plain JSON values."""
-        return {
-            "ar": self.ar.to_dict(),
-            "orthrus": self.orthrus.to_dict(),
-            "speedup": self.speedup,
-            "tokens_per_forward": self.orthrus.stats.tokens_per_forward,
-            "tokens_per_cycle": self.orthrus.stats.tokens_per_cycle,
-            "identical": self.identical,
-        }
 
 
 def demo(
@@ -104,10 +55,10 @@ def demo(
         warm = min(_WARM_UP_TOKENS, max_new_tokens)
         generate(loaded, tokenizer, [chosen[0].messages], mode=mode, exact=exact, max_new_tokens=warm)
     pairs = [
-        _pair(loaded, tokenizer, question, plan=plan, exact=exact, max_new_tokens=max_new_tokens, show=not json)
+        _both(loaded, tokenizer, question, plan=plan, exact=exact, max_new_tokens=max_new_tokens, show=not json)
         for question in chosen
     ]
-    whole = _sum(pairs)
+    whole = Comparison.total([pair for _, pair in pairs])
     described = {
         "model": model,
         "dtype": common.precision(loaded),
@@ -118,12 +69,13 @@ def demo(
     }
     if json:
         each = [
-            {"kind": question.kind, "prompt": question.prompt, "text": pair.orthrus.text} | pair.to_dict()
-            for question, pair in zip(chosen, pairs, strict=True)
+            {"kind": question.kind, "prompt": question.prompt, "text": text} | _figures(pair)
+            for question, (text, pair) in zip(chosen, pairs, strict=True)
         ]
-        print_json({**described, "prompts": each, "all": whole.to_dict()})
+        print_json({**described, "prompts": each, "all": _figures(whole)})
     else:
-        _table(pairs, whole, " · ".join(f"{name} {value}" for name, value in described.items()))
+        named = [(question.kind, pair) for question, (_, pair) in zip(chosen, pairs, strict=True)]
+        _table([*named, ("all", whole)], " · ".join(f"{name} {value}" for name, value in described.items()))
     if not whole.identical and (exact == "token" or described["dtype"] == "float32"):
         raise typer.Exit(1)
 
@@ -137,7 +89,7 @@ def _asked(model: str, count: int) -> list[Question]:
     return [Question(kind=one.domain, prompt=one.prompt) for one in problems(count, split="heldout")]
 
 
-def _pair(
+def _both(
     model: "PreTrainedModel",
     tokenizer: "PreTrainedTokenizerBase",
     question: Question,
@@ -146,14 +98,14 @@ def _pair(
     exact: common.ExactName,
     max_new_tokens: int,
     show: bool,
-) -> Pair:
-    """Decode one prompt both ways, plainly first."""
+) -> tuple[str, Comparison]:
+    """Decode one prompt both ways, plainly first; returns the text."""
     from orthrus.decode.api import stream
 
     if show:
         out().rule(question.kind)
         say(question.prompt, style="cyan")
-    texts = []
+    written = []
     for title, mode in (("plain decoding", "ar"), ("Orthrus", "orthrus")):
         if show:
             say(f"\n▸ {title}", style="bold")
@@ -166,14 +118,14 @@ def _pair(
             exact=exact,
             max_new_tokens=max_new_tokens,
         )
-        texts.append(_timed(chunks, styles=COLOURS[mode] if show else None))
+        text, one = _timed(chunks, styles=COLOURS[mode] if show else None)
+        written.append(one)
         if show:
-            say(statistics_line(texts[-1].stats, texts[-1].seconds) + "\n", style="dim")
-    plain, made = texts
-    return Pair(name=question.kind, ar=plain, orthrus=made, identical=plain.token_ids == made.token_ids)
+            say(statistics_line(one.stats, one.seconds) + "\n", style="dim")
+    return text, Comparison(plain=written[0], made=written[1])
 
 
-def _timed(chunks: "Iterable[Chunk]", *, styles: tuple[str, str] | None) -> Timed:
+def _timed(chunks: "Iterable[Chunk]", *, styles: tuple[str, str] | None) -> tuple[str, Written]:
     """Follow a stream to its end and show it in these styles, if any; the clock stops while it is printed."""
     watch = Watch()
     ids: list[int] = []
@@ -187,26 +139,23 @@ def _timed(chunks: "Iterable[Chunk]", *, styles: tuple[str, str] | None) -> Time
                 say(part, style=style, end="")
     if styles is not None:
         say("")
-    return Timed(token_ids=ids, text=text, stats=stats, seconds=watch.seconds)
+    return text, Written(texts=[ids], stats=stats, seconds=watch.seconds)
 
 
-def _sum(pairs: list[Pair]) -> Pair:
-    from orthrus.decode.output import Stats
-
-    def total(parts: list[Timed]) -> Timed:
-        stats = Stats.total(part.stats for part in parts)
-        return Timed(token_ids=[], text="", stats=stats, seconds=sum(part.seconds for part in parts))
-
-    return Pair(
-        name="all",
-        ar=total([pair.ar for pair in pairs]),
-        orthrus=total([pair.orthrus for pair in pairs]),
-        identical=all(pair.identical for pair in pairs),
-    )
+def _figures(pair: Comparison) -> dict[str, Any]:
+    """Return a comparison as plain JSON values."""
+    return {
+        "ar": pair.plain.to_dict(),
+        "orthrus": pair.made.to_dict(),
+        "speedup": pair.speedup,
+        "tokens_per_forward": pair.made.stats.tokens_per_forward,
+        "tokens_per_cycle": pair.made.stats.tokens_per_cycle,
+        "identical": pair.identical,
+    }
 
 
-def _table(pairs: list[Pair], whole: Pair, caption: str) -> None:
-    """Print one line per prompt and one for all of them, and what the colours mean."""
+def _table(pairs: list[tuple[str, Comparison]], caption: str) -> None:
+    """Print a line for each comparison, the last one apart, and what the colours mean."""
     table = Table()
     table.add_column("prompt")
     for heading in (
@@ -219,17 +168,17 @@ def _table(pairs: list[Pair], whole: Pair, caption: str) -> None:
     ):
         table.add_column(heading, justify="right")
     table.add_column("identical")
-    for pair in (*pairs, whole):
-        if pair is whole:
+    for name, pair in pairs:
+        if pair is pairs[-1][1]:
             table.add_section()
         table.add_row(
-            pair.name,
-            str(pair.orthrus.stats.emitted),
-            f"{pair.ar.tokens_per_second:.0f}",
-            f"{pair.orthrus.tokens_per_second:.0f}",
+            name,
+            str(pair.made.stats.emitted),
+            f"{pair.plain.tokens_per_second:.0f}",
+            f"{pair.made.tokens_per_second:.0f}",
             f"{pair.speedup:.2f}",
-            f"{pair.orthrus.stats.tokens_per_forward:.2f}",
-            f"{pair.orthrus.stats.tokens_per_cycle:.2f}",
+            f"{pair.made.stats.tokens_per_forward:.2f}",
+            f"{pair.made.stats.tokens_per_cycle:.2f}",
             "yes" if pair.identical else "no",
         )
     console = out()

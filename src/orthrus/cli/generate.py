@@ -13,6 +13,7 @@ import typer
 
 from orthrus.cli import common, runs
 from orthrus.cli.common import err, print_json, say, statistics_line
+from orthrus.cli.comparing import Comparison
 from orthrus.cli.runs import Job, Run
 from orthrus.data.prompts import PromptRecord, read_prompts, user_prompt
 from orthrus.errors import PromptError
@@ -168,10 +169,10 @@ def _described(job: Job, mode: runs.Mode, name: str, made: Run) -> dict[str, Any
         "batch_size": job.batch_size,
         "options": {key: value for key, value in job.options.items() if value is not None},
         "completions": [answer.to_dict() for answer in made.answers],
-        "stats": made.stats.to_dict(),
+        "stats": made.written.stats.to_dict(),
         "mean": means([answer.completion.stats for answer in made.answers]),
         "seconds": {mode: made.seconds},
-        "tokens_per_second": {mode: made.tokens_per_second},
+        "tokens_per_second": {mode: made.written.tokens_per_second},
     }
 
 
@@ -187,15 +188,14 @@ def means(parts: Sequence["Stats"]) -> dict[str, float | None]:
 
 def _comparison(made: Run, plain: Run) -> dict[str, Any]:
     """Return what `--compare` adds: the plain completions, whether they are the same, and the speedup."""
-    pairs = zip(made.answers, plain.answers, strict=True)
-    each = [ours.completion.token_ids == theirs.completion.token_ids for ours, theirs in pairs]
+    both = Comparison(plain=plain.written, made=made.written)
     return {
         "ar": [answer.to_dict() for answer in plain.answers],
-        "identical": all(each),
-        "identical_each": each,
-        "speedup": made.tokens_per_second / plain.tokens_per_second,
+        "identical": both.identical,
+        "identical_each": both.each,
+        "speedup": both.speedup,
         "seconds": {"orthrus": made.seconds, "ar": plain.seconds},
-        "tokens_per_second": {"orthrus": made.tokens_per_second, "ar": plain.tokens_per_second},
+        "tokens_per_second": {"orthrus": both.made.tokens_per_second, "ar": both.plain.tokens_per_second},
     }
 
 
@@ -211,7 +211,7 @@ def _show(made: Run, compared: dict[str, Any]) -> None:
             line = statistics_line(answer.completion.stats)
             say(f"{line} · {answer.completion.finish_reason}\n", style="dim", to=err)
     end = f" · {len(made.answers)} completions" if several else f" · {made.answers[0].completion.finish_reason}"
-    say(statistics_line(made.stats, made.seconds) + end, style="dim", to=err)
+    say(statistics_line(made.written.stats, made.seconds) + end, style="dim", to=err)
     if compared:
         same = sum(compared["identical_each"])
         say(

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from orthrus.cli.common import ExactName, Watch, err, rate
+from orthrus.cli.common import ExactName, Watch, err
+from orthrus.cli.comparing import Written
 from orthrus.data.prompts import Message, PromptRecord
 from orthrus.errors import PromptError
 
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
     from orthrus.decode import engine
-    from orthrus.decode.output import Completion, Stats
+    from orthrus.decode.output import Completion
 
 Mode = Literal["orthrus", "ar"]
 
@@ -70,16 +71,15 @@ class Run:
     seconds: float
 
     @property
-    def stats(self) -> "Stats":
-        """The statistics of all answers together."""
+    def written(self) -> Written:
+        """The texts, in their order, and what they cost."""
         from orthrus.decode.output import Stats
 
-        return Stats.total(answer.completion.stats for answer in self.answers)
-
-    @property
-    def tokens_per_second(self) -> float:
-        """Tokens of all answers per second, prefill and everything else included."""
-        return rate(self.stats.emitted, self.seconds)
+        return Written(
+            texts=[answer.completion.token_ids for answer in self.answers],
+            stats=Stats.total(answer.completion.stats for answer in self.answers),
+            seconds=self.seconds,
+        )
 
 
 def check(job: Job) -> None:

@@ -3,13 +3,17 @@
 The models are a tiny random one that needs no files, and the bundled one.
 """
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
+
+from orthrus.cli.comparing import Comparison, Written
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-    from orthrus.decode.output import Stats
+    from orthrus.decode.output import Completion
+    from orthrus.decode.rows import Row
     from orthrus.policy.steps import Plan
 
 _VOCABULARY = 96
@@ -49,21 +53,13 @@ class Check:
 
 def check_random(device: str) -> Check:
     """Check a tiny random model in float32 whose twin often drafts wrongly, under every kind of plan."""
-    from orthrus.decode.output import Stats
     from orthrus.policy.steps import parse
 
     model = random_model(device)
-    plain, _ = _tokens(model, parse("ar"), rows=1)
-    runs = [_tokens(model, parse(plan), rows=len(_PROMPT_LENGTHS)) for plan in _PLANS]
-    return Check(
-        model="random",
-        dtype="float32",
-        device=device,
-        required=True,
-        texts=len(plain) * len(_PLANS),
-        identical=sum(a == b for made, _ in runs for a, b in zip(made, plain, strict=True)),
-        tokens_per_cycle=Stats.total(part for _, parts in runs for part in parts).tokens_per_cycle,
-    )
+    plain = _written(model, parse("ar"), rows=1)
+    made = [_written(model, parse(plan), rows=len(_PROMPT_LENGTHS)) for plan in _PLANS]
+    both = Comparison.total([Comparison(plain=plain, made=one) for one in made])
+    return _check("random", model, both, device=device)
 
 
 def check_loaded(
@@ -77,20 +73,24 @@ def check_loaded(
     """Check a loaded model on built-in prompts."""
     from orthrus.data.synthetic import problems
     from orthrus.decode.api import generate
-    from orthrus.decode.output import Stats
 
     chats = [problem.messages[:1] for problem in problems(prompts, split="heldout")]
     plain = generate(model, tokenizer, chats, mode="ar", max_new_tokens=max_new_tokens, batch_size=1)
     made = generate(model, tokenizer, chats, plan="full", max_new_tokens=max_new_tokens, batch_size=1)
+    both = Comparison(plain=_of(plain), made=_of(made))
+    return _check(name, model, both, device=str(model.device))
+
+
+def _check(name: str, model: "PreTrainedModel", both: Comparison, *, device: str) -> Check:
     dtype = str(model.dtype).removeprefix("torch.")
     return Check(
         model=name,
         dtype=dtype,
-        device=str(model.device),
+        device=device,
         required=dtype == "float32",
-        texts=len(chats),
-        identical=sum(a.token_ids == b.token_ids for a, b in zip(made, plain, strict=True)),
-        tokens_per_cycle=Stats.total(completion.stats for completion in made).tokens_per_cycle,
+        texts=len(both.each),
+        identical=sum(both.each),
+        tokens_per_cycle=both.made.stats.tokens_per_cycle,
     )
 
 
@@ -125,12 +125,17 @@ def random_model(device: str) -> "PreTrainedModel":
     return model.float().to(device)
 
 
-def _tokens(model: "PreTrainedModel", plan: "Plan", *, rows: int) -> tuple[list[list[int]], "list[Stats]"]:
-    """Decode prompts of different lengths from their token ids; return texts and statistics in order."""
+def _written(model: "PreTrainedModel", plan: "Plan", *, rows: int) -> Written:
+    """Decode prompts of different lengths from their token ids."""
     from orthrus.decode.api import engine_for
     from orthrus.decode.options import Options
 
     prompts = [[(7 * length + 5 * i) % _VOCABULARY for i in range(length)] for length in _PROMPT_LENGTHS]
     options = Options(max_new_tokens=_TOKENS)
-    done = engine_for(model, prompts, options, plan, rows=rows).finish(prompts, options)
-    return [row.token_ids for row in done], [row.stats for row in done]
+    return _of(engine_for(model, prompts, options, plan, rows=rows).finish(prompts, options))
+
+
+def _of(done: "Sequence[Row | Completion]") -> Written:
+    from orthrus.decode.output import Stats
+
+    return Written(texts=[one.token_ids for one in done], stats=Stats.total(one.stats for one in done))
