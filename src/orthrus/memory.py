@@ -3,11 +3,9 @@
 A file that is missing, damaged or about something else is as good as none. Knows JSON and machines, no model.
 """
 
-import hashlib
 import json
 import logging
 import os
-import platform
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -15,7 +13,7 @@ from typing import Any, Final
 
 import torch
 
-from orthrus.provenance import device_name, digest
+from orthrus.provenance import device_name, digest, digest_of, processor
 
 FOLDER: Final = "ORTHRUS_CACHE"
 """Environment variable that names the folder; empty: nothing is kept. `~/.cache/orthrus` unless given."""
@@ -69,8 +67,8 @@ def machine(device: torch.device) -> dict[str, Any]:
     about: dict[str, Any] = {
         "device": device_name(device),
         "threads": torch.get_num_threads(),
-        "torch": _short(torch.__version__ + torch.__config__.show()),
-        "processor": _short(_processor()),
+        "torch": digest_of(torch.__version__ + torch.__config__.show()),
+        "processor": digest({name: value for name, value in processor().items() if name in _OF_A_PROCESSOR}),
         "environment": {name: value for name, value in sorted(os.environ.items()) if name.startswith(_OF_KERNELS)},
         "settings": list(settings(device)),
     }
@@ -96,15 +94,3 @@ def settings(device: torch.device) -> tuple[Any, ...]:
 def _file(kind: str, about: Mapping[str, Any]) -> Path | None:
     place = folder()
     return None if place is None else place / kind / f"{digest(about)}.json"
-
-
-def _processor() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").partition("\n\n")[0].splitlines()
-    except OSError:
-        return platform.processor() or platform.machine()
-    return "\n".join(line for line in lines if line.partition(":")[0].strip() in _OF_A_PROCESSOR)
-
-
-def _short(text: str) -> str:
-    return hashlib.sha256(text.encode()).hexdigest()[:12]

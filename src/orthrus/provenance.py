@@ -57,8 +57,12 @@ def provenance(
 
 def digest(value: Mapping[str, Any]) -> str:
     """Return twelve hexadecimal digits that tell JSON values apart, whatever the order of their keys."""
-    text = json.dumps(value, sort_keys=True, ensure_ascii=False)
-    return hashlib.sha256(text.encode()).hexdigest()[:12]
+    return digest_of(json.dumps(value, sort_keys=True, ensure_ascii=False))
+
+
+def digest_of(data: str | bytes) -> str:
+    """Return twelve hexadecimal digits that tell texts, or contents of files, apart."""
+    return hashlib.sha256(data.encode() if isinstance(data, str) else data).hexdigest()[:12]
 
 
 def git_state(folder: Path) -> tuple[str | None, bool | None]:
@@ -81,16 +85,17 @@ def device_name(device: torch.device) -> str:
         return torch.cuda.get_device_name(device)
     if device.type != "cpu":
         return device.type
-    return f"{_processor()} ({torch.backends.cpu.get_cpu_capability()})"
+    name = processor().get("model name") or platform.processor() or platform.machine()
+    return f"{name} ({torch.backends.cpu.get_cpu_capability()})"
 
 
-def _processor() -> str:
+def processor() -> dict[str, str]:
+    """Return what Linux says of the first processor, by its names for it; nothing on other systems."""
     try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").partition("\n\n")[0].splitlines()
     except OSError:
-        lines = []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor() or platform.machine()
+        return {}
+    return {name.strip(): value.strip() for name, _, value in (line.partition(":") for line in lines)}
 
 
 def _version(package: str) -> str | None:

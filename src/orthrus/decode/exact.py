@@ -8,7 +8,6 @@ Knows passes and tensors; knows neither options nor acceptance.
 """
 
 import dataclasses
-import hashlib
 import itertools
 import math
 from collections.abc import Mapping, Sequence
@@ -29,6 +28,7 @@ from orthrus.kernels.masks import additive
 from orthrus.model.attachment import attachment_of
 from orthrus.model.cache import ScratchCache
 from orthrus.model.fingerprint import key_of, state_of
+from orthrus.provenance import digest_of
 
 Exact = Literal["distribution", "token"]
 KIND: Final = "exact"
@@ -184,14 +184,14 @@ def _alike(bench: "_Bench", tail: int, tokens: Sequence[int], numbers: int) -> b
     return known[state]
 
 
+_ROOMS = ("decode", "kernels", "model")
+
+
 @cache
 def _code() -> str:
     """Digest the source of decoding and of models: another version may take other kernels."""
-    hashed = hashlib.sha256(__version__.encode())
-    for package in (Path(__file__).parent, Path(attention.__file__).parent):
-        for file in sorted(package.glob("*.py")):
-            hashed.update(file.read_bytes())
-    return hashed.hexdigest()[:12]
+    files = (file for room in _ROOMS for file in sorted((Path(__file__).parents[1] / room).glob("*.py")))
+    return digest_of(b"".join([__version__.encode(), *(file.read_bytes() for file in files)]))
 
 
 def _recalled(about: Mapping[str, Any]) -> Finding | None:

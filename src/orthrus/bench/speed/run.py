@@ -27,7 +27,7 @@ from orthrus.decode.learned import begin_anew
 from orthrus.decode.text import encode
 from orthrus.errors import ConfigError, PromptError
 from orthrus.model.fingerprint import weights_digest
-from orthrus.provenance import device_name, digest, provenance
+from orthrus.provenance import device_name, digest, digest_of, provenance
 
 Loader: TypeAlias = Callable[[str], tuple[PreTrainedModel, PreTrainedTokenizerBase]]
 """Load the model that is measured in the precision of that name."""
@@ -187,7 +187,7 @@ def configuration(job: Job, model: PreTrainedModel) -> dict[str, Any]:
 
 
 def _file_digest(file: Path) -> str:
-    return hashlib.sha256(file.read_bytes()).hexdigest()[:12]
+    return digest_of(file.read_bytes())
 
 
 def encoded(
