@@ -1,5 +1,6 @@
 """Drive an engine to the end, and drafters that stand in for the twin."""
 
+import dataclasses
 import gc
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from types import FunctionType, ModuleType
@@ -15,6 +16,7 @@ from orthrus.decode.engine import Engine
 from orthrus.decode.options import Options
 from orthrus.decode.passes import Passes
 from orthrus.decode.rows import Row
+from orthrus.model.attachment import attachment_of, config_of
 from orthrus.policy import steps
 from orthrus.policy.acceptance import RowState
 from orthrus.policy.steps import Step
@@ -28,6 +30,12 @@ def dual(family: str = "qwen3", *, attn: str | None = "orthrus", **overrides: ob
     config = orthrus.OrthrusConfig(block_size=BLOCK)
     model = orthrus.attach(tiny(family, **overrides), config, attn_implementation=attn)
     perturb(model)
+    return model
+
+
+def configure(model: PreTrainedModel, **fields: object) -> PreTrainedModel:
+    """Let a model's view be taken for one that was trained otherwise."""
+    attachment_of(model).config = dataclasses.replace(config_of(model), **fields)  # type: ignore[arg-type]
     return model
 
 

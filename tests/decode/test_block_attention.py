@@ -12,7 +12,6 @@ from orthrus.decode.passes import Passes
 from orthrus.model.attachment import attachment_of, config_of
 from orthrus.model.cache import ScratchCache
 from orthrus.policy import steps
-from orthrus.policy.steps import Step
 from tests import reference
 from tests.decode.drive import decode, dual
 from tests.families import FAMILIES, tiny
@@ -36,28 +35,12 @@ def prefilled(model: PreTrainedModel, *, room: int) -> Passes:
 @torch.inference_mode()
 @pytest.mark.parametrize("family", ["qwen3", "gemma3_text", "gpt_oss"])
 def test_a_slot_s_draft_does_not_depend_on_those_behind_it(family: str) -> None:
-    """The first three slots of a block of 8 are a block of 4; where blocks see both ways they are not."""
+    """The first slots of a long block are a short one; where blocks see both ways they are not."""
     anchor = torch.tensor([4, 5, 6])
     for model, same in ((causal(family), True), (dual(family, **FAMILIES[family]), False)):
         passes = prefilled(model, room=8)
-        long, short = passes.draft(ROWS, anchor, 7)[:, :3], passes.draft(ROWS, anchor, 3)
+        long, short = passes.draft(ROWS, anchor, 6).logits_BMV[:, :2], passes.draft(ROWS, anchor, 2).logits_BMV
         assert torch.allclose(long, short, rtol=1e-5, atol=1e-5) is same
-
-
-@torch.inference_mode()
-@pytest.mark.parametrize("family", ["qwen3", "gemma3_text", "gpt_oss"])
-def test_a_fused_pass_drafts_what_a_draft_pass_does(family: str) -> None:
-    """A block drafted ahead for a stop is a draft pass behind that stop, its anchor masked."""
-    model, drafts, stops = causal(family), 3, 4
-    token_BQ = torch.randint(96, (3, drafts + 1), generator=torch.Generator().manual_seed(0))
-    passes = prefilled(model, room=Step(drafts, stops=stops).scratch)
-    _, ahead = passes.fused(ROWS, token_BQ, torch.arange(stops).expand(3, stops), drafts)
-    for stop in range(stops):
-        passes = prefilled(model, room=16)
-        passes.verify(ROWS, token_BQ[:, : stop + 1])
-        passes.cache.commit(ROWS, [stop + 1] * 3)
-        mask = torch.full((3,), config_of(model).mask)
-        torch.testing.assert_close(ahead[:, stop], passes.draft(ROWS, mask, drafts), rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("name", ["full", "fixed:3", "tree:12", "onepass:2", "auto"])

@@ -12,7 +12,7 @@ from orthrus.decode.drafters import ViewDrafter
 from orthrus.decode.engine import Engine
 from orthrus.decode.options import Options
 from orthrus.decode.output import Stats
-from orthrus.decode.passes import Passes
+from orthrus.decode.passes import Passes, Proposal
 from orthrus.decode.rows import Row
 from orthrus.errors import ConfigError
 from orthrus.model.attach import attach
@@ -22,8 +22,8 @@ from orthrus.model.graphs import compile_passes
 from orthrus.model.markov import markov_of
 from orthrus.policy import steps
 from tests import reference
-from tests.decode.drive import BLOCK, Double, decode, dual, engine_of, engine_with
-from tests.families import tiny
+from tests.decode.drive import BLOCK, Double, configure, decode, dual, engine_of, engine_with
+from tests.families import perturb, tiny
 
 PROMPTS = [[5, 6, 7], [8], [30, 31, 32, 33, 34, 35], [9, 10, 11, 12, 13]]
 COUNTS = [23, 7, 16, 1]
@@ -73,6 +73,7 @@ def test_an_oracle_reaches_the_method_s_best() -> None:
         "cycles": 3,
         "forwards": 7,
         "plain_steps": 0,
+        "first_tokens": 0,
         "drafted": 21,
         "accepted": 21,
         "emitted": 24,
@@ -129,17 +130,6 @@ def test_progress_tells_drafts_from_bonus() -> None:
     text = TEXTS[tuple(PROMPTS[0])]
     assert steps == [(text[:3], 2), (text[3:4], 0), (text[4:7], 2), (text[7:8], 0)]
     # (Place 3 is a cycle of its own: its first draft is wrong.)
-
-
-@pytest.mark.parametrize("seed", range(3))
-def test_untrained_twins_leave_the_text(seed: int) -> None:
-    """Whatever the twin says: fresh copies and copies moved far away."""
-    from tests.families import perturb
-
-    model = dual()
-    perturb(model, scale=float(seed), seed=seed)
-    for row in decode(engine_of(model, block=BLOCK), PROMPTS, OPTIONS):
-        assert row.token_ids == TEXTS[tuple(row.prompt_ids)][: row.options.max_new_tokens]
 
 
 # ---------------------------------------------------------------- other people's
@@ -275,3 +265,64 @@ def test_taps_that_cannot_be_read_are_refused(monkeypatch: pytest.MonkeyPatch) -
     compile_passes(model, backend="eager")
     with pytest.raises(ConfigError, match="'reader' reads hidden states, which compiled passes hide"):
         Engine(model, rows=1, capacity=96, plan=steps.parse("full"), drafter=reader)
+
+
+@pytest.mark.parametrize("anchor", ["twin", "backbone"])
+@pytest.mark.parametrize("attention", ["bidirectional", "causal"])
+@pytest.mark.parametrize("seed", range(3))
+def test_untrained_twins_leave_the_text(seed: int, attention: str, anchor: str) -> None:
+    """Whatever the twin says: fresh copies and copies moved far away."""
+    model = configure(dual(), block_attention=attention, anchor=anchor)
+    perturb(model, scale=float(seed), seed=seed)
+    for row in decode(engine_of(model, block=BLOCK), PROMPTS, OPTIONS):
+        assert row.token_ids == TEXTS[tuple(row.prompt_ids)][: row.options.max_new_tokens]
+
+
+# ---------------------------------------------------------------- the backbone's own first token
+
+
+class NeverRight(ViewDrafter):
+    """The view's draft pass, every draft turned into what the view thinks least likely."""
+
+    ahead = False
+
+    def propose(self, passes: Passes, rows: slice, anchor_B: Tensor, drafts: int, states: Sequence[Any]) -> Proposal:
+        made = passes.draft(rows, anchor_B, drafts - 1)
+        return Proposal(-1e3 * made.logits_BMV, made.first_B1V)
+
+
+@pytest.mark.parametrize("name", ["full", "fixed:4", "tree:12"])
+@pytest.mark.parametrize("anchor", ["twin", "backbone"])
+def test_a_cycle_writes_two_tokens_whatever_the_drafts_are(anchor: str, name: str) -> None:
+    """One by each pass, neither of them a draft: the first token and the bonus."""
+    model = configure(dual(), anchor=anchor)
+    engine = Engine(model, rows=1, capacity=96, plan=steps.parse(name), drafter=NeverRight())
+    for row in decode(engine, PROMPTS[:2], Options(max_new_tokens=20)):
+        assert row.token_ids == TEXTS[tuple(row.prompt_ids)][:20]
+        stats = row.stats
+        assert (stats.cycles, stats.forwards, stats.first_tokens, stats.accepted) == (10, 1 + 2 * 10, 10, 0)
+        assert (stats.tokens_per_cycle, stats.acceptance_length) == (2.0, 0.0)
+        assert set(stats.accepted_per_position) == {0.0}
+
+
+@pytest.mark.parametrize(("anchor", "most"), [("twin", BLOCK - 2), ("backbone", BLOCK - 1)])
+def test_drafts_are_those_behind_the_first_token(anchor: str, most: int) -> None:
+    """Of a block with the anchor in it one slot less drafts; the first token is counted apart from them."""
+    model = configure(dual(), anchor=anchor)
+    row = decode(Engine(model, rows=1, capacity=96, plan=steps.parse("full")), PROMPTS[:1], Options(max_new_tokens=9))[
+        0
+    ]
+    assert row.stats.drafted == most * row.stats.cycles
+    assert len(row.stats.accepted_per_position) == most
+    assert row.stats.emitted == 9
+
+
+def test_an_end_token_may_be_the_first() -> None:
+    """Then nothing of the cycle behind it counts, drafts or bonus."""
+    text = TEXTS[tuple(PROMPTS[0])]
+    options = Options(max_new_tokens=24, eos_token_id=(text[2],))
+    row = decode(
+        Engine(dual(), rows=1, capacity=96, plan=steps.parse("full"), drafter=NeverRight()), PROMPTS[:1], options
+    )[0]
+    assert row.token_ids == text[: text.index(text[2]) + 1]
+    assert (row.stats.cycles, row.stats.first_tokens, row.stats.emitted) == (2, 2, 3)

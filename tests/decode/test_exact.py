@@ -419,9 +419,8 @@ def test_fixed_shapes_cut_rows_into_powers_of_two() -> None:
     assert [geometry.chunk(tokens) for tokens in (1, 8, 9, 32)] == [8, 8, 32, 32]
     assert geometry.parts(slice(2, 9)) == [slice(2, 6), slice(6, 8), slice(8, 9)]
     reaches = {1: 64, 64: 64, 65: 128, 129: SPAN, SPAN: SPAN, SPAN + 1: SPAN + 64, 2 * SPAN - 1: 2 * SPAN}
-    assert {slots: geometry.reach(slots, whole=False) for slots in reaches} == reaches
-    assert [geometry.reach(slots, whole=True) for slots in (1, SPAN, SPAN + 1)] == [SPAN, SPAN, 2 * SPAN]
-    assert [geometry.reach(slots, whole=False, prefill=True) for slots in (1, 129, SPAN + 1)] == [128, SPAN, SPAN + 128]
+    assert {slots: geometry.reach(slots) for slots in reaches} == reaches
+    assert [geometry.reach(slots, prefill=True) for slots in (1, 129, SPAN + 1)] == [128, SPAN, SPAN + 128]
     assert geometry.capacity(SPAN - 32) == SPAN
     assert geometry.capacity(SPAN - 31) == 2 * SPAN
 

@@ -12,7 +12,7 @@ from orthrus.decode.batching import batch_of
 from orthrus.decode.drafters import ViewDrafter
 from orthrus.decode.engine import Engine
 from orthrus.decode.options import Options, Sampling
-from orthrus.decode.passes import Passes
+from orthrus.decode.passes import Passes, Proposal
 from orthrus.policy import steps
 from orthrus.policy.steps import Step
 from tests import reference
@@ -32,7 +32,9 @@ def watched(rows: int) -> tuple[Engine, list[slice]]:
     class Noting(ViewDrafter):
         ahead = False
 
-        def propose(self, passes: Passes, rows: slice, anchor_B: Tensor, drafts: int, states: Sequence[Any]) -> Tensor:
+        def propose(
+            self, passes: Passes, rows: slice, anchor_B: Tensor, drafts: int, states: Sequence[Any]
+        ) -> Tensor | Proposal:
             assert len(anchor_B) == len(states) == rows.stop - rows.start > 0
             drawn.append(rows)
             return super().propose(passes, rows, anchor_B, drafts, states)
@@ -74,10 +76,10 @@ def test_rows_with_drafts_made_ahead_need_no_draft_pass(monkeypatch: pytest.Monk
         row.observe(copies=False)
     batch = batch_of(engine.live, engine.cache, Step(3), coupled=True, whole=False)
     assert batch.drawing == slice(0, 1)
-    assert batch.ready_BMV is not None
     for place in (1, 2):
-        ready = engine.live[place].ready
+        ready, given = engine.live[place].ready, batch.ready[place]
         assert ready is not None
-        assert torch.equal(batch.ready_BMV[place], ready.logits_MV)
+        assert given is not None
+        assert torch.equal(given.logits_BMV, ready.proposal.logits_BMV)
     engine.step()
     assert drawn == [slice(0, 3), slice(0, 1)]

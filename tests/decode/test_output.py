@@ -25,6 +25,7 @@ def test_a_hand_counted_trace() -> None:
         "cycles": 3,
         "forwards": 1 + 2 * 3 + 1,
         "plain_steps": 1,
+        "first_tokens": 0,
         "drafted": 9,
         "accepted": 4,
         "emitted": 7,

@@ -8,13 +8,14 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from orthrus.decode.passes import Branches, Passes
+from orthrus.decode.frames import Reading
+from orthrus.decode.passes import Logits, Passes
 from orthrus.errors import CacheFull, ConfigError
 from orthrus.kernels import masks
 from orthrus.model.attach import config_of, windows_of
 from orthrus.model.cache import ScratchCache
 from orthrus.model.dual import View
-from tests.decode.drive import dual
+from tests.decode.drive import configure, dual
 from tests.families import FAMILIES, WINDOWED
 
 VARIANTS = [*((family, {}) for family in FAMILIES), *WINDOWED.items()]
@@ -51,40 +52,29 @@ def test_verify_equals_one_plain_forward(family: str, overrides: dict[str, objec
             torch.testing.assert_close(logits[row], whole(model, TEXTS[row] + BLOCK[row])[-3:], **NEAR)
 
 
-@each_variant
-@torch.no_grad()
-def test_draft_is_the_twin_over_the_backbone_s_keys(family: str, overrides: dict[str, object]) -> None:
-    """Anchor and masks through the twin, prefix keys from the frozen view, the block open both ways.
+def whole_pass(model: PreTrainedModel, text: list[int], reading: Reading, row: int) -> tuple[Tensor, Tensor]:
+    """The specification of a pass over one text: every AR row and every block by itself, its text read from the start.
 
-    Rows together, which differ in length, and each one alone, whose slots all see the same.
+    An AR row is a plain forward over its path. A block is a forward of the twin over its own slots alone, behind the
+    frozen view's keys of the text it continues: no other row, no other block, no cache. Returns `[Q, V]`, `[S, M, V]`.
     """
-    model = dual(family, attn=None, **overrides)
-    passes = passes_over(model)
-    anchor_B = torch.tensor([40, 43, 46])
-    logits = passes.draft(ALL, anchor_B, drafts=3)
-    for row, text in enumerate(TEXTS):
-        own = slice(row, row + 1)
-        expected = draft_alone(model, text, BLOCK[row][0], drafts=3)
-        torch.testing.assert_close(logits[row], expected, **NEAR)
-        torch.testing.assert_close(passes.draft(own, anchor_B[own], drafts=3)[0], expected, **NEAR)
-
-
-@each_variant
-@torch.no_grad()
-def test_reading_a_prompt_drafts_what_follows(family: str, overrides: dict[str, object]) -> None:
-    """Ragged rows, read whole and in chunks: the drafts of a pass of their own, and the keys of plain reading."""
-    model = dual(family, attn=None, **overrides)
-    apart = passes_over(model)
-    anchor_B = torch.tensor([40, 43, 46])
-    expected = apart.draft(ALL, anchor_B, drafts=3)
-    for chunk in (512, 4):
-        passes = Passes(model, ScratchCache(rows=3, capacity=48))
-        drafts = passes.prefill(ALL, TEXTS, chunk=chunk, anchor_B=anchor_B, drafts=3)
-        assert drafts is not None
-        torch.testing.assert_close(drafts, expected, **NEAR)
-        assert passes.cache.lengths == apart.cache.lengths
-        block = torch.tensor(BLOCK)
-        torch.testing.assert_close(passes.verify(ALL, block), apart.verify(ALL, block), **NEAR)
+    config, tokens = config_of(model), reading.token_BQ[row].tolist()
+    if reading.ancestor_BQQ is None:
+        paths = [list(range(q + 1)) for q in range(len(tokens))]
+    else:
+        paths = [[j for j, on in enumerate(path) if on] for path in reading.ancestor_BQQ[row].tolist()]
+    ar = torch.stack([whole(model, text + [tokens[i] for i in path])[-1] for path in paths])
+    if reading.stop_BS is None:
+        return ar, ar[:0, None]
+    shown = [] if reading.shown_BJ is None else reading.shown_BJ[row].tolist()
+    last = config.block_attention == "bidirectional" and config.anchor == "twin"
+    block = [*shown, *[config.mask] * (reading.skip + reading.drafts + last - len(shown))]
+    ahead = []
+    for stop in reading.stop_BS[row].tolist():
+        behind = text + ([] if stop < 0 else [tokens[i] for i in paths[stop]])
+        logits = block_alone(model, behind, block)
+        ahead.append(logits[reading.skip : reading.skip + reading.drafts])
+    return ar, torch.stack(ahead)
 
 
 class Recorder:
@@ -104,22 +94,19 @@ class Recorder:
         return self.layers[0][0].shape[2] if self.layers else 0
 
 
-def draft_alone(model: PreTrainedModel, text: list[int], anchor: int, *, drafts: int) -> Tensor:
-    """The draft pass of one row by concatenation: no scratch cache, no other rows."""
-    n, K, recorder = len(text), drafts + 1, Recorder()
-
-    def layer_masks(limit: list[int], positions: Tensor, keys: int) -> masks.LayerMasks:
-        return masks.layer_masks(
-            masks.up_to(torch.tensor([limit]), span=keys),
-            query_position_BQ=positions,
-            key_position_BS=torch.arange(keys)[None],
-            windows=windows_of(model),
-            dtype=torch.float32,
-        )
+def block_alone(model: PreTrainedModel, text: list[int], block: list[int]) -> Tensor:
+    """A block of the twin behind a text, by concatenation: no scratch cache, no other rows. Logits of all slots."""
+    n, K, recorder = len(text), len(block), Recorder()
 
     def run(ids: list[int], start: int, limit: list[int], view: str) -> Tensor:
         positions = torch.arange(start, start + len(ids))[None]
-        made = layer_masks(limit, positions, start + len(ids))
+        made = masks.layer_masks(
+            masks.up_to(torch.tensor([limit]), span=start + len(ids)),
+            query_position_BQ=positions,
+            key_position_BS=torch.arange(start + len(ids))[None],
+            windows=windows_of(model),
+            dtype=torch.float32,
+        )
         logits: Tensor = model(
             input_ids=torch.tensor([ids]),
             attention_mask=made.full,
@@ -131,63 +118,99 @@ def draft_alone(model: PreTrainedModel, text: list[int], anchor: int, *, drafts:
         return logits
 
     run(text, 0, list(range(n)), "ar")
-    return run([anchor, *[config_of(model).mask] * drafts], n, [n + drafts] * K, "diffusion")[:drafts]
+    causal = config_of(model).block_attention == "causal"
+    return run(block, n, [n + (j if causal else K - 1) for j in range(K)], "diffusion")
 
 
+STOPS = torch.tensor([[0, 2], [1, 0], [2, 1]])
+#            root   1  2  3  4       1 and 2 are children of the root, 3 of 1, 4 of 2
+DEPTH = torch.tensor([[0, 1, 1, 2, 2]] * 3)
+ANCESTORS = torch.tensor(
+    [[[1, 0, 0, 0, 0], [1, 1, 0, 0, 0], [1, 0, 1, 0, 0], [1, 1, 0, 1, 0], [1, 0, 1, 0, 1]]] * 3, dtype=torch.bool
+)
+NODES = torch.tensor([[40, 41, 42, 43, 44]] * 3)
+ANCHORS = torch.tensor([[40], [43], [46]])
+
+READINGS: dict[str, Reading] = {
+    "a plain step": Reading(token_BQ=ANCHORS),
+    "a chain": Reading(token_BQ=torch.tensor(BLOCK)),
+    "a tree": Reading(token_BQ=NODES, depth_BQ=DEPTH, ancestor_BQQ=ANCESTORS),
+    "a row and masks behind it": Reading(token_BQ=ANCHORS, stop_BS=torch.zeros(3, 1, dtype=torch.long), drafts=3),
+    "a row and a block that holds it": Reading(
+        token_BQ=ANCHORS, stop_BS=torch.full((3, 1), -1), shown_BJ=ANCHORS, skip=1, drafts=3
+    ),
+    "a block with settled drafts": Reading(
+        token_BQ=ANCHORS, stop_BS=torch.full((3, 1), -1), shown_BJ=torch.tensor(BLOCK), skip=2, drafts=3
+    ),
+    "a chain and two blocks": Reading(token_BQ=torch.tensor(BLOCK), stop_BS=STOPS, drafts=3),
+    "a tree and two blocks": Reading(
+        token_BQ=NODES, depth_BQ=DEPTH, ancestor_BQQ=ANCESTORS, stop_BS=torch.tensor([[0, 4], [3, 1], [2, 0]]), drafts=3
+    ),
+}
+VIEWS = [("bidirectional", "twin"), ("bidirectional", "backbone"), ("causal", "twin"), ("causal", "backbone")]
+
+
+@pytest.mark.parametrize("shape", READINGS)
 @each_variant
 @torch.no_grad()
-def test_passes_leave_only_verified_keys(family: str, overrides: dict[str, object]) -> None:
-    """Draft, verify, commit part, draft and verify again: rejected keys and the twin's own show nowhere."""
+def test_every_pass_equals_its_rows_and_blocks_alone(family: str, overrides: dict[str, object], shape: str) -> None:
+    """Ragged rows together, and each one alone (whose lone row sees the same as all): every kind of block."""
+    model, reading = dual(family, **overrides), READINGS[shape]
+    kinds = VIEWS if reading.stop_BS is not None and family in ("qwen3", "gemma3_text") else VIEWS[:1]
+    for attention, anchor in kinds:
+        configure(model, block_attention=attention, anchor=anchor)
+        logits = passes_over(model).run(ALL, reading)
+        for row, text in enumerate(TEXTS):
+            ar_QV, ahead_SMV = whole_pass(model, text, reading, row)
+            own = slice(row, row + 1)
+            for part in (
+                Logits(*(x if x is None else x[own] for x in logits)),
+                passes_over(model).run(own, reading.rows(own)),
+            ):
+                torch.testing.assert_close(part.ar_BQV[0], ar_QV, **NEAR)
+                if part.ahead_BSMV is not None:
+                    torch.testing.assert_close(part.ahead_BSMV[0], ahead_SMV, **NEAR)
+
+
+@pytest.mark.parametrize("anchor", ["twin", "backbone"])
+@each_variant
+@torch.no_grad()
+def test_reading_a_prompt_drafts_what_follows(family: str, overrides: dict[str, object], anchor: str) -> None:
+    """Ragged rows, read whole and in chunks: the proposals of a pass of their own, and the keys of plain reading."""
     model = dual(family, attn=None, **overrides)
+    configure(model, anchor=anchor)
+    apart = passes_over(model)
+    expected = apart.draft(ALL, ANCHORS[:, 0], drafts=3)
+    for chunk in (512, 11, 4):
+        passes = Passes(model, ScratchCache(rows=3, capacity=48))
+        made = passes.prefill(ALL, TEXTS, chunk=chunk, anchors=[40, 43, 46], drafts=3)
+        assert made is not None
+        torch.testing.assert_close(made.logits_BMV, expected.logits_BMV, **NEAR)
+        torch.testing.assert_close(made.first_B1V, expected.first_B1V, **NEAR)
+        assert passes.cache.lengths == apart.cache.lengths
+        block = torch.tensor(BLOCK)
+        torch.testing.assert_close(passes.verify(ALL, block), apart.verify(ALL, block), **NEAR)
+        passes.cache.commit(ALL, [1] * 3)  # the anchor's keys are there
+
+
+@pytest.mark.parametrize("anchor", ["twin", "backbone"])
+@each_variant
+@torch.no_grad()
+def test_passes_leave_only_verified_keys(family: str, overrides: dict[str, object], anchor: str) -> None:
+    """Draft, keep the anchor, verify, commit part, do it again: rejected keys and the twin's own show nowhere."""
+    model = dual(family, attn=None, **overrides)
+    configure(model, anchor=anchor)
     passes = passes_over(model)
     passes.draft(ALL, torch.tensor([40, 43, 46]), drafts=7)
-    passes.verify(ALL, torch.tensor(BLOCK))
-    passes.cache.commit(ALL, [1, 2, 3])
+    passes.cache.commit(ALL, [1, 1, 1])
+    passes.verify(ALL, torch.tensor(BLOCK)[:, 1:])
+    passes.cache.commit(ALL, [0, 1, 2])
     passes.draft(ALL, torch.tensor([50, 51, 52]), drafts=2)
-    logits = passes.verify(ALL, torch.tensor([[50, 60], [51, 61], [52, 62]]))
+    passes.cache.commit(ALL, [1, 1, 1])
+    logits = passes.verify(ALL, torch.tensor([[60], [61], [62]]))
     for row, kept in enumerate((1, 2, 3)):
         text = [*TEXTS[row], *BLOCK[row][:kept], 50 + row, 60 + row]
-        torch.testing.assert_close(logits[row], whole(model, text)[-2:], **NEAR)
-
-
-@each_variant
-@torch.no_grad()
-def test_fused_pass_equals_its_parts(family: str, overrides: dict[str, object]) -> None:
-    """One forward gives the verify pass's logits, and for each stop those of a draft pass made after it.
-
-    The draft pass that follows a stop knows the kept drafts but not the token written after them, so its first slot
-    is a mask too.
-    """
-    model = dual(family, attn="orthrus", **overrides)
-    stops, mask = torch.tensor([[0, 2], [1, 0], [2, 1]]), torch.full((3,), config_of(model).mask)
-    verified, ahead = passes_over(model).fused(ALL, torch.tensor(BLOCK), stops, drafts=3)
-    torch.testing.assert_close(verified, passes_over(model).verify(ALL, torch.tensor(BLOCK)), **NEAR)
-    for column in range(2):
-        passes = passes_over(model)
-        passes.verify(ALL, torch.tensor(BLOCK))
-        passes.cache.commit(ALL, [int(stop) + 1 for stop in stops[:, column]])
-        torch.testing.assert_close(ahead[:, column], passes.draft(ALL, mask, drafts=3), **NEAR)
-
-
-@each_variant
-@torch.no_grad()
-def test_tree_pass_equals_a_plain_forward_per_path(family: str, overrides: dict[str, object]) -> None:
-    """Each node's logits are those of the text along its path, whatever its siblings."""
-    model = dual(family, attn="orthrus", **overrides)
-    #        root    1    2      3    4      with 1 and 2 children of the root, 3 under 1, 4 under 2
-    parent = [None, 0, 0, 1, 2]
-    tokens, depth = [40, 41, 42, 43, 44], [0, 1, 1, 2, 2]
-    paths: list[list[int]] = []
-    for node, above in enumerate(parent):
-        paths.append([*(paths[above] if above is not None else []), node])
-    ancestors = torch.tensor([[[j in path for j in range(5)] for path in paths]] * 3)
-    logits = passes_over(model).verify_tree(
-        ALL, torch.tensor([tokens] * 3), Branches(torch.tensor([depth] * 3), ancestors)
-    )
-    for row, text in enumerate(TEXTS):
-        for node, path in enumerate(paths):
-            expected = whole(model, text + [tokens[i] for i in path])[-1]
-            torch.testing.assert_close(logits[row, node], expected, **NEAR)
+        torch.testing.assert_close(logits[row], whole(model, text)[-1:], **NEAR)
 
 
 # ---------------------------------------------------------------- what is not computed
@@ -208,14 +231,29 @@ def projected(model: PreTrainedModel) -> Iterator[list[int]]:
 
 @torch.no_grad()
 def test_no_logits_are_computed_in_vain() -> None:
-    """A prompt of any length is projected nowhere; a draft pass not at its last slot; a verify pass everywhere."""
+    """A prompt is projected nowhere; of a draft pass the AR row and the drafts are; a verify pass is everywhere."""
     model = dual()
     with projected(model) as seen:
         passes = passes_over(model, chunk=4)
         assert seen == []
         passes.draft(ALL, torch.tensor([40, 43, 46]), drafts=5)
         passes.verify(ALL, torch.tensor(BLOCK))
-    assert seen == [5, 3]
+    assert seen == [1 + 5, 3]
+
+
+@pytest.mark.parametrize(("attention", "anchor"), VIEWS)
+@torch.no_grad()
+def test_no_slot_is_read_in_vain(attention: str, anchor: str) -> None:
+    """A block's last slot, which predicts nothing, is there only where others see it and were trained to."""
+    model = dual()
+    configure(model, block_attention=attention, anchor=anchor)
+    passes, read = passes_over(model), []
+    handle = model.get_input_embeddings().register_forward_pre_hook(lambda _, given: read.append(given[0].shape[1]))
+    passes.draft(ALL, ANCHORS[:, 0], drafts=5)
+    passes.run(ALL, READINGS["a chain and two blocks"])
+    handle.remove()
+    last, own = (attention, anchor) == ("bidirectional", "twin"), anchor == "twin"
+    assert read == [1 + own + 5 + last, 3 + 2 * (3 + last)]
 
 
 @torch.no_grad()
@@ -226,7 +264,7 @@ def test_a_full_cache_is_said_before_anything_is_written() -> None:
     before = [buffer.clone() for buffer in (*passes.cache.keys, *passes.cache.values)]
     with pytest.raises(CacheFull, match="needs 14 cache positions, the cache has 12"):
         passes.verify(ALL, torch.tensor(BLOCK))
-    with pytest.raises(CacheFull, match="needs 15 cache positions, the cache has 12"):
+    with pytest.raises(CacheFull, match="needs 17 cache positions, the cache has 12"):
         passes.draft(ALL, torch.tensor([1, 2, 3]), drafts=3)
     after = (*passes.cache.keys, *passes.cache.values)
     assert all(torch.equal(a, b) for a, b in zip(before, after, strict=True))

@@ -9,6 +9,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
 from orthrus.data.packing import EncodedDocument, pack
+from orthrus.decode.frames import Reading
 from orthrus.decode.passes import Passes
 from orthrus.model.cache import ScratchCache
 from orthrus.train.config import recipe_from_mapping
@@ -124,4 +125,9 @@ def drafted(model: Any, prefix: list[int], anchor: Tensor, shown: Tensor | None 
     with torch.no_grad():
         if prefix:
             passes.prefill(slice(0, 1), [prefix], chunk=64)
-        return passes.draft(slice(0, 1), anchor, 5, shown_BJ=shown)[0]
+        block = anchor[:, None] if shown is None else torch.cat([anchor[:, None], shown], dim=1)
+        before = torch.full_like(anchor, -1)[:, None]
+        reading = Reading(token_BQ=anchor[:, None], stop_BS=before, shown_BJ=block, drafts=5)
+        ahead = passes.run(slice(0, 1), reading).ahead_BSMV
+        assert ahead is not None
+        return ahead[0, 0]

@@ -157,7 +157,7 @@ def look_at_kernels(model: "PreTrainedModel", exact: ExactName, *, rows: int) ->
 
     if exact == "token":
         with err().status("looking at this machine's kernels …"):
-            finding_for(model, width=config_of(model).block_size, rows=rows)
+            finding_for(model, width=config_of(model).proposals + 1, rows=rows)
 
 
 def precision(model: "PreTrainedModel") -> str:

@@ -135,7 +135,8 @@ def _timed(chunks: "Iterable[Chunk]", *, styles: tuple[str, str] | None) -> tupl
         text += chunk.text
         stats = chunk.stats
         if styles is not None:
-            for part, style in zip((chunk.draft_text, chunk.bonus_text), styles, strict=True):
+            draft, own = styles
+            for part, style in ((chunk.first_text, own), (chunk.draft_text, draft), (chunk.bonus_text, own)):
                 say(part, style=style, end="")
     if styles is not None:
         say("")
@@ -184,4 +185,4 @@ def _table(pairs: list[tuple[str, Comparison]], caption: str) -> None:
     console = out()
     console.print(table)
     say(caption, style="dim")
-    console.print(f"[{DRAFT}]accepted drafts[/] · [{BONUS}]bonus token of each cycle[/] · prompts unseen in training")
+    console.print(f"[{DRAFT}]accepted drafts[/] · [{BONUS}]the backbone's own tokens[/] · prompts unseen in training")

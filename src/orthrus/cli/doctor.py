@@ -177,7 +177,7 @@ def _costs(name: str, model: "PreTrainedModel", dtype: str) -> list[dict[str, An
     from orthrus.bench.speed.passes import costs
     from orthrus.model.attach import config_of
 
-    block = config_of(model).block_size
+    block = config_of(model).proposals + 1
     context = min(_CONTEXT, model.config.get_text_config().max_position_embeddings - block)
     measured = costs(model, widths=(1, max(2, block // 2), block), contexts=(context,), repeats=_REPEATS)
     labels = {"model": name, "dtype": dtype, "device": str(model.device)}

@@ -104,7 +104,7 @@ def answer(
     if not usable:
         return
     scheme = steps.parse(decode)
-    width = scheme.scratch(config_of(model).block_size)
+    width = scheme.scratch(config_of(model).proposals + 1)
     engine = Engine(
         model, rows=how.rows, capacity=how.row_tokens + width, plan=scheme, admit_free=max(1, how.rows // 4)
     )

@@ -132,9 +132,11 @@ def _stream(
             texts = [decoder.push(token) for token in progress.token_ids]
             if progress.row.finish_reason is not None:
                 texts[-1:] = ["".join(texts[-1:]) + decoder.finish()]
+            drafts = slice(int(progress.first), progress.first + progress.accepted)
             yield Chunk(
-                draft_text="".join(texts[: progress.accepted]),
-                bonus_text="".join(texts[progress.accepted :]),
+                first_text="".join(texts[: drafts.start]),
+                draft_text="".join(texts[drafts]),
+                bonus_text="".join(texts[drafts.stop :]),
                 token_ids=progress.token_ids,
                 accepted=progress.accepted,
                 finish_reason=progress.row.finish_reason,
@@ -159,7 +161,7 @@ def engine_for(
     """Build an engine with just enough room for these prompts, within the model's context; `more` is `Engine`'s."""
     if exact not in EXACT:
         raise ConfigError(f"exact must be one of {', '.join(EXACT)}, found {exact!r}")
-    block = config_of(model).block_size
+    block = config_of(model).proposals + 1
     width = plan.scratch(block)
     context: int = model.config.get_text_config().max_position_embeddings
     lengths = [len(ids) for ids in prompts] or [1]

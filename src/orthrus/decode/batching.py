@@ -18,7 +18,9 @@ from orthrus.policy.acceptance import RowOutcome, Source
 from orthrus.policy.steps import Step
 
 
-def batch_of(rows: Sequence[Row], cache: ScratchCache, step: Step, *, coupled: bool, whole: bool) -> Batch:
+def batch_of(
+    rows: Sequence[Row], cache: ScratchCache, step: Step, *, coupled: bool, whole: bool, trusted: bool = True
+) -> Batch:
     """Describe rows to the cycle; they stand at the cache's front, in this order.
 
     Args:
@@ -27,17 +29,15 @@ def batch_of(rows: Sequence[Row], cache: ScratchCache, step: Step, *, coupled: b
         step: what is to be done.
         coupled: whether drafts and text share their noise.
         whole: whether a draft pass over some of the rows takes them all: no graph for each number of rows.
+        trusted: as in `Batch`.
     """
     device, all_of_them = cache.device, slice(0, len(rows))
-    ready = [row.ready.logits_MV if row.ready and row.state.serves(step) else None for row in rows]
-    lacking = [place for place, logits_MV in enumerate(ready) if logits_MV is None]
+    ready = [row.ready.proposal.cut(step.drafts) if row.ready and row.state.serves(step) else None for row in rows]
+    lacking = [place for place, proposal in enumerate(ready) if proposal is None]
     drawing = slice(lacking[0], lacking[-1] + 1) if lacking and step.drafts and not step.lookup else slice(0, 0)
     if drawing.stop and whole:
         drawing = all_of_them
-    made = next((logits_MV[: step.drafts] for logits_MV in ready if logits_MV is not None), None)
-    ready_BMV = copied_BM = None
-    if made is not None and drawing != all_of_them:
-        ready_BMV = torch.stack([made if logits_MV is None else logits_MV[: step.drafts] for logits_MV in ready])
+    copied_BM = None
     if step.lookup:
         copied_BM = torch.tensor([row.lookup.drafts(step.drafts) for row in rows], device=device)
     stream_B = torch.tensor([row.stream for row in rows], device=device)
@@ -47,9 +47,10 @@ def batch_of(rows: Sequence[Row], cache: ScratchCache, step: Step, *, coupled: b
         context=Context(stream_B, cache.length_R[all_of_them], _seen(rows, device)),
         groups=_groups(rows, coupled, device),
         drawing=drawing,
-        ready_BMV=ready_BMV,
+        ready=ready,
         copied_BM=copied_BM,
         states=[row.drafting for row in rows],
+        trusted=trusted,
     )
 
 
@@ -80,7 +81,10 @@ def outcomes_of(rows: Sequence[Row], step: Step, batch: Batch, outcome: Outcome)
 
 
 def _outcome(row: Row, place: int, step: Step, batch: Batch, outcome: Outcome) -> RowOutcome:
-    tokens = outcome.tokens[place]
+    tokens, led, chain = outcome.tokens[place], outcome.led[place], None
+    if outcome.inside is not None:
+        kept, longest = outcome.inside[place]
+        chain = (kept + led, longest + led)  # of drafts, a first token counted as one
     drew = batch.drawing.start <= place < batch.drawing.stop
     source: Source = "text" if step.lookup else "ahead" if row.state.blind and not drew else "view"
     return RowOutcome(
@@ -88,6 +92,6 @@ def _outcome(row: Row, place: int, step: Step, batch: Batch, outcome: Outcome) -
         drafted=step.drafts,
         kept=max(len(tokens) - 1, 0),
         drew=drew,
-        chain=None if outcome.inside is None else outcome.inside[place],
+        chain=chain,
         copy_kept=row.lookup.agreement(tokens) if row.state.match and not step.lookup and tokens else None,
     )

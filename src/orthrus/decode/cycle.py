@@ -1,23 +1,25 @@
 """One cycle for all rows at once: draft, verify, accept. Everything that decodes calls this and nothing else does it.
 
-A step says whether the drafts form a chain or a tree or are copied, and whether the verify pass drafts the next block
-too. Knows passes and choosers; ends no text (the engine does, once it has seen the tokens). The only wait for the
-device is the transfer of the verdict.
+The draft pass carries the anchor's AR row: the token after the anchor is the backbone's own, chosen before the drafts
+are, and the cycle goes on from it. A step says whether the drafts form a chain or a tree or are copied, and whether the
+verify pass drafts the next block too. Knows passes and choosers; ends no text (the engine does, once it has seen the
+tokens). The only wait for the device is the transfer of the verdict.
 
 Shapes: B rows, M drafts, S stops, V vocabulary.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from orthrus.decode import tree
-from orthrus.decode.accept import Verdict, sound
+from orthrus.decode.accept import NONE, Verdict, sound
 from orthrus.decode.drafters import Drafter
-from orthrus.decode.passes import Branches, Passes
+from orthrus.decode.frames import Reading
+from orthrus.decode.passes import Passes, Proposal
 from orthrus.decode.sampling import Chooser, Context, Drafts
 from orthrus.model.markov import Before, Markov
 from orthrus.policy.steps import Step
@@ -33,10 +35,13 @@ class Batch:
         context: noise streams, positions, tokens seen.
         groups: choosers and the rows each one serves; None for all of them.
         drawing: the rows that a draft pass is needed for, as the batch numbers them.
-        ready_BMV: draft logits that the pass before has made already, of the rows outside `drawing`.
-        copied_BM: drafts that each row's own text supplies, and
-        copying_B: the rows that take them; None for all of them.
+        ready: what a pass before has proposed already, `[M, V]` and `[1, V]`, for each row outside `drawing`.
+        copied_BM: drafts that each row's own text supplies, for a step that copies.
         states: what the drafter keeps of each row.
+        trusted: whether an AR row has the same bits in a draft pass as in any other (`decode.exact`); where not, its
+            token is a draft like the others.
+        first_B: the tokens that a draft pass has written already, which are the anchors from then on, and
+        led: for each row, whether there is one.
     """
 
     rows: slice
@@ -44,18 +49,22 @@ class Batch:
     context: Context
     groups: list[tuple[Chooser, Tensor | None]]
     drawing: slice
-    ready_BMV: Tensor | None = None
+    ready: Sequence[Proposal | None] = ()
     copied_BM: Tensor | None = None
-    copying_B: Tensor | None = None
     states: Sequence[Any] = ()
+    trusted: bool = True
+    first_B: Tensor | None = None
+    led: Sequence[bool] = ()
 
 
 class Outcome(NamedTuple):
     """What a cycle decided.
 
     Attributes:
-        tokens: each row's new tokens, the accepted drafts and then the bonus.
+        tokens: each row's new tokens: the first one, where a draft pass gave it, the accepted drafts, the bonus.
         broken: whether the row cannot go on after them: its logits are no numbers, and there is no bonus.
+        led: for each row, whether a draft pass gave its first token.
+        drafted: drafts that were proposed to each row.
         forwards: passes of the backbone it took.
         ready_BMV: draft logits for the next cycle, from a fused pass; None otherwise.
         ranks: for each row, at which of the fused pass' stops, in their order, acceptance stopped; their number where
@@ -65,6 +74,8 @@ class Outcome(NamedTuple):
 
     tokens: list[list[int]]
     broken: list[bool]
+    led: list[bool]
+    drafted: int
     forwards: int
     ready_BMV: Tensor | None = None
     ranks: list[int] | None = None
@@ -73,57 +84,78 @@ class Outcome(NamedTuple):
 
 def cycle(passes: Passes, batch: Batch, step: Step, *, drafter: Drafter) -> Outcome:
     """Advance every row by one step and commit what it keeps."""
-    if step.kind == "plain":
-        return Outcome(*_plain(passes, batch), 1)
-    if batch.copied_BM is not None and batch.copying_B is None:
-        return Outcome(*_commit(passes, batch, _verify(passes, batch, Drafts(batch.copied_BM, None))), 1)
-    logits_BMV, drew = _proposals(passes, batch, step, drafter)
-    if step.nodes:
+    if step.kind == "plain" or step.lookup:
+        copied_BM = batch.anchor_B.new_empty(len(batch.anchor_B), 0) if batch.copied_BM is None else batch.copied_BM
+        return _verify(passes, batch, Drafts(copied_BM, None), 0)
+    batch, logits_BMV, drew = _propose(passes, batch, step, drafter)
+    if step.nodes and logits_BMV.shape[1]:
         return _tree(passes, batch, logits_BMV, step, drew, drafter.markov)
     drafts = _draft(batch, logits_BMV, drafter.markov, weigh=step.kind == "onepass")
-    if batch.copied_BM is not None and batch.copying_B is not None:
-        copied_BM = torch.where(batch.copying_B[:, None], batch.copied_BM, drafts.tokens_BM)
-        drafts = Drafts(copied_BM, drafts.scores_BMV, drafts.likely_BM)
     if step.kind == "onepass":
         return _onepass(passes, batch, drafts, step, drew)
-    return Outcome(*_commit(passes, batch, _verify(passes, batch, drafts)), drew + 1)
+    return _verify(passes, batch, drafts, drew)
 
 
-def _proposals(passes: Passes, batch: Batch, step: Step, drafter: Drafter) -> tuple[Tensor, int]:
-    """Return draft logits `[B, M, V]`, by a pass over the rows that need one, and how many passes that took."""
-    start, stop = batch.drawing.start, batch.drawing.stop
-    if start == stop and batch.ready_BMV is not None:
-        return batch.ready_BMV, 0
-    rows = slice(batch.rows.start + start, batch.rows.start + stop)
-    anchor_B, states = batch.anchor_B[batch.drawing], batch.states[batch.drawing]
-    drawn = drafter.propose(passes, rows, anchor_B, step.drafts, states)[:, : step.drafts]
-    if stop - start == len(batch.anchor_B):
-        return drawn, 1
-    ready = drawn.new_zeros(len(batch.anchor_B), *drawn.shape[1:]) if batch.ready_BMV is None else batch.ready_BMV
-    return torch.cat([ready[:start], drawn, ready[stop:]]), 1
+def _propose(passes: Passes, batch: Batch, step: Step, drafter: Drafter) -> tuple[Batch, Tensor, int]:
+    """Return draft logits `[B, M, V]`, by a pass over the rows that need one, and how many passes that took.
+
+    Where the backbone has given the first token, the batch returned goes on from there.
+    """
+    B, start, stop = len(batch.anchor_B), batch.drawing.start, batch.drawing.stop
+    each = list(batch.ready) or [None] * B
+    if start < stop:
+        rows = slice(batch.rows.start + start, batch.rows.start + stop)
+        anchor_B, states = batch.anchor_B[batch.drawing], batch.states[batch.drawing]
+        made = drafter.propose(passes, rows, anchor_B, step.drafts, states)
+        drawn = Proposal(made) if isinstance(made, Tensor) else made if batch.trusted else made.unverified()
+        if stop - start == B:
+            led = [drawn.first_B1V is not None] * B
+            return _led(passes, batch, drawn.first_B1V, led), drawn.logits_BMV[:, : step.drafts], 1
+        each[start:stop] = drawn.rows()
+    given = [one for one in each if one is not None]
+    slots = min(step.drafts, *(len(one.logits_BMV) for one in given))
+    logits_BMV = torch.stack([one.logits_BMV[:slots] for one in given])
+    firsts = [one.first_B1V for one in given]
+    some = next((first_1V for first_1V in firsts if first_1V is not None), None)
+    first_B1V = None if some is None else torch.stack([some if one is None else one for one in firsts])
+    led = [first_1V is not None for first_1V in firsts]
+    return _led(passes, batch, first_B1V, led), logits_BMV, int(start < stop)
 
 
-def _plain(passes: Passes, batch: Batch) -> tuple[list[list[int]], list[bool]]:
-    """Write each row's next token; there is nothing to accept."""
+def _led(passes: Passes, batch: Batch, first_B1V: Tensor | None, led: Sequence[bool]) -> Batch:
+    """Write the backbone's own token after each anchor that was read with its draft, and go on from there."""
+    if first_B1V is None:
+        return batch
     none_B0 = batch.anchor_B.new_empty(len(batch.anchor_B), 0)
-    return _commit(passes, batch, _verify(passes, batch, Drafts(none_B0, None)))
+    first_B = _judge(batch, Drafts(none_B0, None), first_B1V).tokens_BM1[:, 0]
+    if not all(led):
+        first_B = torch.where(torch.tensor(led, device=first_B.device), first_B, batch.anchor_B)
+    passes.cache.commit(batch.rows, [int(one) for one in led])
+    anchor_B = first_B.clamp_min(0)  # a row that has none is told when the verdict is
+    for chooser, index in batch.groups:
+        if chooser.processing is not None and led[0 if index is None else int(index)]:
+            chooser.processing.lead(_take(anchor_B, index))
+    context = batch.context.after(anchor_B, passes.cache.length_R[batch.rows])
+    return replace(batch, anchor_B=anchor_B, context=context, first_B=first_B, led=led)
 
 
-def _verify(passes: Passes, batch: Batch, drafts: Drafts) -> Verdict:
+def _verify(passes: Passes, batch: Batch, drafts: Drafts, drew: int) -> Outcome:
+    """Verify a chain of drafts; without any, write each row's next token."""
     token_BM1 = torch.cat([batch.anchor_B[:, None], drafts.tokens_BM], dim=1)
-    return _judge(batch, drafts, passes.verify(batch.rows, token_BM1))
+    verdict = _judge(batch, drafts, passes.verify(batch.rows, token_BM1))
+    said, _ = _commit(passes, batch, verdict)
+    return Outcome(*said, drafts.tokens_BM.shape[1], drew + 1)
 
 
 def _onepass(passes: Passes, batch: Batch, drafts: Drafts, step: Step, drew: int) -> Outcome:
     """Verify this block and draft the next for the likeliest places where acceptance may stop."""
     token_BM1 = torch.cat([batch.anchor_B[:, None], drafts.tokens_BM], dim=1)
     stop_BS = likely_stops(drafts.confidence_BM, step.stops)
-    logits_BM1V, ahead_BSMV = passes.fused(batch.rows, token_BM1, stop_BS, step.drafts)
-    verdict = _judge(batch, drafts, logits_BM1V)
-    rank_B, ready_BMV = _met(stop_BS, verdict.accepted_B, ahead_BSMV)
-    tokens, broken, ranks = _to_host(verdict, rank_B[:, None])
-    passes.cache.commit(batch.rows, [len(t) for t in tokens])
-    return Outcome(tokens, broken, drew + 1, ready_BMV, [rank for (rank,) in ranks])
+    logits = passes.run(batch.rows, Reading(token_BQ=token_BM1, stop_BS=stop_BS, drafts=step.drafts))
+    verdict = _judge(batch, drafts, logits.ar_BQV)
+    rank_B, ready_BMV = _met(stop_BS, verdict.accepted_B, logits.ahead_BSMV)
+    said, ranks = _commit(passes, batch, verdict, rank_B[:, None])
+    return Outcome(*said, drafts.tokens_BM.shape[1], drew + 1, ready_BMV, [rank for (rank,) in ranks])
 
 
 def likely_stops(confidence_BM: Tensor, stops: int) -> Tensor:
@@ -133,8 +165,9 @@ def likely_stops(confidence_BM: Tensor, stops: int) -> Tensor:
     return (reach_BM1 * leave_BM1).topk(min(stops, reach_BM1.shape[1]), dim=1).indices
 
 
-def _met(stop_BS: Tensor, stop_B: Tensor, ahead_BSMV: Tensor) -> tuple[Tensor, Tensor]:
+def _met(stop_BS: Tensor, stop_B: Tensor, ahead_BSMV: Tensor | None) -> tuple[Tensor, Tensor]:
     """Return at which of its stops each row stopped, S for none of them, and what was drafted for that place."""
+    assert ahead_BSMV is not None
     here_BS = stop_BS == stop_B[:, None]
     place_B = here_BS.long().argmax(1)
     ready_BMV = ahead_BSMV[torch.arange(len(stop_BS), device=stop_BS.device), place_B]
@@ -151,40 +184,39 @@ def _tree(passes: Passes, batch: Batch, logits_BMV: Tensor, step: Step, drew: in
     nodes = min(step.nodes, tree.largest(slots, logits_BMV.shape[2]))
     grown = tree.grow(scores, nodes=nodes, anchor_B=batch.anchor_B, markov=markov)
     token_BP = torch.cat([batch.anchor_B[:, None], grown.token_BN], dim=1)
-    branches, stop_BS, ahead_BSMV = Branches(grown.depth_BP, grown.ancestor_BPP), None, None
-    if step.stops:
-        stop_BS = tree.likely_ends(grown, step.stops)
-        logits_BPV, ahead_BSMV = passes.fused(batch.rows, token_BP, stop_BS, slots, branches)
-    else:
-        logits_BPV = passes.verify_tree(batch.rows, token_BP, branches)
+    reading = Reading(token_BQ=token_BP, depth_BQ=grown.depth_BP, ancestor_BQQ=grown.ancestor_BPP)
+    stop_BS = tree.likely_ends(grown, step.stops) if step.stops else None
+    logits = passes.run(batch.rows, replace(reading, stop_BS=stop_BS, drafts=step.drafts if step.stops else 0))
     choice_BP = _grouped(
         batch,
         lambda chooser, index: chooser.choices(
-            _take(logits_BPV, index), _context(batch, index), grown if index is None else grown.rows(index)
+            _take(logits.ar_BQV, index), _context(batch, index), grown if index is None else grown.rows(index)
         ),
     )
     path = tree.walk(grown, choice_BP, slots=slots)
     verdict = sound(path.verdict)
     if passes.geometry is not None:
         # Siblings between a path's keys change the order of sums; a plain verify pass of the path settles its bits.
-        drafts = Drafts(path.verdict.tokens_BM1[:, :-1].clamp_min(0), None)
-        return Outcome(*_commit(passes, batch, _verify(passes, batch, drafts)), drew + 2)
+        return _verify(passes, batch, Drafts(path.verdict.tokens_BM1[:, :-1].clamp_min(0), None), drew + 1)
     length_B1 = passes.cache.length_R[batch.rows, None]
     target_BM = length_B1 + torch.arange(1, slots + 1, device=length_B1.device)
     moved = slice(0, min(slots, grown.token_BN.shape[1]))
     passes.move_slots(batch.rows, (length_B1 + path.node_BM)[:, moved], target_BM[:, moved])
-    if stop_BS is None or ahead_BSMV is None:
-        tokens, broken, inside = _to_host(verdict, path.chain_B2)
+    if stop_BS is None:
+        said, inside = _commit(passes, batch, verdict, path.chain_B2)
         ranks = ready_BMV = None
     else:
-        rank_B, ready_BMV = _met(stop_BS, path.last_B, ahead_BSMV)
-        tokens, broken, numbers = _to_host(verdict, torch.cat([path.chain_B2, rank_B[:, None]], dim=1))
+        rank_B, ready_BMV = _met(stop_BS, path.last_B, logits.ahead_BSMV)
+        said, numbers = _commit(passes, batch, verdict, path.chain_B2, rank_B[:, None])
         inside, ranks = [row[:2] for row in numbers], [row[2] for row in numbers]
-    passes.cache.commit(batch.rows, [len(t) for t in tokens])
-    return Outcome(tokens, broken, drew + 1, ready_BMV, ranks, [(kept, length) for kept, length in inside])
+    chains = [(kept, length) for kept, length in inside]
+    return Outcome(*said, slots, drew + 1, ready_BMV, ranks, chains)
 
 
 def _draft(batch: Batch, logits_BMV: Tensor, markov: Markov | None, *, weigh: bool = True) -> Drafts:
+    if logits_BMV.shape[1] == 0:
+        return Drafts(logits_BMV.new_empty(logits_BMV.shape[:2], dtype=torch.long), None)
+
     def of(chooser: Chooser, index: Tensor | None) -> Drafts:
         before = None if markov is None else Before(_take(batch.anchor_B, index), markov)
         return chooser.draft(_take(logits_BMV, index), _context(batch, index), before, weigh=weigh)
@@ -233,17 +265,26 @@ def _context(batch: Batch, index: Tensor | None) -> Context:
     return batch.context if index is None else batch.context.rows(index)
 
 
-def _commit(passes: Passes, batch: Batch, verdict: Verdict) -> tuple[list[list[int]], list[bool]]:
-    tokens, broken, _ = _to_host(verdict)
-    passes.cache.commit(batch.rows, [len(t) for t in tokens])
-    return tokens, broken
+class _Said(NamedTuple):
+    """What each row gained, as in `Outcome`."""
+
+    tokens: list[list[int]]
+    broken: list[bool]
+    led: list[bool]
 
 
-def _to_host(verdict: Verdict, number_BN: Tensor | None = None) -> tuple[list[list[int]], list[bool], list[list[int]]]:
-    """Fetch the verdict (tokens, and whether the row is broken) and some more numbers per row, in one transfer."""
-    numbers = [] if number_BN is None else [number_BN]
-    more = 1 + sum(part.shape[1] for part in numbers)
-    packed = torch.cat([verdict.accepted_B[:, None], *numbers, verdict.tokens_BM1], dim=1).tolist()
-    counts = [row[0] + 1 if row[0] >= 0 else -1 - row[0] for row in packed]
-    tokens = [row[more : more + count] for row, count in zip(packed, counts, strict=True)]
-    return tokens, [row[0] < 0 for row in packed], [row[1:more] for row in packed]
+def _commit(passes: Passes, batch: Batch, verdict: Verdict, *numbers: Tensor) -> tuple[_Said, list[list[int]]]:
+    """Fetch the verdict, and some more numbers per row, in one transfer; keep the keys of what was accepted."""
+    first_B1 = (batch.anchor_B if batch.first_B is None else batch.first_B)[:, None]
+    packed = torch.cat([verdict.accepted_B[:, None], *numbers, first_B1, verdict.tokens_BM1], dim=1).tolist()
+    start = 1 + sum(part.shape[1] for part in numbers)
+    said, counts = _Said([], [], []), []
+    for row, led in zip(packed, batch.led or [False] * len(packed), strict=True):
+        lost = led and row[start] == NONE
+        count = 0 if lost else row[0] + 1 if row[0] >= 0 else -1 - row[0]
+        counts.append(count)
+        said.tokens.append([] if lost else row[start + (not led) : start + 1 + count])
+        said.broken.append(lost or row[0] < 0)
+        said.led.append(led and not lost)
+    passes.cache.commit(batch.rows, counts)
+    return said, [row[1:start] for row in packed]

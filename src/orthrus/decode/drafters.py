@@ -13,7 +13,7 @@ from typing import Any, Final, Protocol
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from orthrus.decode.passes import Passes
+from orthrus.decode.passes import Passes, Proposal
 from orthrus.errors import ConfigError
 from orthrus.model.attach import layers_of
 from orthrus.model.cache import ScratchCache
@@ -40,8 +40,13 @@ class Drafter(Protocol):
     def reset(self, cached: int) -> Any:
         """Return the state of a row that begins, so many tokens of whose prompt are cached and were read before."""
 
-    def propose(self, passes: Passes, rows: slice, anchor_B: Tensor, drafts: int, states: Sequence[Any]) -> Tensor:
-        """Return draft logits `[B, M, V]` for the tokens after each row's anchor."""
+    def propose(
+        self, passes: Passes, rows: slice, anchor_B: Tensor, drafts: int, states: Sequence[Any]
+    ) -> Tensor | Proposal:
+        """Return draft logits `[B, M, V]` for the tokens after each row's anchor.
+
+        Or what a draft pass of the view gives, the first of these M tokens being the backbone's own.
+        """
 
     def read(self, cache: ScratchCache, hidden: Sequence[Tensor]) -> None:
         """Take the tapped layers' outputs, `[B, Q, H]` each, of one pass of the backbone.
@@ -55,7 +60,7 @@ class Drafter(Protocol):
 
 
 class ViewDrafter:
-    """Draft with the model's own diffusion view, in one pass.
+    """Propose by the backbone and its own diffusion view, in one pass.
 
     Attributes:
         ahead: whether passes that read a prompt may draft for it as well.
@@ -77,9 +82,11 @@ class ViewDrafter:
         """Return no state: all that the view knows of a row is in the cache."""
         return None
 
-    def propose(self, passes: Passes, rows: slice, anchor_B: Tensor, drafts: int, states: Sequence[Any]) -> Tensor:
-        """Return draft logits `[B, M, V]` for the tokens after each row's anchor."""
-        return passes.draft(rows, anchor_B, drafts)
+    def propose(
+        self, passes: Passes, rows: slice, anchor_B: Tensor, drafts: int, states: Sequence[Any]
+    ) -> Tensor | Proposal:
+        """Return the backbone's own token after each row's anchor, and draft logits of those behind it."""
+        return passes.draft(rows, anchor_B, drafts - 1)
 
     def read(self, cache: ScratchCache, hidden: Sequence[Tensor]) -> None:
         """Read nothing."""

@@ -16,10 +16,11 @@ from orthrus.decode.batching import batch_of, outcomes_of
 from orthrus.decode.cycle import Outcome, cycle
 from orthrus.decode.drafters import VIEW, Drafter, ViewDrafter, tapped
 from orthrus.decode.exact import Exact, finding_for
+from orthrus.decode.geometry import Geometry
 from orthrus.decode.learned import experience_of
 from orthrus.decode.noise import stream_of
 from orthrus.decode.options import Options
-from orthrus.decode.passes import Geometry, Passes
+from orthrus.decode.passes import Passes, Proposal
 from orthrus.decode.processing import Kept, Processing
 from orthrus.decode.processors import Request
 from orthrus.decode.prompts import Reader, limit_of
@@ -35,12 +36,16 @@ from orthrus.policy.steps import Plan, Step
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """What one step added to one row; `kept` holds its logits where the options ask for them."""
+    """What one step added to one row: a first token where a draft pass gave one, accepted drafts, and the bonus.
+
+    `kept` holds their logits where the options ask for them.
+    """
 
     row: Row
     token_ids: list[int]
     accepted: int
     kept: Kept | None = None
+    first: bool = False
 
 
 class Engine:
@@ -79,7 +84,7 @@ class Engine:
         passes: Callable[[PreTrainedModel, ScratchCache, Geometry | None], Passes] = Passes,
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
-        block = config_of(model).block_size
+        block = config_of(model).proposals + 1
         self.drafter: Drafter = ViewDrafter.of(model) if drafter is None else drafter
         plan = drafted_by(plan, self.drafter, block=block)
         self.finding = None
@@ -93,7 +98,7 @@ class Engine:
         room = capacity if geometry is None else geometry.capacity(capacity)
         self.cache = lend(model, rows=rows, capacity=room, borrower=self)
         self.passes = passes(model, self.cache, geometry)
-        if self.drafter.taps and self.passes.compiled:
+        if self.drafter.taps and self.passes.runner.compiled:
             raise ConfigError(
                 f"drafter {self.drafter.name!r} reads hidden states, which compiled passes hide: load the model with "
                 "compile=False"
@@ -104,7 +109,7 @@ class Engine:
         # clock, on the rows beside it, or (trees) on noise still to come; none of them may decide what a seed gives, so
         # these texts are what plain sampling draws with the same noise, and trees find far more of them that way.
         self.coupled = exact == "token" or {step.kind for step in self.policy.steps} != {"chain"}
-        ahead = self.passes.reads_ahead and (self.finding is None or self.finding.reads_ahead)
+        ahead = not self.passes.runner.captured and (self.finding is None or self.finding.reads_ahead)
         ahead = ahead and isinstance(self.drafter, ViewDrafter) and self.drafter.ahead
         policy = self.policy if ahead else None
         self.reader = Reader(self.rows, self.passes, chunk=prefill_chunk, most=prefill_slice, policy=policy)
@@ -241,7 +246,9 @@ class Engine:
             row.observe(copies=self.policy.copies)
         step = self.policy.choose([row.state for row in rows])
         started = self.clock()
-        batch = batch_of(rows, self.cache, step, coupled=self.coupled, whole=self.passes.compiled)
+        trusted = self.finding is None or self.finding.drafts_exact
+        whole = self.passes.runner.compiled
+        batch = batch_of(rows, self.cache, step, coupled=self.coupled, whole=whole, trusted=trusted)
         outcome = cycle(self.passes, batch, step, drafter=self.drafter)
         self.policy.learn(step, outcomes_of(rows, step, batch, outcome), self.clock() - started)
         drew = batch.drawing.start < batch.drawing.stop and self.drafter.name != VIEW
@@ -264,14 +271,17 @@ class Engine:
         """Give a row what a cycle made of it."""
         tokens, broken = outcome.tokens[place], outcome.broken[place]
         met = outcome.ranks is not None and outcome.ranks[place] < step.stops
-        row.ready = Ready(outcome.ready_BMV[place], blind=True) if met and outcome.ready_BMV is not None else None
+        made = Proposal(outcome.ready_BMV[place]) if met and outcome.ready_BMV is not None else None
+        row.ready = None if made is None else Ready(made, blind=True)
         kept, logits = row.keep(tokens, broken=broken)
-        accepted = min(len(kept), len(tokens) if broken else len(tokens) - 1)
+        led = outcome.led[place]
+        accepted = max(min(len(kept), len(tokens) if broken else len(tokens) - 1) - led, 0)
         row.stats.record(
-            drafted=step.drafts,
+            drafted=outcome.drafted,
             accepted=accepted,
             emitted=len(kept),
             forwards=outcome.forwards - drew,
+            first=led,
             drafter=self.drafter.name if drew else None,
         )
-        return Progress(row, kept, accepted, logits)
+        return Progress(row, kept, accepted, logits, first=led)

@@ -22,10 +22,12 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from orthrus import __version__, memory
-from orthrus.decode.passes import Geometry, Passes
+from orthrus.decode.frames import Reading
+from orthrus.decode.geometry import Geometry
+from orthrus.decode.passes import Passes
 from orthrus.kernels import attention
 from orthrus.kernels.masks import additive
-from orthrus.model.attachment import attachment_of
+from orthrus.model.attachment import attachment_of, config_of
 from orthrus.model.cache import ScratchCache
 from orthrus.model.fingerprint import key_of, state_of
 from orthrus.provenance import digest_of
@@ -59,12 +61,14 @@ class Finding:
         reads_ahead: whether the pass that reads the end of a prompt may draft as well.
         holds: False when not even single rows at fixed width are independent of their place in the block; drafts
             then cannot be verified exactly, and plain steps are the fallback: rows alone, texts read from their start.
+        drafts_exact: whether an AR row in a draft pass has the bits of one in any other pass.
         broken: the kernels' dependencies that were seen, in words; empty where rows are independent.
     """
 
     geometry: Geometry
     reads_ahead: bool
     holds: bool
+    drafts_exact: bool
     broken: tuple[str, ...]
 
 
@@ -76,8 +80,8 @@ def probe(model: PreTrainedModel, *, width: int, rows: int = _GROUPS[-1]) -> Fin
 
     Compares passes over random texts with passes over one text, `width` tokens at a time: one token and fillers in each
     of them; more masked slots in reach; the text among 2, 4, 8 and 16 rows, up to `rows`; narrower passes; keys written
-    by wide prefill passes, and by those that draft as well; and, of attention alone, fewer masked slots in reach, for
-    decoding passes and for prefill passes.
+    by wide prefill passes, and by those that draft as well; draft passes; and, of attention alone, fewer masked slots
+    in reach, for decoding passes and for prefill passes.
     """
     with torch.inference_mode():
         bench = _Bench(model, width, rows)
@@ -105,7 +109,12 @@ def probe(model: PreTrainedModel, *, width: int, rows: int = _GROUPS[-1]) -> Fin
         if len(chunks) <= len(wider):
             apart = ", ".join(str(c) for c in wider if c not in chunks)
             broken.append(f"a token's keys depend on the width of its prefill pass: not {apart} tokens at once")
-        reads_ahead = holds and all(torch.equal(keys, bench.keys(c, drafts=width - 1)) for c in chunks)
+        drafts = max(1, config_of(model).proposals - 1)
+        narrowest = (*widths, width)[0]
+        drafts_exact = holds and all(bench.agrees(narrowest, tokens=1, group=size, drafts=drafts) for size in groups)
+        if holds and not drafts_exact:
+            broken.append("a token's logits depend on the drafts beside it: its successor is verified like them")
+        reads_ahead = holds and all(torch.equal(keys, bench.keys(c, drafts=drafts)) for c in chunks)
         # Elsewhere tiles are filled up, and every number of slots is a shape of its own to compile.
         few = holds and model.device.type == "cpu"
         tails, chunk_tails = (
@@ -120,7 +129,13 @@ def probe(model: PreTrainedModel, *, width: int, rows: int = _GROUPS[-1]) -> Fin
         chunk_tails=chunk_tails,
         group=group,
     )
-    return Finding(geometry=found if holds else bench.fixed, reads_ahead=reads_ahead, holds=holds, broken=tuple(broken))
+    return Finding(
+        geometry=found if holds else bench.fixed,
+        reads_ahead=reads_ahead,
+        holds=holds,
+        drafts_exact=drafts_exact,
+        broken=tuple(broken),
+    )
 
 
 def finding_for(model: PreTrainedModel, *, width: int, rows: int = _GROUPS[-1]) -> Finding:
@@ -150,6 +165,9 @@ def _confirmed(model: PreTrainedModel, finding: Finding, *, width: int, rows: in
     with torch.inference_mode():
         bench = _Bench(model, width, rows)
         alike = bench.agrees(width, tokens=1) and bench.agrees(width, span=_LONGER)
+        if finding.drafts_exact:
+            drafts = max(1, config_of(model).proposals - 1)
+            alike = alike and bench.agrees(shape.widths[0], tokens=1, group=shape.group, drafts=drafts)
         alike = alike and all(bench.agrees(w, group=shape.group) for w in (shape.widths[0], width))
         return alike and torch.equal(bench.keys(width), bench.keys(shape.chunks[-1]))
 
@@ -157,19 +175,21 @@ def _confirmed(model: PreTrainedModel, finding: Finding, *, width: int, rows: in
 def can_fuse(model: PreTrainedModel, finding: Finding, *, rows: int, drafts: int, stops: int) -> bool:
     """Tell whether a fused pass of this shape leaves the AR view's logits and keys as they are, bit for bit.
 
-    Found out at the first time a shape is asked for; rows are cut as the finding's geometry says.
+    Found out at the first time a shape is asked for; rows are cut as the finding's geometry says. Behind a draft pass
+    the fused one has a draft less.
     """
     if not finding.holds:
         return False
     known: dict[object, bool] = attachment_of(model).memo("fused")
-    sizes = {part.stop - part.start for part in finding.geometry.parts(slice(0, rows))}
-    for size in sizes:
-        state = (size, drafts, stops, *key_of(model))
+    geometry = finding.geometry
+    sizes = {part.stop - part.start for part in geometry.parts(slice(0, rows))}
+    for size, tokens in itertools.product(sizes, (drafts, drafts + 1)):
+        state = (size, tokens, drafts, stops, *key_of(model))
         if state not in known:
             with torch.inference_mode():
-                scratch = stops * (drafts + 1)
-                bench = _Bench(model, finding.geometry.widths[-1], size, scratch=scratch)
-                known[state] = bench.agrees(drafts + 1, group=size, stops=stops)
+                bench = _Bench(model, geometry.widths[-1], size, scratch=stops * (drafts + 1))
+                shape = {"tokens": tokens, "group": size, "stops": min(stops, tokens), "drafts": drafts}
+                known[state] = bench.agrees(geometry.width(tokens), **shape)
         if not known[state]:
             return False
     return True
@@ -219,45 +239,64 @@ class _Bench:
         self.tokens = torch.randint(vocabulary, shape, generator=generator).to(model.device)
         self._random: dict[str, Tensor] = {}
         self.fixed = Geometry(widths=(width,), chunks=(width,), span=SPAN, tails=(SPAN,), chunk_tails=(SPAN,), group=1)
-        capacity = max(_LONGER, self.fixed.capacity(_PREFIX + 2 * width + scratch))
+        capacity = max(_LONGER, self.fixed.capacity(_PREFIX + 3 * width + scratch))
         self.cache = ScratchCache(rows=shape[0], capacity=capacity, device=model.device)
         Passes(model, self.cache).prefill(slice(0, shape[0]), self.tokens[:, :_PREFIX].tolist(), chunk=_PREFIX)
         alone = [self._logits(slice(i, i + 1), width, 2 * width) for i in range(shape[0])]
         self.alone = torch.cat(alone)
 
-    def agrees(
-        self, width: int, *, group: int = 1, tokens: int | None = None, span: int = SPAN, stops: int = 0
-    ) -> bool:
+    def agrees(self, width: int, *, group: int = 1, tokens: int | None = None, **shape: int) -> bool:
         """Tell whether passes of another shape give the logits of the texts read alone, and so write the same keys.
 
         Args:
             width: tokens per pass and row, fillers included.
             group: texts per pass.
             tokens: tokens per pass and row without fillers; all by default.
-            span: what reach is rounded up to.
-            stops: places for which each pass drafts ahead.
+            shape: what `_logits` takes.
         """
         tokens = tokens or width
         length = self.fixed.widths[0] if tokens < width else max(2 * width, _FEWEST_TOKENS)
         length = min(length, self.alone.shape[1])
         own = [slice(i, i + 1) for i in range(_TEXTS)] if group == 1 else [slice(0, group)]
         return all(
-            torch.equal(self.alone[rows, :length], self._logits(rows, width, length, tokens, span, stops))
-            for rows in own
+            torch.equal(self.alone[rows, :length], self._logits(rows, width, length, tokens, **shape)) for rows in own
         )
 
     def _logits(
-        self, rows: slice, width: int, length: int, tokens: int | None = None, span: int = SPAN, stops: int = 0
+        self,
+        rows: slice,
+        width: int,
+        length: int,
+        tokens: int | None = None,
+        *,
+        span: int = SPAN,
+        drafts: int = 0,
+        stops: int = 0,
     ) -> Tensor:
-        """Return logits of the first `length` tokens after the prefix, read so many at a time."""
+        """Return logits of the first `length` tokens after the prefix, read so many at a time.
+
+        Args:
+            rows: the texts.
+            width: tokens per pass and row, fillers included.
+            length: tokens per row in all.
+            tokens: tokens per pass and row without fillers; all by default.
+            span: what reach is rounded up to.
+            drafts: masks behind the tokens of each pass: in a draft pass' block or,
+            stops: so many places for which each pass drafts ahead, in a block for each of them.
+        """
         count, step = rows.stop - rows.start, tokens or width
         shape = dataclasses.replace(self.fixed, widths=(width,), span=span, tails=(span,), group=count)
         passes, logits = Passes(self.model, self.cache, shape), []
         for start in range(0, length, step):
             token_BQ = self.tokens[rows, _PREFIX + start : _PREFIX + min(start + step, length)]
-            if stops and token_BQ.shape[1] == width:
+            if stops and token_BQ.shape[1] == step:
                 stop_BS = torch.arange(stops, device=token_BQ.device).expand(count, -1)
-                logits.append(passes.fused(rows, token_BQ, stop_BS, width - 1)[0])
+                reading = Reading(token_BQ=token_BQ, stop_BS=stop_BS, drafts=drafts)
+                logits.append(passes.run(rows, reading).ar_BQV)
+            elif drafts and step == 1:
+                first_B1V = passes.draft(rows, token_BQ[:, 0], drafts).first_B1V
+                assert first_B1V is not None
+                logits.append(first_B1V)
             else:
                 logits.append(passes.verify(rows, token_BQ))
             self.cache.commit(rows, [token_BQ.shape[1]] * count)
@@ -269,10 +308,10 @@ class _Bench:
 
         With `drafts` the last pass makes these too.
         """
-        own, anchor_B = slice(0, 1), self.tokens[:1, _PREFIX] if drafts else None
+        own, anchors = slice(0, 1), [int(self.tokens[0, _PREFIX])] if drafts else None
         self.cache.set_length(0, 0)
         passes = Passes(self.model, self.cache, dataclasses.replace(self.fixed, chunks=(chunk,)))
-        passes.prefill(own, self.tokens[own, :_READ].tolist(), chunk=chunk, anchor_B=anchor_B, drafts=drafts)
+        passes.prefill(own, self.tokens[own, :_READ].tolist(), chunk=chunk, anchors=anchors, drafts=drafts)
         return torch.stack([b[-1][0, :_READ].clone() for b in (self.cache.keys, self.cache.values)])
 
     def attends_alike(self, tail: int, widths: Sequence[int], numbers: int) -> bool:

@@ -17,7 +17,9 @@ def experience_of(model: PreTrainedModel, exact: str, plan: Plan) -> Experience:
     """Return what is known of this model's steps on its device, for plans that choose among the same kinds."""
     view = config_of(model)
     known = attachment_of(model).memo(KIND)
-    experience: Experience = known.setdefault((view, exact, plan.kinds, *key_of(model)), Experience.of(view.block_size))
+    experience: Experience = known.setdefault(
+        (view, exact, plan.kinds, *key_of(model)), Experience.of(view.proposals + 1)
+    )
     return experience
 
 

@@ -22,6 +22,7 @@ class Stats:
         forwards: passes of the backbone: one prefill (however many chunks it took), two per cycle (one where a
             pass before has drafted ahead), one per plain step (the paper's denominator, equation 9).
         draft_passes: passes of other drafters than the model's own view, by their names.
+        first_tokens: tokens after the anchor that draft passes gave: the backbone's own, no drafts.
         drafted: draft tokens proposed.
         accepted: draft tokens emitted. Drafts the backbone agreed with past the end of the text do not count.
         emitted: tokens of the completion.
@@ -31,6 +32,7 @@ class Stats:
 
     cycles: int = 0
     plain_steps: int = 0
+    first_tokens: int = 0
     drafted: int = 0
     accepted: int = 0
     emitted: int = 0
@@ -39,19 +41,35 @@ class Stats:
     proposed_per_position: list[int] = field(default_factory=list)
     accepted_at_position: list[int] = field(default_factory=list)
 
-    def record(self, *, drafted: int, accepted: int, emitted: int, forwards: int, drafter: str | None = None) -> None:
-        """Add one step: `drafted` is 0 for a plain one; `accepted` and `emitted` count what the text got.
+    def record(
+        self,
+        *,
+        drafted: int,
+        accepted: int,
+        emitted: int,
+        forwards: int,
+        first: bool = False,
+        drafter: str | None = None,
+    ) -> None:
+        """Add one step; `accepted` and `emitted` count what the text got.
 
-        `drafter` names another drafter than the model's own view, where one has made the drafts.
+        Args:
+            drafted: drafts proposed.
+            accepted: drafts emitted.
+            emitted: tokens emitted in all.
+            forwards: passes it took.
+            first: whether a draft pass gave the first token. A plain step has neither this nor drafts.
+            drafter: another drafter than the model's own view, where one has made the drafts.
         """
         self.emitted += emitted
         self.forwards += forwards
         if drafter is not None:
             self.draft_passes[drafter] = self.draft_passes.get(drafter, 0) + 1
-        if drafted == 0:
+        if drafted == 0 and not first:
             self.plain_steps += 1
             return
         self.cycles += 1
+        self.first_tokens += first
         self.drafted += drafted
         self.accepted += accepted
         _add(self.proposed_per_position, [1] * drafted)
@@ -61,6 +79,7 @@ class Stats:
         """Add another completion's counts."""
         self.cycles += part.cycles
         self.plain_steps += part.plain_steps
+        self.first_tokens += part.first_tokens
         self.drafted += part.drafted
         self.accepted += part.accepted
         self.emitted += part.emitted
@@ -82,8 +101,11 @@ class Stats:
 
     @property
     def tokens_per_cycle(self) -> float:
-        """Accepted drafts and the bonus token per cycle (what others call acceptance length); 0 without cycles."""
-        return self.acceptance_length + 1 if self.cycles else 0.0
+        """First token, accepted drafts and bonus token per cycle; 0 without cycles.
+
+        Others call it acceptance length.
+        """
+        return (self.first_tokens + self.accepted) / self.cycles + 1 if self.cycles else 0.0
 
     @property
     def accepted_per_position(self) -> list[float]:
@@ -105,6 +127,7 @@ class Stats:
             "cycles": self.cycles,
             "forwards": self.forwards,
             "plain_steps": self.plain_steps,
+            "first_tokens": self.first_tokens,
             "drafted": self.drafted,
             "accepted": self.accepted,
             "emitted": self.emitted,
@@ -151,6 +174,7 @@ class Chunk:
     """What one cycle added to a streamed text.
 
     Attributes:
+        first_text: text of the backbone's own token before the drafts, where the draft pass gave one.
         draft_text: text of the accepted drafts.
         bonus_text: text of the backbone's own token after them.
         token_ids: the cycle's tokens.
@@ -159,6 +183,7 @@ class Chunk:
         stats: the completion's statistics so far.
     """
 
+    first_text: str = ""
     draft_text: str
     bonus_text: str
     token_ids: list[int]
@@ -169,7 +194,7 @@ class Chunk:
     @property
     def text(self) -> str:
         """The text this cycle added."""
-        return self.draft_text + self.bonus_text
+        return self.first_text + self.draft_text + self.bonus_text
 
 
 def _add(total: list[int], more: list[int]) -> None:

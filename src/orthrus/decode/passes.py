@@ -1,14 +1,11 @@
-"""The passes of the backbone that decoding is made of: prefill, draft, verify.
+"""The pass that decoding is made of: AR rows, and blocks of masks behind any of them, in one call of the model.
 
-Each one says which slots it writes, which view it takes and who sees whom, and calls the model once. Rows stay
-where they are in the cache; nothing is copied. Knows tokens and shapes, but neither options nor acceptance.
+Knows tokens and shapes, but neither options nor acceptance. Texts stay where they are in the cache; nothing is copied.
 
-Shapes: B rows, Q query rows, K block length, M drafts, V vocabulary.
+Shapes: B texts, Q AR rows, S blocks, M drafts, V vocabulary.
 """
 
-from bisect import bisect_left
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from itertools import pairwise
 from typing import Any, NamedTuple
 
@@ -16,119 +13,73 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from orthrus.errors import ConfigError, UnsupportedModel
-from orthrus.kernels import attention, masks
-from orthrus.model import graphs
-from orthrus.model.attach import config_of, duals, windows_of
-from orthrus.model.attachment import attachment_of
+from orthrus.decode.frames import Frame, Layout, Reading, lay_out
+from orthrus.decode.geometry import Geometry
+from orthrus.decode.runner import runner_for, splits
+from orthrus.errors import ConfigError
+from orthrus.kernels import masks
+from orthrus.model.attach import config_of, require_reach, windows_of
 from orthrus.model.cache import ScratchCache
-from orthrus.model.dual import FusedView, View, ViewName
+from orthrus.model.dual import FusedView, View
 from orthrus.model.markov import markov_of
 
 _DENSE_MASKS = ("orthrus", "sdpa", "eager")
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Geometry:
-    """Fix the shapes of AR passes, so that a token's logits do not depend on the pass it came in (`decode.exact`).
+class Logits(NamedTuple):
+    """What a pass says: of each AR row `[B, Q, V]`, and of each block's masks `[B, S, M, V]`, where there are any."""
+
+    ar_BQV: Tensor
+    ahead_BSMV: Tensor | None = None
+
+
+class Proposal(NamedTuple):
+    """What a draft pass gives.
 
     Attributes:
-        widths: tokens per row that a decoding pass may have, in ascending order; fewer are filled up to the next.
-        chunks: the same of prefill passes.
-        span: attention takes keys so many at a time; cache slots in reach are rounded up to a multiple of this, or
-        tails: in decoding passes to whole spans and one of these, in ascending order, `span` the last, and
-        chunk_tails: in prefill passes to whole spans and one of these.
-        group: rows per decoding pass at most, a power of two; other numbers of rows take several passes of smaller
-            powers. Prefill passes carry one row.
+        logits_BMV: of the drafts.
+        first_B1V: the backbone's own logits of the token before them, the first after the anchor; None where the first
+            draft stands there.
     """
 
-    widths: tuple[int, ...]
-    chunks: tuple[int, ...]
-    span: int
-    tails: tuple[int, ...]
-    chunk_tails: tuple[int, ...]
-    group: int
+    logits_BMV: Tensor
+    first_B1V: Tensor | None = None
 
-    def width(self, tokens: int) -> int:
-        """Return the width of a decoding pass over so many tokens per row, the largest one's at most."""
-        return self.widths[bisect_left(self.widths, tokens)]
+    @property
+    def tokens(self) -> int:
+        """Tokens that are proposed to a row, the first one counted."""
+        return len(self.logits_BMV) + (self.first_B1V is not None)
 
-    def chunk(self, tokens: int) -> int:
-        """Return the width of a prefill pass over so many tokens, the largest one's at most."""
-        return self.chunks[bisect_left(self.chunks, tokens)]
+    def unverified(self) -> "Proposal":
+        """Take the first token for a draft like the others."""
+        return self if self.first_B1V is None else Proposal(torch.cat([self.first_B1V, self.logits_BMV], dim=1))
 
-    def reach(self, slots: int, *, whole: bool, prefill: bool = False) -> int:
-        """Return how many slots a pass looks at that needs so many: `whole` spans, or a tail at their end."""
-        before = (slots - 1) // self.span * self.span
-        tails = (self.span,) if whole else self.chunk_tails if prefill else self.tails
-        return before + tails[bisect_left(tails, slots - before)]
+    def cut(self, tokens: int) -> "Proposal":
+        """Return a row's own with so many tokens at most, its first one counted."""
+        return Proposal(self.logits_BMV[: tokens - (self.first_B1V is not None)], self.first_B1V)
 
-    def capacity(self, positions: int) -> int:
-        """Return the cache positions a row of so many tokens needs, fillers and rounding included."""
-        return -(-(positions + max(self.chunks[-1], self.widths[-1])) // self.span) * self.span
-
-    def parts(self, rows: slice) -> list[slice]:
-        """Cut rows into passes of power-of-two sizes, the largest first."""
-        parts, start, size = [], rows.start, self.group
-        while start < rows.stop:
-            while size > rows.stop - start:
-                size //= 2
-            parts.append(slice(start, start + size))
-            start += size
-        return parts
-
-
-class Branches(NamedTuple):
-    """How the AR rows of a pass hang together where they are a tree of drafts (`decode.tree`).
-
-    Attributes:
-        depth_BQ: distance from the root, which stands at the row's length.
-        ancestor_BQQ: `[b, i, j]` says that j lies on i's path from the root, i itself included.
-    """
-
-    depth_BQ: Tensor
-    ancestor_BQQ: Tensor
-
-    def rows(self, own: slice) -> "Branches":
-        """Return the branches of some of the rows."""
-        return Branches(self.depth_BQ[own], self.ancestor_BQQ[own])
-
-
-class Frame(NamedTuple):
-    """The slots that a pass's masks are made over: all in reach or, where masks are in parts, its own alone.
-
-    Attributes:
-        first_B: the slot of the cache that is the frame's first.
-        length_B: where in the frame the pass's own slots begin.
-        span: slots in it.
-        in_parts: whether it holds the pass's own slots alone.
-    """
-
-    first_B: Tensor
-    length_B: Tensor
-    span: int
-    in_parts: bool
+    def rows(self) -> list["Proposal"]:
+        """Return each row's own, `[M, V]` and `[1, V]`."""
+        firsts = [None] * len(self.logits_BMV) if self.first_B1V is None else self.first_B1V
+        return [Proposal(logits_MV, first_1V) for logits_MV, first_1V in zip(self.logits_BMV, firsts, strict=True)]
 
 
 class Passes:
-    """Run a dual-view model over the rows of one cache; with a `geometry`, AR passes take fixed shapes."""
+    """Run a dual-view model over the rows of one cache; with a `geometry`, AR rows take fixed shapes."""
 
     def __init__(self, model: PreTrainedModel, cache: ScratchCache, geometry: Geometry | None = None) -> None:
         self.model = model
         self.cache = cache
         self.geometry = geometry
-        self.compiled = graphs.is_compiled(model)
-        self.in_parts = attention.can_split(cache.device) and model.config._attn_implementation == attention.NAME
-        self.recorded = self.compiled and self.in_parts
-        self.reads_ahead = not self.recorded  # a recorded draft pass takes less than a longer prefill pass does
-        # What a recording reads beside the cache and its inputs: other weights make another one.
-        self.model_state = hash((config_of(model), *(p.data_ptr() for p in model.parameters()))) if self.recorded else 0
         self.config = config_of(model)
         self.causal = self.config.block_attention == "causal"
+        # The paper's blocks end with a slot that predicts nothing. Only where slots see both ways does it matter.
+        self._last = not self.causal and self.config.anchor == "twin"
         self.markov = markov_of(model)
-        self.windows = windows_of(model)
-        self.dtype = model.dtype
-        self.last_position: int = model.config.get_text_config().max_position_embeddings - 1
+        self.runner = runner_for(model, cache)
+        self._splits = splits(model, cache)
+        self._windows = windows_of(model)
+        self._last_position: int = model.config.get_text_config().max_position_embeddings - 1
         if model.config._attn_implementation not in _DENSE_MASKS:
             raise ConfigError(
                 f"decoding needs an attention function that takes dense masks ({', '.join(_DENSE_MASKS)}), found "
@@ -136,15 +87,59 @@ class Passes:
             )
         require_reach(model)
 
+    def run(self, rows: slice, reading: Reading) -> Logits:
+        """Run one pass: every AR row's keys stay in the cache until the next pass, and `commit` keeps them."""
+        given = reading.tensors()
+        kind = (tuple(given), reading.skip, reading.drafts, self.geometry)
+        self.cache.require(max(self.cache.lengths[rows]) + self.scratch(reading))
+
+        def call(own: list[Tensor]) -> list[Tensor]:
+            return [part for part in self._run(rows, reading.of(own)) if part is not None]
+
+        return Logits(*self.runner.replay(kind, rows, list(given.values()), call))
+
+    def verify(self, rows: slice, token_BQ: Tensor) -> Tensor:
+        """Run AR rows alone, each text's anchor and drafts; returns logits `[B, Q, V]`."""
+        return self.run(rows, Reading(token_BQ=token_BQ)).ar_BQV
+
+    def draft(self, rows: slice, anchor_B: Tensor, drafts: int, *, shown_BJ: Tensor | None = None) -> Proposal:
+        """Run the anchor's AR row and the view's own kind of block behind it.
+
+        The AR row says what the backbone writes after the anchor; the drafts are of the tokens after that one. The
+        tokens `shown_BJ` after the anchor stand in the block already, and drafts follow them.
+        """
+        if drafts == 0:
+            logits_B1V = self.verify(rows, anchor_B[:, None])
+            return Proposal(logits_B1V[:, :0], logits_B1V)
+        made = drafts if self.geometry is None or shown_BJ is not None else max(drafts, self.config.proposals - 1)
+        reading = self._behind(anchor_B[:, None], torch.zeros_like(anchor_B), made, shown_BJ)
+        first_B1V, ahead_BSMV = self.run(rows, reading)
+        assert ahead_BSMV is not None
+        return Proposal(ahead_BSMV[:, 0, :drafts], first_B1V)
+
+    def _behind(self, token_BQ: Tensor, anchor_B: Tensor, drafts: int, shown_BJ: Tensor | None = None) -> Reading:
+        """Put a block behind the anchor's row: of masks, or one that starts with the anchor and sees what is before.
+
+        The last token shown has a prediction of its own; only the backbone predicts what follows the anchor.
+        """
+        shown = 0 if shown_BJ is None else shown_BJ.shape[1]
+        if self.config.anchor == "backbone":
+            stop_BS, skip = anchor_B[:, None], max(0, shown - 1)
+        else:
+            head_B1 = token_BQ.gather(1, anchor_B[:, None])
+            stop_BS, skip = anchor_B[:, None] - 1, max(1, shown)
+            shown_BJ = head_B1 if shown_BJ is None else torch.cat([head_B1, shown_BJ], dim=1)
+        return Reading(token_BQ=token_BQ, stop_BS=stop_BS, shown_BJ=shown_BJ, skip=skip, drafts=drafts)
+
     def prefill(
         self,
         rows: slice,
         pending: Sequence[Sequence[int]],
         *,
         chunk: int,
-        anchor_B: Tensor | None = None,
+        anchors: Sequence[int] | None = None,
         drafts: int = 0,
-    ) -> Tensor | None:
+    ) -> Proposal | None:
         """Write the keys of each row's pending tokens, `chunk` positions at a time, and commit them.
 
         Rows may differ in length, before and after: a shorter row writes filler into its own scratch. Those that
@@ -154,114 +149,46 @@ class Passes:
             rows: where the rows stand in the cache.
             pending: tokens of each row; some for every row where anchors are given.
             chunk: positions per pass at most, where shapes are not fixed.
-            anchor_B: the tokens after the pending ones. With them the last pass drafts what follows, as `draft` would.
-            drafts: how many tokens it drafts.
+            anchors: the tokens after the pending ones. With them the last pass is a draft pass too; it commits no
+                anchor.
+            drafts: how many drafts it makes, at least one.
 
         Returns:
-            Draft logits `[B, drafts, V]`; None without anchors.
+            What `draft` would; None without anchors.
         """
-        fixed, ahead = self.geometry, []
+        fixed, proposals = self.geometry, []
         parts = self._level(rows) if fixed is None else [slice(i, i + 1) for i in range(rows.start, rows.stop)]
         chunk = chunk if fixed is None else fixed.chunks[-1]
         for part in parts:
             own = slice(part.start - rows.start, part.stop - rows.start)
             tokens = pending[own]
-            longest = max(map(len, tokens))
-            for start in range(0, longest, chunk):
-                piece = [list(t[start : start + chunk]) for t in tokens]
-                width = min(chunk, longest - start)
-                width = width if fixed is None else fixed.chunk(width)
-                token_BQ = torch.tensor([p + [0] * (width - len(p)) for p in piece], device=self.cache.device)
-                if anchor_B is not None and start + chunk >= longest:
-                    last_B1 = torch.tensor([[len(p) - 1] for p in piece], device=self.cache.device)
-                    keep = torch.arange(width, width + drafts, device=self.cache.device)
-                    ahead.append(self._both(part, token_BQ, last_B1, anchor_B[own, None], drafts, keep, eager=True))
+            end = max(map(len, tokens)) + (anchors is not None)
+            for start in range(0, end, chunk):
+                pieces = [list(t[start : start + chunk]) for t in tokens]
+                read = [len(piece) for piece in pieces]
+                last = anchors is not None and start + chunk >= end
+                if anchors is not None and last:
+                    pieces = [[*piece, anchor] for piece, anchor in zip(pieces, anchors[own], strict=True)]
+                width = max(map(len, pieces))
+                token_BQ = torch.tensor([p + [0] * (width - len(p)) for p in pieces], device=self.cache.device)
+                if last:
+                    reading = self._behind(token_BQ, torch.tensor(read, device=self.cache.device), drafts)
+                    proposals.append(self._proposed(part, reading, read))
                 else:
-                    slot_BQ = self._slots(part, width)
-                    self._forward(part, token_BQ, slot_BQ, limit_BQ=slot_BQ, view="ar", logits=None)
-                self.cache.commit(part, [len(p) for p in piece])
-        return _joined(ahead) if ahead else None
+                    self._call(part, Reading(token_BQ=token_BQ), prefill=True, ar=())
+                self.cache.commit(part, read)
+        if not proposals:
+            return None
+        logits, firsts = zip(*proposals, strict=True)
+        return Proposal(_joined(logits), _joined(firsts))
 
-    def verify(self, rows: slice, token_BQ: Tensor) -> Tensor:
-        """Run the AR view over each row's anchor and drafts; returns logits `[B, Q, V]`."""
-        Q = token_BQ.shape[1]
-        width = Q if self.geometry is None else self.geometry.width(Q)
-        (logits_BQV,) = self._replayed("verify", rows, width, [token_BQ], lambda own: [self._verify(rows, width, *own)])
-        return logits_BQV
-
-    def _verify(self, rows: slice, width: int, token_BQ: Tensor) -> Tensor:
-        Q = token_BQ.shape[1]
-        if width > Q:
-            token_BQ = torch.nn.functional.pad(token_BQ, (0, width - Q))
-        logits = []
-        for part in self._parts(rows):
-            slot_BQ = self._slots(part, width)
-            own_BQ = token_BQ[part.start - rows.start : part.stop - rows.start]
-            logits.append(self._forward(part, own_BQ, slot_BQ, limit_BQ=slot_BQ, view="ar", logits=width)[:, :Q])
-        return _joined(logits)
-
-    def draft(self, rows: slice, anchor_B: Tensor, drafts: int, *, shown_BJ: Tensor | None = None) -> Tensor:
-        """Run the diffusion view over `[anchor, mask × drafts]`; returns logits `[B, drafts, V]` of what follows it.
-
-        Slot j predicts the token after its own position, so the last slot's logits are never computed. `shown_BJ` are
-        drafts that a step before has settled, in place of the first masks.
-        """
-        given = [anchor_B] if shown_BJ is None else [anchor_B, shown_BJ]
-        width = drafts + 1
-        (logits_BMV,) = self._replayed("draft", rows, width, given, lambda own: [self._draft(rows, drafts, *own)])
-        return logits_BMV
-
-    def _draft(self, rows: slice, drafts: int, anchor_B: Tensor, shown_BJ: Tensor | None = None) -> Tensor:
-        token_BK = torch.full((anchor_B.shape[0], drafts + 1), self.config.mask, device=self.cache.device)
-        token_BK[:, 0] = anchor_B
-        if shown_BJ is not None:
-            token_BK[:, 1 : 1 + shown_BJ.shape[1]] = shown_BJ
-        slot_BK = self._slots(rows, drafts + 1)
-        limit_BK = slot_BK if self.causal else slot_BK[:, -1:].expand_as(slot_BK)
-        return self._forward(rows, token_BK, slot_BK, limit_BQ=limit_BK, view="diffusion", logits=drafts)
-
-    def verify_tree(self, rows: slice, token_BP: Tensor, branches: Branches) -> Tensor:
-        """Run the AR view over the nodes of a draft tree, each seeing its own path; returns logits `[B, P, V]`.
-
-        Node i's keys lie in slot `length + i`, at position `length + depth`.
-        """
-        (logits_BPV,) = self._replayed(
-            "tree",
-            rows,
-            token_BP.shape[1],
-            [token_BP, *branches],
-            lambda own: [self._verify_tree(rows, own[0], Branches(*own[1:]))],
-        )
-        return logits_BPV
-
-    def _verify_tree(self, rows: slice, token_BP: Tensor, branches: Branches) -> Tensor:
-        slot_BP = self._slots(rows, token_BP.shape[1])
-        position_BP = self.cache.length_R[rows, None] + branches.depth_BQ
-        frame = self._begin(rows, slot_BP)
-        allowed = masks.tree(frame.length_B, branches.ancestor_BQQ, span=frame.span)
-        layer_masks = self._masks(frame, allowed, position_BP, slot_BP, position_BP)
-        return self._call(token_BP, position_BP, View(name="ar", masks=layer_masks), keep=0)
-
-    def fused(
-        self, rows: slice, token_BQ: Tensor, stop_BS: Tensor, drafts: int, branches: Branches | None = None
-    ) -> tuple[Tensor, Tensor]:
-        """Verify and draft in one pass: AR rows for anchor and drafts, a block of masks for each stop.
-
-        Block s continues the text as if the AR view kept the drafts up to the one at `stop_BS[:, s]`; it does not know
-        the token written there (its first slot is a mask too), so after a chain its slot j predicts position
-        `length + stop + 2 + j`. With branches the drafts are a tree's, as in `verify_tree`.
-
-        Returns:
-            AR logits `[B, Q, V]` and the blocks' draft logits `[B, S, drafts, V]`.
-        """
-        given = [token_BQ, stop_BS, *(branches or ())]
-
-        def call(own: list[Tensor]) -> list[Tensor]:
-            return list(self._fused(rows, own[0], own[1], drafts, Branches(*own[2:]) if own[2:] else None))
-
-        width = token_BQ.shape[1] + stop_BS.shape[1] * (drafts + 1)
-        logits_BQV, ahead_BSMV = self._replayed(("fused", drafts), rows, width, given, call)
-        return logits_BQV, ahead_BSMV
+    def _proposed(self, rows: slice, reading: Reading, anchor: list[int]) -> Proposal:
+        """Read a prompt's end and draft behind the anchors, which stand in these rows."""
+        ar = sorted(set(anchor))
+        logits_BTV = self._call(rows, reading, prefill=True, ar=ar)
+        index_B = torch.tensor([ar.index(row) for row in anchor], device=logits_BTV.device)
+        first_BV = logits_BTV[torch.arange(len(anchor), device=logits_BTV.device), index_B]
+        return Proposal(logits_BTV[:, len(ar) :], first_BV[:, None])
 
     def move_slots(self, rows: slice, source_BM: Tensor, target_BM: Tensor) -> None:
         """Copy a few slots within each row, as `ScratchCache.move_slots` does: a tree's accepted path to its place."""
@@ -270,65 +197,21 @@ class Passes:
             self.cache.move_slots(rows, *own)
             return []
 
-        self._replayed("move", rows, 0, [source_BM, target_BM], call)
+        self.runner.replay("move", rows, [source_BM, target_BM], call)
 
-    def _fused(
-        self, rows: slice, token_BQ: Tensor, stop_BS: Tensor, drafts: int, branches: Branches | None
-    ) -> tuple[Tensor, Tensor]:
-        Q, S, K = token_BQ.shape[1], stop_BS.shape[1], drafts + 1
-        index = torch.arange(Q + S * K, device=self.cache.device)
-        keep = torch.cat([index[:Q], index[Q:].view(S, K)[:, :-1].flatten()])
-        mask_BS = torch.full_like(stop_BS, self.config.mask)
-        parts = [(part, slice(part.start - rows.start, part.stop - rows.start)) for part in self._parts(rows)]
-        logits = []
-        for part, own in parts:
-            hung = None if branches is None else branches.rows(own)
-            logits.append(self._both(part, token_BQ[own], stop_BS[own], mask_BS[own], drafts, keep, branches=hung))
-        logits_BTV = _joined(logits)
-        return logits_BTV[:, :Q], logits_BTV[:, Q:].view(len(logits_BTV), S, drafts, -1)
-
-    def _both(
-        self,
-        rows: slice,
-        token_BQ: Tensor,
-        stop_BS: Tensor,
-        head_BS: Tensor,
-        drafts: int,
-        keep: Tensor,
-        *,
-        branches: Branches | None = None,
-        eager: bool = False,
-    ) -> Tensor:
-        """Run the AR view over `token_BQ` and, behind them, the diffusion view over blocks `[head, mask × drafts]`.
-
-        Block s stands after the token at `stop_BS[:, s]` (-1: before all of them) and sees what that one does.
-        """
-        (B, Q), S, K = token_BQ.shape, stop_BS.shape[1], drafts + 1
-        length_B = self.cache.length_R[rows]
-        slot_BT = self._slots(rows, Q + S * K)
-        frame = self._begin(rows, slot_BT, whole=not eager, prefill=eager)
-        if branches is None:
-            own_BQ, place_BS = slot_BT[:, :Q], length_B[:, None] + stop_BS
-            sees_BQS, text_BSS = (self._up_to(frame, place) for place in (own_BQ, place_BS))
-        else:
-            own_BQ = length_B[:, None] + branches.depth_BQ
-            place_BS = own_BQ.gather(1, stop_BS)
-            sees_BQS = masks.tree(frame.length_B, branches.ancestor_BQQ, span=frame.span)
-            text_BSS = sees_BQS.gather(1, stop_BS[:, :, None].expand(-1, -1, frame.span))
-        ahead_BSK = place_BS[:, :, None] + torch.arange(1, K + 1, device=self.cache.device)
-        position_BT = torch.cat([own_BQ, ahead_BSK.flatten(1)], dim=1)
-        verifying = self._masks(frame, sees_BQS, own_BQ, slot_BT, position_BT)
-        allowed_BMS = masks.ahead(text_BSS, frame.length_B, rows=Q, block=K, causal=self.causal)
-        drafting = self._masks(frame, allowed_BMS, position_BT[:, Q:], slot_BT, position_BT)
-        block_BSK = torch.full((B, S, K), self.config.mask, device=self.cache.device)
-        block_BSK[:, :, 0] = head_BS
-        token_BT = torch.cat([token_BQ, block_BSK.flatten(1)], dim=1)
-        view = FusedView(rows=Q, ar=verifying, diffusion=drafting)
-        return self._call(token_BT, position_BT, view, keep=keep, eager=eager)
-
-    def _parts(self, rows: slice) -> list[slice]:
+    def parts(self, rows: slice) -> list[slice]:
         """Cut rows into the passes that a fixed geometry allows: without one, a single pass."""
         return [rows] if self.geometry is None else self.geometry.parts(rows)
+
+    def width(self, reading: Reading) -> int:
+        """Return how many AR rows a pass has, fillers included: none behind a tree, which is verified once more."""
+        Q, fixed = reading.token_BQ.shape[1], self.geometry
+        return Q if fixed is None or reading.depth_BQ is not None else fixed.width(Q)
+
+    def scratch(self, reading: Reading) -> int:
+        """Return how many slots past a text's length the pass of a reading writes."""
+        blocks = 0 if reading.stop_BS is None else reading.stop_BS.shape[1]
+        return self.width(reading) + blocks * (reading.skip + reading.drafts + self._last)
 
     def _level(self, rows: slice) -> list[slice]:
         """Cut rows into runs of equal length."""
@@ -336,172 +219,80 @@ class Passes:
         steps = [i for i in range(rows.start + 1, rows.stop) if lengths[i] != lengths[i - 1]]
         return [slice(start, stop) for start, stop in pairwise([rows.start, *steps, rows.stop])]
 
-    def _slots(self, rows: slice, width: int) -> Tensor:
-        """Return the `[B, width]` slots after each row's valid positions."""
-        return self.cache.length_R[rows, None] + torch.arange(width, device=self.cache.device)
+    def _run(self, rows: slice, reading: Reading) -> Logits:
+        """Run a pass, in as many parts as a fixed geometry asks for."""
+        parts = [(part, slice(part.start - rows.start, part.stop - rows.start)) for part in self.parts(rows)]
+        logits_BTV = _joined([self._call(part, reading.rows(own)) for part, own in parts])
+        Q, R = reading.token_BQ.shape[1], self.width(reading)
+        if reading.stop_BS is None:
+            return Logits(logits_BTV[:, :Q])
+        B, S = reading.stop_BS.shape
+        return Logits(logits_BTV[:, :Q], logits_BTV[:, R:].view(B, S, reading.drafts, -1))
 
-    def _forward(
-        self, rows: slice, token_BQ: Tensor, slot_BQ: Tensor, *, limit_BQ: Tensor, view: ViewName, logits: int | None
-    ) -> Tensor:
-        """Run a pass whose slots are its positions; `logits` says how many leading slots to project (None: none)."""
-        frame = self._begin(rows, slot_BQ, fixed=view == "ar", whole=False, prefill=logits is None)
-        if self._alike(rows, slot_BQ, frame, view):
-            seen = self.cache.lengths[rows.start] + slot_BQ.shape[1]
-            layer_masks = masks.alike(
-                seen, span=frame.span, windows=self.windows, dtype=self.dtype, device=slot_BQ.device
-            )
-        else:
-            layer_masks = self._masks(frame, self._up_to(frame, limit_BQ), slot_BQ, slot_BQ, slot_BQ)
-        keep = (
-            None if logits is None else 0 if logits == slot_BQ.shape[1] else torch.arange(logits, device=slot_BQ.device)
-        )
-        return self._call(token_BQ, slot_BQ, View(name=view, masks=layer_masks), keep=keep)
-
-    def _begin(
-        self, rows: slice, slot_BQ: Tensor, *, fixed: bool = True, whole: bool = True, prefill: bool = False
-    ) -> Frame:
-        """Point the cache at a pass's slots; returns what its masks are made over.
-
-        Draft passes are free (`fixed=False`) of a geometry, which rounds the reach, to `whole` spans or to tails.
-        """
-        cache, longest = self.cache, max(self.cache.lengths[rows])
-        end, length_B = longest + slot_BQ.shape[1], cache.length_R[rows]
-        # Reading a prompt is another kernel's work, unless its keys must be those that other passes write.
-        in_parts = self.in_parts and (self.geometry is not None or not prefill)
-        cache.require(end)
-        if in_parts and self.recorded:
-            end = cache.capacity  # one recording for all lengths
-        elif self.geometry is not None and fixed:
-            end = min(self.geometry.reach(end, whole=whole, prefill=prefill), cache.capacity)
-        elif self.compiled:
-            end = min(-(-end // graphs.SPAN) * graphs.SPAN, cache.capacity)
-        level = not self.compiled and len(set(cache.lengths[rows])) == 1
-        cache.begin(rows, slot_BQ, end=end, start=cache.lengths[rows.start] if level else None)
-        if in_parts:
-            return Frame(length_B, torch.zeros_like(length_B), slot_BQ.shape[1], in_parts=True)
-        return Frame(torch.zeros_like(length_B), length_B, end, in_parts=False)
-
-    def _up_to(self, frame: Frame, limit_BQ: Tensor) -> Tensor:
-        """Let each query see the frame's slots up to and including the one at its limit."""
-        limit_BQ = limit_BQ - frame.first_B[:, None] if frame.in_parts else limit_BQ
-        return masks.up_to(limit_BQ, span=frame.span)
-
-    def _alike(self, rows: slice, slot_BQ: Tensor, frame: Frame, view: ViewName) -> bool:
-        """Tell whether all queries see the same slots: a lone token, or a block that looks both ways.
-
-        Only in rows of one length, and within every window.
-        """
-        if self.compiled or frame.in_parts or (slot_BQ.shape[1] > 1 and (self.causal or view == "ar")):
-            return False
-        return len(set(self.cache.lengths[rows])) == 1 and frame.span <= min(self.windows, default=frame.span)
-
-    def _masks(
-        self, frame: Frame, allowed_BQS: Tensor, query_BQ: Tensor, written_BW: Tensor, position_BW: Tensor
-    ) -> masks.LayerMasks:
-        """Make a pass's masks from its rule within the frame.
-
-        Keys lie at the position of their slot but for those the pass itself writes.
-        """
-        if frame.in_parts:
-            return masks.behind(
-                allowed_BQS,
-                length_B=frame.first_B,
-                query_position_BQ=query_BQ,
-                key_position_BW=position_BW,
-                windows=self.windows,
-            )
-        key_BS = torch.arange(frame.span, device=query_BQ.device)[None]
-        if self.windows and position_BW is not written_BW:
-            key_BS = key_BS.expand(len(written_BW), -1).scatter(1, written_BW, position_BW)
-        return masks.layer_masks(
-            allowed_BQS, query_position_BQ=query_BQ, key_position_BS=key_BS, windows=self.windows, dtype=self.dtype
-        )
-
-    def _replayed(
-        self,
-        kind: object,
-        rows: slice,
-        width: int,
-        given: list[Tensor],
-        call: Callable[[list[Tensor]], list[Tensor]],
-    ) -> list[Tensor]:
-        """Make a pass, or run it again as it was recorded; `given` is all that may differ, but for rows' lengths."""
-        if not (self.recorded and self.cache.keys):
-            return call(given)
-        self.cache.require(max(self.cache.lengths[rows]) + width)
-        key = (kind, width, rows.start, rows.stop, self.geometry, self.model_state)
-        return graphs.replayed(self.cache, key, given, call)
-
-    def _call(
-        self,
-        token_BQ: Tensor,
-        position_BQ: Tensor,
-        view: View | FusedView,
-        *,
-        keep: int | Tensor | None,
-        eager: bool = False,
-    ) -> Tensor:
-        """Call the model once; `keep` picks the query rows to project (0: all, None: none, hidden states instead).
-
-        `eager` is for widths that are never met again, which no graph should be compiled for.
-        """
+    def _call(self, rows: slice, reading: Reading, *, prefill: bool = False, ar: Sequence[int] | None = None) -> Tensor:
+        """Call the model once; returns the logits of those AR rows and of the blocks' drafts (none: hidden states)."""
+        fixed, length_B = self.geometry, self.cache.length_R[rows]
+        Q = reading.token_BQ.shape[1]
+        width = self.width(reading) if not prefill or fixed is None else fixed.chunk(Q)
+        layout = lay_out(reading, length_B, mask=self.config.mask, last=self._last, width=width, ar=ar)
+        frame = self._begin(rows, layout, prefill=prefill)
+        view = self._view(frame, reading, layout)
+        shown = view.ar if isinstance(view, FusedView) else view.masks
+        assert shown is not None
+        assert isinstance(shown.full, Tensor | masks.Behind)
         arguments: dict[str, Any] = {
-            "input_ids": token_BQ,
-            "attention_mask": self._stand_in(view),
+            "input_ids": layout.token_BT,
+            # Any mask that the model takes for one saves it making its own: each view brings its own.
+            "attention_mask": shown.full if isinstance(shown.full, Tensor) else shown.full.own_BQW[:, None],
             # Fillers and drafts may stand past the context, where learned position embeddings have no row.
-            "position_ids": position_BQ.clamp_max(self.last_position),
+            "position_ids": layout.position_BT.clamp_max(self._last_position),
             "past_key_values": self.cache,
             "use_cache": True,
             "view": view,
         }
-        if self.geometry is not None and (isinstance(view, FusedView) or view.name == "ar"):
-            arguments["tile"] = self.geometry.span
-        if keep is None:
+        if fixed is not None:
+            arguments["tile"] = fixed.span
+        if ar is not None and not ar:
             hidden: Tensor = self.model.base_model(**arguments).last_hidden_state
             return hidden
-        arguments["logits_to_keep"] = keep
-        if self.compiled and self.cache.keys and not eager:
-            return graphs.run(self.model, arguments)
-        logits: Tensor = self.model(**arguments).logits
-        return logits
+        return self.runner.logits(arguments | {"logits_to_keep": layout.predicting}, once=prefill)
 
-    @staticmethod
-    def _stand_in(view: View | FusedView) -> Tensor | None:
-        """Return any mask that the model takes for one, which saves it making its own: each view brings its own."""
-        own = view.ar if isinstance(view, FusedView) else view.masks
-        if own is None:
-            return None
-        assert isinstance(own.full, Tensor | masks.Behind)
-        return own.full if isinstance(own.full, Tensor) else own.full.own_BQW[:, None]
-
-
-def _joined(parts: list[Tensor]) -> Tensor:
-    """Put the rows of several passes together, without a copy where there is one."""
-    return parts[0] if len(parts) == 1 else torch.cat(parts)
-
-
-def require_reach(model: PreTrainedModel) -> None:
-    """Check once, with a pass over one token, that `view=` reaches every attention module of a model.
-
-    Raises:
-        UnsupportedModel: the architecture does not hand keyword arguments on to its attention.
-    """
-    if attachment_of(model).reached:
-        return
-    reached: list[bool] = []
-    hooks = [
-        dual.register_forward_pre_hook(lambda _, __, kwargs: reached.append("view" in kwargs), with_kwargs=True)
-        for dual in duals(model)
-    ]
-    try:
-        with torch.no_grad():
-            model.base_model(input_ids=torch.zeros(1, 1, dtype=torch.long, device=model.device), view="ar")
-    finally:
-        for hook in hooks:
-            hook.remove()
-    if len(reached) != len(hooks) or not all(reached):
-        raise UnsupportedModel(
-            f"{type(model).__name__} does not hand keyword arguments on to its attention, found {sum(reached)} of "
-            f"{len(hooks)} layers reached by view=: its diffusion view could never be run"
+    def _begin(self, rows: slice, layout: Layout, *, prefill: bool) -> Frame:
+        """Point the cache at a pass's slots; returns what its masks are made over."""
+        cache, T = self.cache, layout.token_BT.shape[1]
+        lengths = cache.lengths[rows]
+        end = max(lengths) + T
+        cache.require(end)
+        # Reading a prompt is another kernel's work, unless its keys must be those that other passes write.
+        split = self._splits and (self.geometry is not None or not prefill)
+        if self.geometry is not None and not (split and self.runner.captured):
+            end = min(self.geometry.reach(end, prefill=prefill), cache.capacity)
+        elif split or not self._splits:
+            end = self.runner.reach(end)
+        start = lengths[0] if not self.runner.compiled and len(set(lengths)) == 1 else None
+        cache.begin(rows, layout.slot_BT, end=end, start=start)
+        span = T if split else end
+        return Frame(
+            length_B=cache.length_R[rows], span=span, split=split, windows=self._windows, dtype=self.model.dtype
         )
-    attachment_of(model).reached = True
+
+    def _view(self, frame: Frame, reading: Reading, layout: Layout) -> View | FusedView:
+        """Say who sees whom, and so which half of the attention each row takes."""
+        R, start = layout.rows, self.cache.place.start
+        moved = reading.depth_BQ is not None or reading.stop_BS is not None
+        ar_BRS = frame.ar(reading, R)
+        if R == 1 and start is not None and not frame.split and frame.span <= min(self._windows, default=frame.span):
+            device = layout.token_BT.device
+            verifying = masks.alike(start + 1, span=frame.span, windows=self._windows, dtype=frame.dtype, device=device)
+        else:
+            verifying = frame.masks(ar_BRS, slice(0, R), layout, moved=moved)
+        if reading.stop_BS is None:
+            return View(name="ar", masks=verifying)
+        allowed_BQS = frame.blocks(reading, layout, ar_BRS, causal=self.causal)
+        drafting = frame.masks(allowed_BQS, slice(R, None), layout, moved=moved)
+        return FusedView(rows=R, ar=verifying, diffusion=drafting)
+
+
+def _joined(parts: Sequence[Tensor]) -> Tensor:
+    """Put the rows of several passes together, without a copy where there is one."""
+    return parts[0] if len(parts) == 1 else torch.cat(list(parts))

@@ -21,6 +21,14 @@ class Kept(NamedTuple):
     scores_NV: Tensor
 
 
+class _Lead(NamedTuple):
+    """A token that a draft pass has given, what it was chosen by, and what a processor raised."""
+
+    token_1: Tensor
+    verified: tuple[Tensor, Tensor] | None
+    error: Exception | None
+
+
 class Processing:
     """Process one row's logits.
 
@@ -40,6 +48,8 @@ class Processing:
         self._errors: dict[int, Exception] = {}
         self._verified: tuple[Tensor, Tensor] | None = None
         self._tree: Tree | None = None
+        self._lead: _Lead | None = None
+        self._over = False  # what was verified last has been taken, and so has the token that led it
 
     def __call__(self, logits_1QV: Tensor, paths: Sequence[Tensor], *, drafting: bool = False) -> Tensor:
         """Return the scores after the text and each slot's path, the tokens between the text and the slot.
@@ -62,23 +72,37 @@ class Processing:
                     scores[0, slot] = math.nan
         return scores
 
+    def lead(self, token_1: Tensor) -> None:
+        """Go on after the one slot noted last, whose token this is: the next block stands behind it."""
+        self._lead = _Lead(token_1, self._verified, self._errors.get(0))
+        self._over = False
+
     def note(self, logits_1QV: Tensor, scores_1QV: Tensor, tree: Tree | None = None) -> None:
         """Remember a verified block, a chain or a tree, until its tokens are known."""
+        self._lead = None if self._over else self._lead
         self._tree = tree
         self._verified = (logits_1QV[0], scores_1QV[0]) if self.keeps else None
 
     def error_after(self, tokens: Sequence[int]) -> Exception | None:
         """Return what a processor raised for the slot after some tokens of the verified block."""
-        return self._errors.get(self._slots(tokens)[-1])
+        if self._lead is not None and not tokens:
+            return self._lead.error
+        return self._errors.get(self._slots(tokens[self._lead is not None :])[-1])
 
     def take(self, tokens: Sequence[int]) -> Kept | None:
         """Return the logits that the verified block's tokens were chosen by, in their order."""
+        self._over = True
         if self._verified is None:
             return None
+        lead = self._lead.verified if self._lead is not None and tokens else None
+        behind = tokens[lead is not None :]
         logits_QV, scores_QV = self._verified
         self._verified = None
-        index_N = torch.tensor(self._slots(tokens)[: len(tokens)], dtype=torch.long, device=logits_QV.device)
-        return Kept(logits_QV[index_N].float(), scores_QV[index_N])
+        index_N = torch.tensor(self._slots(behind)[: len(behind)], dtype=torch.long, device=logits_QV.device)
+        logits_NV, scores_NV = logits_QV[index_N].float(), scores_QV[index_N]
+        if lead is not None:
+            logits_NV, scores_NV = torch.cat([lead[0].float(), logits_NV]), torch.cat([lead[1], scores_NV])
+        return Kept(logits_NV, scores_NV)
 
     def _slots(self, tokens: Sequence[int]) -> list[int]:
         """Return the slot of each token, and the one after the last where the block has it."""
@@ -96,7 +120,9 @@ class Processing:
         text = self._text()
         if self._text_L is None or len(self._text_L) != len(text):
             self._text_L = torch.tensor(text, device=device)
-        return self._text_L
+        if self._lead is None or self._over:
+            return self._text_L
+        return torch.cat([self._text_L, self._lead.token_1])
 
 
 def chain(draft_M: Tensor) -> list[Tensor]:

@@ -6,8 +6,6 @@ Shapes: B rows, M drafts, V vocabulary.
 from collections.abc import Sequence
 from typing import Final
 
-import torch
-
 from orthrus.decode.options import Options
 from orthrus.decode.passes import Passes
 from orthrus.decode.rows import Ready, Rows
@@ -94,11 +92,13 @@ class Reader:
         to_the_end = all(piece and piece == self.rows.pending(row) for row, piece in zip(rows, pieces, strict=True))
         wanted = to_the_end and all(row.ready for row in self.rows.live)
         drafts = self.policy.prefill_drafts if wanted and self.policy is not None else 0
-        if not drafts:
+        if drafts < 2:
             self.passes.prefill(where, pieces, chunk=self.chunk)
             return
-        anchor_B = torch.tensor([row.anchor for row in rows], device=self.rows.cache.device)
-        ahead_BMV = self.passes.prefill(where, pieces, chunk=self.chunk, anchor_B=anchor_B, drafts=drafts)
-        assert ahead_BMV is not None
-        for row, logits_MV in zip(rows, ahead_BMV, strict=True):
-            row.ready = Ready(logits_MV, blind=False)
+        anchors = [row.anchor for row in rows]
+        made = self.passes.prefill(where, pieces, chunk=self.chunk, anchors=anchors, drafts=drafts - 1)
+        assert made is not None
+        if geometry is not None:  # of which prefill passes have another
+            made = made.unverified()
+        for row, proposal in zip(rows, made.rows(), strict=True):
+            row.ready = Ready(proposal, blind=False)

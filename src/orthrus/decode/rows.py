@@ -2,17 +2,14 @@
 
 Rows that decode stand at the front, so that a cycle runs over exactly them; those whose prompts are still being read
 stand behind, and free ones, which keep the keys of ended texts, at the end. Knows the cache; runs no pass.
-
-Shapes: M drafts, V vocabulary.
 """
 
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
-from torch import Tensor
-
 from orthrus.decode.options import Options
 from orthrus.decode.output import FinishReason, Stats
+from orthrus.decode.passes import Proposal
 from orthrus.decode.prefixes import Prefixes
 from orthrus.decode.processing import Kept, Processing
 from orthrus.decode.stop import Stopper
@@ -23,9 +20,9 @@ from orthrus.policy.lookup import Lookup
 
 
 class Ready(NamedTuple):
-    """Draft logits `[M, V]` that an earlier pass has made for a row, and whether it did not know the anchor."""
+    """What an earlier pass has proposed for a row, and whether it did not know the anchor."""
 
-    logits_MV: Tensor
+    proposal: Proposal
     blind: bool
 
 
@@ -109,7 +106,7 @@ class Row:
 
     def observe(self, *, copies: bool) -> None:
         """Bring what the policy goes by up to date; `copies` says whether it needs the text's matches."""
-        self.state.ready, self.state.blind = (0, False) if self.ready is None else (len(self.ready[0]), self.ready[1])
+        self.state.ready, self.state.blind = (0, False) if self.ready is None else (self.ready[0].tokens, self.ready[1])
         if copies:
             self.lookup.extend(self.prompt_ids[len(self.lookup) :])
             self.lookup.extend(self.token_ids[len(self.lookup) - len(self.prompt_ids) :])

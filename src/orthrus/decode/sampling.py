@@ -48,6 +48,11 @@ class Context(NamedTuple):
         seen = None if self.seen_BL is None else self.seen_BL[index_B]
         return Context(self.stream_B[index_B], self.position_B[index_B], seen)
 
+    def after(self, token_B: Tensor, position_B: Tensor) -> "Context":
+        """Return the same once these tokens are written and rows stand at these positions."""
+        seen_BL = None if self.seen_BL is None else torch.cat([self.seen_BL, token_B[:, None]], dim=1)
+        return Context(self.stream_B, position_B, seen_BL)
+
 
 class Drafts(NamedTuple):
     """Tokens proposed for the positions after the anchor, and the scores they were drawn from (rejection only)."""

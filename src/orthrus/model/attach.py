@@ -9,6 +9,7 @@ import inspect
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+import torch
 from torch import nn
 from transformers import PreTrainedModel
 
@@ -130,6 +131,33 @@ def layers_of(model: nn.Module) -> list[nn.Module]:
 def windows_of(model: nn.Module) -> tuple[int, ...]:
     """Return the distinct sliding windows of the model's layers, in tokens."""
     return tuple(sorted({dual.window for dual in duals(model) if dual.window is not None}))
+
+
+def require_reach(model: PreTrainedModel) -> None:
+    """Check once, with a pass over one token, that `view=` reaches every attention module of a model.
+
+    Raises:
+        UnsupportedModel: the architecture does not hand keyword arguments on to its attention.
+    """
+    if attachment.attachment_of(model).reached:
+        return
+    reached: list[bool] = []
+    hooks = [
+        dual.register_forward_pre_hook(lambda _, __, kwargs: reached.append("view" in kwargs), with_kwargs=True)
+        for dual in duals(model)
+    ]
+    try:
+        with torch.no_grad():
+            model.base_model(input_ids=torch.zeros(1, 1, dtype=torch.long, device=model.device), view="ar")
+    finally:
+        for hook in hooks:
+            hook.remove()
+    if len(reached) != len(hooks) or not all(reached):
+        raise UnsupportedModel(
+            f"{type(model).__name__} does not hand keyword arguments on to its attention, found {sum(reached)} of "
+            f"{len(hooks)} layers reached by view=: its diffusion view could never be run"
+        )
+    attachment.attachment_of(model).reached = True
 
 
 def _dual_sites(model: nn.Module) -> Iterator[tuple[nn.Module, str, DualAttention]]:

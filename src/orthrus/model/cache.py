@@ -127,10 +127,14 @@ class ScratchCache:
         self.length_R[rows] = torch.tensor(lengths, dtype=torch.long).to(self.device, non_blocking=True)
 
     def swap_rows(self, one: int, other: int) -> None:
-        """Exchange the valid positions of two rows (a few times per completion, never per cycle)."""
+        """Exchange the valid positions of two rows (a few times per completion, never per cycle).
+
+        And the one behind: the pass that reads a prompt's end leaves the anchor's keys there.
+        """
         lengths = self.lengths[one], self.lengths[other]
+        end = max(lengths) + 1
         for buffer in (*self.keys, *self.values):
-            buffer[[one, other], : max(lengths)] = buffer[[other, one], : max(lengths)]
+            buffer[[one, other], :end] = buffer[[other, one], :end]
         self.set_length(one, lengths[1])
         self.set_length(other, lengths[0])
 
@@ -154,6 +158,11 @@ class ScratchCache:
     def get_seq_length(self, layer_idx: int = 0) -> int:
         """Return the longest row (Hugging Face asks when it is given no position ids; passes here always are)."""
         return max(self.lengths)
+
+    @property
+    def empty(self) -> bool:
+        """True until a pass has allocated the buffers."""
+        return not self.keys
 
     @property
     def nbytes(self) -> int:

@@ -87,6 +87,11 @@ class OrthrusConfig:
             raise ConfigError("mask_token_id is not set: attach() settles it, or give OrthrusConfig one")
         return self.mask_token_id
 
+    @property
+    def proposals(self) -> int:
+        """Tokens after the anchor that one draft pass proposes at most: the backbone's own and the masks' drafts."""
+        return self.block_size if self.anchor == "backbone" else self.block_size - 1
+
     def to_dict(self) -> dict[str, Any]:
         """Return the fields as plain JSON values, without those that say no more than that they are not there."""
         left_out = {*_PAPER} - {*self.departures} | {name for name in _OPTIONAL if getattr(self, name) is None}

@@ -94,7 +94,7 @@ class DualAttention(nn.Module):
             own["attention_mask"] = masks.of(self.window)
             own["past_key_values"] = kwargs["past_key_values"].part(part)
             positional = [_rows_of(value, part, hidden_states.shape[1]) for value in args]
-            outputs.append(half(hidden_states[:, part], *positional, **own))
+            outputs.append(half(hidden_states[:, part].contiguous(), *positional, **own))  # GPT-2 takes views of them
         first, second = outputs
         return (torch.cat([first[0], second[0]], dim=1), *first[1:])
 

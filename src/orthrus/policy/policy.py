@@ -86,7 +86,7 @@ class Policy:
     def prefill_drafts(self) -> int:
         """How many drafts the pass that reads a prompt should make for the first step; 0 for none."""
         if len(self.steps) == 1:
-            return self.steps[0].drafts if self.steps[0].stops else 0
+            return 0 if self.steps[0].lookup else self.steps[0].drafts
         return int(self._drafts_S.max()) if self.experience.idle == 0 else 0
 
     def new_row(self) -> RowState:

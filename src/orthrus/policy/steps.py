@@ -45,8 +45,10 @@ class Step(NamedTuple):
     @property
     def scratch(self) -> int:
         """Cache positions past a row's length that the step writes at most."""
-        draft, verify = self.drafts + 1, (self.nodes or self.drafts) + 1
-        return max(draft, verify + self.stops * draft)
+        block = self.drafts + 1
+        verify = self.nodes + 2 if self.nodes else block  # behind a first token; a chain has one draft less there
+        draws = self.drafts > 0 and not self.lookup
+        return max(draws * (block + 1), verify + self.stops * block)
 
 
 @dataclass(frozen=True, slots=True)

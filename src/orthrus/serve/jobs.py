@@ -26,7 +26,8 @@ class Event(NamedTuple):
     """What one cycle added to one job, or how the job ended.
 
     Attributes:
-        token_ids: the cycle's tokens, accepted drafts first.
+        token_ids: the cycle's tokens: the backbone's first, where it gave one, accepted drafts, the bonus.
+        first: whether there is such a first token.
         accepted: how many of them were drafts.
         drafted: how many drafts the cycle proposed.
         finish_reason: "stop" or "length" on the last event, otherwise None.
@@ -36,6 +37,7 @@ class Event(NamedTuple):
     """
 
     token_ids: Sequence[int] = ()
+    first: bool = False
     accepted: int = 0
     drafted: int = 0
     finish_reason: str | None = None

@@ -232,6 +232,7 @@ class Loop:
             return
         event = Event(
             token_ids=progress.token_ids,
+            first=progress.first,
             accepted=progress.accepted,
             drafted=row.stats.drafted - job.drafted,
             finish_reason=reason,

@@ -45,7 +45,7 @@ class Transcript:
         self.cycles += 1
         pieces = self._held
         for index, token in enumerate(event.token_ids):
-            source: Source = "draft" if index < event.accepted else "bonus"
+            source: Source = "draft" if 0 <= index - event.first < event.accepted else "bonus"
             append(pieces, Piece(self._stream.push(token), self.cycles, source))
         if event.finish_reason is not None:
             append(pieces, Piece(self._stream.finish(), self.cycles, "bonus"))

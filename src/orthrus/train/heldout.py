@@ -5,12 +5,14 @@ Shapes: B rows, M drafts, V vocabulary.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from orthrus.decode.drafters import ViewDrafter
-from orthrus.decode.passes import Passes
+from orthrus.decode.frames import Reading
+from orthrus.decode.passes import Passes, Proposal
 
 
 @dataclass(slots=True)
@@ -28,9 +30,13 @@ class Blind(ViewDrafter):
         return Begun()
 
     def propose(self, passes: Passes, rows: slice, anchor_B: Tensor, drafts: int, states: Sequence[Begun]) -> Tensor:
-        """Return draft logits `[B, M, V]`."""
+        """Return draft logits `[B, M, V]`; nothing comes of the pass's AR row."""
         begun_B = torch.tensor([state.begun for state in states], device=anchor_B.device)
-        return passes.draft(rows, torch.where(begun_B, passes.config.mask, anchor_B), drafts)
+        head_B1, before_B1 = torch.where(begun_B, passes.config.mask, anchor_B)[:, None], torch.full_like(anchor_B, -1)
+        block = Reading(token_BQ=anchor_B[:, None], stop_BS=before_B1[:, None], shown_BJ=head_B1, drafts=drafts)
+        ahead_BSMV = passes.run(rows, block).ahead_BSMV
+        assert ahead_BSMV is not None
+        return ahead_BSMV[:, 0]
 
     def accepted(self, states: Sequence[Begun], counts: Sequence[int]) -> None:
         """Note who has begun."""
@@ -39,11 +45,15 @@ class Blind(ViewDrafter):
 
 
 class Twice(ViewDrafter):
-    """Fix the first half of each block's drafts, and draft the rest in a second pass that is shown them."""
+    """Fix the first half of each block's tokens, and draft the rest in a second pass that is shown them."""
 
-    def propose(self, passes: Passes, rows: slice, anchor_B: Tensor, drafts: int, states: Sequence[None]) -> Tensor:
-        """Return draft logits `[B, M, V]`."""
-        first_BMV = passes.draft(rows, anchor_B, drafts)
-        shown_BJ = first_BMV[:, : drafts // 2].argmax(-1)
-        rest_BMV = passes.draft(rows, anchor_B, drafts, shown_BJ=shown_BJ)[:, drafts // 2 :]
-        return torch.cat([first_BMV[:, : drafts // 2], rest_BMV], dim=1)
+    ahead = False
+
+    def propose(self, passes: Passes, rows: slice, anchor_B: Tensor, drafts: int, states: Sequence[Any]) -> Proposal:
+        """Return the backbone's own token after the anchor, and the drafts of both passes."""
+        made = passes.draft(rows, anchor_B, drafts - 1)
+        assert made.first_B1V is not None
+        half = max(drafts // 2, 1)
+        shown_BJ = torch.cat([made.first_B1V, made.logits_BMV], dim=1)[:, :half].argmax(-1)
+        rest_BMV = passes.draft(rows, anchor_B, drafts - half, shown_BJ=shown_BJ).logits_BMV
+        return Proposal(torch.cat([made.logits_BMV[:, : half - 1], rest_BMV], dim=1), made.first_B1V)

@@ -318,7 +318,8 @@ class ViewTask:
         with torch.autocast(self._device.type, enabled=False), in_one_dtype(self._model):
             markov = markov_of(self._model)
             drafter = Blind(markov) if onepass else Twice(markov) if steps == 2 else None
-            engine = engine_for(self._model, prompts, options, parse("full"), rows=8, drafter=drafter)
+            rows = len(prompts) if onepass else 8  # texts begin together, so that all have their first drafts
+            engine = engine_for(self._model, prompts, options, parse("full"), rows=rows, drafter=drafter)
             done = [row.stats for row in engine.finish(prompts, options)]
         stats = Stats.total(done)
         if onepass:

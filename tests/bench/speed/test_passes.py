@@ -14,6 +14,7 @@ from orthrus.bench.speed import passes as module
 from orthrus.bench.speed.passes import ALL, Pass, costs, kinds
 from orthrus.bench.speed.report import Report
 from orthrus.bench.speed.tables import tables
+from orthrus.decode.frames import Reading
 from orthrus.decode.passes import Passes
 from orthrus.errors import CheckpointError, ConfigError
 from orthrus.kernels.packed import PackedLinear, unpack
@@ -61,13 +62,15 @@ def test_fused_passes_come_by_width_and_stops_and_carry_a_block_for_each_stop(
 ) -> None:
     """All stops of a pass are as many as it verifies; more than that are no pass of their own."""
     rows: list[tuple[int, int]] = []
-    real = Passes.fused
+    real = Passes.run
 
-    def spy(passes: Passes, where: slice, token_BQ: torch.Tensor, stop_BS: torch.Tensor, drafts: int) -> object:
-        rows.append((token_BQ.shape[1], stop_BS.shape[1] * (drafts + 1)))
-        return real(passes, where, token_BQ, stop_BS, drafts)
+    def spy(passes: Passes, where: slice, reading: Reading) -> object:
+        width = reading.token_BQ.shape[1]
+        if width > 1 and reading.stop_BS is not None:
+            rows.append((width, passes.scratch(reading) - width))
+        return real(passes, where, reading)
 
-    monkeypatch.setattr(Passes, "fused", spy)
+    monkeypatch.setattr(Passes, "run", spy)
     found = [
         cost
         for cost in costs(

@@ -172,7 +172,7 @@ def has_experts(model: PreTrainedModel) -> bool:
 
 def conditions(model: PreTrainedModel, exact: str) -> dict[str, Any]:
     """Return what a promise depends on: device, attention function, threads, and what the probe found if asked."""
-    finding = finding_for(model, width=config_of(model).block_size) if exact == "token" else None
+    finding = finding_for(model, width=config_of(model).proposals + 1) if exact == "token" else None
     return {
         "device": device_name(model.device),
         "attention": model.config._attn_implementation,

@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from orthrus.bench.contenders import Contender
@@ -17,8 +16,10 @@ from orthrus.bench.peers import hf
 from orthrus.decode.api import engine_for
 from orthrus.decode.engine import Engine
 from orthrus.decode.exact import Exact
+from orthrus.decode.frames import Reading
+from orthrus.decode.geometry import Geometry
 from orthrus.decode.options import Options
-from orthrus.decode.passes import Geometry, Passes
+from orthrus.decode.passes import Logits, Passes
 from orthrus.decode.rows import Row
 from orthrus.model.cache import ScratchCache
 from orthrus.policy import steps as plans
@@ -42,10 +43,10 @@ class Margins(Passes):
         super().__init__(model, cache, geometry)
         self.gaps: list[float] = []
 
-    def verify(self, rows: slice, token_BQ: Tensor) -> Tensor:
-        """Run the AR view, as `Passes.verify` does."""
-        logits = super().verify(rows, token_BQ)
-        best, second = logits[0, -1].float().topk(2).values.tolist()
+    def run(self, rows: slice, reading: Reading) -> Logits:
+        """Run a pass, as `Passes.run` does."""
+        logits = super().run(rows, reading)
+        best, second = logits.ar_BQV[0, -1].float().topk(2).values.tolist()
         self.gaps.append(best - second)
         return logits
 

@@ -18,6 +18,7 @@ from transformers import PreTrainedModel
 from orthrus.bench.peers import hf
 from orthrus.bench.race import Clock
 from orthrus.decode import prompts
+from orthrus.decode.frames import Reading
 from orthrus.decode.passes import Passes
 from orthrus.errors import ConfigError
 from orthrus.model.attach import duals
@@ -195,7 +196,7 @@ def _costs_at(
 
 def _run(passes: Passes, rows: slice, token_BQ: torch.Tensor, what: Pass) -> None:
     """Run one pass and wait for its tokens, as a cycle does."""
-    if what.kind == "matmul" and passes.recorded:
+    if what.kind == "matmul" and passes.runner.captured:
         key = (what, rows.start, rows.stop, passes.cache.lengths[rows.start])
         replayed(passes.cache, key, [], lambda _: [_multiply(passes, rows, what.width)])[0].tolist()
     elif what.kind == "matmul":
@@ -205,9 +206,10 @@ def _run(passes: Passes, rows: slice, token_BQ: torch.Tensor, what: Pass) -> Non
         torch.stack([buffer[rows, live].sum() for buffer in (*passes.cache.keys, *passes.cache.values)]).tolist()
     elif what.kind == "fused":
         stop_BS = torch.arange(what.stops, device=token_BQ.device).expand(len(token_BQ), -1)
-        passes.fused(rows, token_BQ[:, : what.width], stop_BS, what.width - 1)[0].argmax(-1).tolist()
+        reading = Reading(token_BQ=token_BQ[:, : what.width], stop_BS=stop_BS, drafts=what.width - 1)
+        passes.run(rows, reading).ar_BQV.argmax(-1).tolist()
     elif what.kind == "draft":
-        passes.draft(rows, token_BQ[:, 0], what.width - 1).argmax(-1).tolist()
+        passes.draft(rows, token_BQ[:, 0], max(1, what.width - 2)).logits_BMV.argmax(-1).tolist()
     else:
         passes.verify(rows, token_BQ[:, : what.width]).argmax(-1).tolist()
 
@@ -220,15 +222,23 @@ def _read(passes: Passes, rows: slice, context: int, width: int, backbone: PreTr
         backbone(input_ids=token_BT, logits_to_keep=1).logits.argmax(-1).tolist()
         return
     passes.cache.set_lengths_of(rows, [0] * batch)
-    anchor_B, ahead = torch.ones(batch, dtype=torch.long, device=device), None
+    anchor_B = torch.ones(batch, dtype=torch.long, device=device)
     pending, chunk = [[1] * (context - 1)] * batch, prompts.CHUNK.get(device.type, prompts.CHUNK["cpu"])
-    if width > 1 and passes.reads_ahead:
-        ahead = passes.prefill(rows, pending, chunk=chunk, anchor_B=anchor_B, drafts=width - 1)
-    else:
+    if width <= 2:
         passes.prefill(rows, pending, chunk=chunk)
-        ahead = passes.draft(rows, anchor_B, width - 1) if width > 1 else None
-    drafts = anchor_B.new_empty(batch, 0) if ahead is None else ahead.argmax(-1)
-    passes.verify(rows, torch.cat([anchor_B[:, None], drafts], dim=1)).argmax(-1).tolist()
+        passes.verify(rows, anchor_B[:, None]).argmax(-1).tolist()
+        return
+    if passes.runner.captured:
+        passes.prefill(rows, pending, chunk=chunk)
+        made = passes.draft(rows, anchor_B, width - 2)
+    else:
+        read = passes.prefill(rows, pending, chunk=chunk, anchors=[1] * batch, drafts=width - 2)
+        assert read is not None
+        made = read
+    assert made.first_B1V is not None
+    passes.cache.commit(rows, [1] * batch)
+    token_BM = torch.cat([made.first_B1V, made.logits_BMV], dim=1).argmax(-1)
+    passes.verify(rows, token_BM).argmax(-1).tolist()
     passes.cache.set_lengths_of(rows, [context] * batch)
 
 
@@ -251,16 +261,14 @@ def _bytes(passes: Passes, rows: slice, what: Pass) -> int | None:
 
 def _unused(dual: DualAttention, kind: str) -> nn.Module:
     """Return the half of a dual attention module that a pass leaves alone."""
-    if dual.diffusion is None or kind == "fused":
-        return nn.Module()
-    return dual.ar if kind == "draft" else dual.diffusion
+    return nn.Module() if dual.diffusion is None or kind in ("draft", "fused") else dual.diffusion
 
 
 def _multiply(passes: Passes, rows: slice, width: int) -> torch.Tensor:
     """Multiply by every matrix that a verify pass does, and by the keys and values in reach; nothing in between."""
     skipped = {id(linear) for dual in duals(passes.model) if dual.diffusion for linear in dual.diffusion.modules()}
     linears = [m for m in passes.model.modules() if isinstance(m, nn.Linear) and id(m) not in skipped]
-    batch, device, dtype = rows.stop - rows.start, passes.cache.device, passes.dtype
+    batch, device, dtype = rows.stop - rows.start, passes.cache.device, passes.model.dtype
     inputs = {n: torch.ones(batch, width, n, device=device, dtype=dtype) for n in {m.in_features for m in linears}}
     total = torch.zeros(())
     for linear in linears:

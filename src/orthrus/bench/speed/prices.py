@@ -11,12 +11,13 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
-from torch import Tensor
 from transformers import PreTrainedModel
 
 from orthrus.bench.lines import PASS, provenances
 from orthrus.data.records import Record, read_records
-from orthrus.decode.passes import Branches, Geometry, Passes
+from orthrus.decode.frames import Reading
+from orthrus.decode.geometry import Geometry
+from orthrus.decode.passes import Logits, Passes, Proposal
 from orthrus.errors import DataError
 from orthrus.model.cache import ScratchCache
 
@@ -110,41 +111,25 @@ class _Priced(Passes):
         self.meter = meter
 
     def _charge(self, kind: str, rows: slice, positions: int) -> None:
-        for part in self._parts(rows):
+        for part in self.parts(rows):
             batch, context = part.stop - part.start, max(self.cache.lengths[part])
             self.meter.now += self.meter.prices.seconds(kind, positions, batch=batch, context=context)
 
-    def prefill(self, rows: slice, pending: Sequence[Sequence[int]], *, chunk: int, **more: Any) -> Tensor | None:
+    def prefill(self, rows: slice, pending: Sequence[Sequence[int]], *, chunk: int, **more: Any) -> Proposal | None:
         """Read prompts: each chunk costs what verifying as many positions does; one that drafts, what a fused pass."""
         longest = max(map(len, pending))
         for start in range(0, longest, chunk):
             drafts = more.get("drafts", 0) if start + chunk >= longest else 0
-            ahead = drafts + 1 if drafts else 0
+            ahead = drafts + 2 if drafts else 0
             self._charge("fused" if ahead else "verify", rows, min(chunk, longest - start) + ahead)
         return super().prefill(rows, pending, chunk=chunk, **more)
 
-    def verify(self, rows: slice, token_BQ: Tensor) -> Tensor:
-        """Run the AR view over each row's anchor and drafts."""
-        width = token_BQ.shape[1]
-        self._charge("verify", rows, width if self.geometry is None else self.geometry.width(width))
-        return super().verify(rows, token_BQ)
-
-    def draft(self, rows: slice, anchor_B: Tensor, drafts: int, **more: Any) -> Tensor:
-        """Run the diffusion view."""
-        self._charge("draft", rows, drafts + 1)
-        return super().draft(rows, anchor_B, drafts, **more)
-
-    def verify_tree(self, rows: slice, token_BP: Tensor, branches: Branches) -> Tensor:
-        """Run the AR view over a tree's nodes: what verifying as many positions in a row costs."""
-        self._charge("verify", rows, token_BP.shape[1])
-        return super().verify_tree(rows, token_BP, branches)
-
-    def fused(
-        self, rows: slice, token_BQ: Tensor, stop_BS: Tensor, drafts: int, branches: Branches | None = None
-    ) -> tuple[Tensor, Tensor]:
-        """Verify and draft in one pass: over a tree, what as many positions of a chain cost."""
-        self._charge("fused", rows, token_BQ.shape[1] + stop_BS.shape[1] * (drafts + 1))
-        return super().fused(rows, token_BQ, stop_BS, drafts, branches)
+    def run(self, rows: slice, reading: Reading) -> Logits:
+        """Run a pass: AR rows cost what verifying does, one and a block what drafting does, others fused passes."""
+        blocks = 0 if reading.stop_BS is None else reading.stop_BS.shape[1]
+        kind = "verify" if not blocks else "draft" if reading.token_BQ.shape[1] == 1 else "fused"
+        self._charge(kind, rows, self.scratch(reading) - (kind == "draft"))  # of a draft pass its block was measured
+        return super().run(rows, reading)
 
 
 def _on_line(points: Sequence[tuple[int, float]], x: int) -> float:

@@ -1,0 +1,172 @@
+"""What a pass reads and who sees whom in it: AR rows, a chain or a tree, and blocks of masks behind any of them.
+
+Every pass of decoding is one of these. A plain step is one AR row; a verification several; a draft pass one and a block
+behind it; a one-pass cycle several of both. Pure functions of tensors: who sees whom follows from positions alone.
+
+Shapes: B texts, Q AR rows, R AR rows with fillers, S blocks, K slots of a block, T = R + S*K rows in all, M drafts.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from orthrus.kernels import masks
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Reading:
+    """The rows of one pass.
+
+    Attributes:
+        token_BQ: tokens of the AR rows. The first one stands at the text's length.
+        depth_BQ: where AR rows are a tree, each one's distance from the root, the first row; None for a chain.
+        ancestor_BQQ: `[b, i, j]` says that row j lies on row i's path from the root, i itself included.
+        stop_BS: AR row that each block stands behind, whose text it continues; -1 for the text before all rows.
+        shown_BJ: tokens in place of each block's first masks.
+        skip: slots of each block whose predictions are not wanted, and
+        drafts: slots behind them whose predictions are. A slot predicts the token after its own position.
+    """
+
+    token_BQ: Tensor
+    depth_BQ: Tensor | None = None
+    ancestor_BQQ: Tensor | None = None
+    stop_BS: Tensor | None = None
+    shown_BJ: Tensor | None = None
+    skip: int = 0
+    drafts: int = 0
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Return the tensors there are, by attribute."""
+        fields = {name: getattr(self, name) for name in self.__slots__}
+        return {name: value for name, value in fields.items() if isinstance(value, Tensor)}
+
+    def of(self, tensors: Sequence[Tensor]) -> "Reading":
+        """Return the same reading of other tensors, in the order of `tensors()`."""
+        changed: dict[str, Any] = dict(zip(self.tensors(), tensors, strict=True))
+        return replace(self, **changed)
+
+    def rows(self, own: slice) -> "Reading":
+        """Return the reading of some of the texts."""
+        return self.of([tensor[own] for tensor in self.tensors().values()])
+
+
+class Layout(NamedTuple):
+    """Where a pass's rows lie: AR rows first, fillers behind them, then the blocks.
+
+    Attributes:
+        token_BT: what is read.
+        position_BT: positions in the text; that of a slot past the length, but for trees and blocks.
+        slot_BT: cache slots their keys are written to.
+        rows: R.
+        block: K; 0 without blocks.
+        predicting: rows whose logits are wanted, AR rows first; 0 for all.
+    """
+
+    token_BT: Tensor
+    position_BT: Tensor
+    slot_BT: Tensor
+    rows: int
+    block: int
+    predicting: Tensor | int
+
+
+def lay_out(
+    reading: Reading, length_B: Tensor, *, mask: int, last: bool, width: int = 0, ar: Sequence[int] | None = None
+) -> Layout:
+    """Lay a pass's rows out behind texts of these lengths.
+
+    Args:
+        reading: the rows.
+        length_B: cached tokens of each text.
+        mask: the mask token.
+        last: whether blocks end with a mask that predicts nothing, which the others see.
+        width: AR rows, fillers included, at least.
+        ar: AR rows whose logits are wanted; None for all, fillers included (another number is another shape).
+    """
+    B, Q = reading.token_BQ.shape
+    R, length_B1 = max(width, Q), length_B[:, None]
+    token_BT = torch.nn.functional.pad(reading.token_BQ, (0, R - Q))
+    row_R = torch.arange(R, device=length_B.device)
+    position_BT = length_B1 + (row_R if reading.depth_BQ is None else reading.depth_BQ)
+    wanted, K = [row_R if ar is None else torch.tensor(ar, device=length_B.device)], 0
+    if reading.stop_BS is not None:
+        S, J = reading.stop_BS.shape[1], reading.skip
+        K = J + reading.drafts + last
+        block_BK = torch.full((B, K), mask, device=length_B.device)
+        if reading.shown_BJ is not None:
+            block_BK[:, : reading.shown_BJ.shape[1]] = reading.shown_BJ
+        after_BS = reading.stop_BS if reading.depth_BQ is None else reading.depth_BQ.gather(1, reading.stop_BS)
+        slot_K = torch.arange(1, K + 1, device=length_B.device)
+        position_BSK = (length_B1 + after_BS)[:, :, None] + slot_K
+        token_BT = torch.cat([token_BT, block_BK.repeat(1, S)], dim=1)
+        position_BT = torch.cat([position_BT, position_BSK.flatten(1)], dim=1)
+        slot_M = torch.arange(J, J + reading.drafts, device=length_B.device)
+        wanted.append((R + K * torch.arange(S, device=length_B.device)[:, None] + slot_M).flatten())
+    T = token_BT.shape[1]
+    predicting = torch.cat(wanted)
+    slot_BT = length_B1 + torch.arange(T, device=length_B.device)
+    return Layout(token_BT, position_BT, slot_BT, R, K, 0 if len(predicting) == T else predicting)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Frame:
+    """The cache slots that a pass's masks are made over: all in reach or, split, the pass's own alone.
+
+    Attributes:
+        length_B: cached tokens of each text.
+        span: slots in the frame.
+        split: whether it holds the pass's own slots alone, so that nothing about it depends on the text's length.
+        windows: the model's sliding windows.
+        dtype: of additive masks.
+    """
+
+    length_B: Tensor
+    span: int
+    split: bool
+    windows: tuple[int, ...]
+    dtype: torch.dtype
+
+    @property
+    def _own_B(self) -> Tensor:
+        """Where in the frame the pass's own slots begin."""
+        return torch.zeros_like(self.length_B) if self.split else self.length_B
+
+    def ar(self, reading: Reading, rows: int) -> Tensor:
+        """Let each AR row see the text and the rows up to itself, or its own path through a tree: `[B, R, span]`."""
+        if reading.ancestor_BQQ is not None:
+            return masks.tree(self._own_B, reading.ancestor_BQQ, span=self.span)
+        row_R = torch.arange(rows, device=self.length_B.device)
+        return masks.up_to(self._own_B[:, None] + row_R, span=self.span)
+
+    def blocks(self, reading: Reading, layout: Layout, ar_BRS: Tensor, *, causal: bool) -> Tensor:
+        """Let each block see what the row before it sees, and its own slots: `[B, S*K, span]`."""
+        assert reading.stop_BS is not None
+        if reading.ancestor_BQQ is None:
+            text_BSS = masks.up_to(self._own_B[:, None] + reading.stop_BS, span=self.span)
+        else:
+            text_BSS = ar_BRS.gather(1, reading.stop_BS[:, :, None].expand(-1, -1, self.span))
+        return masks.ahead(text_BSS, self._own_B, rows=layout.rows, block=layout.block, causal=causal)
+
+    def masks(self, allowed_BQS: Tensor, rows: slice, layout: Layout, *, moved: bool) -> masks.LayerMasks:
+        """Make the masks of some of a pass's rows from who sees whom.
+
+        Keys lie at the position of their slot; `moved` says that some of the pass's own do not.
+        """
+        query_BQ = layout.position_BT[:, rows]
+        if self.split:
+            return masks.behind(
+                allowed_BQS,
+                length_B=self.length_B,
+                query_position_BQ=query_BQ,
+                key_position_BW=layout.position_BT,
+                windows=self.windows,
+            )
+        key_BS = torch.arange(self.span, device=query_BQ.device)[None]
+        if self.windows and moved:
+            key_BS = key_BS.expand(len(query_BQ), -1).scatter(1, layout.slot_BT, layout.position_BT)
+        return masks.layer_masks(
+            allowed_BQS, query_position_BQ=query_BQ, key_position_BS=key_BS, windows=self.windows, dtype=self.dtype
+        )
