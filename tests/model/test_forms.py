@@ -116,6 +116,8 @@ def test_a_view_of_plain_weights_loads_on_quantised_ones(form: str, tmp_path: Pa
     ):
         put_on(other, tmp_path / "plain")
     assert all(torch.equal(t, twin_tensors(other)[name]) for name, t in twin_tensors(model).items())
+    with pytest.raises(UnsupportedModel, match="holds plain weights, found torchao"):
+        orthrus.save(other, tmp_path / "official", format="official")
     orthrus.save(other, tmp_path / "quantised")
     values = json.loads((tmp_path / "quantised" / "orthrus_config.json").read_text())
     assert values["quantization"] == quantization_of(other)
@@ -220,6 +222,8 @@ def test_an_offloaded_backbone_gets_a_resident_twin(where: str, tmp_path: Path) 
     assert fingerprint(model) == fingerprint(whole)
     for plan in ("ar", "full", "auto"):
         assert texts(ready(model, compile=False, pack=None), plan) == texts(whole, plan)
+    with pytest.raises(UnsupportedModel, match="holds plain weights, found offloaded ones: save an adapter"):
+        orthrus.save(model, tmp_path / "official", format="official")
     orthrus.save(model, tmp_path / "again")
     assert (tmp_path / "again" / "orthrus.safetensors").read_bytes() == (
         tmp_path / "view" / "orthrus.safetensors"

@@ -220,6 +220,12 @@ def official_tensors(model: PreTrainedModel) -> dict[str, Tensor]:
     for name, value in config_of(model).departures.items():
         if name != "markov_rank":  # passed over by readers who do not know it
             raise UnsupportedModel(f"the official layout has no place for {name}, found {value!r}: save an adapter")
+    form = quantization_of(model)
+    elsewhere = any(parameter.is_meta for parameter in model.parameters())
+    if form or elsewhere:
+        raise UnsupportedModel(
+            f"the official layout holds plain weights, found {form or 'offloaded ones'}: save an adapter"
+        )
     tensors = backbone_tensors(model)
     tensors |= {official_name(name): p for name, p in model.named_parameters() if of_view(name)}
     return tensors
