@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from orthrus.kernels import packed
+from orthrus.kernels import packed, watched
 from orthrus.kernels.packed import AsIs, Copy, PackedLinear, copy_for, kernels_of, pack, pays, tune, unpack
 from orthrus.model.attach import attach, detach
 from tests.families import tiny
@@ -39,6 +39,13 @@ def test_results_are_those_of_plain_layers(
     pack(model)
     with torch.inference_mode():
         torch.testing.assert_close(model(x), expected, rtol=0, atol=within)
+
+
+def test_what_packing_asks_of_torch_is_there() -> None:
+    """Private parts of torch 2.13: a version without them is right and slower, and this is where to look."""
+    assert packed._product is not None
+    assert packed._reorder is not None
+    assert watched._holders is not None
 
 
 def test_changed_weights_are_packed_again() -> None:

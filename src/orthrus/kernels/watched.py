@@ -13,6 +13,7 @@ from torch import Tensor, nn
 _ALONE: Final = 2  # holders of a parameter's memory: the parameter, and the handle by which they are counted
 
 
+_holders = getattr(torch._C, "_storage_Use_Count", None)  # private: a version of torch may come without it
 _events = count(1)  # of all parameters: no number comes twice, whoever stops watching and begins again
 
 
@@ -62,7 +63,6 @@ def may_change_unseen(parameter: Tensor) -> bool:
 
     Arrays that are made of it later on (NumPy, DLPack) and written to are not seen either.
     """
-    if parameter.is_inference() or type(parameter) is not Watched:
+    if parameter.is_inference() or type(parameter) is not Watched or _holders is None:
         return True
-    holders: int = torch._C._storage_Use_Count(parameter.untyped_storage()._cdata)
-    return holders > _ALONE
+    return bool(_holders(parameter.untyped_storage()._cdata) > _ALONE)
