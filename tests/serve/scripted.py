@@ -86,7 +86,7 @@ class Scripted:
             del row.token_ids[: len(tokens)]
             row.left -= len(tokens)
             accepted = 0 if self._plain else len(tokens) - 1
-            drafted, forwards = (0, 1) if self._plain else (7, 2)
+            drafted, forwards = (0, 1) if self._plain else (max(7, accepted), 2)
             row.stats.record(drafted=drafted, accepted=accepted, emitted=len(tokens), forwards=forwards)
             if row.left == 0 or not row.token_ids:
                 row.finish_reason = "length" if row.left == 0 else "stop"

@@ -145,7 +145,7 @@ def test_a_stream_is_stopped_its_row_freed_and_the_answer_asked_for_again(
         engine.go_on.set()
         server.settle()
         assert server.service.loop.open == 0
-        page.click("text=Regenerate")
+        page.click(".tools >> text=Regenerate")
         page.wait_for_selector(".facts >> text=tokens/s")
         page.wait_for_selector("#send.primary")
         assert page.locator(".turn").count() == 1
@@ -208,7 +208,7 @@ def test_no_character_is_broken_by_blocks_and_scripts_run_their_own_way(
 def test_plain_decoding_runs_beside_on_request(browser: Any, site: tuple[Running, Scripted]) -> None:
     with opened(browser, site[0].url) as page:
         turn = say(page, "one")
-        turn.locator("text=Compare").click()
+        turn.locator(".tools >> text=Compare").click()
         page.wait_for_selector(".verdict")
         assert turn.locator(".verdict b").first.inner_text() == "The same text"
         both = turn.locator(".answer").all_inner_texts()

@@ -246,12 +246,11 @@ async def _lines(work: _Work, request: ChatRequest | CompletionRequest, shape: S
             if blocks:
                 chunk["orthrus"] = delta.blocks()
             yield _event(chunk)
+        if usage:
+            yield _event(shape.last(work.usage))
+        yield "data: [DONE]\n\n"
     except Exception as error:
         yield _event(_logged(error).body())
-        return
-    if usage:
-        yield _event(shape.last(work.usage))
-    yield "data: [DONE]\n\n"
 
 
 class _Stream(StreamingResponse):
