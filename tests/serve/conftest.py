@@ -106,9 +106,9 @@ def small() -> PreTrainedModel:
     return made_small()
 
 
-def made_small() -> PreTrainedModel:
+def made_small(**overrides: int) -> PreTrainedModel:
     """Make the model of the fixture `small`."""
-    model = orthrus.attach(tiny("qwen2"), orthrus.OrthrusConfig(block_size=6))
+    model = orthrus.attach(tiny("qwen2", **overrides), orthrus.OrthrusConfig(block_size=6))
     perturb(model, scale=0.01)
     return model
 

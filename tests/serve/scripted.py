@@ -25,6 +25,7 @@ class Row:
     stats: Stats = field(default_factory=Stats)
     finish_reason: str | None = None
     error: Exception | None = None
+    cached: int = 0
 
 
 class Scripted:

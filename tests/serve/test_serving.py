@@ -9,8 +9,10 @@ import pytest
 from openai import APIError, AuthenticationError, InternalServerError, OpenAI, RateLimitError
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+import orthrus
+from orthrus.decode.prompts import SLICE
 from orthrus.serve.jobs import Job
-from tests.serve.conftest import Running, running
+from tests.serve.conftest import Running, made_small, running
 
 ASK: list[Any] = [{"role": "user", "content": "hello"}]
 Texts = Callable[..., str]
@@ -236,3 +238,66 @@ def _ask(server: Running, tokens: int) -> str:
 
 def _usage(client: OpenAI, tokens: int) -> Any:
     return client.chat.completions.create(model="tiny", messages=ASK, max_tokens=tokens).usage
+
+
+def test_a_long_prompt_that_joins_never_stalls_a_running_stream(
+    characters: PreTrainedTokenizerBase, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Counted by passes: between two cycles of the stream at most 128 positions of the long prompt are read."""
+    model = made_small(max_position_embeddings=2048)
+    with running(model, characters, rows=2, plan="ar") as server:
+        client = server.client()
+        stream = client.completions.create(model="tiny", prompt="hello", max_tokens=60, stream=True)
+        texts = [next(stream).choices[0].text]
+        engine = server.service.loop._lanes["orthrus"].engine
+        submitted = server.called(monkeypatch, "submit")
+        steps: list[tuple[int, int]] = []
+        prefill, step = engine.passes.prefill, engine.step
+        read = 0
+
+        def counted(rows: slice, pieces: list[list[int]], **options: Any) -> Any:
+            nonlocal read
+            read += sum(map(len, pieces))
+            return prefill(rows, pieces, **options)
+
+        def noted() -> Any:
+            nonlocal read
+            read = 0
+            made = step()
+            steps.append((read, len(made)))
+            return made
+
+        with server.held():
+            monkeypatch.setattr(engine.passes, "prefill", counted)
+            monkeypatch.setattr(engine, "step", noted)
+            long: list[str] = []
+            ask = threading.Thread(target=lambda: long.append(_complete(client, "x" * 1500)))
+            ask.start()
+            assert submitted.acquire(timeout=30)
+        texts += [chunk.choices[0].text for chunk in stream]
+        ask.join(60)
+    wanted = [orthrus.generate(model, characters, prompt, max_new_tokens=n, plan="ar")[0].text
+              for prompt, n in (("hello", 60), ("x" * 1500, 4))]  # fmt: skip
+    assert ["".join(texts), long[0]] == wanted
+    reading = [(positions, gained) for positions, gained in steps if positions]
+    assert sum(positions for positions, _ in reading) == 1499
+    assert max(positions for positions, _ in reading) == SLICE["cpu"] == 128
+    assert all(gained == 1 for _, gained in reading[:-1])  # the stream had a token from every step
+
+
+def test_a_second_turn_reads_only_what_is_new(server: Running) -> None:
+    client = server.client()
+    first = client.completions.create(model="tiny", prompt="a question of its own", max_tokens=20)
+    second = client.completions.create(
+        model="tiny", prompt=f"a question of its own{first.choices[0].text} and more", max_tokens=5, n=2
+    )
+    assert first.usage is not None
+    assert second.usage is not None
+    assert second.usage.prompt_tokens_details is not None
+    cached = second.usage.prompt_tokens_details.cached_tokens
+    assert cached is not None
+    assert first.usage.prompt_tokens <= cached < second.usage.prompt_tokens
+
+
+def _complete(client: OpenAI, prompt: str) -> str:
+    return client.completions.create(model="tiny", prompt=prompt, max_tokens=4).choices[0].text

@@ -265,7 +265,7 @@ class Engine:
             while self.waiting and self.rows.free:
                 cached = self.rows.join(self.waiting[0])
                 row = self.waiting.popleft()
-                row.drafting = self.drafter.reset(cached)
+                row.cached, row.drafting = cached, self.drafter.reset(cached)
 
     def _keep(self, row: Row, place: int, step: Step, outcome: Outcome, drew: bool) -> Progress:
         """Give a row what a cycle made of it."""

@@ -48,6 +48,7 @@ class Row:
         processing: its own processing of logits, where the options ask for one.
         finish_reason: why it ended; None while it goes on.
         error: what went wrong.
+        cached: tokens of the prompt whose keys were there when it joined.
     """
 
     id: int
@@ -65,6 +66,7 @@ class Row:
     processing: Processing | None = None
     finish_reason: FinishReason | None = None
     error: Exception | None = None
+    cached: int = 0
 
     @property
     def anchor(self) -> int:

@@ -151,7 +151,7 @@ class _Work:
                 here.call_soon_threadsafe(events.put_nowait, (choice, event))
 
         self._service, self._events = service, events
-        self.usage = Usage(sum(map(len, prompts)))
+        self.usage = Usage(sum(map(len, prompts)), choices=request.choices)
         self.jobs: list[Job] = service.jobs(request, prompts, deliver)
         self._transcripts = [Transcript(service.tokenizer, request.stops) for _ in self.jobs]
         self._splitters = [service.splitter(request, job.prompt_ids) for job in self.jobs]
@@ -209,6 +209,7 @@ class _Work:
             accepted=event.accepted,
             drafted=event.drafted,
             emitted=len(event.token_ids),
+            cached=event.cached,
             finish_reason=reason,
             stats=event.stats,
         )

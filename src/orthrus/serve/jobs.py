@@ -34,6 +34,7 @@ class Event(NamedTuple):
         stats: the job's statistics so far.
         error: why the job ended without a text; it is the last event.
         scored: the tokens' log probabilities, where the job asks for them.
+        cached: tokens of the prompt that were not read, for their keys were there already.
     """
 
     token_ids: Sequence[int] = ()
@@ -44,6 +45,7 @@ class Event(NamedTuple):
     stats: Stats | None = None
     error: Exception | None = None
     scored: Sequence[Scored] = ()
+    cached: int = 0
 
     @property
     def last(self) -> bool:

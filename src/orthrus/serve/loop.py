@@ -237,6 +237,7 @@ class Loop:
             drafted=row.stats.drafted - job.drafted,
             finish_reason=reason,
             stats=Stats.total([row.stats]),
+            cached=row.cached,
             scored=scored(progress.kept.logits_NV, progress.token_ids, job.top)
             if progress.kept is not None and job.top is not None
             else (),

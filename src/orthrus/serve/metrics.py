@@ -38,6 +38,8 @@ class Metrics:
             ["model_name", "position"], registry=self.registry,
         )  # fmt: skip
         self._at = [by_position.labels(model, str(slot)) for slot in range(slots)]
+        self._asked = count("prefix_cache_queries", "Tokens of prompts whose keys were looked for.")
+        self._found = count("prefix_cache_hits", "Tokens of prompts whose keys were there already.")
         self._first = time("time_to_first_token_seconds", "From arrival to the first tokens.", _SECONDS)
         self._between = time("inter_token_latency_seconds", "From one cycle's tokens to the next one's.", _SECONDS)
         self._per_token = time("request_time_per_output_token_seconds", "Mean after the first token.", _SECONDS)
@@ -66,6 +68,8 @@ class Metrics:
     def advanced(self, job: Job, event: Event, now: float) -> None:
         """Count a cycle's tokens."""
         if job.latest is None:
+            self._asked.inc(len(job.prompt_ids))
+            self._found.inc(event.cached)
             self._first.observe(now - job.submitted)
         else:
             self._between.observe(now - job.latest)

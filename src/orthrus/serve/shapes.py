@@ -26,6 +26,7 @@ class Delta:
         calls: what was added to its tool calls.
         scored: its new tokens with their log probabilities, where they were asked for.
         cycle, accepted, drafted, emitted: which cycle of the choice this was and what it gave.
+        cached: tokens of its prompt that were not read.
         finish_reason: why the choice ended, on its last delta.
         stats: the choice's statistics so far.
     """
@@ -39,6 +40,7 @@ class Delta:
     accepted: int = 0
     drafted: int = 0
     emitted: int = 0
+    cached: int = 0
     finish_reason: str | None = None
     stats: Stats | None = None
 
@@ -89,9 +91,11 @@ class Choice:
 class Usage:
     """Tokens of a request, in OpenAI's names; what drafting did stands under `orthrus`."""
 
-    def __init__(self, prompt_tokens: int) -> None:
-        """Begin with the prompt (all prompts of the request)."""
+    def __init__(self, prompt_tokens: int, *, choices: int) -> None:
+        """Begin with the tokens of all prompts of a request; each prompt has so many choices."""
         self.prompt_tokens = prompt_tokens
+        self._choices = choices
+        self._cached: dict[int, int] = {}
         self.emitted = self.accepted = self.drafted = 0
         self._parts: dict[int, Stats] = {}
 
@@ -100,6 +104,8 @@ class Usage:
         self.emitted += delta.emitted
         self.accepted += delta.accepted
         self.drafted += delta.drafted
+        if delta.index % self._choices == 0:  # a prompt's other choices read it from the first one's keys
+            self._cached[delta.index] = delta.cached
         if delta.stats is not None:
             self._parts[delta.index] = delta.stats
 
@@ -109,6 +115,7 @@ class Usage:
             "prompt_tokens": self.prompt_tokens,
             "completion_tokens": self.emitted,
             "total_tokens": self.prompt_tokens + self.emitted,
+            "prompt_tokens_details": {"cached_tokens": sum(self._cached.values())},
             "completion_tokens_details": {
                 "accepted_prediction_tokens": self.accepted,
                 "rejected_prediction_tokens": self.drafted - self.accepted,
