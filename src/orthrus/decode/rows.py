@@ -159,11 +159,6 @@ class Rows:
         """Return the rows of some places."""
         return self._taken[where]
 
-    @property
-    def room(self) -> int:
-        """Cache positions left in each row that decodes."""
-        return self.cache.capacity - max(self.cache.lengths[: self._decoding])
-
     def pending(self, row: Row) -> list[int]:
         """Return the tokens of a prompt that have no keys yet, all but the last: that one is the first anchor."""
         return row.prompt_ids[self.cache.lengths[self._taken.index(row)] : -1]
