@@ -85,14 +85,22 @@ def before(axes: Axes, y: float) -> None:
 
 
 def draft(axes: Axes, y: float) -> None:
-    """One pass of the diffusion view."""
-    title(axes, y, "1  Draft", "diffusion view, one pass:", "each slot sees the prefix", "and the whole block")
+    """One pass: the backbone over the anchor, the diffusion view over the block."""
+    title(
+        axes,
+        y,
+        "1  Draft",
+        "one pass: the backbone reads",
+        "the anchor and says what follows,",
+        "the view drafts behind it",
+    )
     prefix(axes, y)
     box(axes, N, y, ANCHOR, ANCHOR_FILL)
     for j in range(len(DRAFTS)):
         box(axes, N + 1 + j, y, "mask", MASK, dashed=True)
-        box(axes, N + 1 + j, y - 1.12, DRAFTS[j], DRAFT)
+        box(axes, N + 1 + j, y - 1.12, DRAFTS[j], DRAFT if j else GOOD)
         step_down(axes, N + j, y, y - 0.5)
+    axes.text(N + 1.5, y - 1.27, "first token", color="#2f7d3b", fontsize=11.5, ha="center", va="top")
 
 
 def verify(axes: Axes, y: float) -> None:
@@ -102,21 +110,21 @@ def verify(axes: Axes, y: float) -> None:
         y,
         "2  Verify",
         "frozen backbone, one causal",
-        "pass over anchor and drafts,",
+        "pass from the first token on,",
         "written over the draft's keys",
     )
     prefix(axes, y)
-    box(axes, N, y, ANCHOR, ANCHOR_FILL)
+    box(axes, N, y, ANCHOR, KEPT)
     for j, token in enumerate(DRAFTS):
-        box(axes, N + 1 + j, y, token, DRAFT)
-    for j, token in enumerate(BACKBONE):
+        box(axes, N + 1 + j, y, token, DRAFT if j else GOOD)
+    for j, token in enumerate(BACKBONE[1:], start=1):
         fill = GOOD if j < ACCEPTED else ANCHOR_FILL if j == ACCEPTED else "#ffffff"
         box(axes, N + 1 + j, y - 1.12, token, fill, dashed=j > ACCEPTED)
         step_down(axes, N + j, y, y - 0.5)
     axes.text(
-        N + 1 + ACCEPTED / 2,
+        N + 1.5 + ACCEPTED / 2,
         y - 1.27,
-        f"{ACCEPTED} drafts agree: accepted",
+        f"{ACCEPTED - 1} drafts agree",
         color="#2f7d3b",
         fontsize=11.5,
         ha="center",
