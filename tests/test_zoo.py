@@ -101,7 +101,7 @@ def first_two(
         model, tokenizer, [POEM] * DRAWS, plan="fixed:3", do_sample=True, temperature=temperature, top_k=12,
         max_new_tokens=2, batch_size=100, eos_token_id=[],
     )  # fmt: skip
-    assert 0.2 < Stats.total(out.stats for out in outs).accepted / (2 * DRAWS) < 0.8
+    assert 0.1 < Stats.total(out.stats for out in outs).accepted / DRAWS < 0.9  # the second tokens
     observed = Counter(tuple(out.token_ids) for out in outs)
     ids = encode(tokenizer, POEM)
 

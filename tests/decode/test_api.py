@@ -137,8 +137,11 @@ def test_chunks_join_to_the_completion(name: str, model: PreTrainedModel, charac
     counts = list(accumulate(len(chunk.token_ids) for chunk in chunks))
     assert [chunk.stats.emitted for chunk in chunks] == counts
     for chunk in chunks:
-        assert characters.decode(chunk.token_ids[: chunk.accepted]) == chunk.draft_text
-        assert characters.decode(chunk.token_ids[chunk.accepted :]) == chunk.bonus_text
+        first = len(chunk.first_text)
+        assert first == (name != "ar")
+        assert characters.decode(chunk.token_ids[:first]) == chunk.first_text
+        assert characters.decode(chunk.token_ids[first : first + chunk.accepted]) == chunk.draft_text
+        assert characters.decode(chunk.token_ids[first + chunk.accepted :]) == chunk.bonus_text
 
 
 def test_streams_hold_characters_back_until_they_are_whole(bytelevel: PreTrainedTokenizerBase) -> None:
@@ -237,11 +240,12 @@ def test_a_conversation_keeps_its_keys(
     engine = Engine(model, rows=1, capacity=96, plan=steps.parse("fixed:4"))
     read: list[int] = []
     real = engine.passes.prefill
-    monkeypatch.setattr(
-        engine.passes,
-        "prefill",
-        lambda rows, pending, chunk: (read.append(len(pending[0])), real(rows, pending, chunk=chunk)),
-    )
+
+    def prefill(rows: slice, pending: list[list[int]], **how: Any) -> Any:
+        read.append(len(pending[0]))
+        return real(rows, pending, **how)
+
+    monkeypatch.setattr(engine.passes, "prefill", prefill)
     first = "".join(c.text for c in orthrus.stream(model, characters, "hello", engine=engine, max_new_tokens=10))
     prompt = "hello" + first + "more"
     second = [
@@ -352,6 +356,6 @@ def test_engines_have_just_enough_room(model: PreTrainedModel) -> None:
     """Prompt, new tokens and one step's scratch; the longest prompt is not always the largest request."""
     options = api.Options.of(None, max_new_tokens=100)
     engine = api.engine_for(model, [[5] * 200, [5] * 150], options, steps.parse("fixed:4"), rows=2)
-    assert engine.capacity == Engine.room(200, 56, 4)
+    assert engine.capacity == Engine.room(200, 56, 5)
     engine = api.engine_for(model, [[5] * 3], options, steps.parse("ar"), rows=1)
     assert engine.capacity == Engine.room(3, 100, 1)

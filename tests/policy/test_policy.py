@@ -253,15 +253,15 @@ def test_ready_drafts_make_a_step_cheaper() -> None:
 
 
 def test_a_prompt_is_read_with_drafts_while_the_view_is_in_use() -> None:
-    """And without where plain steps or copies are; a plan of one-pass steps always, one of others never."""
+    """And without where plain steps or copies are; a plan that always drafts always."""
     chooser = policy()
     assert chooser.prefill_drafts == 15
     simulate(lambda _: 0, price=linear(2.0), tokens=100, chooser=chooser)
     assert chooser.prefill_drafts == 0
     assert [policy(name).prefill_drafts for name in ("onepass:2", "full", "tree:15", "ar", "lookup")] == [
         15,
-        0,
-        0,
+        15,
+        15,
         0,
         0,
     ]

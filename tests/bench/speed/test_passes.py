@@ -163,7 +163,7 @@ def test_the_floor_comes_last_and_its_columns_when_asked_for() -> None:
 
 
 def test_bytes_are_those_a_pass_must_read(loaded: Loaded) -> None:
-    """The weights of its own half and the keys in reach, but for the table of embeddings, of which it reads rows."""
+    """The weights it multiplies by and the keys in reach, but for the table of embeddings, of which it reads rows."""
     model = loaded[0]
     cache = ScratchCache(rows=2, capacity=40)
     passes, rows = Passes(model, cache), slice(0, 2)
@@ -178,7 +178,7 @@ def test_bytes_are_those_a_pass_must_read(loaded: Loaded) -> None:
     keys = 2 * config.num_hidden_layers * 2 * 20 * config.num_key_value_heads * config.head_dim * 4
     assert module._bytes(passes, rows, Pass("read", 1)) == keys
     assert module._bytes(passes, rows, Pass("verify", 4)) == own + keys
-    assert module._bytes(passes, rows, Pass("draft", 4)) == own + keys, "the twin's attention for the original's"
+    assert module._bytes(passes, rows, Pass("draft", 4)) == own + twin + keys
     assert module._bytes(passes, rows, Pass("fused", 4, 1)) == own + twin + keys
     assert module._bytes(passes, rows, Pass("matmul", 4)) is None
     copied = [cost.bytes for cost in costs(model, widths=(1,), contexts=(9,), repeats=1, floor=True)][-1]

@@ -160,7 +160,7 @@ def _costs_at(
     on_pass: Callable[[], None],
 ) -> list[Cost]:
     """Time the passes over one filled cache; none of them moves its length."""
-    widest = max(one.rows for one in what)
+    widest = max(one.rows for one in what) + 2  # a draft pass has an anchor of its own, and one mask at least
     cache = ScratchCache(rows=batch, capacity=context + widest, device=model.device)
     passes, rows = Passes(model, cache), slice(0, batch)
     random = torch.Generator().manual_seed(0)
@@ -227,6 +227,7 @@ def _read(passes: Passes, rows: slice, context: int, width: int, backbone: PreTr
     if width <= 2:
         passes.prefill(rows, pending, chunk=chunk)
         passes.verify(rows, anchor_B[:, None]).argmax(-1).tolist()
+        passes.cache.set_lengths_of(rows, [context] * batch)
         return
     if passes.runner.captured:
         passes.prefill(rows, pending, chunk=chunk)
