@@ -114,3 +114,24 @@ def test_an_adapter_for_others_names_no_directory(cli: Cli, model_dir: Path, tmp
     assert (tmp_path / "hub" / "custom_generate" / "requirements.txt").read_text().startswith("orthrus-lm>=")
     card = (tmp_path / "hub" / "README.md").read_text()
     assert "custom_generate" in card.split("---")[1]
+
+
+def test_a_view_is_put_on_a_backbone_in_hand(adapter: Path, model_dir: Path) -> None:
+    """The same object, with the adapter's tokenizer; what it has already is no option; it stays plain where that fails."""
+    model = AutoModelForCausalLM.from_pretrained(model_dir)
+    with pytest.raises(orthrus.errors.ConfigError, match="has its dtype, device and quantization"):
+        orthrus.load(adapter, backbone=model, dtype="bfloat16")
+    for name in ("tokenizer_config.json", "tokenizer.json"):
+        (adapter / name).rename(adapter / f"hidden-{name}")
+    model.config._name_or_path = model.name_or_path = str(adapter)
+    with pytest.raises(orthrus.errors.CheckpointError, match="tokenizer"):
+        orthrus.load(adapter, backbone=model)
+    assert not is_attached(model)
+    for name in ("tokenizer_config.json", "tokenizer.json"):
+        (adapter / f"hidden-{name}").rename(adapter / name)
+    found, tokenizer = orthrus.load(adapter, backbone=model)
+    assert found is model
+    assert orthrus.generate(model, tokenizer, "Hello", max_new_tokens=8)[0].token_ids
+    with pytest.raises(orthrus.errors.ConfigError, match="has a diffusion view already"):
+        orthrus.load(adapter, backbone=model)
+    assert is_attached(model)

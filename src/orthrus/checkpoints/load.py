@@ -80,8 +80,8 @@ def load(
     elif isinstance(backbone, PreTrainedModel):
         if dtype is not None or device is not None or more:
             raise ConfigError("a backbone that is loaded has its dtype, device and quantization: drop these options")
-        put_on(backbone, path)
-        return ready(backbone, compile=compile, pack=pack), _tokenizer(backbone.name_or_path)
+        tokenizer = _tokenizer(path if (path / "tokenizer_config.json").exists() else backbone.name_or_path)
+        return ready(put_on(backbone, path), compile=compile, pack=pack), tokenizer
     else:
         model, tokenizer = _load_adapter(path, wanted, backbone, **more)
     return ready(model if more else model.to(place), compile=compile, pack=pack), tokenizer
