@@ -117,7 +117,7 @@ def test_an_adapter_for_others_names_no_directory(cli: Cli, model_dir: Path, tmp
 
 
 def test_a_view_is_put_on_a_backbone_in_hand(adapter: Path, model_dir: Path) -> None:
-    """The same object, with the adapter's tokenizer; what it has already is no option; it stays plain where that fails."""
+    """The same object, with the adapter's tokenizer; it stays plain where there is none."""
     model = AutoModelForCausalLM.from_pretrained(model_dir)
     with pytest.raises(orthrus.errors.ConfigError, match="has its dtype, device and quantization"):
         orthrus.load(adapter, backbone=model, dtype="bfloat16")
