@@ -89,6 +89,8 @@ def test_the_official_layout_opens_and_drafts(cli: Cli, model_dir: Path, tmp_pat
     assert cli("convert", model_dir, tmp_path / "official", "--format", "official").code == 0
     model = AutoModelForCausalLM.from_pretrained(tmp_path / "official", trust_remote_code=True, dtype=torch.float32)
     own, tokenizer = orthrus.load(tmp_path / "official")
+    halved = {"trust_remote_code": True, "torch_dtype": torch.bfloat16}
+    assert AutoModelForCausalLM.from_pretrained(tmp_path / "official", **halved).dtype == torch.bfloat16
     assert all(torch.equal(tensor, own.state_dict()[name]) for name, tensor in model.state_dict().items())
     inputs = inputs_of(model, tokenizer)
     expected = plain(own).generate(**inputs, max_new_tokens=NEW, do_sample=False)
