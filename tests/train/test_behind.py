@@ -14,7 +14,8 @@ from orthrus.train.checkpoints import load_latest
 from orthrus.train.loop import train
 from orthrus.train.optim import learning_rate_factor
 from orthrus.train.sections import ScheduleSection
-from orthrus.train.view import TeacherKeys, ViewTask, in_one_dtype
+from orthrus.train.start import in_one_dtype
+from orthrus.train.view import TeacherKeys, ViewTask
 from tests.train.tiny import one_row, saved_backbone, view_recipe
 
 BEHIND = {"anchor": "backbone", "layers": "last:1", "markov_rank": 4}

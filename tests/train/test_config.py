@@ -7,7 +7,8 @@ import pytest
 
 from orthrus.errors import ConfigError
 from orthrus.train.config import changed_keys, load_recipe
-from orthrus.train.sections import BackboneRecipe, JsonlSource, SyntheticSource, ViewRecipe
+from orthrus.train.sections import BackboneRecipe, ViewRecipe
+from orthrus.train.sources import JsonlSource, SyntheticSource
 from orthrus.train.sweep import load_sweep, runs_of
 from tests.train.tiny import tiny_recipe
 

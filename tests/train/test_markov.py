@@ -19,7 +19,8 @@ from orthrus.model.markov import Before, Markov, markov_of
 from orthrus.train import anchors, objective
 from orthrus.train.drafting import drafting
 from orthrus.train.loop import train
-from orthrus.train.view import TeacherKeys, ViewTask, load_backbone
+from orthrus.train.start import load_backbone
+from orthrus.train.view import TeacherKeys, ViewTask
 from tests.families import perturb, tiny
 from tests.train.tiny import drafted, one_row, view_recipe
 

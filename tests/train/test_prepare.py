@@ -28,7 +28,7 @@ from orthrus.train.drafting import drafting
 from orthrus.train.prepare import Prepared, prepare, train_prompts
 from orthrus.train.ranks import Ranks
 from orthrus.train.sections import ViewRecipe
-from orthrus.train.view import load_backbone
+from orthrus.train.start import load_backbone
 from tests.families import perturb
 from tests.train.ranks_of import in_processes
 from tests.train.tiny import tiny_tokenizer, view_recipe

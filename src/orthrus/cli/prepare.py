@@ -55,7 +55,7 @@ def _run(recipe: "ViewRecipe") -> bool:
     from orthrus.checkpoints.load import device_of, tokenizer_of
     from orthrus.train.prepare import prepare as make
     from orthrus.train.ranks import Ranks
-    from orthrus.train.view import load_backbone
+    from orthrus.train.start import load_backbone
 
     ranks = Ranks(recipe.run.device)  # before the device is touched: it gives each process its own
     if recipe.run.threads is not None:

@@ -15,7 +15,8 @@ from orthrus.data.documents import Document, jsonl_documents, synthetic_document
 from orthrus.data.hub import Columns, Dataset, dataset_documents
 from orthrus.data.packing import EncodedDocument, PackedRows, encode_documents, load_rows, pack, save_rows
 from orthrus.errors import DataError
-from orthrus.train.sections import DataSection, DatasetSource, JsonlSource, Recipe, Source, SyntheticSource, source_name
+from orthrus.train.sections import Recipe
+from orthrus.train.sources import DataSection, DatasetSource, JsonlSource, Source, SyntheticSource, source_name
 
 
 def train_documents(source: Source, *, seed: int) -> Iterator[Document]:

@@ -28,7 +28,8 @@ from orthrus.model.fingerprint import fingerprint
 from orthrus.train.corpus import corpus_about, data_folder, heldout_documents, train_documents
 from orthrus.train.drafting import drafting
 from orthrus.train.ranks import Ranks
-from orthrus.train.sections import AnswersSection, DatasetSource, Source, SyntheticSource, ViewRecipe, source_name
+from orthrus.train.sections import AnswersSection, ViewRecipe
+from orthrus.train.sources import DatasetSource, Source, SyntheticSource, source_name
 
 OnProgress = Callable[[str, int, int], None]
 """Called with the name of a set, prompts answered and all prompts."""

@@ -19,7 +19,8 @@ from orthrus.errors import ConfigError
 from orthrus.train.card import computing_minutes
 from orthrus.train.config import load_recipe
 from orthrus.train.run import run
-from orthrus.train.sections import Recipe, Section
+from orthrus.train.sections import Recipe
+from orthrus.train.sources import Section
 
 T_95 = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776, 6: 2.571, 7: 2.447, 8: 2.365, 9: 2.306, 10: 2.262}
 """Student's t for a two-sided interval of 95 % over so many runs."""

@@ -8,9 +8,6 @@ Shapes: B rows, T positions, N blocks, K block length, J = K - 1 predicted slots
 """
 
 import random
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,24 +15,19 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
-from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from orthrus.checkpoints.files import save
-from orthrus.checkpoints.load import DTYPES, backbone_with_tokenizer, device_of, is_adapter, load, locate
+from orthrus.checkpoints.load import device_of
 from orthrus.data.packing import PackedRows
 from orthrus.data.shards import SHARD
 from orthrus.decode.api import engine_for
 from orthrus.decode.options import Options
 from orthrus.decode.output import Stats
-from orthrus.errors import ConfigError
 from orthrus.kernels import attention, masks
-from orthrus.model.attach import attach, config_of, duals, layers_of, windows_of
-from orthrus.model.attachment import attachment_of
-from orthrus.model.config import OrthrusConfig
+from orthrus.model.attach import config_of, layers_of, windows_of
 from orthrus.model.dual import View, ViewName
 from orthrus.model.head import output_head
-from orthrus.model.markov import Before, install, markov_of, untrained
-from orthrus.model.twin import require_gradients
+from orthrus.model.markov import Before, markov_of
 from orthrus.policy.steps import parse
 from orthrus.train import anchors, objective
 from orthrus.train.anchors import Blocks
@@ -45,6 +37,7 @@ from orthrus.train.ranks import Ranks
 from orthrus.train.recompute import recomputed
 from orthrus.train.sections import ViewRecipe
 from orthrus.train.sharding import shard
+from orthrus.train.start import in_one_dtype, load_backbone
 from orthrus.train.step import Loss, Rows, row_generator
 
 MOST_LOGITS = 1 << 26
@@ -331,102 +324,6 @@ class ViewTask:
     def _tensor(self, array: NDArray[Any]) -> Tensor:
         tensor = torch.from_numpy(np.array(array)).to(self._device)
         return tensor if tensor.dtype == torch.bool else tensor.long()
-
-
-def load_backbone(recipe: ViewRecipe, device: torch.device) -> tuple[PreTrainedModel, PreTrainedTokenizerFast]:
-    """Load the frozen backbone with an untrained view, or with the view that `model.start_from` holds.
-
-    The view is in float32, and so are the buffers; frozen weights are in the run's dtype.
-
-    Raises:
-        ConfigError: the recipe's `model.markov_rank`, `anchor` or `layers` are not those of the view to start from, its
-            rows are longer than the backbone reads, or its mask token is none of the tokenizer's.
-        UnsupportedModel: the backbone is quantised in a form that gradients do not pass through.
-    """
-    model, tokenizer = _in_float32(recipe)
-    _check_rows(model, recipe)
-    for parameter in model.parameters():
-        numbers = parameter.is_floating_point() and parameter.dtype.itemsize > 1  # other forms pack them
-        if numbers and not parameter.requires_grad:
-            parameter.data = parameter.data.to(DTYPES[recipe.run.dtype])
-    model = model.to(device).eval()
-    require_gradients(model)
-    return model, tokenizer
-
-
-@contextmanager
-def in_one_dtype(model: PreTrainedModel) -> Iterator[None]:
-    """Decode as a loaded model does: inside, the view's tensors are in the backbone's dtype, and as before behind."""
-    masters = {p: p.data for p in model.parameters() if p.dtype != model.dtype}
-    try:
-        for parameter, tensor in masters.items():
-            parameter.data = tensor.to(model.dtype)
-        yield
-    finally:
-        for parameter, tensor in masters.items():
-            parameter.data = tensor
-
-
-def _in_float32(recipe: ViewRecipe) -> tuple[PreTrainedModel, PreTrainedTokenizerFast]:
-    wanted = recipe.model
-    if wanted.start_from is not None:
-        backbone = wanted.backbone if is_adapter(locate(wanted.start_from)) else None  # or it holds its own
-        model, tokenizer = load(wanted.start_from, dtype="float32", device="cpu", backbone=backbone, pack=False)
-        started = config_of(model)
-        for name in ("anchor", "layers"):
-            before, now = (_settled(config, model)[name] for config in (started, _described(recipe, tokenizer)))
-            if before != now:
-                raise ConfigError(
-                    f"model.{name} must be {before!r}, as {wanted.start_from} has it, found {now!r}: set it, or start "
-                    "from another view"
-                )
-        if started.markov_rank not in (0, wanted.markov_rank):
-            raise ConfigError(
-                f"model.markov_rank must be {started.markov_rank}, as {wanted.start_from} has it, found "
-                f"{wanted.markov_rank}: set it, or start from another view"
-            )
-        if started.markov_rank == 0:
-            install(model, untrained(model, wanted.markov_rank))
-        attachment_of(model).config = replace(
-            started,
-            block_size=wanted.block_size,
-            backbone=wanted.backbone,
-            block_attention=wanted.block_attention,
-            markov_rank=wanted.markov_rank,
-        )
-        return model, tokenizer
-    model, tokenizer = backbone_with_tokenizer(wanted.backbone)
-    return attach(model, _described(recipe, tokenizer), attn_implementation="orthrus"), tokenizer
-
-
-def _described(recipe: ViewRecipe, tokenizer: PreTrainedTokenizerFast) -> OrthrusConfig:
-    """Return the configuration of the view that a recipe asks for."""
-    wanted, known = recipe.model, tokenizer.get_vocab()
-    if wanted.mask_token is not None and wanted.mask_token not in known:
-        raise ConfigError(f"model.mask_token must be a token of {wanted.backbone}, found {wanted.mask_token!r}")
-    return OrthrusConfig(
-        block_size=wanted.block_size,
-        mask_token_id=known.get(wanted.mask_token or "<|mask|>"),
-        backbone=wanted.backbone,
-        block_attention=wanted.block_attention,
-        markov_rank=wanted.markov_rank,
-        anchor=wanted.anchor,
-        layers=tuple(wanted.layers) if isinstance(wanted.layers, list) else wanted.layers,
-    )
-
-
-def _settled(config: OrthrusConfig, model: PreTrainedModel) -> dict[str, Any]:
-    """Return what decides which tensors a view has and what it reads."""
-    return {"anchor": config.anchor, "layers": config.layers_of(len(duals(model)))}
-
-
-def _check_rows(model: PreTrainedModel, recipe: ViewRecipe) -> None:
-    context = int(model.config.get_text_config().max_position_embeddings)
-    if recipe.data.row_tokens > context:
-        raise ConfigError(
-            f"data.row_tokens must be at most {context}, which is what {recipe.model.backbone} reads, found "
-            f"{recipe.data.row_tokens}: make rows shorter, or take a backbone of a longer context"
-        )
 
 
 def _report(name: str, done: int, whole: int) -> None:
