@@ -38,6 +38,61 @@ class Place:
     span: int
 
 
+class KeyStore:
+    """One layer's keys and values, `[R, S, H, D]`, allocated for the heads and dtype of the first ones.
+
+    A layer that keeps something else of a text has a store of its own with the same verbs.
+    """
+
+    def __init__(self, rows: int, capacity: int, key_BHQD: Tensor, value_BHQD: Tensor, *, kernel: bool) -> None:
+        def buffer(like_BHQD: Tensor) -> Tensor:
+            return like_BHQD.new_zeros(rows, capacity, like_BHQD.shape[1], like_BHQD.shape[3])
+
+        self.keys, self.values = buffer(key_BHQD), buffer(value_BHQD)
+        self._kernel = kernel
+
+    def update(self, key_BHQD: Tensor, value_BHQD: Tensor, place: Place, columns: slice) -> tuple[Tensor, Tensor]:
+        """Write some columns of a pass; return views `[B, H, span, D]` of all in reach."""
+        rows, keys, values = slice(place.first, place.last), self.keys, self.values
+        if place.start is not None:
+            slots = slice(place.start + columns.start, place.start + columns.stop)
+            keys[rows, slots], values[rows, slots] = key_BHQD.transpose(1, 2), value_BHQD.transpose(1, 2)
+        elif self._kernel:
+            from orthrus.kernels.split_attention import write
+
+            with torch.cuda.device_of(keys):  # type: ignore[no-untyped-call]
+                write(keys, values, key_BHQD, value_BHQD, place.row_B1, place.slot_BQ[:, columns])
+        else:
+            keys[place.row_B1, place.slot_BQ[:, columns]] = key_BHQD.transpose(1, 2)
+            values[place.row_B1, place.slot_BQ[:, columns]] = value_BHQD.transpose(1, 2)
+        return keys[rows, : place.span].transpose(1, 2), values[rows, : place.span].transpose(1, 2)
+
+    def copy(self, source: int, target: int, length: int) -> None:
+        """Copy the first positions of one row to another."""
+        for buffer in (self.keys, self.values):
+            buffer[target, :length] = buffer[source, :length]
+
+    def swap(self, one: int, other: int, length: int) -> None:
+        """Exchange the first positions of two rows."""
+        for buffer in (self.keys, self.values):
+            buffer[[one, other], :length] = buffer[[other, one], :length]
+
+    def move(self, row_B1: Tensor, source_BM: Tensor, target_BM: Tensor) -> None:
+        """Copy a few slots within rows."""
+        for buffer in (self.keys, self.values):
+            buffer[row_B1, target_BM] = buffer[row_B1, source_BM]
+
+    def wipe(self, row: int) -> None:
+        """Overwrite a row with zeros."""
+        for buffer in (self.keys, self.values):
+            buffer[row] = 0
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes held by both buffers."""
+        return self.keys.nbytes + self.values.nbytes
+
+
 class ScratchCache:
     """Hold keys and values of `rows` sequences of at most `capacity` positions each.
 
@@ -52,8 +107,7 @@ class ScratchCache:
         self.lengths = [0] * rows
         self.length_R = torch.zeros(rows, dtype=torch.long, device=self.device)
         self._kernel = can_split(self.device)
-        self.keys: list[Tensor] = []
-        self.values: list[Tensor] = []
+        self.stores: list[KeyStore] = []
         none = torch.empty(0, 0, dtype=torch.long)
         self.place = Place(first=0, last=0, row_B1=none, slot_BQ=none, start=None, span=0)
         self.recordings: Any = None  # `model.compiled` keeps passes over these very buffers here
@@ -90,27 +144,9 @@ class ScratchCache:
         return CacheColumns(self, slice(*columns.indices(self.place.slot_BQ.shape[1])))
 
     def _write(self, key_BHQD: Tensor, value_BHQD: Tensor, layer_idx: int, columns: slice) -> tuple[Tensor, Tensor]:
-        while len(self.keys) <= layer_idx:
-            self.keys.append(self._buffer(key_BHQD))
-            self.values.append(self._buffer(value_BHQD))
-        place, rows = self.place, slice(self.place.first, self.place.last)
-        keys, values = self.keys[layer_idx], self.values[layer_idx]
-        if place.start is not None:
-            slots = slice(place.start + columns.start, place.start + columns.stop)
-            keys[rows, slots], values[rows, slots] = key_BHQD.transpose(1, 2), value_BHQD.transpose(1, 2)
-        elif self._kernel:
-            from orthrus.kernels.split_attention import write
-
-            with torch.cuda.device_of(keys):  # type: ignore[no-untyped-call]
-                write(keys, values, key_BHQD, value_BHQD, place.row_B1, place.slot_BQ[:, columns])
-        else:
-            keys[place.row_B1, place.slot_BQ[:, columns]] = key_BHQD.transpose(1, 2)
-            values[place.row_B1, place.slot_BQ[:, columns]] = value_BHQD.transpose(1, 2)
-        return keys[rows, : place.span].transpose(1, 2), values[rows, : place.span].transpose(1, 2)
-
-    def _buffer(self, like_BHQD: Tensor) -> Tensor:
-        _, heads, _, dim = like_BHQD.shape
-        return like_BHQD.new_zeros(self.rows, self.capacity, heads, dim)
+        while len(self.stores) <= layer_idx:
+            self.stores.append(KeyStore(self.rows, self.capacity, key_BHQD, value_BHQD, kernel=self._kernel))
+        return self.stores[layer_idx].update(key_BHQD, value_BHQD, self.place, columns)
 
     def commit(self, rows: slice, counts: list[int]) -> None:
         """Keep `counts[i]` more positions of each row; what lies past them stays scratch."""
@@ -133,27 +169,27 @@ class ScratchCache:
         """
         lengths = self.lengths[one], self.lengths[other]
         end = max(lengths) + 1
-        for buffer in (*self.keys, *self.values):
-            buffer[[one, other], :end] = buffer[[other, one], :end]
+        for store in self.stores:
+            store.swap(one, other, end)
         self.set_length(one, lengths[1])
         self.set_length(other, lengths[0])
 
     def wipe(self, row: int) -> None:
         """Empty a row and overwrite its keys and values: zeros, where NaN behind a mask would still spread."""
         self.set_length(row, 0)
-        for buffer in (*self.keys, *self.values):
-            buffer[row] = 0
+        for store in self.stores:
+            store.wipe(row)
 
     def copy_start(self, source: int, target: int, length: int) -> None:
         """Copy the first positions of one row to another, whose length is the caller's to set (once per request)."""
-        for buffer in (*self.keys, *self.values):
-            buffer[target, :length] = buffer[source, :length]
+        for store in self.stores:
+            store.copy(source, target, length)
 
     def move_slots(self, rows: slice, source_BM: Tensor, target_BM: Tensor) -> None:
         """Copy a few slots within each row, as a tree's accepted path needs; `[B, M]` slots each."""
         row_B1 = torch.arange(rows.start, rows.stop, device=self.device)[:, None]
-        for buffer in (*self.keys, *self.values):
-            buffer[row_B1, target_BM] = buffer[row_B1, source_BM]
+        for store in self.stores:
+            store.move(row_B1, source_BM, target_BM)
 
     def get_seq_length(self, layer_idx: int = 0) -> int:
         """Return the longest row (Hugging Face asks when it is given no position ids; passes here always are)."""
@@ -162,12 +198,22 @@ class ScratchCache:
     @property
     def empty(self) -> bool:
         """True until a pass has allocated the buffers."""
-        return not self.keys
+        return not self.stores
+
+    @property
+    def keys(self) -> list[Tensor]:
+        """Every layer's keys, `[R, S, H, D]`, to look at."""
+        return [store.keys for store in self.stores]
+
+    @property
+    def values(self) -> list[Tensor]:
+        """Every layer's values, `[R, S, H, D]`, to look at."""
+        return [store.values for store in self.stores]
 
     @property
     def nbytes(self) -> int:
         """Bytes held by all buffers."""
-        return sum(buffer.numel() * buffer.element_size() for buffer in (*self.keys, *self.values))
+        return sum(store.nbytes for store in self.stores)
 
 
 class CacheColumns:
