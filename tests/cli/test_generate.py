@@ -20,7 +20,7 @@ from tests.families import tiny
 
 Cli = Callable[..., Ran]
 STATISTICS = {
-    "cycles", "forwards", "plain_steps", "drafted", "accepted", "emitted",
+    "cycles", "forwards", "plain_steps", "first_tokens", "drafted", "accepted", "emitted",
     "tokens_per_forward", "acceptance_length", "tokens_per_cycle", "accepted_per_position",
 }  # fmt: skip
 

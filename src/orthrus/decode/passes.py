@@ -185,8 +185,8 @@ class Passes:
     def _proposed(self, rows: slice, reading: Reading, anchor: list[int]) -> Proposal:
         """Read a prompt's end and draft behind the anchors, which stand in these rows."""
         ar = sorted(set(anchor))
+        index_B = torch.tensor([ar.index(row) for row in anchor], device=self.cache.device)
         logits_BTV = self._call(rows, reading, prefill=True, ar=ar)
-        index_B = torch.tensor([ar.index(row) for row in anchor], device=logits_BTV.device)
         first_BV = logits_BTV[torch.arange(len(anchor), device=logits_BTV.device), index_B]
         return Proposal(logits_BTV[:, len(ar) :], first_BV[:, None])
 

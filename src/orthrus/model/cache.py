@@ -150,7 +150,12 @@ class ScratchCache:
 
     def commit(self, rows: slice, counts: list[int]) -> None:
         """Keep `counts[i]` more positions of each row; what lies past them stays scratch."""
-        self.set_lengths_of(rows, [length + n for length, n in zip(self.lengths[rows], counts, strict=True)])
+        lengths = [length + n for length, n in zip(self.lengths[rows], counts, strict=True)]
+        if len(set(counts)) == 1:  # nothing has to be sent to the device
+            self.lengths[rows] = lengths
+            self.length_R[rows] += counts[0]
+        else:
+            self.set_lengths_of(rows, lengths)
 
     def set_length(self, row: int, length: int) -> None:
         """Say how many positions of a row are valid (0 empties it, a smaller one forgets its end)."""
