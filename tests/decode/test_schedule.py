@@ -195,9 +195,9 @@ def test_ten_thousand_admissions_leave_nothing_behind() -> None:
     chance = random.Random(0)
     model = dual(num_hidden_layers=1)
     chosen, stories = steps.parse("auto"), [(list(prompt), sampling) for prompt, sampling in STORIES[:3]]
-    room = Engine.room(max(len(prompt) for prompt, _ in stories), 2, chosen.scratch(BLOCK))
+    room = Engine.room(max(len(prompt) for prompt, _ in stories), 5, chosen.scratch(BLOCK))
     engine = Engine(model, rows=16, capacity=room, plan=chosen, clock=lambda: chance.random())
-    options = {sampling: Options(max_new_tokens=2, sampling=sampling) for _, sampling in stories}
+    options = {sampling: Options(max_new_tokens=5, sampling=sampling) for _, sampling in stories}
     aborted = {"live": 0, "waiting": 0}
 
     def live_through(admissions: int) -> tuple[int, int]:
