@@ -81,7 +81,7 @@ class Scripted:
             if FAILS in self._tokenizer.decode(row.token_ids):
                 row.finish_reason, row.error = "error", ValueError("this row cannot go on")
                 del self._rows[row.id]
-                made.append(SimpleNamespace(row=row, token_ids=[], accepted=0, kept=None))
+                made.append(SimpleNamespace(row=row, token_ids=[], accepted=0, first=False, kept=None))
                 continue
             tokens = row.token_ids[: min(self._block, row.left)]
             del row.token_ids[: len(tokens)]
@@ -92,5 +92,5 @@ class Scripted:
             if row.left == 0 or not row.token_ids:
                 row.finish_reason = "length" if row.left == 0 else "stop"
                 del self._rows[row.id]
-            made.append(SimpleNamespace(row=row, token_ids=tokens, accepted=accepted, kept=None))
+            made.append(SimpleNamespace(row=row, token_ids=tokens, accepted=accepted, first=False, kept=None))
         return made
