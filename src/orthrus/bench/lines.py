@@ -33,7 +33,8 @@ class Result:
         provenance: id of the run's provenance record, in the same file.
         configuration: id of all settings that figures depend on; only lines that share it may be compared.
         suite, id, domain: the prompt.
-        mode, plan, exact: the contender; `plan` is only for "orthrus", `exact` for "ar" too, else None.
+        mode, plan, exact: the contender; `plan` is only for "orthrus", and for "llama.cpp" names its weights, `exact`
+            for "ar" too, else None.
         dtype: precision by name.
         batch: prompts decoded together, as asked for; `rows`, how many there were (a last batch is short).
         group: id of the first prompt of the batch this one was in.

@@ -42,7 +42,7 @@ def converted(file: Path, *, sha256: str | None = None) -> Path:
         CheckpointError: no such file, another one than is wanted, or one that cannot be converted.
         WriteError: the cache cannot be written.
     """
-    digest = _digest(file)
+    digest = digest_of(file)
     if sha256 is not None and digest != sha256:
         raise CheckpointError(
             f"{file} must have the sha256 {sha256}, found {digest}: it is damaged or another model; install its "
@@ -59,7 +59,8 @@ def converted(file: Path, *, sha256: str | None = None) -> Path:
     return folder
 
 
-def _digest(file: Path) -> str:
+def digest_of(file: Path) -> str:
+    """Return the sha256 of a file; raises CheckpointError for one that cannot be read."""
     try:
         with file.open("rb") as opened:
             return hashlib.file_digest(opened, "sha256").hexdigest()

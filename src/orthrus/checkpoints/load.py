@@ -231,6 +231,19 @@ def home_of(name: str | Path) -> Path | str:
     return gguf.converted(file, sha256=wheel.sha256)
 
 
+def gguf_source(name: str | Path, backbone: str | Path | None = None) -> Path | None:
+    """Return the GGUF file that the backbone of a model is read from; None where it is read from none."""
+    named: str | Path | None = backbone
+    if named is None:
+        home = BUNDLED.get(str(name), Path(name))
+        named = files.read_config(home).backbone if is_adapter(home) else name
+    if named is None:
+        return None
+    if str(named) in WEIGHTS:
+        return zoo.weights_in(WEIGHTS[str(named)])
+    return file if (file := Path(named)).suffix == ".gguf" and file.is_file() else None
+
+
 def load_official(path: Path, dtype: torch.dtype | str, **more: Any) -> PreTrainedModel:
     """Load backbone and view from a directory of the official layout; `more` goes to `from_pretrained`."""
     values = files.read_object(path / "config.json", missing="it is not a model")

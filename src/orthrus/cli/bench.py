@@ -64,7 +64,7 @@ def run(
         typer.Option(
             "--modes",
             metavar="MODE,…",
-            help="ar, orthrus, hf, hf-static, hf-lookup; ar,orthrus unless given.",
+            help="ar, orthrus, hf, hf-static, hf-lookup, llama.cpp, llama.cpp-lookup; ar,orthrus unless given.",
         ),
     ] = None,
     plans: Annotated[
@@ -74,6 +74,15 @@ def run(
     exact: Annotated[
         list[str] | None,
         typer.Option("--exact", metavar="EXACT,…", help="Of our modes: distribution, token."),
+    ] = None,
+    gguf: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--gguf",
+            metavar="FORM|FILE,…",
+            help="What llama.cpp answers from: a .gguf file, or a form (q8_0, q4_1, bf16, …) made from the backbone's "
+            "own one; that as it is unless given.",
+        ),
     ] = None,
     batch: Batches = None,
     dtype: Dtypes = None,
@@ -98,13 +107,17 @@ def run(
     """
     from orthrus.bench.contenders import contenders
     from orthrus.bench.speed import run as bench
+    from orthrus.checkpoints.load import gguf_source
 
+    ggufs = tuple(_listed(gguf, ""))
     job = bench.Job(
         model=model,
         suites=tuple(suite),
         folder=data,
         limit=limit,
-        contenders=contenders(_listed(modes, "ar,orthrus"), _listed(plans, "auto"), _listed(exact, "distribution")),
+        contenders=contenders(
+            _listed(modes, "ar,orthrus"), _listed(plans, "auto"), _listed(exact, "distribution"), ggufs
+        ),
         batches=_numbers(batch, "1", "--batch"),
         dtypes=_dtypes(dtype),
         max_new_tokens=max_new_tokens,
@@ -112,6 +125,8 @@ def run(
         warmup=warmup,
         compile=compile,
         prices=prices,
+        gguf=ggufs,
+        gguf_source=gguf_source(model, backbone),
     )
     set_threads(threads)
     with resumable(), progress() as (start, lap):
@@ -270,7 +285,7 @@ def report(
         typer.Option(
             "--against",
             metavar="MODE,…",
-            help="Baselines of ratios, orthrus:PLAN and ar@token too; ar,hf,hf-static unless given.",
+            help="Baselines of ratios, orthrus:PLAN, llama.cpp:FORM and ar@token too; ar,hf,hf-static unless given.",
         ),
     ] = None,
     markdown: Annotated[bool, typer.Option("--markdown", help="Print the tables in markdown.")] = False,

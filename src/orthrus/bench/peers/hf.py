@@ -54,7 +54,7 @@ def generate(backbone: PreTrainedModel, prompts: Sequence[Sequence[int]], config
         generation_config=config,
     )
     rows: list[list[int]] = out[:, longest:].tolist()
-    return [_until_end(row, config.eos_token_id or []) for row in rows]
+    return [until_end(row, config.eos_token_id or []) for row in rows]
 
 
 @contextmanager
@@ -68,7 +68,7 @@ def counted(backbone: PreTrainedModel) -> Iterator[list[None]]:
         handle.remove()
 
 
-def _until_end(tokens: list[int], eos: Sequence[int]) -> list[int]:
+def until_end(tokens: list[int], eos: Sequence[int]) -> list[int]:
     """Cut the filler that a batch leaves behind a row's end-of-text token."""
     for place, token in enumerate(tokens):
         if token in eos:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Final, TypeAlias, TypeVar
 
 from orthrus.bench import lines, metrics
-from orthrus.bench.contenders import MODES, OWN
+from orthrus.bench.contenders import LLAMA, MODES, OWN
 from orthrus.bench.lines import Result
 from orthrus.bench.metrics import Estimate, Ratio
 from orthrus.data.records import Record, read_records
@@ -182,10 +182,11 @@ def _baseline(name: str) -> lines.Who:
     who, _, exact = name.partition("@")
     mode, _, plan = who.partition(":")
     own = mode in OWN
-    if mode not in MODES or bool(plan) != (mode == "orthrus") or ("@" in name and not (own and exact in EXACT)):
+    misplaced = bool(plan) != (mode == "orthrus") and mode not in LLAMA
+    if mode not in MODES or misplaced or ("@" in name and not (own and exact in EXACT)):
         raise ConfigError(
-            f"a baseline is one of {', '.join(MODES)}, orthrus with a plan (orthrus:full), our own modes exact to the "
-            f"token too (ar@token); found {name!r}"
+            f"a baseline is one of {', '.join(MODES)}, orthrus with a plan (orthrus:full), llama.cpp with its weights "
+            f"too (llama.cpp:q8_0), our own modes exact to the token too (ar@token); found {name!r}"
         )
     return mode, plan or None, (exact or "distribution") if own else None
 

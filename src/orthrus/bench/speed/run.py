@@ -17,8 +17,9 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from orthrus.bench import lines
-from orthrus.bench.contenders import OWN, Contender, Decoder, decoders, fits
+from orthrus.bench.contenders import ALONE, LLAMA, OWN, Contender, Decoder, decoders, fits
 from orthrus.bench.lines import Result
+from orthrus.bench.peers import ggufs, llamacpp
 from orthrus.bench.race import Clock, Laps, first_difference, race
 from orthrus.bench.speed.prices import Meter, Prices
 from orthrus.bench.suites import Item, judge, read_suites
@@ -50,6 +51,8 @@ class Job:
         warmup: rounds before the first batch of each size and precision that are not measured.
         compile: whether our decoding passes are compiled.
         prices: a file of measured passes (`orthrus bench passes`) whose seconds count in place of the clock's.
+        gguf: files and forms that llama.cpp answers from; the file that the backbone was read from unless given.
+        gguf_source: the file that the backbone was read from, if any.
     """
 
     model: str
@@ -64,6 +67,8 @@ class Job:
     warmup: int = 1
     compile: bool = False
     prices: Path | None = None
+    gguf: tuple[str, ...] = ()
+    gguf_source: Path | None = None
 
     def __post_init__(self) -> None:
         for name, least in (("max_new_tokens", 1), ("rounds", 1), ("warmup", 0)):
@@ -77,7 +82,7 @@ class Job:
             raise ConfigError(f"a batch must be of at least 1 prompt, found {min(self.batches)}")
         for batch in self.batches:
             if not self.contenders_at(batch):
-                raise ConfigError(f"none of the modes asked for can run batches of {batch}: hf-lookup takes 1")
+                raise ConfigError(f"none of the modes asked for can run batches of {batch}: {', '.join(ALONE)} take 1")
 
         strangers = sorted({c.mode for c in self.contenders if c.mode not in OWN})
         if self.prices is not None and strangers:
@@ -138,11 +143,16 @@ def run(
         ConfigError, DataError: what is asked for cannot be had, or the file is not one of results.
         PromptError: all prompts are longer than the model's context.
     """
+    weights = _llama_weights(job)
     items = read_suites(job.suites, folder=job.folder, limit=job.limit)
     model, tokenizer = _loaded(job, load, job.dtypes[0])
     prompts, too_long = encoded(items, model, tokenizer)
     prices = {} if job.prices is None else {dtype: Prices.read(job.prices, dtype) for dtype in job.dtypes}
     settings = configuration(job, model)
+    if weights:
+        found = {label or "own": file.to_dict() for label, file in weights.items()}
+        settings |= {"llama.cpp": llamacpp.build(), "gguf": found}
+    context = max(len(prompt.token_ids) for prompt in prompts) + job.max_new_tokens
     done = lines.take_up(output, digest(settings), {b: _who(job.contenders_at(b)) for b in job.batches})
     outlook = _outlook(job, prompts, digest(settings), done, too_long)
     on_start(outlook)
@@ -160,8 +170,23 @@ def run(
                 continue
             labels = {"provenance": head_id, "configuration": digest(settings)}
             meter = Meter(prices[dtype]) if dtype in prices else None
-            runners = decoders(model, tokenizer, job.contenders_at(batch), engine=meter.engine() if meter else {})
+            runners = decoders(
+                model,
+                tokenizer,
+                job.contenders_at(batch),
+                engine=meter.engine() if meter else {},
+                weights=weights,
+                context=context,
+            )
             _race_all(job, heats, runners, model, tokenizer, output, labels, clock=meter or clock, on_lap=on_lap)
+
+
+def _llama_weights(job: Job) -> dict[str | None, ggufs.Weights]:
+    """Find llama.cpp and its files, where it takes part, before anything else takes time."""
+    if not any(c.mode in LLAMA for c in job.contenders):
+        return {}
+    llamacpp.check()
+    return ggufs.weights(job.gguf, job.gguf_source)
 
 
 def _loaded(job: Job, load: Loader, dtype: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:

@@ -1,0 +1,121 @@
+"""llama.cpp through the package xllamacpp: its own server in this process, asked over the loopback interface.
+
+Only the server's own protocol takes and gives token ids. A request costs about a millisecond beside its decoding.
+"""
+
+import importlib
+import importlib.util
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from http.client import HTTPConnection
+from typing import Any, Final
+from urllib.parse import urlsplit
+
+from orthrus.bench.peers.ggufs import Weights
+from orthrus.errors import ConfigError, DecodingError
+
+PACKAGE: Final = "xllamacpp"
+_PADDING: Final = 256  # llama.cpp rounds contexts up to it
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Written:
+    """What llama.cpp wrote to a prompt.
+
+    Attributes:
+        token_ids: its tokens, the end-of-text token included where one was written.
+        first_token_seconds: how long reading the prompt took, by llama.cpp's own clock.
+        drafted, accepted: lookup drafts, and how many of them the text got; both 0 without lookup.
+    """
+
+    token_ids: list[int]
+    first_token_seconds: float
+    drafted: int = 0
+    accepted: int = 0
+
+
+def check() -> None:
+    """Raise ConfigError unless the package is installed."""
+    if importlib.util.find_spec(PACKAGE) is None:
+        raise ConfigError(
+            f"llama.cpp needs the package {PACKAGE}, found none installed: pip install 'orthrus-lm[peers]'"
+        )
+
+
+def build() -> dict[str, str]:
+    """Return the package's version and the instructions that it was built for, as JSON values."""
+    binding: Any = importlib.import_module(PACKAGE)
+    return {PACKAGE: binding.__version__, "build": binding.get_system_info().strip(" |")}
+
+
+class Server:
+    """One model in llama.cpp, with one slot, greedy and without any memory of earlier prompts.
+
+    Args:
+        weights: the file to answer from.
+        threads: for prompts and for decoding.
+        context: prompt and answer together, at most.
+        lookup: whether it drafts by lookup in the text, `ngram-simple` with llama.cpp's own settings.
+
+    Raises:
+        ConfigError: the package is missing, or llama.cpp cannot load the file.
+    """
+
+    def __init__(self, weights: Weights, *, threads: int, context: int, lookup: bool = False) -> None:
+        check()
+        binding: Any = importlib.import_module(PACKAGE)
+        params = binding.CommonParams()
+        params.model.path = str(weights.file)
+        params.n_ctx = -(-context // _PADDING) * _PADDING
+        params.n_parallel = 1
+        params.cpuparams.n_threads = params.cpuparams_batch.n_threads = threads
+        params.n_gpu_layers = 0
+        params.fit_params = False  # nothing is to be adapted behind our back
+        params.cache_ram_mib = params.n_ctx_checkpoints = 0
+        params.ui = params.endpoint_slots = False
+        params.verbosity = -1
+        kind = "COMMON_SPECULATIVE_TYPE_NGRAM_SIMPLE" if lookup else "COMMON_SPECULATIVE_TYPE_NONE"
+        params.speculative.types = [getattr(binding.common_speculative_type, kind)]
+        try:
+            self._server = binding.Server(params)
+        except RuntimeError as error:
+            raise ConfigError(f"llama.cpp cannot load {weights.file}: {error}") from error
+        self._weights = weights
+        self._address = urlsplit(self._server.listening_address)
+
+    def answer(self, prompt: Sequence[int], max_new_tokens: int) -> Written:
+        """Answer one prompt, greedily; raises DecodingError where llama.cpp refuses or reads other tokens."""
+        request = {
+            "prompt": list(prompt),
+            "n_predict": max_new_tokens,
+            "temperature": 0,
+            "cache_prompt": False,
+            "return_tokens": True,
+        }
+        reply = self._ask(request)
+        timings = reply["timings"]
+        if timings["prompt_n"] != len(prompt):
+            raise DecodingError(
+                f"llama.cpp must read the prompt's own {len(prompt)} tokens, found that it read {timings['prompt_n']}"
+            )
+        return Written(
+            token_ids=reply["tokens"],
+            first_token_seconds=timings["prompt_ms"] / 1000,
+            drafted=timings.get("draft_n", 0),
+            accepted=timings.get("draft_n_accepted", 0),
+        )
+
+    def _ask(self, request: dict[str, Any]) -> dict[str, Any]:
+        connection = HTTPConnection(self._address.hostname or "127.0.0.1", self._address.port)
+        try:
+            body = json.dumps(request)
+            connection.request("POST", "/completion", body, {"Content-Type": "application/json"})
+            response = connection.getresponse()
+            text = response.read()
+        finally:
+            connection.close()
+        if response.status != 200:
+            raise DecodingError(f"llama.cpp cannot answer from {self._weights.file}: {text.decode(errors='replace')}")
+        reply: dict[str, Any] = json.loads(text)
+        return reply
