@@ -214,15 +214,14 @@ class Loop:
         """Run one cycle and hand out what it gave; one that fails takes the jobs of its batch with it, no others."""
         try:
             progress = lane.engine.step()
+            now = self.clock()
+            for one in progress:
+                if one.row.id in lane.jobs:
+                    self._advance(lane.jobs[one.row.id], one, now)
         except Exception as error:
             del self._lanes[mode]  # its cache is in an unknown state: the next job gets an engine of its own
             for job in list(lane.jobs.values()):
                 self._fail(job, "error", error)
-            return
-        now = self.clock()
-        for one in progress:
-            if one.row.id in lane.jobs:
-                self._advance(lane.jobs[one.row.id], one, now)
 
     def _advance(self, job: Job, progress: Progress, now: float) -> None:
         row = progress.row

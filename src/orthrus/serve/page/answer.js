@@ -192,9 +192,9 @@ export function bars(svg, cycles, height, wide = Infinity) {
       if (name) drawn.setAttribute("class", name);
       group.append(drawn);
     };
-    rect("room", 0, drafted + 1);
+    rect("room", 0, Math.max(drafted + 1, emitted));
     if (accepted) rect("", 0, accepted);
-    if (emitted > accepted) rect("own", accepted, 1);
+    if (emitted > accepted) rect("own", accepted, emitted - accepted);
     return group;
   });
   svg.setAttribute("class", "bars");
