@@ -75,8 +75,8 @@ def invalid(errors: Sequence[Any]) -> Refused:
     if kind == "missing":
         return Refused(f"the field {param!r} is required: add it", param=param, code="missing_field")
     shown = repr(first.get("input"))
-    found = f" (found {shown if len(shown) <= 80 else shown[:77] + '…'})" if kind != "value_error" else ""
-    return Refused(f"{param or 'the body'}: {message}{found}", param=param, code="invalid_value")
+    shown_as = f" (found {shown if len(shown) <= 80 else shown[:77] + '…'})" if kind != "value_error" else ""
+    return Refused(f"{param or 'the body'}: {message}{shown_as}", param=param, code="invalid_value")
 
 
 def _type(status: int) -> str:

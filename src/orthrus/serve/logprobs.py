@@ -25,9 +25,9 @@ def scored(logits_NV: Tensor, tokens: Sequence[int], top: int) -> list[Scored]:
     if not tokens:
         return []
     logprobs_NV = logits_NV.float().log_softmax(-1).clamp_min(LEAST)
-    own = logprobs_NV[range(len(tokens)), list(tokens)].tolist()
+    chosen = logprobs_NV[range(len(tokens)), list(tokens)].tolist()
     values_NT, ids_NT = logprobs_NV.topk(min(top, logprobs_NV.shape[1]), dim=-1)
-    rows = zip(tokens, own, ids_NT.tolist(), values_NT.tolist(), strict=True)
+    rows = zip(tokens, chosen, ids_NT.tolist(), values_NT.tolist(), strict=True)
     return [Scored(token, value, list(zip(ids, values, strict=True))) for token, value, ids, values in rows]
 
 

@@ -74,13 +74,13 @@ class Splitter:
         """Take what stands before the next tag; returns whether there was one."""
         text = "".join(piece.text for piece in self._held)
         tags = {"content": list(self._opens), "reasoning": [END_THINK], "call": [END_CALL]}[self._state]
-        found = min(((at, tag) for tag in tags if (at := text.find(tag)) >= 0), default=None)
-        if found is None:
+        first = min(((at, tag) for tag in tags if (at := text.find(tag)) >= 0), default=None)
+        if first is None:
             end = len(text) if last else len(text) - max((overlap(text, tag) for tag in tags), default=0)
             taken, self._held = split(self._held, end)
             self._take(parts, taken, closed=False, last=last)
             return False
-        at, tag = found
+        at, tag = first
         taken, rest = split(self._held, at)
         _, self._held = split(rest, len(tag))
         self._take(parts, taken, closed=self._state != "content", last=last)

@@ -177,12 +177,12 @@ class Service:
         deadline = None if self.limits.timeout is None else self.loop.clock() + self.limits.timeout
         made = []
         grammar = self._grammar(request)
-        for place, prompt_ids in enumerate(prompts):
+        for prompt, prompt_ids in enumerate(prompts):
             limit = self._limit(request, prompt_ids)
             _, thought = self._thought(prompt_ids)
             after = None if thought else self._end_of_thought
             for choice in range(request.choices):
-                number = place * request.choices + choice
+                number = prompt * request.choices + choice
                 held = []
                 if grammar is not None:
                     held = [self._grammars.constraint(grammar, prompt=len(prompt_ids), after=after)]

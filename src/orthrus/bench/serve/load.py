@@ -210,7 +210,7 @@ async def _ask(
     except APIError as error:
         failed = f"{type(error).__name__}: {error.message}"
     ended = time.perf_counter()
-    told = (usage.model_extra or {}).get("orthrus") if usage is not None else None
+    stats = (usage.model_extra or {}).get("orthrus") if usage is not None else None
     return Answered(
         mode=setting.mode,
         concurrency=setting.concurrency,
@@ -226,5 +226,5 @@ async def _ask(
         finish_reason=finish_reason,
         error=failed,
         text_hash=hashlib.sha256(text.encode()).hexdigest()[:12],
-        stats=told or {},
+        stats=stats or {},
     )

@@ -88,8 +88,8 @@ def _summary(key: tuple[str, int | None, float | None], group: list[Answered], p
 
 
 def _percentiles(values: Iterable[float | None]) -> list[float]:
-    found = [value for value in values if value is not None]
-    return [float(value) for value in np.percentile(found, PERCENTILES)] if found else []
+    measured = [value for value in values if value is not None]
+    return [float(value) for value in np.percentile(measured, PERCENTILES)] if measured else []
 
 
 def table(made: Sequence[Summary], title: str) -> Grid:
@@ -145,8 +145,8 @@ def _median(values: Sequence[float]) -> float:
 def _curves(part: Sequence[Summary], axis: str, label: str, value: Any) -> Any:
     def draw(axes: "Axes") -> None:
         for mode in dict.fromkeys(one.mode for one in part):
-            own = sorted((getattr(one, axis), value(one)) for one in part if one.mode == mode)
-            axes.plot(*zip(*own, strict=True), marker="o", label=mode)
+            points = sorted((getattr(one, axis), value(one)) for one in part if one.mode == mode)
+            axes.plot(*zip(*points, strict=True), marker="o", label=mode)
         axes.set_xlabel("requests at a time" if axis == "concurrency" else "requests a second")
         axes.set_ylabel(label)
         axes.set_ylim(bottom=0)
