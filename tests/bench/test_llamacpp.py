@@ -273,14 +273,21 @@ def test_what_is_no_gguf_file_is_refused(tmp_path: Path) -> None:
         ggufs.weights([str(other)], None)
 
 
-def test_weights_of_another_shape_and_other_modes_are_refused(loaded: Loaded, file: Path, binding: Double) -> None:
+def test_weights_of_another_shape_and_other_modes_are_refused(
+    loaded: Loaded, file: Path, binding: Double, tmp_path: Path
+) -> None:
     found = ggufs.weights([], file)[None]
     loaded[0].config.num_hidden_layers += 1
     try:
         with pytest.raises(ConfigError, match="2 layers"):
-            found.check(loaded[0])
+            run(
+                Job(model="tiny", suites=("synthetic:maths",), contenders=(LLAMA,), gguf_source=found.file),
+                tmp_path / "out.jsonl",
+                load=lambda _: loaded,
+            )
     finally:
         loaded[0].config.num_hidden_layers -= 1
+    assert not (tmp_path / "out.jsonl").exists()
     with pytest.raises(ConfigError, match="--gguf is of the modes"):
         contenders(["ar"], ggufs=["q8_0"])
 

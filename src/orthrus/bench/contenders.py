@@ -134,7 +134,7 @@ def decoders(
             out[contender] = _peer(backbone, contender.mode, eos)
         elif contender.mode in LLAMA:
             longest = context or model.config.get_text_config().max_position_embeddings
-            out[contender] = _llama(model, contender, eos, weights[contender.plan], longest)
+            out[contender] = _llama(contender, eos, weights[contender.plan], longest)
         else:
             out[contender] = _own(model, tokenizer, contender, eos, engine)
     return out
@@ -185,12 +185,7 @@ def _peer_answer(token_ids: list[int], forwards: int) -> Answer:
     return Answer(token_ids=token_ids, stats=stats, proposed_per_position=[], accepted_at_position=[])
 
 
-def _llama(
-    model: PreTrainedModel, contender: Contender, eos: tuple[int, ...], weights: Weights, context: int
-) -> Decoder:
-    if model.device.type != "cpu":
-        raise ConfigError(f"llama.cpp is measured on the CPU, found the model on {model.device}: add --device cpu")
-    weights.check(model)
+def _llama(contender: Contender, eos: tuple[int, ...], weights: Weights, context: int) -> Decoder:
     lookup = contender.mode == "llama.cpp-lookup"
     server = llamacpp.Server(weights, threads=torch.get_num_threads(), context=context, lookup=lookup)
 

@@ -39,7 +39,9 @@ class Weights:
         return {"gguf": self.file.name, "quantisation": self.quantisation, "sha256": self.sha256}
 
     def check(self, model: PreTrainedModel) -> None:
-        """Raise ConfigError unless the file's model has the shape of the one that is measured."""
+        """Raise ConfigError unless the model that is measured is on the CPU and has the shape of the file's."""
+        if model.device.type != "cpu":
+            raise ConfigError(f"llama.cpp is measured on the CPU, found the model on {model.device}: add --device cpu")
         config = model.config.get_text_config()
         found, required = (self.layers, self.width), (config.num_hidden_layers, config.hidden_size)
         if found != required:

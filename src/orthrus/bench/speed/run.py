@@ -146,6 +146,8 @@ def run(
     weights = _llama_weights(job)
     items = read_suites(job.suites, folder=job.folder, limit=job.limit)
     model, tokenizer = _loaded(job, load, job.dtypes[0])
+    for file in weights.values():
+        file.check(model)
     prompts, too_long = encoded(items, model, tokenizer)
     prices = {} if job.prices is None else {dtype: Prices.read(job.prices, dtype) for dtype in job.dtypes}
     settings = configuration(job, model)
