@@ -300,7 +300,7 @@ def test_a_model_without_its_tokenizer_is_refused(family: str, tmp_path: Path) -
 
 def test_unusable_places_are_refused(tmp_path: Path) -> None:
     """An unknown dtype, device or format is told before anything is read or written."""
-    with pytest.raises(ConfigError, match="dtype must be one of float32, bfloat16, float16 or auto, found 'int4'"):
+    with pytest.raises(ConfigError, match=r"dtype must be one of float32, .*, int8 or auto, found 'int4'"):
         orthrus.load(tmp_path, dtype="int4")
     with pytest.raises(ConfigError, match="device 'abacus' cannot be used here"):
         orthrus.load(tmp_path, device="abacus")

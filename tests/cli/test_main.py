@@ -44,7 +44,7 @@ def test_version(cli: Cli) -> None:
         (["generat"], "generate"),
         (["generate", "x", "--mode", "fast"], "orthrus"),
         (["generate", "x", "--top-k", "many"], "--top-k"),
-        (["generate", "x", "--dtype", "int8"], "bfloat16"),
+        (["generate", "x", "--dtype", "int9"], "bfloat16"),
         (["generate", "x", "--batch-size", "0"], "--batch-size"),
         (["generate", "x", "--compare", "--mode", "ar"], "--compare runs both modes"),
         (["generate", "x", "--raw", "--turns", "all"], "--raw"),

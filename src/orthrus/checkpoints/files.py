@@ -217,6 +217,10 @@ def official_tensors(model: PreTrainedModel) -> dict[str, Tensor]:
         raise UnsupportedModel(
             f"the official layout is defined for Qwen3 backbones, found {model.config.model_type}: save an adapter"
         )
+    if (form := quantization_of(model)) is not None:
+        raise UnsupportedModel(
+            f"the official layout holds plain weights, found {form}: load in floating point, or save an adapter"
+        )
     for name, value in config_of(model).departures.items():
         if name != "markov_rank":  # passed over by readers who do not know it
             raise UnsupportedModel(f"the official layout has no place for {name}, found {value!r}: save an adapter")

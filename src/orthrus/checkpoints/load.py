@@ -5,7 +5,7 @@ Knows where models are kept and which layout a directory has; the layouts themse
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import torch
 from huggingface_hub import snapshot_download
@@ -24,14 +24,18 @@ from transformers.utils import logging
 from orthrus import zoo
 from orthrus.checkpoints import files, gguf
 from orthrus.errors import CheckpointError, ConfigError
-from orthrus.kernels import packed
+from orthrus.kernels import int8, merged, packed
 from orthrus.model.attach import attach, detach
 from orthrus.model.config import OrthrusConfig
-from orthrus.model.fingerprint import backbone_tensors, fingerprint, twin_tensors
+from orthrus.model.fingerprint import backbone_tensors, fingerprint, of_view, twin_tensors
 from orthrus.model.graphs import compile_passes
 from orthrus.zoo import BUNDLED, WEIGHTS
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+INT8: Final = "int8"
+PRECISIONS: Final = (*DTYPES, INT8)
+"""What models decode in, by name: the dtypes, and the backbone's linear layers in int8 with the rest in float32."""
 
 
 def load(
@@ -52,7 +56,8 @@ def load(
             "chiennv/Orthrus-Qwen3-8B".
         revision: Hub revision of `name`.
         dtype: "float32", "bfloat16", "float16", a torch dtype, or "auto" for the checkpoint's own; None takes
-            float32 on the CPU and the checkpoint's own elsewhere.
+            float32 on the CPU and the checkpoint's own elsewhere. "int8" quantises the backbone's linear layers, for
+            CPUs; the rest and the view are float32.
         device: where to put it; None takes CUDA if there is one.
         compile: whether decoding passes go through torch.compile, with CUDA graphs on CUDA; the first of each kind
             takes its time.
@@ -65,11 +70,15 @@ def load(
 
     Raises:
         CheckpointError: nothing of that name, a damaged file, or a view of another backbone.
-        ConfigError: an unknown dtype or device, both `compile` and `pack`, or a backbone for what holds its own.
+        ConfigError: an unknown dtype or device, both `compile` and `pack`, int8 where it does not compute or beside
+            `compile` or `quantization_config`, or a backbone for what holds its own.
     """
     place = device_of(device)
     wanted = dtype_of(dtype, place)
-    _check(compile, pack)
+    eight = dtype == INT8
+    _check(compile, pack, eight)
+    if eight and quantization_config is not None:
+        raise ConfigError("dtype int8 quantises the backbone itself, found quantization_config beside it: drop one")
     more = {} if quantization_config is None else {"quantization_config": quantization_config, "device_map": place}
     path = locate(name, revision)
     if not is_adapter(path):
@@ -84,7 +93,7 @@ def load(
         return ready(put_on(backbone, path), compile=compile, pack=pack), tokenizer
     else:
         model, tokenizer = _load_adapter(path, wanted, backbone, **more)
-    return ready(model if more else model.to(place), compile=compile, pack=pack), tokenizer
+    return ready(model if more else model.to(place), compile=compile, pack=pack, eight=eight), tokenizer
 
 
 def put_on(model: PreTrainedModel, path: Path) -> PreTrainedModel:
@@ -102,10 +111,13 @@ def put_on(model: PreTrainedModel, path: Path) -> PreTrainedModel:
     return model
 
 
-def ready(model: PreTrainedModel, *, compile: bool, pack: bool | None) -> PreTrainedModel:
-    """Make a dual-view model ready to decode where it is, in place; both options as for `load`."""
-    _check(compile, pack)
+def ready(model: PreTrainedModel, *, compile: bool, pack: bool | None, eight: bool = False) -> PreTrainedModel:
+    """Make a dual-view model ready to decode where it is, in place; options as for `load`, `eight` for int8."""
+    _check(compile, pack, eight)
     model.eval()
+    if eight:
+        int8.quantise(model, merged.groups(model), keep=of_view)
+        model.float()
     if compile:
         compile_passes(model)
     if pack or (pack is None and not compile and packed.pays(model)):
@@ -115,7 +127,9 @@ def ready(model: PreTrainedModel, *, compile: bool, pack: bool | None) -> PreTra
     return model
 
 
-def _check(compile: bool, pack: bool | None) -> None:
+def _check(compile: bool, pack: bool | None, eight: bool) -> None:
+    if compile and eight:
+        raise ConfigError("int8 layers are not compiled, found compile=True and dtype int8: drop one")
     if compile and pack:
         raise ConfigError("compiled passes lay weights out themselves, found compile=True and pack=True: drop one")
 
@@ -169,13 +183,16 @@ def device_of(device: str | torch.device | None) -> torch.device:
 
 
 def dtype_of(dtype: str | torch.dtype | None, device: torch.device) -> torch.dtype | str:
-    """Settle a dtype; raises ConfigError for an unknown name."""
+    """Settle a dtype; raises ConfigError for an unknown name. For int8 it is what weights are read in."""
+    if dtype == INT8:
+        int8.require(device)
+        return "auto"
     if dtype is None:
         return torch.float32 if device.type == "cpu" else "auto"
     if isinstance(dtype, torch.dtype) or dtype == "auto":
         return dtype
     if dtype not in DTYPES:
-        raise ConfigError(f"dtype must be one of {', '.join(DTYPES)} or auto, found {dtype!r}")
+        raise ConfigError(f"dtype must be one of {', '.join(PRECISIONS)} or auto, found {dtype!r}")
     return DTYPES[dtype]
 
 

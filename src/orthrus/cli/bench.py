@@ -20,7 +20,7 @@ Output = Annotated[
 _ADDED = typer.Option("--output", "-o", metavar="FILE", help="A file of JSON lines; added to.")
 Dtypes = Annotated[
     list[str] | None,
-    typer.Option("--dtype", metavar="DTYPE,…", help="Precisions: float32, bfloat16, float16."),
+    typer.Option("--dtype", metavar="DTYPE,…", help="Precisions: float32, bfloat16, float16, int8."),
 ]
 Batches = Annotated[
     list[str] | None, typer.Option("--batch", metavar="N,…", help="Prompts decoded together; 1 unless given.")
@@ -328,10 +328,10 @@ def _numbers(given: list[str] | None, otherwise: str, name: str) -> tuple[int, .
 
 def _dtypes(given: list[str] | None) -> tuple[str, ...]:
     """Take the names of precisions; raises ConfigError for an unknown one before anything is measured."""
-    from orthrus.checkpoints.load import DTYPES
+    from orthrus.checkpoints.load import PRECISIONS
 
     names = _listed(given, "float32")
     for name in names:
-        if name not in DTYPES:
-            raise ConfigError(f"--dtype must be one of {', '.join(DTYPES)}, found {name!r}")
+        if name not in PRECISIONS:
+            raise ConfigError(f"--dtype must be one of {', '.join(PRECISIONS)}, found {name!r}")
     return tuple(names)

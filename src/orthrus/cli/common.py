@@ -69,10 +69,9 @@ Plan = Annotated[
 ]
 ExactName = Literal["distribution", "token"]
 Exact = Annotated[ExactName, typer.Option(help="Promise the distribution, or plain decoding's very tokens.")]
-Dtype = Annotated[
-    Literal["float32", "bfloat16", "float16"] | None,
-    typer.Option(help="Precision; float32 on a CPU and the checkpoint's own elsewhere, unless given."),
-]
+_DTYPE: Final = typer.Option(help="Precision; float32 on a CPU and the checkpoint's own elsewhere, unless given.")
+Dtype = Annotated[Literal["float32", "bfloat16", "float16", "int8"] | None, _DTYPE]
+FloatDtype = Annotated[Literal["float32", "bfloat16", "float16"] | None, _DTYPE]
 Device = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, mps …; CUDA if there is one, unless given.")]
 Compile = Annotated[bool, typer.Option("--compile", help="Compile decoding passes; the first of each kind waits.")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on standard output.")]
@@ -162,7 +161,9 @@ def look_at_kernels(model: "PreTrainedModel", exact: ExactName, *, rows: int) ->
 
 def precision(model: "PreTrainedModel") -> str:
     """Return a model's dtype as the command line spells it."""
-    return str(model.dtype).removeprefix("torch.")
+    from orthrus.model.fingerprint import precision_of
+
+    return precision_of(model)
 
 
 def out() -> Console:

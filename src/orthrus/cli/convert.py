@@ -62,7 +62,7 @@ def convert(
     format: Format,
     backbone: Backbone = None,
     with_backbone: WithBackbone = False,
-    dtype: common.Dtype = None,
+    dtype: common.FloatDtype = None,
     force: Force = False,
     push: Push = None,
     private: Private = False,

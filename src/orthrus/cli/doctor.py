@@ -97,7 +97,8 @@ def _dtypes(device: str) -> dict[str, bool]:
     """Tell which precisions this device can multiply and attend in."""
     import torch
 
-    from orthrus.checkpoints.load import DTYPES
+    from orthrus.checkpoints.load import DTYPES, INT8
+    from orthrus.kernels import int8
 
     works = {}
     for name, dtype in DTYPES.items():
@@ -109,6 +110,8 @@ def _dtypes(device: str) -> dict[str, bool]:
             works[name] = bool((result == 1).all())
         except RuntimeError:
             works[name] = False
+    if device == "cpu":
+        works[INT8] = int8.is_exact()
     return works
 
 

@@ -82,7 +82,9 @@ def check_loaded(
 
 
 def _check(name: str, model: "PreTrainedModel", both: Comparison, *, device: str) -> Check:
-    dtype = str(model.dtype).removeprefix("torch.")
+    from orthrus.model.fingerprint import precision_of
+
+    dtype = precision_of(model)
     return Check(
         model=name,
         dtype=dtype,

@@ -57,7 +57,7 @@ class MergedLinear(nn.Linear):
 @torch.no_grad()
 def merge(model: PreTrainedModel) -> PreTrainedModel:
     """Merge a dual-view model's linear layers that read the same input, found by a pass over one token in each view."""
-    for group in _groups(model):
+    for group in groups(model):
         for layer in group:
             layer.__class__ = MergedLinear
         layers = [layer for layer in group if isinstance(layer, MergedLinear)]
@@ -88,10 +88,11 @@ def _is_plain(module: nn.Module) -> bool:
     return type(module) is nn.Linear or (isinstance(module, MergedLinear) and module._merged is None)
 
 
-def _groups(model: PreTrainedModel) -> list[list[nn.Linear]]:
-    """Return the linear layers of one module that are called one after another with the very same tensor."""
+@torch.no_grad()
+def groups(model: PreTrainedModel) -> list[list[nn.Linear]]:
+    """Return the plain linear layers of one module that are called one after another with the very same tensor."""
     parents = {child: parent for parent in model.modules() for child in parent.children() if _is_plain(child)}
-    groups: list[list[nn.Linear]] = []
+    found: list[list[nn.Linear]] = []
     known: set[nn.Linear] = set()
     calls: list[tuple[nn.Linear, Tensor]] = []
 
@@ -111,6 +112,6 @@ def _groups(model: PreTrainedModel) -> list[list[nn.Linear]]:
             layers = [module for module, _ in same]
             alike = len({layer.bias is None for layer in layers}) == 1
             if len(layers) > 1 and alike and known.isdisjoint(layers):
-                groups.append(layers)
+                found.append(layers)
                 known.update(layers)
-    return groups
+    return found

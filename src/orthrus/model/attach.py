@@ -84,7 +84,8 @@ def attach(
 def detach(model: PreTrainedModel) -> PreTrainedModel:
     """Take the diffusion view off a model, in place; what remains is the backbone as it was.
 
-    Its attention function is the one it had, and those of its parameters that were to be trained are again.
+    Its attention function is the one it had, and those of its parameters that were to be trained are again. Layers that
+    were loaded in int8 stay so.
     """
     former = attachment.take(model)
     for parent, name, dual in list(_dual_sites(model)):
@@ -94,7 +95,7 @@ def detach(model: PreTrainedModel) -> PreTrainedModel:
     merged.unmerge(model)
     model.set_attn_implementation(former.attention)
     for name, parameter in model.named_parameters():
-        parameter.requires_grad_(name in former.trainable)
+        parameter.requires_grad_(name in former.trainable and parameter.is_floating_point())
     return model
 
 

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from orthrus.kernels import int8
 from orthrus.kernels.packed import kernels_of
 from orthrus.memory import machine, settings
 from orthrus.model.graphs import is_compiled
@@ -34,8 +35,15 @@ def identity(model: PreTrainedModel) -> str:
 
 def quantization_of(model: PreTrainedModel) -> str | None:
     """Return the form in which a quantised backbone keeps weights, as "torchao Int8Tensor"; None for plain ones."""
+    if int8.is_quantised(model):
+        return "orthrus int8"
     kinds = {type(p) for name, p in model.named_parameters() if not of_view(name) and not is_plain(p)}
     return ", ".join(sorted(f"{kind.__module__.partition('.')[0]} {kind.__name__}" for kind in kinds)) or None
+
+
+def precision_of(model: PreTrainedModel) -> str:
+    """Return what a model was loaded in, as `load` calls it: its dtype, or "int8" where its layers are so."""
+    return "int8" if int8.is_quantised(model) else str(model.dtype).removeprefix("torch.")
 
 
 def weights_digest(model: PreTrainedModel) -> str:
@@ -82,14 +90,14 @@ def of_view(name: str) -> bool:
 def key_of(model: PreTrainedModel) -> tuple[object, ...]:
     """Return what tells within a process whether a model still computes as it did: cheap, and no weights."""
     kernels = (model.config._attn_implementation, is_compiled(model), kernels_of(model))
-    return (str(model.device), model.dtype, *kernels, torch.get_num_threads(), *settings(model.device))
+    return (str(model.device), precision_of(model), *kernels, torch.get_num_threads(), *settings(model.device))
 
 
 def state_of(model: PreTrainedModel) -> dict[str, Any]:
     """Return weights (their digest), dtype, machine and kernels of a model as it stands, as JSON values."""
     return {
         "weights": weights_digest(model),
-        "dtype": str(model.dtype).removeprefix("torch."),
+        "dtype": precision_of(model),
         "machine": machine(model.device),
         "attention": model.config._attn_implementation,
         "compiled": is_compiled(model),

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedConfig
 
 from orthrus.errors import UnsupportedModel
+from orthrus.kernels.int8 import Int8Linear
 
 _OF_HOOKS = ("_hf_hook", "_old_forward", "forward")  # what accelerate sets on a module
 
@@ -125,14 +126,8 @@ def _dequantised(module: nn.Module, dtype: torch.dtype) -> nn.Linear | None:
     weight = module._parameters.get("weight")
     if weight is None or is_plain(weight) or not hasattr(module, "out_features"):
         return None
-    library = _library(weight)
-    if library == "bitsandbytes":
-        from transformers.integrations.bitsandbytes import dequantize_bnb_weight
-
-        dense = dequantize_bnb_weight(weight, getattr(module, "state", None))
-    elif library == "torchao":
-        dense = weight.dequantize()
-    else:
+    dense: Any = _numbers(module, weight)
+    if dense is None:
         return None
     dense = dense.detach().reshape(module.out_features, module.in_features).to(dtype)
     bias = module._parameters.get("bias")
@@ -140,6 +135,19 @@ def _dequantised(module: nn.Module, dtype: torch.dtype) -> nn.Linear | None:
     linear.weight = nn.Parameter(dense)
     linear.bias = None if bias is None else nn.Parameter(bias.detach().to(dense.dtype, copy=True))  # type: ignore[assignment]
     return linear.train(module.training)
+
+
+def _numbers(module: nn.Module, weight: Tensor) -> Tensor | None:
+    """Return the numbers that a quantised weight stands for; None where that is not known."""
+    library = _library(weight)
+    if isinstance(module, Int8Linear):
+        return module.dequantised()
+    if library == "bitsandbytes":
+        from transformers.integrations.bitsandbytes import dequantize_bnb_weight
+
+        dense: Tensor = dequantize_bnb_weight(weight, getattr(module, "state", None))
+        return dense
+    return weight.dequantize() if library == "torchao" else None
 
 
 def _require_plain(twin: nn.Module, *, like: nn.Module) -> None:

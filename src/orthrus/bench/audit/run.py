@@ -25,7 +25,7 @@ from orthrus.bench.lines import Result
 from orthrus.bench.race import Clock
 from orthrus.bench.speed.run import Encoded, Heat, Loader, Outlook, encoded
 from orthrus.bench.suites import read_suites
-from orthrus.checkpoints.load import DTYPES
+from orthrus.checkpoints.load import PRECISIONS
 from orthrus.data.records import append
 from orthrus.decode.exact import Exact, finding_for
 from orthrus.decode.learned import begin_anew
@@ -73,8 +73,8 @@ class Job:
             if not values or len(set(values)) < len(values):
                 raise ConfigError(f"{name} must name at least one, and each one once; found {list(values)}")
         for dtype in self.dtypes:
-            if dtype not in DTYPES:
-                raise ConfigError(f"a precision is one of {', '.join(DTYPES)}, found {dtype!r}")
+            if dtype not in PRECISIONS:
+                raise ConfigError(f"a precision is one of {', '.join(PRECISIONS)}, found {dtype!r}")
         for name, least in (("batches", min(self.batches)), ("max_new_tokens", self.max_new_tokens)):
             if least < 1:
                 raise ConfigError(f"{name} must be at least 1, found {least}")

@@ -1,0 +1,216 @@
+"""Linear layers in 8-bit integers for decoding on CPUs: inputs and weights are rounded, sums of products are exact.
+
+Each row of the input has a scale of its own and so has each output; products are added up as integers, which does not
+round. What a row gives therefore does not depend on how many rows are multiplied with it, nor on which, nor on the
+number of threads. Layers that read the same input are multiplied as one. Knows layers; knows no pass.
+"""
+
+from collections.abc import Callable, Sequence
+from functools import cache
+from typing import Any, Final
+
+import torch
+from torch import Tensor, nn
+
+from orthrus.errors import ConfigError, UnsupportedModel
+from orthrus.kernels.watched import PLAIN
+
+_LARGEST: Final = 127
+_MOST_INPUTS: Final = (2**31 - 1) // (_LARGEST * 255)
+"""Beyond so many, sums of products may not fit into 32 bits."""
+
+# Added to a float32 number below 2**22 this rounds it to an integer, whose sum with 128 is in the lowest byte.
+_ROUND: Final = torch.tensor(2.0**23 + 128)
+_FULL: Final = torch.tensor(float(_LARGEST))
+_TINY: Final = torch.finfo(torch.float32).tiny
+
+
+def _operator(name: str) -> Callable[..., Any] | None:
+    found = getattr(torch.ops.onednn, name, None)  # a build of torch may come without oneDNN
+    return None if found is None else found.default
+
+
+_product, _prepack = _operator("qlinear_pointwise"), _operator("qlinear_prepack")
+
+
+def quantised(weight: Tensor) -> tuple[Tensor, Tensor]:
+    """Round a weight `[out, in]` to int8 and one float32 scale `[out]` each, whose product is nearest to it."""
+    wide = weight.detach().float()
+    scale = wide.abs().amax(-1).clamp_min_(_TINY * _LARGEST) / _LARGEST
+    return (wide / scale[:, None]).round_().to(torch.int8), scale
+
+
+def rounded(input: Tensor) -> tuple[Tensor, Tensor]:
+    """Round rows `[..., in]` to integers from -127 to 127, kept as uint8 with 128 added.
+
+    Returns them and each row's largest magnitude `[..., 1]` in float32, which 127 stands for. Rows of zeros have any
+    integers, and rows that are not finite a magnitude that is not.
+    """
+    wide = input.float()
+    most = wide.abs().amax(-1, keepdim=True)
+    return (wide * (_FULL / most)).add_(_ROUND).view(torch.int32).to(torch.uint8), most
+
+
+class Int8Linear(nn.Module):
+    """A linear layer with weights in 8-bit integers, for inference on CPUs.
+
+    Beside its weight `[out, in]` it keeps the same integers as the kernel reads them, made at the first use, and again
+    after `load_state_dict`; nothing else may write to them.
+    """
+
+    weight: nn.Parameter
+    bias: nn.Parameter | None
+    scale: Tensor
+
+    def __init__(self, layer: nn.Linear) -> None:
+        """Round a layer's weights; its bias is taken as it is."""
+        super().__init__()
+        self.in_features, self.out_features = layer.in_features, layer.out_features
+        weight, scale = quantised(layer.weight)
+        self.weight = nn.Parameter(weight, requires_grad=False)
+        self.register_buffer("scale", scale)
+        self.bias = layer.bias
+        self._shared: _Shared | None = None
+        self._place = 0
+        self.train(layer.training)
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Return `input @ weight.T + bias` in the input's dtype."""
+        if self._shared is None:
+            self._shared, self._place = _Shared([self]), 0
+        return self._shared.output(self._place, input)
+
+    def dequantised(self) -> Tensor:
+        """Return the weight in float32."""
+        return self.weight.float() * self.scale[:, None]
+
+    def forget(self) -> None:
+        """Drop what was made of the weights."""
+        if self._shared is not None:
+            self._shared.packed = None
+
+    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
+        super()._load_from_state_dict(*args, **kwargs)
+        self.forget()
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "Int8Linear":
+        if fn(self.weight[:0]).device.type != "cpu":
+            raise ConfigError("int8 layers are for CPUs: load the model again, with another dtype for another device")
+        scale = self.scale
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        self.scale = scale  # float32 whatever the rest becomes
+        self.forget()
+        return self
+
+    def __getstate__(self) -> dict[str, object]:
+        """Leave what is shared and what was made of the weights out of copies of the layer."""
+        return {**self.__dict__, "_shared": None, "_place": 0}
+
+    def extra_repr(self) -> str:
+        """Return the layer's shape."""
+        return f"in_features={self.in_features}, out_features={self.out_features}, bias={self.bias is not None}"
+
+
+class _Shared:
+    """The product of layers that read the same input: whichever is called first with an input makes all of it."""
+
+    def __init__(self, layers: Sequence[Int8Linear]) -> None:
+        self.layers = layers
+        self.sizes = [layer.out_features for layer in layers]
+        self.packed: tuple[Tensor, Tensor, Tensor, Tensor | None] | None = None
+        self.input: Tensor | None = None
+        self.outputs: Sequence[Tensor] = ()
+
+    def output(self, place: int, input: Tensor) -> Tensor:
+        if len(self.sizes) == 1:
+            return self.product(input)
+        if place == 0 or self.input is not input:
+            self.input, self.outputs = input, torch.split(self.product(input), self.sizes, -1)
+        output = self.outputs[place]
+        if place == len(self.sizes) - 1:
+            self.input, self.outputs = None, ()
+        return output
+
+    def product(self, input: Tensor) -> Tensor:
+        if input.requires_grad and torch.is_grad_enabled():
+            raise UnsupportedModel("int8 layers pass no gradients on: train in floating point, and decode in int8")
+        assert _product is not None
+        weight, scale, zero, bias = self.packed or self.pack()
+        row, most = rounded(input)
+        wide: Tensor = _product(row, 1.0, 128, weight, scale, zero, None, 1.0, 0, torch.float32, "none", [], "")
+        wide = wide.mul_(most)
+        return (wide if bias is None else wide.add_(bias)).to(input.dtype)
+
+    def pack(self) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+        assert _prepack is not None
+        weight = torch.cat([layer.weight.detach() for layer in self.layers])
+        scale = torch.cat([layer.scale for layer in self.layers]) / _LARGEST
+        own = [layer.bias.detach().float() for layer in self.layers if layer.bias is not None]
+        self.packed = (
+            _prepack(weight, None),
+            scale,
+            torch.zeros(len(weight), dtype=torch.int32),
+            torch.cat(own) if own else None,
+        )
+        return self.packed
+
+
+@cache
+def is_exact() -> bool:
+    """Tell whether products of 8-bit integers are exact on this CPU: without VNNI instructions, sums saturate."""
+    if _product is None or _prepack is None or not torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]
+        return False
+    weight = torch.tensor([_LARGEST, -_LARGEST], dtype=torch.int8)[:, None].expand(2, 64).contiguous()
+    row, one, zero = torch.full((1, 64), 255, dtype=torch.uint8), torch.ones(2), torch.zeros(2, dtype=torch.int32)
+    try:
+        sums = _product(row, 1.0, 128, _prepack(weight, None), one, zero, None, 1.0, 0, torch.float32, "none", [], "")
+    except RuntimeError:
+        return False
+    largest = float(_LARGEST * _LARGEST * 64)
+    return bool(torch.equal(sums, torch.tensor([[largest, -largest]])))
+
+
+def require(device: torch.device) -> None:
+    """Check that int8 layers compute here; raises ConfigError where they do not."""
+    if device.type != "cpu":
+        raise ConfigError(
+            f"dtype int8 is for CPUs, found device {str(device)!r}: choose the device cpu, or another dtype"
+        )
+    if not is_exact():
+        raise ConfigError(
+            "dtype int8 requires a CPU that adds products of 8-bit integers exactly (VNNI instructions) and a torch "
+            "with oneDNN, found none: choose bfloat16 or float32"
+        )
+
+
+def quantise(model: nn.Module, groups: Sequence[Sequence[nn.Linear]], *, keep: Callable[[str], bool]) -> None:
+    """Put int8 layers in the place of a model's linear layers, in place; their floating-point weights are let go.
+
+    Args:
+        model: takes the layers.
+        groups: layers that read the same input, one after another in this order.
+        keep: tells by their names the layers that stay as they are.
+    """
+    made: dict[nn.Module, Int8Linear] = {}
+    for name, layer in list(model.named_modules()):
+        fits = type(layer) is nn.Linear and type(layer.weight) in PLAIN and layer.in_features <= _MOST_INPUTS
+        if isinstance(layer, nn.Linear) and fits and not keep(name):
+            made[layer] = Int8Linear(layer)
+            layer._parameters.clear()
+            model.set_submodule(name, made[layer])
+    setattr(model, "save_pretrained", _refused)  # noqa: B010 (a method to everyone else)
+    for group in groups:
+        layers = [made[layer] for layer in group if layer in made]
+        if len(layers) == len(group):
+            shared = _Shared(layers)
+            for place, layer in enumerate(layers):
+                layer._shared, layer._place = shared, place
+
+
+def _refused(*_: object, **__: object) -> None:
+    raise UnsupportedModel("weights in int8 are not saved: load the model in floating point, or save its view alone")
+
+
+def is_quantised(model: nn.Module) -> bool:
+    """Tell whether a model has int8 layers."""
+    return any(type(module) is Int8Linear for module in model.modules())

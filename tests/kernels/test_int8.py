@@ -1,0 +1,278 @@
+"""Int8 layers: integers alone decide what a row gives; models of them decode, copy, save and refuse as they should."""
+
+import copy
+import pickle
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+import orthrus
+from orthrus.checkpoints.load import dtype_of, load, put_on, ready
+from orthrus.decode import exact
+from orthrus.decode.engine import Engine
+from orthrus.decode.exact import finding_for
+from orthrus.decode.options import Options
+from orthrus.errors import ConfigError, OrthrusError, UnsupportedModel
+from orthrus.kernels import int8
+from orthrus.kernels.int8 import Int8Linear, is_exact, is_quantised, quantise, rounded
+from orthrus.model.attach import attach, detach
+from orthrus.model.fingerprint import identity, key_of, precision_of, quantization_of, twin_tensors
+from orthrus.model.twin import require_gradients
+from orthrus.policy import steps
+from tests.decode.drive import BLOCK, decode, dual
+from tests.families import tiny
+
+pytestmark = pytest.mark.skipif(not is_exact(), reason="needs VNNI instructions and oneDNN")
+
+PROMPTS = [[5, 6, 7], [*range(30, 43)], [8], [9, 10, 11, 12, 13], [*range(60, 70)]]
+PLANS = ("full", "fixed:3", "tree:6", "onepass", "lookup", "auto")
+WIDTHS = (1, 2, 3, 5, 8, 16, 17, 32)
+
+
+def group(*outputs: int, inputs: int = 72, bias: bool = False) -> nn.Module:
+    """Int8 layers of one input, multiplied as one."""
+    torch.manual_seed(0)
+    model = nn.Sequential(*(nn.Linear(inputs, out, bias=bias) for out in outputs))
+    quantise(model, [[layer for layer in model if isinstance(layer, nn.Linear)]], keep=lambda _: False)
+    return model
+
+
+def products(model: nn.Module, x: Tensor) -> Tensor:
+    with torch.inference_mode():
+        return torch.cat([layer(x) for layer in model.children()], dim=-1)
+
+
+def specification(model: nn.Module, x: Tensor) -> Tensor:
+    """The slow version: a row's integers by definition, products summed in 64 bits, then scales and bias."""
+    most = x.float().abs().amax(-1, keepdim=True)
+    row = (x.float() * torch.tensor(127.0).div(most)).round().nan_to_num(0).long()
+    parts = []
+    for layer in model.children():
+        assert isinstance(layer, Int8Linear)
+        wide = (row @ layer.weight.long().T).float() * (layer.scale / 127) * most
+        parts.append(wide if layer.bias is None else wide + layer.bias)
+    return torch.cat(parts, dim=-1).to(x.dtype)
+
+
+@contextmanager
+def threads(count: int) -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize("outputs", [(40,), (48, 24, 24), (130, 130)])
+def test_results_are_the_slow_specification_s_bit_for_bit(
+    outputs: tuple[int, ...], bias: bool, dtype: torch.dtype
+) -> None:
+    """Alone and as one with neighbours, for every shape of input; rows of zeros too."""
+    model = group(*outputs, bias=bias)
+    for shape in ((1,), (7,), (1, 1), (2, 16)):
+        x = torch.randn(*shape, 72, dtype=dtype) * torch.logspace(-3, 3, shape[-1])[:, None].to(dtype)
+        x[..., -1, :] = 0 if shape[-1] > 1 else x[..., -1, :]
+        found = products(model, x)
+        assert found.dtype == dtype
+        assert torch.equal(found, specification(model, x))
+
+
+@pytest.mark.parametrize("inputs", [72, 1536])
+def test_a_row_has_the_same_bits_at_every_width_and_number_of_threads(inputs: int) -> None:
+    """Whoever is multiplied with it, in float32 and from the input on."""
+    model, x = group(96, 33, inputs=inputs), torch.randn(32, inputs)
+    expected = torch.cat([products(model, row[None]) for row in x])
+    for count in (1, 2):
+        with threads(count):
+            for width in WIDTHS:
+                assert torch.equal(products(model, x[-width:]), expected[-width:])
+                assert torch.equal(products(model, x[:width][None])[0], expected[:width])
+
+
+def test_a_row_is_rounded_to_the_nearest_of_255_integers() -> None:
+    """The largest magnitude is 127, of either sign; nothing is off by more than a half."""
+    x = torch.randn(5, 300) * torch.logspace(-30, 30, 5)[:, None]
+    row, most = rounded(x)
+    assert torch.equal(most, x.abs().amax(-1, keepdim=True))
+    wanted = x.double() / most * 127
+    assert float((row.double() - 128 - wanted).abs().max()) <= 0.5 + 1e-4
+    assert row.min() >= 1
+
+
+def test_what_is_not_finite_stays_so() -> None:
+    """And leaves its neighbours alone."""
+    model, x = group(40), torch.randn(3, 72)
+    expected = products(model, x)
+    for bad in (torch.nan, torch.inf):
+        x[1, 5] = bad
+        found = products(model, x)
+        assert not found[1].isfinite().any()
+        assert torch.equal(found[::2], expected[::2])
+
+
+def test_results_are_near_those_of_the_weights() -> None:
+    """Both roundings together move random products by about a hundredth."""
+    torch.manual_seed(0)
+    plain, x = nn.Linear(512, 256), torch.randn(16, 512)
+    layer = Int8Linear(plain)
+    with torch.inference_mode():
+        error = (layer(x) - plain(x)).norm() / plain(x).norm()
+    assert 0.002 < error < 0.02
+    torch.testing.assert_close(layer.dequantised(), plain.weight.detach(), rtol=0, atol=float(layer.scale.max()) * 0.51)
+
+
+def in_int8() -> PreTrainedModel:
+    """A tiny model with a view, its backbone in int8."""
+    return ready(dual(), compile=False, pack=None, eight=True)
+
+
+def texts(model: PreTrainedModel, plan: str, *, batch: int) -> list[list[int]]:
+    engine = Engine(model, rows=batch, capacity=96, plan=steps.parse(plan), exact="token")
+    return [row.token_ids for row in decode(engine, PROMPTS, Options(max_new_tokens=6))]
+
+
+def test_texts_equal_plain_decoding_under_every_plan(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Alone and eight rows at once, exact to the token: not one differs, and drafts were verified."""
+    monkeypatch.setattr(exact, "_NUMBERS", 1 << 12)  # attention is looked at in full elsewhere
+    model = in_int8()
+    expected = texts(model, "ar", batch=1)
+    assert finding_for(model, width=BLOCK).holds
+    for plan in PLANS:
+        for batch in (1, 8):
+            assert texts(model, plan, batch=batch) == expected, (plan, batch)
+
+
+def test_the_backbone_s_linear_layers_are_in_int8_and_nothing_else() -> None:
+    """Queries, keys and values are multiplied as one, gate and up too; the view and what is no matrix is float32."""
+    model = ready(dual().to(torch.bfloat16), compile=False, pack=None, eight=True)
+    names = {name for name, module in model.named_modules() if type(module) is Int8Linear}
+    assert {name.split(".")[-1] for name in names} == {
+        *("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj", "lm_head")
+    }
+    assert not [name for name in names if ".diffusion." in name]
+    kept = [p for name, p in model.named_parameters() if name.rpartition(".")[0] not in names]
+    assert {p.dtype for p in kept} == {torch.float32}
+    layer = model.model.layers[0]
+    assert layer.mlp.gate_proj._shared is layer.mlp.up_proj._shared
+    assert layer.self_attn.ar.q_proj._shared is layer.self_attn.ar.v_proj._shared
+    assert (precision_of(model), quantization_of(model)) == ("int8", "orthrus int8")
+    assert key_of(model) != key_of(dual())
+
+
+def test_no_float_copy_of_the_weights_is_kept() -> None:
+    """Those of a layer are let go as it is replaced, but for an embedding that is the head's too."""
+    model = dual(tie_word_embeddings=True)
+    layer = model.model.layers[0].mlp.up_proj
+    quantise(model, [], keep=lambda name: ".diffusion." in name)
+    assert layer._parameters == {}
+    assert model.get_input_embeddings().weight.is_floating_point()
+    assert type(model.lm_head) is Int8Linear
+
+
+def test_copies_compute_alike_and_loaded_weights_are_followed() -> None:
+    """Deep copies and pickles; a cast leaves scales as they are; `load_state_dict` is seen."""
+    model, x = group(40, 24, bias=True), torch.randn(4, 72)
+    expected = products(model, x)
+    for other in (copy.deepcopy(model), pickle.loads(pickle.dumps(model)), copy.deepcopy(model).bfloat16().float()):
+        torch.testing.assert_close(products(other, x), expected, rtol=0, atol=1e-3)
+    assert torch.equal(products(copy.deepcopy(model), x), expected)
+    state = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    state["0.weight"].neg_()
+    model.load_state_dict(state)
+    assert torch.equal(products(model, x), specification(model, x))
+    assert not torch.equal(products(model, x), expected)
+
+
+def test_a_detached_backbone_stays_in_int8_and_takes_a_view_again() -> None:
+    """It computes what it did; a new view is floating point."""
+    model, ids = in_int8(), torch.arange(5)[None]
+    with torch.inference_mode():
+        expected = model(ids).logits
+        detach(model)
+        assert torch.equal(model(ids).logits, expected)
+    attach(model)
+    assert {tensor.dtype for tensor in twin_tensors(model).values()} == {torch.float32}
+
+
+def test_views_are_saved_and_load_with_the_plain_backbone(tmp_path: Path) -> None:
+    """The view is the same to the bit, the identity that of the plain backbone; whole models are refused."""
+    plain, model = dual(), in_int8()
+    assert identity(model) == identity(plain)
+    orthrus.save(model, tmp_path)
+    backbone = tiny("qwen3")
+    with pytest.warns(UserWarning, match="orthrus int8"):
+        put_on(backbone, tmp_path)
+    for name, tensor in twin_tensors(plain).items():
+        assert torch.equal(twin_tensors(backbone)[name], tensor)
+    with pytest.raises(UnsupportedModel, match="orthrus int8"):
+        orthrus.save(model, tmp_path / "official", format="official")
+    with pytest.raises(UnsupportedModel, match="int8"):
+        model.save_pretrained(tmp_path / "whole")
+    assert not (tmp_path / "whole").exists()
+
+
+def test_training_is_refused() -> None:
+    """Gradients do not pass."""
+    model = in_int8()
+    with pytest.raises(UnsupportedModel, match="gradients"):
+        require_gradients(model)
+    layer = model.model.layers[0].mlp.up_proj
+    with pytest.raises(UnsupportedModel, match="gradients"):
+        layer(torch.zeros(1, 48, requires_grad=True))
+
+
+@pytest.mark.parametrize(
+    ("options", "match"),
+    [
+        ({"compile": True}, "compile"),
+        ({"quantization_config": object()}, "quantization_config"),
+        ({"device": "meta"}, "CPUs"),
+    ],
+)
+def test_what_does_not_go_with_int8_is_refused_by_name(options: dict[str, Any], match: str) -> None:
+    """Before anything is loaded."""
+    with pytest.raises(ConfigError, match=match):
+        load("nano", dtype="int8", **options)
+
+
+def test_a_processor_whose_sums_saturate_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As those without VNNI instructions do, and a torch without oneDNN."""
+    int8.is_exact.cache_clear()
+    product = int8._product
+    assert product is not None
+    try:
+        monkeypatch.setattr(int8, "_product", lambda *args: product(*args).clamp(-(2**15), 2**15))
+        with pytest.raises(ConfigError, match="VNNI"):
+            dtype_of("int8", torch.device("cpu"))
+        int8.is_exact.cache_clear()
+        monkeypatch.setattr(int8, "_product", None)
+        assert not is_exact()
+    finally:
+        int8.is_exact.cache_clear()
+
+
+def test_layers_do_not_leave_the_cpu() -> None:
+    """Moving them is an error, and they stay as they are."""
+    model, x = group(40), torch.randn(2, 72)
+    expected = products(model, x)
+    with pytest.raises(OrthrusError, match="CPUs"):
+        model.to("meta")
+    assert torch.equal(products(model, x), expected)
+
+
+def test_nano_loads_in_int8() -> None:
+    """By name, and decodes."""
+    model, tokenizer = load("nano", dtype="int8")
+    assert is_quantised(model)
+    chat = [{"role": "user", "content": "What is 17 + 5?"}]
+    (completion,) = orthrus.generate(model, tokenizer, [chat], mode="ar", max_new_tokens=4)
+    assert len(completion.token_ids) == 4
