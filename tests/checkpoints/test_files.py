@@ -285,7 +285,7 @@ def test_missing_files_are_named(tmp_path: Path, characters: PreTrainedTokenizer
         orthrus.load(tmp_path / "plain")
     with pytest.raises(CheckpointError, match="a model is a directory, found the file"):
         orthrus.load(tmp_path / "a" / "config.json")
-    with pytest.raises(CheckpointError, match=r"no model 'no/such': it is neither bundled \(nano\) nor a directory"):
+    with pytest.raises(CheckpointError, match=r"no model 'no/such': it is neither bundled \(smollm2, nano\) nor a dir"):
         orthrus.load("no/such")
 
 
