@@ -24,7 +24,7 @@ CHATS = [problem(domain, index, split="heldout").messages[:1] for index in range
 """Questions with names, things and numbers never trained on together."""
 
 POEM = [{"role": "user", "content": "Write a poem."}]
-"""Answered in dozens of ways: about three in four first drafts are kept, one in seven of those with a second one."""
+"""Answered in dozens of ways: the view's drafts of the second token are kept now and then, and refused mostly."""
 
 DRAWS = 1500
 
@@ -99,7 +99,7 @@ def first_two(
     model, tokenizer = nano
     outs = orthrus.generate(
         model, tokenizer, [POEM] * DRAWS, plan="fixed:3", do_sample=True, temperature=temperature, top_k=12,
-        max_new_tokens=2, batch_size=100, eos_token_id=[],
+        max_new_tokens=2, batch_size=100, eos_token_id=[], seed=0,
     )  # fmt: skip
     assert 0.1 < Stats.total(out.stats for out in outs).accepted / DRAWS < 0.9  # the second tokens
     observed = Counter(tuple(out.token_ids) for out in outs)

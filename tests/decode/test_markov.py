@@ -75,9 +75,7 @@ def test_each_slot_is_chosen_after_the_draft_before_it(
     """Against one slot of one row at a time, in float64; the scores kept are those that the drafts were drawn from."""
     logits = torch.randn(3, slots, V, generator=torch.Generator().manual_seed(seed)) * 2
     anchors, texts = [1, 7, 7], [[1], [2, 7], [0, 5, 7]]
-    seen = torch.zeros(3, V, dtype=torch.bool)
-    for row, text in enumerate(texts):
-        seen[row, text] = True
+    seen = torch.tensor([text + text[-1:] * (3 - len(text)) for text in texts])
     context = Context(torch.tensor([11, 12, seed]), torch.tensor([4, 9, 20]), seen)
     chooser = Chooser(sampling, coupled=coupled)
     drafts = chooser.draft(logits, context, Before(torch.tensor(anchors), MARKOV))

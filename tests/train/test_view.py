@@ -20,6 +20,7 @@ from orthrus.model.config import OrthrusConfig
 from orthrus.model.head import output_head
 from orthrus.policy import steps
 from orthrus.train import view
+from orthrus.train.heldout import decoded_for_real
 from orthrus.train.loop import train
 from orthrus.train.prepare import train_prompts
 from orthrus.train.view import TeacherKeys, ViewTask
@@ -149,9 +150,11 @@ def test_a_memorised_set_is_drafted_almost_whole(tmp_path: Path, tokenizer: PreT
         )
     )
     prompts = [prompt.token_ids for prompt in train_prompts(task._recipe, tokenizer)]
-    untrained = task._decode(prompts).tokens_per_cycle
+    untrained = decoded_for_real(task._model, prompts, task._recipe.responses.eval_tokens).tokens_per_cycle
     train(task, task._recipe)
-    assert task._decode(prompts).tokens_per_cycle > max(5.0, untrained)
+    assert decoded_for_real(task._model, prompts, task._recipe.responses.eval_tokens).tokens_per_cycle > max(
+        5.0, untrained
+    )
 
 
 def test_an_evaluation_says_what_each_plan_gives(task: ViewTask) -> None:
@@ -252,7 +255,7 @@ def test_two_steps_take_three_passes_a_cycle(
             return passes[-1][0]
 
         monkeypatch.setattr(Passes, "draft", draft)
-        two = task._decode(prompts, steps=2)
+        two = decoded_for_real(task._model, prompts, task._recipe.responses.eval_tokens, steps=2)
     assert two.forwards == len(prompts) + 3 * two.cycles
     for (made, nothing), (_, shown_BJ) in zip(passes[::2], passes[1::2], strict=True):
         assert nothing is None

@@ -8,6 +8,7 @@ Pure functions of tensors: knows no model, no cache and no options.
 Shapes: B rows, M draft slots, N nodes without the root, P = N + 1 nodes with it, V vocabulary.
 """
 
+from collections.abc import Sequence
 from functools import lru_cache
 from itertools import accumulate
 from typing import NamedTuple
@@ -133,8 +134,11 @@ def likely_ends(tree: Tree, stops: int) -> Tensor:
 def _levels(widths: tuple[int, ...], device: torch.device) -> tuple[Tensor, Tensor]:
     """Return each candidate's level, and where the level before it starts among all (0 for the first one's)."""
     starts = [0, 0, *accumulate(widths)]
-    levels = [level for level, width in enumerate(widths) for _ in range(width)]
-    return torch.tensor(levels, device=device), torch.tensor([starts[level] for level in levels], device=device)
+
+    def spread(values: Sequence[int]) -> Tensor:  # filled on the device: a copy to it would wait for the pass before
+        return torch.cat([torch.full((w,), value, device=device) for value, w in zip(values, widths, strict=False)])
+
+    return spread(range(len(widths))), spread(starts)
 
 
 def ancestors(parent_BN: Tensor, *, depth: int) -> Tensor:

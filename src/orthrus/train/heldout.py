@@ -1,4 +1,4 @@
-"""Drafters that measure a view on held-out prompts by other ways to draft than `auto` takes.
+"""What a view gives on held-out prompts, decoded for real, under plans that `auto` does not take as well.
 
 Shapes: B rows, M drafts, V vocabulary.
 """
@@ -9,10 +9,17 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from transformers import PreTrainedModel
 
+from orthrus.decode.api import engine_for
 from orthrus.decode.drafters import ViewDrafter
 from orthrus.decode.frames import Reading
+from orthrus.decode.options import Options
+from orthrus.decode.output import Stats
 from orthrus.decode.passes import Passes, Proposal
+from orthrus.model.markov import markov_of
+from orthrus.policy.steps import parse
+from orthrus.train.start import in_one_dtype
 
 
 @dataclass(slots=True)
@@ -57,3 +64,27 @@ class Twice(ViewDrafter):
         shown_BJ = torch.cat([made.first_B1V, made.logits_BMV], dim=1)[:, :half].argmax(-1)
         rest_BMV = passes.draft(rows, anchor_B, drafts - half, shown_BJ=shown_BJ).logits_BMV
         return Proposal(torch.cat([made.logits_BMV[:, : half - 1], rest_BMV], dim=1), made.first_B1V)
+
+
+def decoded_for_real(
+    model: PreTrainedModel, prompts: list[list[int]], most: int, *, onepass: bool = False, steps: int = 1
+) -> Stats:
+    """Decode prompts, `most` tokens each, under the plan `full` or `onepass`; returns their pooled statistics.
+
+    With two `steps` the first half of each block's drafts is fixed, and a second pass that is shown them drafts the
+    rest. What `onepass` gives is found without fused passes, whose block per stop point takes a CPU many times as
+    long: every block but a text's first is drafted in a pass of its own, blind, as the fused pass would draft it.
+    """
+    options = Options.of(model.generation_config, max_new_tokens=most)
+    with torch.autocast(model.device.type, enabled=False), in_one_dtype(model):
+        markov = markov_of(model)
+        drafter = Blind(markov) if onepass else Twice(markov) if steps == 2 else None
+        rows = len(prompts) if onepass else 8  # texts begin together, so that all have their first drafts
+        engine = engine_for(model, prompts, options, parse("full"), rows=rows, drafter=drafter)
+        done = [row.stats for row in engine.finish(prompts, options)]
+    stats = Stats.total(done)
+    if onepass:
+        stats.forwards = stats.cycles + len(done)  # a pass per cycle, and the prefill, which drafts as well
+    if steps == 2:
+        stats.forwards += stats.cycles
+    return stats

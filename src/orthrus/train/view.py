@@ -20,18 +20,14 @@ from orthrus.checkpoints.files import save
 from orthrus.checkpoints.load import device_of
 from orthrus.data.packing import PackedRows
 from orthrus.data.shards import SHARD
-from orthrus.decode.api import engine_for
-from orthrus.decode.options import Options
-from orthrus.decode.output import Stats
 from orthrus.kernels import attention, masks
 from orthrus.model.attach import config_of, layers_of, windows_of
 from orthrus.model.dual import View, ViewName
 from orthrus.model.head import output_head
 from orthrus.model.markov import Before, markov_of
-from orthrus.policy.steps import parse
 from orthrus.train import anchors, objective
 from orthrus.train.anchors import Blocks
-from orthrus.train.heldout import Blind, Twice
+from orthrus.train.heldout import decoded_for_real
 from orthrus.train.prepare import Prepared, prepare
 from orthrus.train.ranks import Ranks
 from orthrus.train.recompute import recomputed
@@ -109,17 +105,18 @@ class ViewTask:
     def evaluate(self, step: int) -> dict[str, float]:
         """Loss and agreement per held-out source, and what real decoding of its prompts gives."""
         figures: dict[str, float] = {}
+        most = self._recipe.responses.eval_tokens
         for name, rows in self._data.heldout.items():
             loss = self._loss(rows, np.arange(min(len(rows), 16)), block_length=self._recipe.model.block_size, step=-1)
             figures[f"heldout/{name}/loss"] = float(loss.total) / float(loss.weight)
             for metric, (total, count) in loss.metrics.items():
                 figures[f"heldout/{name}/{metric}"] = float(total) / max(float(count), 1.0)
             prompts = self._data.heldout_prompts[name][: self._recipe.responses.eval_prompts]
-            decoded = {"": self._decode(prompts)}
+            decoded = {"": decoded_for_real(self._model, prompts, most)}
             if self._recipe.objective.blind_anchor_share > 0:
-                decoded["onepass_"] = self._decode(prompts, onepass=True)
+                decoded["onepass_"] = decoded_for_real(self._model, prompts, most, onepass=True)
             if self._recipe.objective.shown_share > 0:
-                decoded["two_steps_"] = self._decode(prompts, steps=2)
+                decoded["two_steps_"] = decoded_for_real(self._model, prompts, most, steps=2)
             for plan_name, stats in decoded.items():
                 figures[f"heldout/{name}/{plan_name}tokens_per_cycle"] = stats.tokens_per_cycle
                 figures[f"heldout/{name}/{plan_name}tokens_per_forward"] = stats.tokens_per_forward
@@ -299,27 +296,6 @@ class ViewTask:
             with torch.no_grad():
                 markov.after_VR[others_V] = 0.0
         return tokens
-
-    def _decode(self, prompts: list[list[int]], *, onepass: bool = False, steps: int = 1) -> Stats:
-        """Decode held-out prompts for real; returns their pooled statistics, under the plan `full` or `onepass`.
-
-        With two `steps` the first half of each block's drafts is fixed, and a second pass that is shown them drafts the
-        rest. What `onepass` gives is found without fused passes, whose block per stop point takes a CPU many times as
-        long: every block but a text's first is drafted in a pass of its own, blind, as the fused pass would draft it.
-        """
-        options = Options.of(self._model.generation_config, max_new_tokens=self._recipe.responses.eval_tokens)
-        with torch.autocast(self._device.type, enabled=False), in_one_dtype(self._model):
-            markov = markov_of(self._model)
-            drafter = Blind(markov) if onepass else Twice(markov) if steps == 2 else None
-            rows = len(prompts) if onepass else 8  # texts begin together, so that all have their first drafts
-            engine = engine_for(self._model, prompts, options, parse("full"), rows=rows, drafter=drafter)
-            done = [row.stats for row in engine.finish(prompts, options)]
-        stats = Stats.total(done)
-        if onepass:
-            stats.forwards = stats.cycles + len(done)  # a pass per cycle, and the prefill, which drafts as well
-        if steps == 2:
-            stats.forwards += stats.cycles
-        return stats
 
     def _tensor(self, array: NDArray[Any]) -> Tensor:
         tensor = torch.from_numpy(np.array(array)).to(self._device)
