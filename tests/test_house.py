@@ -2,8 +2,6 @@
 
 import ast
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -13,7 +11,7 @@ SOURCE = ROOT / "src" / "orthrus"
 MODULES = sorted(SOURCE.rglob("*.py"))
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), *sorted(SOURCE.glob("zoo/*/README.md"))]
 LONGEST_FILE, LONGEST_CLASS, LONGEST_README_SENTENCE = 350, 250, 40
-in_the_checkout = pytest.mark.skipif(not (ROOT / "results").is_dir(), reason="needs a checkout of the project")
+in_the_checkout = pytest.mark.skipif(not MODULES or not (ROOT / "results").is_dir(), reason="needs a whole checkout")
 
 
 def lengths_of_classes(path: Path) -> dict[str, int]:
@@ -31,16 +29,6 @@ def test_files_and_classes_stay_readable_in_a_sitting() -> None:
     classes = {f"{p.relative_to(SOURCE)}:{n}": k for p in modules for n, k in lengths_of_classes(p).items()}
     assert {name: lines for name, lines in files.items() if lines > LONGEST_FILE} == {}
     assert {name: lines for name, lines in classes.items() if lines > LONGEST_CLASS} == {}
-
-
-def test_the_policy_needs_neither_torch_nor_transformers() -> None:
-    """Every module of `policy` is imported in a fresh interpreter that then holds neither."""
-    names = [f"orthrus.policy.{path.stem}" for path in (SOURCE / "policy").glob("[!_]*.py")]
-    code = f"import sys, importlib; [importlib.import_module(n) for n in {names!r}]"
-    code += "; print(sorted({'torch', 'transformers'} & set(sys.modules)), len(sys.modules))"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert len(names) >= 4
-    assert done.stdout.startswith("[]")
 
 
 @in_the_checkout

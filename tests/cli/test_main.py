@@ -99,7 +99,7 @@ def test_errors_are_told_as_they_are_without_a_traceback(
         ["generate", "x", "--device", "cuda:99"],
         ["chat", "--top-p", "7"],
         ["demo", "--plan", "fixed"],
-        ["audit", "--dtype", "int8"],
+        ["audit", "--dtype", "int3"],
         ["bench", "run", "--suite", "synthetic:maths", "--output", "x", "--modes", "fast"],
         ["train", "nowhere.toml"],
     ],

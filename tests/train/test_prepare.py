@@ -23,7 +23,7 @@ from orthrus.data.packing import PackedRows, load_rows
 from orthrus.data.remote import Server, served_answers
 from orthrus.data.responses import LOOP_PERIOD, Answering, Prompt, answer, before_loop
 from orthrus.errors import ConfigError, DataError
-from orthrus.train import ranks, view
+from orthrus.train import ranks, start
 from orthrus.train.drafting import drafting
 from orthrus.train.prepare import Prepared, prepare, train_prompts
 from orthrus.train.ranks import Ranks
@@ -579,7 +579,7 @@ def test_the_command_has_its_device_before_the_backbone_goes_there(
 
     monkeypatch.setattr(ranks, "Ranks", lambda device: order.append("ranks"))
     monkeypatch.setattr(loading, "device_of", lambda device: order.append("device"))
-    monkeypatch.setattr(view, "load_backbone", load)
+    monkeypatch.setattr(start, "load_backbone", load)
     assert main(["prepare", str(written_recipe(tmp_path / "recipe.toml", backbone, dataset, by="backbone"))]) == 2
     assert order == ["ranks", "device", "backbone"]
 

@@ -23,8 +23,8 @@ def learning_rate_factor(step: int, schedule: ScheduleSection) -> float:
     floor = schedule.final_fraction
     match schedule.kind:
         case "constant":
-            left = schedule.steps - step
-            return 1.0 if left > schedule.decay_steps else floor + (1 - floor) * left / (schedule.decay_steps + 1)
+            left, decay = schedule.steps - step, schedule.decay_steps
+            return 1.0 if left > decay or decay == 0 else floor + (1 - floor) * left / (decay + 1)
         case "linear":
             return floor + (1 - floor) * (1 - progress)
         case "cosine":

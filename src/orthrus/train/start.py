@@ -30,9 +30,10 @@ def load_backbone(recipe: ViewRecipe, device: torch.device) -> tuple[PreTrainedM
     """
     model, tokenizer = _in_float32(recipe)
     _check_rows(model, recipe)
+    whole = recipe.run.sharding == "none"  # FSDP2 gathers weights of one dtype
     for parameter in model.parameters():
         numbers = parameter.is_floating_point() and parameter.dtype.itemsize > 1  # other forms pack them
-        if numbers and not parameter.requires_grad:
+        if whole and numbers and not parameter.requires_grad:
             parameter.data = parameter.data.to(DTYPES[recipe.run.dtype])
     model = model.to(device).eval()
     require_gradients(model)
