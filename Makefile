@@ -29,11 +29,12 @@ test: $(VENV)/.installed-dev  ## run the tests
 test-vllm: $(VLLM_VENV)/.installed  ## run the tests of the vLLM plugin against vLLM's CPU build (3.5 GB)
 	OMP_NUM_THREADS=1 $(VLLM_BIN)/python -m pytest -m vllm tests/vllm $(PYTEST_VLLM_ARGS)
 
-check: $(VENV)/.installed-dev  ## lint, formatting, types, import layers
+check: $(VENV)/.installed-dev  ## lint, formatting, types, import layers, sizes, records
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-logo
+	$(BIN)/python -m pytest tests/test_house.py
 
 format: $(VENV)/.installed-dev  ## sort imports and format
 	$(BIN)/ruff check --select I --fix
