@@ -43,6 +43,15 @@ def test_prompts_without_cycles_have_no_tokens_per_cycle() -> None:
     assert mean.value == 4
 
 
+def test_first_tokens_count_for_their_cycles() -> None:
+    """A cycle whose draft pass gave a token of the backbone's own wrote that, its accepted drafts and the bonus."""
+    figure = metrics.pooled(
+        [result(id="a", stats=stats(cycles=4, accepted=6) | {"first_tokens": 3})], "tokens_per_cycle"
+    )
+    assert figure is not None
+    assert figure.value == (3 + 6 + 4) / 4
+
+
 def test_an_unknown_figure_is_refused() -> None:
     with pytest.raises(DataError, match="tokens_per_forward or tokens_per_cycle"):
         metrics.pooled([result()], "tokens_per_joule")

@@ -159,7 +159,7 @@ def _counts(result: Result, name: str) -> tuple[float, float]:
         return stats["emitted"], stats["forwards"]
     if name == "tokens_per_cycle":
         cycles = stats.get("cycles", 0)
-        return stats.get("accepted", 0) + cycles, cycles
+        return stats.get("accepted", 0) + stats.get("first_tokens", 0) + cycles, cycles
     raise DataError(f"a figure is tokens_per_forward or tokens_per_cycle, found {name!r}")
 
 
