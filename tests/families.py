@@ -50,16 +50,38 @@ WINDOWED = {
 
 MOE = ("qwen3_moe", "mixtral", "gpt_oss")
 
+_RECURRENT = {
+    "hidden_size": 32,
+    "num_hidden_layers": 4,  # layers 0 to 2 are recurrent, layer 3 is attention
+    "head_dim": 16,
+    "linear_num_key_heads": 2,
+    "linear_num_value_heads": 4,
+    "linear_key_head_dim": 8,
+    "linear_value_head_dim": 12,
+    "linear_conv_kernel_dim": 4,
+}
+_SHARED_EXPERT = {**_EXPERTS, "shared_expert_intermediate_size": 16}
+
+HYBRID: dict[str, dict[str, object]] = {
+    "qwen3_5_text": _RECURRENT,
+    "qwen3_next": {**_RECURRENT, **_SHARED_EXPERT},
+    "qwen3_5_moe_text": {**_RECURRENT, **_SHARED_EXPERT},
+    "olmo_hybrid": {k: v for k, v in _RECURRENT.items() if k != "head_dim"},
+}
+"""Families with gated delta rule layers: grouped value heads, key and value heads of different widths."""
+
 
 def tiny(family: str, *, seed: int = 0, attn: str | None = None, **overrides: object) -> PreTrainedModel:
     """Build a tiny random model whose logits are spread widely enough to have no near-ties."""
     torch.manual_seed(seed)
-    config = AutoConfig.for_model(family, **{**_SHAPE, **FAMILIES[family], **overrides})
+    config = AutoConfig.for_model(family, **{**_SHAPE, **{**FAMILIES, **HYBRID}[family], **overrides})
     model = AutoModelForCausalLM.from_config(config, **({"attn_implementation": attn} if attn else {}))
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if parameter.ndim > 1 or "sinks" in name:
                 parameter.normal_(0, 0.12)
+            if name.endswith("A_log"):
+                parameter.uniform_(-4, 0)  # decays of 0.3 to 0.98 a token: fresh models forget at once
     model.generation_config.eos_token_id = None
     return model.eval()
 
