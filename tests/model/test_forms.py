@@ -16,9 +16,9 @@ from orthrus.bench.peers.hf import plain
 from orthrus.checkpoints.load import put_on, ready
 from orthrus.decode.api import engine_for
 from orthrus.decode.options import Options
-from orthrus.errors import CheckpointError, UnsupportedModel
+from orthrus.errors import CheckpointError, ConfigError, UnsupportedModel
 from orthrus.model.attach import duals, is_attached
-from orthrus.model.fingerprint import fingerprint, identity, quantization_of, twin_tensors
+from orthrus.model.fingerprint import fingerprint, identity, of_view, quantization_of, twin_tensors
 from orthrus.model.twin import is_plain, require_gradients
 from orthrus.policy import steps
 from tests import reference
@@ -228,6 +228,26 @@ def test_an_offloaded_backbone_gets_a_resident_twin(where: str, tmp_path: Path) 
     assert (tmp_path / "again" / "orthrus.safetensors").read_bytes() == (
         tmp_path / "view" / "orthrus.safetensors"
     ).read_bytes()
+
+
+@pytest.mark.parametrize("layout", ["adapter", "official"])
+def test_a_model_loads_with_its_layers_left_on_disk(layout: str, tmp_path: Path) -> None:
+    """`offload_folder` keeps layers out of memory and changes no text; forms that it cannot take are refused."""
+    whole, tokenizer = orthrus.load("nano", pack=False)
+    name = "nano"
+    if layout == "official":
+        whole = orthrus.attach(tiny("qwen3"), CONFIG, attn_implementation="orthrus")
+        perturb(whole, scale=0.01)
+        name = str(orthrus.save(whole, tmp_path / "model", format="official"))
+        tokenizer.save_pretrained(name)
+    model, _ = orthrus.load(name, offload_folder=tmp_path / "copies")
+    away = {key for key, parameter in model.named_parameters() if parameter.is_meta}
+    assert away == {key for key, _ in model.named_parameters() if ".layers." in key and not of_view(key)}
+    for plan in ("ar", "full", "auto"):
+        assert texts(model, plan) == texts(whole, plan)
+    for other in ({"dtype": "int8"}, {"compile": True}, {"pack": True}):
+        with pytest.raises(ConfigError, match="found offload_folder beside"):
+            orthrus.load(name, offload_folder=tmp_path / "copies", **other)  # type: ignore[arg-type]
 
 
 def test_weights_that_nobody_fetches_are_refused() -> None:

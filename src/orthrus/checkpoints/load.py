@@ -22,7 +22,7 @@ from transformers import (
 from transformers.utils import logging
 
 from orthrus import zoo
-from orthrus.checkpoints import files, gguf
+from orthrus.checkpoints import files, gguf, offload
 from orthrus.errors import CheckpointError, ConfigError
 from orthrus.kernels import int8, merged, packed
 from orthrus.model.attach import attach, detach
@@ -46,6 +46,7 @@ def load(
     device: str | torch.device | None = None,
     backbone: str | Path | PreTrainedModel | None = None,
     quantization_config: Any = None,
+    offload_folder: str | Path | None = None,
     compile: bool = False,
     pack: bool | None = None,
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
@@ -65,13 +66,16 @@ def load(
             configuration says; or the backbone itself, a model
             without a view, which is given one in place and stays where and as it is.
         quantization_config: transformers' own, such as `TorchAoConfig`, for the backbone; the view stays plain.
+        offload_folder: keep the backbone's layers on disk and read them in every pass; embeddings, norms and view stay
+            in memory. Safetensors are read where they are; weights of another format are copied into this folder.
         pack: whether linear layers keep a second copy of their weights, laid out for the CPU's kernels (faster passes);
             None does so on the CPU where memory allows and it is found to be no slower, unless passes are compiled.
 
     Raises:
         CheckpointError: nothing of that name, a damaged file, or a view of another backbone.
         ConfigError: an unknown dtype or device, both `compile` and `pack`, int8 where it does not compute or beside
-            `compile` or `quantization_config`, or a backbone for what holds its own.
+            `compile` or `quantization_config`, `offload_folder` beside one of these, or a backbone for what holds its
+            own.
     """
     place = device_of(device)
     wanted = dtype_of(dtype, place)
@@ -80,6 +84,13 @@ def load(
     if eight and quantization_config is not None:
         raise ConfigError("dtype int8 quantises the backbone itself, found quantization_config beside it: drop one")
     more = {} if quantization_config is None else {"quantization_config": quantization_config, "device_map": place}
+    if offload_folder is not None:
+        if more or eight or compile or pack:
+            raise ConfigError(
+                "offloaded layers are plain weights, found offload_folder beside quantization_config, dtype int8, "
+                "compile=True or pack=True: drop one"
+            )
+        more = {"offload_folder": str(offload_folder), "device_map": str(place)}
     path = locate(name, revision)
     if not is_adapter(path):
         if backbone is not None:
@@ -295,6 +306,9 @@ def _pretrained(cls: Any, home: Path | str, dtype: torch.dtype | str, **more: An
     try:
         # Mismatched shapes are reported below, by name; transformers would only log them.
         more |= {"output_loading_info": True, "ignore_mismatched_sizes": True}
+        if "offload_folder" in more:
+            shape = {key: more[key] for key in ("config", "revision") if key in more}
+            more["device_map"] = offload.device_map(cls, home, more["device_map"], **shape)
         model, info = cls.from_pretrained(home, dtype=dtype, **more)
     except (OSError, ValueError, SafetensorError, RuntimeError) as error:
         raise CheckpointError(f"the backbone {home} cannot be loaded: {str(error).splitlines()[0]}") from error

@@ -93,6 +93,7 @@ def run(
     threads: Threads = None,
     device: common.Device = None,
     compile: common.Compile = False,
+    offload: common.Offload = None,
     prices: Annotated[
         Path | None,
         typer.Option(
@@ -124,6 +125,7 @@ def run(
         rounds=rounds,
         warmup=warmup,
         compile=compile,
+        offload=offload is not None,
         prices=prices,
         gguf=ggufs,
         gguf_source=gguf_source(model, backbone),
@@ -133,7 +135,7 @@ def run(
         bench.run(
             job,
             output,
-            load=loader(model, device, backbone=backbone, compile=compile),
+            load=loader(model, device, backbone=backbone, compile=compile, offload=offload),
             on_start=lambda outlook: start(outlook.laps, words(outlook)),
             on_lap=lap,
         )

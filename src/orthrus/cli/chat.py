@@ -54,6 +54,7 @@ def chat(
     dtype: common.Dtype = None,
     device: common.Device = None,
     compile: common.Compile = False,
+    offload: common.Offload = None,
 ) -> None:
     """Talk with a model; /help lists what else can be said."""
     options = common.generation_options(
@@ -67,7 +68,9 @@ def chat(
         seed=seed,
         max_new_tokens=max_new_tokens,
     )
-    loaded, tokenizer = common.load(model, backbone=backbone, dtype=dtype, device=device, compile=compile)
+    loaded, tokenizer = common.load(
+        model, backbone=backbone, dtype=dtype, device=device, compile=compile, offload=offload
+    )
     common.look_at_kernels(loaded, exact, rows=1)
     talk = Conversation(loaded, tokenizer, mode=mode, plan=plan, exact=exact, window=window, options=options)
     talk.system = system

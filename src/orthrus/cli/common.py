@@ -10,6 +10,7 @@ import threading
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from time import perf_counter
 from typing import TYPE_CHECKING, Annotated, Any, Final, Literal, TypeVar
 
@@ -74,6 +75,12 @@ Dtype = Annotated[Literal["float32", "bfloat16", "float16", "int8"] | None, _DTY
 FloatDtype = Annotated[Literal["float32", "bfloat16", "float16"] | None, _DTYPE]
 Device = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, mps …; CUDA if there is one, unless given.")]
 Compile = Annotated[bool, typer.Option("--compile", help="Compile decoding passes; the first of each kind waits.")]
+Offload = Annotated[
+    Path | None,
+    typer.Option(
+        "--offload", metavar="DIR", help="Read the backbone's layers from disk in every pass; DIR for copies."
+    ),
+]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on standard output.")]
 MaxNewTokens = Annotated[int, typer.Option(help="Tokens to write at most.")]
 Stop = Annotated[list[str] | None, typer.Option(metavar="TEXT", help="End at this text; may be repeated.")]
@@ -138,6 +145,7 @@ def load(
     dtype: str | None = None,
     device: str | None = None,
     compile: bool = False,
+    offload: Path | None = None,
 ) -> tuple["PreTrainedModel", "PreTrainedTokenizerBase"]:
     """Load a model and its tokenizer, with a sign of life on the terminal; raises as `orthrus.load` does."""
     with err().status(f"loading {name} …"):
@@ -146,7 +154,7 @@ def load(
         from orthrus.checkpoints.load import load as load_model
 
         logging.disable_progress_bar()
-        return load_model(name, backbone=backbone, dtype=dtype, device=device, compile=compile)
+        return load_model(name, backbone=backbone, dtype=dtype, device=device, compile=compile, offload_folder=offload)
 
 
 def look_at_kernels(model: "PreTrainedModel", exact: ExactName, *, rows: int) -> None:

@@ -57,6 +57,7 @@ def generate(
     dtype: common.Dtype = None,
     device: common.Device = None,
     compile: common.Compile = False,
+    offload: common.Offload = None,
     batch_size: BatchSize = 1,
     input: Input = None,
     limit: Limit = None,
@@ -85,7 +86,9 @@ def generate(
     records = _records(prompt, input, limit)
     if turns == "first":
         records = [dataclasses.replace(record, turns=record.turns[:1]) for record in records]
-    loaded, tokenizer = common.load(model, backbone=backbone, dtype=dtype, device=device, compile=compile)
+    loaded, tokenizer = common.load(
+        model, backbone=backbone, dtype=dtype, device=device, compile=compile, offload=offload
+    )
     job = Job(
         model=loaded,
         tokenizer=tokenizer,

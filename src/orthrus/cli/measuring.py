@@ -2,8 +2,9 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from time import monotonic
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeElapsedColumn, TimeRemainingColumn
@@ -42,6 +43,7 @@ def loader(
     backbone: str | None = None,
     compile: bool = False,
     pack: bool | None = None,
+    offload: Path | None = None,
 ) -> "Loader":
     """Load without a display of its own: the progress bar is on the terminal already."""
     from transformers.utils import logging
@@ -49,7 +51,8 @@ def loader(
     from orthrus.checkpoints.load import load
 
     logging.disable_progress_bar()
-    return lambda dtype: load(model, backbone=backbone, dtype=dtype, device=device, compile=compile, pack=pack)
+    options: dict[str, Any] = {"backbone": backbone, "device": device, "compile": compile, "pack": pack}
+    return lambda dtype: load(model, dtype=dtype, offload_folder=offload, **options)
 
 
 @contextmanager

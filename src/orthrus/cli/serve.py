@@ -39,6 +39,7 @@ def serve(
     dtype: common.Dtype = None,
     device: common.Device = None,
     compile: common.Compile = False,
+    offload: common.Offload = None,
     name: ServedName = None,
     api_key: ApiKey = None,
     cors_origin: CorsOrigin = None,
@@ -57,7 +58,9 @@ def serve(
 
     plan_of("orthrus", plan)
     listening = http.listen(host, port)  # before the model is loaded: a port in use shows at once
-    loaded, tokenizer = common.load(model, backbone=backbone, dtype=dtype, device=device, compile=compile)
+    loaded, tokenizer = common.load(
+        model, backbone=backbone, dtype=dtype, device=device, compile=compile, offload=offload
+    )
     common.look_at_kernels(loaded, exact, rows=rows)
     service = Service(
         loaded,

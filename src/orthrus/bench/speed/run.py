@@ -50,6 +50,7 @@ class Job:
         rounds: how often every contender answers every prompt.
         warmup: rounds before the first batch of each size and precision that are not measured.
         compile: whether our decoding passes are compiled.
+        offload: whether the backbone's layers are read from disk in every pass.
         prices: a file of measured passes (`orthrus bench passes`) whose seconds count in place of the clock's.
         gguf: files and forms that llama.cpp answers from; the file that the backbone was read from unless given.
         gguf_source: the file that the backbone was read from, if any.
@@ -66,6 +67,7 @@ class Job:
     rounds: int = 3
     warmup: int = 1
     compile: bool = False
+    offload: bool = False
     prices: Path | None = None
     gguf: tuple[str, ...] = ()
     gguf_source: Path | None = None
@@ -209,6 +211,7 @@ def configuration(job: Job, model: PreTrainedModel) -> dict[str, Any]:
         "device": device_name(model.device),
         "threads": torch.get_num_threads(),
         **({"compile": True} if job.compile else {}),
+        **({"offload": True} if job.offload else {}),
         **({"prices": [job.prices.name, _file_digest(job.prices)]} if job.prices is not None else {}),
     }
 
