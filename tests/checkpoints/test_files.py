@@ -148,7 +148,7 @@ def test_a_pinned_revision_is_the_named_backbones(
         asked.append((home, revision))
 
     monkeypatch.setattr("orthrus.checkpoints.load._pretrained", pretrained)
-    monkeypatch.setattr("orthrus.checkpoints.load._tokenizer", tokenizer)
+    monkeypatch.setattr("orthrus.checkpoints.load.read_tokenizer", tokenizer)
     orthrus.save(trained(), tmp_path)
     config = json.loads((tmp_path / "orthrus_config.json").read_text())
     config |= {"backbone": "some/model", "revision": "abc"}

@@ -1,6 +1,9 @@
 """Who drafts never shows in the text, and what the drafts were worth shows in the statistics, to the last count."""
 
+import copy
+import sys
 from collections.abc import Callable, Sequence
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -8,14 +11,17 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from orthrus.checkpoints import drafters
 from orthrus.decode.drafters import ViewDrafter
 from orthrus.decode.engine import Engine
 from orthrus.decode.options import Options
 from orthrus.decode.output import Stats
 from orthrus.decode.passes import Passes, Proposal
 from orthrus.decode.rows import Row
+from orthrus.decode.tree import Tree, ancestors
 from orthrus.errors import ConfigError
-from orthrus.model.attach import attach
+from orthrus.model.attach import attach, detach
+from orthrus.model.attachment import attachment_of
 from orthrus.model.cache import ScratchCache
 from orthrus.model.config import OrthrusConfig
 from orthrus.model.graphs import compile_passes
@@ -177,6 +183,88 @@ def test_passes_of_another_drafter_count_under_its_name() -> None:
     assert "draft_passes" not in own[0].stats.to_dict()
 
 
+class InTurn(Oracle):
+    """A drafter that takes a pass for each token, and proposes four at most."""
+
+    name = "in turn"
+    proposals = 4
+
+    def propose(self, *given: Any) -> Proposal:  # type: ignore[override]
+        logits_BMV = super().propose(*given)
+        return Proposal(logits_BMV, passes=logits_BMV.shape[1])
+
+
+def test_a_drafter_has_a_block_of_its_own_and_says_what_its_drafts_took() -> None:
+    """Five tokens a cycle for one pass of the backbone and four of its own; longer blocks are refused."""
+    drafter = InTurn(TEXTS, DOUBLES["always right"])
+    engine = drafter.engine = Engine(MODEL, rows=2, capacity=96, plan=steps.parse("full"), drafter=drafter)
+    for row in engine.finish(PROMPTS[:2], Options(max_new_tokens=15)):
+        assert row.token_ids == TEXTS[tuple(row.prompt_ids)][:15]
+        assert (row.stats.cycles, row.stats.forwards, row.stats.draft_passes) == (3, 1 + 3, {"in turn": 3 * 4})
+    with pytest.raises(ConfigError, match="blocks of 8, this view was trained for at most 5"):
+        Engine(MODEL, rows=1, capacity=96, plan=steps.parse("fixed:8"), drafter=drafter)
+
+
+class Forester(Oracle):
+    """A drafter that grows its own trees: the text, where the coin lies right, and beside each of its nodes another."""
+
+    name = "forester"
+
+    def grow(
+        self, passes: Passes, rows: slice, anchor_B: Tensor, drafts: int, nodes: int, states: Sequence[Any]
+    ) -> tuple[Tree, int]:
+        deep = min(drafts, nodes // 2)
+        token_BM = self.propose(passes, rows, anchor_B, deep, states).argmax(-1)
+        token_BN = torch.stack([token_BM, (token_BM + 1) % 96], dim=2).flatten(1)
+        parent_BN = torch.tensor([max(2 * level - 1, 0) for level in range(deep) for _ in range(2)])
+        parent_BN = parent_BN.expand(len(token_BM), -1)
+        depth_BP = torch.tensor([0, *(level + 1 for level in range(deep) for _ in range(2))]).expand(len(token_BM), -1)
+        likely_BN = torch.full(token_BN.shape, 0.5)
+        return Tree(token_BN, parent_BN, depth_BP, ancestors(parent_BN, depth=deep), likely_BN), 2
+
+
+@pytest.mark.parametrize("double", DOUBLES)
+def test_a_drafter_may_grow_its_own_trees(double: str) -> None:
+    """Under `tree:N` it is asked for a tree; its passes count, and the text is the backbone's."""
+    drafter = Forester(TEXTS, DOUBLES[double])
+    engine = drafter.engine = Engine(MODEL, rows=3, capacity=96, plan=steps.parse("tree:8"), drafter=drafter)
+    for row in engine.finish(PROMPTS, OPTIONS):
+        assert row.token_ids == TEXTS[tuple(row.prompt_ids)][: row.options.max_new_tokens]
+        assert row.stats.forwards == 1 + row.stats.cycles
+        assert row.stats.draft_passes == {"forester": 2 * row.stats.cycles}
+        if double == "always right" and len(row.token_ids) == 23:
+            assert row.stats.cycles == 5  # four nodes deep, and the bonus
+
+
+def test_a_model_keeps_the_drafter_that_it_was_loaded_with() -> None:
+    """Engines take it unless they are given another, or draft nothing; a copy has it too, and taking the view off
+
+    takes it away.
+    """
+    model, oracle = dual(), Oracle(TEXTS, DOUBLES["always right"])
+    attachment_of(model).drafter = oracle
+    engine = Engine(model, rows=1, capacity=96, plan=steps.parse("full"))
+    assert engine.drafter is oracle
+    own = ViewDrafter()
+    assert Engine(model, rows=1, capacity=96, plan=steps.parse("full"), drafter=own).drafter is own
+    for plan in ("ar", "lookup"):
+        assert Engine(model, rows=1, capacity=96, plan=steps.parse(plan)).drafter.name == "view"
+    assert isinstance(attachment_of(copy.deepcopy(model)).drafter, Oracle)
+    again = attach(detach(model), OrthrusConfig(block_size=BLOCK))
+    assert attachment_of(again).drafter is None
+
+
+def test_a_drafter_is_loaded_by_its_kind(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`KIND:PLACE` calls the kind's module with the place and the model; anything else is refused by name."""
+    module = SimpleNamespace(load=lambda place, model: (place, model))
+    monkeypatch.setitem(sys.modules, "some.module", module)  # type: ignore[arg-type]
+    monkeypatch.setitem(drafters.KINDS, "some", "some.module")
+    assert drafters.load_drafter("some:a/place:b", MODEL) == ("a/place:b", MODEL)
+    for name in ("some", "some:", "other:place"):
+        with pytest.raises(ConfigError, match=f"KIND:PLACE.*some, found '{name}'"):
+            drafters.load_drafter(name, MODEL)
+
+
 def test_other_drafters_take_no_part_in_fused_passes() -> None:
     """A plan of nothing else is refused by name; `auto` does without."""
     oracle = Oracle(TEXTS, DOUBLES["never right"])
@@ -208,8 +296,10 @@ class Reader(Double):
     def read(self, cache: ScratchCache, hidden: Sequence[Tensor]) -> None:
         assert len(hidden) == 3
         assert hidden[0] is hidden[2]
+        assert cache.place.position_BQ is not None
+        position_BHQD = cache.place.position_BQ[:, None, : hidden[0].shape[1], None].float()
         for layer, states_BQH in enumerate(hidden[:2]):
-            cache.update(states_BQH[:, None], states_BQH[:, None], 2 + layer)
+            cache.update(states_BQH[:, None], position_BHQD, 2 + layer)
 
     def accepted(self, states: Sequence[list[int]], counts: Sequence[int]) -> None:
         for state, count in zip(states, counts, strict=True):
@@ -229,6 +319,7 @@ class Reader(Double):
                 # The last layer's output is normed before the model returns it.
                 expected = self.model.base_model.norm(kept_LH) if layer == 1 else kept_LH
                 torch.testing.assert_close(expected, plain[layer + 1][0], rtol=1e-3, atol=1e-4)
+                assert cache.values[own][place, : len(text), 0, 0].tolist() == list(range(len(text)))
                 self.checked += 1
         return super().propose(passes, rows, anchor_B, drafts, states)
 
@@ -237,7 +328,8 @@ class Reader(Double):
 def test_taps_give_each_slot_s_hidden_states_wherever_rows_go(plan: str) -> None:
     """Over prompts in slices, rejected drafts, trees' paths, rows that end and trade places, and shared prompt starts:
 
-    what a drafter keeps of two layers beside the keys is, at every slot, what a plain pass over the text says.
+    what a drafter keeps of two layers beside the keys is, at every slot, what a plain pass over the text says, and the
+    position of each is that of its slot.
     """
     model = tiny("qwen3")
     reader = Reader(tiny("qwen3"))

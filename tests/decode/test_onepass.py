@@ -383,6 +383,7 @@ def test_a_completion_may_fill_its_row_exactly(name: str, monkeypatch: pytest.Mo
             *,
             end: int,
             start: int | None = None,
+            position_BQ: Tensor | None = None,
             engine: Engine = engine,
             widths: list[int] = widths,
             real: Callable[..., None] = real,
@@ -390,7 +391,7 @@ def test_a_completion_may_fill_its_row_exactly(name: str, monkeypatch: pytest.Mo
             lengths = torch.tensor(engine.cache.lengths[rows])
             widths.append(int((slot_BQ - lengths[:, None]).max()) + 1)
             assert end <= max(engine.cache.lengths[rows]) + scratch
-            real(rows, slot_BQ, end=end, start=start)
+            real(rows, slot_BQ, end=end, start=start, position_BQ=position_BQ)
 
         monkeypatch.setattr(engine.cache, "begin", spy)
         rows = decode(engine, [PROMPTS[0], PROMPTS[1], PROMPTS[0]], Options(max_new_tokens=20))

@@ -41,7 +41,7 @@ def test_all_layers_are_the_default_however_they_are_named() -> None:
     assert "layers" not in OrthrusConfig().to_dict()
 
 
-@pytest.mark.parametrize("layers", ["first:1", "last:0", (), (0, 0), (True,), "last:3", (2,)])
+@pytest.mark.parametrize("layers", ["first:1", "last:0", (0, 0), (True,), "last:3", (2,)])
 def test_layers_that_are_not_the_models_are_refused(layers: object) -> None:
     with pytest.raises(ConfigError, match="layers must be"):
         attach(tiny("llama"), OrthrusConfig(layers=layers))

@@ -3,7 +3,6 @@
 Knows where models are kept and which layout a directory has; the layouts themselves are `checkpoint`'s.
 """
 
-import json
 from pathlib import Path
 from typing import Any, Final
 
@@ -13,7 +12,6 @@ from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntry
 from safetensors import SafetensorError
 from transformers import (
     AutoModelForCausalLM,
-    AutoTokenizer,
     PreTrainedModel,
     PreTrainedTokenizerBase,
     Qwen3Config,
@@ -23,9 +21,12 @@ from transformers.utils import logging
 
 from orthrus import zoo
 from orthrus.checkpoints import files, gguf, offload
+from orthrus.checkpoints.drafters import load_drafter
+from orthrus.checkpoints.tokenizers import read_tokenizer
 from orthrus.errors import CheckpointError, ConfigError
 from orthrus.kernels import int8, merged, packed
 from orthrus.model.attach import attach, detach
+from orthrus.model.attachment import attachment_of
 from orthrus.model.config import OrthrusConfig
 from orthrus.model.fingerprint import backbone_tensors, fingerprint, of_view, twin_tensors
 from orthrus.model.graphs import compile_passes
@@ -47,10 +48,11 @@ def load(
     backbone: str | Path | PreTrainedModel | None = None,
     quantization_config: Any = None,
     offload_folder: str | Path | None = None,
+    drafter: str | None = None,
     compile: bool = False,
     pack: bool | None = None,
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """Load a trained dual-view model and its tokenizer.
+    """Load a trained dual-view model and its tokenizer; with a `drafter`, any causal language model.
 
     Args:
         name: a bundled model ("smollm2", "nano"), a local directory (adapter or official layout), or a Hub id such as
@@ -63,19 +65,20 @@ def load(
         compile: whether decoding passes go through torch.compile, with CUDA graphs on CUDA; the first of each kind
             takes its time.
         backbone: where an adapter's backbone is (a directory, a `.gguf` file or a Hub id), when not where its
-            configuration says; or the backbone itself, a model
-            without a view, which is given one in place and stays where and as it is.
+            configuration says; or the backbone itself, without a view, which is given one where and as it is.
         quantization_config: transformers' own, such as `TorchAoConfig`, for the backbone; the view stays plain.
         offload_folder: keep the backbone's layers on disk and read them in every pass; embeddings, norms and view stay
             in memory. Safetensors are read where they are; weights of another format are copied into this folder.
+        drafter: who drafts in place of the view, as "dflash:PLACE" (`orthrus.checkpoints.drafters`); `name` may be a
+            plain model then.
         pack: whether linear layers keep a second copy of their weights, laid out for the CPU's kernels (faster passes);
             None does so on the CPU where memory allows and it is found to be no slower, unless passes are compiled.
 
     Raises:
         CheckpointError: nothing of that name, a damaged file, or a view of another backbone.
         ConfigError: an unknown dtype or device, both `compile` and `pack`, int8 where it does not compute or beside
-            `compile` or `quantization_config`, `offload_folder` beside one of these, or a backbone for what holds its
-            own.
+            `compile` or `quantization_config`, `offload_folder` beside one of these, a backbone for what holds its own,
+            or a drafter of no known kind.
     """
     place = device_of(device)
     wanted = dtype_of(dtype, place)
@@ -96,15 +99,17 @@ def load(
         if backbone is not None:
             told = backbone if isinstance(backbone, str | Path) else type(backbone).__name__
             raise ConfigError(f"{name} holds its backbone itself, found backbone={str(told)!r} beside it: drop it")
-        model, tokenizer = load_official(path, wanted, **more), _tokenizer(path)
+        whole = load_official if drafter is None or _is_official(path) else _load_plain
+        model, tokenizer = whole(path, wanted, **more), read_tokenizer(path)
     elif isinstance(backbone, PreTrainedModel):
         if dtype is not None or device is not None or more:
             raise ConfigError("a backbone that is loaded has its dtype, device and quantization: drop these options")
-        tokenizer = _tokenizer(path if (path / "tokenizer_config.json").exists() else backbone.name_or_path)
-        return ready(put_on(backbone, path), compile=compile, pack=pack), tokenizer
+        tokenizer = read_tokenizer(path if (path / "tokenizer_config.json").exists() else backbone.name_or_path)
+        return ready(put_on(backbone, path), compile=compile, pack=pack, drafter=drafter), tokenizer
     else:
         model, tokenizer = _load_adapter(path, wanted, backbone, **more)
-    return ready(model if more else model.to(place), compile=compile, pack=pack, eight=eight), tokenizer
+    model = model if more else model.to(place)
+    return ready(model, compile=compile, pack=pack, eight=eight, drafter=drafter), tokenizer
 
 
 def put_on(model: PreTrainedModel, path: Path) -> PreTrainedModel:
@@ -122,7 +127,9 @@ def put_on(model: PreTrainedModel, path: Path) -> PreTrainedModel:
     return model
 
 
-def ready(model: PreTrainedModel, *, compile: bool, pack: bool | None, eight: bool = False) -> PreTrainedModel:
+def ready(
+    model: PreTrainedModel, *, compile: bool, pack: bool | None, eight: bool = False, drafter: str | None = None
+) -> PreTrainedModel:
     """Make a dual-view model ready to decode where it is, in place; options as for `load`, `eight` for int8."""
     _check(compile, pack, eight)
     model.eval()
@@ -135,6 +142,7 @@ def ready(model: PreTrainedModel, *, compile: bool, pack: bool | None, eight: bo
         packed.pack(model)
     if pack is None:
         packed.tune(model)
+    attachment_of(model).drafter = load_drafter(drafter, model) if drafter else None
     return model
 
 
@@ -150,12 +158,12 @@ def backbone_with_tokenizer(name: str | Path, *, revision: str | None = None) ->
     home = home_of(name)
     home = home if isinstance(home, Path) else locate(home, revision)
     model = _pretrained(AutoModelForCausalLM, home, torch.float32)
-    return model, _tokenizer(home)
+    return model, read_tokenizer(home)
 
 
 def tokenizer_of(name: str | Path) -> PreTrainedTokenizerBase:
     """Load a model's tokenizer without its weights, from a bundled name, a directory or the Hub."""
-    return _tokenizer(home_of(name))
+    return read_tokenizer(home_of(name))
 
 
 def is_adapter(path: Path) -> bool:
@@ -230,7 +238,7 @@ def _load_adapter(
     model = _pretrained(AutoModelForCausalLM, home, dtype, revision=revision, **more)
     attach(model, config, attn_implementation="orthrus")
     files.load_adapter(model, path, backbone=kept)
-    return model, _tokenizer(home, revision=revision)
+    return model, read_tokenizer(home, revision=revision)
 
 
 def home_of(name: str | Path) -> Path | str:
@@ -272,10 +280,22 @@ def gguf_source(name: str | Path, backbone: str | Path | None = None) -> Path | 
     return file if (file := Path(named)).suffix == ".gguf" and file.is_file() else None
 
 
+def _is_official(path: Path) -> bool:
+    values = files.read_object(path / "config.json", missing="it is not a model")
+    return "block_size" in values and values.get("model_type") == "qwen3"
+
+
+def _load_plain(path: Path, dtype: torch.dtype | str, **more: Any) -> PreTrainedModel:
+    """Load a model for another drafter: no layer gets a twin."""
+    return attach(
+        _pretrained(AutoModelForCausalLM, path, dtype, **more), OrthrusConfig(layers=()), attn_implementation="orthrus"
+    )
+
+
 def load_official(path: Path, dtype: torch.dtype | str, **more: Any) -> PreTrainedModel:
     """Load backbone and view from a directory of the official layout; `more` goes to `from_pretrained`."""
     values = files.read_object(path / "config.json", missing="it is not a model")
-    if "block_size" not in values or values.get("model_type") != "qwen3":
+    if not _is_official(path):
         raise CheckpointError(
             f"{path} is neither an adapter ({files.CONFIG_FILE}) nor in the official layout (a Qwen3 config.json "
             f"with block_size): found model_type {values.get('model_type')!r}. A plain model takes orthrus.attach()"
@@ -316,31 +336,3 @@ def _pretrained(cls: Any, home: Path | str, dtype: torch.dtype | str, **more: An
         missing = sorted(info["missing_keys"]) + [str(k) for k in info.get("mismatched_keys", ())]
         raise CheckpointError(f"the backbone {home} is not whole: {len(missing)} tensors missing, {missing[0]} first")
     return model
-
-
-def _tokenizer(home: Path | str, *, revision: str | None = None) -> PreTrainedTokenizerBase:
-    missing = f"{home} must hold the model's tokenizer, found none: copy its tokenizer files there"
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(home, revision=revision)
-    except Exception as error:  # of a damaged file, tokenizers raises bare ones
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        if (damaged := _damaged(Path(home))) is not None:
-            raise CheckpointError(f"{damaged} is damaged ({reason}): fetch or write it again") from error
-        raise CheckpointError(f"{missing} ({reason})") from error
-    # Where files are missing, some families of transformers 5 give a tokenizer of special tokens alone.
-    if set(tokenizer.get_vocab()) <= set(tokenizer.all_special_tokens):
-        raise CheckpointError(missing)
-    return tokenizer
-
-
-def _damaged(home: Path) -> Path | None:
-    """Return which file of a tokenizer that cannot be read is to blame; None where none is there."""
-    for name in ("tokenizer.json", "tokenizer_config.json", "config.json"):
-        try:
-            json.loads((home / name).read_bytes())
-        except ValueError:
-            return home / name
-        except OSError:
-            continue
-    whole = home / "tokenizer.json"
-    return whole if whole.exists() else None

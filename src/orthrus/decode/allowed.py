@@ -1,14 +1,31 @@
-"""Which steps of a plan an engine may take: by who drafts, and by what its exactness allows."""
+"""Who drafts for an engine, and which steps of a plan it may take: by who drafts, and by what its exactness allows."""
 
 import warnings
 from dataclasses import replace
 
 from transformers import PreTrainedModel
 
-from orthrus.decode.drafters import VIEW, Drafter
+from orthrus.decode.drafters import VIEW, Drafter, ViewDrafter
 from orthrus.decode.exact import Finding, can_fuse
 from orthrus.errors import ConfigError
+from orthrus.model.attachment import attachment_of, config_of
 from orthrus.policy.steps import Plan, parse
+
+
+def drafter_for(model: PreTrainedModel, plan: Plan, drafter: Drafter | None = None) -> Drafter:
+    """Return who drafts: the one given, the one that the model was loaded with, or its own view.
+
+    Under a plan without drafts it is the view, which reads no hidden states.
+    """
+    if plan.kinds is None and (plan.drafts == 0 or plan.lookup):
+        return ViewDrafter.of(model)
+    lent: Drafter | None = attachment_of(model).drafter
+    return drafter or lent or ViewDrafter.of(model)
+
+
+def block_of(model: PreTrainedModel, drafter: Drafter) -> int:
+    """Return the longest block of a drafter: the anchor and all that it can propose behind it."""
+    return (drafter.proposals or config_of(model).proposals) + 1
 
 
 def drafted_by(plan: Plan, drafter: Drafter, *, block: int) -> Plan:

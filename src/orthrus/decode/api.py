@@ -10,6 +10,7 @@ from typing import Any, Literal
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from orthrus.decode.allowed import block_of, drafter_for
 from orthrus.decode.engine import Engine, Progress
 from orthrus.decode.exact import EXACT, Exact
 from orthrus.decode.options import Options
@@ -17,7 +18,6 @@ from orthrus.decode.output import Chunk, Completion
 from orthrus.decode.rows import Row
 from orthrus.decode.text import Prompt, TextStream, Tool, as_list, decode, encode
 from orthrus.errors import ConfigError
-from orthrus.model.attach import config_of
 from orthrus.policy import steps as plans
 
 Mode = Literal["orthrus", "ar"]
@@ -161,7 +161,7 @@ def engine_for(
     """Build an engine with just enough room for these prompts, within the model's context; `more` is `Engine`'s."""
     if exact not in EXACT:
         raise ConfigError(f"exact must be one of {', '.join(EXACT)}, found {exact!r}")
-    block = config_of(model).proposals + 1
+    block = block_of(model, drafter_for(model, plan, more.get("drafter")))
     width = plan.scratch(block)
     context: int = model.config.get_text_config().max_position_embeddings
     lengths = [len(ids) for ids in prompts] or [1]

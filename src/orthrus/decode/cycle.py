@@ -17,7 +17,7 @@ from torch import Tensor
 
 from orthrus.decode import tree
 from orthrus.decode.accept import NONE, Verdict, sound
-from orthrus.decode.drafters import Drafter
+from orthrus.decode.drafters import VIEW, Drafter, TreeDrafter
 from orthrus.decode.frames import Reading
 from orthrus.decode.passes import Passes, Proposal
 from orthrus.decode.sampling import Chooser, Context, Drafts
@@ -66,6 +66,7 @@ class Outcome(NamedTuple):
         led: for each row, whether a draft pass gave its first token.
         drafted: drafts that were proposed to each row.
         forwards: passes of the backbone it took.
+        draft_passes: passes of another drafter than the view.
         ready_BMV: draft logits for the next cycle, from a fused pass; None otherwise.
         ranks: for each row, at which of the fused pass' stops, in their order, acceptance stopped; their number where
             it was none of them.
@@ -77,6 +78,7 @@ class Outcome(NamedTuple):
     led: list[bool]
     drafted: int
     forwards: int
+    draft_passes: int = 0
     ready_BMV: Tensor | None = None
     ranks: list[int] | None = None
     inside: list[tuple[int, int]] | None = None
@@ -86,14 +88,26 @@ def cycle(passes: Passes, batch: Batch, step: Step, *, drafter: Drafter) -> Outc
     """Advance every row by one step and commit what it keeps."""
     if step.kind == "plain" or step.lookup:
         copied_BM = batch.anchor_B.new_empty(len(batch.anchor_B), 0) if batch.copied_BM is None else batch.copied_BM
-        return _verify(passes, batch, Drafts(copied_BM, None), 0)
+        return _verify(passes, batch, Drafts(copied_BM, None))
+    outcome, drew = _drafted(passes, batch, step, drafter)
+    if drafter.name == VIEW:
+        return outcome._replace(forwards=outcome.forwards + drew)
+    return outcome._replace(draft_passes=drew)
+
+
+def _drafted(passes: Passes, batch: Batch, step: Step, drafter: Drafter) -> tuple[Outcome, int]:
+    """Draft and verify; returns how many passes drafting took beside the outcome, which does not count them."""
+    if step.nodes and isinstance(drafter, TreeDrafter):
+        grown, drew = drafter.grow(passes, batch.rows, batch.anchor_B, step.drafts, step.nodes, batch.states)
+        return _tree(passes, batch, grown, step.drafts, step), drew
     batch, logits_BMV, drew = _propose(passes, batch, step, drafter)
     if step.nodes and logits_BMV.shape[1]:
-        return _tree(passes, batch, logits_BMV, step, drew, drafter.markov)
+        grown = _grown(batch, logits_BMV, step, drafter.markov)
+        return _tree(passes, batch, grown, logits_BMV.shape[1], step), drew
     drafts = _draft(batch, logits_BMV, drafter.markov, weigh=step.kind == "onepass")
     if step.kind == "onepass":
-        return _onepass(passes, batch, drafts, step, drew)
-    return _verify(passes, batch, drafts, drew)
+        return _onepass(passes, batch, drafts, step), drew
+    return _verify(passes, batch, drafts), drew
 
 
 def _propose(passes: Passes, batch: Batch, step: Step, drafter: Drafter) -> tuple[Batch, Tensor, int]:
@@ -110,7 +124,7 @@ def _propose(passes: Passes, batch: Batch, step: Step, drafter: Drafter) -> tupl
         drawn = Proposal(made) if isinstance(made, Tensor) else made if batch.trusted else made.unverified()
         if stop - start == B:
             led = [drawn.first_B1V is not None] * B
-            return _led(passes, batch, drawn.first_B1V, led), drawn.logits_BMV[:, : step.drafts], 1
+            return _led(passes, batch, drawn.first_B1V, led), drawn.logits_BMV[:, : step.drafts], drawn.passes
         each[start:stop] = drawn.rows()
     given = [one for one in each if one is not None]
     slots = min(step.drafts, *(len(one.logits_BMV) for one in given))
@@ -139,15 +153,15 @@ def _led(passes: Passes, batch: Batch, first_B1V: Tensor | None, led: Sequence[b
     return replace(batch, anchor_B=anchor_B, context=context, first_B=first_B, led=led)
 
 
-def _verify(passes: Passes, batch: Batch, drafts: Drafts, drew: int) -> Outcome:
+def _verify(passes: Passes, batch: Batch, drafts: Drafts) -> Outcome:
     """Verify a chain of drafts; without any, write each row's next token."""
     token_BM1 = torch.cat([batch.anchor_B[:, None], drafts.tokens_BM], dim=1)
     verdict = _judge(batch, drafts, passes.verify(batch.rows, token_BM1))
     said, _ = _commit(passes, batch, verdict)
-    return Outcome(*said, drafts.tokens_BM.shape[1], drew + 1)
+    return Outcome(*said, drafts.tokens_BM.shape[1], 1)
 
 
-def _onepass(passes: Passes, batch: Batch, drafts: Drafts, step: Step, drew: int) -> Outcome:
+def _onepass(passes: Passes, batch: Batch, drafts: Drafts, step: Step) -> Outcome:
     """Verify this block and draft the next for the likeliest places where acceptance may stop."""
     token_BM1 = torch.cat([batch.anchor_B[:, None], drafts.tokens_BM], dim=1)
     stop_BS = likely_stops(drafts.confidence_BM, step.stops)
@@ -155,7 +169,8 @@ def _onepass(passes: Passes, batch: Batch, drafts: Drafts, step: Step, drew: int
     verdict = _judge(batch, drafts, logits.ar_BQV)
     rank_B, ready_BMV = _met(stop_BS, verdict.accepted_B, logits.ahead_BSMV)
     said, ranks = _commit(passes, batch, verdict, rank_B[:, None])
-    return Outcome(*said, drafts.tokens_BM.shape[1], drew + 1, ready_BMV, [rank for (rank,) in ranks])
+    ranks_of_rows = [rank for (rank,) in ranks]
+    return Outcome(*said, drafts.tokens_BM.shape[1], 1, ready_BMV=ready_BMV, ranks=ranks_of_rows)
 
 
 def likely_stops(confidence_BM: Tensor, stops: int) -> Tensor:
@@ -174,15 +189,18 @@ def _met(stop_BS: Tensor, stop_B: Tensor, ahead_BSMV: Tensor | None) -> tuple[Te
     return place_B.where(here_BS.any(1), stop_BS.shape[1]), ready_BMV
 
 
-def _tree(passes: Passes, batch: Batch, logits_BMV: Tensor, step: Step, drew: int, markov: Markov | None) -> Outcome:
-    """Verify a tree of drafts, and move the accepted path's keys to where they belong.
+def _grown(batch: Batch, logits_BMV: Tensor, step: Step, markov: Markov | None) -> tree.Tree:
+    """Grow a tree of the slots' likeliest tokens."""
+    scores = _grouped(batch, lambda chooser, index: chooser.branch(_take(logits_BMV, index), _context(batch, index)))
+    nodes = min(step.nodes, tree.largest(logits_BMV.shape[1], logits_BMV.shape[2]))
+    return tree.grow(scores, nodes=nodes, anchor_B=batch.anchor_B, markov=markov)
+
+
+def _tree(passes: Passes, batch: Batch, grown: tree.Tree, slots: int, step: Step) -> Outcome:
+    """Verify a tree of drafts, `slots` deep at most, and move the accepted path's keys to where they belong.
 
     With stops the same pass drafts the next block for the nodes after which the backbone likeliest leaves the tree.
     """
-    slots = logits_BMV.shape[1]
-    scores = _grouped(batch, lambda chooser, index: chooser.branch(_take(logits_BMV, index), _context(batch, index)))
-    nodes = min(step.nodes, tree.largest(slots, logits_BMV.shape[2]))
-    grown = tree.grow(scores, nodes=nodes, anchor_B=batch.anchor_B, markov=markov)
     token_BP = torch.cat([batch.anchor_B[:, None], grown.token_BN], dim=1)
     reading = Reading(token_BQ=token_BP, depth_BQ=grown.depth_BP, ancestor_BQQ=grown.ancestor_BPP)
     stop_BS = tree.likely_ends(grown, step.stops) if step.stops else None
@@ -197,7 +215,8 @@ def _tree(passes: Passes, batch: Batch, logits_BMV: Tensor, step: Step, drew: in
     verdict = sound(path.verdict)
     if passes.geometry is not None:
         # Siblings between a path's keys change the order of sums; a plain verify pass of the path settles its bits.
-        return _verify(passes, batch, Drafts(path.verdict.tokens_BM1[:, :-1].clamp_min(0), None), drew + 1)
+        settled = _verify(passes, batch, Drafts(path.verdict.tokens_BM1[:, :-1].clamp_min(0), None))
+        return settled._replace(forwards=2)
     length_B1 = passes.cache.length_R[batch.rows, None]
     target_BM = length_B1 + torch.arange(1, slots + 1, device=length_B1.device)
     moved = slice(0, min(slots, grown.token_BN.shape[1]))
@@ -210,7 +229,7 @@ def _tree(passes: Passes, batch: Batch, logits_BMV: Tensor, step: Step, drew: in
         said, numbers = _commit(passes, batch, verdict, path.chain_B2, rank_B[:, None])
         inside, ranks = [row[:2] for row in numbers], [row[2] for row in numbers]
     chains = [(kept, length) for kept, length in inside]
-    return Outcome(*said, slots, drew + 1, ready_BMV, ranks, chains)
+    return Outcome(*said, slots, 1, ready_BMV=ready_BMV, ranks=ranks, inside=chains)
 
 
 def _draft(batch: Batch, logits_BMV: Tensor, markov: Markov | None, *, weigh: bool = True) -> Drafts:

@@ -8,12 +8,13 @@ Shapes: B rows, Q query rows, M drafts, H hidden size, V vocabulary.
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, Final, Protocol
+from typing import Any, Final, Protocol, runtime_checkable
 
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from orthrus.decode.passes import Passes, Proposal
+from orthrus.decode.tree import Tree
 from orthrus.errors import ConfigError
 from orthrus.model.attach import layers_of
 from orthrus.model.cache import ScratchCache
@@ -29,11 +30,13 @@ class Drafter(Protocol):
 
     Attributes:
         name: what statistics count its passes under; those of `VIEW` count as the backbone's.
+        proposals: tokens after the anchor that it proposes at most; None for as many as the model's view.
         taps: the decoder layers whose outputs it reads, by index; none for most.
         markov: what each token adds to the logits of the draft after it; None for nothing.
     """
 
     name: str
+    proposals: int | None
     taps: Sequence[int]
     markov: Markov | None
 
@@ -45,18 +48,29 @@ class Drafter(Protocol):
     ) -> Tensor | Proposal:
         """Return draft logits `[B, M, V]` for the tokens after each row's anchor.
 
-        Or what a draft pass of the view gives, the first of these M tokens being the backbone's own.
+        Or a `Proposal`, which says how many passes they took. In what a draft pass of the view gives, the first of
+        these M tokens is the backbone's own.
         """
 
     def read(self, cache: ScratchCache, hidden: Sequence[Tensor]) -> None:
         """Take the tapped layers' outputs, `[B, Q, H]` each, of one pass of the backbone.
 
-        Called in the middle of the pass, while `cache.place` says which rows and slots it writes. Slots past what is
-        kept are written again by the next pass.
+        Called in the middle of the pass, while `cache.place` says which rows and slots it writes, and which positions
+        these have. Slots past what is kept are written again by the next pass.
         """
 
     def accepted(self, states: Sequence[Any], counts: Sequence[int]) -> None:
         """Learn how many tokens each row has kept in a step: accepted drafts and the bonus."""
+
+
+@runtime_checkable
+class TreeDrafter(Drafter, Protocol):
+    """A drafter whose trees depend on the path: under `tree:N` it grows them itself, which takes passes of its own."""
+
+    def grow(
+        self, passes: Passes, rows: slice, anchor_B: Tensor, drafts: int, nodes: int, states: Sequence[Any]
+    ) -> tuple[Tree, int]:
+        """Return a tree of `nodes` nodes, `drafts` deep at most, behind each row's anchor; and the passes it took."""
 
 
 class ViewDrafter:
@@ -67,6 +81,7 @@ class ViewDrafter:
     """
 
     name = VIEW
+    proposals: int | None = None
     taps: Sequence[int] = ()
     ahead = True
 

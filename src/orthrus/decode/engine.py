@@ -11,10 +11,10 @@ from dataclasses import dataclass
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from orthrus.decode.allowed import bit_for_bit, drafted_by
+from orthrus.decode.allowed import bit_for_bit, block_of, drafted_by, drafter_for
 from orthrus.decode.batching import batch_of, outcomes_of
 from orthrus.decode.cycle import Outcome, cycle
-from orthrus.decode.drafters import VIEW, Drafter, ViewDrafter, tapped
+from orthrus.decode.drafters import Drafter, ViewDrafter, tapped
 from orthrus.decode.exact import Exact, finding_for
 from orthrus.decode.geometry import Geometry
 from orthrus.decode.learned import experience_of
@@ -27,7 +27,7 @@ from orthrus.decode.prompts import Reader, limit_of
 from orthrus.decode.rows import Ready, Row, Rows
 from orthrus.decode.stop import Stopper
 from orthrus.errors import ConfigError
-from orthrus.model.attach import config_of, evaluating
+from orthrus.model.attach import evaluating
 from orthrus.model.cache import ScratchCache
 from orthrus.model.graphs import lend
 from orthrus.policy.policy import Policy
@@ -63,8 +63,8 @@ class Engine:
         exact: "distribution" (the method's guarantee: the same text in float32, the same distribution always) or
             "token" (the same tokens as plain decoding with `exact="token"`, at any precision, bit for bit; where the
             device's kernels forbid it, decodes plainly and warns).
-        drafter: who proposes; the model's own diffusion view unless given. Passes that verify draft for the view alone,
-            so others are refused under plans of one pass a cycle.
+        drafter: who proposes; unless given, the one that the model was loaded with or else its own diffusion view.
+            Passes that verify draft for the view alone, so others are refused under plans of one pass a cycle.
         passes: what runs the model over the cache, from `(model, cache, geometry)`.
         clock: seconds, for a plan that weighs steps by what they cost.
     """
@@ -84,15 +84,15 @@ class Engine:
         passes: Callable[[PreTrainedModel, ScratchCache, Geometry | None], Passes] = Passes,
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
-        block = config_of(model).proposals + 1
-        self.drafter: Drafter = ViewDrafter.of(model) if drafter is None else drafter
+        self.drafter = drafter_for(model, plan, drafter)
+        block = block_of(model, self.drafter)
         plan = drafted_by(plan, self.drafter, block=block)
         self.finding = None
         if exact == "token":
             with evaluating(model):
                 self.finding = finding_for(model, width=block, rows=rows)
                 plan = bit_for_bit(plan, model, self.finding, block=block, rows=rows)
-        self.policy = Policy(plan, block=block, experience=experience_of(model, exact, plan))
+        self.policy = Policy(plan, block=block, experience=experience_of(model, exact, plan, self.drafter))
         self.capacity = capacity
         geometry = None if self.finding is None else self.finding.geometry
         room = capacity if geometry is None else geometry.capacity(capacity)
@@ -251,8 +251,7 @@ class Engine:
         batch = batch_of(rows, self.cache, step, coupled=self.coupled, whole=whole, trusted=trusted)
         outcome = cycle(self.passes, batch, step, drafter=self.drafter)
         self.policy.learn(step, outcomes_of(rows, step, batch, outcome), self.clock() - started)
-        drew = batch.drawing.start < batch.drawing.stop and self.drafter.name != VIEW
-        progress = [self._keep(row, place, step, outcome, drew) for place, row in enumerate(rows)]
+        progress = [self._keep(row, place, step, outcome) for place, row in enumerate(rows)]
         for row in rows:
             if row.finish_reason is not None:
                 self.rows.remove(row)
@@ -267,7 +266,7 @@ class Engine:
                 row = self.waiting.popleft()
                 row.cached, row.drafting = cached, self.drafter.reset(cached)
 
-    def _keep(self, row: Row, place: int, step: Step, outcome: Outcome, drew: bool) -> Progress:
+    def _keep(self, row: Row, place: int, step: Step, outcome: Outcome) -> Progress:
         """Give a row what a cycle made of it."""
         tokens, broken = outcome.tokens[place], outcome.broken[place]
         met = outcome.ranks is not None and outcome.ranks[place] < step.stops
@@ -280,8 +279,9 @@ class Engine:
             drafted=outcome.drafted,
             accepted=accepted,
             emitted=len(kept),
-            forwards=outcome.forwards - drew,
+            forwards=outcome.forwards,
             first=led,
-            drafter=self.drafter.name if drew else None,
+            drafter=self.drafter.name if outcome.draft_passes else None,
+            draft_passes=outcome.draft_passes,
         )
         return Progress(row, kept, accepted, logits, first=led)

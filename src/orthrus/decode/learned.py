@@ -4,6 +4,8 @@ from typing import Final
 
 from transformers import PreTrainedModel
 
+from orthrus.decode.allowed import block_of
+from orthrus.decode.drafters import Drafter
 from orthrus.model.attachment import attachment_of, config_of
 from orthrus.model.fingerprint import key_of
 from orthrus.policy.policy import Experience
@@ -13,12 +15,12 @@ KIND: Final = "policy"
 """Under which the model's attachment holds it."""
 
 
-def experience_of(model: PreTrainedModel, exact: str, plan: Plan) -> Experience:
-    """Return what is known of this model's steps on its device, for plans that choose among the same kinds."""
-    view = config_of(model)
+def experience_of(model: PreTrainedModel, exact: str, plan: Plan, drafter: Drafter) -> Experience:
+    """Return what is known of this model's steps on its device, by the same drafter and plans of the same kinds."""
+    view, block = config_of(model), block_of(model, drafter)
     known = attachment_of(model).memo(KIND)
     experience: Experience = known.setdefault(
-        (view, exact, plan.kinds, *key_of(model)), Experience.of(view.proposals + 1)
+        (view, exact, plan.kinds, drafter.name, block, *key_of(model)), Experience.of(block)
     )
     return experience
 

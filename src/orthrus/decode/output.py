@@ -50,6 +50,7 @@ class Stats:
         forwards: int,
         first: bool = False,
         drafter: str | None = None,
+        draft_passes: int = 0,
     ) -> None:
         """Add one step; `accepted` and `emitted` count what the text got.
 
@@ -59,12 +60,13 @@ class Stats:
             emitted: tokens emitted in all.
             forwards: passes it took.
             first: whether a draft pass gave the first token. A plain step has neither this nor drafts.
-            drafter: another drafter than the model's own view, where one has made the drafts.
+            drafter: another drafter than the model's own view, where one has made the drafts, and
+            draft_passes: how many passes of its own it took.
         """
         self.emitted += emitted
         self.forwards += forwards
         if drafter is not None:
-            self.draft_passes[drafter] = self.draft_passes.get(drafter, 0) + 1
+            self.draft_passes[drafter] = self.draft_passes.get(drafter, 0) + draft_passes
         if drafted == 0 and not first:
             self.plain_steps += 1
             return

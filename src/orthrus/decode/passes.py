@@ -40,10 +40,12 @@ class Proposal(NamedTuple):
         logits_BMV: of the drafts.
         first_B1V: the backbone's own logits of the token before them, the first after the anchor; None where the first
             draft stands there.
+        passes: how many passes of the drafter it took.
     """
 
     logits_BMV: Tensor
     first_B1V: Tensor | None = None
+    passes: int = 1
 
     @property
     def tokens(self) -> int:
@@ -52,7 +54,9 @@ class Proposal(NamedTuple):
 
     def unverified(self) -> "Proposal":
         """Take the first token for a draft like the others."""
-        return self if self.first_B1V is None else Proposal(torch.cat([self.first_B1V, self.logits_BMV], dim=1))
+        if self.first_B1V is None:
+            return self
+        return Proposal(torch.cat([self.first_B1V, self.logits_BMV], dim=1), passes=self.passes)
 
     def cut(self, tokens: int) -> "Proposal":
         """Return a row's own with so many tokens at most, its first one counted."""
@@ -179,7 +183,7 @@ class Passes:
                 self.cache.commit(part, read)
         if not proposals:
             return None
-        logits, firsts = zip(*proposals, strict=True)
+        logits, firsts, _ = zip(*proposals, strict=True)
         return Proposal(_joined(logits), _joined(firsts))
 
     def _proposed(self, rows: slice, reading: Reading, anchor: list[int]) -> Proposal:
@@ -270,7 +274,7 @@ class Passes:
         elif split or not self._splits:
             end = self.runner.reach(end)
         start = lengths[0] if not self.runner.compiled and len(set(lengths)) == 1 else None
-        cache.begin(rows, layout.slot_BT, end=end, start=start)
+        cache.begin(rows, layout.slot_BT, end=end, start=start, position_BQ=layout.position_BT)
         span = T if split else end
         return Frame(
             length_B=cache.length_R[rows], span=span, split=split, windows=self._windows, dtype=self.model.dtype

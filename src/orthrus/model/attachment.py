@@ -17,13 +17,14 @@ _ATTRIBUTE: Final = "_orthrus"
 class Attachment:
     """Hold a view's configuration, what the backbone was before it, and what was learned about the model since.
 
-    A copy of the model, deep or pickled, keeps the first four fields and learns the rest for itself.
+    A copy of the model, deep or pickled, keeps the first five fields and learns the rest for itself.
 
     Attributes:
         config: the view's configuration.
         attention: the attention function that the backbone had.
         trainable: names of the backbone's parameters that were to be trained.
         remembers: whether findings about the model may be read from and written to disk (`orthrus.memory`).
+        drafter: who drafts in place of the view (`orthrus.decode.drafters.Drafter`); None for the view.
         compiled: the model's forward for decoding passes, where those are compiled.
         idle: caches that no engine uses, for the next one (`orthrus.model.graphs`).
         reached: whether `view=` is known to reach every attention module.
@@ -34,6 +35,7 @@ class Attachment:
     attention: str
     trainable: frozenset[str]
     remembers: bool = True
+    drafter: Any = None
     compiled: Callable[..., Any] | None = None
     idle: list[Any] = field(default_factory=list)
     reached: bool = False
@@ -45,7 +47,7 @@ class Attachment:
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Copy what describes the view and nothing that belongs to one model object."""
-        return (Attachment, (self.config, self.attention, self.trainable, self.remembers))
+        return (Attachment, (self.config, self.attention, self.trainable, self.remembers, self.drafter))
 
 
 def is_attached(model: nn.Module) -> bool:

@@ -28,6 +28,7 @@ class Place:
         slot_BQ: `[B, Q]` slots its keys are written to.
         start: the first slot, where slots are known on the host to be `start … start+Q-1` in every row.
         span: one past the last slot any of its queries may look at.
+        position_BQ: positions in the text, which differ from the slots in trees and blocks; None where nobody asks.
     """
 
     first: int
@@ -36,6 +37,7 @@ class Place:
     slot_BQ: Tensor
     start: int | None
     span: int
+    position_BQ: Tensor | None = None
 
 
 class KeyStore:
@@ -112,7 +114,9 @@ class ScratchCache:
         self.place = Place(first=0, last=0, row_B1=none, slot_BQ=none, start=None, span=0)
         self.recordings: Any = None  # `model.compiled` keeps passes over these very buffers here
 
-    def begin(self, rows: slice, slot_BQ: Tensor, *, end: int, start: int | None = None) -> None:
+    def begin(
+        self, rows: slice, slot_BQ: Tensor, *, end: int, start: int | None = None, position_BQ: Tensor | None = None
+    ) -> None:
         """Point the next pass at its place; every layer's `update` then writes there.
 
         Args:
@@ -122,10 +126,19 @@ class ScratchCache:
                 slots `0 … end-1` only.
             start: the first slot, where slots are known on the host to be `start … start+Q-1` in every row; writing
                 them is a plain copy then.
+            position_BQ: positions in the text, for drafters that read hidden states.
         """
         self.require(end)
         row_B1 = torch.arange(rows.start, rows.stop, device=self.device)[:, None]
-        self.place = Place(first=rows.start, last=rows.stop, row_B1=row_B1, slot_BQ=slot_BQ, start=start, span=end)
+        self.place = Place(
+            first=rows.start,
+            last=rows.stop,
+            row_B1=row_B1,
+            slot_BQ=slot_BQ,
+            start=start,
+            span=end,
+            position_BQ=position_BQ,
+        )
 
     def require(self, end: int) -> None:
         """Raise CacheFull where a pass that ends before this slot does not fit."""

@@ -35,7 +35,7 @@ class OrthrusConfig:
         anchor: who reads the anchor's row: "twin" (the paper's), a block's first slot being the anchor; "backbone": a
             block is K - 1 masks behind a row of the frozen view, the first of them at the position after the anchor.
         layers: decoder layers that have a twin, by index, or "last:N"; None for all. Draft rows run through the frozen
-            attention of the others. `attach` settles it to indices.
+            attention of the others. `attach` settles it to indices. Without any, only other drafters are of use.
     """
 
     block_size: int = 32
@@ -76,7 +76,7 @@ class OrthrusConfig:
         chosen = range(count) if self.layers is None else self.layers
         if isinstance(chosen, str):
             chosen = range(count - int(chosen.removeprefix("last:")), count)
-        if min(chosen) < 0 or max(chosen) >= count:
+        if chosen and (min(chosen) < 0 or max(chosen) >= count):
             raise ConfigError(f"layers must be among the model's {count} layers, found {self.layers!r}")
         return tuple(chosen)
 
@@ -117,7 +117,7 @@ class OrthrusConfig:
 def _indices(layers: object) -> bool:
     if not isinstance(layers, tuple) or not all(type(index) is int for index in layers):
         return False
-    return 0 < len(set(layers)) == len(layers)
+    return len(set(layers)) == len(layers)
 
 
 _LAST = re.compile(r"last:[1-9]\d*")

@@ -102,7 +102,9 @@ def lend(model: PreTrainedModel, *, rows: int, capacity: int, borrower: object) 
     if not (is_compiled(model) and attention.can_split(device)):
         return ScratchCache(rows=rows, capacity=capacity, device=device)
     idle: list[ScratchCache] = attachment_of(model).idle
+    layers = len(layers_of(model))  # one with a drafter's keys as well is no other's
     fitting = [c for c in idle if c.rows == rows and c.capacity >= capacity and c.device == device]
+    fitting = [c for c in fitting if len(c.stores) <= layers]
     if fitting:
         cache = min(fitting, key=lambda c: (c.capacity, -len(recordings_of(c).made)))
         idle.remove(cache)

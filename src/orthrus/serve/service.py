@@ -10,12 +10,12 @@ from typing import Any, Final
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from orthrus.decode.allowed import block_of, drafter_for
 from orthrus.decode.api import plan_of
 from orthrus.decode.engine import Engine
 from orthrus.decode.exact import Exact
 from orthrus.decode.text import decode, encode
 from orthrus.errors import ConfigError
-from orthrus.model.attach import config_of
 from orthrus.policy.steps import Plan
 from orthrus.serve.errors import Refused
 from orthrus.serve.grammar import Grammars
@@ -80,9 +80,9 @@ class Service:
             raise ConfigError(f"context must be from 2 to the model's {longest} tokens, found {context}")
         self.name, self.tokenizer = name, tokenizer
         self.limits = Limits(context=context or min(longest, CONTEXT), queue=queue, timeout=timeout)
-        block = config_of(model).block_size
-        self.metrics = Metrics(name, slots=block - 1)
         drafted, plain = plan_of("orthrus", plan), plan_of("ar", None)
+        block = block_of(model, drafter_for(model, drafted))
+        self.metrics = Metrics(name, slots=block - 1)
 
         def engine(plan: Plan) -> Callable[[], Engine]:
             capacity = Engine.room(0, self.limits.context, plan.scratch(block))

@@ -1,0 +1,28 @@
+"""Other people's drafters by name: `KIND:PLACE`, where the place is a directory or a Hub id.
+
+Each kind is a module of `orthrus.peers`, imported when one of it is asked for; its function `load` takes the place and
+the model that is drafted for, and returns a `Drafter` (`orthrus.decode.drafters`).
+"""
+
+from importlib import import_module
+from typing import Any, Final
+
+from transformers import PreTrainedModel
+
+from orthrus.errors import ConfigError
+
+KINDS: Final[dict[str, str]] = {}
+"""Modules by kind."""
+
+
+def load_drafter(name: str, model: PreTrainedModel) -> Any:
+    """Load a drafter for a dual-view model, onto its device and in its dtype.
+
+    Raises:
+        ConfigError: no kind of that name, or a drafter of another shape than the model's.
+        CheckpointError: nothing at that place, or a damaged file.
+    """
+    kind, colon, place = name.partition(":")
+    if kind not in KINDS or not colon or not place:
+        raise ConfigError(f"a drafter is KIND:PLACE, of the kinds {', '.join(KINDS)}, found {name!r}")
+    return import_module(KINDS[kind]).load(place, model)

@@ -1,0 +1,37 @@
+"""A model's tokenizer, or what is wrong with its files."""
+
+import json
+from pathlib import Path
+
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
+
+from orthrus.errors import CheckpointError
+
+
+def read_tokenizer(home: Path | str, *, revision: str | None = None) -> PreTrainedTokenizerBase:
+    """Read the tokenizer of a directory or a Hub id; raises CheckpointError where there is none, or a damaged file."""
+    missing = f"{home} must hold the model's tokenizer, found none: copy its tokenizer files there"
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(home, revision=revision)
+    except Exception as error:  # of a damaged file, tokenizers raises bare ones
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        if (damaged := _damaged(Path(home))) is not None:
+            raise CheckpointError(f"{damaged} is damaged ({reason}): fetch or write it again") from error
+        raise CheckpointError(f"{missing} ({reason})") from error
+    # Where files are missing, some families of transformers 5 give a tokenizer of special tokens alone.
+    if set(tokenizer.get_vocab()) <= set(tokenizer.all_special_tokens):
+        raise CheckpointError(missing)
+    return tokenizer
+
+
+def _damaged(home: Path) -> Path | None:
+    """Return which file of a tokenizer that cannot be read is to blame; None where none is there."""
+    for name in ("tokenizer.json", "tokenizer_config.json", "config.json"):
+        try:
+            json.loads((home / name).read_bytes())
+        except ValueError:
+            return home / name
+        except OSError:
+            continue
+    whole = home / "tokenizer.json"
+    return whole if whole.exists() else None
