@@ -66,6 +66,27 @@ def test_training_says_what_was_trained(backbone: Path, tmp_path: Path) -> None:
         ViewTask(view_recipe(backbone, tmp_path / "more", model=again, objective=SEEN))
 
 
+def test_a_mask_row_is_trained_below_the_first_twin_too_and_the_backbones_table_is_not(
+    backbone: Path, tmp_path: Path
+) -> None:
+    """Its gradient comes through the frozen layer below the only twin; a run goes on from it and not without it."""
+    model = {**BEHIND, "trained_mask": True, "mask_token": "<|im_end|>"}
+    recipe = view_recipe(backbone, tmp_path / "run", model=model, objective=SEEN)
+    task = ViewTask(recipe)
+    table, row = task.model.get_input_embeddings().weight.clone(), task.model.mask_row.row_C.detach().clone()
+    assert torch.equal(row, table[config_of(task.model).mask])
+    task.loss(torch.arange(2).numpy(), 0).total.backward()
+    assert task.model.mask_row.row_C.grad.abs().max() > 0
+    assert train(task, recipe).finished
+    assert torch.equal(task.model.get_input_embeddings().weight, table)
+    assert not torch.equal(task.model.mask_row.row_C, row)
+    again = {**model, "start_from": str(tmp_path / "run" / "model")}
+    more = ViewTask(view_recipe(backbone, tmp_path / "more", model=again, objective=SEEN))
+    assert torch.equal(more.model.mask_row.row_C, task.model.mask_row.row_C)
+    with pytest.raises(ConfigError, match="trained_mask must be true, as"):
+        ViewTask(view_recipe(backbone, tmp_path / "less", model={**again, "trained_mask": False}, objective=SEEN))
+
+
 def test_a_softmax_over_the_answers_tokens_is_the_whole_one_less_the_others(backbone: Path, tmp_path: Path) -> None:
     """Equal in loss and gradient to the whole softmax with all other logits at minus infinity."""
     goal = {**SEEN, "loss": "cross_entropy", "vocabulary": "answers"}

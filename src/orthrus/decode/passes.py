@@ -7,7 +7,7 @@ Shapes: B texts, Q AR rows, S blocks, M drafts, V vocabulary.
 
 from collections.abc import Sequence
 from itertools import pairwise
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -22,6 +22,7 @@ from orthrus.model.attach import config_of, require_reach, windows_of
 from orthrus.model.cache import ScratchCache
 from orthrus.model.dual import FusedView, View
 from orthrus.model.markov import markov_of
+from orthrus.model.mask_row import inputs_of, mask_of
 
 _DENSE_MASKS = ("orthrus", "sdpa", "eager")
 
@@ -80,6 +81,7 @@ class Passes:
         # The paper's blocks end with a slot that predicts nothing. Only where slots see both ways does it matter.
         self._last = not self.causal and self.config.anchor == "twin"
         self.markov = markov_of(model)
+        self._mask = mask_of(model)
         self.runner = runner_for(model, cache)
         self._splits = splits(model, cache)
         self._windows = windows_of(model)
@@ -238,14 +240,15 @@ class Passes:
         fixed, length_B = self.geometry, self.cache.length_R[rows]
         Q = reading.token_BQ.shape[1]
         width = self.width(reading) if not prefill or fixed is None else fixed.chunk(Q)
-        layout = lay_out(reading, length_B, mask=self.config.mask, last=self._last, width=width, ar=ar)
+        layout = lay_out(reading, length_B, mask=self._mask, last=self._last, width=width, ar=ar)
         frame = self._begin(rows, layout, prefill=prefill)
         view = self._view(frame, reading, layout)
         shown = view.ar if isinstance(view, FusedView) else view.masks
         assert shown is not None
         assert isinstance(shown.full, Tensor | masks.Behind)
-        arguments: dict[str, Any] = {
-            "input_ids": layout.token_BT,
+        masked = reading.stop_BS is not None
+        arguments = inputs_of(self.model, layout.token_BT) if masked else {"input_ids": layout.token_BT}
+        arguments |= {
             # Any mask that the model takes for one saves it making its own: each view brings its own.
             "attention_mask": shown.full if isinstance(shown.full, Tensor) else shown.full.own_BQW[:, None],
             # Fillers and drafts may stand past the context, where learned position embeddings have no row.

@@ -15,7 +15,7 @@ from transformers import PreTrainedModel
 
 from orthrus.errors import ConfigError, UnsupportedModel
 from orthrus.kernels import attention, merged, packed
-from orthrus.model import attachment, markov
+from orthrus.model import attachment, markov, mask_row
 from orthrus.model.attachment import Attachment, config_of, is_attached
 from orthrus.model.config import OrthrusConfig
 from orthrus.model.dual import DualAttention
@@ -74,6 +74,7 @@ def attach(
     for (parent, name, module, window), twin in zip(sites, twins, strict=True):
         setattr(parent, name, DualAttention(module, twin, window=window))
     markov.install(model, markov.untrained(model, config.markov_rank))
+    mask_row.install(model, mask_row.untrained(model, mask) if config.trained_mask else None)
     config = dataclasses.replace(config, mask_token_id=mask, layers=partial)
     attachment.put(model, Attachment(config, model.config._attn_implementation, trainable))
     if attn_implementation is not None:
@@ -91,6 +92,7 @@ def detach(model: PreTrainedModel) -> PreTrainedModel:
     for parent, name, dual in list(_dual_sites(model)):
         setattr(parent, name, dual.ar)
     markov.install(model, None)
+    mask_row.install(model, None)
     packed.unpack(model)
     merged.unmerge(model)
     model.set_attn_implementation(former.attention)

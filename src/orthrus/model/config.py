@@ -36,6 +36,8 @@ class OrthrusConfig:
             block is K - 1 masks behind a row of the frozen view, the first of them at the position after the anchor.
         layers: decoder layers that have a twin, by index, or "last:N"; None for all. Draft rows run through the frozen
             attention of the others. `attach` settles it to indices. Without any, only other drafters are of use.
+        trained_mask: whether masks have an embedding of the view's own (`orthrus.model.mask_row`), which began as that
+            of `mask_token_id`.
     """
 
     block_size: int = 32
@@ -49,6 +51,7 @@ class OrthrusConfig:
     markov_rank: int = 0
     anchor: Anchor = "twin"
     layers: tuple[int, ...] | list[int] | str | None = None
+    trained_mask: bool = False
 
     def __post_init__(self) -> None:
         if isinstance(self.block_size, bool) or not isinstance(self.block_size, int) or self.block_size < 2:
@@ -66,6 +69,8 @@ class OrthrusConfig:
             raise ConfigError(f"markov_rank must be an integer of at least 0 (none), found {self.markov_rank!r}")
         if self.anchor not in get_args(Anchor):
             raise ConfigError(f"anchor must be one of {', '.join(get_args(Anchor))}, found {self.anchor!r}")
+        if not isinstance(self.trained_mask, bool):
+            raise ConfigError(f"trained_mask must be true or false, found {self.trained_mask!r}")
         if isinstance(self.layers, list):
             object.__setattr__(self, "layers", tuple(self.layers))
         if not (self.layers is None or _LAST.fullmatch(str(self.layers)) or _indices(self.layers)):
@@ -121,6 +126,12 @@ def _indices(layers: object) -> bool:
 
 
 _LAST = re.compile(r"last:[1-9]\d*")
-_PAPER: dict[str, Any] = {"block_attention": "bidirectional", "markov_rank": 0, "anchor": "twin", "layers": None}
+_PAPER: dict[str, Any] = {
+    "block_attention": "bidirectional",
+    "markov_rank": 0,
+    "anchor": "twin",
+    "layers": None,
+    "trained_mask": False,
+}
 """How the paper's view drafts."""
 _OPTIONAL = ("identity", "quantization")

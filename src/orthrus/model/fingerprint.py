@@ -13,6 +13,7 @@ from orthrus.kernels.packed import kernels_of
 from orthrus.memory import machine, settings
 from orthrus.model.graphs import is_compiled
 from orthrus.model.markov import NAME as MARKOV
+from orthrus.model.mask_row import NAME as MASK_ROW
 from orthrus.model.twin import is_plain, present, stored_parts
 
 TWIN: Final = ".diffusion."
@@ -84,7 +85,7 @@ def backbone_name(name: str) -> str:
 
 def of_view(name: str) -> bool:
     """Tell whether a parameter of this name belongs to the view."""
-    return TWIN in name or name.startswith(f"{MARKOV}.")
+    return TWIN in name or name.startswith((f"{MARKOV}.", f"{MASK_ROW}."))
 
 
 def key_of(model: PreTrainedModel) -> tuple[object, ...]:

@@ -11,6 +11,7 @@ from transformers import PreTrainedModel
 
 from orthrus.checkpoints import files
 from orthrus.checkpoints.load import locate
+from orthrus.model import mask_row
 from orthrus.model.attach import config_of
 from orthrus.model.attachment import attachment_of
 from orthrus.model.fingerprint import twin_tensors
@@ -30,15 +31,17 @@ def drafting(model: PreTrainedModel | None, view: str | None) -> Iterator[str]:
     if model is None or view is None:
         yield PLAIN
         return
-    config, correction = config_of(model), markov_of(model)
+    config, correction, row = config_of(model), markov_of(model), mask_row.mask_row_of(model)
     own = {name: tensor.clone() for name, tensor in twin_tensors(model).items()}
     home = locate(view)
     attachment_of(model).config = lent = files.read_config(home)
     install(model, untrained(model, lent.markov_rank))
+    mask_row.install(model, mask_row.untrained(model, lent.mask) if lent.trained_mask else None)
     try:
         files.load_adapter(model, home)
         yield DRAFTED
     finally:
         install(model, correction)
+        mask_row.install(model, row)
         files.fill(model, own, where="the view to train")
         attachment_of(model).config = config

@@ -70,6 +70,9 @@ class ViewModel(Section):
     mask_token: str | None = Field(
         default=None, description="the token that stands for what is not written yet; <|mask|> or the last unless given"
     )
+    trained_mask: bool = Field(
+        default=False, description="give masks an embedding of their own, trained from that token's"
+    )
     markov_rank: int = Field(default=0, ge=0, description="rank of the correction by the token before a slot; 0: none")
     gradient_checkpointing: bool = Field(default=False, description="compute the block pass again, layer by layer")
 
@@ -284,12 +287,14 @@ class ViewRecipe(Section):
         return self
 
     @model_validator(mode="after")
-    def _correction_is_whole(self) -> "ViewRecipe":
-        if self.model.markov_rank and self.run.sharding != "none":
-            raise ValueError(
-                f"model.markov_rank must be 0 with run.sharding = {self.run.sharding!r}, found "
-                f"{self.model.markov_rank}: the correction is not shared out; drop one of the two"
-            )
+    def _what_is_beside_the_layers_is_whole(self) -> "ViewRecipe":
+        for name in ("markov_rank", "trained_mask"):
+            value = getattr(self.model, name)
+            if value and self.run.sharding != "none":
+                raise ValueError(
+                    f"model.{name} must be {type(value)()} with run.sharding = {self.run.sharding!r}, found {value}: "
+                    "what stands beside the layers is not shared out; drop one of the two"
+                )
         return self
 
 

@@ -10,6 +10,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from orthrus.checkpoints.load import DTYPES, backbone_with_tokenizer, is_adapter, load, locate
 from orthrus.errors import ConfigError
+from orthrus.model import mask_row
 from orthrus.model.attach import attach, config_of, duals
 from orthrus.model.attachment import attachment_of
 from orthrus.model.config import OrthrusConfig
@@ -24,8 +25,8 @@ def load_backbone(recipe: ViewRecipe, device: torch.device) -> tuple[PreTrainedM
     The view is in float32, and so are the buffers; frozen weights are in the run's dtype.
 
     Raises:
-        ConfigError: the recipe's `model.markov_rank`, `anchor` or `layers` are not those of the view to start from, its
-            rows are longer than the backbone reads, or its mask token is none of the tokenizer's.
+        ConfigError: the recipe's `model.markov_rank`, `anchor`, `layers` or `trained_mask` are not those of the view to
+            start from, its rows are longer than the backbone reads, or its mask token is none of the tokenizer's.
         UnsupportedModel: the backbone is quantised in a form that gradients do not pass through.
     """
     model, tokenizer = _in_float32(recipe)
@@ -73,12 +74,20 @@ def _in_float32(recipe: ViewRecipe) -> tuple[PreTrainedModel, PreTrainedTokenize
             )
         if started.markov_rank == 0:
             install(model, untrained(model, wanted.markov_rank))
+        if started.trained_mask and not wanted.trained_mask:
+            raise ConfigError(
+                f"model.trained_mask must be true, as {wanted.start_from} has it, found false: set it, or start from "
+                "another view"
+            )
+        if wanted.trained_mask and not started.trained_mask:
+            mask_row.install(model, mask_row.untrained(model, started.mask))
         attachment_of(model).config = replace(
             started,
             block_size=wanted.block_size,
             backbone=wanted.backbone,
             block_attention=wanted.block_attention,
             markov_rank=wanted.markov_rank,
+            trained_mask=wanted.trained_mask,
         )
         return model, tokenizer
     model, tokenizer = backbone_with_tokenizer(wanted.backbone)
@@ -97,6 +106,7 @@ def _described(recipe: ViewRecipe, tokenizer: PreTrainedTokenizerFast) -> Orthru
         block_attention=wanted.block_attention,
         markov_rank=wanted.markov_rank,
         anchor=wanted.anchor,
+        trained_mask=wanted.trained_mask,
         layers=tuple(wanted.layers) if isinstance(wanted.layers, list) else wanted.layers,
     )
 

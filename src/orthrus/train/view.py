@@ -21,10 +21,11 @@ from orthrus.checkpoints.load import device_of
 from orthrus.data.packing import PackedRows
 from orthrus.data.shards import SHARD
 from orthrus.kernels import attention, masks
-from orthrus.model.attach import config_of, layers_of, windows_of
+from orthrus.model.attach import layers_of, windows_of
 from orthrus.model.dual import View, ViewName
 from orthrus.model.head import output_head
 from orthrus.model.markov import Before, markov_of
+from orthrus.model.mask_row import inputs_of, mask_of
 from orthrus.train import anchors, objective
 from orthrus.train.anchors import Blocks
 from orthrus.train.heldout import decoded_for_real
@@ -172,7 +173,7 @@ class ViewTask:
     ) -> Tensor:
         """Run the twin over all blocks at once; returns hidden states `[B, N, K, C]`."""
         B, N = blocks.anchor_BN.shape
-        mask = config_of(self._model).mask
+        mask = mask_of(self._model)
         token_BNK = torch.full((B, N, K), mask, device=self._device)
         token_BNK[:, :, 0] = torch.where(blocks.blind_BN, mask, token_BT.gather(1, blocks.anchor_BN))
         text_BNJ = token_BT.gather(1, blocks.target_BNJ.flatten(1)).view_as(blocks.target_BNJ)[:, :, : K - 1]
@@ -208,7 +209,7 @@ class ViewTask:
         layer_masks = self._masks(query, key, allowed, block)
         full = layer_masks.full
         hidden: Tensor = self._model.base_model(
-            input_ids=tokens,
+            **({"input_ids": tokens} if view == "ar" else inputs_of(self._model, tokens)),
             position_ids=query,
             # The model's own mask, which a view's replaces: any mask that is one already saves it making its own.
             attention_mask=full.additive if isinstance(full, masks.InBlocks) else full,
