@@ -175,3 +175,20 @@ def test_an_interrupted_conversion_leaves_the_old_model_whole(
     assert cli("convert", model_dir, official, "--format", "official", "--force").code == 130
     assert {file.name: file.read_bytes() for file in official.iterdir()} == before
     assert [path.name for path in official.parent.iterdir()] == ["official"], "no scratch files either"
+
+
+def test_a_gguf_is_one_file_that_is_not_written_over(cli: Cli, model_dir: Path, tmp_path: Path) -> None:
+    out = tmp_path / "m.gguf"
+    ran = cli("convert", model_dir, out, "--format", "gguf", "--dtype", "bfloat16")
+    assert ran.code == 0, ran.err
+    assert "gguf, bfloat16" in ran.out
+    before = out.read_bytes()
+    ran = cli("convert", model_dir, out, "--format", "gguf")
+    assert ran.code == 1
+    assert "is there already" in ran.err
+    assert out.read_bytes() == before
+    assert cli("convert", model_dir, out, "--format", "gguf", "--force").code == 0
+    assert out.read_bytes() != before
+    assert "must be the name of a .gguf file" in cli("convert", model_dir, tmp_path, "--format", "gguf").err
+    assert cli("convert", model_dir, out, "--format", "gguf", "--with-backbone").code == 2
+    assert cli("convert", model_dir, out, "--format", "gguf", "--push", "me/model").code == 2

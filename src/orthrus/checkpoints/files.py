@@ -213,26 +213,30 @@ def official_name(name: str) -> str:
 
 def official_tensors(model: PreTrainedModel) -> dict[str, Tensor]:
     """Return all tensors of a dual-view Qwen3 model under the published names; tied weights once."""
-    if model.config.model_type != "qwen3":
-        raise UnsupportedModel(
-            f"the official layout is defined for Qwen3 backbones, found {model.config.model_type}: save an adapter"
-        )
-    if (form := quantization_of(model)) is not None:
-        raise UnsupportedModel(
-            f"the official layout holds plain weights, found {form}: load in floating point, or save an adapter"
-        )
-    for name, value in config_of(model).departures.items():
-        if name != "markov_rank":  # passed over by readers who do not know it
-            raise UnsupportedModel(f"the official layout has no place for {name}, found {value!r}: save an adapter")
-    form = quantization_of(model)
-    elsewhere = any(parameter.is_meta for parameter in model.parameters())
-    if form or elsewhere:
-        raise UnsupportedModel(
-            f"the official layout holds plain weights, found {form or 'offloaded ones'}: save an adapter"
-        )
+    require_published(model, "the official layout")
     tensors = backbone_tensors(model)
     tensors |= {official_name(name): p for name, p in model.named_parameters() if of_view(name)}
     return tensors
+
+
+def require_published(model: PreTrainedModel, layout: str) -> None:
+    """Refuse what a layout made for the published models cannot say, a correction between slots excepted.
+
+    Raises:
+        UnsupportedModel: another family, a view that drafts otherwise, quantised weights or weights kept elsewhere.
+    """
+    if model.config.model_type != "qwen3":
+        raise UnsupportedModel(
+            f"{layout} is defined for Qwen3 backbones, found {model.config.model_type}: save an adapter"
+        )
+    for name, value in config_of(model).departures.items():
+        if name != "markov_rank":  # without it fewer drafts are kept, of the same texts
+            raise UnsupportedModel(f"{layout} has no place for {name}, found {value!r}: save an adapter")
+    form = quantization_of(model)
+    if form or any(parameter.is_meta for parameter in model.parameters()):
+        raise UnsupportedModel(
+            f"{layout} holds plain weights, found {form or 'offloaded ones'}: load plain ones, or save an adapter"
+        )
 
 
 def official_config(model: PreTrainedModel) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """`orthrus convert`: write a view in another layout, with a model card, and upload it to the Hub if asked.
 
-Layouts are in `checkpoints.files`, the card's text in `checkpoints.card`, the upload in `cli.hub`.
+Layouts are in `checkpoints.files` and `checkpoints.gguf_export`, the card's text in `checkpoints.card`, the upload in
+`cli.hub`.
 """
 
 import dataclasses
@@ -33,12 +34,13 @@ MODEL_FILES = (
 """Files that make a directory a model; leftovers of another layout would be read as part of this one."""
 
 Source = Annotated[str, typer.Argument(metavar="MODEL", help="A bundled model, a directory, or a Hub id.")]
-Out = Annotated[Path, typer.Argument(metavar="OUT", help="The directory to write.")]
+Out = Annotated[Path, typer.Argument(metavar="OUT", help="The directory to write, or the file of a GGUF.")]
 Format = Annotated[
-    Literal["adapter", "hub", "official"],
+    Literal["adapter", "hub", "official", "gguf"],
     typer.Option(
         "--format",
-        help="adapter: the view alone; hub: one that others can open; official: a full Qwen3 model, as published.",
+        help="adapter: the view alone; hub: one that others can open; official: a full Qwen3 model, as published; "
+        "gguf: the same as one file, for the llama.cpp fork.",
     ),
 ]
 Backbone = Annotated[
@@ -67,14 +69,19 @@ def convert(
     push: Push = None,
     private: Private = False,
 ) -> None:
-    """Write a model's view as an adapter, or view and backbone in the official layout, with a model card."""
+    """Write a model's view as an adapter, or with its backbone in the official layout or as GGUF; with a model card."""
     lacking = backbone is not None and _names_no_backbone(model)  # then the option says what to load
-    if format == "official" and (with_backbone or (backbone and not lacking)):
-        raise typer.BadParameter("the official layout holds the backbone: leave --backbone and --with-backbone out")
+    if format in ("official", "gguf") and (with_backbone or (backbone and not lacking)):
+        raise typer.BadParameter(f"the {format} layout holds the backbone: leave --backbone and --with-backbone out")
     if backbone and with_backbone and not lacking:
         raise typer.BadParameter("--backbone names one elsewhere, --with-backbone writes one: give one of them")
     if private and not push:
         raise typer.BadParameter("--private is about the repository of --push: give that too")
+    if format == "gguf":
+        if push:
+            raise typer.BadParameter("--push uploads the other formats: leave it out, and upload the file by hand")
+        _write_gguf(model, out, backbone if lacking else None, dtype, force=force)
+        return
     _check_target(model, out, force=force)
     layout: Literal["adapter", "official"] = "official" if format == "official" else "adapter"
     if push:
@@ -101,6 +108,19 @@ def convert(
         say(f"{out / CARD_FILE} stays as it was: remove it to have a new card written", to=err)
     if push:
         say(hub.upload(out, push, files=written | {CARD_FILE}, patterns=MODEL_FILES, private=private))
+
+
+def _write_gguf(model: str, out: Path, backbone: str | None, dtype: str | None, *, force: bool) -> None:
+    if out.suffix != ".gguf" or out.is_dir():
+        raise CheckpointError(f"OUT must be the name of a .gguf file, found {out}: name one")
+    if out.exists() and not force:
+        raise CheckpointError(f"{out} is there already: name another file, or write over it with --force")
+    from orthrus.checkpoints.gguf_export import save_gguf
+
+    loaded, tokenizer = common.load(model, backbone=backbone, dtype=dtype or "auto", device="cpu")
+    for left_out in save_gguf(loaded, tokenizer, out):
+        say(f"the layout has no place for {left_out}", to=err)
+    say(f"{out}: gguf, {common.precision(loaded)}, {out.stat().st_size / 1e6:.0f} MB")
 
 
 def _names_no_backbone(model: str) -> bool:
