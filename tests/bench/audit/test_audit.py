@@ -14,7 +14,8 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from orthrus.bench.audit import run, texts
-from orthrus.bench.audit.report import AuditReport, contract, quantiles, read_audit, summaries
+from orthrus.bench.audit.contract import contract
+from orthrus.bench.audit.report import AuditReport, quantiles, read_audit, summaries
 from orthrus.bench.audit.run import Job
 from orthrus.bench.audit.tables import tables, verdict
 from orthrus.bench.audit.verdicts import Parting, Reference, Verdict, close, from_hf, read
@@ -111,7 +112,19 @@ def test_a_parting_without_a_gap_is_no_tie() -> None:
     assert not contract([judged(at=4)], experts=True).holds
 
 
+@pytest.mark.parametrize(("plan", "passes", "holds"), [("full", 12, True), ("full", 13, False), ("auto", 99, True)])
+def test_more_passes_than_plain_decoding_break_the_contract_under_full(plan: str, passes: int, holds: bool) -> None:
+    """Ten tokens are eleven passes plainly, and twelve where the text ends on a first token; at any precision."""
+    taken = stats(plain_steps=10) | {"forwards": passes}
+    found = contract([judged(mode="orthrus", plan=plan, dtype="bfloat16", stats=taken)])
+    assert (found.holds, found.counted, len(found.wasteful)) == (holds, plan == "full", not holds)
+    json.dumps(found.to_dict())
+
+
 def test_the_verdict_in_a_line() -> None:
+    taken = stats(plain_steps=10) | {"forwards": 20}
+    broken = verdict(contract([judged(mode="orthrus", plan="full", stats=taken)]))
+    assert broken == "BROKEN: of 1 texts under full 1 took more passes than plain decoding"
     assert verdict(contract([judged()])).startswith("holds: 1 texts")
     assert verdict(contract([judged(gap=0.0)], experts=True)).endswith("up to ties within 0.001")
     assert verdict(contract([judged(), judged(gap=0.5, id="1")])).startswith("BROKEN: of 2 texts")
@@ -144,6 +157,8 @@ def test_figures_of_a_setting() -> None:
     plain, own = summaries([_reference("0", 2.0), _reference("1", 8.0)], verdicts)
     assert (plain.prompts, plain.identical, plain.speed, plain.tokens_per_cycle) == (2, 2, None, None)
     assert (own.prompts, own.identical, own.tokens_per_cycle) == (2, 1, 2.5)
+    assert (own.tokens_per_forward, own.least_tokens_per_forward, own.below_one) == (10 / 9, 10 / 9, 0)
+    assert (plain.least_tokens_per_forward, plain.below_one) == (10 / 11, 2)
     assert own.speed is not None
     assert own.speed.value == 2.0
     assert own.partings == [Parting(3, 0.25)]

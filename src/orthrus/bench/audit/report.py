@@ -1,104 +1,25 @@
-"""From an audit's lines to figures, and to a yes or no: does what is promised hold?
+"""From an audit's lines to figures, setting by setting.
 
-Pure functions of references and verdicts. Knows what is claimed at which precision; knows no model and no terminal.
+Pure functions of references and verdicts; what is promised is `contract`'s. Knows no model and no terminal.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, Final, TypeAlias
+from typing import Any, Final
 
 import numpy as np
 
 from orthrus.bench import lines, metrics
+from orthrus.bench.audit.contract import EPSILON, Contract, Setting, contract
 from orthrus.bench.audit.verdicts import MARGINS, Key, Parting, Reference, Verdict, read
 from orthrus.bench.metrics import Estimate
 from orthrus.bench.speed.report import sections, split
 from orthrus.data.records import Record, read_records
 from orthrus.errors import DataError
 
-EPSILON: Final = 1e-3
 QUANTILES: Final = 4
-
-Promise: TypeAlias = tuple[str, str]
-"""Precision and exactness."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Setting:
-    """Who wrote, how many rows at once, at which precision, under which promise."""
-
-    dtype: str
-    exact: str
-    mode: str
-    plan: str | None
-    batch: int
-
-    @classmethod
-    def of(cls, verdict: Verdict) -> "Setting":
-        """Return the setting of one text."""
-        r = verdict.result
-        return cls(dtype=r.dtype, exact=str(r.exact), mode=r.mode, plan=r.plan, batch=r.batch)
-
-    @property
-    def claimed(self) -> bool:
-        """Whether these texts are promised to be plain decoding's own, token for token."""
-        return self.exact == "token" or self.dtype == "float32"
-
-    @property
-    def label(self) -> str:
-        """Mode and plan in words."""
-        return " ".join(filter(None, (self.mode, self.plan)))
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Mismatch:
-    """One text that is not the reference."""
-
-    setting: Setting
-    suite: str
-    id: str
-    parting: Parting
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return the mismatch as plain JSON values."""
-        return {**asdict(self.setting), "suite": self.suite, "id": self.id, **asdict(self.parting)}
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Contract:
-    """What was promised, and what broke it.
-
-    Attributes:
-        epsilon: mixtures of experts may part where the reference's two best logits are at most this far apart.
-        experts: whether the backbone is one; of a dense backbone every mismatch breaks the contract.
-        texts: how many texts were promised to equal their reference.
-        ties: promised texts that part within epsilon, experts only.
-        broken: promised texts that part otherwise.
-    """
-
-    epsilon: float
-    experts: bool
-    texts: int
-    ties: list[Mismatch]
-    broken: list[Mismatch]
-
-    @property
-    def holds(self) -> bool:
-        """Whether nothing broke it."""
-        return not self.broken
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return the contract as plain JSON values."""
-        return {
-            "holds": self.holds,
-            "epsilon": self.epsilon,
-            "experts": self.experts,
-            "texts": self.texts,
-            "ties": [mismatch.to_dict() for mismatch in self.ties],
-            "broken": [mismatch.to_dict() for mismatch in self.broken],
-        }
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -121,6 +42,9 @@ class Summary:
         identical_to_hf: of them, those equal to Hugging Face's `generate` at the same precision.
         partings: where the others leave the reference.
         tokens_per_cycle: pooled over all counts; None without drafts.
+        tokens_per_forward: pooled over all counts, and
+        least_tokens_per_forward: of the text with the fewest.
+        below_one: texts with less than one.
         speed: tokens per second against plain decoding at the same precision, promise and batch; None for itself.
         by_perplexity: the share split by quantiles of the reference's perplexity, the least first.
     """
@@ -133,6 +57,9 @@ class Summary:
     identical_to_hf: int
     partings: list[Parting]
     tokens_per_cycle: float | None
+    tokens_per_forward: float
+    least_tokens_per_forward: float
+    below_one: int
     speed: Estimate | None
     by_perplexity: list[Quantile]
 
@@ -155,6 +82,9 @@ class Summary:
             "identical_to_hf_share": self.identical_to_hf / self.prompts,
             "partings": [asdict(parting) for parting in self.partings],
             "tokens_per_cycle": self.tokens_per_cycle,
+            "tokens_per_forward": self.tokens_per_forward,
+            "least_tokens_per_forward": self.least_tokens_per_forward,
+            "below_one_token_per_forward": self.below_one,
             "speed": None if self.speed is None else self.speed.to_dict(),
             "by_perplexity": [asdict(quantile) for quantile in self.by_perplexity],
         }
@@ -226,22 +156,6 @@ def read_audit(path: Path, configuration: str, *, epsilon: float = EPSILON) -> A
     )
 
 
-def contract(verdicts: Iterable[Verdict], *, epsilon: float = EPSILON, experts: bool = False) -> Contract:
-    """Hold texts against what is promised: all of float32's, and at any precision those of exact="token"."""
-    texts = 0
-    ties: list[Mismatch] = []
-    broken: list[Mismatch] = []
-    for verdict in verdicts:
-        setting, at = Setting.of(verdict), verdict.result.diverges_at
-        texts += setting.claimed
-        if setting.claimed and at is not None:
-            tied = experts and verdict.gap is not None and verdict.gap <= epsilon
-            parting = Parting(at, verdict.gap)
-            mismatch = Mismatch(setting=setting, suite=verdict.result.suite, id=verdict.result.id, parting=parting)
-            (ties if tied else broken).append(mismatch)
-    return Contract(epsilon=epsilon, experts=experts, texts=texts, ties=ties, broken=broken)
-
-
 def plainly(references: Sequence[Reference], verdicts: Sequence[Verdict]) -> list[Plainly]:
     """Return what the references say, for each precision and promise."""
     known = {(v.result.dtype, v.result.exact): v.conditions for v in verdicts}
@@ -303,6 +217,7 @@ def _summary(
 ) -> Summary:
     results = [verdict.result for verdict in part]
     cycles = metrics.pooled(results, "tokens_per_cycle", seed=seed)
+    forward = [r.stats["tokens_per_forward"] for r in results]
     ratio = metrics.faster(results, [verdict.result for verdict in plain], seed=seed)
     return Summary(
         setting=setting,
@@ -313,6 +228,9 @@ def _summary(
         identical_to_hf=sum(verdict.hf is None for verdict in part),
         partings=[Parting(v.result.diverges_at, v.gap) for v in part if v.result.diverges_at is not None],
         tokens_per_cycle=None if cycles is None else cycles.value,
+        tokens_per_forward=sum(r.stats["emitted"] for r in results) / sum(r.stats["forwards"] for r in results),
+        least_tokens_per_forward=min(forward),
+        below_one=sum(value < 1 for value in forward),
         speed=None if ratio is None else ratio.totals,
         by_perplexity=quantiles([(perplexities[v.key], v.result.diverges_at is None) for v in part]),
     )

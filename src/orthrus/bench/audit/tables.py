@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from statistics import median
 from typing import Final
 
-from orthrus.bench.audit.report import AuditReport, Contract, Mismatch, Plainly, Summary, widest
+from orthrus.bench.audit.contract import COUNTED, Contract, Mismatch, Passes
+from orthrus.bench.audit.report import AuditReport, Plainly, Summary, widest
 from orthrus.bench.speed.tables import Grid
 
 _NONE = "–"
@@ -22,6 +23,8 @@ def tables(report: AuditReport) -> list[Grid]:
     for name, mismatches in (("Broken", report.contract.broken), ("Ties", report.contract.ties)):
         if mismatches:
             grids.append(_mismatches(name, mismatches))
+    if report.contract.wasteful:
+        grids.append(_wasteful(report.contract.wasteful))
     return grids
 
 
@@ -30,15 +33,20 @@ def verdict(contract: Contract) -> str:
     if contract.texts == 0:
         return "nothing was promised: audit float32, or exact='token'"
     promised = f'{contract.texts} texts promised to be plain decoding\'s (float32, exact="token")'
-    if not contract.holds:
+    if contract.broken:
         return f"BROKEN: of {promised} {len(contract.broken)} are not"
+    if contract.wasteful:
+        return (
+            f"BROKEN: of {contract.counted} texts under {COUNTED} {len(contract.wasteful)} took more passes than plain "
+            "decoding"
+        )
     ties = f", {len(contract.ties)} of them up to ties within {contract.epsilon:g}" if contract.ties else ""
     return f"holds: {promised} are{ties}"
 
 
 def _texts(title: str, summaries: Sequence[Summary]) -> Grid:
     header = ["suite", "domain", "dtype", "exact", "decoder", "batch", "prompts", "identical", "= HF"]
-    header += ["parts at", "gap there", "at most", "tokens per cycle", "× ar"]
+    header += ["parts at", "gap there", "at most", "tokens per cycle", "tokens per forward", "× ar"]
     rows = [
         [
             *(s.suite, s.domain, s.setting.dtype, s.setting.exact, s.setting.label),
@@ -47,6 +55,7 @@ def _texts(title: str, summaries: Sequence[Summary]) -> Grid:
             _NONE if not s.partings else f"{median(parting.at for parting in s.partings):.0f}",
             *((f"{median(s.gaps):.3g}", f"{max(s.gaps):.3g}") if s.gaps else (_NONE, _NONE)),
             _NONE if s.tokens_per_cycle is None else f"{s.tokens_per_cycle:.2f}",
+            f"{s.tokens_per_forward:.2f} (least {s.least_tokens_per_forward:.2f}, {s.below_one} below 1)",
             _NONE if s.speed is None else f"{s.speed.value:.2f} ({s.speed.low:.2f} to {s.speed.high:.2f})",
         ]
         for s in summaries
@@ -103,6 +112,21 @@ def _mismatches(name: str, mismatches: Sequence[Mismatch]) -> Grid:
     ]
     header = ["suite", "prompt", "dtype", "exact", "decoder", "batch", "parts at", "gap there"]
     return Grid(title=f"{name}: {len(shown)} of {len(mismatches)} texts", header=header, rows=rows, labels=5)
+
+
+def _wasteful(texts: Sequence[Passes]) -> Grid:
+    shown = texts[:_SHOWN]
+    rows = [
+        [
+            *(t.suite, t.id, t.setting.dtype, t.setting.exact, t.setting.label),
+            *(str(t.setting.batch), str(t.tokens), str(t.passes)),
+        ]
+        for t in shown
+    ]
+    header = ["suite", "prompt", "dtype", "exact", "decoder", "batch", "tokens", "passes"]
+    return Grid(
+        title=f"More passes than plainly: {len(shown)} of {len(texts)} texts", header=header, rows=rows, labels=5
+    )
 
 
 def _percent(count: int, total: int) -> str:
