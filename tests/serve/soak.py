@@ -3,13 +3,15 @@
     python -m tests.serve.soak --requests 2000      # from the repository, some minutes on one core
 
 Greedy texts must be `orthrus.generate`'s, bad requests must get a 4xx, no job may stay open, and the process may grow
-by `GROWTH` bytes at most once a tenth of the requests has been served.
+by `GROWTH` bytes at most once a tenth of the requests has been served. With `--stop-after N` the server is sent SIGTERM
+at the N-th request: what it has taken on must end as ever, what comes later is refused, and the server ends.
 """
 
 import argparse
 import asyncio
 import json
 import random
+import signal
 import time
 from collections import Counter
 from collections.abc import Callable
@@ -18,7 +20,7 @@ from pathlib import Path
 from typing import Any, Final
 
 import psutil
-from openai import APIError, APIStatusError, AsyncOpenAI
+from openai import APIConnectionError, APIError, APIStatusError, AsyncOpenAI
 
 from tests.serve.conftest import Running
 
@@ -41,39 +43,62 @@ class Outcome:
 
     kinds: Counter[str] = field(default_factory=Counter)
     wrong: list[str] = field(default_factory=list)
+    refused: int = 0  # after the signal
     growth: int = 0
     seconds: float = 0.0
 
 
 def soak(
-    server: Running, expected: Callable[[str, int], str], *, requests: int, concurrency: int, seed: int = 0
+    server: Running,
+    expected: Callable[[str, int], str],
+    *,
+    requests: int,
+    concurrency: int,
+    seed: int = 0,
+    stop_after: int | None = None,
 ) -> Outcome:
-    """Send so many requests, so many at a time; returns what was wrong with them."""
+    """Send so many requests, so many at a time; returns what was wrong with them.
+
+    The server is told to end, as SIGTERM tells it, when `stop_after` of them have been sent.
+    """
     outcome = Outcome()
     started = time.monotonic()
-    asyncio.run(_all(server, expected, requests, concurrency, seed, outcome))
+    asyncio.run(_all(server, expected, requests, concurrency, seed, stop_after, outcome))
     outcome.seconds = time.monotonic() - started
     return outcome
 
 
 async def _all(
-    server: Running, expected: Callable[[str, int], str], requests: int, concurrency: int, seed: int, outcome: Outcome
+    server: Running,
+    expected: Callable[[str, int], str],
+    requests: int,
+    concurrency: int,
+    seed: int,
+    stop_after: int | None,
+    outcome: Outcome,
 ) -> None:
     numbers = iter(range(requests))
     process = psutil.Process()
     early = 0
+    stopped = False
 
     async def worker(client: AsyncOpenAI) -> None:
-        nonlocal early
+        nonlocal early, stopped
         for number in numbers:
             if number == requests // 10:
                 early = process.memory_info().rss
             draw = random.Random(seed * 1_000_003 + number)
             kind = draw.choices(list(KINDS), weights=[weight for _, weight in KINDS.values()])[0]
             outcome.kinds[kind] += 1
+            late = stopped = stopped or number == stop_after
+            if number == stop_after:
+                server.server.handle_exit(signal.SIGTERM, None)
             try:
                 fault = await KINDS[kind][0](client, draw, expected)
             except Exception as error:
+                if (stopped and _is_refusal(error)) or (late and isinstance(error, APIConnectionError)):
+                    outcome.refused += 1
+                    continue
                 fault = f"{type(error).__name__}: {error}"
             if fault:
                 outcome.wrong.append(f"{number} {kind}: {fault}")
@@ -81,6 +106,11 @@ async def _all(
     async with AsyncOpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0, timeout=300) as client:
         await asyncio.gather(*(worker(client) for _ in range(concurrency)))
     outcome.growth = process.memory_info().rss - early
+
+
+def _is_refusal(error: Exception) -> bool:
+    """Tell what a server that is ending says to new requests."""
+    return isinstance(error, APIStatusError) and error.status_code == 503
 
 
 def _prompt(draw: random.Random) -> tuple[str, int]:
@@ -145,7 +175,11 @@ async def _bad(client: AsyncOpenAI, draw: random.Random, expected: Callable[[str
     try:
         await client.chat.completions.create(**body)
     except APIStatusError as error:
+        if _is_refusal(error):
+            raise
         return "" if 400 <= error.status_code < 500 else f"{error.status_code} for {json.dumps(change)}"
+    except APIConnectionError:
+        raise
     except APIError as error:
         return str(error)
     return f"no refusal of {json.dumps(change)}"
@@ -174,6 +208,7 @@ def main() -> None:
     parser.add_argument("--concurrency", type=int, default=16)
     parser.add_argument("--rows", type=int, default=8)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--stop-after", type=int, help="send SIGTERM at this request")
     parser.add_argument("--output", type=Path, help="a file of JSON lines; added to")
     asked = parser.parse_args()
     model, tokenizer = made_small(), made_characters()
@@ -188,8 +223,19 @@ def main() -> None:
         for tokens in LENGTHS:
             expected(f"prompt {number}", tokens)
     with running(model, tokenizer, rows=asked.rows, queue=4 * asked.concurrency) as server:
-        outcome = soak(server, expected, requests=asked.requests, concurrency=asked.concurrency, seed=asked.seed)
-        server.settle()
+        outcome = soak(
+            server,
+            expected,
+            requests=asked.requests,
+            concurrency=asked.concurrency,
+            seed=asked.seed,
+            stop_after=asked.stop_after,
+        )
+        if asked.stop_after is None:
+            server.settle()
+        else:
+            server.thread.join(60)
+            outcome.wrong += ["the server did not end"] * server.thread.is_alive()
         left = server.service.loop.open
     record = {
         "kind": "soak",
@@ -198,6 +244,8 @@ def main() -> None:
         "rows": asked.rows,
         "kinds": dict(outcome.kinds),
         "wrong": outcome.wrong,
+        "stop_after": asked.stop_after,
+        "refused": outcome.refused,
         "left_open": left,
         "growth_bytes": outcome.growth,
         "growth_allowed": GROWTH,

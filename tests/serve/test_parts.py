@@ -6,6 +6,14 @@ from hypothesis import strategies as st
 from orthrus.serve.parts import Call, Parts, Splitter, joined
 from orthrus.serve.transcript import Piece
 
+TOOLS = {
+    "paint": {"colour": {"type": "string"}, "count": {"type": "integer"}, "more": {"type": ["object", "null"]}},
+    "now": {},
+}
+TAGGED = (
+    '<tool_call>\n<function=paint>\n<parameter=colour>\nré"d\n</par\n\n</parameter>\n<parameter=count>\n3\n'
+    '</parameter>\n<parameter=more>\n{"a": [1]}\n</parameter>\n</function>\n</tool_call>'
+)
 CALL = '<tool_call>\n{"name": "add", "arguments": {"a": {"b": 1}, "c": "}</x>"}}\n</tool_call>'
 TEXTS = {
     "plain <b>text</b> < here": ("plain <b>text</b> < here", "", []),
@@ -17,6 +25,21 @@ TEXTS = {
     '<tool_call>{"name": 7}</tool_call>': ('<tool_call>{"name": 7}</tool_call>', "", []),
     "<tool_call>{": ("<tool_call>{", "", []),
     '<tool_call>{"name": "f", "arguments": {"x": 1': ("", "", [("f", '{"x": 1')]),
+    f"so {TAGGED}{CALL}": (
+        "so ",
+        "",
+        [
+            ("paint", r'{"colour": "ré\"d\n</par\n", "count": 3, "more": {"a": [1]}}'),
+            ("add", '{"a": {"b": 1}, "c": "}</x>"}'),
+        ],
+    ),
+    "<tool_call><function=now></function></tool_call>": ("", "", [("now", "{}")]),
+    "<tool_call><function=other><parameter=x>7</parameter></function></tool_call>": ("", "", [("other", '{"x": "7"}')]),
+    "<tool_call>\n<function=paint>\n<parameter=count>\nmany\n</parameter>\n<parameter=more>\n7\n</parameter>\n"
+    "</function></tool_call>": ("", "", [("paint", '{"count": "many", "more": "7"}')]),
+    "<tool_call><function=paint><parameter=colour>\nre": ("", "", [("paint", '{"colour": "re')]),
+    "<tool_call><fun</tool_call>": ("<tool_call><fun</tool_call>", "", []),
+    "<tool_call>\n</tool_call>": ("<tool_call>\n</tool_call>", "", []),
     "<think>never done": ("", "never done", []),
     "a </think> b <thi": ("a </think> b <thi", "", []),
 }
@@ -24,7 +47,7 @@ TEXTS = {
 
 def taken_apart(text: str, cuts: list[int]) -> tuple[str, str, list[tuple[str | None, str]]]:
     """Push a text in pieces that end at the cuts, then the end."""
-    splitter = Splitter(thinks=True, tools=True)
+    splitter = Splitter(thinks=True, tools=TOOLS)
     ends = sorted({min(cut, len(text)) for cut in cuts} | {len(text)})
     got: list[Parts] = []
     for start, end in zip([0, *ends], ends, strict=False):
@@ -35,7 +58,7 @@ def taken_apart(text: str, cuts: list[int]) -> tuple[str, str, list[tuple[str | 
     return content, "".join(parts.reasoning for parts in got), [(call.name, call.arguments) for call in calls]
 
 
-@given(text=st.sampled_from(sorted(TEXTS)), cuts=st.lists(st.integers(0, 160), max_size=12))
+@given(text=st.sampled_from(sorted(TEXTS)), cuts=st.lists(st.integers(0, 260), max_size=12))
 def test_a_text_is_taken_apart_alike_however_it_comes(text: str, cuts: list[int]) -> None:
     assert taken_apart(text, cuts) == TEXTS[text]
 
@@ -46,11 +69,26 @@ def test_every_character_may_come_alone() -> None:
 
 
 def test_arguments_come_as_they_are_written() -> None:
-    splitter = Splitter(tools=True)
+    splitter = Splitter(tools={})
     splitter.push([Piece('<tool_call>{"name": "f", "argu', 1, "draft")])
     assert splitter.push([Piece('ments": {"city": "Par', 2, "draft")]).calls == [Call(0, "f", '{"city": "Par')]
     assert splitter.push([Piece('is"}', 3, "draft")]).calls == [Call(0, None, 'is"')]
     assert splitter.push([Piece("}</tool_call>", 4, "draft")]).calls == [Call(0, None, "}")]
+
+
+def test_texts_between_tags_come_as_they_are_written_and_other_values_when_they_are_whole() -> None:
+    splitter = Splitter(tools=TOOLS)
+    splitter.push([Piece("<tool_call>\n<function=pai", 1, "draft")])
+    said = [
+        splitter.push([Piece(text, 2, "draft")]).calls
+        for text in ("nt>\n<parameter=colour>\nre", "d\n</para", "meter>\n<parameter=count>\n1", "2\n</parameter>")
+    ]
+    assert said == [
+        [Call(0, "paint", '{"colour": "re')],
+        [Call(0, None, "d")],
+        [Call(0, None, '", "count": ')],
+        [Call(0, None, "12")],
+    ]
 
 
 def test_a_thought_that_the_prompt_opened_goes_on() -> None:

@@ -1,12 +1,13 @@
 """Log probabilities, biases and penalties; answers held to a JSON schema; tools and thoughts."""
 
+import asyncio
 import json
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
 import torch
-from openai import APIError, OpenAI
+from openai import APIError, AsyncOpenAI, BadRequestError, OpenAI
 from tokenizers import AddedToken
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
@@ -219,6 +220,23 @@ def test_a_call_that_must_be_made_is_made_and_fits(client: OpenAI, choice: Any) 
     assert "".join(d.function.arguments or "" for d in deltas) == call.function.arguments
 
 
+@pytest.mark.parametrize(("bias", "called"), [({str(ord("{")): 100}, False), ({str(ord("<")): 100}, True)])
+def test_a_schema_beside_tools_holds_the_answer_and_leaves_calls_free(
+    client: OpenAI, bias: dict[str, int], called: bool
+) -> None:
+    """The first character decides: an answer that fits the schema, or calls that fit the tools' parameters."""
+    made = chat(
+        client, tools=[PAINT, NOW], response_format=held_to(SCHEMA), logit_bias=bias, max_tokens=200, temperature=1.0,
+        seed=2, parallel_tool_calls=False,
+    ).choices[0]  # fmt: skip
+    assert bool(made.message.tool_calls) == called
+    if called:
+        json.loads(made.message.tool_calls[0].function.arguments)
+        assert made.message.content is None
+    else:
+        assert json.loads(made.message.content)["colour"] in ("red", "green")
+
+
 @pytest.fixture
 def scripted(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast
@@ -303,3 +321,45 @@ def test_a_row_that_fails_leaves_its_neighbours_alone(scripted: Any) -> None:
     with pytest.raises(APIError, match="ValueError"):
         chat(client, max_tokens=400)
     assert "".join(chunk.choices[0].delta.content or "" for chunk in [*first, *stream]) == "fine " * 20
+
+
+ASKED: dict[str, dict[str, Any]] = {
+    "plain": {},
+    "choices": {"n": 2, "temperature": 1.0, "seed": 4},
+    "a schema": {"response_format": held_to(SCHEMA), "max_tokens": 120},
+    "a call": {"tools": [PAINT, NOW], "tool_choice": "required", "max_tokens": 200, "parallel_tool_calls": False},
+    "log probabilities": {"logprobs": True, "top_logprobs": 2},
+    "a stop string": {"stop": ["e", "a"]},
+}
+
+
+def test_the_asynchronous_client_gets_what_the_synchronous_one_gets(server: Running, client: OpenAI) -> None:
+    """All kinds of requests at once, in one piece and streamed; an error has its type."""
+
+    async def ask(other: AsyncOpenAI, options: dict[str, Any]) -> tuple[list[Any], list[str]]:
+        body = {"model": "tiny", "messages": ASK, "max_tokens": 24, **options}
+        made = await other.chat.completions.create(**body)
+        said = [""] * len(made.choices)
+        async for chunk in await other.chat.completions.create(**body, stream=True):
+            for choice in chunk.choices:
+                said[choice.index] += choice.delta.content or ""
+                said[choice.index] += "".join(c.function.arguments or "" for c in choice.delta.tool_calls or [])
+        return made.choices, said
+
+    async def all_at_once() -> list[tuple[list[Any], list[str]]]:
+        async with AsyncOpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0, timeout=60) as other:
+            with pytest.raises(BadRequestError, match="temperature"):
+                await ask(other, {"temperature": -1})
+            return await asyncio.gather(*(ask(other, options) for options in ASKED.values()))
+
+    for options, (choices, streamed) in zip(ASKED.values(), asyncio.run(all_at_once()), strict=True):
+        wanted = chat(client, **options).choices
+        dumped = [[{**c.model_dump(), "message": _content(c)} for c in both] for both in (choices, wanted)]
+        assert dumped[0] == dumped[1]
+        assert streamed == [_content(choice) for choice in wanted]
+
+
+def _content(choice: Any) -> str:
+    """What a choice says or calls; calls have names of their own each time."""
+    calls = choice.message.tool_calls or []
+    return (choice.message.content or "") + "".join(call.function.arguments for call in calls)

@@ -40,8 +40,16 @@ class Grammars:
         """
         return self._checked(LLMatcher.grammar_from_json_schema(json.dumps(schema), overrides=_COMPACT))
 
-    def calls(self, tools: Sequence[Mapping[str, Any]], *, single: bool = False) -> str:
-        """Return the grammar of calls of some functions, one after another, in the form that `parts` reads.
+    def calls(
+        self,
+        tools: Sequence[Mapping[str, Any]],
+        *,
+        single: bool = False,
+        otherwise: Mapping[str, Any] | None = None,
+    ) -> str:
+        """Return the grammar of calls of some functions, one after another, in Hermes' form (`orthrus.serve.calls`).
+
+        Where `otherwise` is a schema, a JSON text that it allows may stand in their place.
 
         Raises:
             ConfigError: parameters that are no schema, or that cannot be compiled.
@@ -49,10 +57,11 @@ class Grammars:
         schemas = [_call_schema(tool) for tool in tools]
         body = schemas[0] if len(schemas) == 1 else {"anyOf": schemas}
         more = "" if single else '\n    | call ("\\n" call)+'
+        answer = "" if otherwise is None else f"\nanswer: %json {json.dumps({'x-guidance': _COMPACT, **otherwise})}"
         return self._checked(
             LLMatcher.grammar_from_lark(
-                f'start: call{more}\ncall: "<tool_call>\\n" body "\\n</tool_call>"\n'
-                f"body: %json {json.dumps({'x-guidance': _SPACED, **body})}\n"
+                f'start: call{more}{" | answer" if answer else ""}\ncall: "<tool_call>\\n" body "\\n</tool_call>"\n'
+                f"body: %json {json.dumps({'x-guidance': _SPACED, **body})}{answer}\n"
             )
         )
 

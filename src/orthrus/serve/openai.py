@@ -269,8 +269,6 @@ class ChatRequest(Request):
             raise ValueError(f"tool_choice must name one of the tools, found {self.tool_choice.function.name!r}")
         if self.tool_choice == "required" and not names:
             raise ValueError("tool_choice 'required' needs tools, found none")
-        if self.offered and self.response_format is not None and self.response_format.schema_ is not None:
-            raise ValueError("response_format beside tools is not supported: leave one out, or set tool_choice='none'")
         return self
 
     @property

@@ -1,22 +1,18 @@
-"""An answer's text taken apart as it comes: content, reasoning (`<think>`), tool calls in Hermes' form (`<tool_call>`).
+"""An answer's text taken apart as it comes: content, reasoning (`<think>`) and tool calls (`<tool_call>`).
 
-Qwen, Hermes and the models trained on their format write so. Everything that is not a whole, well-formed call stays
-content, as the model wrote it. Knows no HTTP.
+Qwen, Hermes and the models trained on their formats write so; what stands in a call is `calls`'s. Everything that is
+not a well-formed call stays content, as the model wrote it. Knows no HTTP.
 """
 
-import json
-import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Final, Literal
+from typing import Literal
 
+from orthrus.serve.calls import Functions, Reader, reader_for
 from orthrus.serve.transcript import Piece, append, overlap, split
 
 THINK, END_THINK = "<think>", "</think>"
 CALL, END_CALL = "<tool_call>", "</tool_call>"
-
-_HEAD: Final = re.compile(r'\s*\{\s*"name"\s*:\s*("(?:[^"\\]|\\.)*")\s*,\s*"arguments"\s*:\s*(?=\{)')
-_TAIL: Final = re.compile(r"[}\s]*\Z")
 
 State = Literal["content", "reasoning", "call"]
 
@@ -44,20 +40,21 @@ class Splitter:
 
     Args:
         thinks: whether `<think>` opens a thought; `thinking`: the prompt has opened one already.
-        tools: whether `<tool_call>` opens a call.
+        tools: functions that `<tool_call>` may call; None where it is text.
         single: whether the answer is `done` with its first call.
     """
 
     def __init__(
-        self, *, thinks: bool = False, thinking: bool = False, tools: bool = False, single: bool = False
+        self, *, thinks: bool = False, thinking: bool = False, tools: Functions | None = None, single: bool = False
     ) -> None:
         self._single = single
         self._opens: dict[str, State] = {THINK: "reasoning"} if thinks else {}
-        self._opens |= {CALL: "call"} if tools else {}
+        self._opens |= {} if tools is None else {CALL: "call"}
         self._state: State = "reasoning" if thinking else "content"
         self._held: list[Piece] = []
         self._trims = thinking
-        self._call = _Arguments()
+        self._functions: Functions = tools or {}
+        self._call = _Call()
         self.calls = 0
         self.done = False
 
@@ -87,7 +84,7 @@ class Splitter:
         self._state = self._opens.get(tag, "content")
         self.done = self.done or (self._single and self.calls > 0)
         self._trims = not self._call.failed
-        self._call = _Arguments()
+        self._call = _Call()
         return not self.done
 
     def _take(self, parts: Parts, pieces: list[Piece], *, closed: bool, last: bool) -> None:
@@ -106,7 +103,7 @@ class Splitter:
     def _take_call(self, parts: Parts, pieces: list[Piece], *, closed: bool, last: bool) -> None:
         call = self._call
         call.pieces += pieces
-        name, arguments = call.push("".join(piece.text for piece in pieces), closed=closed)
+        name, arguments = call.push("".join(piece.text for piece in pieces), self._functions, closed=closed)
         if call.failed or (last and not closed and not call.named):
             tag = call.pieces[0] if call.pieces else Piece("", 0, "bonus")
             parts.content += [tag._replace(text=CALL), *call.pieces, *([tag._replace(text=END_CALL)] if closed else [])]
@@ -118,43 +115,24 @@ class Splitter:
             parts.calls.append(Call(self.calls - 1, None, arguments))
 
 
-class _Arguments:
-    """Read one call: its name first, then its arguments as they come, without the brace that closes the call."""
+class _Call:
+    """One call: its pieces, and its reader once it has begun."""
 
     def __init__(self) -> None:
         self.pieces: list[Piece] = []
-        self.named = self.failed = False
-        self._text = ""
+        self._reader: Reader | None = None
 
-    def push(self, text: str, *, closed: bool) -> tuple[str | None, str]:
-        """Return the name, where it has just become known, and the arguments' text that is certain."""
-        self._text += text
-        name = None
-        if not self.named and (head := _HEAD.match(self._text)):
-            name, self.named = json.loads(head[1]), True
-            self._text = self._text[head.end() :]
-        if not self.named:
-            return self._whole() if closed else (None, "")
-        if closed:
-            rest = self._text.rstrip()
-            return name, rest.removesuffix("}").rstrip() if rest.endswith("}") else rest
-        tail = _TAIL.search(self._text)
-        certain = self._text[: tail.start() if tail else None]
-        self._text = self._text[len(certain) :]
-        return name, certain
+    @property
+    def named(self) -> bool:
+        return self._reader is not None and self._reader.named
 
-    def _whole(self) -> tuple[str | None, str]:
-        """Read a call that is written in another order."""
-        try:
-            call = json.loads(self._text)
-            name, arguments = call["name"], call.get("arguments", call.get("parameters", {}))
-        except (ValueError, TypeError, KeyError, AttributeError):
-            name = None
-        if not isinstance(name, str):
-            self.failed = True
-            return None, ""
-        self.named = True
-        return name, arguments if isinstance(arguments, str) else json.dumps(arguments, ensure_ascii=False)
+    @property
+    def failed(self) -> bool:
+        return self._reader is not None and self._reader.failed
+
+    def push(self, text: str, functions: Functions, *, closed: bool) -> tuple[str | None, str]:
+        self._reader = self._reader or reader_for(text, functions, closed=closed)
+        return (None, "") if self._reader is None else self._reader.push(text, closed=closed)
 
 
 def joined(calls: Sequence[Call]) -> list[Call]:

@@ -17,6 +17,7 @@ from orthrus.decode.exact import Exact
 from orthrus.decode.text import decode, encode
 from orthrus.errors import ConfigError
 from orthrus.policy.steps import Plan
+from orthrus.serve.calls import functions_of
 from orthrus.serve.errors import Refused
 from orthrus.serve.grammar import Grammars
 from orthrus.serve.jobs import Event, Job
@@ -139,7 +140,8 @@ class Service:
         if not isinstance(request, ChatRequest):
             return Splitter()
         thinking, _ = self._thought(prompt_ids)
-        return Splitter(thinks=self._thinks, thinking=thinking, tools=bool(request.offered), single=request.single)
+        tools = functions_of(request.offered) if request.offered else None
+        return Splitter(thinks=self._thinks, thinking=thinking, tools=tools, single=request.single)
 
     def _thought(self, prompt_ids: Sequence[int]) -> tuple[bool, bool]:
         """Tell whether a prompt has opened a thought that the answer goes on with, and whether none is to come."""
@@ -159,6 +161,9 @@ class Service:
             raise Refused("ignore_eos leaves a text that is held to a grammar no end: leave it out", param="ignore_eos")
         if request.forced:
             return self._grammars.calls(request.forced, single=request.single)
+        if request.offered:
+            functions = [tool["function"] for tool in request.offered]
+            return self._grammars.calls(functions, single=request.single, otherwise=schema)
         return self._grammars.json(schema or {})
 
     def echo(self, request: CompletionRequest) -> list[str] | None:
