@@ -13,14 +13,16 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from transformers import PreTrainedModel
 
 from orthrus.decode import accept
 from orthrus.decode.accept import Verdict
 from orthrus.decode.engine import Engine
 from orthrus.decode.options import Options, Sampling
+from orthrus.model.attachment import config_of
 from orthrus.policy import steps
 from tests import reference
-from tests.decode.drive import BLOCK, dual, finish
+from tests.decode.drive import configure, dual, finish
 from tests.families import tiny
 
 V = 8
@@ -30,6 +32,10 @@ TEXTS = 1500
 ALARM = 1e-8
 
 MODEL = dual(vocab_size=V)
+BEHIND = {
+    attention: configure(dual(vocab_size=V), anchor="backbone", block_attention=attention)
+    for attention in ("bidirectional", "causal")
+}
 PLAIN = tiny("qwen3", vocab_size=V)
 
 SAMPLINGS = {
@@ -44,12 +50,12 @@ SAMPLINGS = {
 
 
 def sample(
-    sampling: Sampling, name: str = "fixed:4", *, texts: int = TEXTS, seed: int = 11
+    sampling: Sampling, name: str = "fixed:4", *, texts: int = TEXTS, seed: int = 11, model: PreTrainedModel = MODEL
 ) -> Counter[tuple[int, ...]]:
     """Count the texts that one prompt gets, asked again and again, a hundred at a time."""
     chosen = steps.parse(name)
-    capacity = Engine.room(len(PROMPT), LENGTH, chosen.scratch(BLOCK))
-    engine = Engine(MODEL, rows=100, capacity=capacity, plan=chosen)
+    capacity = Engine.room(len(PROMPT), LENGTH, chosen.scratch(config_of(model).proposals + 1))
+    engine = Engine(model, rows=100, capacity=capacity, plan=chosen)
     options = Options(max_new_tokens=LENGTH, sampling=sampling, seed=seed)
     for index in range(texts):
         engine.add(PROMPT, options, index=index)
@@ -73,6 +79,14 @@ def test_any_plan_samples_the_same_distribution(name: str) -> None:
     """Plain steps, other blocks, trees, both fused: cycles end inside, at the end of and past the three tokens."""
     sampling = SAMPLINGS["temperature 1"]
     assert reference.chi_square(sample(sampling, name), exact(sampling)) > ALARM
+
+
+@pytest.mark.parametrize("attention", BEHIND)
+@pytest.mark.parametrize("name", ["fixed:2", "full", "tree:6", "onepass:2"])
+def test_masks_behind_the_backbone_s_row_sample_the_same_distribution(name: str, attention: str) -> None:
+    """The first token is a plain sample of the draft pass, the rest is kept by rejection."""
+    sampling = SAMPLINGS["all" if name == "full" else "temperature 1"]
+    assert reference.chi_square(sample(sampling, name, model=BEHIND[attention]), exact(sampling)) > ALARM
 
 
 # ---------------------------------------------------------------- the test has teeth

@@ -7,7 +7,7 @@ Shapes: B texts, Q AR rows, S blocks, M drafts, V vocabulary.
 
 from collections.abc import Sequence
 from itertools import pairwise
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -247,7 +247,7 @@ class Passes:
         assert shown is not None
         assert isinstance(shown.full, Tensor | masks.Behind)
         masked = reading.stop_BS is not None
-        arguments = inputs_of(self.model, layout.token_BT) if masked else {"input_ids": layout.token_BT}
+        arguments: dict[str, Any] = inputs_of(self.model, layout.token_BT) if masked else {"input_ids": layout.token_BT}
         arguments |= {
             # Any mask that the model takes for one saves it making its own: each view brings its own.
             "attention_mask": shown.full if isinstance(shown.full, Tensor) else shown.full.own_BQW[:, None],

@@ -25,9 +25,9 @@ class MaskRow(nn.Module):
         super().__init__()
         self.row_C = nn.Parameter(embedding_C.detach().clone())
 
-    def forward(self, embedding: nn.Module, token: Tensor) -> Tensor:
+    def forward(self, embedding: nn.Embedding, token: Tensor) -> Tensor:
         """Embed tokens, and the number after the vocabulary's last by this row: `[..., C]`."""
-        last = int(embedding.weight.shape[0]) - 1  # type: ignore[arg-type, union-attr]
+        last = embedding.weight.shape[0] - 1
         embedded: Tensor = embedding(token.clamp_max(last))
         return torch.where((token > last)[..., None], self.row_C.to(embedded.dtype), embedded)
 
