@@ -11,7 +11,7 @@ from transformers import PreTrainedModel
 
 from orthrus.errors import ConfigError
 
-KINDS: Final[dict[str, str]] = {}
+KINDS: Final = {"dflash": "orthrus.peers.dflash_drafter"}
 """Modules by kind."""
 
 

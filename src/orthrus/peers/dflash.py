@@ -1,0 +1,302 @@
+"""DFlash (z-lab), and DSpark and JetSpec, which have the same body: a few layers that fill a block in one pass.
+
+They read the backbone's hidden states of all tokens before the block, and the anchor and masks in it. The body is
+transformers' own, whose names of two tensors differ from the published ones. Knows the body and its files; the drafter
+in the engine is `dflash_drafter`'s, training is `orthrus.train.dflash`'s.
+
+Shapes: B rows, T tokens of context, Q slots of blocks, S keys, A tapped layers, C hidden size, H key/value heads, D
+head dimension.
+"""
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from torch.nn.functional import embedding
+from transformers import PreTrainedModel, Qwen3Config
+
+from orthrus.checkpoints import files
+from orthrus.errors import CheckpointError, ConfigError
+from orthrus.kernels import attention
+from orthrus.kernels.masks import LayerMasks
+from orthrus.model.markov import Markov
+
+try:
+    from transformers import MuseGlimmerAssistantConfig, MuseGlimmerAssistantModel
+    from transformers.models.muse_glimmer_assistant.modeling_muse_glimmer_assistant import apply_rotary_pos_emb
+except ImportError as error:
+    raise ConfigError("DFlash needs the drafter of transformers 5.19 or newer: pip install -U transformers") from error
+
+CONFIG, WEIGHTS = "config.json", "model.safetensors"
+_RENAMED: Final = {"fc.weight": "encoder.fc.weight", "hidden_norm.weight": "encoder.output_norm_enc.weight"}
+_MARKOV: Final = {"markov_w1.weight": "before_VR", "markov_w2.weight": "after_VR"}
+_OF_BACKBONE: Final = ("embed_tokens.", "lm_head.", "verifier_norm.", "verifier_lm_head.")
+_UNUSED: Final = ("confidence_head.", "confidence_proj.")  # says how many drafts to verify; plans do here
+
+
+@dataclass(frozen=True, kw_only=True)
+class DFlashConfig:
+    """Describe a drafter.
+
+    Attributes:
+        shape: the layers, in transformers' words; kinds of attention by layer.
+        taps: decoder layers of the backbone whose outputs are read, by index.
+        block_size: slots of a block, the anchor's counted.
+        mask_token_id: the token that stands for what is not written yet.
+        shift: whether a slot predicts the token after its own, as DSpark's do; the anchor's predicts nothing otherwise.
+        causal: whether slots see their block up to themselves alone, as JetSpec's do, and
+        sliding_causal: whether they do in layers with a sliding window.
+        markov_rank: rank of the correction by the token before a slot, as DSpark has it; 0 for none.
+        multiplier: what logits are multiplied with, and
+        softcap: the bound that they are then pressed into; None for none.
+        backbone: name or path of the model that it drafts for.
+    """
+
+    shape: Qwen3Config
+    taps: tuple[int, ...]
+    block_size: int
+    mask_token_id: int
+    shift: bool = False
+    causal: bool = False
+    sliding_causal: bool = False
+    markov_rank: int = 0
+    multiplier: float = 1.0
+    softcap: float | None = None
+    backbone: str | None = None
+
+    @property
+    def proposals(self) -> int:
+        """Drafts of a block."""
+        return self.block_size if self.shift else self.block_size - 1
+
+    @classmethod
+    def of(
+        cls, model: PreTrainedModel, *, layers: int, taps: Sequence[int] | None = None, **more: Any
+    ) -> "DFlashConfig":
+        """Return the configuration of a drafter with layers of the backbone's own shape."""
+        text = model.config.get_text_config()
+        taps = spread(text.num_hidden_layers, 3) if taps is None else tuple(taps)
+        if not taps or not all(0 <= tap < text.num_hidden_layers for tap in taps):
+            raise ConfigError(f"taps must be among the backbone's {text.num_hidden_layers} layers, found {list(taps)}")
+        known = {name: getattr(text, name) for name in _SHAPE if getattr(text, name, None) is not None}
+        known.setdefault("head_dim", text.hidden_size // text.num_attention_heads)
+        shape = Qwen3Config(**known, num_hidden_layers=layers, tie_word_embeddings=False)
+        softcap = getattr(text, "final_logit_softcapping", None)
+        return cls(shape=shape, taps=tuple(taps), softcap=softcap, **more)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the configuration as z-lab publishes it and vLLM, SGLang and TensorRT-LLM read it."""
+        own: dict[str, Any] = {
+            "block_size": self.block_size,
+            "mask_token_id": self.mask_token_id,
+            "target_layer_ids": list(self.taps),
+            "causal": self.causal,
+            "causal_head": self.causal,
+        }
+        if self.shift or self.markov_rank:
+            own |= {"projector_type": "dspark", "shift_label": self.shift, "use_confidence_head": False}
+            own |= {"markov_rank": self.markov_rank, "markov_head_type": "vanilla"}
+        if self.softcap is not None:
+            own["final_logit_softcapping"] = self.softcap
+        layers: dict[str, Any] = self.shape.to_diff_dict()
+        return layers | {
+            "architectures": ["DFlashDraftModel"],
+            "model_type": "qwen3",
+            "backbone": self.backbone,
+            "block_size": self.block_size,
+            "dflash_config": own,
+            "is_causal": self.causal,
+        }
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any], *, where: str) -> "DFlashConfig":
+        """Read a configuration of z-lab, JetSpec, DeepSpec or speculators; raises CheckpointError for any other."""
+        nested = values.get("transformer_layer_config")
+        named = values.get("speculators_model_type") or "".join(values.get("architectures") or [])
+        known = {**values, **(values.get("dflash_config") or {})}
+        ids = known.get("target_layer_ids")
+        if ids is None and known.get("aux_hidden_state_layer_ids") is not None:
+            ids = [index - 1 for index in known["aux_hidden_state_layer_ids"]]
+        mask, block = known.get("mask_token_id"), known.get("block_size")
+        if not ids or mask is None or block is None:
+            raise CheckpointError(
+                f"{where}: target_layer_ids, mask_token_id and block_size of a DFlash drafter are required, found "
+                f"{sorted(values)}"
+            )
+        for name, served in (("markov_head_type", "vanilla"), ("projector_type", "dflash")):
+            found = known.get(name, served)
+            if found not in (served, "dspark") and known.get("markov_rank", 1):
+                raise CheckpointError(f"{where}: {name} must be {served!r}, found {found!r}: it is not served")
+        causal = bool(known.get("causal", known.get("causal_head", known.get("is_causal") or False)))
+        sliding = known.get("is_causal")
+        if sliding is None:  # z-lab's windows are causal unless the configuration says so; speculators' say otherwise
+            sliding = not known.get("sliding_window_non_causal", False)
+        return cls(
+            shape=Qwen3Config.from_dict(dict(nested or values)),
+            taps=tuple(ids),
+            block_size=int(block),
+            mask_token_id=int(mask),
+            shift=bool(known.get("sample_from_anchor", known.get("shift_label", "dspark" in named.lower()))),
+            causal=causal,
+            sliding_causal=causal or bool(sliding),
+            markov_rank=int(known.get("markov_rank") or 0),
+            multiplier=float(known.get("output_multiplier", 1.0)),
+            softcap=known.get("final_logit_softcapping") or None,
+            backbone=values.get("backbone"),
+        )
+
+
+_SHAPE = (
+    "vocab_size",
+    "hidden_size",
+    "intermediate_size",
+    "num_attention_heads",
+    "num_key_value_heads",
+    "head_dim",
+    "hidden_act",
+    "rms_norm_eps",
+    "max_position_embeddings",
+    "rope_parameters",
+)
+
+
+def spread(layers: int, count: int) -> tuple[int, ...]:
+    """Return `count` layers, evenly from the second to the third from the end, as z-lab chooses them.
+
+    Of few layers, from the first to the last.
+    """
+    first, last = (1, layers - 3) if layers >= 6 else (0, layers - 1)
+    return tuple(round(first + index * (last - first) / max(count - 1, 1)) for index in range(count))
+
+
+class DFlash(nn.Module):
+    """The drafter's own tensors: transformers' body, and the correction that DSpark adds.
+
+    Embedding and output head are the backbone's.
+    """
+
+    def __init__(self, config: DFlashConfig) -> None:
+        super().__init__()
+        shape = config.shape
+        if shape.attention_bias:
+            raise ConfigError("drafters whose attention has biases are not served: transformers' body has none")
+        attention.register()
+        names = (*_SHAPE, "num_hidden_layers", "layer_types", "initializer_range")
+        body = {name: value for name in names if (value := getattr(shape, name, None)) is not None}
+        body.pop("vocab_size")
+        self.config = config
+        self.body = MuseGlimmerAssistantModel(
+            MuseGlimmerAssistantConfig(
+                **body,
+                sliding_window=shape.sliding_window or shape.max_position_embeddings,
+                block_size=config.block_size,
+                mask_token_id=config.mask_token_id,
+                target_layer_ids=list(config.taps),
+                attn_implementation=attention.NAME,
+            )
+        )
+        self.markov: Markov | None = None
+        if config.markov_rank:
+            device, dtype = torch.device("cpu"), torch.get_default_dtype()
+            self.markov = Markov(shape.vocab_size, config.markov_rank, device=device, dtype=dtype)
+
+    @property
+    def windows(self) -> tuple[int, ...]:
+        """The distinct sliding windows of the layers."""
+        sliding = "sliding_attention" in self.body.config.layer_types
+        return (int(self.body.config.sliding_window),) if sliding else ()
+
+    def forward(
+        self,
+        embedded_BQC: Tensor,
+        context_BTF: Tensor,
+        position: Tensor,
+        masks: LayerMasks,
+        sliding: LayerMasks,
+        cache: Any = None,
+    ) -> Tensor:
+        """Return hidden states `[B, Q, C]` of the slots of blocks.
+
+        Args:
+            embedded_BQC: embeddings of anchors and masks.
+            context_BTF: tapped hidden states side by side, F = A * C; none where the cache has the keys already.
+            position: of context and slots, `[B, T + Q]`.
+            masks: who sees whom in layers that see all, and
+            sliding: in those with a window.
+            cache: takes keys and values of all of these and returns those in reach; None for none beside them.
+        """
+        by_kind = {"full_attention": masks.of(None), "sliding_attention": sliding.of(next(iter(self.windows), None))}
+        hidden: Tensor = self.body(
+            noise_embeds=embedded_BQC,
+            context_hidden_states=context_BTF,
+            attention_mask=by_kind,
+            position_ids=position,
+            past_key_values=cache,
+            use_cache=False,
+        ).last_hidden_state
+        return hidden
+
+    def context(self, context_BTF: Tensor, position_BT: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yield each layer's keys and values `[B, H, T, D]` of tokens before a block."""
+        fused_BTC = self.body.encoder(context_BTF)
+        cos, sin = self.body.rotary_emb(fused_BTC, position_BT)
+        for layer in self.body.layers:
+            own = layer.self_attn
+            heads = (*fused_BTC.shape[:2], -1, own.head_dim)
+            key_BHTD = own.k_norm(own.k_proj(fused_BTC).view(heads).transpose(1, 2))
+            _, turned_BHTD = apply_rotary_pos_emb(key_BHTD, key_BHTD, cos, sin)
+            yield turned_BHTD, own.v_proj(fused_BTC).view(heads).transpose(1, 2)
+
+    def embedded(self, backbone: PreTrainedModel, token_BQ: Tensor) -> Tensor:
+        """Return the backbone's embeddings of anchors and masks, unscaled as published drafters take them."""
+        return embedding(token_BQ, backbone.get_input_embeddings().weight)
+
+    def logits(self, backbone: PreTrainedModel, hidden: Tensor) -> Tensor:
+        """Return logits by the backbone's head; this one's scaling is the drafter's, not the backbone's."""
+        scaled: Tensor = backbone.get_output_embeddings()(hidden) * self.config.multiplier
+        cap = self.config.softcap
+        return scaled if cap is None else torch.tanh(scaled / cap) * cap
+
+
+def save(drafter: DFlash, path: Path) -> None:
+    """Write a drafter into a directory, in z-lab's layout."""
+    names = {ours: theirs for theirs, ours in _RENAMED.items()}
+    tensors = {names.get(name, name): tensor for name, tensor in drafter.body.state_dict().items()}
+    if drafter.markov is not None:
+        for theirs, ours in _MARKOV.items():
+            tensors[f"markov_head.{theirs}"] = getattr(drafter.markov, ours)
+    save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, path / WEIGHTS)
+    (path / CONFIG).write_text(json.dumps(drafter.config.to_dict(), indent=2, sort_keys=True) + "\n", encoding="utf-8")
+
+
+def read(path: Path) -> DFlash:
+    """Read a drafter from a directory, in a layout of z-lab, JetSpec, DeepSpec or speculators.
+
+    Raises:
+        CheckpointError: files that are missing or damaged, tensors that are missing, unexpected or misshapen.
+    """
+    values = files.read_object(path / CONFIG, missing="it is not a drafter")
+    config = DFlashConfig.from_dict(values, where=str(path))
+    drafter = DFlash(config)
+    body, correction = {}, {}
+    for name, tensor in files.read_tensors(path, WEIGHTS).items():
+        if name in ("d2t", "t2d") or (name == "lm_head.weight" and len(tensor) != config.shape.vocab_size):
+            raise CheckpointError(f"{path}: drafts over a vocabulary of its own ({name}) are not served")
+        bare = name.removeprefix("markov_head.")
+        if bare in _MARKOV:
+            correction[_MARKOV[bare]] = tensor
+        elif not name.startswith((*_OF_BACKBONE, *_UNUSED)):
+            body[_RENAMED.get(name, name)] = tensor
+    for module, tensors in ((drafter.body, body), (drafter.markov, correction)):
+        if module is None and not tensors:
+            continue
+        try:
+            (module or nn.Module()).load_state_dict(tensors)
+        except RuntimeError as error:
+            raise CheckpointError(f"{path}: the tensors are not those of its configuration: {error}") from error
+    return drafter.eval()
