@@ -290,8 +290,8 @@ class Reader(Double):
         self.model = model
         self.checked = 0
 
-    def reset(self, cached: int) -> list[int]:
-        return [cached]
+    def reset(self, row: Row) -> list[int]:
+        return [row.cached]
 
     def read(self, cache: ScratchCache, hidden: Sequence[Tensor]) -> None:
         assert len(hidden) == 3

@@ -153,3 +153,12 @@ def test_what_won_stands_on_the_paper_s_recipe() -> None:
     assert (paper.model.markov_rank, ours.model.markov_rank) == (0, 64)
     changed = {name for name, value in ours.objective if value != getattr(paper.objective, name)}
     assert changed == {"slot_decay", "block_lengths", "blind_anchor_share"}
+
+
+def test_peers_take_the_view_s_operations_within_five_percent() -> None:
+    """Recipes of one race: the same data, answers and batch, and as much to compute in all."""
+    recipes = [load_recipe(ROOT / "recipes" / "peers" / f"{name}.toml") for name in ("view", "eagle3", "blockdiff")]
+    totals = [plan(recipe).operations * recipe.schedule.steps for recipe in recipes]
+    assert max(totals) < 1.05 * min(totals)
+    shared = [(r.model_dump(include={"data", "answers", "responses"}), r.run.batch_rows) for r in recipes]
+    assert shared[0] == shared[1] == shared[2]

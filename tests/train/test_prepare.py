@@ -564,7 +564,7 @@ def test_the_command_reports_its_manifests(
     assert json.loads(capsys.readouterr().out)["train"]["documents"] == 6
     backbones = Path(__file__).parents[2] / "recipes" / "nano/01-backbone-start.toml"
     assert main(["prepare", os.fspath(backbones)]) == 2
-    assert "kind = 'view' is required" in capsys.readouterr().err
+    assert "a recipe of answers is required" in capsys.readouterr().err
 
 
 def test_the_command_has_its_device_before_the_backbone_goes_there(

@@ -25,8 +25,8 @@ OWN: Final = ("ar", "orthrus")
 HF: Final = ("hf", "hf-static", "hf-lookup")
 LLAMA: Final = ("llama.cpp", "llama.cpp-lookup")
 MODES: Final = OWN + HF + LLAMA
-ALONE: Final = ("hf-lookup", *LLAMA)
-"""Modes that take one prompt at a time."""
+ALONE: Final = ("hf-lookup", "hf-draft", "blocks", *LLAMA)
+"""Modes, and kinds of peers, that take one prompt at a time."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,7 +34,7 @@ class Contender:
     """One way to decode.
 
     Attributes:
-        mode: one of `MODES`.
+        mode: one of `MODES`, or a peer's label (`bench.peers.contest`).
         plan: of `orthrus`; of llama.cpp, the label of its weights, None for the file that the backbone came from.
         exact: of our own modes, how exact (`decode.exact`).
     """
@@ -106,7 +106,7 @@ def contenders(
 
 def fits(contender: Contender, batch: int) -> bool:
     """Tell whether a contender can run batches of this size: some take one prompt at a time."""
-    return batch == 1 or contender.mode not in ALONE
+    return batch == 1 or contender.mode.partition(":")[0] not in ALONE
 
 
 def decoders(
@@ -153,15 +153,16 @@ def _own(
     def decode(prompts: Sequence[Sequence[int]], max_new_tokens: int) -> list[Answer]:
         options = Options(max_new_tokens=max_new_tokens, eos_token_id=eos)
         engine = engine_for(model, prompts, options, plan, rows=len(prompts), exact=exact, **more)
-        return [_answer(row) for row in engine.finish(prompts, options, tokenizer=tokenizer)]
+        return [answered(row) for row in engine.finish(prompts, options, tokenizer=tokenizer)]
 
     return decode
 
 
-def _answer(row: Row) -> Answer:
+def answered(row: Row, **more: float) -> Answer:
+    """Return what the engine wrote; `more` goes to the statistics."""
     return Answer(
         token_ids=row.token_ids,
-        stats=row.stats.to_dict(),
+        stats=row.stats.to_dict() | more,
         proposed_per_position=row.stats.proposed_per_position,
         accepted_at_position=row.stats.accepted_at_position,
     )

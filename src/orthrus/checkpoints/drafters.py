@@ -11,7 +11,11 @@ from transformers import PreTrainedModel
 
 from orthrus.errors import ConfigError
 
-KINDS: Final = {"dflash": "orthrus.peers.dflash_drafter"}
+KINDS: Final[dict[str, str]] = {
+    "dflash": "orthrus.peers.dflash_drafter",
+    "draft": "orthrus.peers.draft",
+    "eagle3": "orthrus.peers.eagle3",
+}
 """Modules by kind."""
 
 

@@ -16,7 +16,7 @@ from orthrus.cli.measuring import Threads, loader, progress, set_threads, words
 if TYPE_CHECKING:
     from orthrus.bench.audit.report import AuditReport
     from orthrus.bench.audit.run import Job
-    from orthrus.bench.speed.run import Loader
+    from orthrus.bench.session import Loader
 
 _SUITES = [f"synthetic:{domain}" for domain in ("maths", "code", "table", "json")]
 

@@ -12,7 +12,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeElapsedCo
 from orthrus.cli.common import err
 
 if TYPE_CHECKING:
-    from orthrus.bench.speed.run import Loader, Outlook
+    from orthrus.bench.session import Loader, Outlook
 
 _PLAIN_LINES = 20  # progress reports where standard error is no terminal
 

@@ -1,4 +1,4 @@
-"""`orthrus prepare`: a view recipe's prompts, answers and packed rows, before any training."""
+"""`orthrus prepare`: a recipe's prompts, answers and packed rows, before any training."""
 
 import json
 from collections.abc import Callable, Iterator
@@ -20,7 +20,7 @@ from orthrus.cli.train import Recipe, Set
 from orthrus.errors import ConfigError
 
 if TYPE_CHECKING:
-    from orthrus.train.sections import ViewRecipe
+    from orthrus.train.sections import AnsweredRecipe
 
 
 def prepare(recipe: Recipe, overrides: Set = None, as_json: Json = False) -> None:
@@ -30,11 +30,13 @@ def prepare(recipe: Recipe, overrides: Set = None, as_json: Json = False) -> Non
     """
     from orthrus.train.config import load_recipe
     from orthrus.train.corpus import data_folder
-    from orthrus.train.sections import ViewRecipe
+    from orthrus.train.sections import AnsweredRecipe
 
     checked = load_recipe(recipe, overrides or [])
-    if not isinstance(checked, ViewRecipe):
-        raise ConfigError(f"{recipe}: kind = 'view' is required, found {checked.kind!r}: backbones pack as they train")
+    if not isinstance(checked, AnsweredRecipe):
+        raise ConfigError(
+            f"{recipe}: a recipe of answers is required, found kind {checked.kind!r}: backbones pack as they train"
+        )
     with resumable():
         main = _run(checked)
     if not main:
@@ -48,21 +50,24 @@ def prepare(recipe: Recipe, overrides: Set = None, as_json: Json = False) -> Non
         out().print(f"{folder / name}: {_summary(manifest)}", soft_wrap=True)
 
 
-def _run(recipe: "ViewRecipe") -> bool:
+def _run(recipe: "AnsweredRecipe") -> bool:
     """Prepare; returns whether this is the process that reports."""
     import torch
 
-    from orthrus.checkpoints.load import device_of, tokenizer_of
+    from orthrus.checkpoints.load import DTYPES, device_of, tokenizer_of
     from orthrus.train.prepare import prepare as make
     from orthrus.train.ranks import Ranks
-    from orthrus.train.start import load_backbone
+    from orthrus.train.sections import ViewRecipe
+    from orthrus.train.start import frozen_backbone, load_backbone
 
     ranks = Ranks(recipe.run.device)  # before the device is touched: it gives each process its own
     if recipe.run.threads is not None:
         torch.set_num_threads(recipe.run.threads)
     model, tokenizer = None, None
-    if recipe.answers.by == "backbone":
+    if isinstance(recipe, ViewRecipe) and recipe.answers.by == "backbone":
         model, tokenizer = load_backbone(recipe, device_of(recipe.run.device))
+    elif recipe.answers.by == "backbone":
+        model, tokenizer = frozen_backbone(recipe, dtype=DTYPES[recipe.run.dtype])
     with _progress() as note:
         make(recipe, tokenizer or tokenizer_of(recipe.model.backbone), model, ranks=ranks, on_progress=note)
     return ranks.main

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from orthrus.decode.passes import Passes, Proposal
+from orthrus.decode.rows import Row
 from orthrus.decode.tree import Tree
 from orthrus.errors import ConfigError
 from orthrus.model.attach import layers_of
@@ -40,8 +41,8 @@ class Drafter(Protocol):
     taps: Sequence[int]
     markov: Markov | None
 
-    def reset(self, cached: int) -> Any:
-        """Return the state of a row that begins, so many tokens of whose prompt are cached and were read before."""
+    def reset(self, row: Row) -> Any:
+        """Return the state of a row that begins, `row.cached` tokens of whose prompt were read before."""
 
     def propose(
         self, passes: Passes, rows: slice, anchor_B: Tensor, drafts: int, states: Sequence[Any]
@@ -93,7 +94,7 @@ class ViewDrafter:
         """Return the drafter of a model's view."""
         return cls(markov_of(model))
 
-    def reset(self, cached: int) -> Any:
+    def reset(self, row: Row) -> Any:
         """Return no state: all that the view knows of a row is in the cache."""
         return None
 

@@ -264,7 +264,8 @@ class Engine:
             while self.waiting and self.rows.free:
                 cached = self.rows.join(self.waiting[0])
                 row = self.waiting.popleft()
-                row.cached, row.drafting = cached, self.drafter.reset(cached)
+                row.cached = cached
+                row.drafting = self.drafter.reset(row)
 
     def _keep(self, row: Row, place: int, step: Step, outcome: Outcome) -> Progress:
         """Give a row what a cycle made of it."""

@@ -221,6 +221,22 @@ def packed(document_BT: Tensor) -> Tensor:
     return (same & causal & (document_BT >= 0)[:, :, None]) | alone
 
 
+def doubled(document_BT: Tensor, block_BT: Tensor) -> Tensor:
+    """Training mask of block-diffusion models over a noisy row and, behind it, the clean one: `[B, 2T, 2T]` boolean.
+
+    In its document a noisy token sees its own block and the clean blocks before it; a clean one sees clean blocks up to
+    its own (arXiv 2503.09573). Padding sees itself only.
+    """
+    T = document_BT.shape[1]
+    real_BT = document_BT >= 0
+    same_BTT = (document_BT[:, :, None] == document_BT[:, None, :]) & real_BT[:, :, None]
+    before_BTT = same_BTT & (block_BT[:, :, None] > block_BT[:, None, :])
+    own_BTT = same_BTT & (block_BT[:, :, None] == block_BT[:, None, :])
+    noisy_BTU = torch.cat([own_BTT, before_BTT], dim=2)
+    clean_BTU = torch.cat([torch.zeros_like(own_BTT), own_BTT | before_BTT], dim=2)
+    return torch.cat([noisy_BTU, clean_BTU], dim=1) | torch.eye(2 * T, dtype=torch.bool, device=document_BT.device)
+
+
 def training(document_BT: Tensor, anchor_BN: Tensor, valid_BN: Tensor, *, block: int, causal: bool = False) -> Tensor:
     """Training mask of the draft rows: `[B, N*K, T + N*K]` boolean (paper, section 3.3).
 

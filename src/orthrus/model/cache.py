@@ -109,7 +109,7 @@ class ScratchCache:
         self.lengths = [0] * rows
         self.length_R = torch.zeros(rows, dtype=torch.long, device=self.device)
         self._kernel = can_split(self.device)
-        self.stores: list[KeyStore] = []
+        self.stores: dict[int, KeyStore] = {}
         none = torch.empty(0, 0, dtype=torch.long)
         self.place = Place(first=0, last=0, row_B1=none, slot_BQ=none, start=None, span=0)
         self.recordings: Any = None  # `model.compiled` keeps passes over these very buffers here
@@ -157,9 +157,11 @@ class ScratchCache:
         return CacheColumns(self, slice(*columns.indices(self.place.slot_BQ.shape[1])))
 
     def _write(self, key_BHQD: Tensor, value_BHQD: Tensor, layer_idx: int, columns: slice) -> tuple[Tensor, Tensor]:
-        while len(self.stores) <= layer_idx:
-            self.stores.append(KeyStore(self.rows, self.capacity, key_BHQD, value_BHQD, kernel=self._kernel))
-        return self.stores[layer_idx].update(key_BHQD, value_BHQD, self.place, columns)
+        store = self.stores.get(layer_idx)
+        if store is None:
+            store = KeyStore(self.rows, self.capacity, key_BHQD, value_BHQD, kernel=self._kernel)
+            self.stores[layer_idx] = store
+        return store.update(key_BHQD, value_BHQD, self.place, columns)
 
     def commit(self, rows: slice, counts: list[int]) -> None:
         """Keep `counts[i]` more positions of each row; what lies past them stays scratch."""
@@ -187,7 +189,7 @@ class ScratchCache:
         """
         lengths = self.lengths[one], self.lengths[other]
         end = max(lengths) + 1
-        for store in self.stores:
+        for store in self.stores.values():
             store.swap(one, other, end)
         self.set_length(one, lengths[1])
         self.set_length(other, lengths[0])
@@ -195,18 +197,18 @@ class ScratchCache:
     def wipe(self, row: int) -> None:
         """Empty a row and overwrite its keys and values: zeros, where NaN behind a mask would still spread."""
         self.set_length(row, 0)
-        for store in self.stores:
+        for store in self.stores.values():
             store.wipe(row)
 
     def copy_start(self, source: int, target: int, length: int) -> None:
         """Copy the first positions of one row to another, whose length is the caller's to set (once per request)."""
-        for store in self.stores:
+        for store in self.stores.values():
             store.copy(source, target, length)
 
     def move_slots(self, rows: slice, source_BM: Tensor, target_BM: Tensor) -> None:
         """Copy a few slots within each row, as a tree's accepted path needs; `[B, M]` slots each."""
         row_B1 = torch.arange(rows.start, rows.stop, device=self.device)[:, None]
-        for store in self.stores:
+        for store in self.stores.values():
             store.move(row_B1, source_BM, target_BM)
 
     def get_seq_length(self, layer_idx: int = 0) -> int:
@@ -221,17 +223,17 @@ class ScratchCache:
     @property
     def keys(self) -> list[Tensor]:
         """Every layer's keys, `[R, S, H, D]`, to look at."""
-        return [store.keys for store in self.stores]
+        return [self.stores[layer].keys for layer in sorted(self.stores)]
 
     @property
     def values(self) -> list[Tensor]:
         """Every layer's values, `[R, S, H, D]`, to look at."""
-        return [store.values for store in self.stores]
+        return [self.stores[layer].values for layer in sorted(self.stores)]
 
     @property
     def nbytes(self) -> int:
         """Bytes held by all buffers."""
-        return sum(store.nbytes for store in self.stores)
+        return sum(store.nbytes for store in self.stores.values())
 
 
 class CacheColumns:

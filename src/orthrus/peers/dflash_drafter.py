@@ -16,6 +16,7 @@ from transformers import PreTrainedModel
 
 from orthrus.checkpoints.load import locate
 from orthrus.decode.passes import Passes
+from orthrus.decode.rows import Row
 from orthrus.errors import ConfigError
 from orthrus.kernels import masks
 from orthrus.model.attach import layers_of
@@ -42,7 +43,7 @@ class DFlashDrafter:
         self.markov = drafter.markov
         self._first = layers
 
-    def reset(self, cached: int) -> Any:
+    def reset(self, row: Row) -> Any:
         """Return no state: all that the drafter knows of a row is in the cache."""
         return None
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from orthrus.data.records import read_records
-from orthrus.train.sections import Recipe
+from orthrus.train.sections import BackboneRecipe, Recipe, ViewRecipe
 from orthrus.writing import replacing
 
 Line = Mapping[str, Any]
@@ -65,9 +65,11 @@ def _card(recipe: Recipe, lines: Sequence[Line], picture: Path | None) -> str:
 
 
 def _what(recipe: Recipe) -> str:
-    if recipe.kind == "view":
+    if isinstance(recipe, ViewRecipe):
         return f"blocks of {recipe.model.block_size} for `{recipe.model.backbone}`"
-    return f"{recipe.model.num_hidden_layers} layers of {recipe.model.hidden_size}"
+    if isinstance(recipe, BackboneRecipe):
+        return f"{recipe.model.num_hidden_layers} layers of {recipe.model.hidden_size}"
+    return f"for `{recipe.model.backbone}`"
 
 
 def _figures(lines: Sequence[Line]) -> list[str]:

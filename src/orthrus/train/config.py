@@ -15,7 +15,15 @@ from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
 from orthrus.errors import ConfigError
+from orthrus.train.peer_sections import BlocksRecipe, Eagle3Recipe
 from orthrus.train.sections import BackboneRecipe, Recipe, ViewRecipe
+
+KINDS: typing.Final[Mapping[str, type[Recipe]]] = {
+    "backbone": BackboneRecipe,
+    "view": ViewRecipe,
+    "eagle3": Eagle3Recipe,
+    "blocks": BlocksRecipe,
+}
 
 
 def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
@@ -34,9 +42,9 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
 def recipe_from_mapping(raw: Mapping[str, Any], *, origin: str = "recipe") -> Recipe:
     """Check a recipe given as plain tables. Raises ConfigError as `load_recipe` does."""
     kind = raw.get("kind")
-    if kind not in ("backbone", "view"):
-        raise ConfigError(f"{origin}: kind: expected 'backbone' or 'view', found {kind!r}")
-    recipe_class: type[Recipe] = BackboneRecipe if kind == "backbone" else ViewRecipe
+    if not isinstance(kind, str) or kind not in KINDS:
+        raise ConfigError(f"{origin}: kind: expected one of {', '.join(map(repr, KINDS))}, found {kind!r}")
+    recipe_class = KINDS[kind]
     try:
         # Strict JSON mode takes lists for tuples, which is all that TOML can write.
         return recipe_class.model_validate_json(json.dumps(raw, default=str))

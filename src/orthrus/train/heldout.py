@@ -12,11 +12,12 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from orthrus.decode.api import engine_for
-from orthrus.decode.drafters import ViewDrafter
+from orthrus.decode.drafters import Drafter, ViewDrafter
 from orthrus.decode.frames import Reading
 from orthrus.decode.options import Options
 from orthrus.decode.output import Stats
 from orthrus.decode.passes import Passes, Proposal
+from orthrus.decode.rows import Row
 from orthrus.model.markov import markov_of
 from orthrus.policy.steps import parse
 from orthrus.train.start import in_one_dtype
@@ -32,7 +33,7 @@ class Begun:
 class Blind(ViewDrafter):
     """Draft every block but a text's first without its anchor, as a fused pass would, in a pass of its own."""
 
-    def reset(self, cached: int) -> Begun:
+    def reset(self, row: Row) -> Begun:
         """Return the state of a row that begins."""
         return Begun()
 
@@ -75,16 +76,22 @@ def decoded_for_real(
     rest. What `onepass` gives is found without fused passes, whose block per stop point takes a CPU many times as
     long: every block but a text's first is drafted in a pass of its own, blind, as the fused pass would draft it.
     """
-    options = Options.of(model.generation_config, max_new_tokens=most)
-    with torch.autocast(model.device.type, enabled=False), in_one_dtype(model):
-        markov = markov_of(model)
-        drafter = Blind(markov) if onepass else Twice(markov) if steps == 2 else None
-        rows = len(prompts) if onepass else 8  # texts begin together, so that all have their first drafts
-        engine = engine_for(model, prompts, options, parse("full"), rows=rows, drafter=drafter)
-        done = [row.stats for row in engine.finish(prompts, options)]
-    stats = Stats.total(done)
+    markov = markov_of(model)
+    drafter = Blind(markov) if onepass else Twice(markov) if steps == 2 else None
+    # Texts begin together, so that all have their first drafts.
+    stats = decoded_by(model, prompts, most, drafter, rows=len(prompts) if onepass else 8)
     if onepass:
-        stats.forwards = stats.cycles + len(done)  # a pass per cycle, and the prefill, which drafts as well
+        stats.forwards = stats.cycles + len(prompts)  # a pass per cycle, and the prefill, which drafts as well
     if steps == 2:
         stats.forwards += stats.cycles
     return stats
+
+
+def decoded_by(
+    model: PreTrainedModel, prompts: list[list[int]], most: int, drafter: Drafter | None, *, rows: int = 8
+) -> Stats:
+    """Decode prompts under the plan `full`, by the view unless another drafter is given; returns pooled statistics."""
+    options = Options.of(model.generation_config, max_new_tokens=most)
+    with torch.autocast(model.device.type, enabled=False), in_one_dtype(model):
+        engine = engine_for(model, prompts, options, parse("full"), rows=rows, drafter=drafter)
+        return Stats.total(row.stats for row in engine.finish(prompts, options))

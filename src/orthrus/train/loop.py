@@ -5,6 +5,7 @@ weights, optimizer states and the step alone, and on the CPU ends with the same 
 never interrupted.
 """
 
+import json
 import shutil
 import signal
 import threading
@@ -24,8 +25,9 @@ from orthrus.train.config import flat
 from orthrus.train.fit import parts_of_step
 from orthrus.train.journal import Journal, evaluation_at
 from orthrus.train.optim import build_optimizers
+from orthrus.train.plan import notes
 from orthrus.train.ranks import Ranks
-from orthrus.train.sections import Recipe
+from orthrus.train.sections import AnsweredRecipe, Recipe
 from orthrus.train.sharding import gathered, part, part_of_state, whole
 from orthrus.train.step import Task, autocast, one_step
 from orthrus.train.trackers import trackers
@@ -112,7 +114,7 @@ def train(task: Task, recipe: Recipe, *, resume: bool = True) -> TrainResult:
     if model is not None:
         with gathered(task.model, here=ranks.main):
             if ranks.main:
-                _save_model(task, model)
+                _save_model(task, recipe, model)
                 write_card(recipe, output)
     ranks.wait()
     return TrainResult(step=step, before=first, finished=finished, metrics=metrics, model=model)
@@ -141,10 +143,12 @@ def _restore(
     return checkpoint.step
 
 
-def _save_model(task: Task, path: Path) -> None:
+def _save_model(task: Task, recipe: Recipe, path: Path) -> None:
     with replacing(path) as temporary:
         temporary.mkdir()
         task.save(temporary)
+        if isinstance(recipe, AnsweredRecipe):
+            (temporary / "training.json").write_text(json.dumps(notes(recipe), indent=2) + "\n", encoding="utf-8")
 
 
 @dataclass(slots=True)

@@ -33,7 +33,7 @@ def learning_rate_factor(step: int, schedule: ScheduleSection) -> float:
 
 def hidden_matrices(model: nn.Module, trainable: Mapping[str, nn.Parameter]) -> set[str]:
     """Names of the trainable matrices that Muon is made for: those of linear layers, less the output head."""
-    get_head = model.get_output_embeddings  # of transformers' models
+    get_head = getattr(model, "get_output_embeddings", None)  # of transformers' models
     head = get_head() if callable(get_head) else None
     linear = {id(module.weight) for module in model.modules() if isinstance(module, nn.Linear) and module is not head}
     return {name for name, parameter in trainable.items() if id(parameter) in linear}

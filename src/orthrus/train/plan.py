@@ -19,8 +19,10 @@ from orthrus.errors import CheckpointError
 from orthrus.model.attach import attach, duals
 from orthrus.model.config import OrthrusConfig
 from orthrus.model.markov import markov_of
+from orthrus.train import peer_plan
 from orthrus.train.objective import NEEDS_TEACHER
-from orthrus.train.sections import BackboneRecipe, Recipe, ViewRecipe
+from orthrus.train.peer_sections import Eagle3Recipe
+from orthrus.train.sections import AnsweredRecipe, BackboneRecipe, Recipe, ViewRecipe
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -120,6 +122,18 @@ def plan(recipe: Recipe, *, devices: int = 1) -> Plan:
     )
 
 
+def notes(recipe: AnsweredRecipe) -> dict[str, Any]:
+    """Return what a peer's training took, for those who compare it: parameters, steps, rows, operations in all."""
+    shapes, steps = shapes_of(recipe), recipe.schedule.steps
+    return {
+        "kind": recipe.kind,
+        "trainable": shapes.trainable,
+        "steps": steps,
+        "rows": steps * recipe.run.batch_rows,
+        "operations": steps * step_operations(recipe, shapes),
+    }
+
+
 def shapes_of(recipe: Recipe) -> Shapes:
     """Count a model's parameters by role, without making them."""
     config = _config(recipe)
@@ -127,7 +141,7 @@ def shapes_of(recipe: Recipe) -> Shapes:
         model = AutoModelForCausalLM.from_config(config)
     if isinstance(recipe, ViewRecipe):
         attach(model, OrthrusConfig(markov_rank=recipe.model.markov_rank))
-    trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    trainable = sum(p.numel() for p in _trained(recipe, model).parameters() if p.requires_grad)
     text = config.get_text_config()
     # For configurations that do not say it, as transformers' models read them.
     head_dim = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
@@ -146,6 +160,16 @@ def shapes_of(recipe: Recipe) -> Shapes:
     )
 
 
+def _trained(recipe: Recipe, model: nn.Module) -> nn.Module:
+    """Return the module that a recipe trains, made of shapes alone."""
+    if not isinstance(recipe, Eagle3Recipe):
+        return model
+    from orthrus.peers.eagle3_model import Eagle3, Eagle3Config
+
+    with torch.device("meta"):
+        return Eagle3(Eagle3Config.of(model))
+
+
 def step_operations(recipe: Recipe, shapes: Shapes) -> float:
     """Operations of one optimizer step over the whole batch: this is the floor that a step's time is held against."""
     T = recipe.data.row_tokens
@@ -153,6 +177,9 @@ def step_operations(recipe: Recipe, shapes: Shapes) -> float:
     if isinstance(recipe, BackboneRecipe):
         per_row = 6 * (shapes.active + shapes.head) * T + 3 * pair * T * T
         return float(per_row * recipe.run.batch_rows)
+    if not isinstance(recipe, ViewRecipe):
+        numbers = {"active": shapes.active, "head": shapes.head, "layers": shapes.layers}
+        return peer_plan.operations(recipe, pair=pair, trainable=shapes.trainable, **numbers)
     M, scored = _slots(recipe), _scored(recipe)
     again = 2 if recipe.model.gradient_checkpointing else 1
     # A slot reads a row and its own block. FlexAttention on CUDA skips what a mask hides: half of a causal row, and
@@ -176,6 +203,10 @@ def _memory(recipe: Recipe, shapes: Shapes, rows: float, devices: int) -> dict[s
     T = recipe.data.row_tokens
     tokens = T if isinstance(recipe, BackboneRecipe) else _slots(recipe)
     held = float(shapes.activations)
+    if not isinstance(recipe, BackboneRecipe | ViewRecipe):
+        tokens = peer_plan.read(recipe)
+    if isinstance(recipe, Eagle3Recipe):
+        held *= recipe.objective.steps / shapes.layers
     cast = 2.0 * shapes.active if recipe.run.dtype == "bfloat16" else 0.0  # autocast's copies, for the backward pass
     sharded = recipe.run.sharding != "none" and devices > 1
     share = 1 / devices if sharded else 1.0
@@ -224,7 +255,9 @@ def _per_token(model: nn.Module, experts: int) -> tuple[int, int]:
 
 def _slots(recipe: Recipe) -> int:
     """Slots of the block pass per row, anchors included."""
-    return recipe.objective.blocks_per_row * recipe.model.block_size if isinstance(recipe, ViewRecipe) else 0
+    if isinstance(recipe, ViewRecipe):
+        return recipe.objective.blocks_per_row * recipe.model.block_size
+    return 0 if isinstance(recipe, BackboneRecipe) else peer_plan.drafted(recipe)
 
 
 def _scored(recipe: ViewRecipe) -> int:

@@ -1,4 +1,4 @@
-"""From a view recipe to packed rows on disk: prompts, answers in shards, rows with a manifest, made once.
+"""From a recipe to packed rows on disk: prompts, answers in shards, rows with a manifest, made once.
 
 Knows what a recipe asks for and how processes share it; who answers, how shards are kept and how rows are packed
 is `orthrus.data`'s.
@@ -28,7 +28,7 @@ from orthrus.model.fingerprint import fingerprint
 from orthrus.train.corpus import corpus_about, data_folder, heldout_documents, train_documents
 from orthrus.train.drafting import drafting
 from orthrus.train.ranks import Ranks
-from orthrus.train.sections import AnswersSection, ViewRecipe
+from orthrus.train.sections import AnsweredRecipe, AnswersSection
 from orthrus.train.sources import DatasetSource, Source, SyntheticSource, source_name
 
 OnProgress = Callable[[str, int, int], None]
@@ -45,7 +45,7 @@ class Prepared:
 
 
 def prepare(
-    recipe: ViewRecipe,
+    recipe: AnsweredRecipe,
     tokenizer: PreTrainedTokenizerFast,
     model: PreTrainedModel | None,
     *,
@@ -78,7 +78,7 @@ def prepare(
     )
 
 
-def train_prompts(recipe: ViewRecipe, tokenizer: PreTrainedTokenizerFast) -> list[Prompt]:
+def train_prompts(recipe: AnsweredRecipe, tokenizer: PreTrainedTokenizerFast) -> list[Prompt]:
     """Take prompts from each source by its weight, `responses.prompts` in all; sources start over at their end."""
     data = recipe.data
     whole = sum(source.weight for source in data.sources)
@@ -91,7 +91,7 @@ def train_prompts(recipe: ViewRecipe, tokenizer: PreTrainedTokenizerFast) -> lis
     return prompts
 
 
-def made_from(recipe: ViewRecipe, model: PreTrainedModel | None) -> dict[str, Any]:
+def made_from(recipe: AnsweredRecipe, model: PreTrainedModel | None) -> dict[str, Any]:
     """What rows depend on; rows made from anything else are made again."""
     about = {
         "data": corpus_about(recipe.data),
@@ -103,7 +103,7 @@ def made_from(recipe: ViewRecipe, model: PreTrainedModel | None) -> dict[str, An
     return about
 
 
-def answered_by(recipe: ViewRecipe, model: PreTrainedModel | None) -> dict[str, Any]:
+def answered_by(recipe: AnsweredRecipe, model: PreTrainedModel | None) -> dict[str, Any]:
     """What answers depend on beside their prompts; those made by anything else are refused."""
     return {
         "backbone": _backbone(recipe, model),
@@ -113,18 +113,18 @@ def answered_by(recipe: ViewRecipe, model: PreTrainedModel | None) -> dict[str, 
     }
 
 
-def _backbone(recipe: ViewRecipe, model: PreTrainedModel | None) -> str:
+def _backbone(recipe: AnsweredRecipe, model: PreTrainedModel | None) -> str:
     own = recipe.answers.by == "backbone" and model is not None
     return fingerprint(model) if own and model is not None else recipe.model.backbone
 
 
-def _how_asked(recipe: ViewRecipe) -> dict[str, Any] | None:
+def _how_asked(recipe: AnsweredRecipe) -> dict[str, Any] | None:
     how = recipe.answers.model_copy(update={"url": None, "view": None})  # neither changes a word
     return None if how == AnswersSection() else how.model_dump(mode="json", exclude={"url", "view"})
 
 
 def _packed(
-    recipe: ViewRecipe,
+    recipe: AnsweredRecipe,
     tokenizer: PreTrainedTokenizerFast,
     model: PreTrainedModel | None,
     ranks: Ranks,
@@ -162,7 +162,7 @@ def _packed(
     return load_rows(path, tokenizer=tokenizer, about=about)
 
 
-def _gain(recipe: ViewRecipe, spent: Stats) -> dict[str, Any]:
+def _gain(recipe: AnsweredRecipe, spent: Stats) -> dict[str, Any]:
     """What drafting saved, as far as answers were written by this process just now."""
     if recipe.answers.view is None or not spent.forwards:
         return {}
@@ -170,7 +170,7 @@ def _gain(recipe: ViewRecipe, spent: Stats) -> dict[str, Any]:
 
 
 def _writer(
-    recipe: ViewRecipe,
+    recipe: AnsweredRecipe,
     tokenizer: PreTrainedTokenizerFast,
     model: PreTrainedModel | None,
     decode: str,
@@ -186,7 +186,7 @@ def _writer(
     return lambda prompts: responses.answer(model, prompts, how, decode=decode, spent=spent)
 
 
-def _how(recipe: ViewRecipe) -> Answering:
+def _how(recipe: AnsweredRecipe) -> Answering:
     return Answering(
         max_new_tokens=recipe.responses.max_new_tokens,
         rows=recipe.responses.rows,
@@ -195,7 +195,7 @@ def _how(recipe: ViewRecipe) -> Answering:
 
 
 def _pack(
-    recipe: ViewRecipe,
+    recipe: AnsweredRecipe,
     tokenizer: PreTrainedTokenizerFast,
     prompts: Sequence[Prompt],
     documents: list[EncodedDocument],
@@ -215,7 +215,7 @@ def _pack(
 
 
 def _notes(
-    recipe: ViewRecipe,
+    recipe: AnsweredRecipe,
     tokenizer: PreTrainedTokenizerFast,
     prompts: Sequence[Prompt],
     documents: Sequence[EncodedDocument],
@@ -250,20 +250,20 @@ def _source_note(source: Source) -> dict[str, Any]:
     return note
 
 
-def _heldout_prompts(recipe: ViewRecipe, tokenizer: PreTrainedTokenizerFast, source: Source) -> list[Prompt]:
+def _heldout_prompts(recipe: AnsweredRecipe, tokenizer: PreTrainedTokenizerFast, source: Source) -> list[Prompt]:
     documents = heldout_documents(source, seed=recipe.data.seed)
     prompts = _prompts(recipe, tokenizer, zip(documents, itertools.count()))
     _check(recipe, prompts)
     return prompts
 
 
-def _check(recipe: ViewRecipe, prompts: Iterable[Prompt]) -> None:
+def _check(recipe: AnsweredRecipe, prompts: Iterable[Prompt]) -> None:
     if recipe.answers.by == "given":
         responses.check_given(prompts, thinking=recipe.answers.enable_thinking)
 
 
 def _prompts(
-    recipe: ViewRecipe, tokenizer: PreTrainedTokenizerFast, documents: Iterable[tuple[Document, int]]
+    recipe: AnsweredRecipe, tokenizer: PreTrainedTokenizerFast, documents: Iterable[tuple[Document, int]]
 ) -> list[Prompt]:
     """Prompts of documents, each with the number that picks its turn."""
     return [

@@ -48,14 +48,19 @@ class TokenizerSection(Section):
     train_characters: Positive = 8_000_000
 
 
-class ViewModel(Section):
+class AnsweredModel(Section):
+    """Names the frozen backbone whose answers are trained on."""
+
+    backbone: str
+
+
+class ViewModel(AnsweredModel):
     """Which backbone gets a diffusion view, and the longest block it drafts.
 
     `start_from` is an Orthrus checkpoint of the same backbone (a directory, a bundled name or a Hub id, either layout)
     whose view is trained further, instead of a copy of the backbone's attention.
     """
 
-    backbone: str
     start_from: str | None = None
     block_size: Annotated[int, Field(ge=2)]
     block_attention: BlockAttention = Field(
@@ -263,18 +268,25 @@ class BackboneRecipe(Section):
         return self
 
 
-class ViewRecipe(Section):
+class AnsweredRecipe(Section):
+    """Train on answers that a frozen backbone wrote: its view, or what is compared with that."""
+
+    kind: str
+    model: AnsweredModel
+    data: DataSection
+    responses: ResponsesSection
+    answers: AnswersSection = AnswersSection()
+    optimizer: OptimizerSection
+    schedule: ScheduleSection
+    run: RunSection
+
+
+class ViewRecipe(AnsweredRecipe):
     """Train the diffusion view of a frozen backbone."""
 
     kind: Literal["view"]
     model: ViewModel
-    data: DataSection
-    responses: ResponsesSection
-    answers: AnswersSection = AnswersSection()
     objective: ViewObjective
-    optimizer: OptimizerSection
-    schedule: ScheduleSection
-    run: RunSection
 
     @model_validator(mode="after")
     def _anchor_is_masked_or_not(self) -> "ViewRecipe":
@@ -298,4 +310,4 @@ class ViewRecipe(Section):
         return self
 
 
-Recipe = BackboneRecipe | ViewRecipe
+Recipe = BackboneRecipe | AnsweredRecipe

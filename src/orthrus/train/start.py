@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
-from orthrus.checkpoints.load import DTYPES, backbone_with_tokenizer, is_adapter, load, locate
+from orthrus.checkpoints.load import DTYPES, backbone_with_tokenizer, device_of, is_adapter, load, locate
 from orthrus.errors import ConfigError
 from orthrus.model import mask_row
 from orthrus.model.attach import attach, config_of, duals
@@ -16,7 +16,7 @@ from orthrus.model.attachment import attachment_of
 from orthrus.model.config import OrthrusConfig
 from orthrus.model.markov import install, untrained
 from orthrus.model.twin import require_gradients
-from orthrus.train.sections import ViewRecipe
+from orthrus.train.sections import AnsweredRecipe, ViewRecipe
 
 
 def load_backbone(recipe: ViewRecipe, device: torch.device) -> tuple[PreTrainedModel, PreTrainedTokenizerFast]:
@@ -39,6 +39,22 @@ def load_backbone(recipe: ViewRecipe, device: torch.device) -> tuple[PreTrainedM
     model = model.to(device).eval()
     require_gradients(model)
     return model, tokenizer
+
+
+def frozen_backbone(recipe: AnsweredRecipe, *, dtype: torch.dtype) -> tuple[PreTrainedModel, PreTrainedTokenizerFast]:
+    """Load the backbone that a peer is trained beside, frozen, onto the run's device.
+
+    It has a view, since the engine decodes models that have one: one without twins, unless the answers are to be
+    drafted by a view, which is lent to it.
+
+    Raises:
+        ConfigError: the recipe's rows are longer than the backbone reads.
+    """
+    model, tokenizer = backbone_with_tokenizer(recipe.model.backbone)
+    config = OrthrusConfig(backbone=recipe.model.backbone, layers=() if recipe.answers.view is None else None)
+    attach(model, config, attn_implementation="orthrus")
+    _check_rows(model, recipe)
+    return model.requires_grad_(False).to(device=device_of(recipe.run.device), dtype=dtype).eval(), tokenizer
 
 
 @contextmanager
@@ -116,7 +132,7 @@ def _settled(config: OrthrusConfig, model: PreTrainedModel) -> dict[str, Any]:
     return {"anchor": config.anchor, "layers": config.layers_of(len(duals(model)))}
 
 
-def _check_rows(model: PreTrainedModel, recipe: ViewRecipe) -> None:
+def _check_rows(model: PreTrainedModel, recipe: AnsweredRecipe) -> None:
     context = int(model.config.get_text_config().max_position_embeddings)
     if recipe.data.row_tokens > context:
         raise ConfigError(

@@ -10,8 +10,9 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from orthrus.bench.contenders import Answer, Contender, Decoder, contenders
 from orthrus.bench.lines import Result, results
+from orthrus.bench.session import Outlook
 from orthrus.bench.speed import run as bench
-from orthrus.bench.speed.run import Job, Outlook, run
+from orthrus.bench.speed.run import Job, run
 from orthrus.checkpoints.load import load
 from orthrus.data.records import read_records
 from orthrus.decode.output import Stats

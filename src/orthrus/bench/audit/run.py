@@ -17,13 +17,13 @@ from typing import Any, Final, TypeAlias
 import torch
 from transformers import PreTrainedModel
 
-from orthrus.bench import lines
+from orthrus.bench import lines, session
 from orthrus.bench.audit.texts import Plain, Writer, perplexity
 from orthrus.bench.audit.verdicts import Parting, Reference, Verdict, close, from_hf
 from orthrus.bench.contenders import Contender, contenders
 from orthrus.bench.lines import Result
 from orthrus.bench.race import Clock
-from orthrus.bench.speed.run import Encoded, Heat, Loader, Outlook, encoded
+from orthrus.bench.session import Encoded, Heat, Loader, Outlook
 from orthrus.bench.suites import read_suites
 from orthrus.checkpoints.load import PRECISIONS
 from orthrus.data.records import append
@@ -32,8 +32,7 @@ from orthrus.decode.learned import begin_anew
 from orthrus.decode.rows import Row
 from orthrus.errors import ConfigError
 from orthrus.model.attach import config_of
-from orthrus.model.fingerprint import weights_digest
-from orthrus.provenance import device_name, digest, provenance
+from orthrus.provenance import device_name, digest
 
 SCORER: Final = "float32"
 
@@ -68,10 +67,7 @@ class Job:
     max_new_tokens: int = 128
 
     def __post_init__(self) -> None:
-        for name in ("suites", "dtypes", "batches"):
-            values = getattr(self, name)
-            if not values or len(set(values)) < len(values):
-                raise ConfigError(f"{name} must name at least one, and each one once; found {list(values)}")
+        session.require_named(suites=self.suites, dtypes=self.dtypes, batches=self.batches)
         for dtype in self.dtypes:
             if dtype not in PRECISIONS:
                 raise ConfigError(f"a precision is one of {', '.join(PRECISIONS)}, found {dtype!r}")
@@ -119,17 +115,15 @@ def run(
     """
     items = read_suites(job.suites, folder=job.folder, limit=job.limit)
     scorer, tokenizer = load(SCORER)
-    prompts, too_long = encoded(items, scorer, tokenizer)
+    prompts, too_long = session.encoded(items, scorer, tokenizer)
     settings = configuration(job, scorer)
-    everyone: set[lines.Who] = {(c.mode, c.plan, c.exact) for c in job.contenders()}
+    everyone = session.who(job.contenders())
     done = lines.take_up(output, digest(settings), dict.fromkeys(job.batches, everyone))
     outlook = _outlook(job, prompts, digest(settings), done, too_long)
     on_start(outlook)
     if not outlook.heats:
         return digest(settings)
-    head = {**provenance(dtypes=job.dtypes, device=scorer.device), "settings": settings}
-    labels = {"provenance": digest(head), "configuration": digest(settings)}
-    append(output, [{"kind": lines.PROVENANCE, "id": digest(head), "configuration": digest(settings), **head}])
+    labels = session.write_head(output, settings, dtypes=job.dtypes, device=scorer.device)
     for dtype in dict.fromkeys(heat.dtype for heat in outlook.heats):
         model = scorer if dtype == SCORER else load(dtype)[0]
         begin_anew(model)
@@ -153,15 +147,9 @@ def run(
 def configuration(job: Job, model: PreTrainedModel) -> dict[str, Any]:
     """Return all that verdicts depend on, as JSON values, but for what each line says by itself."""
     return {
+        **session.settings(job.model, model, job.contenders(), max_new_tokens=job.max_new_tokens, rounds=1),
         "audit": True,
-        "model": job.model,
-        "weights": weights_digest(model),
         "experts": has_experts(model),
-        "contenders": [[c.mode, c.plan, c.exact] for c in job.contenders()],
-        "max_new_tokens": job.max_new_tokens,
-        "rounds": 1,
-        "device": device_name(model.device),
-        "threads": torch.get_num_threads(),
     }
 
 
@@ -282,15 +270,12 @@ def _outlook(
 ) -> Outlook:
     heats: list[Heat] = []
     for dtype in job.dtypes:
-        for suite in dict.fromkeys(prompt.item.suite for prompt in prompts):
-            pending = [
-                prompt
-                for prompt in prompts
-                if prompt.item.suite == suite
-                and any((configuration, dtype, batch, suite, prompt.item.id) not in done for batch in job.batches)
-            ]
-            cuts = range(0, len(pending), job.chunk)
-            heats += [Heat(dtype=dtype, batch=job.chunk, prompts=pending[cut : cut + job.chunk]) for cut in cuts]
+
+        def pending(prompt: Encoded, dtype: str = dtype) -> bool:
+            suite, id = prompt.item.suite, prompt.item.id
+            return any((configuration, dtype, batch, suite, id) not in done for batch in job.batches)
+
+        heats += session.heats(prompts, dtype=dtype, batch=job.chunk, chunk=job.chunk, pending=pending)
     wanted = len(prompts) * len(job.dtypes)
     laps = len(heats) * (1 + len(job.exacts) + len(job.seats()))
     return Outlook(heats=heats, laps=laps, done=wanted - sum(len(heat.prompts) for heat in heats), too_long=too_long)

@@ -6,6 +6,7 @@ Knows transformers' `generate` and its caches; knows nothing of Orthrus but how 
 import copy
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from transformers import GenerationConfig, PreTrainedModel
@@ -42,8 +43,13 @@ def settings(mode: str, eos_token_id: Sequence[int], max_new_tokens: int) -> Gen
 
 
 @torch.inference_mode()
-def generate(backbone: PreTrainedModel, prompts: Sequence[Sequence[int]], config: GenerationConfig) -> list[list[int]]:
-    """Answer a batch of prompts, padded on the left; returns each answer's tokens up to its end."""
+def generate(
+    backbone: PreTrainedModel, prompts: Sequence[Sequence[int]], config: GenerationConfig, **more: Any
+) -> list[list[int]]:
+    """Answer a batch of prompts, padded on the left; returns each answer's tokens up to its end.
+
+    `more` are transformers' own arguments.
+    """
     longest = max(map(len, prompts))
     pads = [longest - len(prompt) for prompt in prompts]
     ids = [[config.pad_token_id] * pad + list(prompt) for pad, prompt in zip(pads, prompts, strict=True)]
@@ -52,6 +58,7 @@ def generate(backbone: PreTrainedModel, prompts: Sequence[Sequence[int]], config
         input_ids=torch.tensor(ids, device=backbone.device),
         attention_mask=torch.tensor(seen, device=backbone.device),
         generation_config=config,
+        **more,
     )
     rows: list[list[int]] = out[:, longest:].tolist()
     return [until_end(row, config.eos_token_id or []) for row in rows]

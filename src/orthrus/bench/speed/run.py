@@ -7,31 +7,28 @@ neither the terminal nor how anything decodes; the clock and the loading of mode
 import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import median
 from time import perf_counter
 from typing import Any, TypeAlias
 
-import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from orthrus.bench import lines
+from orthrus.bench import lines, session
 from orthrus.bench.contenders import ALONE, LLAMA, OWN, Contender, Decoder, decoders, fits
 from orthrus.bench.lines import Result
 from orthrus.bench.peers import ggufs, llamacpp
 from orthrus.bench.race import Clock, Laps, first_difference, race
+from orthrus.bench.session import Encoded, Heat, Loader, Outlook
 from orthrus.bench.speed.prices import Meter, Prices
-from orthrus.bench.suites import Item, judge, read_suites
+from orthrus.bench.suites import judge, read_suites
 from orthrus.data.records import append
 from orthrus.decode.learned import begin_anew
-from orthrus.decode.text import encode
-from orthrus.errors import ConfigError, PromptError
-from orthrus.model.fingerprint import weights_digest
-from orthrus.provenance import device_name, digest, digest_of, provenance
+from orthrus.errors import ConfigError
+from orthrus.provenance import digest, digest_of
 
-Loader: TypeAlias = Callable[[str], tuple[PreTrainedModel, PreTrainedTokenizerBase]]
-"""Load the model that is measured in the precision of that name."""
+Others: TypeAlias = Callable[[PreTrainedModel, PreTrainedTokenizerBase], Mapping[Contender, Decoder]]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -54,6 +51,7 @@ class Job:
         prices: a file of measured passes (`orthrus bench passes`) whose seconds count in place of the clock's.
         gguf: files and forms that llama.cpp answers from; the file that the backbone was read from unless given.
         gguf_source: the file that the backbone was read from, if any.
+        settings: what else figures depend on.
     """
 
     model: str
@@ -71,15 +69,13 @@ class Job:
     prices: Path | None = None
     gguf: tuple[str, ...] = ()
     gguf_source: Path | None = None
+    settings: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         for name, least in (("max_new_tokens", 1), ("rounds", 1), ("warmup", 0)):
             if getattr(self, name) < least:
                 raise ConfigError(f"{name} must be at least {least}, found {getattr(self, name)}")
-        for name in ("suites", "batches", "dtypes"):
-            values = getattr(self, name)
-            if not values or len(set(values)) < len(values):
-                raise ConfigError(f"{name} must name at least one, and each one once; found {list(values)}")
+        session.require_named(suites=self.suites, batches=self.batches, dtypes=self.dtypes)
         if min(self.batches) < 1:
             raise ConfigError(f"a batch must be of at least 1 prompt, found {min(self.batches)}")
         for batch in self.batches:
@@ -95,33 +91,6 @@ class Job:
         return [contender for contender in self.contenders if fits(contender, batch)]
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Encoded:
-    """A prompt in the model's own tokens."""
-
-    item: Item
-    token_ids: list[int]
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Heat:
-    """One batch of prompts that all contenders answer in turn."""
-
-    dtype: str
-    batch: int
-    prompts: list[Encoded]
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Outlook:
-    """What a run is about to do: batches to race over, laps in all, prompts done before, prompts too long."""
-
-    heats: list[Heat]
-    laps: int
-    done: int
-    too_long: int
-
-
 def run(
     job: Job,
     output: Path,
@@ -130,7 +99,8 @@ def run(
     clock: Clock = perf_counter,
     on_start: Callable[[Outlook], None] = lambda _: None,
     on_lap: Callable[[], None] = lambda: None,
-) -> None:
+    others: Others | None = None,
+) -> dict[str, str]:
     """Measure what is asked for and not yet in the file, and write it there, batch by batch.
 
     Args:
@@ -140,6 +110,10 @@ def run(
         clock: seconds, from any moment on.
         on_start: told what is to be done, once.
         on_lap: called whenever one contender has answered one batch.
+        others: makes the decoders of contenders, for a model that is loaded; those of their modes unless given.
+
+    Returns:
+        The labels of the run's lines; none where there was nothing to do.
 
     Raises:
         ConfigError, DataError: what is asked for cannot be had, or the file is not one of results.
@@ -150,21 +124,19 @@ def run(
     model, tokenizer = _loaded(job, load, job.dtypes[0])
     for file in weights.values():
         file.check(model)
-    prompts, too_long = encoded(items, model, tokenizer)
+    prompts, too_long = session.encoded(items, model, tokenizer)
     prices = {} if job.prices is None else {dtype: Prices.read(job.prices, dtype) for dtype in job.dtypes}
     settings = configuration(job, model)
     if weights:
         found = {label or "own": file.to_dict() for label, file in weights.items()}
         settings |= {"llama.cpp": llamacpp.build(), "gguf": found}
     context = max(len(prompt.token_ids) for prompt in prompts) + job.max_new_tokens
-    done = lines.take_up(output, digest(settings), {b: _who(job.contenders_at(b)) for b in job.batches})
+    done = lines.take_up(output, digest(settings), {b: session.who(job.contenders_at(b)) for b in job.batches})
     outlook = _outlook(job, prompts, digest(settings), done, too_long)
     on_start(outlook)
     if not outlook.heats:
-        return
-    head = {**provenance(dtypes=job.dtypes, device=model.device), "settings": settings}
-    head_id = digest(head)
-    append(output, [{"kind": lines.PROVENANCE, "id": head_id, "configuration": digest(settings), **head}])
+        return {}
+    labels = session.write_head(output, settings, dtypes=job.dtypes, device=model.device)
     for dtype in job.dtypes:
         if dtype != job.dtypes[0]:
             model, tokenizer = _loaded(job, load, dtype)
@@ -172,17 +144,22 @@ def run(
             heats = [heat for heat in outlook.heats if (heat.dtype, heat.batch) == (dtype, batch)]
             if not heats:
                 continue
-            labels = {"provenance": head_id, "configuration": digest(settings)}
             meter = Meter(prices[dtype]) if dtype in prices else None
-            runners = decoders(
-                model,
-                tokenizer,
-                job.contenders_at(batch),
-                engine=meter.engine() if meter else {},
-                weights=weights,
-                context=context,
+            runners = (
+                others(model, tokenizer)
+                if others
+                else decoders(
+                    model,
+                    tokenizer,
+                    job.contenders_at(batch),
+                    engine=meter.engine() if meter else {},
+                    weights=weights,
+                    context=context,
+                )
             )
+            runners = {contender: runners[contender] for contender in job.contenders_at(batch)}
             _race_all(job, heats, runners, model, tokenizer, output, labels, clock=meter or clock, on_lap=on_lap)
+    return labels
 
 
 def _llama_weights(job: Job) -> dict[str | None, ggufs.Weights]:
@@ -202,14 +179,9 @@ def _loaded(job: Job, load: Loader, dtype: str) -> tuple[PreTrainedModel, PreTra
 def configuration(job: Job, model: PreTrainedModel) -> dict[str, Any]:
     """Return all that figures depend on, as JSON values, but for what each line says by itself."""
     return {
-        "model": job.model,
-        "weights": weights_digest(model),
-        "contenders": [[c.mode, c.plan, c.exact] for c in job.contenders],
-        "max_new_tokens": job.max_new_tokens,
-        "rounds": job.rounds,
+        **session.settings(job.model, model, job.contenders, max_new_tokens=job.max_new_tokens, rounds=job.rounds),
         "warmup": job.warmup,
-        "device": device_name(model.device),
-        "threads": torch.get_num_threads(),
+        **job.settings,
         **({"compile": True} if job.compile else {}),
         **({"offload": True} if job.offload else {}),
         **({"prices": [job.prices.name, _file_digest(job.prices)]} if job.prices is not None else {}),
@@ -220,32 +192,17 @@ def _file_digest(file: Path) -> str:
     return digest_of(file.read_bytes())
 
 
-def encoded(
-    items: Sequence[Item], model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
-) -> tuple[list[Encoded], int]:
-    """Return the prompts that leave room for an answer in the model's context, and how many do not."""
-    context = model.config.get_text_config().max_position_embeddings
-    every = [Encoded(item=item, token_ids=encode(tokenizer, item.messages, tools=item.tools)) for item in items]
-    short = [prompt for prompt in every if len(prompt.token_ids) < context]
-    if not short:
-        raise PromptError(f"prompts must be shorter than the model's context of {context} tokens, found none that is")
-    return short, len(every) - len(short)
-
-
 def _outlook(
     job: Job, prompts: Sequence[Encoded], configuration: str, done: set[lines.Prompt], too_long: int
 ) -> Outlook:
     heats: list[Heat] = []
     for dtype in job.dtypes:
         for batch in job.batches:
-            for suite in dict.fromkeys(prompt.item.suite for prompt in prompts):
-                pending = [
-                    prompt
-                    for prompt in prompts
-                    if prompt.item.suite == suite and (configuration, dtype, batch, suite, prompt.item.id) not in done
-                ]
-                cuts = range(0, len(pending), batch)
-                heats += [Heat(dtype=dtype, batch=batch, prompts=pending[cut : cut + batch]) for cut in cuts]
+
+            def pending(prompt: Encoded, dtype: str = dtype, batch: int = batch) -> bool:
+                return (configuration, dtype, batch, prompt.item.suite, prompt.item.id) not in done
+
+            heats += session.heats(prompts, dtype=dtype, batch=batch, chunk=batch, pending=pending)
     wanted = len(prompts) * len(job.dtypes) * len(job.batches)
     return Outlook(
         heats=heats,
@@ -332,7 +289,3 @@ def _result(
         diverges_at=min(differences, default=None),
         right=right,
     )
-
-
-def _who(contenders: Sequence[Contender]) -> set[lines.Who]:
-    return {(contender.mode, contender.plan, contender.exact) for contender in contenders}

@@ -1,0 +1,272 @@
+"""Peers in one race: drafters of others in our engine, the view, copies, and block-diffusion models beside them.
+
+Each peer becomes a contender of `bench.speed.run`, so that prompts, order, clock and lines are those of every other
+measurement. What a line cannot say (parameters, training, memory, what a draft costs) becomes a record of the peer.
+"""
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from time import perf_counter
+from typing import Any, Final
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from orthrus.bench.contenders import Answer, Contender, Decoder, answered
+from orthrus.bench.peers import hf
+from orthrus.bench.peers.watch import Watch
+from orthrus.bench.race import Clock
+from orthrus.bench.session import Loader
+from orthrus.checkpoints.drafters import KINDS as DRAFTERS
+from orthrus.checkpoints.drafters import load_drafter
+from orthrus.checkpoints.load import backbone_with_tokenizer, locate
+from orthrus.decode.api import engine_for
+from orthrus.decode.drafters import Drafter, ViewDrafter
+from orthrus.decode.options import Options
+from orthrus.errors import ConfigError
+from orthrus.model.attach import duals, layers_of
+from orthrus.policy import steps as plans
+from orthrus.provenance import digest_of
+
+PEER: Final = "peer"
+"""Kind of the records that say what a peer is."""
+TRAINING: Final = "training.json"
+"""What training a peer took, beside its weights (`orthrus.train.plan.notes`)."""
+VIEW, LOOKUP, BLOCKS = "orthrus", "lookup", "blocks"
+HF: Final = ("hf-lookup", "hf-draft")
+KINDS: Final = (*DRAFTERS, VIEW, LOOKUP, BLOCKS, *HF)
+_PLACED: Final = (*DRAFTERS, BLOCKS, "hf-draft")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Peer:
+    """What takes part.
+
+    Attributes:
+        kind: one of `KINDS`.
+        place: a directory or Hub id of its weights; None for what has none, or for the model's own view.
+        how: a plan; of block-diffusion models how tokens are unmasked (`Unmasking.parse`).
+    """
+
+    kind: str
+    place: str | None = None
+    how: str | None = None
+
+    @classmethod
+    def parse(cls, text: str) -> "Peer":
+        """Read `KIND`, `KIND=PLACE`, `KIND@HOW` or `KIND=PLACE@HOW`; raises ConfigError for anything else."""
+        rest, _, how = text.partition("@")
+        kind, _, place = rest.partition("=")
+        if kind not in KINDS:
+            raise ConfigError(f"a peer is of a kind of {', '.join(KINDS)}, found {text!r}")
+        if (kind in _PLACED) > bool(place) or (place and kind in (LOOKUP, "hf-lookup")):
+            raise ConfigError(
+                f"a peer of kind {kind} {'needs' if kind in _PLACED else 'has no'} weights, found {text!r}"
+            )
+        if how and kind in HF:
+            raise ConfigError(f"{kind} has no plans, found {text!r}")
+        if kind == BLOCKS:
+            from orthrus.peers.blocks import Unmasking
+
+            Unmasking.parse(how or "0.9")
+        elif kind not in HF:
+            plans.parse(how or "full")
+        return cls(kind=kind, place=place or None, how=how or None)
+
+    @property
+    def label(self) -> str:
+        """Its name in tables: the kind, and the weights' where that says more."""
+        parts = [part for part in Path(self.place or "").parts if part not in ("model", "/", ".")]
+        return self.kind if not parts or parts[-1] == self.kind else f"{self.kind}:{parts[-1]}"
+
+    @property
+    def contender(self) -> Contender:
+        """How results name it."""
+        default = {LOOKUP: "lookup", BLOCKS: "0.9"}.get(self.kind, None if self.kind in HF else "full")
+        return Contender(self.label, self.how or default)
+
+    def weights(self) -> str | None:
+        """Return a digest of its weights, by which results of others are told apart."""
+        if self.place is None:
+            return None
+        files = sorted(locate(self.place).glob("*.safetensors"))
+        return digest_of(b"".join(file.read_bytes() for file in files)) if files else self.place
+
+
+@dataclass(kw_only=True, slots=True)
+class Entrant:
+    """A peer that is loaded: how it decodes, and what its record says."""
+
+    peer: Peer
+    decode: Decoder
+    facts: dict[str, Any]
+    watch: Watch | None = None
+
+    def record(self, labels: Mapping[str, Any]) -> dict[str, Any]:
+        """Return all that a result line does not say."""
+        who = self.peer.contender
+        costs = {} if self.watch is None else self.watch.to_dict()
+        return {"kind": PEER, **labels, "mode": who.mode, "plan": who.plan, **self.facts, **costs}
+
+
+@dataclass(kw_only=True, slots=True)
+class Field:
+    """The peers of a race, loaded for the model of each precision in turn.
+
+    Attributes:
+        peers: who takes part.
+        clock: seconds.
+        load: loads a dual-view model whose view is another one, from `(place, dtype)`.
+        loaded: those of the model at hand.
+        made: how these decode, and plain decoding.
+        model: the model at hand.
+    """
+
+    peers: Sequence[Peer]
+    clock: Clock = perf_counter
+    load: Callable[[str], Loader] | None = None
+    loaded: dict[Contender, Entrant] = field(default_factory=dict)
+    made: dict[Contender, Decoder] = field(default_factory=dict)
+    model: Any = None
+
+    def decoders(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> dict[Contender, Decoder]:
+        """Load every peer for a model, once; plain decoding is measured as they are."""
+        if self.loaded and self.model is model:
+            return self.made
+        self.loaded, self.model = {}, model
+        eos = Options.of(model.generation_config).eos_token_id
+        plain = Contender("ar", None, "distribution")
+        out: dict[Contender, Decoder] = {plain: _engine(model, tokenizer, eos, "ar", None, Watch(self.clock, model))}
+        for peer in self.peers:
+            entrant = self._entrant(peer, model, tokenizer, eos)
+            self.loaded[peer.contender] = entrant
+            out[peer.contender] = entrant.decode
+        self.made = out
+        return out
+
+    def records(self, labels: Mapping[str, Any]) -> list[dict[str, Any]]:
+        """Return the peers' records."""
+        return [entrant.record({**labels, "dtype": _name_of(self.model.dtype)}) for entrant in self.loaded.values()]
+
+    def _entrant(
+        self, peer: Peer, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, eos: tuple[int, ...]
+    ) -> Entrant:
+        facts: dict[str, Any] = {"training": _training(peer.place)}
+        if peer.kind in HF:
+            return Entrant(peer=peer, decode=_transformers(peer, model, eos), facts=facts)
+        if peer.kind == BLOCKS:
+            decode, network = _blocks(peer, model, eos)
+            return Entrant(peer=peer, decode=decode, facts=facts | _sizes(network))
+        watch = Watch(self.clock, model)
+        if peer.kind == VIEW:
+            if peer.place is not None:
+                if self.load is None:
+                    raise ConfigError(f"no other view can be loaded here, found {peer.place}")
+                model, _ = self.load(peer.place)(_name_of(model.dtype))
+                watch = Watch(self.clock, model)
+            facts |= _sizes(nn.ModuleList([dual.diffusion for dual in duals(model) if dual.diffusion is not None]))
+            facts |= {"key_bytes_per_token": 0}
+            drafter: Drafter | None = ViewDrafter.of(model)
+        elif peer.kind == LOOKUP:
+            drafter = None
+        else:
+            drafter = load_drafter(f"{peer.kind}:{peer.place}", model)
+            facts |= _sizes(next((part for part in vars(drafter).values() if isinstance(part, nn.Module)), None))
+        decode = _engine(model, tokenizer, eos, str(peer.contender.plan), drafter, watch)
+        return Entrant(peer=peer, decode=decode, facts=facts, watch=watch)
+
+
+def _engine(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    eos: tuple[int, ...],
+    plan: str,
+    drafter: Drafter | None,
+    watch: Watch,
+) -> Decoder:
+    """Decode in our engine, and note when each text's first token came."""
+    parsed = plans.parse(plan)
+    if drafter is not None:
+        watch.follow(drafter)
+
+    def decode(prompts: Sequence[Sequence[int]], max_new_tokens: int) -> list[Answer]:
+        options = Options(max_new_tokens=max_new_tokens, eos_token_id=eos)
+        more: dict[str, Any] = {} if drafter is None else {"drafter": drafter}
+        engine = engine_for(model, prompts, options, parsed, rows=len(prompts), passes=watch.passes, **more)
+        watch.batch = len(prompts)
+        began = watch.clock()
+        first: dict[int, float] = {}
+        ids = [engine.add(ids, options, tokenizer=tokenizer, index=index) for index, ids in enumerate(prompts)]
+        rows = {}
+        for progress in engine.run():
+            first.setdefault(progress.row.id, watch.clock() - began)
+            rows[progress.row.id] = progress.row
+        own = [store for layer, store in engine.cache.stores.items() if layer >= len(layers_of(model))]
+        watch.key_bytes = sum(store.nbytes for store in own) // (engine.cache.rows * engine.cache.capacity)
+        return [answered(rows[id], first_token_seconds=first[id]) for id in ids]
+
+    return decode
+
+
+def _transformers(peer: Peer, model: PreTrainedModel, eos: tuple[int, ...]) -> Decoder:
+    """Decode in transformers' own loop, by lookup or with a small model that drafts."""
+    backbone = hf.plain(model)
+    more: dict[str, Any] = {}
+    if peer.place is not None:
+        small, _ = backbone_with_tokenizer(peer.place)
+        more["assistant_model"] = small.to(device=model.device, dtype=model.dtype).eval()
+
+    def decode(prompts: Sequence[Sequence[int]], max_new_tokens: int) -> list[Answer]:
+        config = hf.settings(peer.kind, eos, max_new_tokens)
+        with hf.counted(backbone) as passes:
+            written = hf.generate(backbone, prompts, config, **more)
+        return [_counted(tokens, len(passes)) for tokens in written]
+
+    return decode
+
+
+def _blocks(peer: Peer, model: PreTrainedModel, eos: tuple[int, ...]) -> tuple[Decoder, PreTrainedModel]:
+    """Decode with a block-diffusion model, prompt after prompt."""
+    from orthrus.peers.blocks import Unmasking, load, write
+
+    network, config = load(locate(str(peer.place)), dtype=model.dtype, device=model.device)
+    how = Unmasking.parse(peer.how or "0.9")
+
+    def decode(prompts: Sequence[Sequence[int]], max_new_tokens: int) -> list[Answer]:
+        answers = []
+        for prompt in prompts:
+            made = write(network, config, how, prompt, max_new_tokens=max_new_tokens, eos=eos)
+            answers.append(_counted(made.token_ids, made.forwards))
+        return answers
+
+    return decode, network
+
+
+def _counted(token_ids: list[int], forwards: int) -> Answer:
+    stats = {"emitted": len(token_ids), "forwards": forwards, "tokens_per_forward": len(token_ids) / forwards}
+    return Answer(token_ids=token_ids, stats=stats, proposed_per_position=[], accepted_at_position=[])
+
+
+def _sizes(network: nn.Module | None) -> dict[str, int]:
+    if network is None:
+        return {}
+    parameters = list(network.parameters())
+    return {
+        "parameters": sum(parameter.numel() for parameter in parameters),
+        "weight_bytes": sum(parameter.nbytes for parameter in parameters),
+    }
+
+
+def _training(place: str | None) -> dict[str, Any] | None:
+    """Return what training took, where the weights say it."""
+    if place is None or not (file := locate(place) / TRAINING).is_file():
+        return None
+    values: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+    return values
+
+
+def _name_of(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")

@@ -1,0 +1,159 @@
+"""What a race of peers says, in one table for each precision and batch: cost of training, drafts, speed, texts.
+
+Knows results, peers' records and how figures are written; measures nothing.
+"""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+import numpy as np
+
+from orthrus.bench import lines, metrics
+from orthrus.bench.lines import Result
+from orthrus.bench.peers.contest import PEER
+from orthrus.bench.speed.report import Summary, split, summaries
+from orthrus.bench.speed.tables import Grid
+from orthrus.data.records import read_records
+from orthrus.errors import DataError
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+HEADER: Final = (
+    "suite",
+    "peer",
+    "trained M",
+    "operations",
+    "rows",
+    "accepted",
+    "tokens/cycle",
+    "tokens/pass",
+    "draft passes",
+    "draft ÷ verify",
+    "first token ms",
+    "× plain",
+    "weights MB",
+    "keys B/token",
+    "identical",
+    "right",
+    "right − plain",
+)
+CAVEATS: Final = (
+    "accepted: drafts kept a cycle, without the bonus; tokens/pass: of the backbone's passes, a view's drafts too",
+    "a small backbone has few layers: one layer of a drafter is a large share of it, all layers of a view a small one",
+    "a converted model learned the backbone's own answers: what it loses here is the least it would lose",
+    "equal compute at small budgets favours what begins with the backbone's own weights",
+)
+_NONE = "–"
+
+
+def tables(path: Path) -> list[Grid]:
+    """Read a file of a race; raises DataError where it holds none."""
+    records = read_records(path)
+    results = lines.results(records, where=str(path))
+    if not results:
+        raise DataError(f"{path}: at least one result line is required, found none")
+    peers = {(r["configuration"], r["dtype"], r["mode"], r["plan"]): r for r in records if r.get("kind") == PEER}
+    every = summaries(results, baselines=("ar",))
+    out = []
+    for setting in dict.fromkeys(summary.setting for summary in every):
+        part = [summary for summary in every if summary.setting == setting]
+        own = [r for r in results if (r.configuration, r.dtype, r.batch) == setting]
+        rows = [_row(summary, own, peers.get((*setting[:2], summary.mode, summary.plan), {})) for summary in part]
+        title = f"Peers: {setting[1]}, batch {setting[2]}, {len({r.prompt for r in own})} prompts"
+        out.append(Grid(title=title, header=list(HEADER), rows=rows, labels=2))
+    return out
+
+
+def _row(summary: Summary, results: Sequence[Result], peer: Mapping[str, Any]) -> list[str]:
+    mine = [r for r in results if _is_in(r, summary) and r.contender == (summary.mode, summary.plan, summary.exact)]
+    plain = [r for r in results if _is_in(r, summary) and r.mode == "ar"]
+    training = peer.get("training") or {}
+    costs = {cost["batch"]: cost for cost in peer.get("costs", ())}.get(summary.setting[2], {})
+    ratio = summary.against.get("ar")
+    parameters = training.get("trainable", peer.get("parameters"))
+    cycle, forward = summary.tokens_per_cycle[0], summary.tokens_per_forward[0]
+    drafting = costs.get("draft_seconds"), costs.get("verify_seconds")
+    firsts = [r.stats["first_token_seconds"] for r in mine if "first_token_seconds" in r.stats]
+    cycles = sum(r.stats.get("cycles", 0) for r in mine)
+    drew = sum(sum(r.stats.get("draft_passes", {}).values()) for r in mine)
+    return [
+        summary.suite if summary.domain == summary.suite else f"{summary.suite} {summary.domain}",
+        summary.label,
+        _number(parameters, 2, 1e6),
+        _NONE if "operations" not in training else f"{training['operations']:.2g}",
+        _number(training.get("rows"), 0),
+        _number(sum(r.stats.get("accepted", 0) for r in mine) / cycles if cycles else None, 2),
+        _NONE if cycle is None else f"{cycle.value:.2f}",
+        _NONE if forward is None else f"{forward.value:.2f}",
+        _number(drew / cycles if drew else None, 1),
+        _NONE if None in drafting else f"{drafting[0] / drafting[1]:.2f}",
+        _number(1000 * float(np.median(firsts)) if firsts else None, 1),
+        _NONE if ratio is None else f"{ratio.totals.value:.2f} ({ratio.totals.low:.2f} to {ratio.totals.high:.2f})",
+        _number(peer.get("weight_bytes"), 1, 1e6),
+        _number(peer.get("key_bytes_per_token"), 0),
+        _share(summary.identical),
+        _share(summary.right),
+        _difference(mine, plain),
+    ]
+
+
+def _is_in(result: Result, summary: Summary) -> bool:
+    return summary.suite in ("all", result.suite) and summary.domain in ("all", result.domain)
+
+
+def _difference(mine: Sequence[Result], plain: Sequence[Result]) -> str:
+    """Return how many more answers are right than of plain decoding, prompt by prompt, with its interval."""
+    base = {r.prompt: r.right for r in plain}
+    pairs = [(r.right, base[r.prompt]) for r in mine if r.right is not None and base.get(r.prompt) is not None]
+    if not pairs or all(own == other for own, other in pairs):
+        return _NONE if not pairs else "0"
+    values = np.array([[float(own) - float(other), 1.0] for own, other in pairs])  # type: ignore[arg-type]
+    found = metrics.bootstrap(values, metrics.ratio_of_sums)
+    return f"{100 * found.value:+.1f} ({100 * found.low:+.1f} to {100 * found.high:+.1f})"
+
+
+def _number(value: float | None, digits: int, unit: float = 1.0) -> str:
+    return _NONE if value is None else f"{value / unit:.{digits}f}"
+
+
+def _share(value: float | None) -> str:
+    return _NONE if value is None else f"{100 * value:.1f} %"
+
+
+def plot(path: Path, folder: Path) -> list[Path]:
+    """Draw acceptance by position of each batch, and right answers over tokens a pass; returns the files."""
+    from orthrus.bench.speed.plots import legend, save
+
+    results = lines.results(read_records(path), where=str(path))
+    out = []
+    for (dtype, batch), part in split(results, lambda r: (r.dtype, r.batch)):
+        by_peer = dict(split(part, lambda r: " ".join(filter(None, r.contender[:2]))))
+        curves = {name: metrics.accepted_per_position(own) for name, own in by_peer.items()}
+        points = {name: _point(own) for name, own in by_peer.items()}
+
+        def accepted(axes: "Axes", curves: Mapping[str, list[float]] = curves) -> None:
+            for name, shares in curves.items():
+                if shares:
+                    axes.plot(range(1, len(shares) + 1), shares, marker=".", label=name)
+            axes.set(xlabel="position after the anchor", ylabel="share of drafts accepted", ylim=(0, 1))
+            legend(axes)
+
+        def right(axes: "Axes", points: Mapping[str, tuple[float, float] | None] = points) -> None:
+            for name, point in points.items():
+                if point is not None:
+                    axes.plot(*point, marker="o", linestyle="", label=name)
+            axes.set(xlabel="tokens a pass", ylabel="share of answers that are right", ylim=(0, 1))
+            legend(axes)
+
+        out += [
+            save(folder / f"peers-accepted-{dtype}-batch{batch}.png", accepted),
+            save(folder / f"peers-right-{dtype}-batch{batch}.png", right),
+        ]
+    return out
+
+
+def _point(results: Sequence[Result]) -> tuple[float, float] | None:
+    share, forward = metrics.share(results, lambda r: r.right), metrics.pooled(results, "tokens_per_forward")
+    return None if share is None or forward is None else (forward.value, share)

@@ -1,0 +1,75 @@
+"""How long drafting and verifying take while an engine decodes: a stopwatch around the two.
+
+Reading prompts counts for neither; choosing and accepting tokens is beside both.
+"""
+
+from collections.abc import Callable
+from statistics import median
+from typing import Any
+
+import torch
+from transformers import PreTrainedModel
+
+from orthrus.bench.race import Clock
+from orthrus.decode.drafters import Drafter, TreeDrafter
+from orthrus.decode.geometry import Geometry
+from orthrus.decode.passes import Passes
+from orthrus.model.cache import ScratchCache
+
+
+class Watch:
+    """Keep the seconds of drafts and of verifications of one drafter, by how many texts are decoded together.
+
+    Attributes:
+        clock: seconds, from any moment on.
+        batch: texts that are decoded now.
+        key_bytes: of a token's keys in layers of the drafter's own.
+    """
+
+    def __init__(self, clock: Clock, model: PreTrainedModel) -> None:
+        self.clock = clock
+        self.key_bytes = 0
+        self.batch = 1
+        self._device = model.device
+        self._drafting = False
+        self._seconds: dict[int, dict[str, list[float]]] = {}
+
+    def follow(self, drafter: Drafter) -> None:
+        """Time all that a drafter proposes from now on."""
+        drafter.propose = self._timed("draft", drafter.propose)  # type: ignore[method-assign]
+        if isinstance(drafter, TreeDrafter):
+            drafter.grow = self._timed("draft", drafter.grow)  # type: ignore[method-assign]
+
+    def passes(self, model: PreTrainedModel, cache: ScratchCache, geometry: Geometry | None = None) -> Passes:
+        """Make an engine's passes, which are verifications where no drafter calls them."""
+        made = Passes(model, cache, geometry)
+        made.run = self._timed("verify", made.run)  # type: ignore[method-assign]
+        return made
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the medians of a draft's and a verification's seconds by batch, and bytes of keys, as JSON values."""
+        costs = [
+            {"batch": batch, **{f"{name}_seconds": median(times) for name, times in seconds.items()}}
+            for batch, seconds in sorted(self._seconds.items())
+        ]
+        return {"costs": costs, "key_bytes_per_token": self.key_bytes}
+
+    def _timed(self, name: str, call: Callable[..., Any]) -> Callable[..., Any]:
+        def timed(*given: Any, **named: Any) -> Any:
+            if self._drafting:
+                return call(*given, **named)
+            self._drafting = name == "draft"
+            self._wait()
+            began = self.clock()
+            try:
+                return call(*given, **named)
+            finally:
+                self._wait()
+                self._seconds.setdefault(self.batch, {}).setdefault(name, []).append(self.clock() - began)
+                self._drafting = False
+
+        return timed
+
+    def _wait(self) -> None:
+        if self._device.type == "cuda":
+            torch.cuda.synchronize(self._device)

@@ -1,0 +1,116 @@
+"""What every measurement begins with: prompts in the model's tokens, what a file lacks, the head of a run's lines.
+
+Knows suites, files of results and provenance; knows nobody who answers.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import torch
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from orthrus.bench import lines
+from orthrus.bench.contenders import Contender
+from orthrus.bench.suites import Item
+from orthrus.data.records import append
+from orthrus.decode.text import encode
+from orthrus.errors import ConfigError, PromptError
+from orthrus.model.fingerprint import weights_digest
+from orthrus.provenance import device_name, digest, provenance
+
+Loader: TypeAlias = Callable[[str], tuple[PreTrainedModel, PreTrainedTokenizerBase]]
+"""Load the model that is measured in the precision of that name."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Encoded:
+    """A prompt in the model's own tokens."""
+
+    item: Item
+    token_ids: list[int]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Heat:
+    """Prompts of one suite that all contenders answer in turn."""
+
+    dtype: str
+    batch: int
+    prompts: list[Encoded]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Outlook:
+    """What a run is about to do: batches to race over, laps in all, prompts done before, prompts too long."""
+
+    heats: list[Heat]
+    laps: int
+    done: int
+    too_long: int
+
+
+def require_named(**values: Sequence[Any]) -> None:
+    """Refuse lists of a job that are empty or name something twice.
+
+    Raises:
+        ConfigError: with the list's name.
+    """
+    for name, listed in values.items():
+        if not listed or len(set(listed)) < len(listed):
+            raise ConfigError(f"{name} must name at least one, and each one once; found {list(listed)}")
+
+
+def encoded(
+    items: Sequence[Item], model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
+) -> tuple[list[Encoded], int]:
+    """Return the prompts that leave room for an answer in the model's context, and how many do not."""
+    context = model.config.get_text_config().max_position_embeddings
+    every = [Encoded(item=item, token_ids=encode(tokenizer, item.messages, tools=item.tools)) for item in items]
+    short = [prompt for prompt in every if len(prompt.token_ids) < context]
+    if not short:
+        raise PromptError(f"prompts must be shorter than the model's context of {context} tokens, found none that is")
+    return short, len(every) - len(short)
+
+
+def settings(
+    name: str, model: PreTrainedModel, contenders: Sequence[Contender], *, max_new_tokens: int, rounds: int
+) -> dict[str, Any]:
+    """Return what all figures depend on, as JSON values."""
+    return {
+        "model": name,
+        "weights": weights_digest(model),
+        "contenders": [[c.mode, c.plan, c.exact] for c in contenders],
+        "max_new_tokens": max_new_tokens,
+        "rounds": rounds,
+        "device": device_name(model.device),
+        "threads": torch.get_num_threads(),
+    }
+
+
+def heats(
+    prompts: Sequence[Encoded], *, dtype: str, batch: int, chunk: int, pending: Callable[[Encoded], bool]
+) -> list[Heat]:
+    """Cut the prompts that are still to be answered, suite by suite, into chunks."""
+    out: list[Heat] = []
+    for suite in dict.fromkeys(prompt.item.suite for prompt in prompts):
+        left = [prompt for prompt in prompts if prompt.item.suite == suite and pending(prompt)]
+        out += [Heat(dtype=dtype, batch=batch, prompts=left[cut : cut + chunk]) for cut in range(0, len(left), chunk)]
+    return out
+
+
+def write_head(
+    output: Path, settings: Mapping[str, Any], *, dtypes: Sequence[str], device: torch.device
+) -> dict[str, str]:
+    """Write what a run was made with; returns the ids of that and of its settings, for each of its lines."""
+    head = {**provenance(dtypes=dtypes, device=device), "settings": settings}
+    labels = {"provenance": digest(head), "configuration": digest(settings)}
+    own = {"configuration": labels["configuration"]}
+    append(output, [{"kind": lines.PROVENANCE, "id": labels["provenance"], **own, **head}])
+    return labels
+
+
+def who(contenders: Sequence[Contender]) -> set[lines.Who]:
+    """Return contenders as lines name them."""
+    return {(contender.mode, contender.plan, contender.exact) for contender in contenders}

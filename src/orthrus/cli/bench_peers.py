@@ -1,0 +1,99 @@
+"""`orthrus bench peers`: other ways to decode faster, in one race with the view. Options and printing only."""
+
+import time
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from orthrus.cli import common
+from orthrus.cli.common import err, out, resumable, say
+from orthrus.cli.measuring import Threads, loader, progress, set_threads, words
+
+Peers = Annotated[
+    list[str],
+    typer.Option(
+        "--peer",
+        metavar="KIND[=PLACE][@HOW]",
+        help="orthrus, dflash=DIR, eagle3=DIR, draft=DIR, lookup, hf-lookup, hf-draft=DIR, or blocks=DIR (block "
+        "diffusion); HOW is a plan (full, fixed:K, tree:N), of blocks a threshold or tokens a pass; may be repeated.",
+        show_default=False,
+    ),
+]
+Suites = Annotated[
+    list[str],
+    typer.Option("--suite", metavar="SUITE", help="Prompts, as of bench run; may be repeated.", show_default=False),
+]
+
+
+def peers(
+    peer: Peers,
+    suite: Suites,
+    output: Annotated[
+        Path, typer.Option("--output", "-o", help="A file of JSON lines; added to, and taken up where it ended.")
+    ],
+    model: common.ModelArgument = common.DEFAULT,
+    backbone: common.Backbone = None,
+    data: Annotated[Path | None, typer.Option("--data", metavar="DIR", help="Where suites are looked for.")] = None,
+    batch: Annotated[list[int] | None, typer.Option(min=1, help="Prompts decoded together; may be repeated.")] = None,
+    dtype: Annotated[str, typer.Option(help="Precision: float32, bfloat16, float16.")] = "float32",
+    limit: Annotated[int | None, typer.Option(min=1, help="Prompts of each suite.")] = None,
+    max_new_tokens: common.MaxNewTokens = 256,
+    rounds: Annotated[int, typer.Option(min=1, help="How often everyone answers every prompt.")] = 3,
+    warmup: Annotated[int, typer.Option(min=0, help="Rounds over the first prompts that do not count.")] = 1,
+    cpu_time: Annotated[
+        bool, typer.Option("--cpu-time", help="Count this process's CPU time, not the clock: for machines in use.")
+    ] = False,
+    plots: Annotated[Path | None, typer.Option("--plots", metavar="DIR", help="Draw plots into a directory.")] = None,
+    markdown: Annotated[bool, typer.Option("--markdown", help="Print the tables in markdown.")] = False,
+    threads: Threads = None,
+    device: common.Device = None,
+) -> None:
+    """Let peers race over prompts, greedily, beside plain decoding; trains nothing. Run again to continue.
+
+    All drafters run in our engine, on the same backbone. Suites of the domain code execute what is written.
+    """
+    from orthrus.bench.contenders import Contender
+    from orthrus.bench.peers import table
+    from orthrus.bench.peers.contest import Field, Peer
+    from orthrus.bench.speed import run as bench
+    from orthrus.data.records import append
+
+    asked = [Peer.parse(text) for text in peer]
+    clock = time.process_time if cpu_time else time.perf_counter
+    job = bench.Job(
+        model=model,
+        suites=tuple(suite),
+        folder=data,
+        limit=limit,
+        contenders=(Contender("ar", None, "distribution"), *(one.contender for one in asked)),
+        batches=tuple(batch or [1]),
+        dtypes=(dtype,),
+        max_new_tokens=max_new_tokens,
+        rounds=rounds,
+        warmup=warmup,
+        settings={"peers": [[one.label, one.how, one.weights()] for one in asked], "cpu_time": cpu_time},
+    )
+    set_threads(threads)
+    field = Field(peers=asked, clock=clock, load=lambda place: loader(place, device, backbone=backbone))
+    with resumable(), progress() as (start, lap):
+        labels = bench.run(
+            job,
+            output,
+            load=loader(model, device, backbone=backbone),
+            clock=clock,
+            on_start=lambda outlook: start(outlook.laps, words(outlook)),
+            on_lap=lap,
+            others=field.decoders,
+        )
+    if labels:
+        append(output, field.records(labels))
+    for path in table.plot(output, plots) if plots is not None else ():
+        say(str(path), to=err)
+    for grid in table.tables(output):
+        if markdown:
+            say(grid.to_markdown() + "\n")
+        else:
+            out().print(grid.to_rich())
+    for caveat in table.CAVEATS:
+        say(f"* {caveat}")

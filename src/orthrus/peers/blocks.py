@@ -1,0 +1,226 @@
+"""Block-diffusion language models: a backbone whose weights were trained on to fill in masked blocks.
+
+Blocks stand at multiples of their length in the text. Inside a block every token sees every other, and all blocks
+before. A block begins as masks; each pass fixes the tokens that it is sure of; a last pass over the whole block writes
+its keys. SDAR (arXiv 2510.06303), Fast-dLLM v2 (arXiv 2509.26328) and, with one block for the whole text, Dream
+(arXiv 2508.15487) are configurations of it. The text is not the backbone's.
+
+Shapes: K tokens of a block, V vocabulary, S cached positions.
+"""
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Final, Literal, NamedTuple
+
+import torch
+from torch import Tensor
+from transformers import AutoModelForCausalLM, PreTrainedModel
+
+from orthrus.errors import CheckpointError, ConfigError, UnsupportedModel
+from orthrus.kernels import masks
+from orthrus.model.cache import ScratchCache
+
+CONFIG: Final = "blocks.json"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class BlocksConfig:
+    """Describe a block-diffusion language model.
+
+    Attributes:
+        block_size: tokens of a block; None for one block, the whole text.
+        shift: whether a position predicts the token after it, as in the backbone, or its own.
+        mask: the token that stands for what is not written yet.
+        backbone: name or path of the model that it was made from.
+    """
+
+    block_size: int | None
+    shift: bool
+    mask: int
+    backbone: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Unmasking:
+    """Which masked tokens a pass fixes.
+
+    Attributes:
+        threshold: all whose probability is greater; None for none.
+        least: the surest ones, this many at least.
+        order: what is surest: the greatest probability, or the least entropy.
+        part: of a block, the first part of so many tokens that is not whole yet is fixed first; None for all of it.
+    """
+
+    threshold: float | None = 0.9
+    least: int = 1
+    order: Literal["probability", "entropy"] = "probability"
+    part: int | None = None
+
+    @classmethod
+    def parse(cls, text: str) -> "Unmasking":
+        """Read a threshold below 1, or a number of tokens of each pass; raises ConfigError for anything else."""
+        try:
+            number = float(text)
+        except ValueError:
+            number = -1.0
+        if 0 < number < 1:
+            return cls(threshold=number)
+        if number >= 1 and number == int(number):
+            return cls(threshold=None, least=int(number))
+        raise ConfigError(f"unmasking is a threshold between 0 and 1, or a number of tokens a pass, found {text!r}")
+
+    def choose(self, logits_KV: Tensor, masked_K: Tensor) -> Tensor:
+        """Return which masked tokens to fix now, `[K]` boolean."""
+        logp_KV = logits_KV.float().log_softmax(-1)
+        best_K = logp_KV.max(-1).values
+        sure_K = best_K if self.order == "probability" else (logp_KV.exp() * logp_KV).sum(-1)
+        open_K = masked_K
+        if self.part is not None:
+            index_K = torch.arange(len(masked_K), device=masked_K.device) // self.part
+            open_K = masked_K & (index_K == index_K[masked_K].min())
+        chosen_K = torch.zeros_like(masked_K)
+        surest = sure_K.masked_fill(~open_K, -torch.inf).topk(min(self.least, int(open_K.sum()))).indices
+        chosen_K[surest] = True
+        if self.threshold is not None:
+            chosen_K |= open_K & (best_K.exp() > self.threshold)
+        return chosen_K
+
+
+class Written(NamedTuple):
+    """An answer, and the passes of the model that it took: over the prompt, to denoise, and to write keys."""
+
+    token_ids: list[int]
+    denoising: int
+    committing: int
+
+    @property
+    def forwards(self) -> int:
+        """All passes."""
+        return self.denoising + self.committing
+
+
+@torch.inference_mode()
+def write(
+    model: PreTrainedModel,
+    config: BlocksConfig,
+    how: Unmasking,
+    prompt: Sequence[int],
+    *,
+    max_new_tokens: int,
+    eos: Sequence[int] = (),
+) -> Written:
+    """Answer one prompt block by block over a cache of the blocks that are whole.
+
+    The prompt's end that fills no block stands unmasked in the first one.
+    """
+    limit = len(prompt) + max_new_tokens
+    K = config.block_size or limit
+    cache = ScratchCache(rows=1, capacity=-(-limit // K) * K, device=model.device)
+    start = len(prompt) // K * K
+    text, spent, kept = list(prompt), 0, 0
+    before_V = None
+    if start:
+        before_V = _pass(model, cache, text[:start], 0, block=K)[-1]
+        cache.commit(slice(0, 1), [start])
+        kept += 1
+    while True:
+        block = text[start:] + [config.mask] * (start + K - len(text))
+        open_from = len(text) - start
+        spent += _fill(model, cache, config, how, block, open_from, start, before_V, eos)
+        text = text[:start] + block
+        answer = until_end(text[len(prompt) : limit], eos)
+        if len(text) >= limit or (answer and answer[-1] in eos):
+            return Written(answer, spent, kept)
+        before_V = _pass(model, cache, block, start, block=K)[-1]
+        cache.commit(slice(0, 1), [K])
+        kept, start = kept + 1, start + K
+
+
+def _fill(
+    model: PreTrainedModel,
+    cache: ScratchCache,
+    config: BlocksConfig,
+    how: Unmasking,
+    block: list[int],
+    open_from: int,
+    start: int,
+    before_V: Tensor | None,
+    eos: Sequence[int],
+) -> int:
+    """Fix a block's masks in place, to its end or the text's; returns how many passes that took."""
+    passes = 0
+    masked_K = torch.arange(len(block), device=model.device) >= open_from
+    while bool(masked_K.any()):
+        logits_KV = predictions(_pass(model, cache, block, start, block=len(block)), before_V, shift=config.shift)
+        logits_KV[:, config.mask] = torch.finfo(logits_KV.dtype).min
+        passes += 1
+        chosen_K = how.choose(logits_KV, masked_K)
+        masked_K = masked_K & ~chosen_K
+        for place in chosen_K.nonzero()[:, 0].tolist():
+            block[place] = int(logits_KV[place].argmax())
+        whole = next((place for place, mask in enumerate(masked_K.tolist()) if mask), len(block))
+        if any(token in eos for token in block[open_from:whole]):
+            break
+    return passes
+
+
+def predictions(logits_KV: Tensor, before_V: Tensor | None, *, shift: bool) -> Tensor:
+    """Return the logits of each token of a block, from those of its positions and of the one before it."""
+    if not shift:
+        return logits_KV.clone()
+    first_V = torch.zeros_like(logits_KV[0]) if before_V is None else before_V  # a text's first token is given
+    return torch.cat([first_V[None], logits_KV[:-1]])
+
+
+def _pass(model: PreTrainedModel, cache: ScratchCache, tokens: Sequence[int], start: int, *, block: int) -> Tensor:
+    """Run whole blocks that see themselves and all before; returns logits `[Q, V]`. Their keys are scratch."""
+    position_1Q = torch.arange(start, start + len(tokens), device=model.device)[None]
+    end = start + len(tokens)
+    cache.begin(slice(0, 1), position_1Q, end=end, start=start)
+    seen_1QS = masks.up_to(position_1Q // block * block + block - 1, span=end)
+    logits: Tensor = model(
+        input_ids=torch.tensor([list(tokens)], device=model.device),
+        position_ids=position_1Q,
+        attention_mask=masks.additive(seen_1QS, model.dtype)[:, None],
+        past_key_values=cache,
+        use_cache=True,
+    ).logits
+    return logits[0]
+
+
+def until_end(tokens: Sequence[int], eos: Sequence[int]) -> list[int]:
+    """Cut a text behind its first end-of-text token."""
+    for place, token in enumerate(tokens):
+        if token in eos:
+            return list(tokens[: place + 1])
+    return list(tokens)
+
+
+def require_full_attention(model: PreTrainedModel) -> None:
+    """Refuse models with sliding windows: whole blocks see all that is before them."""
+    text = model.config.get_text_config()
+    kinds = set(getattr(text, "layer_types", None) or ()) - {"full_attention"}
+    if kinds or (getattr(text, "sliding_window", None) and not getattr(text, "layer_types", None)):
+        raise UnsupportedModel(
+            f"{type(model).__name__} has sliding windows: a block-diffusion model needs full attention in every layer"
+        )
+
+
+def save(model: PreTrainedModel, config: BlocksConfig, path: Path) -> None:
+    """Write a whole model as `from_pretrained` reads it, and how it decodes."""
+    model.save_pretrained(path)
+    (path / CONFIG).write_text(json.dumps(asdict(config), indent=2) + "\n", encoding="utf-8")
+
+
+def load(path: Path, *, dtype: torch.dtype, device: torch.device) -> tuple[PreTrainedModel, BlocksConfig]:
+    """Read a model and how it decodes; raises CheckpointError for anything else."""
+    try:
+        values = json.loads((path / CONFIG).read_text(encoding="utf-8"))
+        config = BlocksConfig(**values)
+        model = AutoModelForCausalLM.from_pretrained(path, dtype=dtype, attn_implementation="sdpa")
+    except (OSError, ValueError, TypeError) as error:
+        raise CheckpointError(f"{path}: a block-diffusion model with {CONFIG} is required; {error}") from None
+    require_full_attention(model)
+    return model.to(device).eval(), config

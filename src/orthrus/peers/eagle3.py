@@ -1,0 +1,195 @@
+"""EAGLE-3 in the engine: chains of drafts, one pass of its layer each, and trees grown level by level.
+
+Features of the backbone and the layer's own keys stand in two further layers of the engine's cache, so that they move
+with the rows. An entry's keys depend on its token and the feature before it alone, so those of kept tokens are written
+without attention.
+
+Shapes: B rows, W entries to catch up with, Q nodes of a level, S slots, H hidden size, V vocabulary, M drafts.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from orthrus.checkpoints.load import locate
+from orthrus.decode.passes import Passes, Proposal
+from orthrus.decode.rows import Row
+from orthrus.decode.tree import Tree, ancestors
+from orthrus.model.attach import layers_of
+from orthrus.model.cache import ScratchCache
+from orthrus.model.markov import Markov
+from orthrus.peers import eagle3_model
+from orthrus.peers.eagle3_model import Eagle3
+from orthrus.peers.serial import Reader, unread, up_to
+
+TOP = 10
+"""Nodes of a level that are expanded, and children of each (EAGLE-2, arXiv 2406.16858)."""
+
+_LEAST = -30.0
+_TOLL = 1e-3
+
+
+class Level(NamedTuple):
+    """Entries that were just run: what the layer says, their logits, and the slots that each one sees."""
+
+    said_BQH: Tensor
+    logits_BQV: Tensor
+    seen_BQS: Tensor
+
+
+class Eagle3Drafter:
+    """Draft for one backbone with one EAGLE-3 layer."""
+
+    name = "eagle3"
+    markov: Markov | None = None
+
+    def __init__(self, model: PreTrainedModel, drafter: Eagle3) -> None:
+        self.drafter = drafter
+        self.taps: Sequence[int] = drafter.config.taps
+        self.proposals: int | None = drafter.config.drafts
+        self._embed = model.get_input_embeddings()
+        self._head, self._vocabulary = eagle3_model.head_of(model)
+        self._features = len(layers_of(model))
+        self._keys = self._features + 1
+
+    def reset(self, row: Row) -> Reader:
+        """Return the state of a row that begins: no key of the layer's own is taken over."""
+        return Reader(row)
+
+    def read(self, cache: ScratchCache, hidden: Sequence[Tensor]) -> None:
+        """Keep the fused features of a pass."""
+        feature_B1QH = self.drafter.fuse(hidden)[:, None]
+        cache.update(feature_B1QH, feature_B1QH[..., :0], self._features)
+
+    def accepted(self, states: Sequence[Reader], counts: Sequence[int]) -> None:
+        """Learn nothing: entries of drafts are overwritten."""
+
+    def propose(self, passes: Passes, rows: slice, anchor_B: Tensor, drafts: int, states: Sequence[Reader]) -> Proposal:
+        """Return logits of a chain, each draft the likeliest token after those before it."""
+        cache = passes.cache
+        level, slot_B1 = self._begin(cache, rows, states, room=drafts)
+        out = [level.logits_BQV]
+        for _ in range(1, drafts):
+            slot_B1 = slot_B1 + 1
+            token_B1 = out[-1].argmax(-1)
+            level = self._run(cache, rows, token_B1, level.said_BQH, slot_B1, slot_B1, level.seen_BQS)
+            out.append(level.logits_BQV)
+        return Proposal(torch.cat(out, dim=1), passes=drafts)
+
+    def grow(
+        self, passes: Passes, rows: slice, anchor_B: Tensor, drafts: int, nodes: int, states: Sequence[Reader]
+    ) -> tuple[Tree, int]:
+        """Return the likeliest `nodes` paths among those that a beam of the likeliest nodes reaches."""
+        cache = passes.cache
+        # Keys of the beam stand in the slots that the tree's own will take.
+        wide = max(1, min(TOP, self._vocabulary, nodes // max(1, drafts - 1)))
+        level, root_B1 = self._begin(cache, rows, states, room=1 + wide * (drafts - 1))
+        B, span = len(root_B1), level.seen_BQS.shape[2]
+        candidates = _Candidates(B, root_B1.device)
+        path_BQ, node_BQ = level.said_BQH.new_zeros(B, 1, dtype=torch.float32), root_B1.new_zeros(B, 1)
+        for depth in range(1, drafts + 1):
+            best = level.logits_BQV.float().log_softmax(-1).topk(wide, dim=-1)
+            # As in `decode.tree.grow`: a path never ties with its prefix.
+            score_BC = (path_BQ[:, :, None] + best.values.clamp_min(_LEAST) - _TOLL).flatten(1)
+            token_BC = best.indices.flatten(1)
+            first = candidates.add(token_BC, score_BC, node_BQ.repeat_interleave(wide, dim=1), depth)
+            if depth == drafts:
+                break
+            path_BQ, pick_BQ = score_BC.topk(wide, dim=1)
+            pick_BQ, order_BQ = pick_BQ.sort(dim=1)
+            path_BQ, node_BQ, parent_BQ = path_BQ.gather(1, order_BQ), first + pick_BQ, pick_BQ // wide
+            slot_BQ = root_B1 + 1 + (depth - 1) * wide + torch.arange(wide, device=root_B1.device)
+            said_BQH = level.said_BQH.gather(1, parent_BQ[:, :, None].expand(-1, -1, level.said_BQH.shape[2]))
+            seen_BQS = level.seen_BQS.gather(1, parent_BQ[:, :, None].expand(-1, -1, span))
+            position_BQ = (root_B1 + depth).expand_as(slot_BQ)
+            level = self._run(cache, rows, token_BC.gather(1, pick_BQ), said_BQH, slot_BQ, position_BQ, seen_BQS)
+        return candidates.best(nodes), drafts
+
+    def _begin(self, cache: ScratchCache, rows: slice, states: Sequence[Reader], *, room: int) -> tuple[Level, Tensor]:
+        """Write the entries of kept tokens and run the anchor's, with so much room behind; returns it and its slot."""
+        window = unread(cache, rows, states)
+        slot_BW = window.slot_BW
+        feature_BSH = cache.stores[self._features].keys[rows, :, 0]
+        before_BW = (slot_BW - 1).clamp_min(0)
+        feature_BWH = feature_BSH.gather(1, before_BW[:, :, None].expand(-1, -1, feature_BSH.shape[2]))
+        feature_BWH = feature_BWH * (slot_BW > 0)[:, :, None]  # nothing is before a text's first token
+        joined_BWE = self.drafter.join(self._embed(window.token_BW), feature_BWH)
+        span = max(cache.lengths[rows]) + room
+        cache.begin(rows, slot_BW, end=span)
+        key, value = cache.update(*self.drafter.keys(joined_BWE, slot_BW), self._keys)
+        last = slice(slot_BW.shape[1] - 1, None)
+        anchor_B1 = slot_BW[:, last]
+        # The first token's entry lacks a feature: only where it is the anchor does anything see it.
+        seen_B1S = up_to(anchor_B1, span=span, first=anchor_B1.clamp_max(1)[:, :, None])
+        said_B1H = self.drafter.attend(joined_BWE[:, last], feature_BWH[:, last], anchor_B1, key, value, seen_B1S)
+        return self._level(said_B1H, seen_B1S), anchor_B1
+
+    def _run(
+        self,
+        cache: ScratchCache,
+        rows: slice,
+        token_BQ: Tensor,
+        feature_BQH: Tensor,
+        slot_BQ: Tensor,
+        position_BQ: Tensor,
+        seen_BQS: Tensor,
+    ) -> Level:
+        """Run entries of drafts, which see what the entries before them saw, and themselves."""
+        joined_BQE = self.drafter.join(self._embed(token_BQ), feature_BQH)
+        cache.begin(rows, slot_BQ, end=seen_BQS.shape[2])
+        key, value = cache.update(*self.drafter.keys(joined_BQE, position_BQ), self._keys)
+        seen_BQS = seen_BQS.scatter(2, slot_BQ[:, :, None], True)
+        said_BQH = self.drafter.attend(joined_BQE, feature_BQH, position_BQ, key, value, seen_BQS)
+        return self._level(said_BQH, seen_BQS)
+
+    def _level(self, said_BQH: Tensor, seen_BQS: Tensor) -> Level:
+        return Level(said_BQH, self.drafter.logits(said_BQH, self._head, self._vocabulary), seen_BQS)
+
+
+class _Candidates:
+    """Nodes of a tree that grows, numbered from 1 in the order of their levels; 0 is the root."""
+
+    def __init__(self, rows: int, device: torch.device) -> None:
+        none_B0 = torch.zeros(rows, 0, dtype=torch.long, device=device)
+        self._tokens, self._parents, self._depths = [none_B0], [none_B0], [none_B0]
+        self._scores = [none_B0.float()]
+        self._count = 0
+
+    def add(self, token_BC: Tensor, score_BC: Tensor, parent_BC: Tensor, depth: int) -> int:
+        """Add a level; returns the number of its first node."""
+        self._tokens.append(token_BC)
+        self._scores.append(score_BC)
+        self._parents.append(parent_BC)
+        self._depths.append(torch.full_like(token_BC, depth))
+        first = self._count + 1
+        self._count += token_BC.shape[1]
+        return first
+
+    def best(self, nodes: int) -> Tree:
+        """Keep the likeliest nodes, which hold each other's parents, and number them anew."""
+        score_BC = torch.cat(self._scores, dim=1)
+        nodes = min(nodes, self._count)
+        kept_BN = score_BC.topk(nodes, dim=1).indices.sort(dim=1).values
+        token_BN, depth_BN, old_BN = (
+            torch.cat(parts, dim=1).gather(1, kept_BN) for parts in (self._tokens, self._depths, self._parents)
+        )
+        number_BN = torch.arange(1, nodes + 1, device=kept_BN.device).expand_as(kept_BN)
+        number_BP = torch.zeros(len(kept_BN), self._count + 1, dtype=torch.long, device=kept_BN.device)
+        number_BP = number_BP.scatter(1, kept_BN + 1, number_BN)
+        parent_BN = number_BP.gather(1, old_BN)
+        depth_BP = torch.nn.functional.pad(depth_BN, (1, 0))
+        above_BPP = ancestors(parent_BN, depth=int(depth_BP.shape[1]))
+        return Tree(token_BN, parent_BN, depth_BP, above_BPP, score_BC.gather(1, kept_BN).exp())
+
+
+def load(place: str, model: PreTrainedModel) -> Eagle3Drafter:
+    """Load a drafter of a dual-view model from a directory or the Hub.
+
+    Raises:
+        CheckpointError: nothing there, or no drafter of this backbone.
+    """
+    return Eagle3Drafter(model, eagle3_model.load(Path(locate(place)), model))

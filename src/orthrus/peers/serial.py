@@ -1,0 +1,61 @@
+"""What drafters that draft token after token share: which part of each text they have not read yet.
+
+Their keys stand in further layers of the engine's cache, a token's at its slot. Keys of drafts are overwritten when the
+text is known, so a row's state is a count.
+
+Shapes: B rows, W tokens of a window, S slots.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from orthrus.decode.rows import Row
+from orthrus.model.cache import ScratchCache
+
+
+@dataclass(slots=True)
+class Reader:
+    """A row, and how many tokens of its text the drafter's own layers hold keys of."""
+
+    row: Row
+    read: int = 0
+
+
+class Window(NamedTuple):
+    """The end of each text, its anchor last: as many tokens as the row with most to read lacks.
+
+    Rows that lack fewer read some again, and short ones their first token several times.
+    """
+
+    token_BW: Tensor
+    slot_BW: Tensor
+
+    def parts(self, most: int) -> list["Window"]:
+        """Cut it into windows of so many tokens at most."""
+        pieces = [slice(start, start + most) for start in range(0, self.token_BW.shape[1], most)]
+        return [Window(self.token_BW[:, piece], self.slot_BW[:, piece]) for piece in pieces]
+
+
+def unread(cache: ScratchCache, rows: slice, states: Sequence[Reader]) -> Window:
+    """Return what is to be read before drafting, and take it for read."""
+    lengths = cache.lengths[rows]
+    wide = max(length + 1 - state.read for length, state in zip(lengths, states, strict=True))
+    tokens, slots = [], []
+    for length, state in zip(lengths, states, strict=True):
+        places = [max(place, 0) for place in range(length + 1 - wide, length + 1)]
+        text = state.row.part(places[0], length + 1)
+        tokens.append([text[place - places[0]] for place in places])
+        slots.append(places)
+        state.read = length + 1
+    device = cache.device
+    return Window(torch.tensor(tokens, device=device), torch.tensor(slots, device=device))
+
+
+def up_to(limit_BQ: Tensor, *, span: int, first: Tensor | int = 0) -> Tensor:
+    """Let each query see the slots from the first one up to its limit: `[B, Q, S]` boolean."""
+    slot_S = torch.arange(span, device=limit_BQ.device)
+    return (slot_S <= limit_BQ[:, :, None]) & (slot_S >= first)

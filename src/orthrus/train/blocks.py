@@ -1,0 +1,203 @@
+"""Turning a backbone into a block-diffusion language model: masked tokens of its own answers, all weights trained.
+
+Each row is read twice in one pass, with masks and clean; blocks with masks see the clean ones before them. By recipe
+this is SDAR's, Fast-dLLM v2's or Dream's training (`recipes/peers`).
+
+Shapes: B rows, T positions, C hidden size, M masked tokens, V vocabulary.
+"""
+
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from orthrus.checkpoints.load import DTYPES
+from orthrus.data.packing import PackedRows
+from orthrus.errors import ConfigError
+from orthrus.kernels import masks
+from orthrus.model.attach import detach
+from orthrus.model.head import output_head
+from orthrus.peers import blocks
+from orthrus.peers.blocks import BlocksConfig, Unmasking
+from orthrus.train import objective
+from orthrus.train.peer_sections import BlocksRecipe
+from orthrus.train.prepare import Prepared, prepare
+from orthrus.train.ranks import Ranks
+from orthrus.train.start import frozen_backbone
+from orthrus.train.step import Loss, Rows, row_generator
+
+
+class Noise(NamedTuple):
+    """Which tokens of a batch are masked, `[B, T]` boolean, and the share of them that was to be, where they are."""
+
+    masked_BT: Tensor
+    share_BT: Tensor
+
+
+def draw(
+    group_BT: Tensor, answer_BT: Tensor, *, least: float, complement: bool, generators: list[torch.Generator]
+) -> Noise:
+    """Mask tokens of answers: a share of each group (a document, or a block of one), each token by itself.
+
+    With `complement` the batch is twice as long: behind it the same rows with the other tokens masked.
+    """
+    drawn_2BT = torch.stack([torch.rand(2, group_BT.shape[1], generator=g) for g in generators], dim=1).to(
+        group_BT.device
+    )
+    share_BT = (least + (1 - least) * drawn_2BT[0]).gather(1, group_BT)
+    masked_BT = answer_BT & (drawn_2BT[1] < share_BT)
+    if not complement:
+        return Noise(masked_BT, share_BT)
+    return Noise(torch.cat([masked_BT, answer_BT & ~masked_BT]), torch.cat([share_BT, (1 - share_BT).clamp_min(least)]))
+
+
+def begins(*parts_BT: Tensor) -> Tensor:
+    """Return for each position where in the row its group begins: a run of equal values of all the parts."""
+    T = parts_BT[0].shape[1]
+    index_T = torch.arange(T, device=parts_BT[0].device)
+    new_BT = torch.zeros_like(parts_BT[0], dtype=torch.bool)
+    for part_BT in parts_BT:
+        new_BT[:, 1:] |= part_BT[:, 1:] != part_BT[:, :-1]
+    return torch.where(new_BT, index_T, 0).cummax(1).values
+
+
+class BlocksTask:
+    """The loop's task for a recipe of the kind "blocks"; rows and answers are made as a view's."""
+
+    def __init__(self, recipe: BlocksRecipe, *, data: Prepared | None = None) -> None:
+        self._recipe = recipe
+        ranks = Ranks(recipe.run.device)
+        if recipe.run.threads is not None:
+            torch.set_num_threads(recipe.run.threads)
+        model, self._tokenizer = frozen_backbone(recipe, dtype=torch.float32)
+        known, wanted = self._tokenizer.get_vocab(), recipe.model.mask_token
+        if wanted is not None and wanted not in known:
+            raise ConfigError(f"model.mask_token must be a token of {recipe.model.backbone}, found {wanted!r}")
+        self._data = data or prepare(recipe, self._tokenizer, model, ranks=ranks)
+        self._model = detach(model).requires_grad_(True)
+        self._model.set_attn_implementation("sdpa")
+        blocks.require_full_attention(self._model)
+        self._config = BlocksConfig(
+            block_size=recipe.model.block_size,
+            shift=recipe.model.shift,
+            mask=known.get(wanted or "<|mask|>", self._model.get_input_embeddings().weight.shape[0] - 1),
+            backbone=recipe.model.backbone,
+        )
+
+    @property
+    def model(self) -> nn.Module:
+        """The whole model."""
+        module: nn.Module = self._model
+        return module
+
+    @property
+    def row_count(self) -> int:
+        """Rows of the training set."""
+        return len(self._data.rows)
+
+    def trainable(self) -> dict[str, nn.Parameter]:
+        """All parameters; a head that is the embedding counts once."""
+        return dict(self._model.named_parameters())
+
+    def loss(self, rows: Rows, step: int) -> Loss:
+        """Cross-entropy of freshly masked tokens."""
+        return self._loss(self._data.rows, rows, step)
+
+    def evaluate(self, step: int) -> dict[str, float]:
+        """Loss per held-out source; tokens a pass, and how much of the backbone's own answers is written again."""
+        figures: dict[str, float] = {}
+        for name, rows in self._data.heldout.items():
+            loss = self._loss(rows, np.arange(min(len(rows), 16)), -1)
+            figures[f"heldout/{name}/loss"] = float(loss.total) / float(loss.weight)
+            for metric, (total, count) in loss.metrics.items():
+                figures[f"heldout/{name}/{metric}"] = float(total) / max(float(count), 1.0)
+            prompts = self._data.heldout_prompts[name][: self._recipe.responses.eval_prompts]
+            with torch.autocast(self._model.device.type, enabled=False):
+                written = [self._write(prompt) for prompt in prompts]
+            passes = sum(one.forwards for one in written)
+            figures[f"heldout/{name}/tokens_per_forward"] = sum(len(one.token_ids) for one in written) / max(passes, 1)
+        return figures
+
+    def save(self, path: Path) -> None:
+        """Write the model in the run's dtype, its tokenizer, and how it decodes."""
+        state = {name: tensor.to(DTYPES[self._recipe.run.dtype]) for name, tensor in self._model.state_dict().items()}
+        published = type(self._model)(self._model.config).to(DTYPES[self._recipe.run.dtype])
+        published.load_state_dict(state)
+        blocks.save(published, self._config, path)
+        self._tokenizer.save_pretrained(path)
+
+    def _write(self, prompt: list[int]) -> blocks.Written:
+        most = self._recipe.responses.eval_tokens
+        ends = self._model.generation_config.eos_token_id
+        eos = [ends] if isinstance(ends, int) else list(ends or ())
+        return blocks.write(self._model, self._config, Unmasking(), prompt, max_new_tokens=most, eos=eos)
+
+    def _loss(self, packed: PackedRows, index: Rows, step: int) -> Loss:
+        goal, K = self._recipe.objective, self._config.block_size
+        document_BT, position_BT, token_BT, answer_BT = (
+            self._tensor(array[index]) for array in (packed.document, packed.position, packed.token_ids, packed.answer)
+        )
+        block_BT = torch.zeros_like(position_BT) if K is None else position_BT // K
+        noise = draw(
+            begins(document_BT, block_BT) if goal.noise == "block" else begins(document_BT),
+            answer_BT,
+            least=goal.least_noise,
+            complement=goal.complement,
+            generators=[row_generator(self._recipe.run.seed, step, int(row)) for row in index],
+        )
+        if goal.complement:
+            document_BT, position_BT, token_BT, answer_BT, block_BT = (
+                torch.cat([part, part]) for part in (document_BT, position_BT, token_BT, answer_BT, block_BT)
+            )
+        noisy_BT = torch.where(noise.masked_BT, self._config.mask, token_BT)
+        hidden_BTC = self._hidden(noisy_BT, token_BT, document_BT, position_BT, block_BT)
+        chosen_BT = noise.masked_BT
+        scores = objective.chunked(
+            objective.cross_entropy, hidden_BTC[chosen_BT], None, token_BT[chosen_BT], head=output_head(self._model)
+        )
+        metrics = {"agreement": (scores.agrees_M.sum(), chosen_BT.sum())}
+        if goal.weight == "equal":
+            return Loss(total=scores.loss_M.sum(), weight=chosen_BT.sum(), metrics=metrics)
+        total = (scores.loss_M / noise.share_BT[chosen_BT]).sum()
+        return Loss(total=total, weight=answer_BT.sum(), metrics=metrics)
+
+    def _hidden(
+        self, noisy_BT: Tensor, token_BT: Tensor, document_BT: Tensor, position_BT: Tensor, block_BT: Tensor
+    ) -> Tensor:
+        """Return for each token the hidden state that predicts it, `[B, T, C]`."""
+        T = token_BT.shape[1]
+        if self._config.block_size is None:
+            own_BTT = masks.doubled(document_BT, block_BT)[:, :T, :T]
+            said_BTC = clean_BTC = self._forward(noisy_BT, position_BT, own_BTT)
+        else:
+            said_BUC = self._forward(
+                torch.cat([noisy_BT, token_BT], 1),
+                torch.cat([position_BT, position_BT], 1),
+                masks.doubled(document_BT, block_BT),
+            )
+            said_BTC, clean_BTC = said_BUC[:, :T], said_BUC[:, T:]
+        if not self._config.shift:
+            return said_BTC
+        # The token before a block's first one is in the block before, which is whole when this one is decoded.
+        first_BT1 = (block_BT != block_BT.roll(1, 1))[:, :, None]
+        return torch.where(first_BT1, clean_BTC.roll(1, 1), said_BTC.roll(1, 1))
+
+    def _forward(self, token_BU: Tensor, position_BU: Tensor, allowed_BUU: Tensor) -> Tensor:
+        hidden: Tensor = self._model.base_model(
+            input_ids=token_BU,
+            position_ids=position_BU,
+            attention_mask=masks.additive(allowed_BUU, self._dtype())[:, None],
+            use_cache=False,
+        ).last_hidden_state
+        return hidden
+
+    def _dtype(self) -> torch.dtype:
+        kind = self._model.device.type
+        return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else self._model.dtype
+
+    def _tensor(self, array: NDArray[np.generic]) -> Tensor:
+        tensor = torch.from_numpy(np.array(array)).to(self._model.device)
+        return tensor if tensor.dtype == torch.bool else tensor.long()

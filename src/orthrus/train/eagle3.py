@@ -1,0 +1,189 @@
+"""Training an EAGLE-3 drafter of a frozen backbone by the training-time test (arXiv 2503.01840, section 3.1).
+
+Every position of an answer drafts some tokens in a row: the first from the backbone's features, each later one from
+what the drafter itself said before. Tokens are the text's throughout.
+
+Shapes: B rows, T positions, N heads, D head dimension, H hidden size.
+"""
+
+import copy
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from orthrus.checkpoints.load import DTYPES
+from orthrus.data.packing import PackedRows
+from orthrus.model.head import output_head
+from orthrus.peers import eagle3_model
+from orthrus.peers.eagle3 import Eagle3Drafter
+from orthrus.peers.eagle3_model import Eagle3, Eagle3Config
+from orthrus.train import anchors, frozen, objective
+from orthrus.train.heldout import decoded_by
+from orthrus.train.peer_sections import Eagle3Recipe
+from orthrus.train.prepare import Prepared, prepare
+from orthrus.train.ranks import Ranks
+from orthrus.train.start import frozen_backbone
+from orthrus.train.step import Loss, Rows
+
+
+class Said(NamedTuple):
+    """What the drafter says at one step of the test: `[B, T, H]`, and the position whose next token it drafts."""
+
+    said_BTH: Tensor
+    shift: int
+
+
+def unrolled(drafter: Eagle3, embedded_BTH: Tensor, g_BTH: Tensor, document_BT: Tensor, steps: int) -> list[Said]:
+    """Draft `steps` tokens in a row at every position at once.
+
+    Entry t of the first step sees the entries of its document up to itself. At a later step it sees these, and its own
+    of the steps since.
+
+    Args:
+        drafter: the layer.
+        embedded_BTH: embeddings of the row's tokens.
+        g_BTH: fused features of the backbone.
+        document_BT: which document a position belongs to.
+        steps: how many.
+    """
+    B, T, _ = embedded_BTH.shape
+    index_T = torch.arange(T, device=g_BTH.device)
+    follows_BT = torch.zeros_like(document_BT, dtype=torch.bool)
+    follows_BT[:, 1:] = (document_BT[:, 1:] == document_BT[:, :-1]) & (document_BT[:, 1:] >= 0)
+    same_BTT = document_BT[:, :, None] == document_BT[:, None, :]
+    # A document's first token has no entry; where nothing else is to be seen an entry sees itself.
+    seen_BTT = same_BTT & (index_T[:, None] >= index_T) & follows_BT[:, None] | torch.eye(
+        T, dtype=torch.bool, device=g_BTH.device
+    )
+    feature_BTH = torch.nn.functional.pad(g_BTH, (0, 0, 1, 0))[:, :-1] * follows_BT[:, :, None]
+    keys: list[Tensor] = []
+    values: list[Tensor] = []
+    out = []
+    for step in range(steps):
+        joined_BTE = drafter.join(embedded_BTH.roll(-step, 1), feature_BTH)
+        position_BT = (index_T + step).expand(B, T)  # relative: places in the row will do
+        query_BNTD = drafter.queries(joined_BTE, position_BT)
+        key, value = (_for_heads(part, query_BNTD.shape[1]) for part in drafter.keys(joined_BTE, position_BT))
+        keys.append(key)
+        values.append(value)
+        scale = query_BNTD.shape[-1] ** -0.5
+        score_BNTT = (query_BNTD @ keys[0].transpose(2, 3)).float() * scale
+        score_BNTT = score_BNTT.masked_fill(~seen_BTT[:, None], -torch.inf)
+        own = [(query_BNTD * key).sum(-1, keepdim=True).float() * scale for key in keys[1:]]
+        share = torch.cat([score_BNTT, *own], dim=-1).softmax(-1).to(value.dtype)
+        attended_BNTD = share[..., :T] @ values[0]
+        for place, value in enumerate(values[1:]):
+            attended_BNTD = attended_BNTD + share[..., T + place, None] * value
+        feature_BTH = drafter.output(attended_BNTD, feature_BTH)
+        out.append(Said(feature_BTH, step))
+    return out
+
+
+def _for_heads(states_BNQD: Tensor, heads: int) -> Tensor:
+    return states_BNQD.repeat_interleave(heads // states_BNQD.shape[1], dim=1)
+
+
+class Eagle3Task:
+    """The loop's task for a recipe of the kind "eagle3"; rows and answers are made as a view's."""
+
+    def __init__(self, recipe: Eagle3Recipe, *, data: Prepared | None = None) -> None:
+        self._recipe = recipe
+        ranks = Ranks(recipe.run.device)
+        if recipe.run.threads is not None:
+            torch.set_num_threads(recipe.run.threads)
+        self._backbone, self._tokenizer = frozen_backbone(recipe, dtype=DTYPES[recipe.run.dtype])
+        self._data = data or prepare(recipe, self._tokenizer, self._backbone, ranks=ranks)
+        torch.manual_seed(recipe.run.seed)
+        config = Eagle3Config.of(
+            self._backbone,
+            taps=recipe.model.taps,
+            norm_before_residual=recipe.model.norm_before_residual,
+            backbone=recipe.model.backbone,
+            drafts=recipe.objective.steps,
+        )
+        self._drafter = Eagle3(config).to(self._backbone.device)
+
+    @property
+    def model(self) -> nn.Module:
+        """The drafter."""
+        return self._drafter
+
+    @property
+    def row_count(self) -> int:
+        """Rows of the training set."""
+        return len(self._data.rows)
+
+    def trainable(self) -> dict[str, nn.Parameter]:
+        """All of the drafter's own parameters."""
+        return dict(self._drafter.named_parameters())
+
+    def loss(self, rows: Rows, step: int) -> Loss:
+        """Sum the steps' mean losses over the tokens of answers, later steps less."""
+        return self._loss(self._data.rows, rows)
+
+    def evaluate(self, step: int) -> dict[str, float]:
+        """Loss and kept drafts per held-out source, and what real decoding of its prompts gives."""
+        figures: dict[str, float] = {}
+        drafter = Eagle3Drafter(self._backbone, self._decoding())
+        for name, rows in self._data.heldout.items():
+            loss = self._loss(rows, np.arange(min(len(rows), 16)))
+            figures[f"heldout/{name}/loss"] = float(loss.total) / float(loss.weight)
+            for metric, (total, count) in loss.metrics.items():
+                figures[f"heldout/{name}/{metric}"] = float(total) / max(float(count), 1.0)
+            prompts = self._data.heldout_prompts[name][: self._recipe.responses.eval_prompts]
+            stats = decoded_by(self._backbone, prompts, self._recipe.responses.eval_tokens, drafter)
+            figures[f"heldout/{name}/tokens_per_cycle"] = stats.tokens_per_cycle
+            figures[f"heldout/{name}/tokens_per_forward"] = stats.tokens_per_forward
+        return figures
+
+    def save(self, path: Path) -> None:
+        """Write the drafter as vLLM and `speculators` read it, in the run's dtype."""
+        eagle3_model.save(self._decoding(), self._backbone, path)
+
+    def _decoding(self) -> Eagle3:
+        return copy.deepcopy(self._drafter).to(self._backbone.dtype).eval()
+
+    def _loss(self, packed: PackedRows, index: Rows) -> Loss:
+        goal = self._recipe.objective
+        document_BT, position_BT, token_BT, answer_BT = (
+            self._tensor(array[index]) for array in (packed.document, packed.position, packed.token_ids, packed.answer)
+        )
+        said = frozen.read(self._backbone, token_BT, document_BT, position_BT, self._drafter.config.taps)
+        embedded_BTH = self._backbone.get_input_embeddings()(token_BT)
+        steps = unrolled(self._drafter, embedded_BTH, self._drafter.fuse(said.tapped), document_BT, goal.steps)
+        # As where blocks start, but behind a document's first token: there is no feature before that.
+        begins_BT = anchors.starts(document_BT, answer_BT) & (position_BT > 0)
+        scored_BT, kept_BT = begins_BT, begins_BT
+        loss = objective.mixture({goal.loss: 1.0}, lk_decay=goal.lk_decay)
+        head, starts = output_head(self._backbone), begins_BT.sum()
+        hidden_RC, taught = said.hidden_BTC.flatten(0, 1), goal.loss in objective.NEEDS_TEACHER
+        total, accepted, agreed = embedded_BTH.new_zeros((), dtype=torch.float32), starts * 0, starts * 0
+        for own in steps:
+            target_BT = token_BT.roll(-own.shift - 1, 1)
+            if own.shift:
+                scored_BT = scored_BT & anchors.starts(document_BT, answer_BT).roll(-own.shift, 1)
+                scored_BT[:, token_BT.shape[1] - own.shift :] = False  # the roll brought the row's beginning there
+            row_M = scored_BT.flatten().nonzero()[:, 0] + own.shift
+            scores = objective.chunked(
+                loss,
+                self._drafter.norm(own.said_BTH)[scored_BT],
+                objective.Teacher(hidden_RC, row_M) if taught else None,
+                target_BT[scored_BT],
+                head=head,
+            )
+            count = scored_BT.sum()
+            total = total + goal.step_decay**own.shift * scores.loss_M.sum() * starts / count.clamp_min(1)
+            agree_BT = torch.zeros_like(scored_BT).masked_scatter(scored_BT, scores.agrees_M)
+            kept_BT = kept_BT & agree_BT
+            accepted = accepted + kept_BT.sum()
+            agreed = agreed + (agree_BT.sum() if own.shift == 0 else 0)
+        metrics = {"agreement": (agreed, starts), "accepted": (accepted, starts)}
+        return Loss(total=total, weight=starts, metrics=metrics)
+
+    def _tensor(self, array: NDArray[np.generic]) -> Tensor:
+        tensor = torch.from_numpy(np.array(array)).to(self._backbone.device)
+        return tensor if tensor.dtype == torch.bool else tensor.long()

@@ -1,0 +1,100 @@
+"""`orthrus bench peers` end to end on tiny untrained peers: texts are plain decoding's, records say what each is."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from orthrus.bench.peers import table
+from orthrus.bench.peers.contest import Peer
+from orthrus.cli import main
+from orthrus.data.records import read_records
+from orthrus.errors import ConfigError, DataError
+from orthrus.peers import blocks, eagle3_model
+from orthrus.peers.blocks import BlocksConfig
+from orthrus.peers.eagle3_model import Eagle3, Eagle3Config
+from tests.families import tiny
+
+Loaded = tuple[PreTrainedModel, PreTrainedTokenizerBase]
+
+
+@pytest.fixture(scope="module")
+def weights(loaded: Loaded, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folders of an EAGLE-3 drafter, a small model and a block-diffusion model, none of them trained."""
+    folder = tmp_path_factory.mktemp("peers")
+    model, tokenizer = loaded
+    torch.manual_seed(0)
+    eagle3_model.save(Eagle3(Eagle3Config.of(model, drafts=3)), model, folder / "eagle3")
+    training = {"kind": "eagle3", "trainable": 1234567, "steps": 2, "rows": 16, "operations": 3.5e9}
+    (folder / "eagle3" / "training.json").write_text(json.dumps(training))
+    small = tiny("llama", vocab_size=300, num_hidden_layers=1)
+    small.save_pretrained(folder / "small")
+    tokenizer.save_pretrained(folder / "small")
+    other = tiny("qwen3", vocab_size=300, num_hidden_layers=1, max_position_embeddings=512)
+    blocks.save(other, BlocksConfig(block_size=4, shift=True, mask=299), folder / "blocks")
+    return folder
+
+
+def test_all_kinds_race_and_none_changes_a_text(
+    weights: Path, model_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Batches of one and of two; a second call has nothing to do; table, plots and records hold everyone."""
+    output = tmp_path / "peers.jsonl"
+    peers = ["orthrus", "orthrus@tree:5", "lookup", f"eagle3={weights}/eagle3", f"eagle3={weights}/eagle3@tree:6"]
+    peers += [f"draft={weights}/small@fixed:4", f"blocks={weights}/blocks@0.5"]
+    peers += ["hf-lookup", f"hf-draft={weights}/small"]
+    arguments = ["bench", "peers", str(model_folder), "--suite", "synthetic:json@heldout", "--limit", "2"]
+    arguments += ["--rounds", "1", "--warmup", "0", "--max-new-tokens", "8", "--batch", "1", "--batch", "2"]
+    arguments += ["--cpu-time", "--markdown", "--output", str(output), "--plots", str(tmp_path / "plots")]
+    arguments += [part for peer in peers for part in ("--peer", peer)]
+    assert main(arguments) == 0
+    said = capsys.readouterr().out
+    records = read_records(output)
+    results = [r for r in records if r["kind"] == "result"]
+    lossless = [r for r in results if not r["mode"].startswith("blocks")]
+    assert all(r["identical"] for r in lossless)
+    assert len(results) == 2 * (1 + len(peers)) + 2 * (1 + len(peers) - 3)  # three take one prompt at a time
+    found = {(r["mode"], r["plan"]): r for r in records if r["kind"] == "peer"}
+    assert len(found) == len(peers)
+    eagle = found["eagle3", "full"]
+    assert eagle["training"]["rows"] == 16
+    assert eagle["key_bytes_per_token"] == 4 * (48 + 2 * 2 * 12)  # features, keys and values
+    assert [cost["batch"] for cost in eagle["costs"]] == [1, 2]
+    assert all(cost["draft_seconds"] > 0 and cost["verify_seconds"] > 0 for cost in eagle["costs"])
+    assert all("first_token_seconds" in r["stats"] for r in results if r["mode"] in ("ar", "eagle3", "orthrus"))
+    assert "| 1.23 | 3.5e+09 | 16 |" in said
+    assert "blocks 0.5" in said
+    assert len(list((tmp_path / "plots").iterdir())) == 4
+    assert main(arguments) == 0
+    assert len(read_records(output)) == len(records)
+    assert table.CAVEATS[0] in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("medusa=x", "a peer is of a kind of"),
+        ("eagle3", "needs weights"),
+        ("lookup=x", "has no weights"),
+        ("orthrus@sideways", "a plan is"),
+        ("blocks=x@7.5", "unmasking is"),
+        ("hf-lookup@full", "has no plans"),
+    ],
+)
+def test_peers_that_cannot_be_are_refused(text: str, reason: str) -> None:
+    with pytest.raises(ConfigError, match=reason):
+        Peer.parse(text)
+
+
+def test_names_are_those_of_the_weights_where_they_say_more() -> None:
+    assert Peer.parse("eagle3=runs/peers/eagle3/model").label == "eagle3"
+    assert Peer.parse("eagle3=runs/peers/two-steps/model@tree:31").label == "eagle3:two-steps"
+    assert Peer.parse("orthrus").contender.plan == "full"
+
+
+def test_a_file_without_results_has_no_table(tmp_path: Path) -> None:
+    (tmp_path / "none.jsonl").write_text("")
+    with pytest.raises(DataError, match="at least one result line"):
+        table.tables(tmp_path / "none.jsonl")
