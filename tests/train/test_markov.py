@@ -16,7 +16,7 @@ from orthrus.model.attach import attach, config_of
 from orthrus.model.config import OrthrusConfig
 from orthrus.model.head import output_head
 from orthrus.model.markov import Before, Markov, markov_of
-from orthrus.train import anchors, objective
+from orthrus.train import anchors, objective, scoring
 from orthrus.train.drafting import drafting
 from orthrus.train.loop import train
 from orthrus.train.start import load_backbone
@@ -75,9 +75,7 @@ def test_what_is_scored_is_what_decoding_draws_from(backbone: Path, tmp_path: Pa
     blocks = anchors.sample(
         document, answer, blocks=12, block_length=6, blind_share=0.5, generators=[torch.Generator().manual_seed(0)]
     )
-    before = task._before(token, blocks)
-    assert before is not None
-    assert before.shift is markov
+    before = scoring.before(token, blocks, markov, None)
     keys = TeacherKeys()
     with torch.no_grad():
         task._teacher(keys, token, document, position)

@@ -82,8 +82,8 @@ class ViewModel(AnsweredModel):
     gradient_checkpointing: bool = Field(default=False, description="compute the block pass again, layer by layer")
 
 
-class ViewObjective(Section):
-    """Loss of the diffusion view over the masked slots of blocks anchored inside answers."""
+class BlockObjective(Section):
+    """Loss over the slots of blocks anchored inside answers, whoever fills them."""
 
     loss: LossName = "kl"
     terms: Annotated[dict[LossName, Annotated[float, Field(gt=0)]], Field(min_length=1)] | None = Field(
@@ -97,22 +97,27 @@ class ViewObjective(Section):
     prefix_weighting: bool = Field(default=False, description="slots weigh the chance that all before are kept")
     first_error_focus: float = Field(default=0.0, ge=0, description="extra weight of the first slot refused")
     chain_weight: float = Field(default=0.0, ge=0, description="weight of the expected accepted length")
-    block_lengths: Annotated[list[Annotated[int, Field(ge=2)]], Field(min_length=1)]
     blocks_per_row: Positive
-    blind_anchor_share: Share = 0.0
     vocabulary: Literal["all", "answers"] = Field(
         default="all",
         description="tokens that a softmax runs over: all, or those of the training answers (approximate)",
-    )
-    shown_share: Share = Field(
-        default=0.0,
-        description="share of the other blocks that are shown their first tokens, as a second step would be",
     )
 
     @property
     def mixture(self) -> dict[str, float]:
         """Losses by name with their weights: `terms`, or `loss` alone."""
         return {self.loss: 1.0} if self.terms is None else {str(name): weight for name, weight in self.terms.items()}
+
+
+class ViewObjective(BlockObjective):
+    """Loss of the diffusion view over the masked slots of its blocks."""
+
+    block_lengths: Annotated[list[Annotated[int, Field(ge=2)]], Field(min_length=1)]
+    blind_anchor_share: Share = 0.0
+    shown_share: Share = Field(
+        default=0.0,
+        description="share of the other blocks that are shown their first tokens, as a second step would be",
+    )
 
 
 class ResponsesSection(Section):

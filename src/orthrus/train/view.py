@@ -24,9 +24,9 @@ from orthrus.kernels import attention, masks
 from orthrus.model.attach import layers_of, windows_of
 from orthrus.model.dual import View, ViewName
 from orthrus.model.head import output_head
-from orthrus.model.markov import Before, markov_of
+from orthrus.model.markov import markov_of
 from orthrus.model.mask_row import inputs_of, mask_of
-from orthrus.train import anchors, objective
+from orthrus.train import anchors, scoring
 from orthrus.train.anchors import Blocks
 from orthrus.train.heldout import decoded_for_real
 from orthrus.train.prepare import Prepared, prepare
@@ -36,9 +36,6 @@ from orthrus.train.sections import ViewRecipe
 from orthrus.train.sharding import shard
 from orthrus.train.start import in_one_dtype, load_backbone
 from orthrus.train.step import Loss, Rows, row_generator
-
-MOST_LOGITS = 1 << 26
-"""Logits of a step that are held for the backward pass rather than computed again, where tokens are few: 256 MB."""
 
 
 class TeacherKeys:
@@ -79,7 +76,9 @@ class ViewTask:
         self._windows = windows_of(self._model)
         self._layers = layers_of(self._model) if recipe.model.gradient_checkpointing else []
         self._data = data or prepare(recipe, self._tokenizer, self._model, ranks=ranks, on_progress=_report)
-        self._answer_tokens = None if recipe.objective.vocabulary == "all" else self._tokens_of_answers()
+        self._answer_tokens = None
+        if recipe.objective.vocabulary == "answers":
+            self._answer_tokens = scoring.tokens_of_answers(self._data.rows, markov_of(self._model), self._device)
         if sharded:
             shard(self._model, device=self._device, processes=ranks.count)
 
@@ -155,7 +154,17 @@ class ViewTask:
         computed = block_length - (1 if self._causal or self._behind else 0)
         student_BNKC = self._student(keys, token_BT, document_BT, position_BT, blocks, computed)
         tokens = self._answer_tokens if step >= 0 else None  # held-out answers hold others too
-        return self._score(student_BNKC[:, :, : block_length - 1], teacher_BTC, token_BT, blocks, tokens)
+        return scoring.score(
+            goal,
+            student_BNKC[:, :, : block_length - 1],
+            teacher_BTC,
+            token_BT,
+            blocks,
+            head=output_head(self._model, tokens),
+            markov=markov_of(self._model),
+            tokens=tokens,
+            apart=not self._behind,
+        )
 
     def _teacher(self, keys: TeacherKeys, token_BT: Tensor, document_BT: Tensor, position_BT: Tensor) -> Tensor:
         """Run the frozen view over packed rows, keeping its keys; returns hidden states `[B, T, C]`."""
@@ -230,73 +239,6 @@ class ViewTask:
         if block is None or self._model.config._attn_implementation != attention.NAME:
             return masks.layer_masks(allowed, windows=self._windows, dtype=dtype, **positions)
         return masks.in_blocks(allowed, block=block, windows=self._windows, dtype=dtype, **positions)
-
-    def _score(
-        self, student_BNJC: Tensor, teacher_BTC: Tensor, token_BT: Tensor, blocks: Blocks, tokens: Tensor | None
-    ) -> Loss:
-        """Weigh and sum the slots' losses; slot j's teacher is the backbone's row at anchor + j.
-
-        `tokens` are those that the softmax runs over, in ascending order; None for all.
-        """
-        goal = self._recipe.objective
-        scored = blocks.scored_BNJ
-        target_M = token_BT.gather(1, blocks.target_BNJ.flatten(1)).view_as(blocks.target_BNJ)[scored]
-        few = tokens is not None and len(target_M) * len(tokens) <= MOST_LOGITS
-        if tokens is not None:
-            target_M = torch.searchsorted(tokens, target_M)
-        terms = goal.mixture
-        teacher = None
-        if goal.acceptance == "overlap" or objective.NEEDS_TEACHER & terms.keys():
-            first_B11 = torch.arange(len(token_BT), device=self._device)[:, None, None] * token_BT.shape[1]
-            teacher = objective.Teacher(teacher_BTC.flatten(0, 1), (first_B11 + blocks.target_BNJ - 1)[scored])
-        scores = objective.chunked(
-            objective.mixture(terms, lk_decay=goal.lk_decay),
-            student_BNJC[scored],
-            teacher,
-            target_M,
-            head=output_head(self._model, tokens),
-            kept=objective.ACCEPTANCE[goal.acceptance],
-            before=self._before(token_BT, blocks, tokens),
-            recompute=not few,
-        )
-        total, weight = objective.combine(
-            scores,
-            scored,
-            objective.slot_weights(scored.shape[2], goal.slot_decay).to(self._device),
-            prefix_weighting=goal.prefix_weighting,
-            first_error_focus=goal.first_error_focus,
-            chain_weight=goal.chain_weight,
-        )
-        agree_BNJ = torch.zeros_like(scored).masked_scatter(scored, scores.agrees_M)
-        kept = agree_BNJ.long().cumprod(2).bool()
-        began = scored[:, :, 0]  # blocks that are shown some tokens draft less and are not counted
-        kinds = {"accepted_known": began & ~blocks.blind_BN, "accepted_blind": began & blocks.blind_BN}
-        if self._behind:
-            kinds = {"accepted": began}
-        counts = {name: (kept.sum(2)[kind].sum(), kind.sum()) for name, kind in kinds.items()}
-        return Loss(total=total, weight=weight, metrics={"agreement": (scores.agrees_M.sum(), scored.sum()), **counts})
-
-    def _before(self, token_BT: Tensor, blocks: Blocks, tokens: Tensor | None = None) -> Before | None:
-        """The token before each scored slot, as the text has it: no later slot counts where a draft is not the text's.
-
-        A blind block's first slot knows its anchor here: when its draft is chosen, the anchor has been written.
-        """
-        markov = markov_of(self._model)
-        if markov is None:
-            return None
-        token_BNJ = token_BT.gather(1, (blocks.target_BNJ - 1).flatten(1)).view_as(blocks.target_BNJ)
-        return Before(token_BNJ[blocks.scored_BNJ], markov, tokens)
-
-    def _tokens_of_answers(self) -> Tensor:
-        """Return the tokens of all training answers, in order; the correction adds to no others."""
-        rows = self._data.rows
-        tokens = torch.from_numpy(np.unique(rows.token_ids[rows.answer])).long().to(self._device)
-        if (markov := markov_of(self._model)) is not None:
-            others_V = torch.ones(len(markov.after_VR), dtype=torch.bool, device=self._device)
-            others_V[tokens] = False
-            with torch.no_grad():
-                markov.after_VR[others_V] = 0.0
-        return tokens
 
     def _tensor(self, array: NDArray[Any]) -> Tensor:
         tensor = torch.from_numpy(np.array(array)).to(self._device)
