@@ -19,6 +19,7 @@ from tests.families import FAMILIES, tiny
 from tests.train.tiny import view_recipe
 
 ROOT = Path(__file__).parents[2]
+PEERS = ("view", "eagle3", "blockdiff", "dflash", "dflash2", "dspark", "jetspec")
 THREAD = "one thread of an AMD EPYC"
 PUBLISHED = {
     # Hugging Face's config.json of Qwen/Qwen3-NAME, in short.
@@ -157,7 +158,7 @@ def test_what_won_stands_on_the_paper_s_recipe() -> None:
 
 def test_peers_take_the_view_s_operations_within_five_percent() -> None:
     """Recipes of one race: the same data, answers and batch, and as much to compute in all."""
-    recipes = [load_recipe(ROOT / "recipes" / "peers" / f"{name}.toml") for name in ("view", "eagle3", "blockdiff")]
+    recipes = [load_recipe(ROOT / "recipes" / "peers" / f"{name}.toml") for name in PEERS]
     totals = [plan(recipe).operations * recipe.schedule.steps for recipe in recipes]
     assert max(totals) < 1.05 * min(totals)
     shared = [(r.model_dump(include={"data", "answers", "responses"}), r.run.batch_rows) for r in recipes]

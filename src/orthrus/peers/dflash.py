@@ -274,6 +274,23 @@ def save(drafter: DFlash, path: Path) -> None:
     (path / CONFIG).write_text(json.dumps(drafter.config.to_dict(), indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
+def for_transformers(path: Path) -> PreTrainedModel:
+    """Read a drafter as `generate(assistant_model=…)` takes it, with `speculation_type="dflash"`.
+
+    Raises:
+        CheckpointError: as `read`, or a variant that transformers' loop does not know.
+    """
+    drafter = read(path)
+    config = drafter.config
+    if config.shift or config.causal or config.markov_rank:
+        raise CheckpointError(
+            f"{path}: transformers' loop takes plain DFlash drafters, found a variant: use the engine"
+        )
+    drafter.body.set_attn_implementation("sdpa")
+    body: PreTrainedModel = drafter.body
+    return body
+
+
 def read(path: Path) -> DFlash:
     """Read a drafter from a directory, in a layout of z-lab, JetSpec, DeepSpec or speculators.
 

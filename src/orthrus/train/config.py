@@ -15,7 +15,7 @@ from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
 from orthrus.errors import ConfigError
-from orthrus.train.peer_sections import BlocksRecipe, Eagle3Recipe
+from orthrus.train.peer_sections import BlocksRecipe, DFlashRecipe, Eagle3Recipe
 from orthrus.train.sections import BackboneRecipe, Recipe, ViewRecipe
 
 KINDS: typing.Final[Mapping[str, type[Recipe]]] = {
@@ -23,6 +23,7 @@ KINDS: typing.Final[Mapping[str, type[Recipe]]] = {
     "view": ViewRecipe,
     "eagle3": Eagle3Recipe,
     "blocks": BlocksRecipe,
+    "dflash": DFlashRecipe,
 }
 
 

@@ -3,7 +3,8 @@
 Counted as `plan` counts a view's, so that budgets can be made equal. Knows recipes and shapes; builds no model.
 """
 
-from orthrus.train.peer_sections import BlocksRecipe, Eagle3Recipe
+from orthrus.train.objective import NEEDS_TEACHER
+from orthrus.train.peer_sections import BlocksRecipe, DFlashRecipe, Eagle3Recipe
 from orthrus.train.sections import AnsweredRecipe
 
 
@@ -30,8 +31,43 @@ def operations(recipe: AnsweredRecipe, *, active: int, head: int, pair: int, lay
     return float((body + 2 * head * 4 * T * times / 2) * recipe.run.batch_rows)  # half of the tokens are masked
 
 
+def dflash_operations(
+    recipe: DFlashRecipe,
+    *,
+    active: int,
+    head: int,
+    pair: int,
+    layers: int,
+    trainable: int,
+    hidden: int,
+    keys: int,
+    vocabulary: int,
+) -> float:
+    """Return the operations of one optimizer step of a DFlash drafter.
+
+    Args:
+        recipe: of the drafter; the other arguments are those of `operations`, and
+        hidden: the hidden size.
+        keys: numbers that a token's keys and values are in one layer.
+        vocabulary: tokens.
+    """
+    wanted, T = recipe.model, recipe.data.row_tokens
+    slots, scored = recipe.objective.blocks_per_row * wanted.block_size, drafted(recipe)
+    fused = (3 if wanted.taps is None else len(wanted.taps)) * hidden * hidden
+    correction = 2 * wanted.markov_rank * vocabulary
+    frozen = 2 * active * T + pair * T * T
+    context = 6 * (fused + wanted.draft_layers * keys * hidden) * T
+    attended = 3 * (pair / layers) * wanted.draft_layers * slots * (T + wanted.block_size)
+    body = 6 * (trainable - fused - correction) * slots + attended
+    teacher = recipe.objective.acceptance == "overlap" or bool(NEEDS_TEACHER & recipe.objective.mixture.keys())
+    said = 2 * head * (3 * scored + 2 * teacher * min(T, scored)) + 3 * correction * scored
+    return float((frozen + context + body + said) * recipe.run.batch_rows)
+
+
 def read(recipe: AnsweredRecipe) -> int:
     """Return how many positions a row has in a pass whose activations are kept."""
+    if isinstance(recipe, DFlashRecipe):
+        return recipe.data.row_tokens + recipe.objective.blocks_per_row * recipe.model.block_size
     whole = isinstance(recipe, BlocksRecipe) and recipe.model.block_size is None
     return recipe.data.row_tokens * (1 if whole or isinstance(recipe, Eagle3Recipe) else 2)
 
@@ -40,6 +76,8 @@ def drafted(recipe: AnsweredRecipe) -> int:
     """Return how many tokens of a row are predicted at most."""
     if isinstance(recipe, Eagle3Recipe):
         return recipe.data.row_tokens * recipe.objective.steps
+    if isinstance(recipe, DFlashRecipe):
+        return recipe.objective.blocks_per_row * (recipe.model.block_size - (not recipe.model.shift))
     return recipe.data.row_tokens * _times(recipe) // 2
 
 

@@ -7,7 +7,8 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from orthrus.train.sections import AnsweredModel, AnsweredRecipe, LossName
+from orthrus.model.config import BlockAttention
+from orthrus.train.sections import AnsweredModel, AnsweredRecipe, BlockObjective, LossName
 from orthrus.train.sources import Positive, Section
 
 
@@ -45,6 +46,35 @@ class Eagle3Recipe(_PeerRecipe):
     kind: Literal["eagle3"]
     model: Eagle3Model
     objective: Eagle3Objective = Eagle3Objective()
+
+
+class DFlashModel(AnsweredModel):
+    """Which backbone gets a DFlash drafter, or one of the same body (`shift` and `markov_rank` as DSpark, causal
+
+    `block_attention` as JetSpec), and what that reads of it.
+    """
+
+    draft_layers: Positive = Field(default=1, description="decoder layers of the drafter")
+    taps: Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1)] | None = Field(
+        default=None, description="decoder layers whose outputs are read; three evenly spread ones unless given"
+    )
+    block_size: Annotated[int, Field(ge=2)] = 16
+    shift: bool = Field(default=False, description="a slot predicts the token after its own, the anchor's too")
+    block_attention: BlockAttention = Field(
+        default="bidirectional", description="what a slot sees of its block: all of it, or up to itself"
+    )
+    markov_rank: int = Field(default=0, ge=0, description="rank of the correction by the token before a slot; 0: none")
+    mask_token: str | None = Field(
+        default=None, description="the token that stands for what is not written yet; <|mask|> or the last unless given"
+    )
+
+
+class DFlashRecipe(_PeerRecipe):
+    """Train a DFlash drafter of a frozen backbone."""
+
+    kind: Literal["dflash"]
+    model: DFlashModel
+    objective: BlockObjective
 
 
 class BlocksModel(AnsweredModel):

@@ -21,7 +21,7 @@ from orthrus.model.config import OrthrusConfig
 from orthrus.model.markov import markov_of
 from orthrus.train import peer_plan
 from orthrus.train.objective import NEEDS_TEACHER
-from orthrus.train.peer_sections import Eagle3Recipe
+from orthrus.train.peer_sections import DFlashRecipe, Eagle3Recipe
 from orthrus.train.sections import AnsweredRecipe, BackboneRecipe, Recipe, ViewRecipe
 
 
@@ -162,6 +162,11 @@ def shapes_of(recipe: Recipe) -> Shapes:
 
 def _trained(recipe: Recipe, model: nn.Module) -> nn.Module:
     """Return the module that a recipe trains, made of shapes alone."""
+    if isinstance(recipe, DFlashRecipe):
+        from orthrus.train.dflash import drafter_of
+
+        with torch.device("meta"):
+            return drafter_of(recipe, model, mask=0)
     if not isinstance(recipe, Eagle3Recipe):
         return model
     from orthrus.peers.eagle3_model import Eagle3, Eagle3Config
@@ -179,6 +184,9 @@ def step_operations(recipe: Recipe, shapes: Shapes) -> float:
         return float(per_row * recipe.run.batch_rows)
     if not isinstance(recipe, ViewRecipe):
         numbers = {"active": shapes.active, "head": shapes.head, "layers": shapes.layers}
+        if isinstance(recipe, DFlashRecipe):
+            numbers |= {"hidden": shapes.hidden, "keys": shapes.keys, "vocabulary": shapes.vocabulary}
+            return peer_plan.dflash_operations(recipe, pair=pair, trainable=shapes.trainable, **numbers)
         return peer_plan.operations(recipe, pair=pair, trainable=shapes.trainable, **numbers)
     M, scored = _slots(recipe), _scored(recipe)
     again = 2 if recipe.model.gradient_checkpointing else 1
@@ -207,6 +215,8 @@ def _memory(recipe: Recipe, shapes: Shapes, rows: float, devices: int) -> dict[s
         tokens = peer_plan.read(recipe)
     if isinstance(recipe, Eagle3Recipe):
         held *= recipe.objective.steps / shapes.layers
+    if isinstance(recipe, DFlashRecipe):
+        held *= recipe.model.draft_layers / shapes.layers
     cast = 2.0 * shapes.active if recipe.run.dtype == "bfloat16" else 0.0  # autocast's copies, for the backward pass
     sharded = recipe.run.sharding != "none" and devices > 1
     share = 1 / devices if sharded else 1.0

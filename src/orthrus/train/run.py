@@ -2,7 +2,7 @@
 
 from orthrus.train.backbone import BackboneTask
 from orthrus.train.loop import TrainResult, train
-from orthrus.train.peer_sections import BlocksRecipe, Eagle3Recipe
+from orthrus.train.peer_sections import BlocksRecipe, DFlashRecipe, Eagle3Recipe
 from orthrus.train.ranks import Ranks
 from orthrus.train.sections import AnsweredRecipe, Recipe, ViewRecipe
 from orthrus.train.step import Task
@@ -27,6 +27,10 @@ def _task(recipe: AnsweredRecipe) -> Task:
         from orthrus.train.eagle3 import Eagle3Task
 
         return Eagle3Task(recipe)
+    if isinstance(recipe, DFlashRecipe):
+        from orthrus.train.dflash import DFlashTask
+
+        return DFlashTask(recipe)
     if isinstance(recipe, BlocksRecipe):
         from orthrus.train.blocks import BlocksTask
 

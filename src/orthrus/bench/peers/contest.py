@@ -36,9 +36,9 @@ PEER: Final = "peer"
 TRAINING: Final = "training.json"
 """What training a peer took, beside its weights (`orthrus.train.plan.notes`)."""
 VIEW, LOOKUP, BLOCKS = "orthrus", "lookup", "blocks"
-HF: Final = ("hf-lookup", "hf-draft")
+HF: Final = ("hf-lookup", "hf-draft", "hf-dflash")
 KINDS: Final = (*DRAFTERS, VIEW, LOOKUP, BLOCKS, *HF)
-_PLACED: Final = (*DRAFTERS, BLOCKS, "hf-draft")
+_PLACED: Final = (*DRAFTERS, BLOCKS, "hf-draft", "hf-dflash")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -212,10 +212,15 @@ def _engine(
 
 
 def _transformers(peer: Peer, model: PreTrainedModel, eos: tuple[int, ...]) -> Decoder:
-    """Decode in transformers' own loop, by lookup or with a small model that drafts."""
+    """Decode in transformers' own loop, by lookup or with a small model or a DFlash drafter that drafts."""
     backbone = hf.plain(model)
     more: dict[str, Any] = {}
-    if peer.place is not None:
+    if peer.kind == "hf-dflash":
+        from orthrus.peers.dflash import for_transformers
+
+        body = for_transformers(locate(str(peer.place)))
+        more["assistant_model"] = body.to(device=model.device, dtype=model.dtype)
+    elif peer.place is not None:
         small, _ = backbone_with_tokenizer(peer.place)
         more["assistant_model"] = small.to(device=model.device, dtype=model.dtype).eval()
 

@@ -30,7 +30,7 @@ def plain(model: PreTrainedModel) -> PreTrainedModel:
 
 
 def settings(mode: str, eos_token_id: Sequence[int], max_new_tokens: int) -> GenerationConfig:
-    """Return greedy decoding: dynamic cache (`hf`), static one (`hf-static`), prompt lookup (`hf-lookup`)."""
+    """Return greedy decoding: dynamic cache (`hf`), static one (`hf-static`), prompt lookup, DFlash."""
     eos = list(eos_token_id) or None
     return GenerationConfig(
         do_sample=False,
@@ -39,6 +39,7 @@ def settings(mode: str, eos_token_id: Sequence[int], max_new_tokens: int) -> Gen
         pad_token_id=eos[0] if eos else 0,
         cache_implementation="static" if mode == "hf-static" else None,
         prompt_lookup_num_tokens=LOOKUP_TOKENS if mode == "hf-lookup" else None,
+        speculation_type="dflash" if mode == "hf-dflash" else None,
     )
 
 

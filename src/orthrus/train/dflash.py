@@ -1,0 +1,172 @@
+"""Training a DFlash drafter of a frozen backbone, or one of its variants, on answers that the backbone wrote itself.
+
+One frozen pass over packed rows gives hidden states; many blocks then go through the drafter in one pass over these,
+each seeing what is before its anchor and its own slots: the same rows, anchors, masks and losses as a view's.
+
+Shapes: B rows, T positions, N blocks, K slots of a block, M of them predicted, C hidden size, F tapped states in a row.
+"""
+
+import copy
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from orthrus.checkpoints.load import DTYPES
+from orthrus.data.packing import PackedRows
+from orthrus.errors import ConfigError
+from orthrus.kernels import masks
+from orthrus.model.head import output_head
+from orthrus.peers import dflash
+from orthrus.peers.dflash import DFlash, DFlashConfig
+from orthrus.peers.dflash_drafter import DFlashDrafter
+from orthrus.train import anchors, frozen, scoring
+from orthrus.train.anchors import Blocks
+from orthrus.train.heldout import decoded_by
+from orthrus.train.peer_sections import DFlashRecipe
+from orthrus.train.prepare import Prepared, prepare
+from orthrus.train.ranks import Ranks
+from orthrus.train.start import frozen_backbone
+from orthrus.train.step import Loss, Rows, row_generator
+
+
+def drafter_of(recipe: DFlashRecipe, backbone: PreTrainedModel, *, mask: int) -> DFlash:
+    """Make the untrained drafter of a recipe."""
+    wanted = recipe.model
+    config = DFlashConfig.of(
+        backbone,
+        layers=wanted.draft_layers,
+        taps=wanted.taps,
+        block_size=wanted.block_size,
+        mask_token_id=mask,
+        shift=wanted.shift,
+        causal=wanted.block_attention == "causal",
+        sliding_causal=wanted.block_attention == "causal",
+        markov_rank=wanted.markov_rank,
+        backbone=wanted.backbone,
+    )
+    return DFlash(config)
+
+
+class DFlashTask:
+    """The loop's task for a recipe of the kind "dflash"; rows and answers are made as a view's."""
+
+    def __init__(self, recipe: DFlashRecipe, *, data: Prepared | None = None) -> None:
+        self._recipe = recipe
+        ranks = Ranks(recipe.run.device)
+        if recipe.run.threads is not None:
+            torch.set_num_threads(recipe.run.threads)
+        self._backbone, tokenizer = frozen_backbone(recipe, dtype=DTYPES[recipe.run.dtype])
+        self._data = data or prepare(recipe, tokenizer, self._backbone, ranks=ranks)
+        torch.manual_seed(recipe.run.seed)
+        known, wanted = tokenizer.get_vocab(), recipe.model.mask_token
+        if wanted is not None and wanted not in known:
+            raise ConfigError(f"model.mask_token must be a token of {recipe.model.backbone}, found {wanted!r}")
+        mask = known.get(wanted or "<|mask|>", self._backbone.get_input_embeddings().weight.shape[0] - 1)
+        self._drafter = drafter_of(recipe, self._backbone, mask=mask).to(self._backbone.device)
+        self._tokens = None
+        if recipe.objective.vocabulary == "answers":
+            self._tokens = scoring.tokens_of_answers(self._data.rows, self._drafter.markov, self._backbone.device)
+
+    @property
+    def model(self) -> nn.Module:
+        """The drafter."""
+        return self._drafter
+
+    @property
+    def row_count(self) -> int:
+        """Rows of the training set."""
+        return len(self._data.rows)
+
+    def trainable(self) -> dict[str, nn.Parameter]:
+        """All of the drafter's own parameters."""
+        return dict(self._drafter.named_parameters())
+
+    def loss(self, rows: Rows, step: int) -> Loss:
+        """The weighted loss of the drafts of freshly drawn blocks."""
+        return self._loss(self._data.rows, rows, step=step)
+
+    def evaluate(self, step: int) -> dict[str, float]:
+        """Loss and agreement per held-out source, and what real decoding of its prompts gives."""
+        figures: dict[str, float] = {}
+        drafter = DFlashDrafter(self._backbone, copy.deepcopy(self._drafter))
+        for name, rows in self._data.heldout.items():
+            loss = self._loss(rows, np.arange(min(len(rows), 16)), step=-1)
+            figures[f"heldout/{name}/loss"] = float(loss.total) / float(loss.weight)
+            for metric, (total, count) in loss.metrics.items():
+                figures[f"heldout/{name}/{metric}"] = float(total) / max(float(count), 1.0)
+            prompts = self._data.heldout_prompts[name][: self._recipe.responses.eval_prompts]
+            stats = decoded_by(self._backbone, prompts, self._recipe.responses.eval_tokens, drafter)
+            figures[f"heldout/{name}/tokens_per_cycle"] = stats.tokens_per_cycle
+            figures[f"heldout/{name}/tokens_per_forward"] = stats.tokens_per_forward
+        return figures
+
+    def save(self, path: Path) -> None:
+        """Write the drafter in the published layout, in the run's dtype."""
+        dflash.save(copy.deepcopy(self._drafter).to(self._backbone.dtype), path)
+
+    def _loss(self, packed: PackedRows, index: Rows, *, step: int) -> Loss:
+        goal, config = self._recipe.objective, self._drafter.config
+        document_BT, position_BT, token_BT, answer_BT = (
+            self._tensor(array[index]) for array in (packed.document, packed.position, packed.token_ids, packed.answer)
+        )
+        blocks = anchors.sample(
+            document_BT,
+            answer_BT,
+            blocks=goal.blocks_per_row,
+            block_length=config.proposals + 1,
+            blind_share=0.0,
+            generators=[row_generator(self._recipe.run.seed, step, int(row)) for row in index],
+        )
+        said = frozen.read(self._backbone, token_BT, document_BT, position_BT, config.taps)
+        student_BNKC = self._student(torch.cat(said.tapped, -1), token_BT, document_BT, position_BT, blocks)
+        tokens = self._tokens if step >= 0 else None  # held-out answers hold others too
+        return scoring.score(
+            goal,
+            student_BNKC[:, :, config.block_size - config.proposals :],
+            said.hidden_BTC,
+            token_BT,
+            blocks,
+            head=output_head(self._backbone, tokens),
+            markov=self._drafter.markov,
+            tokens=tokens,
+        )
+
+    def _student(
+        self, context_BTF: Tensor, token_BT: Tensor, document_BT: Tensor, position_BT: Tensor, blocks: Blocks
+    ) -> Tensor:
+        """Run the drafter over all blocks at once; returns hidden states `[B, N, K, C]`."""
+        config, (B, N), device = self._drafter.config, blocks.anchor_BN.shape, token_BT.device
+        token_BNK = torch.full((B, N, config.block_size), config.mask_token_id, device=device)
+        token_BNK[:, :, 0] = token_BT.gather(1, blocks.anchor_BN)
+        position_BN = position_BT.gather(1, blocks.anchor_BN)
+        position_BM = (position_BN[:, :, None] + torch.arange(config.block_size, device=device)).flatten(1)
+        position = torch.cat([position_BT, position_BM], 1)
+        full, sliding = (
+            self._masks(document_BT, blocks, position_BM, position, causal=causal)
+            for causal in (config.causal, config.sliding_causal)
+        )
+        embedded_BMC = self._drafter.embedded(self._backbone, token_BNK.flatten(1))
+        dtype = self._drafter.body.dtype
+        hidden_BMC: Tensor = self._drafter(embedded_BMC.to(dtype), context_BTF.to(dtype), position, full, sliding)
+        return hidden_BMC.view(B, N, config.block_size, -1)
+
+    def _masks(
+        self, document_BT: Tensor, blocks: Blocks, query_BM: Tensor, key: Tensor, *, causal: bool
+    ) -> masks.LayerMasks:
+        block = self._drafter.config.block_size
+        allowed = masks.training(document_BT, blocks.anchor_BN, blocks.valid_BN, block=block, causal=causal)
+        positions = {"query_position_BQ": query_BM, "key_position_BS": key}
+        if key.device.type == "cuda":
+            return masks.block_masks(allowed, windows=self._drafter.windows, **positions)
+        autocast = torch.is_autocast_enabled("cpu")
+        dtype = torch.get_autocast_dtype("cpu") if autocast else self._drafter.body.dtype
+        return masks.in_blocks(allowed, block=block, windows=self._drafter.windows, dtype=dtype, **positions)
+
+    def _tensor(self, array: NDArray[Any]) -> Tensor:
+        tensor = torch.from_numpy(np.array(array)).to(self._backbone.device)
+        return tensor if tensor.dtype == torch.bool else tensor.long()
