@@ -46,7 +46,21 @@ def test_all_kinds_race_and_none_changes_a_text(
     peers += [f"draft={weights}/small@fixed:4", f"blocks={weights}/blocks@0.5"]
     peers += ["hf-lookup", f"hf-draft={weights}/small"]
     arguments = ["bench", "peers", str(model_folder), "--suite", "synthetic:json@heldout", "--limit", "2"]
-    arguments += ["--rounds", "1", "--warmup", "0", "--max-new-tokens", "8", "--batch", "1", "--batch", "2"]
+    arguments += [
+        "--rounds",
+        "1",
+        "--warmup",
+        "0",
+        "--max-new-tokens",
+        "8",
+        "--batch",
+        "1",
+        "--batch",
+        "2",
+        "--context",
+        "9",
+    ]
+    arguments += ["--context", "9"]
     arguments += ["--cpu-time", "--markdown", "--output", str(output), "--plots", str(tmp_path / "plots")]
     arguments += [part for peer in peers for part in ("--peer", peer)]
     assert main(arguments) == 0
@@ -61,11 +75,12 @@ def test_all_kinds_race_and_none_changes_a_text(
     eagle = found["eagle3", "full"]
     assert eagle["training"]["rows"] == 16
     assert eagle["key_bytes_per_token"] == 4 * (48 + 2 * 2 * 12)  # features, keys and values
-    assert [cost["batch"] for cost in eagle["costs"]] == [1, 2]
+    assert [(cost["batch"], cost["context"]) for cost in eagle["costs"]] == [(1, None), (2, None), (1, 9), (2, 9)]
     assert all(cost["draft_seconds"] > 0 and cost["verify_seconds"] > 0 for cost in eagle["costs"])
     assert all("first_token_seconds" in r["stats"] for r in results if r["mode"] in ("ar", "eagle3", "orthrus"))
     assert "| 1.23 | 3.5e+09 | 16 |" in said
     assert "blocks 0.5" in said
+    assert "| peer | batch 1, 9 tokens | batch 2, 9 tokens |" in said
     assert len(list((tmp_path / "plots").iterdir())) == 4
     assert main(arguments) == 0
     assert len(read_records(output)) == len(records)

@@ -41,6 +41,10 @@ def peers(
     max_new_tokens: common.MaxNewTokens = 256,
     rounds: Annotated[int, typer.Option(min=1, help="How often everyone answers every prompt.")] = 3,
     warmup: Annotated[int, typer.Option(min=0, help="Rounds over the first prompts that do not count.")] = 1,
+    context: Annotated[
+        list[int] | None,
+        typer.Option(min=1, help="Time drafts behind random prompts of so many tokens too; may be repeated."),
+    ] = None,
     cpu_time: Annotated[
         bool, typer.Option("--cpu-time", help="Count this process's CPU time, not the clock: for machines in use.")
     ] = False,
@@ -87,10 +91,11 @@ def peers(
             others=field.decoders,
         )
     if labels:
+        field.cost(context or [], job.batches)
         append(output, field.records(labels))
     for path in table.plot(output, plots) if plots is not None else ():
         say(str(path), to=err)
-    for grid in table.tables(output):
+    for grid in (*table.tables(output), *table.costs(output)):
         if markdown:
             say(grid.to_markdown() + "\n")
         else:

@@ -8,6 +8,7 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from random import Random
 from time import perf_counter
 from typing import Any, Final
 
@@ -38,6 +39,8 @@ TRAINING: Final = "training.json"
 VIEW, LOOKUP, BLOCKS = "orthrus", "lookup", "blocks"
 HF: Final = ("hf-lookup", "hf-draft", "hf-dflash")
 KINDS: Final = (*DRAFTERS, VIEW, LOOKUP, BLOCKS, *HF)
+COSTED: Final = 24
+"""Tokens that are written to time what a draft and a verification take."""
 _PLACED: Final = (*DRAFTERS, BLOCKS, "hf-draft", "hf-dflash")
 
 
@@ -146,6 +149,20 @@ class Field:
             out[peer.contender] = entrant.decode
         self.made = out
         return out
+
+    def cost(self, contexts: Sequence[int], batches: Sequence[int]) -> None:
+        """Time drafts and verifications behind random prompts of these lengths as well."""
+        vocabulary = self.model.get_input_embeddings().weight.shape[0]
+        timed = [entrant for entrant in self.loaded.values() if entrant.watch is not None]
+        for batch in batches:
+            for context in contexts:
+                random = Random(context)
+                prompts = [[random.randrange(vocabulary) for _ in range(context)] for _ in range(batch)]
+                for entrant in timed:
+                    assert entrant.watch is not None
+                    entrant.watch.context = context
+                    entrant.decode(prompts, COSTED)
+                    entrant.watch.context = None
 
     def records(self, labels: Mapping[str, Any]) -> list[dict[str, Any]]:
         """Return the peers' records."""

@@ -70,11 +70,10 @@ def _row(summary: Summary, results: Sequence[Result], peer: Mapping[str, Any]) -
     mine = [r for r in results if _is_in(r, summary) and r.contender == (summary.mode, summary.plan, summary.exact)]
     plain = [r for r in results if _is_in(r, summary) and r.mode == "ar"]
     training = peer.get("training") or {}
-    costs = {cost["batch"]: cost for cost in peer.get("costs", ())}.get(summary.setting[2], {})
+    cost = _costs(peer).get((summary.setting[2], None), {})
     ratio = summary.against.get("ar")
     parameters = training.get("trainable", peer.get("parameters"))
     cycle, forward = summary.tokens_per_cycle[0], summary.tokens_per_forward[0]
-    drafting = costs.get("draft_seconds"), costs.get("verify_seconds")
     firsts = [r.stats["first_token_seconds"] for r in mine if "first_token_seconds" in r.stats]
     cycles = sum(r.stats.get("cycles", 0) for r in mine)
     drew = sum(sum(r.stats.get("draft_passes", {}).values()) for r in mine)
@@ -88,7 +87,7 @@ def _row(summary: Summary, results: Sequence[Result], peer: Mapping[str, Any]) -
         _NONE if cycle is None else f"{cycle.value:.2f}",
         _NONE if forward is None else f"{forward.value:.2f}",
         _number(drew / cycles if drew else None, 1),
-        _NONE if None in drafting else f"{drafting[0] / drafting[1]:.2f}",
+        _drafting(cost),
         _number(1000 * float(np.median(firsts)) if firsts else None, 1),
         _NONE if ratio is None else f"{ratio.totals.value:.2f} ({ratio.totals.low:.2f} to {ratio.totals.high:.2f})",
         _number(peer.get("weight_bytes"), 1, 1e6),
@@ -97,6 +96,33 @@ def _row(summary: Summary, results: Sequence[Result], peer: Mapping[str, Any]) -
         _share(summary.right),
         _difference(mine, plain),
     ]
+
+
+def costs(path: Path) -> list[Grid]:
+    """Return what a draft takes beside a verification, by batch and context; none where no contexts were asked for."""
+    peers = [record for record in read_records(path) if record.get("kind") == PEER]
+    settings = sorted({where for peer in peers for where in _costs(peer) if where[1] is not None})
+    if not settings:
+        return []
+    rows = [
+        [
+            " ".join(filter(None, (peer["mode"], peer["plan"]))),
+            *(_drafting(_costs(peer).get(where, {})) for where in settings),
+        ]
+        for peer in peers
+        if any(where in _costs(peer) for where in settings)
+    ]
+    header = ["peer", *(f"batch {batch}, {context} tokens" for batch, context in settings)]
+    return [Grid(title="Draft ÷ verify, random prompts", header=header, rows=rows, labels=1)]
+
+
+def _costs(peer: Mapping[str, Any]) -> dict[tuple[int, int | None], Mapping[str, Any]]:
+    return {(cost["batch"], cost.get("context")): cost for cost in peer.get("costs", ())}
+
+
+def _drafting(cost: Mapping[str, Any]) -> str:
+    draft, verify = cost.get("draft_seconds"), cost.get("verify_seconds")
+    return _NONE if draft is None or verify is None else f"{draft / verify:.2f}"
 
 
 def _is_in(result: Result, summary: Summary) -> bool:

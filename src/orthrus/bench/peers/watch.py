@@ -18,11 +18,12 @@ from orthrus.model.cache import ScratchCache
 
 
 class Watch:
-    """Keep the seconds of drafts and of verifications of one drafter, by how many texts are decoded together.
+    """Keep the seconds of drafts and of verifications of one drafter, by what is decoded.
 
     Attributes:
         clock: seconds, from any moment on.
-        batch: texts that are decoded now.
+        batch: texts that are decoded together now.
+        context: tokens of their prompts, where these were made for the purpose; None in a race.
         key_bytes: of a token's keys in layers of the drafter's own.
     """
 
@@ -30,9 +31,10 @@ class Watch:
         self.clock = clock
         self.key_bytes = 0
         self.batch = 1
+        self.context: int | None = None
         self._device = model.device
         self._drafting = False
-        self._seconds: dict[int, dict[str, list[float]]] = {}
+        self._seconds: dict[tuple[int, int | None], dict[str, list[float]]] = {}
 
     def follow(self, drafter: Drafter) -> None:
         """Time all that a drafter proposes from now on."""
@@ -47,10 +49,10 @@ class Watch:
         return made
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the medians of a draft's and a verification's seconds by batch, and bytes of keys, as JSON values."""
+        """Return the medians of a draft's and a verification's seconds, and bytes of keys, as JSON values."""
         costs = [
-            {"batch": batch, **{f"{name}_seconds": median(times) for name, times in seconds.items()}}
-            for batch, seconds in sorted(self._seconds.items())
+            {"batch": batch, "context": context, **{f"{name}_seconds": median(own) for name, own in seconds.items()}}
+            for (batch, context), seconds in self._seconds.items()
         ]
         return {"costs": costs, "key_bytes_per_token": self.key_bytes}
 
@@ -65,7 +67,9 @@ class Watch:
                 return call(*given, **named)
             finally:
                 self._wait()
-                self._seconds.setdefault(self.batch, {}).setdefault(name, []).append(self.clock() - began)
+                self._seconds.setdefault((self.batch, self.context), {}).setdefault(name, []).append(
+                    self.clock() - began
+                )
                 self._drafting = False
 
         return timed
