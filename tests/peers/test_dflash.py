@@ -19,7 +19,7 @@ from orthrus.errors import CheckpointError, ConfigError
 from orthrus.kernels import masks
 from orthrus.model.attach import attach
 from orthrus.model.config import OrthrusConfig
-from orthrus.peers import dflash
+from orthrus.peers import dflash_files
 from orthrus.peers.dflash import DFlash, DFlashConfig
 from orthrus.peers.dflash_drafter import DFlashDrafter
 from orthrus.policy import steps
@@ -133,7 +133,7 @@ def test_drafts_are_those_of_a_pass_over_the_whole_text(variant: str, plan: str,
 
 def saved(folder: Path, own: DFlash) -> Path:
     folder.mkdir(parents=True)
-    dflash.save(own, folder)
+    dflash_files.save(own, folder)
     return folder
 
 
@@ -153,7 +153,7 @@ def test_a_drafter_is_read_as_it_was_written(variant: str, tmp_path: Path) -> No
     assert values["architectures"] == ["DFlashDraftModel"]
     assert values["dflash_config"]["target_layer_ids"] == [0, 1]
     assert {"fc.weight", "hidden_norm.weight", "norm.weight", "layers.1.self_attn.k_norm.weight"} <= names
-    again = dflash.read(folder)
+    again = dflash_files.read(folder)
     same(again, own)
     assert again.config.to_dict() == own.config.to_dict()
     loaded = load_drafter(f"dflash:{folder}", model)
@@ -194,7 +194,7 @@ def test_published_layouts_are_read(layout: str, tmp_path: Path) -> None:
     tensors |= {"embed_tokens.weight": torch.zeros(96, 48), "lm_head.weight": torch.zeros(96, 48)}
     tensors["confidence_head.proj.weight"] = torch.zeros(1, 51)
     save_file(tensors, folder / "model.safetensors")
-    again = dflash.read(folder)
+    again = dflash_files.read(folder)
     same(again, own)
     for name in ("taps", "block_size", "mask_token_id", "shift", "causal", "markov_rank"):
         assert getattr(again.config, name) == getattr(own.config, name)
@@ -206,7 +206,7 @@ def test_published_layouts_are_read(layout: str, tmp_path: Path) -> None:
         ({"mask_token_id": None}, {}, "mask_token_id and block_size of a DFlash drafter are required"),
         ({"projector_type": "domino"}, {}, "projector_type must be 'dflash', found 'domino'"),
         ({"markov_rank": 3, "markov_head_type": "rnn"}, {}, "markov_head_type must be 'vanilla', found 'rnn'"),
-        ({}, {"d2t": torch.zeros(5)}, "a vocabulary of its own"),
+        ({}, {"d2t": torch.zeros(5)}, "Missing key.*head.weight"),
         ({}, {"layers.7.mlp.up_proj.weight": torch.zeros(2, 2)}, "Unexpected key.*layers.7"),
         ({"markov_rank": 3}, {}, "Missing key.*before_VR"),
     ],
@@ -220,7 +220,83 @@ def test_drafters_that_are_not_served_are_refused(
     (folder / "config.json").write_text(json.dumps({**values, "dflash_config": {**values["dflash_config"], **fields}}))
     save_file({**load_file(folder / "model.safetensors"), **tensors}, folder / "model.safetensors")
     with pytest.raises(CheckpointError, match=f"(?s){message}"):
-        dflash.read(folder)
+        dflash_files.read(folder)
+
+
+def test_a_drafter_of_a_part_of_the_vocabulary_drafts_no_other_token(tmp_path: Path) -> None:
+    """As `speculators` writes it: a head for some tokens, how far each is from its place, and a correction of these.
+
+    Every third token can be drafted; texts hold others too, and stay plain.
+    """
+    model = backbone()
+    own = drafter(model, taps=(0, 1), **VARIANTS["dspark"])
+    folder, token_D = saved(tmp_path / "own", own), torch.arange(0, 96, 3)
+    tensors = load_file(folder / "model.safetensors")
+    tensors |= {"lm_head.weight": model.lm_head.weight[token_D], "d2t": token_D - torch.arange(32)}
+    tensors["markov_head.markov_w2.weight"] = tensors["markov_head.markov_w2.weight"][token_D].clone()
+    save_file(tensors, folder / "model.safetensors")
+    part = load_drafter(f"dflash:{folder}", model)
+    whole = DFlashDrafter(model, own)
+    for plan in ("full", "tree:9"):
+        drafts: list[Tensor] = []
+        engine = Engine(model, rows=2, capacity=96, plan=steps.parse(plan), drafter=part)
+        propose = part.propose
+
+        def spy(
+            passes: Passes,
+            rows: slice,
+            anchor_B: Tensor,
+            *more: Any,
+            propose: Any = propose,
+            drafts: list[Tensor] = drafts,
+        ) -> Tensor:
+            logits_BMV: Tensor = propose(passes, rows, anchor_B, *more)
+            expected = whole.propose(passes, rows, anchor_B, *more)
+            torch.testing.assert_close(logits_BMV[..., token_D], expected[..., token_D])
+            drafts.append(logits_BMV)
+            return logits_BMV
+
+        part.propose = spy
+        for row in engine.finish(PROMPTS[:2], Options(max_new_tokens=12)):
+            assert row.token_ids == TEXTS[tuple(row.prompt_ids)][:12]
+        part.propose = propose
+        assert all(int(token) % 3 == 0 for logits in drafts for token in logits.argmax(-1).flatten())
+
+
+@pytest.mark.parametrize("plan", ["full", "tree:9"])
+def test_a_second_turn_goes_on_from_the_first_one_s_keys(plan: str) -> None:
+    """One engine for eight rows: what a first turn left is read again by nobody, and both turns are plain."""
+    model = backbone()
+    checked = Checked(model, drafter(model, taps=(0, 1)))
+    engine = checked.engine = Engine(model, rows=8, capacity=96, plan=steps.parse(plan), drafter=checked)
+    (first,) = engine.finish(PROMPTS[:1], Options(max_new_tokens=9))
+    turns = [[*PROMPTS[0], *first.token_ids, 40, 41], [*PROMPTS[0], 50, 51]]
+    for turn in turns:
+        TEXTS[tuple(turn)] = reference.greedy_text(tiny("qwen3"), turn, 30)
+    for row in engine.finish(turns, Options(max_new_tokens=9)):
+        assert row.cached > 0
+        assert row.token_ids == TEXTS[tuple(row.prompt_ids)][:9]
+
+
+@pytest.mark.parametrize("family", ["llama", "gemma2", "gemma3_text", "qwen3_moe"])
+def test_other_families_are_drafted_for_as_well(family: str) -> None:
+    """Windows, scaled embeddings and soft caps are the backbone's own affair."""
+    model = backbone(family)
+    engine = Engine(model, rows=2, capacity=96, plan=steps.parse("full"), drafter=DFlashDrafter(model, drafter(model)))
+    plain = tiny(family)
+    for row, prompt in zip(engine.finish(PROMPTS[:2], Options(max_new_tokens=9)), PROMPTS, strict=False):
+        assert row.token_ids == reference.greedy_text(plain, prompt, 9)
+
+
+def test_sampled_texts_are_plain_sampling_s_under_trees() -> None:
+    """With the same noise: trees of a drafter decide nothing but how fast it goes."""
+    model = backbone()
+    options = Options.of(None, max_new_tokens=12, do_sample=True, temperature=0.7, seed=3)
+    texts = []
+    for plan, own in (("tree:9", DFlashDrafter(model, drafter(model, **VARIANTS["dspark"]))), ("tree:9", None)):
+        engine = Engine(model, rows=2, capacity=96, plan=steps.parse(plan), drafter=own)
+        texts.append([row.token_ids for row in engine.finish(PROMPTS[:2], options)])
+    assert texts[0] == texts[1]
 
 
 def test_a_drafter_of_another_backbone_is_refused(tmp_path: Path) -> None:

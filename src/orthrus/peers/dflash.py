@@ -1,26 +1,22 @@
 """DFlash (z-lab), and DSpark and JetSpec, which have the same body: a few layers that fill a block in one pass.
 
 They read the backbone's hidden states of all tokens before the block, and the anchor and masks in it. The body is
-transformers' own, whose names of two tensors differ from the published ones. Knows the body and its files; the drafter
-in the engine is `dflash_drafter`'s, training is `orthrus.train.dflash`'s.
+transformers' own. Knows the drafter and how configurations describe it; files are `dflash_files`', the drafter in the
+engine is `dflash_drafter`'s, training is `orthrus.train.dflash`'s.
 
 Shapes: B rows, T tokens of context, Q slots of blocks, S keys, A tapped layers, C hidden size, H key/value heads, D
 head dimension.
 """
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn.functional import embedding
 from transformers import PreTrainedModel, Qwen3Config
 
-from orthrus.checkpoints import files
 from orthrus.errors import CheckpointError, ConfigError
 from orthrus.kernels import attention
 from orthrus.kernels.masks import LayerMasks
@@ -31,12 +27,6 @@ try:
     from transformers.models.muse_glimmer_assistant.modeling_muse_glimmer_assistant import apply_rotary_pos_emb
 except ImportError as error:
     raise ConfigError("DFlash needs the drafter of transformers 5.19 or newer: pip install -U transformers") from error
-
-CONFIG, WEIGHTS = "config.json", "model.safetensors"
-_RENAMED: Final = {"fc.weight": "encoder.fc.weight", "hidden_norm.weight": "encoder.output_norm_enc.weight"}
-_MARKOV: Final = {"markov_w1.weight": "before_VR", "markov_w2.weight": "after_VR"}
-_OF_BACKBONE: Final = ("embed_tokens.", "lm_head.", "verifier_norm.", "verifier_lm_head.")
-_UNUSED: Final = ("confidence_head.", "confidence_proj.")  # says how many drafts to verify; plans do here
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,6 +74,8 @@ class DFlashConfig:
         if not taps or not all(0 <= tap < text.num_hidden_layers for tap in taps):
             raise ConfigError(f"taps must be among the backbone's {text.num_hidden_layers} layers, found {list(taps)}")
         known = {name: getattr(text, name) for name in _SHAPE if getattr(text, name, None) is not None}
+        by_kind = known.get("rope_parameters", {})  # of models that turn layers with a window otherwise
+        known["rope_parameters"] = by_kind.get("full_attention", by_kind)
         known.setdefault("head_dim", text.hidden_size // text.num_attention_heads)
         shape = Qwen3Config(**known, num_hidden_layers=layers, tie_word_embeddings=False)
         softcap = getattr(text, "final_logit_softcapping", None)
@@ -174,13 +166,30 @@ def spread(layers: int, count: int) -> tuple[int, ...]:
     return tuple(round(first + index * (last - first) / max(count - 1, 1)) for index in range(count))
 
 
+class Vocabulary(nn.Module):
+    """The tokens that a drafter drafts, where these are not all, and a head for them: D of the vocabulary's V."""
+
+    token_D: Tensor
+
+    def __init__(self, size: int, tokens: int) -> None:
+        super().__init__()
+        self.head = nn.Linear(size, tokens, bias=False)
+        self.register_buffer("token_D", torch.arange(tokens))
+
+    def logits(self, hidden: Tensor, vocabulary: int) -> Tensor:
+        """Return logits `[..., V]`; no other token is ever drafted."""
+        said: Tensor = self.head(hidden)
+        lowest = said.new_full((*said.shape[:-1], vocabulary), torch.finfo(said.dtype).min)
+        return lowest.index_copy(-1, self.token_D, said)
+
+
 class DFlash(nn.Module):
     """The drafter's own tensors: transformers' body, and the correction that DSpark adds.
 
-    Embedding and output head are the backbone's.
+    Embedding and output head are the backbone's, unless it drafts `tokens` of the vocabulary alone.
     """
 
-    def __init__(self, config: DFlashConfig) -> None:
+    def __init__(self, config: DFlashConfig, *, tokens: int | None = None) -> None:
         super().__init__()
         shape = config.shape
         if shape.attention_bias:
@@ -200,6 +209,7 @@ class DFlash(nn.Module):
                 attn_implementation=attention.NAME,
             )
         )
+        self.vocabulary = None if tokens is None else Vocabulary(shape.hidden_size, tokens)
         self.markov: Markov | None = None
         if config.markov_rank:
             device, dtype = torch.device("cpu"), torch.get_default_dtype()
@@ -257,63 +267,9 @@ class DFlash(nn.Module):
         return embedding(token_BQ, backbone.get_input_embeddings().weight)
 
     def logits(self, backbone: PreTrainedModel, hidden: Tensor) -> Tensor:
-        """Return logits by the backbone's head; this one's scaling is the drafter's, not the backbone's."""
+        """Return logits by the backbone's head or its own; scaling is the drafter's, not the backbone's."""
+        if self.vocabulary is not None:
+            return self.vocabulary.logits(hidden, self.config.shape.vocab_size)
         scaled: Tensor = backbone.get_output_embeddings()(hidden) * self.config.multiplier
         cap = self.config.softcap
         return scaled if cap is None else torch.tanh(scaled / cap) * cap
-
-
-def save(drafter: DFlash, path: Path) -> None:
-    """Write a drafter into a directory, in z-lab's layout."""
-    names = {ours: theirs for theirs, ours in _RENAMED.items()}
-    tensors = {names.get(name, name): tensor for name, tensor in drafter.body.state_dict().items()}
-    if drafter.markov is not None:
-        for theirs, ours in _MARKOV.items():
-            tensors[f"markov_head.{theirs}"] = getattr(drafter.markov, ours)
-    save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, path / WEIGHTS)
-    (path / CONFIG).write_text(json.dumps(drafter.config.to_dict(), indent=2, sort_keys=True) + "\n", encoding="utf-8")
-
-
-def for_transformers(path: Path) -> PreTrainedModel:
-    """Read a drafter as `generate(assistant_model=…)` takes it, with `speculation_type="dflash"`.
-
-    Raises:
-        CheckpointError: as `read`, or a variant that transformers' loop does not know.
-    """
-    drafter = read(path)
-    config = drafter.config
-    if config.shift or config.causal or config.markov_rank:
-        raise CheckpointError(
-            f"{path}: transformers' loop takes plain DFlash drafters, found a variant: use the engine"
-        )
-    drafter.body.set_attn_implementation("sdpa")
-    body: PreTrainedModel = drafter.body
-    return body
-
-
-def read(path: Path) -> DFlash:
-    """Read a drafter from a directory, in a layout of z-lab, JetSpec, DeepSpec or speculators.
-
-    Raises:
-        CheckpointError: files that are missing or damaged, tensors that are missing, unexpected or misshapen.
-    """
-    values = files.read_object(path / CONFIG, missing="it is not a drafter")
-    config = DFlashConfig.from_dict(values, where=str(path))
-    drafter = DFlash(config)
-    body, correction = {}, {}
-    for name, tensor in files.read_tensors(path, WEIGHTS).items():
-        if name in ("d2t", "t2d") or (name == "lm_head.weight" and len(tensor) != config.shape.vocab_size):
-            raise CheckpointError(f"{path}: drafts over a vocabulary of its own ({name}) are not served")
-        bare = name.removeprefix("markov_head.")
-        if bare in _MARKOV:
-            correction[_MARKOV[bare]] = tensor
-        elif not name.startswith((*_OF_BACKBONE, *_UNUSED)):
-            body[_RENAMED.get(name, name)] = tensor
-    for module, tensors in ((drafter.body, body), (drafter.markov, correction)):
-        if module is None and not tensors:
-            continue
-        try:
-            (module or nn.Module()).load_state_dict(tensors)
-        except RuntimeError as error:
-            raise CheckpointError(f"{path}: the tensors are not those of its configuration: {error}") from error
-    return drafter.eval()

@@ -21,7 +21,8 @@ from orthrus.errors import ConfigError
 from orthrus.kernels import masks
 from orthrus.model.attach import layers_of
 from orthrus.model.cache import ScratchCache
-from orthrus.peers.dflash import DFlash, read
+from orthrus.peers.dflash import DFlash
+from orthrus.peers.dflash_files import read
 
 
 class DFlashDrafter:
@@ -102,7 +103,7 @@ def load(place: str, model: PreTrainedModel) -> DFlashDrafter:
     """Load a drafter for a dual-view model from a directory or the Hub.
 
     Raises:
-        CheckpointError: as `orthrus.peers.dflash.read`.
+        CheckpointError: as `orthrus.peers.dflash_files.read`.
         ConfigError: a drafter of another backbone's shape.
     """
     return DFlashDrafter(model, read(Path(locate(place))))

@@ -21,7 +21,7 @@ from orthrus.data.packing import PackedRows
 from orthrus.errors import ConfigError
 from orthrus.kernels import masks
 from orthrus.model.head import output_head
-from orthrus.peers import dflash
+from orthrus.peers import dflash_files
 from orthrus.peers.dflash import DFlash, DFlashConfig
 from orthrus.peers.dflash_drafter import DFlashDrafter
 from orthrus.train import anchors, frozen, scoring
@@ -107,7 +107,7 @@ class DFlashTask:
 
     def save(self, path: Path) -> None:
         """Write the drafter in the published layout, in the run's dtype."""
-        dflash.save(copy.deepcopy(self._drafter).to(self._backbone.dtype), path)
+        dflash_files.save(copy.deepcopy(self._drafter).to(self._backbone.dtype), path)
 
     def _loss(self, packed: PackedRows, index: Rows, *, step: int) -> Loss:
         goal, config = self._recipe.objective, self._drafter.config

@@ -233,7 +233,7 @@ def _transformers(peer: Peer, model: PreTrainedModel, eos: tuple[int, ...]) -> D
     backbone = hf.plain(model)
     more: dict[str, Any] = {}
     if peer.kind == "hf-dflash":
-        from orthrus.peers.dflash import for_transformers
+        from orthrus.peers.dflash_files import for_transformers
 
         body = for_transformers(locate(str(peer.place)))
         more["assistant_model"] = body.to(device=model.device, dtype=model.dtype)
