@@ -111,6 +111,25 @@ def lay_out(
     return Layout(token_BT, position_BT, slot_BT, R, K, 0 if len(predicting) == T else predicting)
 
 
+def paths(reading: Reading, layout: Layout) -> tuple[Tensor | None, Tensor | None]:
+    """Return which rows of a pass each row's text consists of, for layers that keep a recurrent state.
+
+    Of AR rows `[B, R, R]`, None for a chain; of blocks `[B, S*K, R + S*K]`, None without any: the path of the row that
+    a block stands behind, and its own slots up to each one, whichever way attention looks there.
+    """
+    if reading.stop_BS is None:
+        return reading.ancestor_BQQ, None
+    (B, S), R, K = reading.stop_BS.shape, layout.rows, layout.block
+    if reading.ancestor_BQQ is None:
+        text_BSR = torch.arange(R, device=reading.stop_BS.device) <= reading.stop_BS[:, :, None]
+    else:
+        text_BSR = reading.ancestor_BQQ.gather(1, reading.stop_BS[:, :, None].expand(-1, -1, R))
+    block_M = torch.arange(S * K, device=reading.stop_BS.device) // max(K, 1)
+    own_MM = (block_M[:, None] == block_M).tril()
+    path_BMT = torch.cat([text_BSR.repeat_interleave(K, dim=1), own_MM.expand(B, -1, -1)], dim=2)
+    return reading.ancestor_BQQ, path_BMT
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Frame:
     """The cache slots that a pass's masks are made over: all in reach or, split, the pass's own alone.

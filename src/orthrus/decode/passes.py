@@ -13,12 +13,12 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from orthrus.decode.frames import Frame, Layout, Reading, lay_out
+from orthrus.decode.frames import Frame, Layout, Reading, lay_out, paths
 from orthrus.decode.geometry import Geometry
 from orthrus.decode.runner import runner_for, splits
 from orthrus.errors import ConfigError
 from orthrus.kernels import masks
-from orthrus.model.attach import config_of, require_reach, windows_of
+from orthrus.model.attach import config_of, is_hybrid, require_reach, windows_of
 from orthrus.model.cache import ScratchCache
 from orthrus.model.dual import FusedView, View
 from orthrus.model.markov import markov_of
@@ -85,6 +85,7 @@ class Passes:
         self.runner = runner_for(model, cache)
         self._splits = splits(model, cache)
         self._windows = windows_of(model)
+        self._hybrid = is_hybrid(model)
         self._last_position: int = model.config.get_text_config().max_position_embeddings - 1
         if model.config._attn_implementation not in _DENSE_MASKS:
             raise ConfigError(
@@ -181,7 +182,7 @@ class Passes:
                     reading = self._behind(token_BQ, torch.tensor(read, device=self.cache.device), drafts)
                     proposals.append(self._proposed(part, reading, read))
                 else:
-                    self._call(part, Reading(token_BQ=token_BQ), prefill=True, ar=())
+                    self._call(part, Reading(token_BQ=token_BQ), read=read, ar=())
                 self.cache.commit(part, read)
         if not proposals:
             return None
@@ -192,7 +193,7 @@ class Passes:
         """Read a prompt's end and draft behind the anchors, which stand in these rows."""
         ar = sorted(set(anchor))
         index_B = torch.tensor([ar.index(row) for row in anchor], device=self.cache.device)
-        logits_BTV = self._call(rows, reading, prefill=True, ar=ar)
+        logits_BTV = self._call(rows, reading, read=anchor, ar=ar)
         first_BV = logits_BTV[torch.arange(len(anchor), device=logits_BTV.device), index_B]
         return Proposal(logits_BTV[:, len(ar) :], first_BV[:, None])
 
@@ -235,13 +236,23 @@ class Passes:
         B, S = reading.stop_BS.shape
         return Logits(logits_BTV[:, :Q], logits_BTV[:, R:].view(B, S, reading.drafts, -1))
 
-    def _call(self, rows: slice, reading: Reading, *, prefill: bool = False, ar: Sequence[int] | None = None) -> Tensor:
-        """Call the model once; returns the logits of those AR rows and of the blocks' drafts (none: hidden states)."""
-        fixed, length_B = self.geometry, self.cache.length_R[rows]
+    def _call(
+        self,
+        rows: slice,
+        reading: Reading,
+        *,
+        read: Sequence[int] | None = None,
+        ar: Sequence[int] | None = None,
+    ) -> Tensor:
+        """Call the model once; returns the logits of those AR rows and of the blocks' drafts (none: hidden states).
+
+        `read` says how many tokens of each row's prompt the pass reads, where it reads prompts.
+        """
+        fixed, length_B, prefill = self.geometry, self.cache.length_R[rows], read is not None
         Q = reading.token_BQ.shape[1]
         width = self.width(reading) if not prefill or fixed is None else fixed.chunk(Q)
         layout = lay_out(reading, length_B, mask=self._mask, last=self._last, width=width, ar=ar)
-        frame = self._begin(rows, layout, prefill=prefill)
+        frame = self._begin(rows, reading, layout, read)
         view = self._view(frame, reading, layout)
         shown = view.ar if isinstance(view, FusedView) else view.masks
         assert shown is not None
@@ -264,9 +275,9 @@ class Passes:
             return hidden
         return self.runner.logits(arguments | {"logits_to_keep": layout.predicting}, once=prefill)
 
-    def _begin(self, rows: slice, layout: Layout, *, prefill: bool) -> Frame:
+    def _begin(self, rows: slice, reading: Reading, layout: Layout, read: Sequence[int] | None) -> Frame:
         """Point the cache at a pass's slots; returns what its masks are made over."""
-        cache, T = self.cache, layout.token_BT.shape[1]
+        cache, T, prefill = self.cache, layout.token_BT.shape[1], read is not None
         lengths = cache.lengths[rows]
         end = max(lengths) + T
         cache.require(end)
@@ -277,7 +288,17 @@ class Passes:
         elif split or not self._splits:
             end = self.runner.reach(end)
         start = lengths[0] if not self.runner.compiled and len(set(lengths)) == 1 else None
-        cache.begin(rows, layout.slot_BT, end=end, start=start, position_BQ=layout.position_BT)
+        cache.begin(
+            rows,
+            layout.slot_BT,
+            end=end,
+            start=start,
+            position_BQ=layout.position_BT,
+            # Behind a prompt that is read, only an anchor may be kept later.
+            kept=int(reading.stop_BS is not None) if prefill else reading.token_BQ.shape[1],
+            read=read,
+            in_order=self.geometry is not None,
+        )
         span = T if split else end
         return Frame(
             length_B=cache.length_R[rows], span=span, split=split, windows=self._windows, dtype=self.model.dtype
@@ -293,11 +314,12 @@ class Passes:
             verifying = masks.alike(start + 1, span=frame.span, windows=self._windows, dtype=frame.dtype, device=device)
         else:
             verifying = frame.masks(ar_BRS, slice(0, R), layout, moved=moved)
+        path, block_path = paths(reading, layout) if self._hybrid else (None, None)
         if reading.stop_BS is None:
-            return View(name="ar", masks=verifying)
+            return View(name="ar", masks=verifying, path=path)
         allowed_BQS = frame.blocks(reading, layout, ar_BRS, causal=self.causal)
         drafting = frame.masks(allowed_BQS, slice(R, None), layout, moved=moved)
-        return FusedView(rows=R, ar=verifying, diffusion=drafting)
+        return FusedView(rows=R, ar=verifying, diffusion=drafting, path=path, block_path=block_path)
 
 
 def _joined(parts: Sequence[Tensor]) -> Tensor:

@@ -4,7 +4,7 @@ A text is a path of whole blocks through a tree of dictionaries, so looking a pr
 many rows there are. Only behind the last whole block in common are tokens compared one by one.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from itertools import takewhile
 from typing import Final
 
@@ -67,15 +67,33 @@ class Prefixes:
         self.texts[one], self.texts[other] = self.texts[other], self.texts[one]
         self._paths[one], self._paths[other] = self._paths[other], self._paths[one]
 
-    def longest(self, token_ids: Sequence[int], *, prefer: int) -> tuple[int, int]:
-        """Return the row with most tokens in common at the start, and how many; among equals the preferred one."""
-        node, start = self._root, 0
-        while (after := node.next.get(tuple(token_ids[start : start + BLOCK]))) is not None:
-            node, start = after, start + BLOCK
-        rest = token_ids[start : start + BLOCK]
-        common = {row: start + _common(self.texts[row][start : start + BLOCK], rest) for row in node.rows}
-        best = max(common, key=lambda row: (common[row], row == prefer, -row))
-        return best, common[best]
+    def longest(
+        self, token_ids: Sequence[int], *, prefer: int, known: Callable[[int, int], int] | None = None
+    ) -> tuple[int, int]:
+        """Return the row with most tokens in common at the start, and how many; among equals the preferred one.
+
+        Args:
+            token_ids: the text.
+            prefer: a row.
+            known: how many of a row's first tokens, given how many are in common, can be gone on from; all by default.
+        """
+        path = [self._root]
+        while (after := path[-1].next.get(_block(token_ids, len(path) - 1))) is not None:
+            path.append(after)
+        best, deeper = (0, True, -prefer), set[int]()
+        for depth in reversed(range(len(path))):
+            start = depth * BLOCK
+            for row in path[depth].rows - deeper:
+                common = start + _common(self.texts[row][start : start + BLOCK], token_ids[start : start + BLOCK])
+                best = max(best, (common if known is None else known(row, common), row == prefer, -row))
+            if best[0] >= start:  # those above have less in common
+                break
+            deeper = path[depth].rows
+        return -best[2], best[0]
+
+
+def _block(token_ids: Sequence[int], number: int) -> tuple[int, ...]:
+    return tuple(token_ids[number * BLOCK : (number + 1) * BLOCK])
 
 
 def _common(one: Sequence[int], other: Sequence[int]) -> int:

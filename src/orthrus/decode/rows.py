@@ -169,12 +169,15 @@ class Rows:
         Returns how many tokens these are.
 
         Keys of another row are copied once, here; a shared start (a system prompt, say) is so read once and not for
-        every request. It replaces an ended text that it goes on from, or else the one that joined longest ago.
+        every request. Where layers have a recurrent state, it must be known there (`ScratchCache.known`). The row
+        replaces an ended text that it goes on from, or else the one that joined longest ago.
         """
         place, wanted = len(self._taken), row.prompt_ids[:-1]
         for other in range(place):
             self._note(other)
-        source, common = self._prefixes.longest(wanted, prefer=place) if self._reuse else (place, 0)
+        source, common = place, 0
+        if self._reuse:
+            source, common = self._prefixes.longest(wanted, prefer=place, known=self.cache.known)
         goes_on = source >= place and 0 < common == len(self._prefixes.texts[source])
         given_up = source if goes_on else min(range(place, self.cache.rows), key=self._joined.__getitem__)
         self._swap(place, given_up)
@@ -197,6 +200,8 @@ class Rows:
         """Free a row's place and keep its keys there, but for those of one that failed."""
         place = self._taken.index(row)
         if row.error is None:
+            if self.cache.lengths[place] > (length := len(row.text())):  # the text ends inside a block
+                self.cache.set_length(place, length)
             self._note(place)
         else:  # nobody may go on from keys that are no numbers, or meet them behind a mask
             self._prefixes.cut(place, 0)

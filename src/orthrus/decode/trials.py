@@ -46,6 +46,7 @@ class Trials:
         capacity = max(LONGER, self.fixed.capacity(_PREFIX + 3 * width + scratch))
         self.cache = ScratchCache(rows=shape[0], capacity=capacity, device=model.device)
         Passes(model, self.cache).prefill(slice(0, shape[0]), self.tokens[:, :_PREFIX].tolist(), chunk=_PREFIX)
+        self._rewind = self.cache.mark()
         alone = [self._logits(slice(i, i + 1), width, 2 * width) for i in range(shape[0])]
         self.alone = torch.cat(alone)
 
@@ -104,11 +105,11 @@ class Trials:
             else:
                 logits.append(passes.verify(rows, token_BQ))
             self.cache.commit(rows, [token_BQ.shape[1]] * count)
-        self.cache.set_lengths_of(rows, [_PREFIX] * count)
+        self._rewind()
         return torch.cat(logits, dim=1)
 
     def keys(self, chunk: int, *, drafts: int = 0) -> Tensor:
-        """Return the last layer's keys and values of a text when it is read `chunk` tokens at a time.
+        """Return the last layer's keys and values of a text, and states, when it is read `chunk` tokens at a time.
 
         With `drafts` the last pass makes these too.
         """
@@ -116,7 +117,10 @@ class Trials:
         self.cache.set_length(0, 0)
         passes = Passes(self.model, self.cache, dataclasses.replace(self.fixed, chunks=(chunk,)))
         passes.prefill(own, self.tokens[own, :_READ].tolist(), chunk=chunk, anchors=anchors, drafts=drafts)
-        return torch.stack([b[-1][0, :_READ].clone() for b in (self.cache.keys, self.cache.values)])
+        written = [buffers[-1][0, :_READ] for buffers in (self.cache.keys, self.cache.values)]
+        read = torch.cat([part.flatten().float() for part in (*written, *self.cache.states.of(0))])
+        self._rewind()
+        return read
 
     def attends_alike(self, tail: int, widths: Sequence[int], numbers: int) -> bool:
         """Tell whether attention over so many slots gives tokens at their end the bits that it does over a whole span.

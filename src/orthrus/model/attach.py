@@ -1,7 +1,8 @@
 """Attach the diffusion view to a Hugging Face causal language model, and take it off again.
 
-Finds attention modules by what they do (one per decoder layer, called with hidden states and a cache), never by
-architecture; refuses by name what the dual view cannot serve. Knows neither decoding nor files.
+Finds mixers by what they do (one per decoder layer, called with hidden states and a cache), never by architecture:
+attention, and layers of the gated delta rule. Refuses by name what the dual view cannot serve. Knows neither decoding
+nor files.
 """
 
 import dataclasses
@@ -18,7 +19,8 @@ from orthrus.kernels import attention, merged, packed
 from orthrus.model import attachment, markov, mask_row
 from orthrus.model.attachment import Attachment, config_of, is_attached
 from orthrus.model.config import OrthrusConfig
-from orthrus.model.dual import DualAttention
+from orthrus.model.dual import Dual, DualAttention
+from orthrus.model.mixer import DualMixer, mixes
 from orthrus.model.twin import twin_of
 
 __all__ = [
@@ -57,7 +59,7 @@ def attach(
     if is_attached(model):
         raise ConfigError("this model has a diffusion view already: detach() it first, or load() another")
     config = config or OrthrusConfig()
-    sites = list(_attention_sites(model))
+    sites = list(_mixer_sites(model))
     _require_weights(model)
     rows = model.get_input_embeddings().weight.shape[0]
     mask = rows - 1 if config.mask_token_id is None else config.mask_token_id
@@ -66,13 +68,14 @@ def attach(
     layers = config.layers_of(len(sites))
     partial = None if len(layers) == len(sites) else layers
     twins = [
-        twin_of(module, model.get_input_embeddings().weight.dtype) if index in layers else None
+        twin_of(module, model.get_input_embeddings().weight.dtype) if index in layers and not mixes(module) else None
         for index, (_, _, module, _) in enumerate(sites)
     ]
     trainable = frozenset(name for name, parameter in model.named_parameters() if parameter.requires_grad)
     model.requires_grad_(False)
     for (parent, name, module, window), twin in zip(sites, twins, strict=True):
-        setattr(parent, name, DualAttention(module, twin, window=window))
+        dual = DualMixer(module, twin) if mixes(module) else DualAttention(module, twin, window=window)
+        setattr(parent, name, dual)
     markov.install(model, markov.untrained(model, config.markov_rank))
     mask_row.install(model, mask_row.untrained(model, mask) if config.trained_mask else None)
     config = dataclasses.replace(config, mask_token_id=mask, layers=partial)
@@ -121,23 +124,29 @@ def evaluating(model: nn.Module) -> Iterator[None]:
             module.training = True
 
 
-def duals(model: nn.Module) -> list[DualAttention]:
-    """Return the model's dual attention modules in layer order."""
-    return [module for module in model.modules() if isinstance(module, DualAttention)]
+def duals(model: nn.Module) -> list[Dual]:
+    """Return the model's dual modules in layer order, one of each layer."""
+    return [module for module in model.modules() if isinstance(module, Dual)]
+
+
+def is_hybrid(model: nn.Module) -> bool:
+    """Tell whether some layers of a model keep a recurrent state in place of keys."""
+    return any(isinstance(dual, DualMixer) for dual in duals(model))
 
 
 def layers_of(model: nn.Module) -> list[nn.Module]:
-    """Return the model's decoder layers, which hold a dual attention module each, in order."""
+    """Return the model's decoder layers, which hold a dual module each, in order."""
     return [parent for parent, _, _ in _dual_sites(model)]
 
 
 def windows_of(model: nn.Module) -> tuple[int, ...]:
     """Return the distinct sliding windows of the model's layers, in tokens."""
-    return tuple(sorted({dual.window for dual in duals(model) if dual.window is not None}))
+    windows = {dual.window for dual in duals(model) if isinstance(dual, DualAttention)}
+    return tuple(sorted(window for window in windows if window is not None))
 
 
 def require_reach(model: PreTrainedModel) -> None:
-    """Check once, with a pass over one token, that `view=` reaches every attention module of a model.
+    """Check once, with a pass over one token, that `view=` reaches every mixer of a model.
 
     Raises:
         UnsupportedModel: the architecture does not hand keyword arguments on to its attention.
@@ -163,15 +172,15 @@ def require_reach(model: PreTrainedModel) -> None:
     attachment.attachment_of(model).reached = True
 
 
-def _dual_sites(model: nn.Module) -> Iterator[tuple[nn.Module, str, DualAttention]]:
+def _dual_sites(model: nn.Module) -> Iterator[tuple[nn.Module, str, Dual]]:
     for parent in model.modules():
         for name, child in parent.named_children():
-            if isinstance(child, DualAttention):
+            if isinstance(child, Dual):
                 yield parent, name, child
 
 
-def _attention_sites(model: nn.Module) -> Iterator[tuple[nn.Module, str, nn.Module, int | None]]:
-    """Yield (decoder layer, attribute, attention module, window) for each layer, or say why it cannot be."""
+def _mixer_sites(model: nn.Module) -> Iterator[tuple[nn.Module, str, nn.Module, int | None]]:
+    """Yield (decoder layer, attribute, mixer, window) for each layer, or say why it cannot be."""
     config = getattr(model, "config", None)
     if not isinstance(model, PreTrainedModel) or config is None:
         raise UnsupportedModel(f"attach() needs a transformers PreTrainedModel, found {type(model).__name__}")
@@ -181,11 +190,11 @@ def _attention_sites(model: nn.Module) -> Iterator[tuple[nn.Module, str, nn.Modu
     if not model.can_generate():
         raise UnsupportedModel(f"{name} has no language-model head: load it with AutoModelForCausalLM")
     text = config.get_text_config()
-    kinds = set(getattr(text, "layer_types", None) or ()) - {"full_attention", "sliding_attention"}
+    kinds = set(getattr(text, "layer_types", None) or ()) - {"full_attention", "sliding_attention", "linear_attention"}
     if kinds:
         raise UnsupportedModel(
-            f"{name} has layers of kind {', '.join(sorted(kinds))}: only full and sliding-window attention can keep "
-            "drafts out of a row's state"
+            f"{name} has layers of kind {', '.join(sorted(kinds))}: only full and sliding-window attention and the "
+            "gated delta rule can keep drafts out of a row's state"
         )
     rope = getattr(text, "rope_parameters", None) or {}
     for part in rope.values() if all(isinstance(v, dict) for v in rope.values()) else [rope]:
@@ -199,13 +208,21 @@ def _attention_sites(model: nn.Module) -> Iterator[tuple[nn.Module, str, nn.Modu
         (parent, attribute, child)
         for parent in model.modules()
         for attribute, child in parent.named_children()
-        if _takes_a_cache(child) and not any(map(_takes_a_cache, list(child.modules())[1:]))
+        if (_takes_a_cache(child) and not any(map(_takes_a_cache, list(child.modules())[1:]))) or mixes(child)
     ]
+    recurrent = {i for i, kind in enumerate(getattr(text, "layer_types", None) or ()) if kind == "linear_attention"}
+    sites = [site for site in sites if mixes(site[2]) == (site[2].layer_idx in recurrent)]
     if [child.layer_idx for _, _, child in sites] != list(range(layers)):
+        missing = set(range(layers)) - {child.layer_idx for _, _, child in sites}
+        others = {type(module).__name__ for module in model.modules() if getattr(module, "layer_idx", None) in missing}
         raise UnsupportedModel(
-            f"{name} needs one attention module with a key/value cache in each of its {layers} layers, found "
-            f"{len(sites)}: hybrid and linear-attention architectures are not served"
+            f"{name} needs one attention module with a key/value cache, or one layer of the gated delta rule, in each "
+            f"of its {layers} layers, found {len(sites)}, and {', '.join(sorted(others)) or 'nothing'} in the others: "
+            "Mamba, lightning attention, short convolutions and other recurrences are not served, nor layers of the "
+            "gated delta rule that are offloaded or replaced by hub kernels"
         )
+    if len(recurrent) == layers:
+        raise UnsupportedModel(f"{name} has no attention module: the diffusion view drafts by attention")
     for parent, attribute, child in sites:
         yield parent, attribute, child, _window(child, text)
 

@@ -2,11 +2,13 @@
 
 Both views write past a row's length; only `commit` moves the length, so drafts and rejected keys are simply
 overwritten by the next pass. Slots are numbered by position. Live rows stand at the front, so a pass over them is
-a view of the buffers. Knows neither masks nor views nor tokens; stands in for a Hugging Face cache by duck typing.
+a view of the buffers. Layers with a recurrent state keep that in place of keys (`orthrus.model.states`). Knows neither
+masks nor views nor tokens; stands in for a Hugging Face cache by duck typing.
 
 Shapes: R rows of the cache, B rows of a pass, Q query rows, S slots, H key/value heads, D head dimension.
 """
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,6 +17,7 @@ from torch import Tensor
 
 from orthrus.errors import CacheFull
 from orthrus.kernels.attention import can_split
+from orthrus.model.states import LayerPass, RecurrentStates, Span
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -110,12 +113,22 @@ class ScratchCache:
         self.length_R = torch.zeros(rows, dtype=torch.long, device=self.device)
         self._kernel = can_split(self.device)
         self.stores: dict[int, KeyStore] = {}
+        self.states = RecurrentStates(rows)
         none = torch.empty(0, 0, dtype=torch.long)
         self.place = Place(first=0, last=0, row_B1=none, slot_BQ=none, start=None, span=0)
         self.recordings: Any = None  # `model.compiled` keeps passes over these very buffers here
 
     def begin(
-        self, rows: slice, slot_BQ: Tensor, *, end: int, start: int | None = None, position_BQ: Tensor | None = None
+        self,
+        rows: slice,
+        slot_BQ: Tensor,
+        *,
+        end: int,
+        start: int | None = None,
+        position_BQ: Tensor | None = None,
+        kept: int | None = None,
+        read: Sequence[int] | None = None,
+        in_order: bool = False,
     ) -> None:
         """Point the next pass at its place; every layer's `update` then writes there.
 
@@ -127,8 +140,18 @@ class ScratchCache:
             start: the first slot, where slots are known on the host to be `start … start+Q-1` in every row; writing
                 them is a plain copy then.
             position_BQ: positions in the text, for drafters that read hidden states.
+            kept: how many of the pass's rows may be committed, the first ones behind those that are read; None for all.
+            read: how many of each row's will be committed for certain.
+            in_order: whether recurrent states are computed token by token.
+
+        Raises:
+            CacheFull: the pass would run past the capacity; nothing was written.
+            DecodingError: a recurrent state at a row's length is not known.
         """
         self.require(end)
+        counts = None if read is None else tuple(read)
+        span = Span(rows=rows, kept=slot_BQ.shape[1] if kept is None else kept, read=counts, in_order=in_order)
+        self.states.begin(span, self.lengths[rows])
         row_B1 = torch.arange(rows.start, rows.stop, device=self.device)[:, None]
         self.place = Place(
             first=rows.start,
@@ -163,24 +186,57 @@ class ScratchCache:
             self.stores[layer_idx] = store
         return store.update(key_BHQD, value_BHQD, self.place, columns)
 
+    def recurrence(self, layer_idx: int) -> LayerPass:
+        """Return what one layer with a recurrent state computes with in the pass that has begun."""
+        return self.states.layer(layer_idx)
+
     def commit(self, rows: slice, counts: list[int]) -> None:
         """Keep `counts[i]` more positions of each row; what lies past them stays scratch."""
+        self.states.commit(rows, self.lengths[rows], counts)
         lengths = [length + n for length, n in zip(self.lengths[rows], counts, strict=True)]
         if len(set(counts)) == 1:  # nothing has to be sent to the device
             self.lengths[rows] = lengths
             self.length_R[rows] += counts[0]
         else:
-            self.set_lengths_of(rows, lengths)
+            self._write_lengths(rows, lengths)
 
     def set_length(self, row: int, length: int) -> None:
         """Say how many positions of a row are valid (0 empties it, a smaller one forgets its end)."""
+        self.states.cut(row, length)
         self.lengths[row] = length
         self.length_R[row] = length
 
     def set_lengths_of(self, rows: slice, lengths: list[int]) -> None:
         """Say how many positions of several rows are valid, in one transfer."""
+        for row, length in zip(range(rows.start, rows.stop), lengths, strict=True):
+            self.states.cut(row, length)
+        self._write_lengths(rows, lengths)
+
+    def _write_lengths(self, rows: slice, lengths: list[int]) -> None:
         self.lengths[rows] = lengths
         self.length_R[rows] = torch.tensor(lengths, dtype=torch.long).to(self.device, non_blocking=True)
+
+    def known(self, row: int, length: int) -> int:
+        """Return how many of a row's first positions, `length` at most, another text can begin with.
+
+        All of them, but where layers have a recurrent state: that is known after the last pass's tokens only.
+        """
+        return self.states.known(row, length)
+
+    def mark(self) -> Callable[[], None]:
+        """Return a function that takes all rows back to the lengths that they have now."""
+        lengths, rewind = list(self.lengths), self.states.mark(list(self.lengths))
+
+        def back() -> None:
+            rewind()
+            self._write_lengths(slice(0, self.rows), lengths)
+
+        return back
+
+    def pretend(self, rows: slice, lengths: list[int]) -> None:
+        """Take whatever stands in rows for texts of these lengths, as benchmarks do."""
+        self._write_lengths(rows, lengths)
+        self.states.pretend(rows, lengths)
 
     def swap_rows(self, one: int, other: int) -> None:
         """Exchange the valid positions of two rows (a few times per completion, never per cycle).
@@ -191,6 +247,7 @@ class ScratchCache:
         end = max(lengths) + 1
         for store in self.stores.values():
             store.swap(one, other, end)
+        self.states.swap(one, other)
         self.set_length(one, lengths[1])
         self.set_length(other, lengths[0])
 
@@ -199,17 +256,24 @@ class ScratchCache:
         self.set_length(row, 0)
         for store in self.stores.values():
             store.wipe(row)
+        self.states.wipe(row)
 
     def copy_start(self, source: int, target: int, length: int) -> None:
-        """Copy the first positions of one row to another, whose length is the caller's to set (once per request)."""
+        """Copy the first positions of one row to another, whose length is the caller's to set (once per request).
+
+        Of layers with a recurrent state, `length` must be one of those `known`.
+        """
         for store in self.stores.values():
             store.copy(source, target, length)
+        self.states.copy(source, target)
 
     def move_slots(self, rows: slice, source_BM: Tensor, target_BM: Tensor) -> None:
         """Copy a few slots within each row, as a tree's accepted path needs; `[B, M]` slots each."""
         row_B1 = torch.arange(rows.start, rows.stop, device=self.device)[:, None]
         for store in self.stores.values():
             store.move(row_B1, source_BM, target_BM)
+        length_B1 = self.length_R[rows, None]
+        self.states.move(row_B1, source_BM - length_B1, target_BM - length_B1)
 
     def get_seq_length(self, layer_idx: int = 0) -> int:
         """Return the longest row (Hugging Face asks when it is given no position ids; passes here always are)."""
@@ -233,7 +297,7 @@ class ScratchCache:
     @property
     def nbytes(self) -> int:
         """Bytes held by all buffers."""
-        return sum(store.nbytes for store in self.stores.values())
+        return sum(store.nbytes for store in self.stores.values()) + self.states.nbytes
 
 
 class CacheColumns:

@@ -22,10 +22,12 @@ class View:
     Attributes:
         name: "ar" for the frozen backbone, "diffusion" for the twin.
         masks: masks of the whole pass, one per window size; None leaves the model's own mask in place.
+        path: for layers with a recurrent state, `[b, i, j]`: whether row j is part of row i's text; None for a chain.
     """
 
     name: ViewName
     masks: LayerMasks | None = None
+    path: Tensor | None = None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -36,26 +38,28 @@ class FusedView:
         rows: number of AR rows at the head of the query axis; the rest go through the twin.
         ar: masks of the AR rows.
         diffusion: masks of the draft rows.
+        path: for layers with a recurrent state, which AR rows each AR row's text consists of; None for a chain.
+        block_path: which rows of the pass, AR rows first, each draft row's text consists of.
     """
 
     rows: int
     ar: LayerMasks
     diffusion: LayerMasks
+    path: Tensor | None = None
+    block_path: Tensor | None = None
 
 
-class DualAttention(nn.Module):
-    """Wrap one attention module with its diffusion twin (`orthrus.model.twin.twin_of`).
+class Dual(nn.Module):
+    """Hold one module of the backbone, frozen, and its diffusion twin (`orthrus.model.twin.twin_of`).
 
-    Called without `view=`, it is the original module, bit for bit. The twin starts as a deep copy, so before any
-    training both views compute the same function of their inputs (paper, section 3.2). Without a twin (`diffusion` is
-    None), draft rows run through the original too, under their own masks.
+    The twin starts as a deep copy, so before any training both views compute the same function of their inputs (paper,
+    section 3.2). Without a twin (`diffusion` is None), draft rows run through the original too.
     """
 
-    def __init__(self, attention: nn.Module, twin: nn.Module | None, *, window: int | None) -> None:
+    def __init__(self, module: nn.Module, twin: nn.Module | None) -> None:
         super().__init__()
-        self.ar = attention.requires_grad_(False)
+        self.ar = module.requires_grad_(False)
         self.diffusion = twin
-        self.window = window
         # To whoever saves or loads a state, the backbone's weights have the names that they have without a view.
         self.register_state_dict_post_hook(_name_as_backbone)  # type: ignore[no-untyped-call]
         self.register_load_state_dict_pre_hook(_name_as_here)  # type: ignore[no-untyped-call]
@@ -66,6 +70,21 @@ class DualAttention(nn.Module):
             return super().__getattr__(name)
         except AttributeError:
             return getattr(super().__getattr__("ar"), name)
+
+    def module_of(self, view: ViewName) -> nn.Module:
+        """Return the module that a view's rows run through."""
+        return self.ar if view == "ar" or self.diffusion is None else self.diffusion
+
+
+class DualAttention(Dual):
+    """Wrap one attention module with its diffusion twin.
+
+    Called without `view=`, it is the original module, bit for bit. Draft rows have masks of their own.
+    """
+
+    def __init__(self, attention: nn.Module, twin: nn.Module | None, *, window: int | None) -> None:
+        super().__init__(attention, twin)
+        self.window = window
 
     def forward(
         self, hidden_states: Tensor, *args: Any, view: View | FusedView | ViewName = "ar", **kwargs: Any
@@ -78,10 +97,6 @@ class DualAttention(nn.Module):
         if view.masks is not None:
             kwargs["attention_mask"] = view.masks.of(self.window)
         return self.module_of(view.name)(hidden_states, *args, **kwargs)
-
-    def module_of(self, view: ViewName) -> nn.Module:
-        """Return the module that a view's rows run through."""
-        return self.ar if view == "ar" or self.diffusion is None else self.diffusion
 
     def _fused(self, hidden_states: Tensor, *args: Any, view: FusedView, **kwargs: Any) -> Any:
         """Run AR rows through the original first, so that the twin's rows see the keys they have just written."""

@@ -24,7 +24,7 @@ from orthrus.errors import ConfigError
 from orthrus.kernels.int8 import Int8Linear
 from orthrus.model.attach import duals
 from orthrus.model.cache import ScratchCache
-from orthrus.model.dual import DualAttention
+from orthrus.model.dual import Dual
 from orthrus.model.graphs import replayed
 
 WIDTHS: Final = (1, 2, 4, 8, 16, 32, 64)
@@ -171,7 +171,7 @@ def _costs_at(
     backbone = hf.plain(model) if any(one.kind == "prompt" for one in what) else model
     for buffer in (*cache.keys, *cache.values):
         buffer.normal_()
-    cache.set_lengths_of(rows, [context] * batch)
+    cache.pretend(rows, [context] * batch)
     size = COPIED.get(model.device.type, COPIED["cpu"]) if Pass("copy", 1) in what else 0
     both = torch.zeros(2, size, dtype=torch.uint8, device=model.device)
     seconds: dict[Pass, list[float]] = {one: [] for one in what}
@@ -228,7 +228,7 @@ def _read(passes: Passes, rows: slice, context: int, width: int, backbone: PreTr
     if width <= 2:
         passes.prefill(rows, pending, chunk=chunk)
         passes.verify(rows, anchor_B[:, None]).argmax(-1).tolist()
-        passes.cache.set_lengths_of(rows, [context] * batch)
+        passes.cache.pretend(rows, [context] * batch)
         return
     if passes.runner.captured:
         passes.prefill(rows, pending, chunk=chunk)
@@ -241,7 +241,7 @@ def _read(passes: Passes, rows: slice, context: int, width: int, backbone: PreTr
     passes.cache.commit(rows, [1] * batch)
     token_BM = torch.cat([made.first_B1V, made.logits_BMV], dim=1).argmax(-1)
     passes.verify(rows, token_BM).argmax(-1).tolist()
-    passes.cache.set_lengths_of(rows, [context] * batch)
+    passes.cache.pretend(rows, [context] * batch)
 
 
 def _bytes(passes: Passes, rows: slice, what: Pass) -> int | None:
@@ -261,8 +261,8 @@ def _bytes(passes: Passes, rows: slice, what: Pass) -> int | None:
     return cached + weights
 
 
-def _unused(dual: DualAttention, kind: str) -> nn.Module:
-    """Return the half of a dual attention module that a pass leaves alone."""
+def _unused(dual: Dual, kind: str) -> nn.Module:
+    """Return the half of a dual module that a pass leaves alone."""
     return nn.Module() if dual.diffusion is None or kind in ("draft", "fused") else dual.diffusion
 
 
