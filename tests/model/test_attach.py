@@ -178,10 +178,39 @@ def headless() -> PreTrainedModel:
     return AutoModel.from_config(tiny("qwen3").config)
 
 
-def linear_layers() -> PreTrainedModel:
-    kinds = ["linear_attention", "full_attention"]
-    config = AutoConfig.for_model("qwen3_5_text", **TINY, num_hidden_layers=2, num_key_value_heads=2, layer_types=kinds)
+def lightning() -> PreTrainedModel:
+    config = AutoConfig.for_model("minimax", **TINY, num_hidden_layers=2, num_key_value_heads=2, num_local_experts=2)
     return AutoModelForCausalLM.from_config(config)
+
+
+def delta_by_channel() -> PreTrainedModel:
+    config = AutoConfig.for_model(
+        "kimi_linear", **TINY, num_hidden_layers=2, num_key_value_heads=4, kv_lora_rank=8, qk_nope_head_dim=8,
+        qk_rope_head_dim=4, v_head_dim=8, linear_num_heads=2, linear_head_dim=8, num_experts=2, pad_token_id=0,
+        layer_types=["linear_attention", "full_attention"],
+    )  # fmt: skip
+    return AutoModelForCausalLM.from_config(config)
+
+
+def short_convolutions() -> PreTrainedModel:
+    kinds = ["conv", "full_attention"]
+    config = AutoConfig.for_model("lfm2", **TINY, num_hidden_layers=2, num_key_value_heads=2, layer_types=kinds)
+    return AutoModelForCausalLM.from_config(config)
+
+
+def mamba_2() -> PreTrainedModel:
+    config = AutoConfig.for_model(
+        "granitemoehybrid", **TINY, num_hidden_layers=2, num_key_value_heads=2, layer_types=["mamba", "attention"],
+        mamba_n_heads=4, mamba_d_head=16, mamba_d_state=8, num_local_experts=2, shared_intermediate_size=16,
+    )  # fmt: skip
+    return AutoModelForCausalLM.from_config(config)
+
+
+def replaced_by_a_kernel() -> PreTrainedModel:
+    model = tiny("qwen3_5_text")
+    mixer = model.model.layers[1].linear_attn
+    mixer.forward = mixer.forward  # where hub kernels put theirs, and accelerate its hook
+    return model
 
 
 def state_space() -> PreTrainedModel:
@@ -213,8 +242,12 @@ def dynamic_rope() -> PreTrainedModel:
     [
         (encoder_decoder, "T5ForConditionalGeneration is an encoder-decoder"),
         (headless, "Qwen3Model has no language-model head"),
-        (linear_layers, "layers of kind linear_attention"),
-        (state_space, "MambaForCausalLM has layers of kind linear_attention"),
+        (lightning, "MiniMaxForCausalLM needs .* found 1, and MiniMaxDecoderLayer, MiniMaxLightningAttention in"),
+        (delta_by_channel, "KimiLinearForCausalLM needs .* found 1, and KimiLinearDeltaAttention in the others"),
+        (short_convolutions, "Lfm2ForCausalLM has layers of kind conv"),
+        (mamba_2, "GraniteMoeHybridForCausalLM"),
+        (state_space, "MambaForCausalLM needs .* found 0, and MambaBlock, MambaMixer in the others"),
+        (replaced_by_a_kernel, "Qwen3_5GatedDeltaNet in the others: .* nor layers .* replaced by hub kernels"),
         (one_layer_short, "Qwen3ForCausalLM needs one attention module .* in each of its 2 layers, found 1"),
         (mixed_layers, "JambaForCausalLM"),
         (dynamic_rope, "dynamic rotary embeddings"),

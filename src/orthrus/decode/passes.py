@@ -237,12 +237,7 @@ class Passes:
         return Logits(logits_BTV[:, :Q], logits_BTV[:, R:].view(B, S, reading.drafts, -1))
 
     def _call(
-        self,
-        rows: slice,
-        reading: Reading,
-        *,
-        read: Sequence[int] | None = None,
-        ar: Sequence[int] | None = None,
+        self, rows: slice, reading: Reading, *, read: Sequence[int] | None = None, ar: Sequence[int] | None = None
     ) -> Tensor:
         """Call the model once; returns the logits of those AR rows and of the blocks' drafts (none: hidden states).
 

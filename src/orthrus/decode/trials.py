@@ -44,7 +44,7 @@ class Trials:
         self._random: dict[str, Tensor] = {}
         self.fixed = Geometry(widths=(width,), chunks=(width,), span=SPAN, tails=(SPAN,), chunk_tails=(SPAN,), group=1)
         capacity = max(LONGER, self.fixed.capacity(_PREFIX + 3 * width + scratch))
-        self.cache = ScratchCache(rows=shape[0], capacity=capacity, device=model.device)
+        self.cache = ScratchCache(rows=shape[0] + 1, capacity=capacity, device=model.device)
         Passes(model, self.cache).prefill(slice(0, shape[0]), self.tokens[:, :_PREFIX].tolist(), chunk=_PREFIX)
         self._rewind = self.cache.mark()
         alone = [self._logits(slice(i, i + 1), width, 2 * width) for i in range(shape[0])]
@@ -113,12 +113,13 @@ class Trials:
 
         With `drafts` the last pass makes these too.
         """
-        own, anchors = slice(0, 1), [int(self.tokens[0, _PREFIX])] if drafts else None
-        self.cache.set_length(0, 0)
+        row = self.cache.rows - 1  # whose keys no other trial looks at
+        anchors = [int(self.tokens[0, _PREFIX])] if drafts else None
         passes = Passes(self.model, self.cache, dataclasses.replace(self.fixed, chunks=(chunk,)))
-        passes.prefill(own, self.tokens[own, :_READ].tolist(), chunk=chunk, anchors=anchors, drafts=drafts)
-        written = [buffers[-1][0, :_READ] for buffers in (self.cache.keys, self.cache.values)]
-        read = torch.cat([part.flatten().float() for part in (*written, *self.cache.states.of(0))])
+        text = self.tokens[:1, :_READ].tolist()
+        passes.prefill(slice(row, row + 1), text, chunk=chunk, anchors=anchors, drafts=drafts)
+        written = [buffers[-1][row, :_READ] for buffers in (self.cache.keys, self.cache.values)]
+        read = torch.cat([part.flatten().float() for part in (*written, *self.cache.states.of(row))])
         self._rewind()
         return read
 

@@ -16,9 +16,10 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from orthrus.errors import UnsupportedModel
 from orthrus.kernels import attention
 from orthrus.kernels.merged import merge
-from orthrus.model.attach import layers_of
+from orthrus.model.attach import is_hybrid, layers_of
 from orthrus.model.attachment import attachment_of, is_attached
 from orthrus.model.cache import CacheColumns, ScratchCache
 
@@ -80,7 +81,15 @@ def compile_passes(model: PreTrainedModel, *, backend: Backend = "inductor") -> 
     """Compile a model's decoding passes from now on, at their first use; on CUDA each shape becomes a CUDA graph.
 
     Prefill stays eager. Logits are those of eager passes up to rounding, as between any two kernels.
+
+    Raises:
+        UnsupportedModel: some layers keep a recurrent state, whose upkeep between passes is not compiled.
     """
+    if is_hybrid(model):
+        raise UnsupportedModel(
+            f"compiled passes need attention in every layer, found layers with a recurrent state in "
+            f"{type(model).__name__}: use compile=False"
+        )
     if model.device.type == "cuda":
         forward = by_layer(merge(model), backend=backend)
     else:

@@ -1,0 +1,246 @@
+"""Backbones that are mostly of the gated delta rule: every plan writes what `generate` does, in float32."""
+
+import random
+from functools import cache
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+import orthrus
+from orthrus.decode import exact
+from orthrus.decode.engine import Engine
+from orthrus.decode.options import Options, Sampling
+from orthrus.decode.rows import Row
+from orthrus.errors import DecodingError, UnsupportedModel
+from orthrus.model import delta
+from orthrus.model.attach import duals
+from orthrus.model.graphs import compile_passes
+from orthrus.model.mixer import DualMixer
+from orthrus.policy import steps
+from orthrus.policy.steps import Step
+from tests.decode.drive import BLOCK, Double, configure, decode, dual, engine_of, engine_with, scripted
+from tests.families import HYBRID, tiny
+
+PROMPTS = [[5, 6, 7], [9], [*range(30, 69)], [3, 4] * 9, [50, 51, 52, 53] * 3]
+COUNTS = [20, 9, 14, 1, 20]
+ASKED = [Options(max_new_tokens=count) for count in COUNTS]
+FAMILY = "qwen3_5_text"
+PLANS = ("ar", "full", "fixed:3", "tree:12", "onepass", "onepass:2", "onepass:2:10", "lookup", "auto")
+
+
+@cache
+def continued(prompt: tuple[int, ...], count: int, family: str = FAMILY) -> list[int]:
+    """What transformers' `generate` says after a prompt, on a model that never had a view."""
+    out = tiny(family).generate(torch.tensor([prompt]), max_new_tokens=count, do_sample=False)
+    return out[0, len(prompt) :].tolist()
+
+
+def generated(family: str = FAMILY) -> list[list[int]]:
+    return [continued(tuple(prompt), count, family) for prompt, count in zip(PROMPTS, COUNTS, strict=True)]
+
+
+MODEL = cache(dual)
+
+
+def engine(plan: str, *, family: str = FAMILY, rows: int = 3, **more: Any) -> Engine:
+    return Engine(MODEL(family), rows=rows, capacity=200, plan=steps.parse(plan), **more)
+
+
+def texts(made: Engine) -> list[list[int]]:
+    return [row.token_ids for row in decode(made, PROMPTS, ASKED)]
+
+
+@pytest.mark.parametrize("family", HYBRID)
+def test_a_view_leaves_the_backbone_as_it_is_bit_for_bit(family: str) -> None:
+    model, ids = tiny(family), torch.arange(3, 20)[None]
+    names, before = set(model.state_dict()), model(ids).logits
+    orthrus.attach(model, orthrus.OrthrusConfig(block_size=BLOCK))
+    assert [isinstance(one, DualMixer) for one in duals(model)] == [True, True, True, False]
+    assert torch.equal(model(ids).logits, before)
+    assert names < set(model.state_dict())
+    trained = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+    assert trained
+    assert all(".self_attn.diffusion." in name for name in trained)
+    orthrus.detach(model)
+    assert set(model.state_dict()) == names
+    assert torch.equal(model(ids).logits, before)
+
+
+@pytest.mark.parametrize("plan", PLANS)
+def test_every_plan_writes_what_generate_does(plan: str) -> None:
+    """Five prompts of 1 to 39 tokens over three rows, and one by one."""
+    assert texts(engine(plan)) == generated()
+    assert texts(engine(plan, rows=1, prefill_chunk=5)) == generated()
+
+
+@pytest.mark.parametrize("plan", ["full", "tree:12", "onepass:2"])
+@pytest.mark.parametrize("family", [family for family in HYBRID if family != FAMILY])
+def test_so_does_every_family(family: str, plan: str) -> None:
+    assert texts(engine(plan, family=family)) == generated(family)
+
+
+@pytest.mark.parametrize("fields", [{"block_attention": "causal"}, {"anchor": "backbone"}])
+@pytest.mark.parametrize("plan", ["full", "onepass:2"])
+def test_so_do_views_that_draft_otherwise(plan: str, fields: dict[str, object]) -> None:
+    made = Engine(configure(dual(FAMILY), **fields), rows=3, capacity=200, plan=steps.parse(plan))
+    assert texts(made) == generated()
+
+
+class Sure(Double):
+    """So sure of its tokens that its trees are as deep as its chains."""
+
+    def propose(self, *args: Any) -> Tensor:
+        return 20 * super().propose(*args)
+
+
+@pytest.mark.parametrize("nodes", [0, 9])
+@pytest.mark.parametrize("chance", [0.5, 0.85, 1.0])
+def test_acceptance_may_stop_anywhere(chance: float, nodes: int) -> None:
+    """A drafter that is right by a coin, chains and trees, over one, three and four rows."""
+    kept, coin = set[int](), random.Random(0)
+    known = {tuple(prompt): continued(tuple(prompt), 24) for prompt in PROMPTS}
+    for rows in (1, 3, 4):
+        made = engine_with(Sure(known, lambda *_: coin.random() < chance), MODEL(FAMILY), rows=rows, capacity=200)
+        scripted(made, lambda *_: Step(BLOCK - 1, nodes=nodes))
+        for prompt in PROMPTS:
+            made.add(prompt, Options(max_new_tokens=24))
+        done: dict[int, Row] = {}
+        for progress in made.run():
+            done[progress.row.id] = progress.row
+            kept.add(progress.accepted)
+        assert [done[i].token_ids for i in range(len(PROMPTS))] == list(known.values())
+    assert kept >= ({BLOCK - 1} if chance == 1.0 else set(range(4)))
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_rows_of_all_kinds_share_passes(seed: int) -> None:
+    """Plain steps between chains, copies, trees and one-pass steps, drawn at random."""
+    chance = random.Random(seed)
+    made = engine("auto", rows=4)
+    kinds = [
+        Step(),
+        Step(7),
+        Step(3),
+        Step(3, lookup=True),
+        Step(7, nodes=9),
+        Step(7, stops=2),
+        Step(7, nodes=9, stops=2),
+    ]
+    scripted(made, lambda *_: chance.choice(kinds))
+    assert texts(made) == generated()
+
+
+@pytest.mark.parametrize("plan", ["full", "tree:12", "onepass:2"])
+def test_a_seed_draws_plain_sampling_s_text(plan: str) -> None:
+    """Under plans whose noise is coupled; a chain by rejection has the distribution alone."""
+    drawn = [Options(max_new_tokens=16, sampling=Sampling(do_sample=True, temperature=0.9), seed=i) for i in range(3)]
+    plain = [row.token_ids for row in decode(engine("ar"), PROMPTS[:3], drawn)]
+    made = engine(plan)
+    made.coupled = True
+    assert [row.token_ids for row in decode(made, PROMPTS[:3], drawn)] == plain
+
+
+@pytest.mark.parametrize("count", range(1, 10))
+def test_a_text_that_ended_inside_a_block_is_gone_on_from(count: int) -> None:
+    """All drafts are right, so the end lies at every place of a block; the next turn reads its own words only."""
+    prompt, words = PROMPTS[0], [40, 41, 42, 43]
+    known = {tuple(prompt): continued(tuple(prompt), 24)}
+    double = Double(known, lambda row, place: True)
+    made = engine_with(double, MODEL(FAMILY), block=BLOCK, rows=2, capacity=200)
+    first = decode(made, [prompt], Options(max_new_tokens=count))[0]
+    assert first.token_ids == known[tuple(prompt)][:count]
+    turn = (*prompt, *first.token_ids, *words)
+    double.texts = {turn: continued(turn, 12)}
+    second = decode(made, [turn], Options(max_new_tokens=12))[0]
+    assert second.token_ids == continued(turn, 12)
+    assert second.cached >= len(prompt) + count - 1
+
+
+def test_a_shared_start_whose_state_is_gone_is_read_again() -> None:
+    """Four rows with one system prompt: keys of it are cached, states of its end are not."""
+    start = [*range(20, 52)]
+    prompts = [[*start, one] for one in (60, 61, 62, 63)]
+    made = engine("full", rows=2)
+    for prompt in prompts:
+        row = decode(made, [prompt], Options(max_new_tokens=8))[0]
+        assert row.token_ids == continued(tuple(prompt), 8)
+        assert row.cached in (0, len(start))
+
+
+def test_rows_leave_and_others_join_at_any_time() -> None:
+    """Completions are ended while they decode and while they are read; those beside them do not notice."""
+    made = engine("full", rows=3, prefill_slice=6)
+    chance = random.Random(0)
+    asked = {made.add(prompt, Options(max_new_tokens=20)): prompt for prompt in PROMPTS * 3}
+    ended, done = set(), {}
+    while made.busy:
+        for progress in made.step():
+            done[progress.row.id] = progress.row
+        if chance.random() < 0.3 and (taken := [*made.live, *made.rows.reading]):
+            victim = chance.choice(taken).id
+            made.abort(victim)
+            ended.add(victim)
+    for number, prompt in asked.items():
+        if number not in ended:
+            assert done[number].token_ids == continued(tuple(prompt), 20)
+    assert 0 < len(ended) < len(asked)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_exact_tokens_are_plain_decoding_s_bit_for_bit(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Alone and three at once; fewer shapes are tried than usual."""
+    monkeypatch.setattr(exact, "_CHUNKS", (32,))
+    monkeypatch.setattr(exact, "_WIDTHS", (4, 8))
+    model = dual(FAMILY).to(dtype)
+
+    def written(plan: str, rows: int) -> list[list[int]]:
+        return texts(Engine(model, rows=rows, capacity=200, plan=steps.parse(plan), exact="token"))
+
+    plain = written("ar", 1)
+    made = Engine(model, rows=1, capacity=200, plan=steps.parse("full"), exact="token")
+    assert made.finding is not None
+    assert made.finding.holds
+    for plan in ("full", "tree:6", "onepass:2"):
+        assert written(plan, 3) == plain
+
+
+def test_a_kernel_that_solves_a_pass_at_once_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The fast form in place of the one in order: a token's bits then depend on where its pass began."""
+    monkeypatch.setattr(delta, "in_order", lambda inputs, state: delta.solve(inputs, state))
+    with pytest.warns(UserWarning, match="a token's logits depend on its place in the pass"):
+        made = Engine(dual(FAMILY), rows=1, capacity=200, plan=steps.parse("full"), exact="token")
+    assert made.finding is not None
+    assert not made.finding.holds
+
+
+def test_a_state_at_a_length_that_is_not_known_is_refused() -> None:
+    made = engine("full")
+    decode(made, PROMPTS[:1], Options(max_new_tokens=20))
+    with torch.inference_mode():
+        made.cache.set_length(0, 4)
+        with pytest.raises(DecodingError, match="needs the recurrent state of row 0 after 4 tokens"):
+            made.passes.verify(slice(0, 1), torch.tensor([[5]]))
+        made.cache.set_length(0, 0)
+        made.passes.verify(slice(0, 1), torch.tensor([[5]]))
+
+
+def test_memory_is_the_formula_s_and_does_not_grow() -> None:
+    """Per row and layer: a state, three inputs of the convolution, and the terms of the widest pass."""
+    made, rows = engine_of(MODEL(FAMILY), block=BLOCK, rows=2, capacity=64), 2
+    decode(made, [PROMPTS[0]], Options(max_new_tokens=4))
+    before = made.cache.states.nbytes
+    decode(made, PROMPTS[:2], Options(max_new_tokens=40))
+    assert made.cache.states.nbytes == before
+    config = MODEL(FAMILY).config
+    G, H = config.linear_num_key_heads, config.linear_num_value_heads
+    N, D = config.linear_key_head_dim, config.linear_value_head_dim
+    channels = 2 * G * N + H * D
+    term = channels + G * N + H * D + H
+    assert before == 3 * rows * 4 * (H * N * D + 3 * channels + (BLOCK - 1) * term)
+
+
+def test_compiled_passes_are_refused() -> None:
+    with pytest.raises(UnsupportedModel, match="compiled passes need attention in every layer"):
+        compile_passes(MODEL(FAMILY))
