@@ -314,3 +314,19 @@ class CacheColumns:
     def get_seq_length(self, layer_idx: int = 0) -> int:
         """Return the longest row."""
         return self._cache.get_seq_length(layer_idx)
+
+
+class CacheAbove:
+    """The layers of a cache above the backbone's, numbered from 0: where a drafter's own keys stand."""
+
+    def __init__(self, cache: ScratchCache, first: int) -> None:
+        self._cache = cache
+        self._first = first
+
+    def update(self, key_BHQD: Tensor, value_BHQD: Tensor, layer_idx: int, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
+        """Write one layer's keys and values, as `ScratchCache.update` does."""
+        return self._cache.update(key_BHQD, value_BHQD, self._first + layer_idx)
+
+    def get_seq_length(self, layer_idx: int = 0) -> int:
+        """Return the longest row."""
+        return self._cache.get_seq_length(layer_idx)

@@ -20,7 +20,7 @@ from orthrus.decode.rows import Row
 from orthrus.errors import ConfigError
 from orthrus.kernels import masks
 from orthrus.model.attach import layers_of
-from orthrus.model.cache import ScratchCache
+from orthrus.model.cache import CacheAbove, ScratchCache
 from orthrus.peers.dflash import DFlash
 from orthrus.peers.dflash_files import read
 
@@ -73,7 +73,7 @@ class DFlashDrafter:
         full, sliding = (self._masks(slot_BK, end, causal=causal) for causal in (config.causal, config.sliding_causal))
         embedded_BKC = self.drafter.embedded(passes.model, token_BK).to(passes.model.dtype)
         nothing_B0F = embedded_BKC.new_empty(len(anchor_B), 0, len(self.taps) * embedded_BKC.shape[2])
-        hidden_BKC = self.drafter(embedded_BKC, nothing_B0F, slot_BK, full, sliding, _Above(cache, self._first))
+        hidden_BKC = self.drafter(embedded_BKC, nothing_B0F, slot_BK, full, sliding, CacheAbove(cache, self._first))
         return self.drafter.logits(passes.model, hidden_BKC[:, K - drafts :])
 
     def _masks(self, slot_BK: Tensor, end: int, *, causal: bool) -> masks.LayerMasks:
@@ -86,17 +86,6 @@ class DFlashDrafter:
             windows=self.drafter.windows,
             dtype=self.drafter.body.dtype,
         )
-
-
-class _Above:
-    """The layers of a cache that stand above the backbone's, as a cache of their own."""
-
-    def __init__(self, cache: ScratchCache, first: int) -> None:
-        self._cache, self._first = cache, first
-
-    def update(self, key_BHQD: Tensor, value_BHQD: Tensor, layer_idx: int, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
-        """Write one layer's keys and values, as `ScratchCache.update` does."""
-        return self._cache.update(key_BHQD, value_BHQD, self._first + layer_idx)
 
 
 def load(place: str, model: PreTrainedModel) -> DFlashDrafter:

@@ -6,7 +6,6 @@ Shapes: B rows, W tokens of a window, M drafts, V vocabulary.
 """
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -18,7 +17,7 @@ from orthrus.decode.rows import Row
 from orthrus.errors import ConfigError
 from orthrus.kernels import masks
 from orthrus.model.attach import attach, layers_of, windows_of
-from orthrus.model.cache import ScratchCache
+from orthrus.model.cache import CacheAbove, ScratchCache
 from orthrus.model.config import OrthrusConfig
 from orthrus.model.dual import View
 from orthrus.model.head import output_head
@@ -27,22 +26,6 @@ from orthrus.peers.serial import Reader, Window, unread
 
 CHUNK = 512
 """Tokens of a prompt that a pass reads at most."""
-
-
-class _Layers:
-    """A cache's further layers, numbered from 0 for the draft model; stands in for a cache by duck typing."""
-
-    def __init__(self, cache: ScratchCache, first: int) -> None:
-        self._cache = cache
-        self._first = first
-
-    def update(self, key: Tensor, value: Tensor, layer_idx: int, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
-        """Write one layer's keys and values into the pass's slots; return all in reach."""
-        return self._cache.update(key, value, self._first + layer_idx)
-
-    def get_seq_length(self, layer_idx: int = 0) -> int:
-        """Return the longest row."""
-        return self._cache.get_seq_length(layer_idx)
 
 
 class DraftModel:
@@ -104,7 +87,7 @@ class DraftModel:
             input_ids=window.token_BW.clamp_max(self._rows - 1),  # padding of the large vocabulary
             position_ids=slot_BW,
             attention_mask=seen.full,
-            past_key_values=_Layers(cache, self._first),
+            past_key_values=CacheAbove(cache, self._first),
             use_cache=True,
             view=View(name="ar", masks=seen),
         ).last_hidden_state
