@@ -12,8 +12,9 @@ from orthrus.bench.peers.contest import Peer
 from orthrus.cli import main
 from orthrus.data.records import read_records
 from orthrus.errors import ConfigError, DataError
-from orthrus.peers import blocks, eagle3_model
+from orthrus.peers import blocks, dflash_files, eagle3_model
 from orthrus.peers.blocks import BlocksConfig
+from orthrus.peers.dflash import DFlash, DFlashConfig
 from orthrus.peers.eagle3_model import Eagle3, Eagle3Config
 from tests.families import tiny
 
@@ -22,13 +23,16 @@ Loaded = tuple[PreTrainedModel, PreTrainedTokenizerBase]
 
 @pytest.fixture(scope="module")
 def weights(loaded: Loaded, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Folders of an EAGLE-3 drafter, a small model and a block-diffusion model, none of them trained."""
+    """Folders of an EAGLE-3 and a DFlash drafter, a small model and a block-diffusion model, none of them trained."""
     folder = tmp_path_factory.mktemp("peers")
     model, tokenizer = loaded
     torch.manual_seed(0)
     eagle3_model.save(Eagle3(Eagle3Config.of(model, drafts=3)), model, folder / "eagle3")
     training = {"kind": "eagle3", "trainable": 1234567, "steps": 2, "rows": 16, "operations": 3.5e9}
     (folder / "eagle3" / "training.json").write_text(json.dumps(training))
+    (folder / "dflash").mkdir()
+    config = DFlashConfig.of(model, layers=1, taps=(0,), block_size=4, mask_token_id=299)
+    dflash_files.save(DFlash(config), folder / "dflash")
     small = tiny("llama", vocab_size=300, num_hidden_layers=1)
     small.save_pretrained(folder / "small")
     tokenizer.save_pretrained(folder / "small")
@@ -44,7 +48,7 @@ def test_all_kinds_race_and_none_changes_a_text(
     output = tmp_path / "peers.jsonl"
     peers = ["orthrus", "orthrus@tree:5", "lookup", f"eagle3={weights}/eagle3", f"eagle3={weights}/eagle3@tree:6"]
     peers += [f"draft={weights}/small@fixed:4", f"blocks={weights}/blocks@0.5"]
-    peers += ["hf-lookup", f"hf-draft={weights}/small"]
+    peers += ["hf-lookup", f"hf-draft={weights}/small", f"hf-dflash={weights}/dflash", f"dflash={weights}/dflash"]
     arguments = ["bench", "peers", str(model_folder), "--suite", "synthetic:json@heldout", "--limit", "2"]
     arguments += [
         "--rounds",
@@ -69,7 +73,7 @@ def test_all_kinds_race_and_none_changes_a_text(
     results = [r for r in records if r["kind"] == "result"]
     lossless = [r for r in results if not r["mode"].startswith("blocks")]
     assert all(r["identical"] for r in lossless)
-    assert len(results) == 2 * (1 + len(peers)) + 2 * (1 + len(peers) - 3)  # three take one prompt at a time
+    assert len(results) == 2 * (1 + len(peers)) + 2 * (1 + len(peers) - 4)  # four take one prompt at a time
     found = {(r["mode"], r["plan"]): r for r in records if r["kind"] == "peer"}
     assert len(found) == len(peers)
     eagle = found["eagle3", "full"]

@@ -205,6 +205,7 @@ def test_published_layouts_are_read(layout: str, tmp_path: Path) -> None:
     [
         ({"mask_token_id": None}, {}, "mask_token_id and block_size of a DFlash drafter are required"),
         ({"projector_type": "domino"}, {}, "projector_type must be 'dflash', found 'domino'"),
+        ({"selector_rank": 256}, {}, "selector_rank is of a drafter that is not served, found 256"),
         ({"markov_rank": 3, "markov_head_type": "rnn"}, {}, "markov_head_type must be 'vanilla', found 'rnn'"),
         ({}, {"d2t": torch.zeros(5)}, "Missing key.*head.weight"),
         ({}, {"layers.7.mlp.up_proj.weight": torch.zeros(2, 2)}, "Unexpected key.*layers.7"),

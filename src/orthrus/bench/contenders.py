@@ -25,7 +25,7 @@ OWN: Final = ("ar", "orthrus")
 HF: Final = ("hf", "hf-static", "hf-lookup")
 LLAMA: Final = ("llama.cpp", "llama.cpp-lookup")
 MODES: Final = OWN + HF + LLAMA
-ALONE: Final = ("hf-lookup", "hf-draft", "blocks", *LLAMA)
+ALONE: Final = ("hf-lookup", "hf-draft", "hf-dflash", "blocks", *LLAMA)
 """Modes, and kinds of peers, that take one prompt at a time."""
 
 

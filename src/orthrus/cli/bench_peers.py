@@ -15,8 +15,9 @@ Peers = Annotated[
     typer.Option(
         "--peer",
         metavar="KIND[=PLACE][@HOW]",
-        help="orthrus, dflash=DIR, eagle3=DIR, draft=DIR, lookup, hf-lookup, hf-draft=DIR, or blocks=DIR (block "
-        "diffusion); HOW is a plan (full, fixed:K, tree:N), of blocks a threshold or tokens a pass; may be repeated.",
+        help="orthrus, dflash=DIR, eagle3=DIR, draft=DIR, lookup, hf-lookup, hf-draft=DIR, hf-dflash=DIR, or "
+        "blocks=DIR (block diffusion); HOW is a plan (full, fixed:K, tree:N), of blocks a threshold or tokens a pass; "
+        "may be repeated.",
         show_default=False,
     ),
 ]

@@ -42,6 +42,7 @@ class DFlashConfig:
         causal: whether slots see their block up to themselves alone, as JetSpec's do, and
         sliding_causal: whether they do in layers with a sliding window.
         markov_rank: rank of the correction by the token before a slot, as DSpark has it; 0 for none.
+        embedding_scale: what embeddings are multiplied with.
         multiplier: what logits are multiplied with, and
         softcap: the bound that they are then pressed into; None for none.
         backbone: name or path of the model that it drafts for.
@@ -55,6 +56,7 @@ class DFlashConfig:
     causal: bool = False
     sliding_causal: bool = False
     markov_rank: int = 0
+    embedding_scale: float = 1.0
     multiplier: float = 1.0
     softcap: float | None = None
     backbone: str | None = None
@@ -124,6 +126,9 @@ class DFlashConfig:
             found = known.get(name, served)
             if found not in (served, "dspark") and known.get("markov_rank", 1):
                 raise CheckpointError(f"{where}: {name} must be {served!r}, found {found!r}: it is not served")
+        for name in _NOT_SERVED:
+            if known.get(name):
+                raise CheckpointError(f"{where}: {name} is of a drafter that is not served, found {known[name]!r}")
         causal = bool(known.get("causal", known.get("causal_head", known.get("is_causal") or False)))
         sliding = known.get("is_causal")
         if sliding is None:  # z-lab's windows are causal unless the configuration says so; speculators' say otherwise
@@ -137,11 +142,15 @@ class DFlashConfig:
             causal=causal,
             sliding_causal=causal or bool(sliding),
             markov_rank=int(known.get("markov_rank") or 0),
+            embedding_scale=float(known.get("input_embedding_scale", 1.0)),
             multiplier=float(known.get("output_multiplier", 1.0)),
             softcap=known.get("final_logit_softcapping") or None,
             backbone=values.get("backbone"),
         )
 
+
+_NOT_SERVED = ("conv_kernel_size", "selector_rank", "use_swa", "attention_sink_bias")
+"""What DFlash-2 and drafters with windows or sinks of their own say in their configurations."""
 
 _SHAPE = (
     "vocab_size",
@@ -263,8 +272,8 @@ class DFlash(nn.Module):
             yield turned_BHTD, own.v_proj(fused_BTC).view(heads).transpose(1, 2)
 
     def embedded(self, backbone: PreTrainedModel, token_BQ: Tensor) -> Tensor:
-        """Return the backbone's embeddings of anchors and masks, unscaled as published drafters take them."""
-        return embedding(token_BQ, backbone.get_input_embeddings().weight)
+        """Return the backbone's embeddings of anchors and masks, without a scaling of its own."""
+        return embedding(token_BQ, backbone.get_input_embeddings().weight) * self.config.embedding_scale
 
     def logits(self, backbone: PreTrainedModel, hidden: Tensor) -> Tensor:
         """Return logits by the backbone's head or its own; scaling is the drafter's, not the backbone's."""
