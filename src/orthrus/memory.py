@@ -37,8 +37,8 @@ def recall(kind: str, about: Mapping[str, Any]) -> Any:
     if file is None:
         return None
     try:
-        found = json.loads(file.read_text(encoding="utf-8"))
-        return found["record"] if found["about"] == about else None
+        kept = json.loads(file.read_text(encoding="utf-8"))
+        return kept["record"] if kept["about"] == about else None
     except FileNotFoundError:
         return None
     except (OSError, ValueError, KeyError, TypeError) as error:  # someone else's folder, or half a file
@@ -92,5 +92,5 @@ def settings(device: torch.device) -> tuple[Any, ...]:
 
 
 def _file(kind: str, about: Mapping[str, Any]) -> Path | None:
-    place = folder()
-    return None if place is None else place / kind / f"{digest(about)}.json"
+    home = folder()
+    return None if home is None else home / kind / f"{digest(about)}.json"

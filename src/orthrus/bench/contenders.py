@@ -76,7 +76,7 @@ def contenders(
 
     Raises ConfigError for an unknown or repeated mode, plan or exactness, or for none at all.
     """
-    for name, asked, known in (
+    for name, asked, allowed in (
         ("a mode", modes, MODES),
         ("exact", exacts, EXACT),
         ("a plan", plans_asked, None),
@@ -84,8 +84,8 @@ def contenders(
         if not asked or len(set(asked)) < len(asked):
             raise ConfigError(f"{name} must be named at least once, and each one once; found {list(asked)}")
         for one in asked:
-            if known is not None and one not in known:
-                raise ConfigError(f"{name} is one of {', '.join(known)}, found {one!r}")
+            if allowed is not None and one not in allowed:
+                raise ConfigError(f"{name} is one of {', '.join(allowed)}, found {one!r}")
     for plan in plans_asked:
         plans.parse(plan)
     if ggufs and not set(modes) & set(LLAMA):
@@ -136,11 +136,11 @@ def decoders(
             longest = context or model.config.get_text_config().max_position_embeddings
             out[contender] = _llama(contender, eos, weights[contender.plan], longest)
         else:
-            out[contender] = _own(model, tokenizer, contender, eos, engine)
+            out[contender] = _ours(model, tokenizer, contender, eos, engine)
     return out
 
 
-def _own(
+def _ours(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
     contender: Contender,

@@ -91,14 +91,14 @@ class Result:
 
 def results(records: Iterable[Record], *, where: str) -> list[Result]:
     """Return the result lines among records; raises DataError for one that is not of this format."""
-    known = {f.name for f in fields(Result)}
+    names = {f.name for f in fields(Result)}
     out = []
     for record in records:
         if record.get("kind") == RESULT:
             try:
-                out.append(Result(**{name: value for name, value in record.items() if name in known}))
+                out.append(Result(**{name: value for name, value in record.items() if name in names}))
             except TypeError as error:
-                raise DataError(f"{where}: a result line must have the fields {sorted(known)}: {error}") from None
+                raise DataError(f"{where}: a result line must have the fields {sorted(names)}: {error}") from None
     return out
 
 
@@ -125,12 +125,12 @@ def take_up(path: Path, configuration: str, who: Mapping[int, set[Who]]) -> set[
     if not path.exists():
         return set()
     records = read_records(path)
-    found: dict[Prompt, set[Who]] = {}
+    answered_by: dict[Prompt, set[Who]] = {}
     for line in results(records, where=str(path)):
         if line.configuration == configuration:
-            found.setdefault(line.prompt, set()).add(line.contender)
-    done = {prompt for prompt, answered in found.items() if answered >= who.get(prompt[2], set())}
-    stale = found.keys() - done
+            answered_by.setdefault(line.prompt, set()).add(line.contender)
+    done = {prompt for prompt, answered in answered_by.items() if answered >= who.get(prompt[2], set())}
+    stale = answered_by.keys() - done
     kept = [record for record in records if record.get("kind") != RESULT or _prompt_of(record) not in stale]
     rewrite(path, kept)
     return done

@@ -114,8 +114,8 @@ def mean(results: Iterable[Result], name: str, *, seed: int = 0) -> Estimate | N
 
 def share(results: Iterable[Result], of: Callable[[Result], bool | None]) -> float | None:
     """Return the share of results for which something is true, among those for which it is known."""
-    known = [value for result in results if (value := of(result)) is not None]
-    return sum(known) / len(known) if known else None
+    values = [value for result in results if (value := of(result)) is not None]
+    return sum(values) / len(values) if values else None
 
 
 def accepted_per_position(results: Iterable[Result]) -> list[float]:
@@ -135,9 +135,9 @@ def faster(results: Sequence[Result], than: Sequence[Result], *, seed: int = 0) 
     if not pairs:
         return None
     units: dict[tuple[str, ...], list[tuple[float, ...]]] = {}
-    for own, base in pairs:
-        columns = own.stats["emitted"], own.seconds, base.stats["emitted"], base.seconds
-        units.setdefault(_unit(own), []).append(columns)
+    for drafted, base in pairs:
+        columns = drafted.stats["emitted"], drafted.seconds, base.stats["emitted"], base.seconds
+        units.setdefault(_unit(drafted), []).append(columns)
     sums = np.array([np.sum(rows, axis=0) for rows in units.values()], dtype=float)
     ratios = np.array([float(ratio_of_rates(np.array([row]))) for rows in units.values() for row in rows])
     of_units = ratio_of_rates(sums[:, None])[:, None]

@@ -20,9 +20,9 @@ class Laps:
     seconds: list[float]
     answers: list[list[Answer]]
 
-    def tokens(self, place: int) -> list[list[int]]:
+    def tokens(self, index: int) -> list[list[int]]:
         """Return each round's tokens for the prompt at that place in the batch."""
-        return [answers[place].token_ids for answers in self.answers]
+        return [answers[index].token_ids for answers in self.answers]
 
 
 def race(
@@ -51,7 +51,7 @@ def race(
 
 def first_difference(left: Sequence[int], right: Sequence[int]) -> int | None:
     """Return the first position at which two texts differ (an end counts); None when they are equal."""
-    for place, (a, b) in enumerate(zip(left, right, strict=False)):
+    for index, (a, b) in enumerate(zip(left, right, strict=False)):
         if a != b:
-            return place
+            return index
     return None if len(left) == len(right) else min(len(left), len(right))

@@ -37,11 +37,11 @@ def shaped(
         CheckpointError: no such file, or no configuration that transformers knows.
         ConfigError: an unknown dtype or device, or both `compile` and `pack`.
     """
-    place = device_of(device)
-    wanted = dtype_of(dtype, place)
+    target = device_of(device)
+    wanted = dtype_of(dtype, target)
     try:
         settings = AutoConfig.from_pretrained(config)
-        with place:
+        with target:
             torch.manual_seed(0)
             model = AutoModelForCausalLM.from_config(settings, dtype=wanted if wanted != "auto" else torch.bfloat16)
     except (OSError, ValueError, KeyError) as error:

@@ -93,14 +93,14 @@ def judge(item: Item, text: str) -> bool | None:
         return is_right(item.problem, text)
     if item.number is None:
         return None
-    found = _NUMBER.findall(text)
-    return bool(found) and _value(found[-1]) == _value(item.number)
+    numbers = _NUMBER.findall(text)
+    return bool(numbers) and _value(numbers[-1]) == _value(item.number)
 
 
 def _synthetic(name: str, limit: int) -> list[Item]:
     asked, _, split = name.partition(":")[2].partition("@")
-    domains: dict[str, Domain] = {known: known for known in DOMAINS}
-    splits: dict[str, Split] = {known: known for known in get_args(Split)}
+    domains: dict[str, Domain] = {option: option for option in DOMAINS}
+    splits: dict[str, Split] = {option: option for option in get_args(Split)}
     split = split or "heldout"
     if asked not in domains or split not in splits:
         raise ConfigError(

@@ -113,8 +113,8 @@ def model_card(
 def licence_of(card: str) -> str | None:
     """Return the licence that a card's head states; None where it states none."""
     head = card.split("---", 2)[1] if card.startswith("---") and card.count("---") > 1 else ""
-    found = re.search(r"^license:[ \t]*([\w.+-]+)[ \t]*$", head, re.MULTILINE)
-    return found[1] if found else None
+    line = re.search(r"^license:[ \t]*([\w.+-]+)[ \t]*$", head, re.MULTILINE)
+    return line[1] if line else None
 
 
 def tables_of(card: str) -> str:

@@ -125,24 +125,24 @@ def _described(model: PreTrainedModel) -> OrthrusConfig:
     return dataclasses.replace(config, fingerprint=exact, identity=identity(model), quantization=form)
 
 
-def _check_backbone(model: PreTrainedModel, path: Path, known: str | None) -> None:
+def _check_backbone(model: PreTrainedModel, path: Path, digest: str | None) -> None:
     """Refuse another backbone than the view was trained for; say so where it is the same one in another form."""
     config, form = config_of(model), quantization_of(model)
     plain = form is None and config.quantization is None
-    kind, expected, found = "fingerprint", config.fingerprint, known
+    kind, expected, actual = "fingerprint", config.fingerprint, digest
     if plain:
-        found = found or fingerprint(model)
-        if expected in (None, found):
+        actual = actual or fingerprint(model)
+        if expected in (None, actual):
             return
     # Rounding to float16 changes more than digits: nothing can be said of what quantisation left alone.
     comparable = config.identity is not None and model.get_input_embeddings().weight.dtype != torch.float16
     same = comparable and identity(model) == config.identity
     if not same and (plain or comparable):
         if not plain:
-            kind, expected, found = "identity", config.identity, identity(model)
+            kind, expected, actual = "identity", config.identity, identity(model)
         raise CheckpointError(
             f"{path} holds a view trained for a backbone with {kind} {expected} ({config.backbone or 'unnamed'}), "
-            f"this model's is {found}: load it with its own backbone"
+            f"this model's is {actual}: load it with its own backbone"
         )
     which = "embedding and norms are the same" if same else "whether it is the same backbone cannot be told"
     now = form or ("other" if plain else "plain")
@@ -178,16 +178,16 @@ def read_object(file: Path, *, missing: str) -> dict[str, Any]:
 
 def fill(model: PreTrainedModel, tensors: dict[str, Tensor], *, where: str) -> None:
     """Copy tensors into the twin by name; nothing is copied unless every one of them fits and holds numbers."""
-    own = twin_tensors(model)
-    missing, unexpected = sorted(own.keys() - tensors.keys()), sorted(tensors.keys() - own.keys())
-    shapes = [n for n in own.keys() & tensors.keys() if own[n].shape != tensors[n].shape]
+    wanted = twin_tensors(model)
+    missing, unexpected = sorted(wanted.keys() - tensors.keys()), sorted(tensors.keys() - wanted.keys())
+    shapes = [n for n in wanted.keys() & tensors.keys() if wanted[n].shape != tensors[n].shape]
     if missing or unexpected or shapes:
         problems = [_names("missing", missing), _names("unexpected", unexpected)]
         problems += [
-            f"{n} is {list(tensors[n].shape)}, the model's is {list(own[n].shape)}" for n in sorted(shapes)[:3]
+            f"{n} is {list(tensors[n].shape)}, the model's is {list(wanted[n].shape)}" for n in sorted(shapes)[:3]
         ]
         raise CheckpointError(f"{where} does not fit this backbone: {'; '.join(filter(None, problems))}")
-    for name in sorted(own):
+    for name in sorted(wanted):
         tensor = tensors[name]
         if tensor.dtype not in _DTYPES:
             kinds = ", ".join(str(dtype).removeprefix("torch.") for dtype in _DTYPES)
@@ -195,7 +195,7 @@ def fill(model: PreTrainedModel, tensors: dict[str, Tensor], *, where: str) -> N
         if not bool(tensor.isfinite().all()):
             raise CheckpointError(f"{where}: {name} ({tensor.dtype}) must hold finite numbers, found others: damaged")
     with torch.no_grad():
-        for name, tensor in own.items():
+        for name, tensor in wanted.items():
             tensor.copy_(tensors[name])
 
 

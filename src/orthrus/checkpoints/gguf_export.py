@@ -78,10 +78,10 @@ def tensors_of(model: PreTrainedModel) -> dict[str, Tensor]:
     names = get_tensor_name_map(MODEL_ARCH.QWEN3, model.config.num_hidden_layers)
 
     def named(name: str) -> str:
-        found: str | None = names.get_name(name, try_suffixes=(".weight",))
-        if found is None:
+        short: str | None = names.get_name(name, try_suffixes=(".weight",))
+        if short is None:
             raise UnsupportedModel(f"{_LAYOUT} has no name for the tensor {name}: save an adapter")
-        return found
+        return short
 
     tensors = {named(name): tensor for name, tensor in backbone_tensors(model).items()}
     for name, tensor in twin_tensors(model).items():

@@ -80,25 +80,25 @@ def load(
             `compile` or `quantization_config`, `offload_folder` beside one of these, a backbone for what holds its own,
             or a drafter of no known kind.
     """
-    place = device_of(device)
-    wanted = dtype_of(dtype, place)
+    target = device_of(device)
+    wanted = dtype_of(dtype, target)
     eight = dtype == INT8
     _check(compile, pack, eight)
     if eight and quantization_config is not None:
         raise ConfigError("dtype int8 quantises the backbone itself, found quantization_config beside it: drop one")
-    more = {} if quantization_config is None else {"quantization_config": quantization_config, "device_map": place}
+    more = {} if quantization_config is None else {"quantization_config": quantization_config, "device_map": target}
     if offload_folder is not None:
         if more or eight or compile or pack:
             raise ConfigError(
                 "offloaded layers are plain weights, found offload_folder beside quantization_config, dtype int8, "
                 "compile=True or pack=True: drop one"
             )
-        more = {"offload_folder": str(offload_folder), "device_map": str(place)}
+        more = {"offload_folder": str(offload_folder), "device_map": str(target)}
     path = locate(name, revision)
     if not is_adapter(path):
         if backbone is not None:
-            told = backbone if isinstance(backbone, str | Path) else type(backbone).__name__
-            raise ConfigError(f"{name} holds its backbone itself, found backbone={str(told)!r} beside it: drop it")
+            given = backbone if isinstance(backbone, str | Path) else type(backbone).__name__
+            raise ConfigError(f"{name} holds its backbone itself, found backbone={str(given)!r} beside it: drop it")
         whole = load_official if drafter is None or _is_official(path) else _load_plain
         model, tokenizer = whole(path, wanted, **more), read_tokenizer(path)
     elif isinstance(backbone, PreTrainedModel):
@@ -108,7 +108,7 @@ def load(
         return ready(put_on(backbone, path), compile=compile, pack=pack, drafter=drafter), tokenizer
     else:
         model, tokenizer = _load_adapter(path, wanted, backbone, **more)
-    model = model if more else model.to(place)
+    model = model if more else model.to(target)
     return ready(model, compile=compile, pack=pack, eight=eight, drafter=drafter), tokenizer
 
 
@@ -194,11 +194,11 @@ def device_of(device: str | torch.device | None) -> torch.device:
     if device is None:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
-        place = torch.device(device)
-        torch.empty(0, device=place)
+        settled = torch.device(device)
+        torch.empty(0, device=settled)
     except (RuntimeError, AssertionError) as error:
         raise ConfigError(f"device {str(device)!r} cannot be used here: {str(error).splitlines()[0]}") from error
-    return place
+    return settled
 
 
 def dtype_of(dtype: str | torch.dtype | None, device: torch.device) -> torch.dtype | str:
@@ -316,8 +316,8 @@ def load_official(path: Path, dtype: torch.dtype | str, **more: Any) -> PreTrain
     attach(model, config, attn_implementation="orthrus")
     names = {files.official_name(n): n for n in twin_tensors(model)}
     tensors = files.read_tensors(path, "model.safetensors")
-    known = set(names) | set(backbone_tensors(model)) | {"lm_head.weight"}
-    stray = {n: t for n, t in tensors.items() if n not in known}
+    expected = set(names) | set(backbone_tensors(model)) | {"lm_head.weight"}
+    stray = {n: t for n, t in tensors.items() if n not in expected}
     files.fill(model, {names[n]: t for n, t in tensors.items() if n in names} | stray, where=str(path))
     return model
 

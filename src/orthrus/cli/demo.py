@@ -135,8 +135,8 @@ def _timed(chunks: "Iterable[Chunk]", *, styles: tuple[str, str] | None) -> tupl
         text += chunk.text
         stats = chunk.stats
         if styles is not None:
-            draft, own = styles
-            for part, style in ((chunk.first_text, own), (chunk.draft_text, draft), (chunk.bonus_text, own)):
+            draft, backbone = styles
+            for part, style in ((chunk.first_text, backbone), (chunk.draft_text, draft), (chunk.bonus_text, backbone)):
                 say(part, style=style, end="")
     if styles is not None:
         say("")

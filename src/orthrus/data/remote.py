@@ -1,6 +1,6 @@
-"""Answers from a running OpenAI-compatible server, asked with token ids so that templates cannot differ.
+"""Answers from an OpenAI-compatible server, through `/completions` and with prompts as token ids.
 
-Knows the `/completions` endpoint and its errors; knows neither files nor training.
+Token ids leave the server no chat template to apply, so prompts are the same as with the local backbone.
 """
 
 import json
@@ -23,7 +23,15 @@ from orthrus.errors import DataError
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Server:
-    """Where answers come from: the address up to `/v1` and the model's name there; how patiently it is asked."""
+    """Address and behaviour of the server.
+
+    Attributes:
+        url: address up to `/v1`.
+        model: the model's name on the server.
+        timeout: seconds per request.
+        attempts: requests per prompt, the first one included.
+        pause: seconds before the second attempt; doubled before each further one.
+    """
 
     url: str
     model: str
@@ -35,13 +43,12 @@ class Server:
 def served_answers(
     server: Server, tokenizer: PreTrainedTokenizerBase, prompts: Sequence[Prompt], how: Answering
 ) -> Iterator[EncodedDocument]:
-    """Let a server continue each prompt greedily, `how.rows` at once; yields documents as they end.
+    """Yield the server's greedy answer to each prompt, `how.rows` requests at once, in the order they finish.
 
-    Tokens are the server's where it gives them (`return_token_ids`, as vLLM does), else its text encoded again.
+    Tokens are the server's own where it returns them (`return_token_ids`, as vLLM does), else its text encoded again.
 
     Raises:
-        DataError: the address is none, or its server cannot be reached, refuses, or answers something else than a
-            completion.
+        DataError: the address is invalid, or the server cannot be reached, refuses, or returns no completion.
     """
     _check_address(server.url)
     usable = how.usable(prompts)
@@ -101,10 +108,10 @@ def _complete(server: Server, prompt: Prompt, max_tokens: int) -> dict[str, Any]
 
 def _choice(reply: bytes, url: str) -> dict[str, Any]:
     try:
-        found = json.loads(reply)
+        answer = json.loads(reply)
     except ValueError:
-        found = reply
-    match found:
+        answer = reply
+    match answer:
         case {"choices": [{"text": str()} as choice, *_]}:
             return dict(choice)
-    raise DataError(f"{url}: a completion with choices[0].text is required, found {str(found)[:200]}")
+    raise DataError(f"{url}: a completion with choices[0].text is required, found {str(answer)[:200]}")

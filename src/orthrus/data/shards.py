@@ -1,7 +1,6 @@
-"""Encoded answers on disk, found again by their prompts: writing them can be stopped, resumed, shared and added to.
+"""Encoded answers on disk, looked up by their prompts. Writing can be interrupted, resumed, shared and extended.
 
-A folder holds shards of a few dozen answers each, in the order in which they were written, and one note of what all of
-them are made by. Knows files and which prompts have answers; knows neither who writes them nor what they are for.
+A folder holds shards of `SHARD` answers, in the order of writing, and `about.json`: the settings that made all of them.
 """
 
 import hashlib
@@ -21,7 +20,8 @@ from orthrus.data.responses import Prompt
 from orthrus.errors import DataError
 from orthrus.writing import replacing, writing
 
-SHARD = 64  # answers written to disk together: what a process that is stopped may lose
+SHARD = 64
+"""Answers written to disk together. An interrupted process loses at most so many."""
 
 Writer = Callable[[Sequence[Prompt]], Iterable[EncodedDocument]]
 Progress = Callable[[int, int], None]
@@ -37,22 +37,25 @@ def write_answers(
     size: int = SHARD,
     on_progress: Progress | None = None,
 ) -> None:
-    """Have the prompts answered that have no answer in a folder yet, each once; what is written stays.
+    """Answer each prompt that has no answer in the folder yet; existing answers stay.
 
     Args:
-        about: what answers depend on beside their prompt; a folder made by anything else is refused.
-        share: this process's index and the number of processes; prompts are dealt out in turn.
-        size: answers of a shard.
-        on_progress: called with prompts done and all prompts, of this process's share.
+        folder: where shards are kept; made if need be.
+        prompts: may repeat; each is answered once.
+        write: turns prompts into encoded answers, in any order.
+        about: the settings that answers depend on, as JSON values.
+        share: index of this process and number of processes; prompts are dealt out in turn.
+        size: answers per shard.
+        on_progress: called with the prompts done and the prompts of this process.
 
     Raises:
-        DataError: the folder's answers are by another backbone or with other settings.
+        DataError: another backbone or other settings wrote the folder's answers.
     """
     _claim(folder, about)
-    known = {_key(document) for document in _all(folder)}
+    answered = {_key(document) for document in _all(folder)}
     index, count = share
     mine = list({_key(prompt): prompt for prompt in prompts}.items())[index::count]
-    lacking = [prompt for key, prompt in mine if key not in known]
+    lacking = [prompt for key, prompt in mine if key not in answered]
     done = len(mine) - len(lacking)
     answers = iter(write(lacking)) if lacking else iter(())
     number = max((int(path.stem[4:]) + 1 for path in folder.glob(f"{index:03d}-*.npz")), default=0)
@@ -66,7 +69,7 @@ def write_answers(
 
 
 def read_answers(folder: Path, prompts: Sequence[Prompt]) -> list[EncodedDocument]:
-    """Read the answers of prompts, in their order; those that have none are left out.
+    """Return the answers of prompts, in the prompts' order; prompts without an answer are left out.
 
     Raises:
         DataError: a shard is damaged.
@@ -76,7 +79,7 @@ def read_answers(folder: Path, prompts: Sequence[Prompt]) -> list[EncodedDocumen
 
 
 def _key(asked: Prompt | EncodedDocument) -> bytes:
-    """A digest of a prompt's tokens."""
+    """Return a digest of a prompt's tokens."""
     ids = asked.token_ids if isinstance(asked, Prompt) else asked.token_ids[~asked.answer]
     return hashlib.blake2b(np.asarray(ids, dtype=np.int32).tobytes(), digest_size=16).digest()
 
@@ -86,7 +89,7 @@ def _all(folder: Path) -> Iterator[EncodedDocument]:
 
 
 def _claim(folder: Path, about: dict[str, Any]) -> None:
-    """Mark a folder as made by `about`, or check that it is; processes may do so at the same time."""
+    """Write a folder's settings, or check that they are these; safe for processes that start together."""
     with writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
     note = folder / "about.json"
@@ -95,14 +98,14 @@ def _claim(folder: Path, about: dict[str, Any]) -> None:
             raise DataError(f"{folder}: shards with an about.json are required, found none; delete the folder")
         with replacing(note, folder / f"about.{os.getpid()}.tmp") as temporary:
             temporary.write_text(json.dumps(about, indent=2) + "\n", encoding="utf-8")
-    found = json.loads(note.read_text(encoding="utf-8"))
+    before = json.loads(note.read_text(encoding="utf-8"))
     wanted = json.loads(json.dumps(about))
-    if found != wanted:
-        changed = sorted(key for key in found.keys() | wanted.keys() if found.get(key) != wanted.get(key))
-        told = ", ".join(f"{key} ({found.get(key)!r} there, {wanted.get(key)!r} here)" for key in changed)
+    if before != wanted:
+        changed = sorted(key for key in before.keys() | wanted.keys() if before.get(key) != wanted.get(key))
+        differences = ", ".join(f"{key} ({before.get(key)!r} there, {wanted.get(key)!r} here)" for key in changed)
         raise DataError(
-            f"{folder}: answers made with the same settings are required, but these differ: {told}; take another "
-            "run.output, or delete the folder"
+            f"{folder}: answers made with the same settings are required, but these differ: {differences}; take "
+            "another run.output, or delete the folder"
         )
 
 

@@ -33,7 +33,7 @@ def batch_of(
     """
     device, all_of_them = cache.device, slice(0, len(rows))
     ready = [row.ready.proposal.cut(step.drafts) if row.ready and row.state.serves(step) else None for row in rows]
-    lacking = [place for place, proposal in enumerate(ready) if proposal is None]
+    lacking = [index for index, proposal in enumerate(ready) if proposal is None]
     drawing = slice(lacking[0], lacking[-1] + 1) if lacking and step.drafts and not step.lookup else slice(0, 0)
     if drawing.stop and whole:
         drawing = all_of_them
@@ -57,8 +57,8 @@ def batch_of(
 def _groups(rows: Sequence[Row], coupled: bool, device: torch.device) -> list[tuple[Chooser, Tensor | None]]:
     """Gather the rows that choose tokens alike; None stands for all of them."""
     places: dict[tuple[Sampling, Processing | None], list[int]] = {}
-    for place, row in enumerate(rows):
-        places.setdefault((row.options.sampling, row.processing), []).append(place)
+    for number, row in enumerate(rows):
+        places.setdefault((row.options.sampling, row.processing), []).append(number)
     choosers = [Chooser(sampling, coupled, processing) for sampling, processing in places]
     if len(places) == 1:
         return [(choosers[0], None)]
@@ -72,23 +72,23 @@ def _seen(rows: Sequence[Row], device: torch.device) -> Tensor | None:
         return None
     seen = [list(row.seen) if row.penalised else [row.anchor] for row in rows]
     longest = max(map(len, seen))
-    return torch.tensor([own + own[:1] * (longest - len(own)) for own in seen], device=device)
+    return torch.tensor([tokens + tokens[:1] * (longest - len(tokens)) for tokens in seen], device=device)
 
 
 def outcomes_of(rows: Sequence[Row], step: Step, batch: Batch, outcome: Outcome) -> list[RowOutcome]:
     """Say what a cycle did to each row, before its tokens are added to the row."""
-    return [_outcome(row, place, step, batch, outcome) for place, row in enumerate(rows)]
+    return [_outcome(row, index, step, batch, outcome) for index, row in enumerate(rows)]
 
 
-def _outcome(row: Row, place: int, step: Step, batch: Batch, outcome: Outcome) -> RowOutcome:
-    tokens, led, chain = outcome.tokens[place], outcome.led[place], None
+def _outcome(row: Row, index: int, step: Step, batch: Batch, outcome: Outcome) -> RowOutcome:
+    tokens, led, chain = outcome.tokens[index], outcome.led[index], None
     if outcome.inside is not None:
-        kept, longest = outcome.inside[place]
+        kept, longest = outcome.inside[index]
         chain = (kept + led, longest + led)  # of drafts, a first token counted as one
-    drew = batch.drawing.start <= place < batch.drawing.stop
+    drew = batch.drawing.start <= index < batch.drawing.stop
     source: Source = "text" if step.lookup else "ahead" if row.state.blind and not drew else "view"
     return RowOutcome(
-        source=None if step.kind == "plain" or outcome.broken[place] else source,
+        source=None if step.kind == "plain" or outcome.broken[index] else source,
         drafted=step.drafts,
         kept=max(len(tokens) - 1, 0),
         drew=drew,

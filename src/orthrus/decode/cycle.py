@@ -257,8 +257,8 @@ def _judge(batch: Batch, drafts: Drafts, logits_BM1V: Tensor) -> Verdict:
     def of(chooser: Chooser, index: Tensor | None) -> Tensor:
         rejects = chooser.sampling.do_sample and not chooser.coupled and drafts.scores_BMV is not None
         scores = _take(drafts.scores_BMV, index) if rejects and drafts.scores_BMV is not None else None
-        own = Drafts(_take(drafts.tokens_BM, index), scores)
-        verdict = chooser.judge(own, _take(logits_BM1V, index), _context(batch, index))
+        part = Drafts(_take(drafts.tokens_BM, index), scores)
+        verdict = chooser.judge(part, _take(logits_BM1V, index), _context(batch, index))
         return torch.cat([verdict.tokens_BM1, verdict.accepted_B[:, None]], dim=1)
 
     packed = _grouped(batch, of)

@@ -155,7 +155,7 @@ class Engine:
         """
         each = [options] * len(prompts) if isinstance(options, Options) else options
         pairs = enumerate(zip(prompts, each, strict=True))
-        ids = [self.add(prompt, own, tokenizer=tokenizer, index=index) for index, (prompt, own) in pairs]
+        ids = [self.add(prompt, its, tokenizer=tokenizer, index=index) for index, (prompt, its) in pairs]
         done = {progress.row.id: progress.row for progress in self.run()}
         rows = [done[id] for id in ids]
         for row in rows:
@@ -251,7 +251,7 @@ class Engine:
         batch = batch_of(rows, self.cache, step, coupled=self.coupled, whole=whole, trusted=trusted)
         outcome = cycle(self.passes, batch, step, drafter=self.drafter)
         self.policy.learn(step, outcomes_of(rows, step, batch, outcome), self.clock() - started)
-        progress = [self._keep(row, place, step, outcome) for place, row in enumerate(rows)]
+        progress = [self._keep(row, index, step, outcome) for index, row in enumerate(rows)]
         for row in rows:
             if row.finish_reason is not None:
                 self.rows.remove(row)
@@ -267,14 +267,14 @@ class Engine:
                 row.cached = cached
                 row.drafting = self.drafter.reset(row)
 
-    def _keep(self, row: Row, place: int, step: Step, outcome: Outcome) -> Progress:
+    def _keep(self, row: Row, index: int, step: Step, outcome: Outcome) -> Progress:
         """Give a row what a cycle made of it."""
-        tokens, broken = outcome.tokens[place], outcome.broken[place]
-        met = outcome.ranks is not None and outcome.ranks[place] < step.stops
-        made = Proposal(outcome.ready_BMV[place]) if met and outcome.ready_BMV is not None else None
+        tokens, broken = outcome.tokens[index], outcome.broken[index]
+        met = outcome.ranks is not None and outcome.ranks[index] < step.stops
+        made = Proposal(outcome.ready_BMV[index]) if met and outcome.ready_BMV is not None else None
         row.ready = None if made is None else Ready(made, blind=True)
         kept, logits = row.keep(tokens, broken=broken)
-        led = outcome.led[place]
+        led = outcome.led[index]
         accepted = max(min(len(kept), len(tokens) if broken else len(tokens) - 1) - led, 0)
         row.stats.record(
             drafted=outcome.drafted,

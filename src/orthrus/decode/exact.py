@@ -108,7 +108,7 @@ def probe(model: PreTrainedModel, *, width: int, rows: int = _GROUPS[-1]) -> Fin
             (*(tail for tail in _TAILS if few and _alike(trials, tail, tokens, numbers)), SPAN)
             for tokens, numbers in (((*widths, width), _NUMBERS), (chunks, _NUMBERS // 4))
         )
-    found = Geometry(
+    geometry = Geometry(
         widths=(*widths, width),
         chunks=tuple(chunks),
         span=SPAN,
@@ -117,7 +117,7 @@ def probe(model: PreTrainedModel, *, width: int, rows: int = _GROUPS[-1]) -> Fin
         group=group,
     )
     return Finding(
-        geometry=found if holds else trials.fixed,
+        geometry=geometry if holds else trials.fixed,
         reads_ahead=reads_ahead,
         holds=holds,
         drafts_exact=drafts_exact,
@@ -131,17 +131,17 @@ def finding_for(model: PreTrainedModel, *, width: int, rows: int = _GROUPS[-1]) 
     What was found is kept for processes to come (`orthrus.memory`), which look at it in brief and probe anew where it
     fails, or where anything that it depends on has changed: processor, torch, weights, the code of passes.
     """
-    known: dict[object, Finding] = attachment_of(model).memo("findings")
+    findings: dict[object, Finding] = attachment_of(model).memo("findings")
     state = (width, _groups(rows), *key_of(model))
-    if state not in known:
+    if state not in findings:
         about = {**state_of(model), "code": _code(), "width": width, "groups": list(_groups(rows))}
-        found = _recalled(about) if attachment_of(model).remembers else None
-        if found is None or not _confirmed(model, found, width=width, rows=rows):
-            found = probe(model, width=width, rows=rows)
+        finding = _recalled(about) if attachment_of(model).remembers else None
+        if finding is None or not _confirmed(model, finding, width=width, rows=rows):
+            finding = probe(model, width=width, rows=rows)
             if attachment_of(model).remembers:
-                memory.keep(KIND, about, _FINDING.dump_python(found, mode="json"))
-        known[state] = found
-    return known[state]
+                memory.keep(KIND, about, _FINDING.dump_python(finding, mode="json"))
+        findings[state] = finding
+    return findings[state]
 
 
 def _confirmed(model: PreTrainedModel, finding: Finding, *, width: int, rows: int) -> bool:
@@ -167,28 +167,28 @@ def can_fuse(model: PreTrainedModel, finding: Finding, *, rows: int, drafts: int
     """
     if not finding.holds:
         return False
-    known: dict[object, bool] = attachment_of(model).memo("fused")
+    fused: dict[object, bool] = attachment_of(model).memo("fused")
     geometry = finding.geometry
     sizes = {part.stop - part.start for part in geometry.parts(slice(0, rows))}
     for size, tokens in itertools.product(sizes, (drafts, drafts + 1)):
         state = (size, tokens, drafts, stops, *key_of(model))
-        if state not in known:
+        if state not in fused:
             with torch.inference_mode():
                 trials = Trials(model, geometry.widths[-1], _groups(size), scratch=stops * (drafts + 1))
                 shape = {"tokens": tokens, "group": size, "stops": min(stops, tokens), "drafts": drafts}
-                known[state] = trials.agrees(geometry.width(tokens), **shape)
-        if not known[state]:
+                fused[state] = trials.agrees(geometry.width(tokens), **shape)
+        if not fused[state]:
             return False
     return True
 
 
 def _alike(trials: Trials, tail: int, tokens: Sequence[int], numbers: int) -> bool:
     """Return what `attends_alike` finds, found out once per state of a model: no number of rows changes it."""
-    known: dict[object, bool] = attachment_of(trials.model).memo("alike")
+    alike: dict[object, bool] = attachment_of(trials.model).memo("alike")
     state = (tail, *tokens, numbers, *key_of(trials.model))
-    if state not in known:
-        known[state] = trials.attends_alike(tail, tokens, numbers)
-    return known[state]
+    if state not in alike:
+        alike[state] = trials.attends_alike(tail, tokens, numbers)
+    return alike[state]
 
 
 _ROOMS = ("decode", "kernels", "model")

@@ -48,9 +48,9 @@ class Reading:
         changed: dict[str, Any] = dict(zip(self.tensors(), tensors, strict=True))
         return replace(self, **changed)
 
-    def rows(self, own: slice) -> "Reading":
+    def rows(self, texts: slice) -> "Reading":
         """Return the reading of some of the texts."""
-        return self.of([tensor[own] for tensor in self.tensors().values()])
+        return self.of([tensor[texts] for tensor in self.tensors().values()])
 
 
 class Layout(NamedTuple):

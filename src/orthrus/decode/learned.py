@@ -18,8 +18,8 @@ KIND: Final = "policy"
 def experience_of(model: PreTrainedModel, exact: str, plan: Plan, drafter: Drafter) -> Experience:
     """Return what is known of this model's steps on its device, by the same drafter and plans of the same kinds."""
     view, block = config_of(model), block_of(model, drafter)
-    known = attachment_of(model).memo(KIND)
-    experience: Experience = known.setdefault(
+    memo = attachment_of(model).memo(KIND)
+    experience: Experience = memo.setdefault(
         (view, exact, plan.kinds, drafter.name, block, *key_of(model)), Experience.of(block)
     )
     return experience

@@ -205,17 +205,19 @@ def _refusal(name: str) -> str:
 
 def _recipe(given: dict[str, Any], sampling: Sampling, eos: tuple[int, ...], max_new_tokens: int) -> Recipe | None:
     """Return how rows' processors are made, or None where `Sampling` says it all."""
-    own = _callables("logits_processor", given.get("logits_processor", ()))
+    given_processors = _callables("logits_processor", given.get("logits_processor", ()))
     asked = {name: given[name] for name in _PROCESSED if name in given and _asks(name, given[name])}
     idle = sorted(asked.keys() & _SAMPLES)
     if idle and not sampling.do_sample:
         raise ConfigError(f"{idle[0]} has an effect only when sampling: add do_sample=True, or leave it out")
     if "exponential_decay_length_penalty" in asked and not eos:
         raise ConfigError("exponential_decay_length_penalty needs an eos_token_id to favour, found none")
-    if not (asked or own):
+    if not (asked or given_processors):
         return None
     recipe = Recipe(
-        asked={**asked, **{n: getattr(sampling, n) for n in _SAMPLING}}, own=own, do_sample=sampling.do_sample
+        asked={**asked, **{n: getattr(sampling, n) for n in _SAMPLING}},
+        callers=given_processors,
+        do_sample=sampling.do_sample,
     )
     recipe(Request(1, 0, max_new_tokens, eos, 1 << 10, torch.device("cpu")))  # refuses values out of range
     return recipe

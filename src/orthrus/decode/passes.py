@@ -100,8 +100,8 @@ class Passes:
         kind = (tuple(given), reading.skip, reading.drafts, self.geometry)
         self.cache.require(max(self.cache.lengths[rows]) + self.scratch(reading))
 
-        def call(own: list[Tensor]) -> list[Tensor]:
-            return [part for part in self._run(rows, reading.of(own)) if part is not None]
+        def call(inputs: list[Tensor]) -> list[Tensor]:
+            return [part for part in self._run(rows, reading.of(inputs)) if part is not None]
 
         return Logits(*self.runner.replay(kind, rows, list(given.values()), call))
 
@@ -167,15 +167,15 @@ class Passes:
         parts = self._level(rows) if fixed is None else [slice(i, i + 1) for i in range(rows.start, rows.stop)]
         chunk = chunk if fixed is None else fixed.chunks[-1]
         for part in parts:
-            own = slice(part.start - rows.start, part.stop - rows.start)
-            tokens = pending[own]
+            texts = slice(part.start - rows.start, part.stop - rows.start)
+            tokens = pending[texts]
             end = max(map(len, tokens)) + (anchors is not None)
             for start in range(0, end, chunk):
                 pieces = [list(t[start : start + chunk]) for t in tokens]
                 read = [len(piece) for piece in pieces]
                 last = anchors is not None and start + chunk >= end
                 if anchors is not None and last:
-                    pieces = [[*piece, anchor] for piece, anchor in zip(pieces, anchors[own], strict=True)]
+                    pieces = [[*piece, anchor] for piece, anchor in zip(pieces, anchors[texts], strict=True)]
                 width = max(map(len, pieces))
                 token_BQ = torch.tensor([p + [0] * (width - len(p)) for p in pieces], device=self.cache.device)
                 if last:
@@ -200,8 +200,8 @@ class Passes:
     def move_slots(self, rows: slice, source_BM: Tensor, target_BM: Tensor) -> None:
         """Copy a few slots within each row, as `ScratchCache.move_slots` does: a tree's accepted path to its place."""
 
-        def call(own: list[Tensor]) -> list[Tensor]:
-            self.cache.move_slots(rows, *own)
+        def call(inputs: list[Tensor]) -> list[Tensor]:
+            self.cache.move_slots(rows, *inputs)
             return []
 
         self.runner.replay("move", rows, [source_BM, target_BM], call)
@@ -229,7 +229,7 @@ class Passes:
     def _run(self, rows: slice, reading: Reading) -> Logits:
         """Run a pass, in as many parts as a fixed geometry asks for."""
         parts = [(part, slice(part.start - rows.start, part.stop - rows.start)) for part in self.parts(rows)]
-        logits_BTV = _joined([self._call(part, reading.rows(own)) for part, own in parts])
+        logits_BTV = _joined([self._call(part, reading.rows(texts)) for part, texts in parts])
         Q, R = reading.token_BQ.shape[1], self.width(reading)
         if reading.stop_BS is None:
             return Logits(logits_BTV[:, :Q])

@@ -142,19 +142,21 @@ class Recipe:
 
     Attributes:
         asked: options by name, those of sampling included.
-        own: the caller's own processors; one of a type that an option makes too takes its place.
+        callers: the caller's own processors; one of a type that an option makes too takes its place.
         do_sample: whether warpers apply.
     """
 
     asked: Mapping[str, Any]
-    own: Sequence[LogitsProcessor] = ()
+    callers: Sequence[LogitsProcessor] = ()
     do_sample: bool = False
 
     def __call__(self, request: Request) -> LogitsProcessorList:
         """Make the list for one row; raises ConfigError for a value that its processor refuses."""
         listed = self._made(BEFORE, request)
-        made = LogitsProcessorList(next((own for own in self.own if type(own) is type(p)), p) for p in listed)
-        made.extend(own for own in self.own if own not in made)
+        made = LogitsProcessorList(
+            next((processor for processor in self.callers if type(processor) is type(p)), p) for p in listed
+        )
+        made.extend(processor for processor in self.callers if processor not in made)
         if self.do_sample:
             made.extend(self._made(WARPERS, request))
         made.extend(self._made(LAST, request))

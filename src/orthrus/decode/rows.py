@@ -172,22 +172,22 @@ class Rows:
         every request. Where layers have a recurrent state, it must be known there (`ScratchCache.known`). The row
         replaces an ended text that it goes on from, or else the one that joined longest ago.
         """
-        place, wanted = len(self._taken), row.prompt_ids[:-1]
-        for other in range(place):
+        index, wanted = len(self._taken), row.prompt_ids[:-1]
+        for other in range(index):
             self._note(other)
-        source, common = place, 0
+        source, common = index, 0
         if self._reuse:
-            source, common = self._prefixes.longest(wanted, prefer=place, known=self.cache.known)
-        goes_on = source >= place and 0 < common == len(self._prefixes.texts[source])
-        given_up = source if goes_on else min(range(place, self.cache.rows), key=self._joined.__getitem__)
-        self._swap(place, given_up)
-        source = {place: given_up, given_up: place}.get(source, source)
-        if common and source != place:
-            self.cache.copy_start(source, place, common)
-            self._prefixes.copy(source, place, common)
-        self._prefixes.cut(place, common)
-        self.cache.set_length(place, common)
-        self._joined[place] = row.id
+            source, common = self._prefixes.longest(wanted, prefer=index, known=self.cache.known)
+        goes_on = source >= index and 0 < common == len(self._prefixes.texts[source])
+        given_up = source if goes_on else min(range(index, self.cache.rows), key=self._joined.__getitem__)
+        self._swap(index, given_up)
+        source = {index: given_up, given_up: index}.get(source, source)
+        if common and source != index:
+            self.cache.copy_start(source, index, common)
+            self._prefixes.copy(source, index, common)
+        self._prefixes.cut(index, common)
+        self.cache.set_length(index, common)
+        self._joined[index] = row.id
         self._taken.append(row)
         return common
 
@@ -198,19 +198,19 @@ class Rows:
 
     def remove(self, row: Row) -> None:
         """Free a row's place and keep its keys there, but for those of one that failed."""
-        place = self._taken.index(row)
+        index = self._taken.index(row)
         if row.error is None:
-            if self.cache.lengths[place] > (length := len(row.text())):  # the text ends inside a block
-                self.cache.set_length(place, length)
-            self._note(place)
+            if self.cache.lengths[index] > (length := len(row.text())):  # the text ends inside a block
+                self.cache.set_length(index, length)
+            self._note(index)
         else:  # nobody may go on from keys that are no numbers, or meet them behind a mask
-            self._prefixes.cut(place, 0)
-            self.cache.wipe(place)
-        if place < self._decoding:
+            self._prefixes.cut(index, 0)
+            self.cache.wipe(index)
+        if index < self._decoding:
             self._decoding -= 1
-            self._swap(place, self._decoding)
-            place = self._decoding
-        self._swap(place, len(self._taken) - 1)
+            self._swap(index, self._decoding)
+            index = self._decoding
+        self._swap(index, len(self._taken) - 1)
         self._taken.pop()
 
     def next_to_read(self, most: int | None, *, unit: int = 1) -> tuple[slice, list[list[int]]]:
@@ -225,22 +225,22 @@ class Rows:
         if most is None:
             return slice(first, last), [self.pending(row) for row in self.reading]
         most = max(most // unit, 1) * unit
-        start = min(range(first, last), key=lambda place: self._taken[place].id)
+        start = min(range(first, last), key=lambda index: self._taken[index].id)
         pieces = [self.pending(self._taken[start])[:most]]
         longest = len(pieces[0])
-        for place in range(start + 1, last):
-            pending = self.pending(self._taken[place])
+        for index in range(start + 1, last):
+            pending = self.pending(self._taken[index])
             longest = max(longest, len(pending))
-            level = self.cache.lengths[place] == self.cache.lengths[start]
+            level = self.cache.lengths[index] == self.cache.lengths[start]
             if not level or (len(pieces) + 1) * longest > most:
                 break
             pieces.append(pending)
         return slice(start, start + len(pieces)), pieces
 
-    def _note(self, place: int) -> None:
+    def _note(self, index: int) -> None:
         """Bring the index up to the keys that a taken row has by now."""
-        held = len(self._prefixes.texts[place])
-        self._prefixes.extend(place, self._taken[place].part(held, self.cache.lengths[place]))
+        held = len(self._prefixes.texts[index])
+        self._prefixes.extend(index, self._taken[index].part(held, self.cache.lengths[index]))
 
     def _swap(self, one: int, other: int) -> None:
         """Exchange two places, taken or free, and whatever belongs to them."""

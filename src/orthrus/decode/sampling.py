@@ -207,8 +207,10 @@ class Chooser:
         s = self.sampling
         if s.repetition_penalty != 1.0 and seen is not None:
             seen = seen.expand(-1, scores.shape[1], -1)
-            own = scores.gather(2, seen)
-            penalised = torch.where(own < 0, own * s.repetition_penalty, own / s.repetition_penalty)
+            seen_scores = scores.gather(2, seen)
+            penalised = torch.where(
+                seen_scores < 0, seen_scores * s.repetition_penalty, seen_scores / s.repetition_penalty
+            )
             scores = scores.scatter(2, seen, penalised)
         if not s.do_sample:
             return scores

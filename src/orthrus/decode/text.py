@@ -121,8 +121,8 @@ def _is_id(item: Any) -> bool:
 
 def _kind(value: Any) -> str:
     if isinstance(value, Mapping):
-        found = "message" if "role" in value else f"{type(value).__name__} with the keys {', '.join(map(str, value))}"
-        return f"a single {found}: put its messages or token ids into a list"
+        kind = "message" if "role" in value else f"{type(value).__name__} with the keys {', '.join(map(str, value))}"
+        return f"a single {kind}: put its messages or token ids into a list"
     if isinstance(value, list | tuple):
         return f"a list of {' and '.join(sorted({type(item).__name__ for item in value}))}"
     return f"{value!r}" if value is None or isinstance(value, int | float) else type(value).__name__

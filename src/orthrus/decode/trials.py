@@ -62,9 +62,10 @@ class Trials:
         tokens = tokens or width
         length = self.fixed.widths[0] if tokens < width else max(2 * width, _FEWEST_TOKENS)
         length = min(length, self.alone.shape[1])
-        own = [slice(i, i + 1) for i in range(_TEXTS)] if group == 1 else [slice(0, group)]
+        groups = [slice(i, i + 1) for i in range(_TEXTS)] if group == 1 else [slice(0, group)]
         return all(
-            torch.equal(self.alone[rows, :length], self._logits(rows, width, length, tokens, **shape)) for rows in own
+            torch.equal(self.alone[rows, :length], self._logits(rows, width, length, tokens, **shape))
+            for rows in groups
         )
 
     def _logits(
@@ -134,12 +135,12 @@ class Trials:
         layers = zip(self.cache.keys, self.cache.values, strict=True)
         shapes = {(*keys.shape[2:], values.shape[3]) for keys, values in layers}
         like = self.cache.keys[0]
-        for (own, size, out), width, before in itertools.product(sorted(shapes), widths, (0, SPAN)):
+        for (key_heads, size, out), width, before in itertools.product(sorted(shapes), widths, (0, SPAN)):
             if width > before + tail:
                 continue  # no pass looks at fewer slots than it has tokens
             texts = min(-(-numbers // (heads * width * out)), _DRAWN)
-            keys = self._drawn("keys", texts, before + SPAN, own, size)
-            values = self._drawn("values", texts, before + SPAN, own, out)
+            keys = self._drawn("keys", texts, before + SPAN, key_heads, size)
+            values = self._drawn("values", texts, before + SPAN, key_heads, out)
             place_Q = torch.arange(before + tail - width, before + tail)
             mask = additive(torch.arange(before + SPAN) <= place_Q[:, None], like.dtype).to(like.device)[None, None]
             rounds = -(-numbers // (texts * heads * width * out))
@@ -161,8 +162,8 @@ class Trials:
 
     def _drawn(self, what: Literal["keys", "values", "queries"], *shape: int) -> Tensor:
         """Return random numbers, the same ones whenever as many or fewer of a kind are asked for."""
-        known, count = self._random.get(what), math.prod(shape)
-        if known is None or len(known) < count:
+        drawn, count = self._random.get(what), math.prod(shape)
+        if drawn is None or len(drawn) < count:
             generator = torch.Generator().manual_seed(("keys", "values", "queries").index(what))
-            known = self._random[what] = torch.randn(count, generator=generator).to(self.cache.keys[0])
-        return known[:count].view(shape)
+            drawn = self._random[what] = torch.randn(count, generator=generator).to(self.cache.keys[0])
+        return drawn[:count].view(shape)

@@ -198,14 +198,14 @@ def _options(
             name = _STATEFUL[type(processor)]
             reason = REFUSED.get(name, "this watermark keeps a state from token to token, which drafts would spoil")
             raise ConfigError(f"generation option {name!r} is not honoured by this decoder: {reason}")
-    own = copy.copy(config)
-    own.num_return_sequences = None  # `generate` has repeated the rows already
-    own.output_scores = own.output_logits = None  # taken below
-    own.max_time = None  # a criterion
-    own.watermarking_config = None  # a processor, checked above
+    left = copy.copy(config)
+    left.num_return_sequences = None  # `generate` has repeated the rows already
+    left.output_scores = left.output_logits = None  # taken below
+    left.max_time = None  # a criterion
+    left.watermarking_config = None  # a processor, checked above
     lengths = [c.max_length for c in criteria if type(c) is MaxLengthCriteria]
     longest = min(lengths, default=config.max_length)
-    options = from_generation_config(own, max_new_tokens=max(longest - prompt_length, 1))
+    options = from_generation_config(left, max_new_tokens=max(longest - prompt_length, 1))
     ends = any(_is_derived_end(criterion, config) for criterion in criteria)
     return replace(
         options,
@@ -227,8 +227,8 @@ def _for_row(
     rules = [c for c in criteria if type(c) is not MaxLengthCriteria and not _is_end(c, options)]
     made: Callable[[Request], LogitsProcessorList] | None = None
     if not all(_is_simple(processor, options) for processor in processors):
-        own = LogitsProcessorList(_with_padding(_of_row(p, index), before) for p in processors)
-        made = lambda _: own  # noqa: E731
+        listed = LogitsProcessorList(_with_padding(_of_row(p, index), before) for p in processors)
+        made = lambda _: listed  # noqa: E731
     return replace(options, processors=made, stopping_criteria=tuple(_with_padding(rule, before) for rule in rules))
 
 
@@ -307,4 +307,4 @@ def _prompts(input_ids: Tensor, model_kwargs: Mapping[str, Any]) -> list[list[in
         )
     if positions is not None and bool((positions != mask.long().cumsum(1) - 1)[mask].any()):
         raise ConfigError("position_ids must count each row's tokens from 0, found others: leave them out")
-    return [row[own].tolist() for row, own in zip(input_ids, mask.to(input_ids.device), strict=True)]
+    return [row[wanted].tolist() for row, wanted in zip(input_ids, mask.to(input_ids.device), strict=True)]

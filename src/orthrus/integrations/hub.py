@@ -75,8 +75,8 @@ class OrthrusLM(Qwen3ForCausalLM):  # type: ignore[misc]
     ) -> PreTrainedModel:
         """Load backbone and view; `config` is read anew, all other options are those of transformers."""
         dtype = options.pop("torch_dtype", None) or dtype  # its former name
-        own = {name: value for name, value in options.items() if name not in _OF_AUTO}
-        model = load_official(locate(pretrained_model_name_or_path, revision), dtype, **own)
+        more = {name: value for name, value in options.items() if name not in _OF_AUTO}
+        model = load_official(locate(pretrained_model_name_or_path, revision), dtype, **more)
         model.generate = partial(_generate, model)
         return model.eval()
 

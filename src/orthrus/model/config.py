@@ -110,11 +110,11 @@ class OrthrusConfig:
     @classmethod
     def from_dict(cls, values: dict[str, Any], *, where: str = "OrthrusConfig") -> "OrthrusConfig":
         """Build a configuration from JSON values; an unknown key raises ConfigError and names the nearest one."""
-        known = [field.name for field in dataclasses.fields(cls)]
+        names = [field.name for field in dataclasses.fields(cls)]
         for key in values:
-            if key not in known:
-                near = difflib.get_close_matches(key, known, n=1)
-                hint = f"; did you mean {near[0]!r}?" if near else f"; known keys: {', '.join(known)}"
+            if key not in names:
+                near = difflib.get_close_matches(key, names, n=1)
+                hint = f"; did you mean {near[0]!r}?" if near else f"; known keys: {', '.join(names)}"
                 raise ConfigError(f"{where}: unknown key {key!r}{hint}")
         return cls(**values)
 

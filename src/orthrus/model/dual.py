@@ -105,11 +105,11 @@ class DualAttention(Dual):
             (self.ar, view.ar, slice(None, view.rows)),
             (self.module_of("diffusion"), view.diffusion, slice(view.rows, None)),
         ):
-            own = {name: _rows_of(value, part, hidden_states.shape[1]) for name, value in kwargs.items()}
-            own["attention_mask"] = masks.of(self.window)
-            own["past_key_values"] = kwargs["past_key_values"].part(part)
+            given = {name: _rows_of(value, part, hidden_states.shape[1]) for name, value in kwargs.items()}
+            given["attention_mask"] = masks.of(self.window)
+            given["past_key_values"] = kwargs["past_key_values"].part(part)
             positional = [_rows_of(value, part, hidden_states.shape[1]) for value in args]
-            outputs.append(half(hidden_states[:, part].contiguous(), *positional, **own))  # GPT-2 takes views of them
+            outputs.append(half(hidden_states[:, part].contiguous(), *positional, **given))  # GPT-2 takes views of them
         first, second = outputs
         return (torch.cat([first[0], second[0]], dim=1), *first[1:])
 

@@ -73,8 +73,8 @@ def recordings_of(cache: ScratchCache) -> Recordings:
     """Return what was recorded over a cache."""
     if cache.recordings is None:
         cache.recordings = Recordings()
-    known: Recordings = cache.recordings
-    return known
+    recordings: Recordings = cache.recordings
+    return recordings
 
 
 def compile_passes(model: PreTrainedModel, *, backend: Backend = "inductor") -> None:
@@ -221,8 +221,8 @@ def record(
         graph = torch.cuda.CUDAGraph()
         try:
             with torch.cuda.graph(graph, pool=shared.workspace):
-                for place, result in zip(kept, call(), strict=True):
-                    place.copy_(result)
+                for target, result in zip(kept, call(), strict=True):
+                    target.copy_(result)
         except RuntimeError as error:
             reason = str(error).splitlines()[0]
             warnings.warn(f"passes of this model cannot be recorded ({reason}): launched one by one", stacklevel=2)

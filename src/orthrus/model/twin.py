@@ -44,8 +44,8 @@ def twin_of(attention: nn.Module, dtype: torch.dtype) -> nn.Module:
             if dense is not None:
                 copies[id(module)] = dense
             elif hook is not None:
-                own = module.named_parameters(prefix=path, recurse=False)
-                fetched |= {name: parameter.detach().clone() for name, parameter in own}
+                parameters = module.named_parameters(prefix=path, recurse=False)
+                fetched |= {name: parameter.detach().clone() for name, parameter in parameters}
     twin = copy.deepcopy(attention, copies)
     for module in twin.modules():
         for name in _OF_HOOKS:
@@ -106,10 +106,10 @@ def require_gradients(model: nn.Module) -> None:
         x_RC = torch.zeros(2, dense.in_features, dtype=dtype, device=weight.device, requires_grad=True)
         with torch.enable_grad():
             total = module(x_RC).sum()
-            (found,) = torch.autograd.grad(total, x_RC, allow_unused=True) if total.requires_grad else (None,)
-        found = torch.zeros_like(x_RC) if found is None else found
+            (gradient,) = torch.autograd.grad(total, x_RC, allow_unused=True) if total.requires_grad else (None,)
+        gradient = torch.zeros_like(x_RC) if gradient is None else gradient
         expected = dense.weight.detach().sum(0).expand(2, -1)
-        if not torch.allclose(found.float(), expected, rtol=0.05, atol=0.05 * float(expected.abs().max())):
+        if not torch.allclose(gradient.float(), expected, rtol=0.05, atol=0.05 * float(expected.abs().max())):
             raise UnsupportedModel(
                 f"gradients do not pass through {name} ({type(module).__name__} of {type(weight).__name__}): no view "
                 "can be trained on this backbone: train it on the unquantised one, and load it on this"
@@ -153,8 +153,8 @@ def _numbers(module: nn.Module, weight: Tensor) -> Tensor | None:
 def _require_plain(twin: nn.Module, *, like: nn.Module) -> None:
     """Refuse a twin that holds weights as something else than plain floating-point numbers."""
     for path, module in twin.named_modules():
-        own = {**dict(module.named_parameters(recurse=False)), **dict(module.named_buffers(recurse=False))}
-        for name, tensor in own.items():
+        tensors = {**dict(module.named_parameters(recurse=False)), **dict(module.named_buffers(recurse=False))}
+        for name, tensor in tensors.items():
             beside = isinstance(module, nn.Linear) and name not in ("weight", "bias")
             if beside or (tensor.ndim > 1 and not is_plain(tensor)):
                 raise UnsupportedModel(

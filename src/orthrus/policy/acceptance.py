@@ -21,8 +21,6 @@ Source = Literal["view", "ahead", "text"]
 VIEW, SHORT, LONG = range(3)
 """Rows of a table of counts: copies are counted by the length of their match."""
 
-EXACT: Final = 0
-"""Leading drafts of the view that are the backbone's own, and so always kept."""
 GUESS: Final = np.array([(0.5, 2.0), (0.5, 2.0), (0.8, 8.0)])
 """Acceptance rate before any draft was judged, and the trials it counts for: long matches mostly go on."""
 FADE: Final = 0.95
@@ -117,7 +115,6 @@ def expected(rows: Sequence[RowState], usual: Acceptance) -> NDArray[np.float64]
     tried_BSM, kept_BSM = np.array([row.acceptance.counts for row in rows]).swapaxes(0, 1)
     odds_BSM = _odds(tried_BSM, kept_BSM, usual_SM)[..., None] * usual_SM
     rate_BSM = _rate(kept_BSM, tried_BSM, odds_BSM / (1 - usual_SM + odds_BSM))
-    rate_BSM[:, VIEW, :EXACT] = 1.0
     reached_BSM = np.ones((*rate_BSM.shape[:2], rate_BSM.shape[2] + 1))  # the bonus, then the drafts before it
     np.cumprod(rate_BSM, axis=2, out=reached_BSM[:, :, 1:])
     token_BSM: NDArray[np.float64] = reached_BSM.cumsum(axis=2)

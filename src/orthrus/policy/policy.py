@@ -116,21 +116,21 @@ class Policy:
         """
         if len(self.steps) == 1:
             return
-        known = self.experience
+        experience = self.experience
         prices = self._prices(len(outcomes))
         drew = {outcome.drew for outcome in outcomes}
         if len(drew) == 1:  # else only some rows needed a draft pass
             prices.observe(features(step, drew=drew == {True}, block=self.block), seconds)
-        known.idle = known.idle + 1 if not self._asks_view(step) else 0
-        if known.idle == 0:
+        experience.idle = experience.idle + 1 if not self._asks_view(step) else 0
+        if experience.idle == 0:
             price = float(prices.of(features(step, drew=True, block=self.block)[None])[0])
             vain = self._trial and sum(outcome.kept + 1 for outcome in outcomes) < price * len(outcomes)
-            known.wait = min(2 * known.wait, WAIT[1]) if vain else WAIT[0]
+            experience.wait = min(2 * experience.wait, WAIT[1]) if vain else WAIT[0]
         for row, outcome in zip(self._rows, outcomes, strict=True):
-            for acceptance in (row.acceptance, known.usual):
+            for acceptance in (row.acceptance, experience.usual):
                 acceptance.learn(outcome, row.match)
             if outcome.chain is not None and outcome.chain[0] < outcome.chain[1]:
-                _average(known.gains[step.nodes], max(outcome.kept - outcome.chain[0], 0))
+                _average(experience.gains[step.nodes], max(outcome.kept - outcome.chain[0], 0))
 
     @staticmethod
     def _asks_view(step: Step) -> bool:

@@ -132,8 +132,8 @@ def parse(text: str) -> Plan:
         return Plan(text, nodes=count)
     if kind == "onepass":
         stops, over_tree, nodes = number.partition(":")
-        known = stops == "all" or (stops.isdigit() and int(stops) >= 1)
-        if known and (not over_tree or (nodes.isdigit() and int(nodes) >= 1)):
+        counted = stops == "all" or (stops.isdigit() and int(stops) >= 1)
+        if counted and (not over_tree or (nodes.isdigit() and int(nodes) >= 1)):
             return Plan(text, nodes=int(nodes or 0), stops=None if stops == "all" else int(stops))
     if kind == "lookup" and count >= 1:
         return Plan(text, drafts=count, lookup=True)

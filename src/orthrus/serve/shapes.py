@@ -2,6 +2,7 @@
 
 import secrets
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
@@ -124,10 +125,9 @@ class Usage:
         }
 
 
-class Shape:
+class Shape(ABC):
     """The envelope of one answer."""
 
-    kind: str
     prefix: str
 
     def __init__(self, model: str, spell: Callable[[int], Spelling] | None = None) -> None:
@@ -144,20 +144,21 @@ class Shape:
         """Return the chunk that opens a choice, if this shape has one."""
         return None
 
+    @abstractmethod
     def chunk(self, delta: Delta) -> dict[str, Any]:
         """Return one chunk of a stream."""
-        raise NotImplementedError
 
+    @abstractmethod
     def whole(self, choices: Sequence[Choice], usage: Usage) -> dict[str, Any]:
         """Return an answer in one piece."""
-        raise NotImplementedError
 
     def last(self, usage: Usage) -> dict[str, Any]:
         """Return the chunk of `include_usage`: no choices, only the usage."""
         return {**self._chunk([]), "usage": usage.to_dict()}
 
+    @abstractmethod
     def _chunk(self, choices: list[dict[str, Any]]) -> dict[str, Any]:
-        raise NotImplementedError
+        """Return a chunk with these choices."""
 
 
 class ChatShape(Shape):

@@ -145,12 +145,12 @@ def _tokenizer(recipe: BackboneRecipe, path: Path) -> PreTrainedTokenizerFast:
 
 
 def _started_from(run: str) -> Path:
-    found = Path(run) / "tokenizer"
-    if not found.is_dir():
+    folder = Path(run) / "tokenizer"
+    if not folder.is_dir():
         raise ConfigError(
-            f"model.start_from must be the folder of a backbone's run, with its tokenizer, found no {found}"
+            f"model.start_from must be the folder of a backbone's run, with its tokenizer, found no {folder}"
         )
-    return found
+    return folder
 
 
 def _trained_tokenizer(recipe: BackboneRecipe) -> PreTrainedTokenizerFast:

@@ -94,8 +94,8 @@ def _curves(lines: Sequence[Line], path: Path) -> Path | None:
     figure = Figure(figsize=(4.5 * COLUMNS, 2.8 * max(1, rows)))
     FigureCanvasAgg(figure)
     figure.subplots_adjust(left=0.05, right=0.98, bottom=0.3 / max(1, rows), top=0.97, hspace=0.45, wspace=0.2)
-    for place, (title, curves) in enumerate(panels.items(), start=1):
-        axes = figure.add_subplot(rows, COLUMNS, place)
+    for number, (title, curves) in enumerate(panels.items(), start=1):
+        axes = figure.add_subplot(rows, COLUMNS, number)
         for name, points in curves.items():
             axes.plot(*zip(*points, strict=True), label=name, marker="." if len(points) < 20 else None)
         axes.set_title(title)

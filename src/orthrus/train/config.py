@@ -118,8 +118,8 @@ def _explain(fault: ErrorDetails, raw: Mapping[str, Any], recipe_class: type[Rec
         return f"{key}: unknown key; the nearest valid key is {nearest}"
     if fault["type"] == "missing":
         return f"{key}: required, but not given"
-    found = fault["input"] if isinstance(fault["input"], str | int | float | bool | list) else "a table"
-    return f"{key}: {fault['msg']}; found {found!r} ({type(fault['input']).__name__})"
+    value = fault["input"] if isinstance(fault["input"], str | int | float | bool | list) else "a table"
+    return f"{key}: {fault['msg']}; found {value!r} ({type(fault['input']).__name__})"
 
 
 def _dotted(loc: tuple[int | str, ...], raw: Any) -> str:

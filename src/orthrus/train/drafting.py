@@ -32,7 +32,7 @@ def drafting(model: PreTrainedModel | None, view: str | None) -> Iterator[str]:
         yield PLAIN
         return
     config, correction, row = config_of(model), markov_of(model), mask_row.mask_row_of(model)
-    own = {name: tensor.clone() for name, tensor in twin_tensors(model).items()}
+    tensors = {name: tensor.clone() for name, tensor in twin_tensors(model).items()}
     home = locate(view)
     attachment_of(model).config = lent = files.read_config(home)
     install(model, untrained(model, lent.markov_rank))
@@ -43,5 +43,5 @@ def drafting(model: PreTrainedModel | None, view: str | None) -> Iterator[str]:
     finally:
         install(model, correction)
         mask_row.install(model, row)
-        files.fill(model, own, where="the view to train")
+        files.fill(model, tensors, where="the view to train")
         attachment_of(model).config = config

@@ -106,8 +106,12 @@ class Journal:
 def evaluation_at(path: Path, step: int) -> dict[str, float] | None:
     """Return the figures that a log has of the evaluation after `step`, None where it has none."""
     lines = read_records(path) if path.exists() else []
-    found = [line for line in lines if (line["event"], line["step"]) == ("evaluation", step)]
-    return {name: value for name, value in found[-1].items() if name not in ("event", "step")} if found else None
+    evaluations = [line for line in lines if (line["event"], line["step"]) == ("evaluation", step)]
+    return (
+        {name: value for name, value in evaluations[-1].items() if name not in ("event", "step")}
+        if evaluations
+        else None
+    )
 
 
 def _cut_back(path: Path, start: int) -> None:

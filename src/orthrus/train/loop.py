@@ -107,8 +107,8 @@ def train(task: Task, recipe: Recipe, *, resume: bool = True) -> TrainResult:
                 metrics = _evaluate(task, recipe, step, journal)
         if evaluates and step == recipe.schedule.steps:
             # A run that was finished before has its figures, unless it was killed while it took them.
-            found = evaluation_at(log, step)
-            metrics = _evaluate(task, recipe, step, journal) if found is None else found
+            noted = evaluation_at(log, step)
+            metrics = _evaluate(task, recipe, step, journal) if noted is None else noted
     finished = step == recipe.schedule.steps
     model = output / "model" if finished else None
     if model is not None:

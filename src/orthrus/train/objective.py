@@ -123,9 +123,9 @@ def chunked(
     parts = []
     for start in range(0, len(target_M), chunk):
         part = order_M[start : start + chunk]
-        own = None if teacher is None else Teacher(teacher.hidden_RC, teacher.row_M[part])
+        taught = None if teacher is None else Teacher(teacher.hidden_RC, teacher.row_M[part])
         past = None if before is None else before._replace(token=before.token[part])
-        slots = (student_MC[part], own, target_M[part], past)
+        slots = (student_MC[part], taught, target_M[part], past)
         if recompute:
             parts.append(checkpoint(_part, loss, kept, head, *slots, use_reentrant=False))
         else:
@@ -150,16 +150,16 @@ def _part(
     if before is not None:
         logits = logits + before.shift(before.token, before.after)
     with torch.no_grad():
-        known = logits.new_empty(0) if teacher is None else _teacher_log_probabilities(head, teacher)
+        teacher_log = logits.new_empty(0) if teacher is None else _teacher_log_probabilities(head, teacher)
         agree = logits.argmax(-1) == target
     spoken = logits.log_softmax(-1)
-    return loss(spoken, known, target), kept(spoken, known, target), agree
+    return loss(spoken, teacher_log, target), kept(spoken, teacher_log, target), agree
 
 
 def _teacher_log_probabilities(head: Head, teacher: Teacher) -> Tensor:
     """`[M, V]` from rows in ascending order: each different row goes through the head once."""
-    rows, place = torch.unique_consecutive(teacher.row_M, return_inverse=True)
-    return head(teacher.hidden_RC[rows]).float().log_softmax(-1)[place]
+    rows, inverse = torch.unique_consecutive(teacher.row_M, return_inverse=True)
+    return head(teacher.hidden_RC[rows]).float().log_softmax(-1)[inverse]
 
 
 def combine(

@@ -114,8 +114,8 @@ def answered_by(recipe: AnsweredRecipe, model: PreTrainedModel | None) -> dict[s
 
 
 def _backbone(recipe: AnsweredRecipe, model: PreTrainedModel | None) -> str:
-    own = recipe.answers.by == "backbone" and model is not None
-    return fingerprint(model) if own and model is not None else recipe.model.backbone
+    here = recipe.answers.by == "backbone" and model is not None
+    return fingerprint(model) if here and model is not None else recipe.model.backbone
 
 
 def _how_asked(recipe: AnsweredRecipe) -> dict[str, Any] | None:

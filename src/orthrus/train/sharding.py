@@ -93,5 +93,5 @@ def gathered(model: nn.Module, *, here: bool) -> Iterator[None]:
 
 
 def _set(model: nn.Module, name: str, parameter: Any) -> None:
-    module, _, own = name.rpartition(".")
-    setattr(model.get_submodule(module), own, parameter)
+    module, _, last = name.rpartition(".")
+    setattr(model.get_submodule(module), last, parameter)

@@ -93,16 +93,16 @@ class DataSection(Section):
     @model_validator(mode="after")
     def _heldout_sets_have_their_own_names(self) -> "DataSection":
         seen: dict[str, int] = {}
-        for place, source in enumerate(self.sources):
+        for number, source in enumerate(self.sources):
             name = source_name(source)
             if source.heldout and name in seen:
                 raise ValueError(
                     f"sources that hold documents back must have different names, found {name!r} for "
                     f"{_origin(self.sources[seen[name]])} (sources.{seen[name]}) and {_origin(source)} "
-                    f"(sources.{place}): rename a file or folder, or set heldout = 0 in all but one"
+                    f"(sources.{number}): rename a file or folder, or set heldout = 0 in all but one"
                 )
             if source.heldout:
-                seen[name] = place
+                seen[name] = number
         return self
 
 

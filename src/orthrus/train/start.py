@@ -112,12 +112,12 @@ def _in_float32(recipe: ViewRecipe) -> tuple[PreTrainedModel, PreTrainedTokenize
 
 def _described(recipe: ViewRecipe, tokenizer: PreTrainedTokenizerFast) -> OrthrusConfig:
     """Return the configuration of the view that a recipe asks for."""
-    wanted, known = recipe.model, tokenizer.get_vocab()
-    if wanted.mask_token is not None and wanted.mask_token not in known:
+    wanted, vocabulary = recipe.model, tokenizer.get_vocab()
+    if wanted.mask_token is not None and wanted.mask_token not in vocabulary:
         raise ConfigError(f"model.mask_token must be a token of {wanted.backbone}, found {wanted.mask_token!r}")
     return OrthrusConfig(
         block_size=wanted.block_size,
-        mask_token_id=known.get(wanted.mask_token or "<|mask|>"),
+        mask_token_id=vocabulary.get(wanted.mask_token or "<|mask|>"),
         backbone=wanted.backbone,
         block_attention=wanted.block_attention,
         markov_rank=wanted.markov_rank,

@@ -62,8 +62,8 @@ def runs_of(sweep: Sweep, path: Path, overrides: Sequence[str] = ()) -> Iterator
     """
     for seed in sweep.seeds:
         for name, changes in sweep.variants.items():
-            own = [f"run.seed={seed}", f"run.output={sweep.output}/{name}-{seed}"]
-            yield Run(name, seed, load_recipe(path.parent / sweep.recipe, [*changes, *overrides, *own]))
+            places = [f"run.seed={seed}", f"run.output={sweep.output}/{name}-{seed}"]
+            yield Run(name, seed, load_recipe(path.parent / sweep.recipe, [*changes, *overrides, *places]))
 
 
 def carry_out(
@@ -85,13 +85,13 @@ def carry_out(
     had = {(line["variant"], line["seed"]) for line in lines}
     done = {(line["variant"], line["seed"]) for line in lines if line["figures"]}
     for one in wanted:
-        place = (one.variant, one.seed)
-        if place in done:
+        which = (one.variant, one.seed)
+        if which in done:
             continue
         ended = run(one.recipe)
         if not ended.finished:
             return
-        if place in had and not ended.metrics:
+        if which in had and not ended.metrics:
             continue  # it has none to give
         log = read_records(Path(one.recipe.run.output) / "log.jsonl")
         line = {
@@ -150,7 +150,7 @@ def compare(sweep: Sweep, lines: Sequence[Mapping[str, Any]], figures: Sequence[
 def _figure(runs: Mapping[int, Mapping[str, float]], base: Mapping[int, Mapping[str, float]], name: str) -> Figure:
     values = [run[name] for run in runs.values()]
     pairs = [(run[name], base[seed][name]) for seed, run in runs.items() if name in base.get(seed, {})]
-    logs = [math.log(own / other) for own, other in pairs if own > 0 and other > 0]
+    logs = [math.log(value / other) for value, other in pairs if value > 0 and other > 0]
     if not logs:
         return Figure(statistics.fmean(values), None, None)
     middle = statistics.fmean(logs)

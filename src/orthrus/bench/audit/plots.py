@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from orthrus.bench.audit.report import AuditReport, Summary, widest
-from orthrus.bench.speed.plots import Draw, legend, place, save
+from orthrus.bench.speed.plots import Draw, legend, save, section
 from orthrus.bench.speed.report import split
 
 if TYPE_CHECKING:
@@ -32,16 +32,16 @@ def plot(report: AuditReport, folder: Path) -> list[Path]:
 
 def _domains(summaries: Sequence[Summary], batch: int) -> Draw:
     """Draw a bar per domain and curve."""
-    places = list(dict.fromkeys(map(_place, summaries)))
+    sections = list(dict.fromkeys(map(_section, summaries)))
     curves = list(split(summaries, _curve))
 
     def draw(axes: "Axes") -> None:
         width = 0.8 / len(curves)
-        for number, (label, own) in enumerate(curves):
-            shares = {name: _share([(s.identical, s.prompts) for s in part]) for name, part in split(own, _place)}
-            lefts = [places.index(name) + (number + 0.5) * width - 0.4 for name in shares]
+        for number, (label, drawn) in enumerate(curves):
+            shares = {name: _share([(s.identical, s.prompts) for s in part]) for name, part in split(drawn, _section)}
+            lefts = [sections.index(name) + (number + 0.5) * width - 0.4 for name in shares]
             axes.bar(lefts, list(shares.values()), width, label=label)
-        axes.set_xticks(range(len(places)), places, rotation=30, ha="right")
+        axes.set_xticks(range(len(sections)), sections, rotation=30, ha="right")
         axes.set(ylabel="share of identical texts", ylim=(0, 1.02), title=f"batch {batch}")
         legend(axes)
 
@@ -53,8 +53,8 @@ def _quantiles(summaries: Sequence[Summary], batch: int) -> Draw:
 
     def draw(axes: "Axes") -> None:
         most = 0
-        for number, (label, own) in enumerate(split(summaries, _curve)):
-            parts = list(zip(*(s.by_perplexity for s in own), strict=False))
+        for number, (label, drawn) in enumerate(split(summaries, _curve)):
+            parts = list(zip(*(s.by_perplexity for s in drawn), strict=False))
             shares = [_share([(quantile.identical, quantile.prompts) for quantile in part]) for part in parts]
             axes.plot([i + 1 + 0.03 * number for i in range(len(shares))], shares, marker=".", label=label)
             most = max(most, len(shares))
@@ -70,9 +70,9 @@ def _partings(summaries: Sequence[Summary]) -> Draw:
     """Draw a point per text that parts: where, and how close the two best logits were."""
 
     def draw(axes: "Axes") -> None:
-        for label, own in split(summaries, _curve):
-            known = [(parting.at, parting.gap) for s in own for parting in s.partings if parting.gap is not None]
-            axes.plot([at for at, _ in known], [gap for _, gap in known], ".", label=label)
+        for label, drawn in split(summaries, _curve):
+            partings = [(parting.at, parting.gap) for s in drawn for parting in s.partings if parting.gap is not None]
+            axes.plot([at for at, _ in partings], [gap for _, gap in partings], ".", label=label)
         axes.set_yscale("symlog", linthresh=1e-4)
         axes.set_ylim(bottom=0)
         axes.set(xlabel="position of the first token that differs", ylabel="best logit minus second best")
@@ -86,8 +86,8 @@ def _curve(summary: Summary) -> str:
     return f"{s.dtype} {s.exact} {s.mode}"
 
 
-def _place(summary: Summary) -> str:
-    return place(summary.suite, summary.domain)
+def _section(summary: Summary) -> str:
+    return section(summary.suite, summary.domain)
 
 
 def _share(counts: Sequence[tuple[int, int]]) -> float:

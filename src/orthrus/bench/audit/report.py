@@ -146,10 +146,10 @@ def read_audit(path: Path, configuration: str, *, epsilon: float = EPSILON) -> A
     references, verdicts = read(records, configuration, where=str(path))
     if not verdicts:
         raise DataError(f"{path}: at least one audited text of configuration {configuration} is required, found none")
-    own = [r for r in records if r.get("kind") == lines.PROVENANCE and r.get("configuration") == configuration]
-    experts = any(record["settings"]["experts"] for record in own)
+    heads = [r for r in records if r.get("kind") == lines.PROVENANCE and r.get("configuration") == configuration]
+    experts = any(record["settings"]["experts"] for record in heads)
     return AuditReport(
-        provenances=own,
+        provenances=heads,
         contract=contract(verdicts, epsilon=epsilon, experts=experts),
         plainly=plainly(references, verdicts),
         summaries=summaries(references, verdicts),
@@ -158,7 +158,7 @@ def read_audit(path: Path, configuration: str, *, epsilon: float = EPSILON) -> A
 
 def plainly(references: Sequence[Reference], verdicts: Sequence[Verdict]) -> list[Plainly]:
     """Return what the references say, for each precision and promise."""
-    known = {(v.result.dtype, v.result.exact): v.conditions for v in verdicts}
+    conditions = {(v.result.dtype, v.result.exact): v.conditions for v in verdicts}
     out = []
     for (dtype, exact), part in split(references, lambda reference: (reference.dtype, reference.exact)):
         positions = sum(reference.tokens for reference in part)
@@ -172,7 +172,7 @@ def plainly(references: Sequence[Reference], verdicts: Sequence[Verdict]) -> lis
                 identical_to_hf=sum(reference.hf is None for reference in part),
                 hf_partings=[reference.hf for reference in part if reference.hf is not None],
                 close={str(margin): float(count / positions) for margin, count in zip(MARGINS, counts, strict=True)},
-                conditions=known.get((dtype, exact), {}),
+                conditions=conditions.get((dtype, exact), {}),
             )
         )
     return out

@@ -207,7 +207,7 @@ class _Audit:
             self.on_lap()
         return references, verdicts
 
-    def _reference(self, dtype: str, exact: Exact, prompt: Encoded, own: Plain, hf_ids: list[int]) -> Reference:
+    def _reference(self, dtype: str, exact: Exact, prompt: Encoded, plain: Plain, hf_ids: list[int]) -> Reference:
         return Reference(
             **self.labels,
             suite=prompt.item.suite,
@@ -215,11 +215,11 @@ class _Audit:
             domain=prompt.item.domain,
             dtype=dtype,
             exact=exact,
-            tokens=len(own.token_ids),
-            token_hash=_hash(own.token_ids),
-            perplexity=perplexity(self.scorer, prompt.token_ids, own.token_ids),
-            close=close(own.gaps),
-            hf=from_hf(own.token_ids, hf_ids, own.token_ids, own.gaps),
+            tokens=len(plain.token_ids),
+            token_hash=_hash(plain.token_ids),
+            perplexity=perplexity(self.scorer, prompt.token_ids, plain.token_ids),
+            close=close(plain.gaps),
+            hf=from_hf(plain.token_ids, hf_ids, plain.token_ids, plain.gaps),
         )
 
     def _verdict(
@@ -230,10 +230,10 @@ class _Audit:
         seconds: float,
         prompt: Encoded,
         row: Row,
-        own: Plain,
+        plain: Plain,
         hf_ids: list[int],
     ) -> Verdict:
-        parting = Parting.of(row.token_ids, own.token_ids, own.gaps)
+        parting = Parting.of(row.token_ids, plain.token_ids, plain.gaps)
         result = Result(
             **self.labels,
             suite=prompt.item.suite,
@@ -260,7 +260,7 @@ class _Audit:
         return Verdict(
             result=result,
             gap=None if parting is None else parting.gap,
-            hf=from_hf(row.token_ids, hf_ids, own.token_ids, own.gaps),
+            hf=from_hf(row.token_ids, hf_ids, plain.token_ids, plain.gaps),
             conditions=self.conditions[str(who.exact)],
         )
 

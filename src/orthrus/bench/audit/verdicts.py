@@ -114,10 +114,10 @@ def close(gaps: Sequence[float]) -> list[int]:
 
 def from_hf(text: Sequence[int], hf: Sequence[int], reference: Sequence[int], gaps: Sequence[float]) -> Parting | None:
     """Say where a text leaves Hugging Face's, with the reference's gap there as long as it says the same."""
-    at, own = first_difference(text, hf), first_difference(text, reference)
+    at, parted = first_difference(text, hf), first_difference(text, reference)
     if at is None:
         return None
-    return Parting(at, gaps[at] if at < len(gaps) and (own is None or at <= own) else None)
+    return Parting(at, gaps[at] if at < len(gaps) and (parted is None or at <= parted) else None)
 
 
 def read(records: Iterable[Record], configuration: str, *, where: str) -> tuple[list[Reference], list[Verdict]]:

@@ -48,16 +48,16 @@ def plot(report: Report, folder: Path) -> list[Path]:
 def _ratios(part: Sequence[Summary], base: str, title: str) -> Draw:
     """Draw a bar per domain and contender, with its 95 % interval, and a line at equal speed."""
     rated = [summary for summary in part if base in summary.against]
-    places = list(dict.fromkeys(_place(summary) for summary in rated))
+    sections = list(dict.fromkeys(_section(summary) for summary in rated))
     labels = list(dict.fromkeys(summary.label for summary in rated))
 
     def draw(axes: "Axes") -> None:
         width = 0.8 / len(labels)
         for number, label in enumerate(labels):
-            own = [summary for summary in rated if summary.label == label]
-            totals = [summary.against[base].totals for summary in own]
+            drawn = [summary for summary in rated if summary.label == label]
+            totals = [summary.against[base].totals for summary in drawn]
             axes.bar(
-                [places.index(_place(summary)) + (number + 0.5) * width - 0.4 for summary in own],
+                [sections.index(_section(summary)) + (number + 0.5) * width - 0.4 for summary in drawn],
                 [t.value for t in totals],
                 width,
                 yerr=[[t.value - t.low for t in totals], [t.high - t.value for t in totals]],
@@ -65,7 +65,7 @@ def _ratios(part: Sequence[Summary], base: str, title: str) -> Draw:
                 label=label,
             )
         axes.axhline(1, color="black", linewidth=0.8)
-        axes.set_xticks(range(len(places)), places, rotation=30, ha="right")
+        axes.set_xticks(range(len(sections)), sections, rotation=30, ha="right")
         axes.set_ylabel(f"tokens/s, ratio to {base}")
         axes.set_title(title)
         legend(axes)
@@ -83,8 +83,8 @@ def _positions(part: Sequence[Summary], title: str) -> Draw:
                 range(1, len(summary.accepted_per_position) + 1),
                 summary.accepted_per_position,
                 marker=".",
-                label=f"{_place(summary)}, {summary.label}",
-                color=_colour([_place(one) for one in drafted], _place(summary)),
+                label=f"{_section(summary)}, {summary.label}",
+                color=_colour([_section(one) for one in drafted], _section(summary)),
                 linestyle=_dashes([one.label for one in drafted], summary.label),
             )
         axes.set(xlabel="position in the block", ylabel="share of drafts accepted", ylim=(0, 1), title=title)
@@ -101,7 +101,7 @@ def _throughput(report: Report) -> Draw:
     for summary in report.summaries:
         if (summary.suite, summary.domain) != widest[summary.setting]:
             continue
-        whole = "" if summary.suite == ALL else f", {_place(summary)}"
+        whole = "" if summary.suite == ALL else f", {_section(summary)}"
         point = summary.setting[2], summary.tokens_per_second.value
         configuration = f", {_configuration(report, summary)}" if several else ""
         curves.setdefault(f"{summary.label}, {summary.setting[1]}{whole}{configuration}", []).append(point)
@@ -176,11 +176,11 @@ def _dashes(names: Sequence[str], name: str) -> str:
     return ("-", "--", ":", "-.")[list(dict.fromkeys(names)).index(name) % 4]
 
 
-def _place(summary: Summary) -> str:
-    return place(summary.suite, summary.domain)
+def _section(summary: Summary) -> str:
+    return section(summary.suite, summary.domain)
 
 
-def place(suite: str, domain: str) -> str:
+def section(suite: str, domain: str) -> str:
     """Name a domain of a suite, and not twice where the suite's name says it."""
     return suite if domain in suite else f"{suite} {domain}"
 

@@ -38,11 +38,11 @@ class Prices:
         self._where = f"{where}, {dtype}"
         for record in records:
             if record.get("kind") == PASS and record.get("dtype") == dtype and record.get("pass") in _KINDS:
-                place = (record["batch"], record["context"])
+                at = (record["batch"], record["context"])
                 point = (record["width"] * (1 + record["stops"]), record["seconds"])
                 kinds = ["verify", "draft"] if record["pass"] == "ar" else [_KINDS[record["pass"]]]
                 for kind in kinds:
-                    self._points.setdefault(kind, {}).setdefault(place, []).append(point)
+                    self._points.setdefault(kind, {}).setdefault(at, []).append(point)
         for kind in ("verify", "draft"):
             self._measured(kind)
 
@@ -68,8 +68,8 @@ class Prices:
             DataError: none of that kind was measured.
         """
         measured = self._measured(kind)
-        place = min(measured, key=lambda place: (_apart(place[0], batch), _apart(place[1], context)))
-        points = sorted(measured[place])
+        nearest = min(measured, key=lambda nearest: (_apart(nearest[0], batch), _apart(nearest[1], context)))
+        points = sorted(measured[nearest])
         return _on_line(points, positions) if len(points) > 1 else points[0][1]
 
     def _measured(self, kind: str) -> dict[tuple[int, int], list[tuple[int, float]]]:

@@ -107,13 +107,13 @@ class Report:
 
     def settings_of(self, configuration: str) -> Mapping[str, Any]:
         """Return the settings that a configuration's id stands for; empty where no provenance record says."""
-        found = [p["settings"] for p in self.provenances if p.get("configuration") == configuration]
-        return found[0] if found else {}
+        settings = [p["settings"] for p in self.provenances if p.get("configuration") == configuration]
+        return settings[0] if settings else {}
 
     def machines(self) -> Machines:
         """Say where each run timed its passes: on which device, and with which threads and torch if these differ."""
-        known = {p["id"]: p for p in self.provenances}
-        runs: dict[str | None, Record] = {id: known.get(id, {}) for id in (r.get("provenance") for r in self.passes)}
+        by_id = {p["id"]: p for p in self.provenances}
+        runs: dict[str | None, Record] = {id: by_id.get(id, {}) for id in (r.get("provenance") for r in self.passes)}
         differ = [name for name in ("threads", "torch") if len({run.get(name) for run in runs.values()}) > 1]
         said = {
             id: ", ".join([run.get("device", "unknown"), *(f"{name} {run.get(name, 'unknown')}" for name in differ)])
@@ -172,8 +172,8 @@ def summaries(results: Sequence[Result], *, baselines: Sequence[str] = BASELINES
         for (suite, domain), part in sections(of_setting):
             by_contender = dict(split(part, lambda r: r.contender))
             bases = {name: by_contender[who] for name in baselines if (who := _baseline(name)) in by_contender}
-            for own in by_contender.values():
-                out.append(_summary(setting, suite, domain, own, bases, seed))
+            for one in by_contender.values():
+                out.append(_summary(setting, suite, domain, one, bases, seed))
     return out
 
 
@@ -181,14 +181,14 @@ def _baseline(name: str) -> lines.Who:
     """Return who a baseline's name stands for; of our own modes the faster kind, unless it is asked for by `@token`."""
     who, _, exact = name.partition("@")
     mode, _, plan = who.partition(":")
-    own = mode in OWN
+    ours = mode in OWN
     misplaced = bool(plan) != (mode == "orthrus") and mode not in LLAMA
-    if mode not in MODES or misplaced or ("@" in name and not (own and exact in EXACT)):
+    if mode not in MODES or misplaced or ("@" in name and not (ours and exact in EXACT)):
         raise ConfigError(
             f"a baseline is one of {', '.join(MODES)}, orthrus with a plan (orthrus:full), llama.cpp with its weights "
             f"too (llama.cpp:q8_0), our own modes exact to the token too (ar@token); found {name!r}"
         )
-    return mode, plan or None, (exact or "distribution") if own else None
+    return mode, plan or None, (exact or "distribution") if ours else None
 
 
 def _summary(

@@ -128,8 +128,8 @@ def run(
     prices = {} if job.prices is None else {dtype: Prices.read(job.prices, dtype) for dtype in job.dtypes}
     settings = configuration(job, model)
     if weights:
-        found = {label or "own": file.to_dict() for label, file in weights.items()}
-        settings |= {"llama.cpp": llamacpp.build(), "gguf": found}
+        described = {label or "own": file.to_dict() for label, file in weights.items()}
+        settings |= {"llama.cpp": llamacpp.build(), "gguf": described}
     context = max(len(prompt.token_ids) for prompt in prompts) + job.max_new_tokens
     done = lines.take_up(output, digest(settings), {b: session.who(job.contenders_at(b)) for b in job.batches})
     outlook = _outlook(job, prompts, digest(settings), done, too_long)
@@ -240,21 +240,21 @@ def _results(
     heat: Heat, laps: Mapping[Contender, Laps], tokenizer: PreTrainedTokenizerBase, labels: Mapping[str, str]
 ) -> list[Result]:
     out = []
-    for place, prompt in enumerate(heat.prompts):
+    for index, prompt in enumerate(heat.prompts):
         verdicts: dict[str, bool | None] = {}
         for contender, lap in laps.items():
-            text = tokenizer.decode(lap.answers[0][place].token_ids, skip_special_tokens=True)
+            text = tokenizer.decode(lap.answers[0][index].token_ids, skip_special_tokens=True)
             if text not in verdicts:  # equal texts are judged once: judging code runs it
                 verdicts[text] = judge(prompt.item, text)
             plain = laps.get(Contender("ar", None, contender.exact or "distribution"))
-            reference = None if plain is None else plain.tokens(place)
-            out.append(_result(heat, place, contender, lap, reference, right=verdicts[text], labels=labels))
+            reference = None if plain is None else plain.tokens(index)
+            out.append(_result(heat, index, contender, lap, reference, right=verdicts[text], labels=labels))
     return out
 
 
 def _result(
     heat: Heat,
-    place: int,
+    index: int,
     contender: Contender,
     lap: Laps,
     reference: list[list[int]] | None,
@@ -262,9 +262,9 @@ def _result(
     right: bool | None,
     labels: Mapping[str, str],
 ) -> Result:
-    item, answer, texts = heat.prompts[place].item, lap.answers[0][place], lap.tokens(place)
+    item, answer, texts = heat.prompts[index].item, lap.answers[0][index], lap.tokens(index)
     pairs = zip(texts, reference or [], strict=False)
-    differences = [d for own, plain in pairs if (d := first_difference(own, plain)) is not None]
+    differences = [d for text, plain in pairs if (d := first_difference(text, plain)) is not None]
     rows = len(heat.prompts)
     return Result(
         **labels,
@@ -278,7 +278,7 @@ def _result(
         batch=heat.batch,
         rows=rows,
         group=heat.prompts[0].item.id,
-        prompt_tokens=len(heat.prompts[place].token_ids),
+        prompt_tokens=len(heat.prompts[index].token_ids),
         seconds=median(lap.seconds) / rows,
         rounds_seconds=[seconds / rows for seconds in lap.seconds],
         stats=dict(answer.stats),

@@ -27,15 +27,15 @@ class Grid:
     def to_rich(self) -> Table:
         """Return the table for a terminal."""
         table = Table(title=self.title, title_justify="left")
-        for place, name in enumerate(self.header):
-            table.add_column(name, justify="left" if place < self.labels else "right")
+        for column, name in enumerate(self.header):
+            table.add_column(name, justify="left" if column < self.labels else "right")
         for row in self.rows:
             table.add_row(*row)
         return table
 
     def to_markdown(self) -> str:
         """Return the table in GitHub's markdown, its title as bold text before it."""
-        rule = [":--" if place < self.labels else "--:" for place in range(len(self.header))]
+        rule = [":--" if column < self.labels else "--:" for column in range(len(self.header))]
         return "\n".join([f"**{self.title}**", "", *(f"| {' | '.join(r)} |" for r in (self.header, rule, *self.rows))])
 
 
@@ -47,15 +47,15 @@ def tables(report: Report) -> list[Grid]:
     for setting in dict.fromkeys(summary.setting for summary in report.summaries):
         part = [summary for summary in report.summaries if summary.setting == setting]
         configuration, dtype, batch = setting
-        known = report.settings_of(configuration)
-        facts = [str(known.get("model", configuration)), dtype, f"batch {batch}"]
-        if known:
+        settings = report.settings_of(configuration)
+        facts = [str(settings.get("model", configuration)), dtype, f"batch {batch}"]
+        if settings:
             facts += [
-                known["device"],
-                f"threads {known['threads']}",
-                f"at most {known['max_new_tokens']} tokens",
-                f"rounds {known['rounds']}",
-                *([f"computed from {known['prices'][0]}"] if "prices" in known else []),
+                settings["device"],
+                f"threads {settings['threads']}",
+                f"at most {settings['max_new_tokens']} tokens",
+                f"rounds {settings['rounds']}",
+                *([f"computed from {settings['prices'][0]}"] if "prices" in settings else []),
             ]
         title = " · ".join(facts)
         grids = (_speed(title, part), _drafts(title, part), _positions(title, part))
@@ -138,25 +138,25 @@ def _passes(passes: Sequence[Record], machines: Machines) -> Grid:
     milliseconds: dict[tuple[str, ...], dict[str, float]] = {}
     moved: dict[tuple[str, ...], float] = {}
     for record in passes:
-        place, kind = (*_where(record, machines), str(record["width"])), record["pass"]
+        row_key, kind = (*_where(record, machines), str(record["width"])), record["pass"]
         if kind in (*_PASSES, *_FLOOR):
-            milliseconds.setdefault(place, {})[kind] = 1000 * record["seconds"]
+            milliseconds.setdefault(row_key, {})[kind] = 1000 * record["seconds"]
         if kind in ("ar", "verify", "copy") and record.get("bytes"):
-            moved[(*place[:-1], "copy") if kind == "copy" else place] = record["bytes"] / record["seconds"]
-    measured = {kind for found in milliseconds.values() for kind in found}
+            moved[(*row_key[:-1], "copy") if kind == "copy" else row_key] = record["bytes"] / record["seconds"]
+    measured = {kind for times in milliseconds.values() for kind in times}
     kinds = [kind for kind in (*_PASSES, *_FLOOR) if kind in measured or kind in _PASSES]
-    copied = any(place[-1] == "copy" for place in moved)
+    copied = any(row_key[-1] == "copy" for row_key in moved)
     rows = []
-    for place, found in milliseconds.items():
-        row = [*place, *(_number(found[kind], 2) if kind in found else _NONE for kind in kinds)]
+    for row_key, times in milliseconds.items():
+        row = [*row_key, *(_number(times[kind], 2) if kind in times else _NONE for kind in kinds)]
         if "matmul" in kinds:
-            read = milliseconds.get((*place[:-1], "1"), {}).get("read")
-            whole = read is not None and {"draft", "verify", "matmul"} <= found.keys()
-            floor = 2 * (found["matmul"] + read) if whole and read is not None else None
-            row.append(_NONE if floor is None else _number((found["draft"] + found["verify"]) / floor, 2))
+            read = milliseconds.get((*row_key[:-1], "1"), {}).get("read")
+            whole = read is not None and {"draft", "verify", "matmul"} <= times.keys()
+            floor = 2 * (times["matmul"] + read) if whole and read is not None else None
+            row.append(_NONE if floor is None else _number((times["draft"] + times["verify"]) / floor, 2))
         if copied:
-            own, copy = moved.get(place), moved.get((*place[:-1], "copy"))
-            row.append(_percent(own / copy if own and copy else None))
+            reached, copy = moved.get(row_key), moved.get((*row_key[:-1], "copy"))
+            row.append(_percent(reached / copy if reached and copy else None))
         rows.append(row)
     header = [*_head(machines), "width", *(f"{kind} ms" for kind in kinds)]
     header += ["cycle / floor"] * ("matmul" in kinds) + ["of bandwidth"] * copied
@@ -170,8 +170,8 @@ def _prompts(passes: Iterable[Record], machines: Machines) -> Grid:
         if record["pass"] == "prompt":
             milliseconds.setdefault(_where(record, machines), {})[min(record["width"], 2)] = 1000 * record["seconds"]
     rows = [
-        [*place, *(_number(found[kind], 1) if kind in found else _NONE for kind in (0, 1, 2))]
-        for place, found in milliseconds.items()
+        [*row_key, *(_number(times[kind], 1) if kind in times else _NONE for kind in (0, 1, 2))]
+        for row_key, times in milliseconds.items()
     ]
     header = [*_head(machines), "backbone alone ms", "plainly ms", "first block drafted ms"]
     return Grid(title="Time to the first token", header=header, rows=rows, labels=_labels(machines))
@@ -180,12 +180,12 @@ def _prompts(passes: Iterable[Record], machines: Machines) -> Grid:
 def _fused(passes: Iterable[Record], machines: Machines) -> Grid:
     """Say what each fused pass costs in plain passes, and beside the draft and the verification it stands for."""
     records = list(passes)
-    seconds = {_place(record, machines): record["seconds"] for record in records}
+    seconds = {_identity(record, machines): record["seconds"] for record in records}
     rows = []
     for record in records:
         if record["pass"] != "fused":
             continue
-        where, (_, width, stops) = _place(record, machines)
+        where, (_, width, stops) = _identity(record, machines)
         plain, draft, verify = (
             seconds.get((where, kind)) for kind in (("ar", 1, 0), ("draft", width, 0), ("verify", width, 0))
         )
@@ -228,7 +228,7 @@ def _step(record: Record) -> dict[str, str]:
     }
 
 
-def _place(record: Record, machines: Machines) -> tuple[tuple[str, ...], tuple[str, int, int]]:
+def _identity(record: Record, machines: Machines) -> tuple[tuple[str, ...], tuple[str, int, int]]:
     """Return where a pass was timed, and which one it was: kind, width, stop points."""
     return _where(record, machines), (record["pass"], record["width"], record.get("stops", 0))
 

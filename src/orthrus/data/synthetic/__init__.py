@@ -112,8 +112,8 @@ def _drawn(domain: Domain, index: int, split: Split, seed: int) -> tuple[Draw, D
 
 
 def _block(text: str, language: str) -> str | None:
-    found = re.search(rf"```{language}\n(.*?)```", text, re.DOTALL)
-    return found.group(1) if found else None
+    block = re.search(rf"```{language}\n(.*?)```", text, re.DOTALL)
+    return block.group(1) if block else None
 
 
 def _passes(block: str, assertions: Sequence[str]) -> bool:

@@ -67,8 +67,8 @@ def change(draw: Draw) -> Draft:
         f"{n} {things} at {p} {money} each cost {n} x {p} = {n * p} {money}.",
         f"{paid} {money} minus {n * p} {money} leaves {paid} - {n * p} = {amount(paid - n * p, money)}.",
     ]
-    known = f"{name} has {paid} {money} and buys {n} {things}."
-    return worked(draw, "change", [facts], question, known, steps, paid - n * p)
+    givens = f"{name} has {paid} {money} and buys {n} {things}."
+    return worked(draw, "change", [facts], question, givens, steps, paid - n * p)
 
 
 def sharing(draw: Draw) -> Draft:
@@ -97,8 +97,8 @@ def sharing(draw: Draw) -> Draft:
         f"{full} full {box} hold {size * full} {things}.",
         f"Left over are {total} - {size * full} = {amount(rest, things)}.",
     ]
-    known = f"{name} has {total} {things} and puts {size} into each of the {box}."
-    return worked(draw, "sharing", [facts], question, known, steps, rest)
+    givens = f"{name} has {total} {things} and puts {size} into each of the {box}."
+    return worked(draw, "sharing", [facts], question, givens, steps, rest)
 
 
 def comparing(draw: Draw) -> Draft:
@@ -224,8 +224,8 @@ def percent(draw: Draw) -> Draft:
         f"{rate} percent of {price} is {rate // 10} x {tenth} = {part}.",
         f"The new price is {price} {sign} {part} = {result} {money}.",
     ]
-    known = f"The {thing} costs {price} {money} and the price gets {rate} percent {way}."
-    return worked(draw, "percent", [facts], question, known, steps, result)
+    givens = f"The {thing} costs {price} {money} and the price gets {rate} percent {way}."
+    return worked(draw, "percent", [facts], question, givens, steps, result)
 
 
 def budget(draw: Draw) -> Draft:

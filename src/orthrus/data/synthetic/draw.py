@@ -49,7 +49,7 @@ class Draw:
     def numbers(self, slot: str, count: int, low: int, high: int) -> list[int]:
         """`count` different numbers in `low..high`, one slot each."""
         values = self._random.sample(range(low, high + 1), count)
-        self.slots.update({f"{slot}{place}": value for place, value in enumerate(values)})
+        self.slots.update({f"{slot}{index}": value for index, value in enumerate(values)})
         return values
 
     def choice(self, slot: str, options: Sequence[str]) -> str:
@@ -61,7 +61,7 @@ class Draw:
     def choices(self, slot: str, count: int, options: Sequence[str]) -> list[str]:
         """`count` different options, one slot each."""
         values = self._random.sample(options, count)
-        self.slots.update({f"{slot}{place}": value for place, value in enumerate(values)})
+        self.slots.update({f"{slot}{index}": value for index, value in enumerate(values)})
         return values
 
     def name(self, slot: str = "name") -> str:
@@ -94,8 +94,8 @@ class Draw:
         reserved = self._split == "phrasing"
         allowed = [
             template
-            for place, template in enumerate(templates)
-            if (place % _RESERVED_PHRASING == _RESERVED_PHRASING - 1) == reserved
+            for index, template in enumerate(templates)
+            if (index % _RESERVED_PHRASING == _RESERVED_PHRASING - 1) == reserved
         ]
         template = allowed[int(self._random.random() * len(allowed))]
         self.phrasings.append(template)
@@ -118,10 +118,10 @@ class Draw:
 def _with_articles(template: str, fields: Mapping[str, str | int]) -> str:
     """The template with `an` for `a` where the field that follows begins with the sound of a vowel."""
 
-    def article(found: re.Match[str]) -> str:
-        word = str(fields[found[2]])
+    def article(match: re.Match[str]) -> str:
+        word = str(fields[match[2]])
         vowel = word.startswith(("a", "e", "i", "o", "hour"))  # u: as in `unit`, more often than not
-        return f"{found[1]}n {{{found[2]}}}" if vowel else found[0]
+        return f"{match[1]}n {{{match[2]}}}" if vowel else match[0]
 
     return _ARTICLE.sub(article, template)
 

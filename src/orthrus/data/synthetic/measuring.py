@@ -39,8 +39,8 @@ def distance(draw: Draw) -> Draft:
         f"In {hours} hours at {speed} kilometres per hour the {vehicle} goes {hours} x {speed} = {hours * speed} kilometres.",
         f"With the first {start} kilometres that makes {hours * speed} + {start} = {hours * speed + start} kilometres.",
     ]
-    known = f"The {vehicle} goes from {start_town} to {end_town}."
-    return worked(draw, "distance", [facts], question, known, steps, hours * speed + start)
+    givens = f"The {vehicle} goes from {start_town} to {end_town}."
+    return worked(draw, "distance", [facts], question, givens, steps, hours * speed + start)
 
 
 def rectangle(draw: Draw) -> Draft:
@@ -72,8 +72,8 @@ def rectangle(draw: Draw) -> Draft:
             f"The length and the width make {long} + {short} = {long + short} {unit}.",
             f"Twice that is 2 x {long + short} = {result} {unit}.",
         ]
-    known = f"The {area} is {long} {unit} long and {short} {unit} wide. {rule}"
-    return worked(draw, "rectangle", [facts], question, known, steps, result)
+    givens = f"The {area} is {long} {unit} long and {short} {unit} wide. {rule}"
+    return worked(draw, "rectangle", [facts], question, givens, steps, result)
 
 
 def average(draw: Draw) -> Draft:
@@ -103,8 +103,8 @@ def average(draw: Draw) -> Draft:
         f"With the third number the sum is {a + b} + {c} = {total}.",
         f"The average of 3 numbers is {total} / 3 = {mean}.",
     ]
-    known = f"{name} has {a} on {days[0]}, {b} on {days[1]} and {c} on {days[2]}."
-    return worked(draw, "average", [facts], question, known, steps, mean)
+    givens = f"{name} has {a} on {days[0]}, {b} on {days[1]} and {c} on {days[2]}."
+    return worked(draw, "average", [facts], question, givens, steps, mean)
 
 
 def ages(draw: Draw) -> Draft:
@@ -154,12 +154,12 @@ def conversion(draw: Draw) -> Draft:
         "How many {small} are there in all?", "Give the whole as {small}.", "Express it in {small} only.",
     ))  # fmt: skip
     one = {"feet": "foot", "centimetres": "centimetre", "inches": "inch"}.get(large, large.removesuffix("s"))
-    known = f"{name} has {n} {large} and {extra} {small}. One {one} has {factor} {small}."
+    givens = f"{name} has {n} {large} and {extra} {small}. One {one} has {factor} {small}."
     steps = [
         f"{n} {large} are {n} x {factor} = {n * factor} {small}.",
         f"With {extra} more {small} that makes {n * factor} + {extra} = {n * factor + extra} {small}.",
     ]
-    return worked(draw, "conversion", [facts], question, known, steps, n * factor + extra)
+    return worked(draw, "conversion", [facts], question, givens, steps, n * factor + extra)
 
 
 def equation(draw: Draw) -> Draft:
@@ -205,5 +205,5 @@ def sequence(draw: Draw) -> Draft:
     last = terms[3 : 4 + ahead]
     steps = [f"The step is {terms[1]} - {terms[0]} = {step}."]
     steps += [f"The next number is {here} + {step} = {there}." for here, there in pairwise(last)]
-    known = f"The numbers are {draw.slots['shown']} and we need the {place} number after {terms[3]}."
-    return worked(draw, "sequence", [], question, known, steps, last[-1])
+    givens = f"The numbers are {draw.slots['shown']} and we need the {place} number after {terms[3]}."
+    return worked(draw, "sequence", [], question, givens, steps, last[-1])

@@ -104,7 +104,7 @@ def first_where(draw: Draw) -> Draft:
         "return None",
     ]
     examples = [
-        ([values], next((place for place, value in enumerate(values) if meaning(value, limit)), None))
+        ([values], next((index for index, value in enumerate(values) if meaning(value, limit)), None))
         for values in number_lists(draw, limit)
     ]
     doc = f"Return the index of the first value that is {words}."

@@ -187,7 +187,7 @@ def best_record(draw: Draw) -> Draft:
     chosen, word = (max, "max") if which == "highest" else (min, "min")
     body = [f'best = {word}({noun}, key=lambda record: record["{key}"])', 'return best["name"]']
     shown: list[dict[str, str | int]] = [{"name": name, key: value} for name, value in zip(names, values, strict=True)]
-    hidden: list[dict[str, str | int]] = [{"name": name, key: place} for place, name in enumerate(("b", "a", "c"))]
+    hidden: list[dict[str, str | int]] = [{"name": name, key: index} for index, name in enumerate(("b", "a", "c"))]
     examples = [
         ([records], chosen(records, key=lambda record: int(record[key]))["name"]) for records in (shown, hidden)
     ]

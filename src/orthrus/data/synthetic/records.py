@@ -18,4 +18,4 @@ def ordered(draw: Draw, head: str, facts: str) -> str:
 
 def people(draw: Draw, count: int) -> list[str]:
     """That many different names, in the slots `name0`, `name1` and so on."""
-    return [draw.name(f"name{place}") for place in range(count)]
+    return [draw.name(f"name{index}") for index in range(count)]

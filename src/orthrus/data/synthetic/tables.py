@@ -36,7 +36,7 @@ def _rows(draw: Draw, count: int, **columns: Sequence[str] | tuple[int, int]) ->
             drawn[key] = draw.numbers(f"{key}_", count, low, high)
         else:
             drawn[key] = draw.choices(f"{key}_", count, [word for word in kind if isinstance(word, str)])
-    return [{key: values[place] for key, values in drawn.items()} for place in range(count)]
+    return [{key: values[index] for key, values in drawn.items()} for index in range(count)]
 
 
 def _table_draft(draw: Draw, kind: str, facts: str, rows: Sequence[Sequence[object]], *, more: str = "") -> Draft:

@@ -23,7 +23,7 @@ _CLOSERS: Final = (
 
 
 def worked(
-    draw: Draw, kind: str, facts: Sequence[str], question: str, known: str, steps: Sequence[str], result: int
+    draw: Draw, kind: str, facts: Sequence[str], question: str, givens: str, steps: Sequence[str], result: int
 ) -> Draft:
     """The draft of a problem told by `facts` in their order, with its steps numbered."""
     parts = [*facts, question]
@@ -31,7 +31,7 @@ def worked(
         parts.insert(0, draw.phrase(_OPENERS))
     if draw.coin():
         parts.append(draw.phrase(_CLOSERS))
-    lines = [known, *(f"Step {place}: {step}" for place, step in enumerate(steps, 1))]
+    lines = [givens, *(f"Step {number}: {step}" for number, step in enumerate(steps, 1))]
     return Draft(
         kind=f"maths.{kind}",
         prompt=" ".join(parts),
