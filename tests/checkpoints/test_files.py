@@ -18,7 +18,7 @@ from orthrus.checkpoints import files
 from orthrus.errors import CheckpointError, ConfigError, UnsupportedModel
 from orthrus.model.attach import config_of
 from orthrus.model.fingerprint import fingerprint, identity
-from tests.families import FAMILIES, perturb, tiny
+from tests.families import FAMILIES, HYBRID, perturb, tiny
 
 CONFIG = orthrus.OrthrusConfig(block_size=6, mask_token_id=90)
 
@@ -77,7 +77,7 @@ def bundle(path: Path, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBas
 # ---------------------------------------------------------------- adapter
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", [*FAMILIES, *HYBRID])
 def test_adapter_round_trip(family: str, tmp_path: Path) -> None:
     """The twin alone is written; in another copy of the backbone it is equal again."""
     model = trained(family)
@@ -392,6 +392,29 @@ def test_official_layout_loads_back_equal(tied: bool, tmp_path: Path, characters
     assert {p.dtype for p in half.parameters()} == {torch.bfloat16}
 
 
+def test_the_hybrid_official_layout_has_the_published_names(
+    tmp_path: Path, characters: PreTrainedTokenizerBase
+) -> None:
+    """`_diff` beside every tensor of either kind of mixer, as the authors' code for Qwen3.5 names them; loads equal."""
+    model = trained("qwen3_5_text")
+    orthrus.save(model, tmp_path, format="official")
+    plain = set(tiny("qwen3_5_text").state_dict())
+    mixers = {name for name in plain if ".self_attn." in name or ".linear_attn." in name}
+    recurrent = {"in_proj_qkv.weight", "in_proj_z.weight", "in_proj_b.weight", "in_proj_a.weight", "conv1d.weight"}
+    recurrent |= {"dt_bias", "A_log", "norm.weight", "out_proj.weight"}
+    assert {name.partition(".linear_attn.")[2] for name in mixers if ".layers.0." in name} == recurrent
+    twins = {re.sub(r"((?:self|linear)_attn\.\w+)", r"\1_diff", name) for name in mixers}
+    assert len(twins) == len(mixers) == 3 * 9 + 6
+    assert set(load_file(tmp_path / "model.safetensors")) == plain | twins
+    config = json.loads((tmp_path / "config.json").read_text())
+    said = {"model_type": "orthrus_qwen3_5", "architectures": ["OrthrusQwen3_5ForCausalLM"], "use_cache": False}
+    assert {name: config.get(name) for name in said} == said
+    assert (config["block_size"], config["mask_token_id"], config.get("auto_map")) == (6, 90, None)
+    assert not (tmp_path / "modeling_orthrus.py").exists()
+    characters.save_pretrained(tmp_path)
+    assert_equal(model, orthrus.load(tmp_path)[0])
+
+
 def test_sharded_official_layout_loads(tmp_path: Path, characters: PreTrainedTokenizerBase) -> None:
     """The published 8B model comes in several files with an index."""
     model = trained(tie_word_embeddings=False)
@@ -436,9 +459,9 @@ def test_a_damaged_official_layout_is_refused(damage: str, tmp_path: Path, chara
         orthrus.load(tmp_path)
 
 
-def test_only_qwen3_has_an_official_layout(tmp_path: Path) -> None:
+def test_other_families_have_no_official_layout(tmp_path: Path) -> None:
     """Other families are told to save an adapter; nothing is written."""
-    with pytest.raises(UnsupportedModel, match="defined for Qwen3 backbones, found llama: save an adapter"):
+    with pytest.raises(UnsupportedModel, match="for qwen3 and qwen3_5_text backbones, found llama: save an adapter"):
         orthrus.save(trained("llama"), tmp_path / "out", format="official")
     assert not (tmp_path / "out").exists()
 

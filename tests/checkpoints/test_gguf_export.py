@@ -140,7 +140,7 @@ def test_a_write_that_fails_leaves_the_file_that_was_there(
 @pytest.mark.parametrize(
     ("family", "fields", "message"),
     [
-        ("llama", {}, "defined for Qwen3 backbones, found llama"),
+        ("llama", {}, "defined for qwen3 backbones, found llama"),
         ("qwen3", {"block_attention": "causal"}, "no place for block_attention, found 'causal'"),
         ("qwen3", {"anchor": "backbone"}, "no place for anchor, found 'backbone'"),
         ("qwen3", {"layers": "last:1"}, "no place for layers"),

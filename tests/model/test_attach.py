@@ -18,11 +18,12 @@ from orthrus.model.attach import config_of, duals, is_attached, use_attention, w
 from orthrus.model.dual import DualAttention, View
 from orthrus.model.graphs import compile_passes
 from orthrus.policy import steps
-from tests.families import FAMILIES, MOE, VOCAB, WINDOWED, perturb, tiny
+from tests.families import FAMILIES, HYBRID, MOE, VOCAB, WINDOWED, perturb, tiny
 
 VARIANTS = [*((family, {}) for family in FAMILIES), *WINDOWED.items()]
 CONFIG = orthrus.OrthrusConfig(block_size=4)
 
+each_kind = pytest.mark.parametrize(("family", "overrides"), [*VARIANTS, *((family, {}) for family in HYBRID)])
 each_variant = pytest.mark.parametrize(("family", "overrides"), VARIANTS)
 
 
@@ -50,10 +51,11 @@ def whole_block_masks(model: PreTrainedModel, queries: int) -> masks.LayerMasks:
 
 
 def attention_modules(model: nn.Module) -> list[nn.Module]:
-    return [m for m in model.modules() if isinstance(getattr(m, "layer_idx", None), int) and hasattr(m, "o_proj")]
+    kept = [m for m in model.modules() if isinstance(getattr(m, "layer_idx", None), int)]
+    return [m for m in kept if hasattr(m, "o_proj") or hasattr(m, "out_proj")]
 
 
-@each_variant
+@each_kind
 def test_plain_logits_stay_bitwise_the_same(family: str, overrides: dict[str, object]) -> None:
     """After attach, with a perturbed twin, and after detach, which puts the same module objects back."""
     model = tiny(family, **overrides)
@@ -71,7 +73,7 @@ def test_plain_logits_stay_bitwise_the_same(family: str, overrides: dict[str, ob
     assert torch.equal(logits_of(model), before)
 
 
-@each_variant
+@each_kind
 def test_twin_starts_as_an_equal_copy(family: str, overrides: dict[str, object]) -> None:
     """Every twin tensor equals its original and shares no memory with it, so both views agree at first."""
     model = tiny(family, **overrides)

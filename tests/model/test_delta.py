@@ -214,3 +214,26 @@ def test_the_convolution_is_torch_s() -> None:
     every = torch.cat([before, text], dim=1).transpose(1, 2)
     expected = torch.nn.functional.conv1d(every, weight[:, None], groups=C).transpose(1, 2)
     assert torch.allclose(delta.convolve(delta.windows(before, text), weight), expected, atol=1e-5)
+
+
+def test_what_stands_behind_is_read_from_the_end_and_from_nothing() -> None:
+    """Token by token from the end: what those behind have written, decayed at each place, and nothing of one's own."""
+    inputs = drawn(5)
+    found = delta.from_behind(inputs)
+    query, key = (each.repeat_interleave(H // G, dim=2)[..., None] for each in inputs[:2])
+    state, expected = torch.zeros(B, H, N, D), torch.zeros_like(found)
+    for t in reversed(range(5)):
+        state = state * inputs.decay_BTH[:, t, :, None, None].exp()
+        expected[:, t] = (state * query[:, t]).sum(-2)
+        update = inputs.beta_BTH[:, t, :, None] * (inputs.value_BTHD[:, t] - (state * key[:, t]).sum(-2))
+        state = state + key[:, t] * update[..., None, :]
+    assert near(found, expected)
+
+
+def test_blocks_that_do_not_see_each_other_read_what_stands_behind_in_their_own() -> None:
+    """Two blocks of three tokens under one relation: each as if it stood alone."""
+    inputs = drawn(6)
+    own = (torch.arange(6) // 3)[:, None] == torch.arange(6) // 3
+    found = delta.from_behind(inputs, own.tril()[None])
+    for part in (slice(0, 3), slice(3, 6)):
+        assert near(found[:, part], delta.from_behind(inputs.part(part)))

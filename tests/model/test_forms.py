@@ -222,7 +222,7 @@ def test_an_offloaded_backbone_gets_a_resident_twin(where: str, tmp_path: Path) 
     assert fingerprint(model) == fingerprint(whole)
     for plan in ("ar", "full", "auto"):
         assert texts(ready(model, compile=False, pack=None), plan) == texts(whole, plan)
-    with pytest.raises(UnsupportedModel, match="holds plain weights, found offloaded ones: save an adapter"):
+    with pytest.raises(UnsupportedModel, match="holds plain weights, found offloaded ones: load plain ones"):
         orthrus.save(model, tmp_path / "official", format="official")
     orthrus.save(model, tmp_path / "again")
     assert (tmp_path / "again" / "orthrus.safetensors").read_bytes() == (

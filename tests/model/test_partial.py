@@ -25,6 +25,13 @@ def test_layers_without_a_twin_run_draft_rows_through_the_frozen_attention() -> 
         assert not torch.equal(model(ids, view=View(name="diffusion")).logits, plain)
 
 
+def test_twins_of_attention_alone_leave_recurrent_layers_to_the_backbone() -> None:
+    model = attach(tiny("qwen3_5_text"), OrthrusConfig(layers="attention"))
+    assert [dual.diffusion is not None for dual in duals(model)] == [False, False, False, True]
+    assert config_of(model).layers == (3,)
+    assert config_of(attach(tiny("llama"), OrthrusConfig(layers="attention"))).layers is None
+
+
 def test_a_partial_view_trains_and_stores_its_own_layers_alone_and_comes_off_again() -> None:
     model = tiny("llama")
     names = set(model.state_dict())

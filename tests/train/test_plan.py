@@ -37,7 +37,7 @@ def config_in(folder: Path, family: str, **values: Any) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("family", ["qwen3", "llama", "gemma3_text", "qwen3_moe"])
+@pytest.mark.parametrize("family", ["qwen3", "llama", "gemma3_text", "qwen3_moe", "qwen3_5_text"])
 def test_shapes_are_those_of_the_model(family: str, tmp_path: Path) -> None:
     """Parameters in all, of the twin, and per token: all matrices, or the chosen experts' share of theirs."""
     model = tiny(family)
@@ -45,10 +45,10 @@ def test_shapes_are_those_of_the_model(family: str, tmp_path: Path) -> None:
     shapes = shapes_of(view_recipe(tmp_path, tmp_path))
     linear = sum(m.weight.numel() for m in model.modules() if isinstance(m, nn.Linear))
     linear -= model.get_output_embeddings().weight.numel()
-    experts = [p for p in model.parameters() if p.ndim == 3]
+    experts = [p for name, p in model.named_parameters() if p.ndim == 3 and "conv1d" not in name]
     assert bool(experts) == (family == "qwen3_moe")
     routers = sum(p.numel() for n, p in model.named_parameters() if experts and n.endswith("mlp.gate.weight"))
-    chosen = int(FAMILIES[family].get("num_experts_per_tok", 1))  # type: ignore[call-overload]
+    chosen = int(FAMILIES.get(family, {}).get("num_experts_per_tok", 1))  # type: ignore[call-overload]
     assert shapes.active == linear + routers + sum(chosen * p[0].numel() for p in experts)
     attach(model)
     assert shapes.total == sum(p.numel() for p in model.parameters())
@@ -80,6 +80,25 @@ def test_the_papers_recipe_reads_what_the_paper_read(tmp_path: Path) -> None:
     assert made.shapes.total - made.shapes.trainable == pytest.approx(8.19e9, rel=1e-2)
     assert 0.14 < made.shapes.trainable / made.shapes.total < 0.17
     assert 5 < made.hours["H200"] < 48, "the authors took less than 24 hours on eight"
+
+
+def test_a_hybrid_is_planned_by_its_layers(tmp_path: Path) -> None:
+    """Qwen3.5-0.8B: a third is trained; attention is priced in its six layers alone, states and keys are both kept."""
+    shape: dict[str, Any] = {
+        "hidden_size": 1024, "num_hidden_layers": 24, "num_attention_heads": 8, "num_key_value_heads": 2,
+        "intermediate_size": 3584, "head_dim": 256, "linear_num_key_heads": 16, "linear_num_value_heads": 16,
+        "tie_word_embeddings": True,
+    }  # fmt: skip
+    path = ROOT / "recipes" / "qwen3.5-0.8b.toml"
+    place = f"model.backbone={config_in(tmp_path, 'qwen3_5_text', **shape)}"
+    made = plan(load_recipe(path, [place]), devices=8)
+    backbone, correction = made.shapes.total - made.shapes.trainable, 2 * 64 * made.shapes.vocabulary
+    assert backbone == pytest.approx(0.75e9, rel=0.01)
+    assert (made.shapes.trainable - correction) / backbone == pytest.approx(0.31, abs=0.01)
+    assert (made.shapes.layers, made.shapes.recurrent) == (24, 18)
+    keys, chunks = 6 * 2 * 2 * 256 * 2, 18 * 4 * (6144 + 2 * 2048 + 16 * 128 * 128 / 64)
+    assert made.memory["teacher_keys"] == 2048 * (keys + chunks)
+    assert 0.5 < made.hours["H200"] < 24
 
 
 def test_memory_falls_with_smaller_parts_and_recomputation(tmp_path: Path) -> None:

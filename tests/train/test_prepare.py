@@ -159,6 +159,17 @@ def test_an_earlier_view_drafts_the_same_answers(
     assert all(torch.equal(tensor, own[name]) for name, tensor in model.state_dict().items())
 
 
+def test_a_view_drafts_in_the_run_s_dtype(backbone: Path, dataset: Path, tmp_path: Path) -> None:
+    """Frozen weights are in bfloat16 there and the view to be trained in float32, which it is again afterwards."""
+    run = {"dtype": "bfloat16"}
+    model, _ = load_backbone(recipe_of(backbone, tmp_path / "run", dataset, run=run), torch.device("cpu"))
+    orthrus.save(model, tmp_path / "earlier")
+    own = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    with drafting(model, str(tmp_path / "earlier")):
+        assert {parameter.dtype for parameter in model.parameters()} == {torch.bfloat16}
+    assert all(torch.equal(tensor, own[name]) for name, tensor in model.state_dict().items())
+
+
 def test_answers_do_not_depend_on_who_drafted_them(
     backbone: Path, dataset: Path, tmp_path: Path, tokenizer: PreTrainedTokenizerFast
 ) -> None:

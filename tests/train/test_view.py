@@ -24,7 +24,7 @@ from orthrus.train.heldout import decoded_for_real
 from orthrus.train.loop import train
 from orthrus.train.prepare import train_prompts
 from orthrus.train.view import TeacherKeys, ViewTask
-from tests.families import perturb, tiny
+from tests.families import HYBRID, perturb, tiny
 from tests.train.tiny import drafted, one_row, saved_backbone, view_recipe
 
 
@@ -34,18 +34,27 @@ def task(tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> ViewTask:
     return ViewTask(view_recipe(saved_backbone(tmp_path / "backbone", tokenizer, "qwen3"), tmp_path / "run"))
 
 
-@pytest.mark.parametrize("family", ["qwen3", "gemma3_text", "gpt_oss", "llama"])
-@pytest.mark.parametrize("loss", ["kl", "cross_entropy"])
+ALIKE = [(family, {}) for family in ("qwen3", "gemma3_text", "gpt_oss", "llama", *HYBRID)]
+OTHERWISE = [
+    {"block_recurrence": "bidirectional"},
+    {"block_recurrence": "bidirectional", "block_attention": "causal"},
+    {"layers": "attention"},
+]
+
+
+@pytest.mark.parametrize(("family", "more"), [*ALIKE, *(("qwen3_5_text", more) for more in OTHERWISE)])
 def test_the_training_pass_is_the_decoders_draft_pass(
-    family: str, loss: str, tmp_path: Path, tokenizer: PreTrainedTokenizerFast
+    family: str, more: dict[str, str], tmp_path: Path, tokenizer: PreTrainedTokenizerFast
 ) -> None:
     """For every drawn block, hidden states from the packed pass give the logits a draft pass gives at that place.
 
     The second document of a packed row must look as if it stood alone; windows are shorter than the texts.
     """
     backbone = saved_backbone(tmp_path / "backbone", tokenizer, family)
-    task = ViewTask(view_recipe(backbone, tmp_path / "run", objective={"loss": loss}))
+    model = {"backbone": str(backbone), "block_size": 6, **more}
+    task = ViewTask(view_recipe(backbone, tmp_path / "run", model=model, answers={"by": "given"}))
     model = task.model
+    perturb(model)
     document, position, token, answer = one_row(task, 23, 31)
     from orthrus.train import anchors
 
@@ -76,8 +85,12 @@ def test_the_training_pass_is_the_decoders_draft_pass(
         torch.testing.assert_close(logits[0, n, :-1], expected, rtol=1e-4, atol=1e-4)
 
 
-def test_training_moves_every_twin_tensor_and_no_other_bit(task: ViewTask, tmp_path: Path) -> None:
+@pytest.mark.parametrize("family", ["qwen3", "qwen3_5_text"])
+def test_training_moves_every_twin_tensor_and_no_other_bit(
+    family: str, tmp_path: Path, tokenizer: PreTrainedTokenizerFast
+) -> None:
     """After a few steps the saved view, loaded onto a fresh backbone, drafts the same; the backbone is untouched."""
+    task = ViewTask(view_recipe(saved_backbone(tmp_path / "backbone", tokenizer, family), tmp_path / "run"))
     model = task.model
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     result = train(task, task._recipe)
@@ -85,14 +98,14 @@ def test_training_moves_every_twin_tensor_and_no_other_bit(task: ViewTask, tmp_p
     after = model.state_dict()
     moved = {name for name in after if not torch.equal(after[name], before[name])}
     assert moved == {name for name in after if ".diffusion." in name}
-    fresh = tiny("qwen3", vocab_size=300)
+    fresh = tiny(family, vocab_size=300)
     attach(fresh, files.read_config(tmp_path / "run" / "model"), attn_implementation="orthrus")
     files.load_adapter(fresh, tmp_path / "run" / "model")
     prompt = [5, 6, 7, 8]
     assert torch.equal(drafted(fresh, prompt, torch.tensor([9])), drafted(model, prompt, torch.tensor([9])))
 
 
-@pytest.mark.parametrize("family", ["qwen3", "gemma3_text"])
+@pytest.mark.parametrize("family", ["qwen3", "gemma3_text", "qwen3_5_text"])
 def test_computing_the_block_pass_again_changes_no_gradient(
     family: str, tmp_path: Path, tokenizer: PreTrainedTokenizerFast
 ) -> None:

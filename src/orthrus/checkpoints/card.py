@@ -16,7 +16,7 @@ from orthrus.model.fingerprint import backbone_tensors, twin_tensors
 _PAPER = "[arXiv 2605.12825](https://arxiv.org/abs/2605.12825)"
 _LAYOUTS: dict[Format, str] = {
     "adapter": "adapter: the view's tensors (`orthrus.safetensors`) and `orthrus_config.json`",
-    "official": "official: backbone and view in one Qwen3 model, as the published Orthrus code names its tensors",
+    "official": "official: backbone and view in one model, as the published Orthrus code names its tensors",
 }
 _LOAD = """With the Python package `orthrus-lm`:
 
@@ -97,9 +97,9 @@ def model_card(
         "## Load",
         _LOAD.format(place=place),
     ]
-    if format == "official":
+    if format == "official" and model.config.model_type == "qwen3":
         parts.append(_OFFICIAL.format(place=place, drafts=config.block_size - 1))
-    else:
+    elif format == "adapter":
         parts.append(_CUSTOM.format(place=place))
     if training:
         parts += ["## Training", training]

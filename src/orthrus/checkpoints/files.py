@@ -9,7 +9,7 @@ import json
 import shutil
 import tempfile
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
@@ -46,10 +46,25 @@ OFFICIAL_FIELDS = (
     "lora_alpha",
     "markov_rank",
     "mask_token_id",
+    "model_type",
     "r",
     "use_cache",
 )
 """What the published config.json says otherwise than the backbone's own, or beside it."""
+OFFICIAL: dict[str, dict[str, Any]] = {
+    "qwen3": {
+        "architectures": ["OrthrusLM"],
+        "model_type": "qwen3",
+        "auto_map": {"AutoModelForCausalLM": "modeling_orthrus.OrthrusLM"},
+        # Left over in the published configs; nothing reads them, but readers may expect to find them.
+        "r": 16,
+        "lora_alpha": 32,
+    },
+    "qwen3_5_text": {"architectures": ["OrthrusQwen3_5ForCausalLM"], "model_type": "orthrus_qwen3_5"},
+}
+"""The backbones that have an official layout, by model type, and what their config.json says of itself."""
+OFFICIAL_TYPES = {str(said["model_type"]): backbone for backbone, said in OFFICIAL.items()}
+"""Their model types, by what that config.json calls them."""
 
 
 def save(model: PreTrainedModel, path: str | Path, *, format: Format = "adapter") -> Path:
@@ -58,13 +73,13 @@ def save(model: PreTrainedModel, path: str | Path, *, format: Format = "adapter"
     Args:
         model: a model with a view.
         path: directory, made if need be; other files in it stay.
-        format: "adapter" writes the view alone; "official" one full Qwen3 model that the published Orthrus code
-            reads (tokenizer files are the caller's to add). That code knows no correction between slots and passes
-            its tensors over: its texts are the same, fewer of its drafts are kept.
+        format: "adapter" writes the view alone; "official" one full Qwen3 or Qwen3.5 model that the published Orthrus
+            code reads (tokenizer files are the caller's to add). That code knows no correction between slots and
+            passes its tensors over: its texts are the same, fewer of its drafts are kept.
 
     Raises:
         ConfigError: an unknown format, a file where the directory should be, or a model without a view.
-        UnsupportedModel: the official layout is defined for Qwen3 backbones whose blocks see both ways.
+        UnsupportedModel: the official layout is defined for Qwen3 and Qwen3.5 backbones, and views like the paper's.
     """
     config_of(model)
     if format == "adapter":
@@ -85,7 +100,7 @@ def save(model: PreTrainedModel, path: str | Path, *, format: Format = "adapter"
         save_torch_state_dict(plain, scratch, filename_pattern=stem + "{suffix}.safetensors")
         for name, values in files.items():
             (scratch / name).write_text(json.dumps(values, indent=2, sort_keys=True) + "\n")
-        for name, text in (MODELING if format == "official" else {}).items():
+        for name, text in (MODELING if "auto_map" in files.get("config.json", {}) else {}).items():
             (scratch / name).write_text(text, encoding="utf-8")
         written = {file.name for file in scratch.iterdir()}
     # A whole file must not be shadowed by the shards and the index of an earlier, larger save, or the reverse.
@@ -212,22 +227,23 @@ def official_name(name: str) -> str:
 
 
 def official_tensors(model: PreTrainedModel) -> dict[str, Tensor]:
-    """Return all tensors of a dual-view Qwen3 model under the published names; tied weights once."""
-    require_published(model, "the official layout")
+    """Return all tensors of a dual-view model under the published names; tied weights once."""
+    require_published(model, "the official layout", families=tuple(OFFICIAL))
     tensors = backbone_tensors(model)
     tensors |= {official_name(name): p for name, p in model.named_parameters() if of_view(name)}
     return tensors
 
 
-def require_published(model: PreTrainedModel, layout: str) -> None:
+def require_published(model: PreTrainedModel, layout: str, *, families: Sequence[str] = ("qwen3",)) -> None:
     """Refuse what a layout made for the published models cannot say, a correction between slots excepted.
 
     Raises:
         UnsupportedModel: another family, a view that drafts otherwise, quantised weights or weights kept elsewhere.
     """
-    if model.config.model_type != "qwen3":
+    if model.config.model_type not in families:
         raise UnsupportedModel(
-            f"{layout} is defined for Qwen3 backbones, found {model.config.model_type}: save an adapter"
+            f"{layout} is defined for {' and '.join(families)} backbones, found {model.config.model_type}: save an "
+            "adapter"
         )
     for name, value in config_of(model).departures.items():
         if name != "markov_rank":  # without it fewer drafts are kept, of the same texts
@@ -240,27 +256,18 @@ def require_published(model: PreTrainedModel, layout: str) -> None:
 
 
 def official_config(model: PreTrainedModel) -> dict[str, Any]:
-    """Return the published layout's config.json: Qwen3's fields and what the Orthrus code reads beside them."""
+    """Return the published layout's config.json: the backbone's fields and what the Orthrus code reads beside them."""
     config = config_of(model)
     local = ("_name_or_path", "id2label", "label2id", "problem_type")
     fields = {name: value for name, value in model.config.to_dict().items() if name not in local}
     correction = {"markov_rank": config.markov_rank} if config.markov_rank else {}
-    return (
-        fields
-        | correction
-        | {
-            "architectures": ["OrthrusLM"],
-            "model_type": "qwen3",
-            "auto_map": {"AutoModelForCausalLM": "modeling_orthrus.OrthrusLM"},
-            "block_size": config.block_size,
-            "mask_token_id": config.mask,
-            "dtype": str(model.dtype).removeprefix("torch."),
-            "use_cache": False,
-            # Left over in the published configs; nothing reads them, but readers may expect to find them.
-            "r": 16,
-            "lora_alpha": 32,
-        }
-    )
+    own = {
+        "block_size": config.block_size,
+        "mask_token_id": config.mask,
+        "dtype": str(model.dtype).removeprefix("torch."),
+        "use_cache": False,
+    }
+    return fields | correction | own | OFFICIAL[model.config.model_type]
 
 
 def read_tensors(path: Path, name: str) -> dict[str, Tensor]:

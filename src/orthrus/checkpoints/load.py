@@ -11,11 +11,11 @@ from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, RepositoryNotFoundError
 from safetensors import SafetensorError
 from transformers import (
+    CONFIG_MAPPING,
+    MODEL_FOR_CAUSAL_LM_MAPPING,
     AutoModelForCausalLM,
     PreTrainedModel,
     PreTrainedTokenizerBase,
-    Qwen3Config,
-    Qwen3ForCausalLM,
 )
 from transformers.utils import logging
 
@@ -282,7 +282,7 @@ def gguf_source(name: str | Path, backbone: str | Path | None = None) -> Path | 
 
 def _is_official(path: Path) -> bool:
     values = files.read_object(path / "config.json", missing="it is not a model")
-    return "block_size" in values and values.get("model_type") == "qwen3"
+    return "block_size" in values and values.get("model_type") in files.OFFICIAL_TYPES
 
 
 def _load_plain(path: Path, dtype: torch.dtype | str, **more: Any) -> PreTrainedModel:
@@ -297,8 +297,9 @@ def load_official(path: Path, dtype: torch.dtype | str, **more: Any) -> PreTrain
     values = files.read_object(path / "config.json", missing="it is not a model")
     if not _is_official(path):
         raise CheckpointError(
-            f"{path} is neither an adapter ({files.CONFIG_FILE}) nor in the official layout (a Qwen3 config.json "
-            f"with block_size): found model_type {values.get('model_type')!r}. A plain model takes orthrus.attach()"
+            f"{path} is neither an adapter ({files.CONFIG_FILE}) nor in the official layout (a config.json of type "
+            f"{' or '.join(files.OFFICIAL_TYPES)} with block_size): found model_type {values.get('model_type')!r}. A "
+            "plain model takes orthrus.attach()"
         )
     config = OrthrusConfig(
         block_size=values["block_size"],
@@ -308,8 +309,9 @@ def load_official(path: Path, dtype: torch.dtype | str, **more: Any) -> PreTrain
     quiet = logging.get_verbosity()
     logging.set_verbosity_error()  # transformers would list every tensor of the view as unexpected
     try:
-        plain = {name: value for name, value in values.items() if name not in files.OFFICIAL_FIELDS}
-        model = _pretrained(Qwen3ForCausalLM, path, dtype, config=Qwen3Config.from_dict(plain), **more)
+        fields = {name: value for name, value in values.items() if name not in files.OFFICIAL_FIELDS}
+        plain = CONFIG_MAPPING[files.OFFICIAL_TYPES[values["model_type"]]].from_dict(fields)
+        model = _pretrained(MODEL_FOR_CAUSAL_LM_MAPPING[type(plain)], path, dtype, config=plain, **more)
         model.generation_config.use_cache = True
     finally:
         logging.set_verbosity(quiet)

@@ -78,8 +78,9 @@ class Passes:
         self.geometry = geometry
         self.config = config_of(model)
         self.causal = self.config.block_attention == "causal"
+        self._both_ways = self.config.block_recurrence == "bidirectional"
         # The paper's blocks end with a slot that predicts nothing. Only where slots see both ways does it matter.
-        self._last = not self.causal and self.config.anchor == "twin"
+        self._last = self.config.anchor == "twin" and (self._both_ways or not self.causal)
         self.markov = markov_of(model)
         self._mask = mask_of(model)
         self.runner = runner_for(model, cache)
@@ -314,7 +315,10 @@ class Passes:
             return View(name="ar", masks=verifying, path=path)
         allowed_BQS = frame.blocks(reading, layout, ar_BRS, causal=self.causal)
         drafting = frame.masks(allowed_BQS, slice(R, None), layout, moved=moved)
-        return FusedView(rows=R, ar=verifying, diffusion=drafting, path=path, block_path=block_path)
+        both_ways = self._both_ways
+        return FusedView(
+            rows=R, ar=verifying, diffusion=drafting, path=path, block_path=block_path, both_ways=both_ways
+        )
 
 
 def _joined(parts: Sequence[Tensor]) -> Tensor:

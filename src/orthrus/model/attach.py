@@ -65,10 +65,10 @@ def attach(
     mask = rows - 1 if config.mask_token_id is None else config.mask_token_id
     if mask >= rows:
         raise ConfigError(f"mask_token_id must be one of the {rows} embedding rows, found {mask}")
-    layers = config.layers_of(len(sites))
+    layers = config.layers_of([mixes(module) for _, _, module, _ in sites])
     partial = None if len(layers) == len(sites) else layers
     twins = [
-        twin_of(module, model.get_input_embeddings().weight.dtype) if index in layers and not mixes(module) else None
+        twin_of(module, model.get_input_embeddings().weight.dtype) if index in layers else None
         for index, (_, _, module, _) in enumerate(sites)
     ]
     trainable = frozenset(name for name, parameter in model.named_parameters() if parameter.requires_grad)

@@ -6,6 +6,7 @@ Knows nothing about modules, tensors or files beyond the JSON text of its own fi
 import dataclasses
 import difflib
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
@@ -31,11 +32,14 @@ class OrthrusConfig:
         quantization: in which form the backbone kept its weights when the view was saved; None for plain ones.
         block_attention: "bidirectional" (the paper's): a draft slot sees its whole block; "causal": the slots up to
             itself.
+        block_recurrence: the same of recurrent layers; "causal" is the published one: a slot reads the slots up to
+            itself. "bidirectional" adds what a second chain, from the block's end, has read of the slots behind it.
         markov_rank: rank of the correction between neighbouring slots (`orthrus.model.markov`); 0 for none.
         anchor: who reads the anchor's row: "twin" (the paper's), a block's first slot being the anchor; "backbone": a
             block is K - 1 masks behind a row of the frozen view, the first of them at the position after the anchor.
-        layers: decoder layers that have a twin, by index, or "last:N"; None for all. Draft rows run through the frozen
-            attention of the others. `attach` settles it to indices. Without any, only other drafters are of use.
+        layers: decoder layers that have a twin, by index, "last:N", or "attention" (those that are not recurrent); None
+            for all. Draft rows run through the frozen module of the others. `attach` settles it to indices.
+            Without any, only other drafters are of use.
         trained_mask: whether masks have an embedding of the view's own (`orthrus.model.mask_row`), which began as that
             of `mask_token_id`.
     """
@@ -48,6 +52,7 @@ class OrthrusConfig:
     identity: str | None = None
     quantization: str | None = None
     block_attention: BlockAttention = "bidirectional"
+    block_recurrence: BlockAttention = "causal"
     markov_rank: int = 0
     anchor: Anchor = "twin"
     layers: tuple[int, ...] | list[int] | str | None = None
@@ -61,10 +66,11 @@ class OrthrusConfig:
         mask = self.mask_token_id
         if mask is not None and (isinstance(mask, bool) or not isinstance(mask, int) or mask < 0):
             raise ConfigError(f"mask_token_id must be an integer of at least 0, found {mask!r}")
-        if self.block_attention not in get_args(BlockAttention):
-            raise ConfigError(
-                f"block_attention must be one of {', '.join(get_args(BlockAttention))}, found {self.block_attention!r}"
-            )
+        for name in ("block_attention", "block_recurrence"):
+            if getattr(self, name) not in get_args(BlockAttention):
+                raise ConfigError(
+                    f"{name} must be one of {', '.join(get_args(BlockAttention))}, found {getattr(self, name)!r}"
+                )
         if isinstance(self.markov_rank, bool) or not isinstance(self.markov_rank, int) or self.markov_rank < 0:
             raise ConfigError(f"markov_rank must be an integer of at least 0 (none), found {self.markov_rank!r}")
         if self.anchor not in get_args(Anchor):
@@ -73,13 +79,20 @@ class OrthrusConfig:
             raise ConfigError(f"trained_mask must be true or false, found {self.trained_mask!r}")
         if isinstance(self.layers, list):
             object.__setattr__(self, "layers", tuple(self.layers))
-        if not (self.layers is None or _LAST.fullmatch(str(self.layers)) or _indices(self.layers)):
-            raise ConfigError(f"layers must be 'last:N' or different layer indices, found {self.layers!r}")
+        if not (self.layers in (None, "attention") or _LAST.fullmatch(str(self.layers)) or _indices(self.layers)):
+            raise ConfigError(f"layers must be 'last:N', 'attention' or different layer indices, found {self.layers!r}")
 
-    def layers_of(self, count: int) -> tuple[int, ...]:
-        """Return the indices of the layers that have a twin, of so many; raises ConfigError for those out of range."""
+    def layers_of(self, recurrent: Sequence[bool]) -> tuple[int, ...]:
+        """Return the indices of the layers that have a twin; raises ConfigError for those out of range.
+
+        Args:
+            recurrent: whether each layer of the model is a recurrent one.
+        """
+        count = len(recurrent)
         chosen = range(count) if self.layers is None else self.layers
-        if isinstance(chosen, str):
+        if chosen == "attention":
+            chosen = [index for index in range(count) if not recurrent[index]]
+        elif isinstance(chosen, str):
             chosen = range(count - int(chosen.removeprefix("last:")), count)
         if chosen and (min(chosen) < 0 or max(chosen) >= count):
             raise ConfigError(f"layers must be among the model's {count} layers, found {self.layers!r}")
@@ -128,6 +141,7 @@ def _indices(layers: object) -> bool:
 _LAST = re.compile(r"last:[1-9]\d*")
 _PAPER: dict[str, Any] = {
     "block_attention": "bidirectional",
+    "block_recurrence": "causal",
     "markov_rank": 0,
     "anchor": "twin",
     "layers": None,

@@ -277,3 +277,19 @@ def _decays(decay: Tensor, picked: Tensor) -> tuple[Tensor, Tensor]:
 def _shared(heads: Tensor, share: int) -> Tensor:
     """Repeat key heads (axis 1) for the value heads that share them."""
     return heads if share == 1 else heads.repeat_interleave(share, dim=1)
+
+
+def from_behind(inputs: Inputs, path_BTT: Tensor | None = None) -> Tensor:
+    """Return what tokens read of those behind them, `[B, T, H, D]`, by a second rule from the end and from nothing.
+
+    Added to the outputs of `solve`, it lets tokens see both ways. `path_BTT` is as there: a token reads those whose
+    paths it is on. The token itself is left out; what it reads is decayed once at its own place, as in `solve`.
+    """
+    flipped = Inputs(*(tensor.flip(1) for tensor in inputs))
+    behind_BTT = None if path_BTT is None else path_BTT.mT.flip(1, 2)
+    (B, _, H, D), N = inputs.value_BTHD.shape, inputs.key_BTGN.shape[3]
+    out_BTHD, terms = solve(flipped, inputs.value_BTHD.new_zeros(B, H, N, D), behind_BTT)
+    own_BTG = (flipped.query_BTGN * flipped.key_BTGN).sum(-1)
+    return (out_BTHD - _shared(own_BTG.transpose(1, 2), H // own_BTG.shape[2]).mT[..., None] * terms.update_BTHD).flip(
+        1
+    )

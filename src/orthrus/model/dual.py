@@ -23,11 +23,13 @@ class View:
         name: "ar" for the frozen backbone, "diffusion" for the twin.
         masks: masks of the whole pass, one per window size; None leaves the model's own mask in place.
         path: for layers with a recurrent state, `[b, i, j]`: whether row j is part of row i's text; None for a chain.
+        both_ways: whether rows of a block read, in such layers, those behind them as well.
     """
 
     name: ViewName
     masks: LayerMasks | None = None
     path: Tensor | None = None
+    both_ways: bool = False
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -40,6 +42,7 @@ class FusedView:
         diffusion: masks of the draft rows.
         path: for layers with a recurrent state, which AR rows each AR row's text consists of; None for a chain.
         block_path: which rows of the pass, AR rows first, each draft row's text consists of.
+        both_ways: whether draft rows read, in such layers, those behind them in their block as well.
     """
 
     rows: int
@@ -47,6 +50,7 @@ class FusedView:
     diffusion: LayerMasks
     path: Tensor | None = None
     block_path: Tensor | None = None
+    both_ways: bool = False
 
 
 class Dual(nn.Module):

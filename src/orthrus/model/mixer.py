@@ -30,8 +30,8 @@ class Recurrence(Protocol):
         """Return the short convolution of some rows' inputs; in fused passes AR rows come first, then the blocks."""
         ...
 
-    def rule(self, inputs: delta.Inputs, path_BTM: Tensor | None) -> Tensor:
-        """Return what some rows read of the state, `[B, T, H, D]`."""
+    def rule(self, inputs: delta.Inputs, path_BTM: Tensor | None, *, both_ways: bool = False) -> Tensor:
+        """Return what some rows read of the state, `[B, T, H, D]`, and of those behind them where blocks do both."""
         ...
 
 
@@ -54,7 +54,7 @@ class DualMixer(Dual):
             if not isinstance(view, str):
                 raise UnsupportedModel(
                     f"{type(self.ar).__name__} needs a cache that keeps recurrent states in a pass of a view, found "
-                    f"{type(cache_params).__name__}: training views of hybrid models is not served yet"
+                    f"{type(cache_params).__name__}"
                 )
             kwargs |= {"cache_params": cache_params, "attention_mask": attention_mask}
             plain: Tensor = self.module_of(view)(hidden_states, **kwargs)
@@ -63,10 +63,11 @@ class DualMixer(Dual):
             view = View(name=view)
         recurrence: Recurrence = cache_params.recurrence(self.layer_idx)
         if isinstance(view, View):
-            return _mix(self.module_of(view.name), hidden_states, recurrence, view.path)
+            return mix(self.module_of(view.name), hidden_states, recurrence, view.path, both_ways=view.both_ways)
         ar, blocks = hidden_states[:, : view.rows], hidden_states[:, view.rows :]
-        first = _mix(self.ar, ar, recurrence, view.path)
-        second = _mix(self.module_of("diffusion"), blocks, recurrence, view.block_path)
+        first = mix(self.ar, ar, recurrence, view.path)
+        twin = self.module_of("diffusion")
+        second = mix(twin, blocks, recurrence, view.block_path, both_ways=view.both_ways)
         return torch.cat([first, second], dim=1)
 
 
@@ -81,13 +82,21 @@ def mixes(module: nn.Module) -> bool:
     return called and "cache_params" in inspect.signature(forward).parameters
 
 
-def _mix(module: nn.Module, hidden_BTC: Tensor, recurrence: Recurrence, path_BTM: Tensor | None) -> Tensor:
-    """Run a layer's own forward over some rows of a pass."""
+def mix(
+    module: nn.Module,
+    hidden_BTC: Tensor,
+    recurrence: Recurrence,
+    path_BTM: Tensor | None = None,
+    *,
+    both_ways: bool = False,
+) -> Tensor:
+    """Run a layer's own forward over some rows of a pass; what it computes with is computed in float32."""
 
     def convolve(
         hidden_states: Tensor, weight: Tensor, bias: Tensor | None = None, activation: str | None = None, **_: Any
     ) -> Tensor:
-        out_BTC = recurrence.convolve(hidden_states.transpose(1, 2).to(weight.dtype), weight, path_BTM)
+        with torch.autocast(hidden_states.device.type, enabled=False):
+            out_BTC = recurrence.convolve(hidden_states.transpose(1, 2).to(weight.dtype), weight, path_BTM)
         out_BTC = out_BTC if bias is None else out_BTC + bias
         out_BTC = out_BTC if activation is None else ACT2FN[activation](out_BTC)
         return out_BTC.transpose(1, 2).to(hidden_states.dtype)
@@ -101,8 +110,9 @@ def _mix(module: nn.Module, hidden_BTC: Tensor, recurrence: Recurrence, path_BTM
         use_qk_l2norm_in_kernel: bool = False,
         **_: Any,
     ) -> tuple[Tensor, None]:
-        inputs = delta.inputs(query, key, value, g, beta, normalise=use_qk_l2norm_in_kernel)
-        return recurrence.rule(inputs, path_BTM).to(query.dtype), None
+        with torch.autocast(query.device.type, enabled=False):
+            inputs = delta.inputs(query, key, value, g, beta, normalise=use_qk_l2norm_in_kernel)
+            return recurrence.rule(inputs, path_BTM, both_ways=both_ways).to(query.dtype), None
 
     forward = _relinked(_forward_of(module), {CONVOLUTION: convolve, RULE: rule})
     out_BTC: Tensor = forward(module, hidden_BTC, cache_params=_Stateless(), attention_mask=None)

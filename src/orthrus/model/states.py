@@ -147,12 +147,18 @@ class LayerPass:
                 self._tail_BVC = delta.tails(tail_BVC, input_BTC, count_B1)[:, 0]
         return delta.convolve(window_BTWC, weight_CW)
 
-    def rule(self, inputs: delta.Inputs, path_BTM: Tensor | None) -> Tensor:
-        """Return what some rows read of the states, `[B, T, H, D]`, under the same relation."""
+    def rule(self, inputs: delta.Inputs, path_BTM: Tensor | None, *, both_ways: bool = False) -> Tensor:
+        """Return what some rows read of the states, `[B, T, H, D]`, under the same relation.
+
+        Where blocks read `both_ways`, also what those behind them write (`delta.from_behind`).
+        """
         layer, span = self._layer, self._span
         state_BHND = layer.states(span.rows, inputs)
         if self._terms is not None:
-            return delta.solve(inputs, state_BHND, path_BTM, self._terms)[0]
+            out_BTHD, _ = delta.solve(inputs, state_BHND, path_BTM, self._terms)
+            T = out_BTHD.shape[1]
+            own_BTT = None if path_BTM is None else path_BTM[:, :, -T:]
+            return out_BTHD + delta.from_behind(inputs, own_BTT) if both_ways else out_BTHD
         in_order = span.in_order and path_BTM is None
         if in_order:
             out_BTHD, terms = delta.in_order(inputs, state_BHND)

@@ -1,8 +1,9 @@
-"""Training a small backbone from nothing: a Qwen3 model on packed documents.
+"""Training a small backbone from nothing: a Qwen3 or Qwen3.5 model on packed documents.
 
 Knows the architecture's shape and the next-token loss; the loop, the optimizers and the data are elsewhere.
 """
 
+import math
 import shutil
 from pathlib import Path
 
@@ -11,15 +12,23 @@ import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
-from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    PreTrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerFast,
+)
 
 from orthrus.checkpoints.load import device_of
 from orthrus.data.packing import NO_DOCUMENT, PackedRows
 from orthrus.errors import ConfigError
 from orthrus.kernels import masks
+from orthrus.model.mixer import mixes
 from orthrus.train.checkpoints import load_trainable
 from orthrus.train.corpus import data_folder, heldout_rows, mixed_documents, training_rows
-from orthrus.train.sections import BackboneRecipe
+from orthrus.train.recurrence import documents_apart
+from orthrus.train.sections import BackboneModel, BackboneRecipe
 from orthrus.train.step import Loss, Rows
 from orthrus.train.tokenizer import load_tokenizer, train_tokenizer, training_texts
 from orthrus.writing import replacing
@@ -27,19 +36,28 @@ from orthrus.writing import replacing
 EVALUATION_ROWS = 16  # rows of one held-out pass
 
 
-def build_backbone(recipe: BackboneRecipe, tokenizer: PreTrainedTokenizerFast) -> Qwen3ForCausalLM:
-    """A Qwen3 model with random weights from `run.seed`, in float32."""
+def backbone_config(shape: BackboneModel, **others: object) -> PreTrainedConfig:
+    """The configuration of a backbone of this shape, as transformers knows it, and what else it is to say."""
+    rope: dict[str, object] = {"rope_type": "default", "rope_theta": shape.rope_theta}
+    fields = shape.model_dump(exclude={"rope_theta", "start_from", "recurrent"}) | {"rope_parameters": rope}
+    if shape.recurrent is None:
+        return AutoConfig.for_model("qwen3", **fields, **others)
+    rope |= {"partial_rotary_factor": 0.25}
+    return AutoConfig.for_model("qwen3_5_text", **fields, **shape.recurrent.model_dump(), **others)
+
+
+def build_backbone(recipe: BackboneRecipe, tokenizer: PreTrainedTokenizerFast) -> PreTrainedModel:
+    """A model with random weights from `run.seed`, in float32."""
     torch.manual_seed(recipe.run.seed)
-    shape = recipe.model.model_dump(exclude={"rope_theta", "start_from"})
-    config = Qwen3Config(
-        **shape,
-        rope_parameters={"rope_type": "default", "rope_theta": recipe.model.rope_theta},
+    config = backbone_config(
+        recipe.model,
         eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.pad_token_id,
         bos_token_id=None,
         attn_implementation="eager",  # a fifth faster on CPUs than sdpa with a mask, at rows of 512
     )
-    model = Qwen3ForCausalLM(config).to(recipe.run.device)
+    model: PreTrainedModel = AutoModelForCausalLM.from_config(config).to(recipe.run.device)
+    _let_remember(model)
     if recipe.model.start_from is not None:
         load_trainable(dict(model.named_parameters()), Path(recipe.model.start_from) / "checkpoints")
     return model
@@ -65,7 +83,7 @@ class BackboneTask:
         self._model = build_backbone(recipe, self._tokenizer)
 
     @property
-    def model(self) -> Qwen3ForCausalLM:
+    def model(self) -> PreTrainedModel:
         return self._model
 
     @property
@@ -94,7 +112,7 @@ class BackboneTask:
     def save(self, path: Path) -> None:
         """Write bfloat16 weights, the configuration and the tokenizer, as `from_pretrained` reads them."""
         weights = {name: tensor.to(torch.bfloat16) for name, tensor in self._model.state_dict().items()}
-        published = Qwen3ForCausalLM(self._model.config).to(torch.bfloat16)
+        published = type(self._model)(self._model.config).to(torch.bfloat16)
         published.load_state_dict(weights)
         published.save_pretrained(path)
         self._tokenizer.save_pretrained(path)
@@ -113,18 +131,30 @@ class BackboneTask:
         has_target, answer = (self._tensor(a) for a in next_token_targets(rows, index))
         ids = self._tensor(rows.token_ids[index]).long()
         document = self._tensor(rows.document[index])
-        hidden = self._model.model(
-            input_ids=ids,
-            position_ids=self._tensor(rows.position[index]).long(),
-            attention_mask=masks.additive(masks.packed(document), torch.float32)[:, None],
-            use_cache=False,
-        ).last_hidden_state
-        logits = self._model.lm_head(hidden[:, :-1][has_target])
+        with documents_apart(self._model, document):
+            hidden = self._model.base_model(
+                input_ids=ids,
+                position_ids=self._tensor(rows.position[index]).long(),
+                attention_mask=masks.additive(masks.packed(document), torch.float32)[:, None],
+                use_cache=False,
+            ).last_hidden_state
+        logits = self._model.get_output_embeddings()(hidden[:, :-1][has_target])
         losses = F.cross_entropy(logits.float(), ids[:, 1:][has_target], reduction="none")
         return losses, answer[has_target]
 
     def _tensor(self, array: NDArray[np.generic]) -> Tensor:
         return torch.from_numpy(np.array(array)).to(self._device)  # a copy: memory-mapped rows are read-only
+
+
+def _let_remember(model: PreTrainedModel) -> None:
+    """Start recurrent layers with steps of 0.001 to 0.1, as OLMo-Hybrid does; transformers' ones forget at once."""
+    for module in model.modules():
+        if mixes(module):
+            bias = module.dt_bias
+            assert isinstance(bias, torch.nn.Parameter)
+            step = torch.exp(torch.rand_like(bias) * math.log(100) + math.log(0.001))
+            with torch.no_grad():
+                bias.copy_(step + torch.log(-torch.expm1(-step)))  # softplus undone
 
 
 def _tokenizer(recipe: BackboneRecipe, path: Path) -> PreTrainedTokenizerFast:

@@ -16,6 +16,7 @@ from orthrus.model.attach import config_of
 from orthrus.model.attachment import attachment_of
 from orthrus.model.fingerprint import twin_tensors
 from orthrus.model.markov import install, markov_of, untrained
+from orthrus.train.start import in_one_dtype
 
 PLAIN = "ar"
 DRAFTED = "auto"  # drafts only where that is faster here
@@ -39,7 +40,8 @@ def drafting(model: PreTrainedModel | None, view: str | None) -> Iterator[str]:
     mask_row.install(model, mask_row.untrained(model, lent.mask) if lent.trained_mask else None)
     try:
         files.load_adapter(model, home)
-        yield DRAFTED
+        with in_one_dtype(model):
+            yield DRAFTED
     finally:
         install(model, correction)
         mask_row.install(model, row)

@@ -12,14 +12,16 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, Qwen3Config
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig
 
 from orthrus.checkpoints.load import home_of
 from orthrus.errors import CheckpointError
 from orthrus.model.attach import attach, duals
 from orthrus.model.config import OrthrusConfig
+from orthrus.model.delta import CHUNK
 from orthrus.model.markov import markov_of
 from orthrus.train import peer_plan
+from orthrus.train.backbone import backbone_config
 from orthrus.train.objective import NEEDS_TEACHER
 from orthrus.train.peer_sections import DFlashRecipe, Eagle3Recipe
 from orthrus.train.sections import AnsweredRecipe, BackboneRecipe, Recipe, ViewRecipe
@@ -51,6 +53,8 @@ class Shapes:
 
     `active` are the parameters of matrices that one token goes through, the output head and the twin left out;
     `head` those of the output head; `activations` numbers kept per token for the backward pass, over all layers.
+    Recurrent layers are counted apart from those of attention: `chunks` are the numbers that one of them keeps per
+    token for blocks to start from, `states` those of the states of all its heads.
     """
 
     total: int
@@ -58,9 +62,12 @@ class Shapes:
     active: int
     head: int
     layers: int
+    recurrent: int
     hidden: int
     attention: int
     keys: int
+    chunks: int
+    states: int
     vocabulary: int
     activations: int
 
@@ -146,15 +153,20 @@ def shapes_of(recipe: Recipe) -> Shapes:
     # For configurations that do not say it, as transformers' models read them.
     head_dim = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
     active, activations = _per_token(model, getattr(text, "num_experts_per_tok", None) or 1)
+    recurrent = (getattr(text, "layer_types", None) or []).count("linear_attention")
+    keys_of, values_of, states = _recurrent(text) if recurrent else (0, 0, 0)
     return Shapes(
         total=sum(p.numel() for p in model.parameters()),
         trainable=trainable,
         active=active,
         head=text.vocab_size * text.hidden_size,
         layers=text.num_hidden_layers,
+        recurrent=recurrent,
         hidden=text.hidden_size,
         attention=text.num_attention_heads * head_dim,
         keys=2 * text.num_key_value_heads * head_dim,
+        chunks=3 * keys_of + 2 * values_of,  # the convolution's inputs, keys and corrections
+        states=states,
         vocabulary=text.vocab_size,
         activations=activations,
     )
@@ -178,9 +190,12 @@ def _trained(recipe: Recipe, model: nn.Module) -> nn.Module:
 def step_operations(recipe: Recipe, shapes: Shapes) -> float:
     """Operations of one optimizer step over the whole batch: this is the floor that a step's time is held against."""
     T = recipe.data.row_tokens
-    pair = 4 * shapes.attention * shapes.layers  # of a query with one key: a score, and its share of a value
+    # Of a query with one key: a score, and its share of a value.
+    pair = 4 * shapes.attention * (shapes.layers - shapes.recurrent)
+    # Of a token with a state: what it reads for its correction and its output, and what it adds.
+    state = 6 * shapes.states * shapes.recurrent
     if isinstance(recipe, BackboneRecipe):
-        per_row = 6 * (shapes.active + shapes.head) * T + 3 * pair * T * T
+        per_row = 6 * (shapes.active + shapes.head) * T + 3 * pair * T * T + 3 * state * T
         return float(per_row * recipe.run.batch_rows)
     if not isinstance(recipe, ViewRecipe):
         numbers = {"active": shapes.active, "head": shapes.head, "layers": shapes.layers}
@@ -194,8 +209,10 @@ def step_operations(recipe: Recipe, shapes: Shapes) -> float:
     # what follows an anchor. The row's keys are the frozen pass's and need no gradient.
     seen = T / 2 if recipe.run.device == "cuda" else T
     read = pair * M * (seen * (again + 1) + recipe.model.block_size * (again + 2))
-    teacher = 2 * shapes.active * T + pair * T * seen
-    student = 2 * shapes.active * M * (again + 1) + 2 * shapes.trainable * M + read
+    teacher = 2 * shapes.active * T + pair * T * seen + state * T
+    student = 2 * shapes.active * M * (again + 1) + 2 * shapes.trainable * M + read + state * M * (again + 2)
+    # The state before each anchor, out of half a chunk on average, is found again in a layer that is computed again.
+    student += recipe.objective.blocks_per_row * CHUNK * shapes.states * shapes.recurrent * again
     rows_read = min(T, scored) if _needs_teacher(recipe) else 0
     head = 2 * shapes.head * (3 * scored + 2 * rows_read)  # logits are computed again in the backward pass
     return float((teacher + student + head) * recipe.run.batch_rows)
@@ -224,7 +241,8 @@ def _memory(recipe: Recipe, shapes: Shapes, rows: float, devices: int) -> dict[s
     masks = float(T * T)
     keys = 0.0
     if isinstance(recipe, ViewRecipe):
-        keys = rows * T * shapes.layers * shapes.keys * width
+        keys = rows * T * (shapes.layers - shapes.recurrent) * shapes.keys * width
+        keys += 4 * rows * T * shapes.recurrent * (shapes.chunks + shapes.states / CHUNK)  # float32
         masks = float(tokens * (tokens + T))
         if recipe.model.gradient_checkpointing:
             held = shapes.activations / shapes.layers + 2 * shapes.hidden * shapes.layers
@@ -253,6 +271,8 @@ def _per_token(model: nn.Module, experts: int) -> tuple[int, int]:
     outside |= {id(head().weight)} if callable(head) else set()
     correction = markov_of(model)
     outside |= set() if correction is None else {id(p) for p in correction.parameters()}
+    # Short convolutions of single channels: a handful of operations for each.
+    outside |= {id(module.weight) for module in model.modules() if isinstance(module, nn.Conv1d)}
     active = activations = 0
     for parameter in model.parameters():
         if parameter.ndim < 2 or id(parameter) in twin | outside:
@@ -261,6 +281,13 @@ def _per_token(model: nn.Module, experts: int) -> tuple[int, int]:
         active += parameter[0].numel() * times if parameter.ndim == 3 else parameter.numel()
         activations += (parameter.shape[-1] + parameter.shape[-2]) * times
     return active, activations
+
+
+def _recurrent(text: Any) -> tuple[int, int, int]:
+    """Return how wide keys, values and states are in all heads of a gated delta rule layer."""
+    keys = text.linear_num_key_heads * text.linear_key_head_dim
+    values = text.linear_num_value_heads * text.linear_value_head_dim
+    return keys, values, values * text.linear_key_head_dim
 
 
 def _slots(recipe: Recipe) -> int:
@@ -282,7 +309,7 @@ def _needs_teacher(recipe: ViewRecipe) -> bool:
 
 def _config(recipe: Recipe) -> PreTrainedConfig:
     if isinstance(recipe, BackboneRecipe):
-        return Qwen3Config(**recipe.model.model_dump(exclude={"rope_theta", "start_from"}))
+        return backbone_config(recipe.model)
     name = recipe.model.backbone
     try:
         return AutoConfig.from_pretrained(home_of(name))

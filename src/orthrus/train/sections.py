@@ -15,14 +15,31 @@ Share = Annotated[float, Field(ge=0, le=1)]
 LossName = Literal["kl", "cross_entropy", "tv", "lk"]
 
 
+class RecurrentShape(Section):
+    """The gated delta rule layers of a Qwen3.5 backbone, in the words of transformers' Qwen3_5TextConfig.
+
+    Every `full_attention_interval`-th layer is attention; all others are recurrent.
+    """
+
+    full_attention_interval: Positive = 4
+    linear_num_key_heads: Positive
+    linear_num_value_heads: Positive
+    linear_key_head_dim: Positive
+    linear_value_head_dim: Positive
+    linear_conv_kernel_dim: Positive = 4
+
+
 class BackboneModel(Section):
-    """The shape of a Qwen3 backbone, in the words of transformers' Qwen3Config.
+    """The shape of a Qwen3 backbone, or of a Qwen3.5 one, in the words of transformers' configurations.
 
     `start_from` names the output folder of an earlier run: its tokenizer and its last checkpoint's weights are the
     start of this one, instead of random weights.
     """
 
     start_from: str | None = None
+    recurrent: RecurrentShape | None = Field(
+        default=None, description="the recurrent layers of a Qwen3.5 backbone; a Qwen3 one without"
+    )
 
     vocab_size: Positive
     hidden_size: Positive
@@ -66,11 +83,14 @@ class ViewModel(AnsweredModel):
     block_attention: BlockAttention = Field(
         default="bidirectional", description="what a slot sees of its block: all of it, or up to itself"
     )
+    block_recurrence: BlockAttention = Field(
+        default="causal", description="what a slot's recurrent layers read of its block: up to itself, or all of it"
+    )
     anchor: Anchor = Field(
         default="twin", description="who reads a block's anchor: the twin, as its first slot, or the backbone before it"
     )
     layers: str | list[int] | None = Field(
-        default=None, description='layers with a twin, or "last:N"; all unless given'
+        default=None, description='layers with a twin, "last:N", or "attention"; all unless given'
     )
     mask_token: str | None = Field(
         default=None, description="the token that stands for what is not written yet; <|mask|> or the last unless given"

@@ -15,6 +15,7 @@ from orthrus.model.attach import attach, config_of, duals
 from orthrus.model.attachment import attachment_of
 from orthrus.model.config import OrthrusConfig
 from orthrus.model.markov import install, untrained
+from orthrus.model.mixer import DualMixer
 from orthrus.model.twin import require_gradients
 from orthrus.train.sections import AnsweredRecipe, ViewRecipe
 
@@ -102,6 +103,7 @@ def _in_float32(recipe: ViewRecipe) -> tuple[PreTrainedModel, PreTrainedTokenize
             block_size=wanted.block_size,
             backbone=wanted.backbone,
             block_attention=wanted.block_attention,
+            block_recurrence=wanted.block_recurrence,
             markov_rank=wanted.markov_rank,
             trained_mask=wanted.trained_mask,
         )
@@ -120,6 +122,7 @@ def _described(recipe: ViewRecipe, tokenizer: PreTrainedTokenizerFast) -> Orthru
         mask_token_id=vocabulary.get(wanted.mask_token or "<|mask|>"),
         backbone=wanted.backbone,
         block_attention=wanted.block_attention,
+        block_recurrence=wanted.block_recurrence,
         markov_rank=wanted.markov_rank,
         anchor=wanted.anchor,
         trained_mask=wanted.trained_mask,
@@ -129,7 +132,7 @@ def _described(recipe: ViewRecipe, tokenizer: PreTrainedTokenizerFast) -> Orthru
 
 def _settled(config: OrthrusConfig, model: PreTrainedModel) -> dict[str, Any]:
     """Return what decides which tensors a view has and what it reads."""
-    return {"anchor": config.anchor, "layers": config.layers_of(len(duals(model)))}
+    return {"anchor": config.anchor, "layers": config.layers_of([isinstance(dual, DualMixer) for dual in duals(model)])}
 
 
 def _check_rows(model: PreTrainedModel, recipe: AnsweredRecipe) -> None:

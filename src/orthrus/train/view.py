@@ -32,6 +32,7 @@ from orthrus.train.heldout import decoded_for_real
 from orthrus.train.prepare import Prepared, prepare
 from orthrus.train.ranks import Ranks
 from orthrus.train.recompute import recomputed
+from orthrus.train.recurrence import OverBlocks, OverRows
 from orthrus.train.sections import ViewRecipe
 from orthrus.train.sharding import shard
 from orthrus.train.start import in_one_dtype, load_backbone
@@ -39,19 +40,35 @@ from orthrus.train.step import Loss, Rows, row_generator
 
 
 class TeacherKeys:
-    """Keys and values of the frozen pass, kept for the block pass; stands in for a cache by duck typing."""
+    """Keys and values of the frozen pass, kept for the block pass; stands in for a cache by duck typing.
+
+    Of recurrent layers it keeps what blocks need to start from any token (`orthrus.train.recurrence`).
+    """
 
     def __init__(self) -> None:
         self._kept: dict[int, tuple[Tensor, Tensor]] = {}
-        self.recording = True
+        self._read: dict[int, OverRows] = {}
+        self._anchor_BN: Tensor | None = None
+        self.document_BT = torch.empty(0)
+
+    def start_blocks(self, anchor_BN: Tensor) -> None:
+        """End the frozen pass: what comes now are blocks that start at these anchors."""
+        self._anchor_BN = anchor_BN
 
     def update(self, key: Tensor, value: Tensor, layer_idx: int, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
         """Keep what the frozen pass writes; put it before what the block pass brings."""
-        if self.recording:
+        if self._anchor_BN is None:
             self._kept[layer_idx] = (key, value)
             return key, value
         kept_key, kept_value = self._kept[layer_idx]
         return torch.cat([kept_key, key], dim=2), torch.cat([kept_value, value], dim=2)
+
+    def recurrence(self, layer_idx: int) -> OverRows | OverBlocks:
+        """Return what a recurrent layer reads packed rows by, or the blocks."""
+        if self._anchor_BN is None:
+            self._read[layer_idx] = OverRows(self.document_BT)
+            return self._read[layer_idx]
+        return OverBlocks(self._read[layer_idx], self._anchor_BN)
 
     def get_seq_length(self, layer_idx: int = 0) -> int:
         """Return 0: both passes are given their positions."""
@@ -72,6 +89,7 @@ class ViewTask:
         home = torch.device("cpu") if sharded and recipe.answers.by != "backbone" else self._device
         self._model, self._tokenizer = load_backbone(recipe, home)
         self._causal = recipe.model.block_attention == "causal"
+        self._both_ways = recipe.model.block_recurrence == "bidirectional"
         self._behind = recipe.model.anchor == "backbone"
         self._windows = windows_of(self._model)
         self._layers = layers_of(self._model) if recipe.model.gradient_checkpointing else []
@@ -151,7 +169,8 @@ class ViewTask:
             teacher_BTC = self._teacher(keys, token_BT, document_BT, position_BT)
         # The last slot of a block predicts nothing. Masks behind the backbone's row have none such, and in a causal
         # block no other slot sees it.
-        computed = block_length - (1 if self._causal or self._behind else 0)
+        unseen = self._behind or (self._causal and not self._both_ways)
+        computed = block_length - (1 if unseen else 0)
         student_BNKC = self._student(keys, token_BT, document_BT, position_BT, blocks, computed)
         tokens = self._answer_tokens if step >= 0 else None  # held-out answers hold others too
         return scoring.score(
@@ -168,6 +187,7 @@ class ViewTask:
 
     def _teacher(self, keys: TeacherKeys, token_BT: Tensor, document_BT: Tensor, position_BT: Tensor) -> Tensor:
         """Run the frozen view over packed rows, keeping its keys; returns hidden states `[B, T, C]`."""
+        keys.document_BT = document_BT
         allowed = masks.packed(document_BT)
         return self._forward(keys, token_BT, position_BT, position_BT, allowed, view="ar")
 
@@ -191,7 +211,7 @@ class ViewTask:
         position_BN = position_BT.gather(1, blocks.anchor_BN)
         position_BM = (position_BN[:, :, None] + torch.arange(K, device=self._device)).flatten(1)
         allowed = masks.training(document_BT, blocks.anchor_BN, blocks.valid_BN, block=K, causal=self._causal)
-        keys.recording = False
+        keys.start_blocks(blocks.anchor_BN)
         with recomputed(self._layers if torch.is_grad_enabled() else ()):
             hidden_BMC = self._forward(
                 keys,
@@ -224,7 +244,7 @@ class ViewTask:
             attention_mask=full.additive if isinstance(full, masks.InBlocks) else full,
             past_key_values=keys,
             use_cache=True,
-            view=View(name=view, masks=layer_masks),
+            view=View(name=view, masks=layer_masks, both_ways=self._both_ways and view == "diffusion"),
         ).last_hidden_state
         return hidden
 

@@ -1,0 +1,92 @@
+"""Recurrent layers in training: a pass over packed rows, and blocks that start anywhere in what it left.
+
+Each is a `Recurrence` of one layer in one pass (`orthrus.model.mixer`); the arithmetic is `orthrus.model.delta`'s.
+
+Shapes: B rows, T tokens, A anchors of blocks of K tokens, C channels, W width of the convolution, G key heads,
+H value heads, N key dimension, D value dimension.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
+
+from torch import Tensor, nn
+
+from orthrus.model import delta
+from orthrus.model.mixer import mix, mixes
+
+
+class OverRows:
+    """Read packed rows; a document starts from nothing. Afterwards `inputs_BTC` and `scan` are what blocks need."""
+
+    inputs_BTC: Tensor
+    scan: delta.Scan
+
+    def __init__(self, document_BT: Tensor) -> None:
+        self.document_BT = document_BT
+
+    def convolve(self, input_BTC: Tensor, weight_CW: Tensor, path_BTM: Tensor | None) -> Tensor:
+        """Convolve inside documents."""
+        self.inputs_BTC = input_BTC
+        windows_BTWC = delta.windows(_nothing(input_BTC, weight_CW), input_BTC, document_BT=self.document_BT)
+        return delta.convolve(windows_BTWC, weight_CW)
+
+    def rule(self, inputs: delta.Inputs, path_BTM: Tensor | None, *, both_ways: bool = False) -> Tensor:
+        """Read documents from nothing."""
+        B, _, H, D = inputs.value_BTHD.shape
+        state_BHND = inputs.value_BTHD.new_zeros(B, H, inputs.key_BTGN.shape[-1], D)
+        output_BTHD, self.scan = delta.scan(inputs, state_BHND, self.document_BT)
+        return output_BTHD
+
+
+class OverBlocks:
+    """Read blocks that stand one after another, each from the state before its anchor."""
+
+    def __init__(self, rows: OverRows, anchor_BA: Tensor) -> None:
+        self._rows = rows
+        self._anchor_BA = anchor_BA
+
+    def convolve(self, input_BTC: Tensor, weight_CW: Tensor, path_BTM: Tensor | None) -> Tensor:
+        """Convolve each block behind the tokens of its document before the anchor."""
+        rows = self._rows
+        nothing_BVC = _nothing(rows.inputs_BTC, weight_CW)
+        before = delta.tails(nothing_BVC, rows.inputs_BTC, self._anchor_BA, rows.document_BT).flatten(0, 1)
+        windows = delta.windows(before.to(input_BTC.dtype), self._blocks(input_BTC))
+        return self._rows_again(delta.convolve(windows, weight_CW))
+
+    def rule(self, inputs: delta.Inputs, path_BTM: Tensor | None, *, both_ways: bool = False) -> Tensor:
+        """Read each block from its state, and from its end where it is read both ways."""
+        state = delta.states_at(self._rows.scan, self._anchor_BA).flatten(0, 1)
+        own = delta.Inputs(*map(self._blocks, inputs))
+        output, _ = delta.solve(own, state)
+        if both_ways:
+            output = output + delta.from_behind(own)
+        return self._rows_again(output)
+
+    def _blocks(self, each_BT: Tensor) -> Tensor:
+        return each_BT.reshape(self._anchor_BA.numel(), -1, *each_BT.shape[2:])
+
+    def _rows_again(self, each: Tensor) -> Tensor:
+        return each.reshape(len(self._anchor_BA), -1, *each.shape[2:])
+
+
+@contextmanager
+def documents_apart(model: nn.Module, document_BT: Tensor) -> Iterator[None]:
+    """Let a backbone's recurrent layers start anew with every document of packed rows."""
+    layers = [module for module in model.modules() if mixes(module)]
+    for layer in layers:
+        layer.forward = partial(_apart, layer, document_BT)
+    try:
+        yield
+    finally:
+        for layer in layers:
+            del layer.forward
+
+
+def _apart(layer: nn.Module, document_BT: Tensor, hidden_states: Tensor, **_: object) -> Tensor:
+    return mix(layer, hidden_states, OverRows(document_BT))
+
+
+def _nothing(input_BTC: Tensor, weight_CW: Tensor) -> Tensor:
+    """Return the inputs before a text's first token."""
+    return input_BTC.new_zeros(len(input_BTC), weight_CW.shape[1] - 1, input_BTC.shape[2])
