@@ -106,8 +106,8 @@ def write_head(
     """Write what a run was made with; returns the ids of that and of its settings, for each of its lines."""
     head = {**provenance(dtypes=dtypes, device=device), "settings": settings}
     labels = {"provenance": digest(head), "configuration": digest(settings)}
-    own = {"configuration": labels["configuration"]}
-    append(output, [{"kind": lines.PROVENANCE, "id": labels["provenance"], **own, **head}])
+    configured = {"configuration": labels["configuration"]}
+    append(output, [{"kind": lines.PROVENANCE, "id": labels["provenance"], **configured, **head}])
     return labels
 
 

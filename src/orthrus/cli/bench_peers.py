@@ -14,7 +14,7 @@ Peers = Annotated[
     list[str],
     typer.Option(
         "--peer",
-        metavar="KIND[=PLACE][@HOW]",
+        metavar="KIND[=SOURCE][@HOW]",
         help="orthrus, dflash=DIR, eagle3=DIR, draft=DIR, lookup, hf-lookup, hf-draft=DIR, hf-dflash=DIR, or "
         "blocks=DIR (block diffusion); HOW is a plan (full, fixed:K, tree:N), of blocks a threshold or tokens a pass; "
         "may be repeated.",
@@ -80,7 +80,7 @@ def peers(
         settings={"peers": [[one.label, one.how, one.weights()] for one in asked], "cpu_time": cpu_time},
     )
     set_threads(threads)
-    field = Field(peers=asked, clock=clock, load=lambda place: loader(place, device, backbone=backbone))
+    field = Field(peers=asked, clock=clock, load=lambda source: loader(source, device, backbone=backbone))
     with resumable(), progress() as (start, lap):
         labels = bench.run(
             job,

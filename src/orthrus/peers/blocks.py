@@ -158,9 +158,9 @@ def _fill(
         passes += 1
         chosen_K = how.choose(logits_KV, masked_K)
         masked_K = masked_K & ~chosen_K
-        for place in chosen_K.nonzero()[:, 0].tolist():
-            block[place] = int(logits_KV[place].argmax())
-        whole = next((place for place, mask in enumerate(masked_K.tolist()) if mask), len(block))
+        for index in chosen_K.nonzero()[:, 0].tolist():
+            block[index] = int(logits_KV[index].argmax())
+        whole = next((index for index, mask in enumerate(masked_K.tolist()) if mask), len(block))
         if any(token in eos for token in block[open_from:whole]):
             break
     return passes
@@ -192,9 +192,9 @@ def _pass(model: PreTrainedModel, cache: ScratchCache, tokens: Sequence[int], st
 
 def until_end(tokens: Sequence[int], eos: Sequence[int]) -> list[int]:
     """Cut a text behind its first end-of-text token."""
-    for place, token in enumerate(tokens):
+    for index, token in enumerate(tokens):
         if token in eos:
-            return list(tokens[: place + 1])
+            return list(tokens[: index + 1])
     return list(tokens)
 
 

@@ -96,15 +96,15 @@ class DraftModel:
         return torch.nn.functional.pad(logits_B1V, (0, missing), value=torch.finfo(logits_B1V.dtype).min)
 
 
-def load(place: str, model: PreTrainedModel) -> DraftModel:
+def load(source: str, model: PreTrainedModel) -> DraftModel:
     """Load a small model to draft for a dual-view model, from a directory, the Hub or a bundled name.
 
     Raises:
         CheckpointError: nothing there.
         ConfigError: it has another tokenizer.
     """
-    small, tokenizer = backbone_with_tokenizer(place)
+    small, tokenizer = backbone_with_tokenizer(source)
     other = model.name_or_path
     if other and tokenizer_of(other).get_vocab() != tokenizer.get_vocab():
-        raise ConfigError(f"a draft model with the tokenizer of {other} is required, found another in {place}")
+        raise ConfigError(f"a draft model with the tokenizer of {other} is required, found another in {source}")
     return DraftModel(model, small.to(device=model.device, dtype=model.dtype))

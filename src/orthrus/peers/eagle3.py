@@ -186,10 +186,10 @@ class _Candidates:
         return Tree(token_BN, parent_BN, depth_BP, above_BPP, score_BC.gather(1, kept_BN).exp())
 
 
-def load(place: str, model: PreTrainedModel) -> Eagle3Drafter:
+def load(source: str, model: PreTrainedModel) -> Eagle3Drafter:
     """Load a drafter of a dual-view model from a directory or the Hub.
 
     Raises:
         CheckpointError: nothing there, or no drafter of this backbone.
     """
-    return Eagle3Drafter(model, eagle3_model.load(Path(locate(place)), model))
+    return Eagle3Drafter(model, eagle3_model.load(Path(locate(source)), model))

@@ -99,8 +99,8 @@ class Eagle3Config:
                 f"{where}: a layer of kind {' or '.join(SERVED)} over three of the backbone's {layers} layers is "
                 f"required, found {kind!r} over {list(taps)}"
             )
-        known = {name: value for name, value in shape.items() if name in _SHAPE}
-        layer = AutoConfig.for_model(kind, **known, num_hidden_layers=1, tie_word_embeddings=False)
+        fields = {name: value for name, value in shape.items() if name in _SHAPE}
+        layer = AutoConfig.for_model(kind, **fields, num_hidden_layers=1, tie_word_embeddings=False)
         asked = values.get("speculators_config", {})
         methods = asked.get("proposal_methods") or [{}]
         return cls(
@@ -237,9 +237,9 @@ class Eagle3(nn.Module):
         normed_BQH = self.norm(said_BQH)
         if self.lm_head is None or self.draft_to_target is None:
             return head(normed_BQH)
-        own: Tensor = self.lm_head(normed_BQH)
-        whole = own.new_full((*own.shape[:-1], vocabulary), torch.finfo(own.dtype).min)
-        whole[..., self.draft_to_target] = own
+        drafted: Tensor = self.lm_head(normed_BQH)
+        whole = drafted.new_full((*drafted.shape[:-1], vocabulary), torch.finfo(drafted.dtype).min)
+        whole[..., self.draft_to_target] = drafted
         return whole
 
     def _rotated(self, states_BNQD: Tensor, position_BQ: Tensor) -> Tensor:
@@ -287,9 +287,9 @@ def load(path: Path, backbone: PreTrainedModel) -> Eagle3:
             raise CheckpointError(f"{path}: d2t is required for a vocabulary of {config.vocabulary}, found none")
         drafter.draft_to_target = offset.long() + torch.arange(len(offset))
     expected = {name: tensor.shape for name, tensor in drafter.state_dict().items()}
-    found = {name: tensor.shape for name, tensor in tensors.items()}
-    if expected != found or config.layer.hidden_size != text.hidden_size:
-        wrong = sorted(name for name in expected.keys() | found.keys() if expected.get(name) != found.get(name))
+    stored = {name: tensor.shape for name, tensor in tensors.items()}
+    if expected != stored or config.layer.hidden_size != text.hidden_size:
+        wrong = sorted(name for name in expected.keys() | stored.keys() if expected.get(name) != stored.get(name))
         raise CheckpointError(
             f"{path}: a drafter of this backbone is required; these tensors differ: {wrong or 'size'}"
         )

@@ -46,10 +46,10 @@ def unread(cache: ScratchCache, rows: slice, states: Sequence[Reader]) -> Window
     wide = max(length + 1 - state.read for length, state in zip(lengths, states, strict=True))
     tokens, slots = [], []
     for length, state in zip(lengths, states, strict=True):
-        places = [max(place, 0) for place in range(length + 1 - wide, length + 1)]
-        text = state.row.part(places[0], length + 1)
-        tokens.append([text[place - places[0]] for place in places])
-        slots.append(places)
+        indices = [max(index, 0) for index in range(length + 1 - wide, length + 1)]
+        text = state.row.part(indices[0], length + 1)
+        tokens.append([text[index - indices[0]] for index in indices])
+        slots.append(indices)
         state.read = length + 1
     device = cache.device
     return Window(torch.tensor(tokens, device=device), torch.tensor(slots, device=device))

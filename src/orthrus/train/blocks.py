@@ -73,8 +73,8 @@ class BlocksTask:
         if recipe.run.threads is not None:
             torch.set_num_threads(recipe.run.threads)
         model, self._tokenizer = frozen_backbone(recipe, dtype=torch.float32)
-        known, wanted = self._tokenizer.get_vocab(), recipe.model.mask_token
-        if wanted is not None and wanted not in known:
+        vocabulary, wanted = self._tokenizer.get_vocab(), recipe.model.mask_token
+        if wanted is not None and wanted not in vocabulary:
             raise ConfigError(f"model.mask_token must be a token of {recipe.model.backbone}, found {wanted!r}")
         self._data = data or prepare(recipe, self._tokenizer, model, ranks=ranks)
         self._model = detach(model).requires_grad_(True)
@@ -83,7 +83,7 @@ class BlocksTask:
         self._config = BlocksConfig(
             block_size=recipe.model.block_size,
             shift=recipe.model.shift,
-            mask=known.get(wanted or "<|mask|>", self._model.get_input_embeddings().weight.shape[0] - 1),
+            mask=vocabulary.get(wanted or "<|mask|>", self._model.get_input_embeddings().weight.shape[0] - 1),
             backbone=recipe.model.backbone,
         )
 

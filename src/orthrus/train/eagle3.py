@@ -73,11 +73,11 @@ def unrolled(drafter: Eagle3, embedded_BTH: Tensor, g_BTH: Tensor, document_BT: 
         scale = query_BNTD.shape[-1] ** -0.5
         score_BNTT = (query_BNTD @ keys[0].transpose(2, 3)).float() * scale
         score_BNTT = score_BNTT.masked_fill(~seen_BTT[:, None], -torch.inf)
-        own = [(query_BNTD * key).sum(-1, keepdim=True).float() * scale for key in keys[1:]]
-        share = torch.cat([score_BNTT, *own], dim=-1).softmax(-1).to(value.dtype)
+        later = [(query_BNTD * key).sum(-1, keepdim=True).float() * scale for key in keys[1:]]
+        share = torch.cat([score_BNTT, *later], dim=-1).softmax(-1).to(value.dtype)
         attended_BNTD = share[..., :T] @ values[0]
-        for place, value in enumerate(values[1:]):
-            attended_BNTD = attended_BNTD + share[..., T + place, None] * value
+        for index, value in enumerate(values[1:]):
+            attended_BNTD = attended_BNTD + share[..., T + index, None] * value
         feature_BTH = drafter.output(attended_BNTD, feature_BTH)
         out.append(Said(feature_BTH, step))
     return out
@@ -162,25 +162,25 @@ class Eagle3Task:
         head, starts = output_head(self._backbone), begins_BT.sum()
         hidden_RC, taught = said.hidden_BTC.flatten(0, 1), goal.loss in objective.NEEDS_TEACHER
         total, accepted, agreed = embedded_BTH.new_zeros((), dtype=torch.float32), starts * 0, starts * 0
-        for own in steps:
-            target_BT = token_BT.roll(-own.shift - 1, 1)
-            if own.shift:
-                scored_BT = scored_BT & anchors.starts(document_BT, answer_BT).roll(-own.shift, 1)
-                scored_BT[:, token_BT.shape[1] - own.shift :] = False  # the roll brought the row's beginning there
-            row_M = scored_BT.flatten().nonzero()[:, 0] + own.shift
+        for said_at in steps:
+            target_BT = token_BT.roll(-said_at.shift - 1, 1)
+            if said_at.shift:
+                scored_BT = scored_BT & anchors.starts(document_BT, answer_BT).roll(-said_at.shift, 1)
+                scored_BT[:, token_BT.shape[1] - said_at.shift :] = False  # the roll brought the row's beginning there
+            row_M = scored_BT.flatten().nonzero()[:, 0] + said_at.shift
             scores = objective.chunked(
                 loss,
-                self._drafter.norm(own.said_BTH)[scored_BT],
+                self._drafter.norm(said_at.said_BTH)[scored_BT],
                 objective.Teacher(hidden_RC, row_M) if taught else None,
                 target_BT[scored_BT],
                 head=head,
             )
             count = scored_BT.sum()
-            total = total + goal.step_decay**own.shift * scores.loss_M.sum() * starts / count.clamp_min(1)
+            total = total + goal.step_decay**said_at.shift * scores.loss_M.sum() * starts / count.clamp_min(1)
             agree_BT = torch.zeros_like(scored_BT).masked_scatter(scored_BT, scores.agrees_M)
             kept_BT = kept_BT & agree_BT
             accepted = accepted + kept_BT.sum()
-            agreed = agreed + (agree_BT.sum() if own.shift == 0 else 0)
+            agreed = agreed + (agree_BT.sum() if said_at.shift == 0 else 0)
         metrics = {"agreement": (agreed, starts), "accepted": (accepted, starts)}
         return Loss(total=total, weight=starts, metrics=metrics)
 

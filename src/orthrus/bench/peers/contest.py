@@ -29,6 +29,7 @@ from orthrus.decode.drafters import Drafter, ViewDrafter
 from orthrus.decode.options import Options
 from orthrus.errors import ConfigError
 from orthrus.model.attach import duals, layers_of
+from orthrus.model.markov import markov_of
 from orthrus.policy import steps as plans
 from orthrus.provenance import digest_of
 
@@ -50,22 +51,22 @@ class Peer:
 
     Attributes:
         kind: one of `KINDS`.
-        place: a directory or Hub id of its weights; None for what has none, or for the model's own view.
+        source: a directory or Hub id of its weights; None for what has none, or for the model's own view.
         how: a plan; of block-diffusion models how tokens are unmasked (`Unmasking.parse`).
     """
 
     kind: str
-    place: str | None = None
+    source: str | None = None
     how: str | None = None
 
     @classmethod
     def parse(cls, text: str) -> "Peer":
-        """Read `KIND`, `KIND=PLACE`, `KIND@HOW` or `KIND=PLACE@HOW`; raises ConfigError for anything else."""
+        """Read `KIND`, `KIND=SOURCE`, `KIND@HOW` or `KIND=SOURCE@HOW`; raises ConfigError for anything else."""
         rest, _, how = text.partition("@")
-        kind, _, place = rest.partition("=")
+        kind, _, source = rest.partition("=")
         if kind not in KINDS:
             raise ConfigError(f"a peer is of a kind of {', '.join(KINDS)}, found {text!r}")
-        if (kind in _PLACED) > bool(place) or (place and kind in (LOOKUP, "hf-lookup")):
+        if (kind in _PLACED) > bool(source) or (source and kind in (LOOKUP, "hf-lookup")):
             raise ConfigError(
                 f"a peer of kind {kind} {'needs' if kind in _PLACED else 'has no'} weights, found {text!r}"
             )
@@ -77,12 +78,12 @@ class Peer:
             Unmasking.parse(how or "0.9")
         elif kind not in HF:
             plans.parse(how or "full")
-        return cls(kind=kind, place=place or None, how=how or None)
+        return cls(kind=kind, source=source or None, how=how or None)
 
     @property
     def label(self) -> str:
         """Its name in tables: the kind, and the weights' where that says more."""
-        parts = [part for part in Path(self.place or "").parts if part not in ("model", "/", ".")]
+        parts = [part for part in Path(self.source or "").parts if part not in ("model", "/", ".")]
         return self.kind if not parts or parts[-1] == self.kind else f"{self.kind}:{parts[-1]}"
 
     @property
@@ -93,10 +94,10 @@ class Peer:
 
     def weights(self) -> str | None:
         """Return a digest of its weights, by which results of others are told apart."""
-        if self.place is None:
+        if self.source is None:
             return None
-        files = sorted(locate(self.place).glob("*.safetensors"))
-        return digest_of(b"".join(file.read_bytes() for file in files)) if files else self.place
+        files = sorted(locate(self.source).glob("*.safetensors"))
+        return digest_of(b"".join(file.read_bytes() for file in files)) if files else self.source
 
 
 @dataclass(kw_only=True, slots=True)
@@ -122,7 +123,7 @@ class Field:
     Attributes:
         peers: who takes part.
         clock: seconds.
-        load: loads a dual-view model whose view is another one, from `(place, dtype)`.
+        load: loads a dual-view model whose view is another one, from `(source, dtype)`.
         loaded: those of the model at hand.
         made: how these decode, and plain decoding.
         model: the model at hand.
@@ -171,7 +172,7 @@ class Field:
     def _entrant(
         self, peer: Peer, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, eos: tuple[int, ...]
     ) -> Entrant:
-        facts: dict[str, Any] = {"training": _training(peer.place)}
+        facts: dict[str, Any] = {"training": _training(peer.source)}
         if peer.kind in HF:
             return Entrant(peer=peer, decode=_transformers(peer, model, eos), facts=facts)
         if peer.kind == BLOCKS:
@@ -179,18 +180,19 @@ class Field:
             return Entrant(peer=peer, decode=decode, facts=facts | _sizes(network))
         watch = Watch(self.clock, model)
         if peer.kind == VIEW:
-            if peer.place is not None:
+            if peer.source is not None:
                 if self.load is None:
-                    raise ConfigError(f"no other view can be loaded here, found {peer.place}")
-                model, _ = self.load(peer.place)(_name_of(model.dtype))
+                    raise ConfigError(f"no other view can be loaded here, found {peer.source}")
+                model, _ = self.load(peer.source)(_name_of(model.dtype))
                 watch = Watch(self.clock, model)
-            facts |= _sizes(nn.ModuleList([dual.diffusion for dual in duals(model) if dual.diffusion is not None]))
+            parts = [dual.diffusion for dual in duals(model)] + [markov_of(model)]
+            facts |= _sizes(nn.ModuleList([part for part in parts if part is not None]))
             facts |= {"key_bytes_per_token": 0}
             drafter: Drafter | None = ViewDrafter.of(model)
         elif peer.kind == LOOKUP:
             drafter = None
         else:
-            drafter = load_drafter(f"{peer.kind}:{peer.place}", model)
+            drafter = load_drafter(f"{peer.kind}:{peer.source}", model)
             facts |= _sizes(next((part for part in vars(drafter).values() if isinstance(part, nn.Module)), None))
         decode = _engine(model, tokenizer, eos, str(peer.contender.plan), drafter, watch)
         return Entrant(peer=peer, decode=decode, facts=facts, watch=watch)
@@ -221,8 +223,8 @@ def _engine(
         for progress in engine.run():
             first.setdefault(progress.row.id, watch.clock() - began)
             rows[progress.row.id] = progress.row
-        own = [store for layer, store in engine.cache.stores.items() if layer >= len(layers_of(model))]
-        watch.key_bytes = sum(store.nbytes for store in own) // (engine.cache.rows * engine.cache.capacity)
+        stores = [store for layer, store in engine.cache.stores.items() if layer >= len(layers_of(model))]
+        watch.key_bytes = sum(store.nbytes for store in stores) // (engine.cache.rows * engine.cache.capacity)
         return [answered(rows[id], first_token_seconds=first[id]) for id in ids]
 
     return decode
@@ -235,10 +237,10 @@ def _transformers(peer: Peer, model: PreTrainedModel, eos: tuple[int, ...]) -> D
     if peer.kind == "hf-dflash":
         from orthrus.peers.dflash_files import for_transformers
 
-        body = for_transformers(locate(str(peer.place)))
+        body = for_transformers(locate(str(peer.source)))
         more["assistant_model"] = body.to(device=model.device, dtype=model.dtype)
-    elif peer.place is not None:
-        small, _ = backbone_with_tokenizer(peer.place)
+    elif peer.source is not None:
+        small, _ = backbone_with_tokenizer(peer.source)
         more["assistant_model"] = small.to(device=model.device, dtype=model.dtype).eval()
 
     def decode(prompts: Sequence[Sequence[int]], max_new_tokens: int) -> list[Answer]:
@@ -254,7 +256,7 @@ def _blocks(peer: Peer, model: PreTrainedModel, eos: tuple[int, ...]) -> tuple[D
     """Decode with a block-diffusion model, prompt after prompt."""
     from orthrus.peers.blocks import Unmasking, load, write
 
-    network, config = load(locate(str(peer.place)), dtype=model.dtype, device=model.device)
+    network, config = load(locate(str(peer.source)), dtype=model.dtype, device=model.device)
     how = Unmasking.parse(peer.how or "0.9")
 
     def decode(prompts: Sequence[Sequence[int]], max_new_tokens: int) -> list[Answer]:
@@ -282,9 +284,9 @@ def _sizes(network: nn.Module | None) -> dict[str, int]:
     }
 
 
-def _training(place: str | None) -> dict[str, Any] | None:
+def _training(source: str | None) -> dict[str, Any] | None:
     """Return what training took, where the weights say it."""
-    if place is None or not (file := locate(place) / TRAINING).is_file():
+    if source is None or not (file := locate(source) / TRAINING).is_file():
         return None
     values: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
     return values

@@ -12,6 +12,7 @@ import numpy as np
 from orthrus.bench import lines, metrics
 from orthrus.bench.lines import Result
 from orthrus.bench.peers.contest import PEER
+from orthrus.bench.speed.plots import legend, save, section
 from orthrus.bench.speed.report import Summary, split, summaries
 from orthrus.bench.speed.tables import Grid
 from orthrus.data.records import read_records
@@ -59,9 +60,9 @@ def tables(path: Path) -> list[Grid]:
     out = []
     for setting in dict.fromkeys(summary.setting for summary in every):
         part = [summary for summary in every if summary.setting == setting]
-        own = [r for r in results if (r.configuration, r.dtype, r.batch) == setting]
-        rows = [_row(summary, own, peers.get((*setting[:2], summary.mode, summary.plan), {})) for summary in part]
-        title = f"Peers: {setting[1]}, batch {setting[2]}, {len({r.prompt for r in own})} prompts"
+        raced = [r for r in results if (r.configuration, r.dtype, r.batch) == setting]
+        rows = [_row(summary, raced, peers.get((*setting[:2], summary.mode, summary.plan), {})) for summary in part]
+        title = f"Peers: {setting[1]}, batch {setting[2]}, {len({r.prompt for r in raced})} prompts"
         out.append(Grid(title=title, header=list(HEADER), rows=rows, labels=2))
     return out
 
@@ -78,8 +79,8 @@ def _row(summary: Summary, results: Sequence[Result], peer: Mapping[str, Any]) -
     cycles = sum(r.stats.get("cycles", 0) for r in mine)
     drew = sum(sum(r.stats.get("draft_passes", {}).values()) for r in mine)
     return [
-        summary.suite if summary.domain == summary.suite else f"{summary.suite} {summary.domain}",
-        summary.label,
+        section(summary.suite, summary.domain),
+        " ".join(dict.fromkeys(summary.label.split())),
         _number(parameters, 2, 1e6),
         _NONE if "operations" not in training else f"{training['operations']:.2g}",
         _number(training.get("rows"), 0),
@@ -131,13 +132,13 @@ def _is_in(result: Result, summary: Summary) -> bool:
 
 def _difference(mine: Sequence[Result], plain: Sequence[Result]) -> str:
     """Return how many more answers are right than of plain decoding, prompt by prompt, with its interval."""
-    base = {r.prompt: r.right for r in plain}
-    pairs = [(r.right, base[r.prompt]) for r in mine if r.right is not None and base.get(r.prompt) is not None]
-    if not pairs or all(own == other for own, other in pairs):
+    right = {r.prompt: r.right for r in plain}
+    pairs = [(r.right, right[r.prompt]) for r in mine if r.right is not None and right.get(r.prompt) is not None]
+    if not pairs or all(one == other for one, other in pairs):
         return _NONE if not pairs else "0"
-    values = np.array([[float(own) - float(other), 1.0] for own, other in pairs])  # type: ignore[arg-type]
-    found = metrics.bootstrap(values, metrics.ratio_of_sums)
-    return f"{100 * found.value:+.1f} ({100 * found.low:+.1f} to {100 * found.high:+.1f})"
+    values = np.array([[float(one) - float(other), 1.0] for one, other in pairs])  # type: ignore[arg-type]
+    gain = metrics.bootstrap(values, metrics.ratio_of_sums)
+    return f"{100 * gain.value:+.1f} ({100 * gain.low:+.1f} to {100 * gain.high:+.1f})"
 
 
 def _number(value: float | None, digits: int, unit: float = 1.0) -> str:
@@ -150,14 +151,12 @@ def _share(value: float | None) -> str:
 
 def plot(path: Path, folder: Path) -> list[Path]:
     """Draw acceptance by position of each batch, and right answers over tokens a pass; returns the files."""
-    from orthrus.bench.speed.plots import legend, save
-
     results = lines.results(read_records(path), where=str(path))
     out = []
     for (dtype, batch), part in split(results, lambda r: (r.dtype, r.batch)):
         by_peer = dict(split(part, lambda r: " ".join(filter(None, r.contender[:2]))))
-        curves = {name: metrics.accepted_per_position(own) for name, own in by_peer.items()}
-        points = {name: _point(own) for name, own in by_peer.items()}
+        curves = {name: metrics.accepted_per_position(raced) for name, raced in by_peer.items()}
+        points = {name: _point(raced) for name, raced in by_peer.items()}
 
         def accepted(axes: "Axes", curves: Mapping[str, list[float]] = curves) -> None:
             for name, shares in curves.items():

@@ -51,7 +51,11 @@ class Watch:
     def to_dict(self) -> dict[str, Any]:
         """Return the medians of a draft's and a verification's seconds, and bytes of keys, as JSON values."""
         costs = [
-            {"batch": batch, "context": context, **{f"{name}_seconds": median(own) for name, own in seconds.items()}}
+            {
+                "batch": batch,
+                "context": context,
+                **{f"{name}_seconds": median(times) for name, times in seconds.items()},
+            }
             for (batch, context), seconds in self._seconds.items()
         ]
         return {"costs": costs, "key_bytes_per_token": self.key_bytes}
