@@ -279,14 +279,30 @@ def test_a_second_turn_goes_on_from_the_first_one_s_keys(plan: str) -> None:
         assert row.token_ids == TEXTS[tuple(row.prompt_ids)][:9]
 
 
-@pytest.mark.parametrize("family", ["llama", "gemma2", "gemma3_text", "qwen3_moe"])
+@pytest.mark.parametrize("family", ["llama", "gemma2", "gemma3_text", "qwen3_moe", "qwen3_5_text", "olmo_hybrid"])
 def test_other_families_are_drafted_for_as_well(family: str) -> None:
-    """Windows, scaled embeddings and soft caps are the backbone's own affair."""
-    model = backbone(family)
-    engine = Engine(model, rows=2, capacity=96, plan=steps.parse("full"), drafter=DFlashDrafter(model, drafter(model)))
-    plain = tiny(family)
+    """Windows, scaled embeddings, soft caps and recurrent states are the backbone's own affair. So under `auto`."""
+    model, plain = backbone(family), tiny(family)
+    own = DFlashDrafter(model, drafter(model))
+    auto = Engine(model, rows=2, capacity=96, plan=steps.parse("auto"), drafter=own)
+    for row, prompt in zip(auto.finish(PROMPTS[:2], Options(max_new_tokens=9)), PROMPTS, strict=False):
+        assert row.token_ids == reference.greedy_text(plain, prompt, 9)
+    engine = Engine(model, rows=2, capacity=96, plan=steps.parse("full"), drafter=own)
     for row, prompt in zip(engine.finish(PROMPTS[:2], Options(max_new_tokens=9)), PROMPTS, strict=False):
         assert row.token_ids == reference.greedy_text(plain, prompt, 9)
+
+
+@pytest.mark.slow
+def test_the_same_tokens_at_any_precision() -> None:
+    """In bfloat16 with `exact="token"`: passes of fixed shapes, fillers beside the tokens that the drafter reads."""
+    model = backbone().to(torch.bfloat16)
+    own, options = DFlashDrafter(model, drafter(model)), Options(max_new_tokens=12)
+    texts = []
+    for plan in ("ar", "full"):
+        engine = Engine(model, rows=2, capacity=96, plan=steps.parse(plan), drafter=own, exact="token")
+        assert plan == "ar" or engine.drafter is own
+        texts.append([row.token_ids for row in engine.finish(PROMPTS[:3], options)])
+    assert texts[0] == texts[1]
 
 
 def test_sampled_texts_are_plain_sampling_s_under_trees() -> None:

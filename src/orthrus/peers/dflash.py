@@ -77,7 +77,8 @@ class DFlashConfig:
             raise ConfigError(f"taps must be among the backbone's {text.num_hidden_layers} layers, found {list(taps)}")
         known = {name: getattr(text, name) for name in _SHAPE if getattr(text, name, None) is not None}
         by_kind = known.get("rope_parameters", {})  # of models that turn layers with a window otherwise
-        known["rope_parameters"] = by_kind.get("full_attention", by_kind)
+        rope = by_kind.get("full_attention", by_kind)
+        known["rope_parameters"] = {name: value for name, value in rope.items() if name not in _ROPE_OF_BACKBONE}
         known.setdefault("head_dim", text.hidden_size // text.num_attention_heads)
         shape = Qwen3Config(**known, num_hidden_layers=layers, tie_word_embeddings=False)
         softcap = getattr(text, "final_logit_softcapping", None)
@@ -164,6 +165,10 @@ _SHAPE = (
     "max_position_embeddings",
     "rope_parameters",
 )
+
+
+_ROPE_OF_BACKBONE = ("partial_rotary_factor", "mrope_section", "mrope_interleaved")
+"""What a backbone may do with its positions that no drafter does."""
 
 
 def spread(layers: int, count: int) -> tuple[int, ...]:
