@@ -1,6 +1,8 @@
 """DFlash, DSpark and JetSpec: texts stay the backbone's, and drafts are those of one pass over the whole text."""
 
 import json
+import runpy
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -19,7 +21,7 @@ from orthrus.errors import CheckpointError, ConfigError
 from orthrus.kernels import masks
 from orthrus.model.attach import attach
 from orthrus.model.config import OrthrusConfig
-from orthrus.peers import dflash_files
+from orthrus.peers import dflash, dflash_files
 from orthrus.peers.dflash import DFlash, DFlashConfig
 from orthrus.peers.dflash_drafter import DFlashDrafter
 from orthrus.policy import steps
@@ -314,6 +316,14 @@ def test_sampled_texts_are_plain_sampling_s_under_trees() -> None:
         engine = Engine(model, rows=2, capacity=96, plan=steps.parse(plan), drafter=own)
         texts.append([row.token_ids for row in engine.finish(PROMPTS[:2], options)])
     assert texts[0] == texts[1]
+
+
+def test_a_transformers_without_the_class_is_told_apart(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On use and by its version, not when the package is imported."""
+    name = "transformers.models.muse_glimmer_assistant.modeling_muse_glimmer_assistant"
+    monkeypatch.setitem(sys.modules, name, None)
+    with pytest.raises(ConfigError, match=r"transformers 5\.19 or newer"):
+        runpy.run_path(str(dflash.__file__))
 
 
 def test_a_drafter_of_another_backbone_is_refused(tmp_path: Path) -> None:

@@ -8,13 +8,14 @@ import pytest
 import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
-from transformers import AutoModelForCausalLM, GenerationConfig, PreTrainedModel
+from transformers import AutoModelForCausalLM, GenerationConfig, MuseGlimmerAssistantModel, PreTrainedModel
 
 import orthrus
 from orthrus.decode.api import engine_for
 from orthrus.decode.options import Options
 from orthrus.kernels import masks
 from orthrus.model.attachment import attachment_of
+from orthrus.peers import dflash_files
 from orthrus.policy import steps
 from orthrus.train import anchors, frozen
 from orthrus.train.anchors import Blocks
@@ -162,12 +163,13 @@ def test_losses_are_the_published_ones(variant: str, tmp_path: Path) -> None:
     assert float(found.weight) == pytest.approx(weight, rel=1e-6)
 
 
-def by_transformers(model: PreTrainedModel, drafter: Any, prompt: list[int], most: int) -> tuple[list[int], int]:
-    """Decode by transformers' own loop; returns the text, and how many passes of the backbone it took."""
+def by_transformers(model: PreTrainedModel, folder: Path, prompt: list[int], most: int) -> tuple[list[int], int]:
+    """Decode by transformers' own loop with a drafter of its own layout; returns text and passes of the backbone."""
     passes: list[None] = []
     hook = model.register_forward_pre_hook(lambda *_: passes.append(None))
     config = GenerationConfig(max_new_tokens=most, do_sample=False, speculation_type="dflash", eos_token_id=[299])
-    drafter.set_attn_implementation("sdpa")
+    dflash_files.for_transformers(folder).save_pretrained(folder / "transformers")
+    drafter = MuseGlimmerAssistantModel.from_pretrained(folder / "transformers", attn_implementation="sdpa")
     out = model.generate(torch.tensor([prompt]), assistant_model=drafter, generation_config=config)
     hook.remove()
     return out[0, len(prompt) :].tolist(), len(passes)
@@ -209,7 +211,7 @@ def test_thirty_steps_make_a_drafter_that_decodes(variant: str, tmp_path: Path) 
             assert row.stats.draft_passes == {"dflash": row.stats.cycles}
         assert done[0].stats.accepted > 0
     if variant == "dflash":
-        text, passes = by_transformers(plain, drafter.drafter.body, memorised, 20)
+        text, passes = by_transformers(plain, result.model, memorised, 20)
         first = [*memorised, text[0]]  # transformers draft from the first token of an answer on
         (row,) = engine_for(model, [first], options, steps.parse("full"), rows=1).finish(
             [first], Options(max_new_tokens=19, eos_token_id=(299,))
