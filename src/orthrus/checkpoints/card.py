@@ -57,7 +57,7 @@ def model_card(
     config: OrthrusConfig,
     *,
     format: Format,
-    place: str,
+    address: str,
     with_backbone: bool = False,
     licence: str | None = None,
     training: str = "",
@@ -69,7 +69,7 @@ def model_card(
         tokenizer: its tokenizer.
         config: the view's configuration, naming the backbone where that is known.
         format: the layout on disk.
-        place: what others load it by: a directory or a Hub id; its last part is the title.
+        address: what others load it by: a directory or a Hub id; its last part is the title.
         with_backbone: whether the backbone lies beside an adapter.
         licence: an identifier that the Hub knows; None leaves it to be filled in.
         training: tables of facts about the training, in markdown.
@@ -90,17 +90,17 @@ def model_card(
     called = f"`{config.backbone}`" if config.backbone else f"a {model.config.model_type} model"
     parts = [
         f"---\n{head.to_yaml()}\n---",
-        f"# {Path(place).name}",
+        f"# {Path(address).name}",
         f"An Orthrus diffusion view ({_PAPER}) of {called}: it drafts several tokens per step, and the untouched "
         "backbone keeps those it would have written itself.",
         _table(_facts(model, tokenizer, config, format, with_backbone=with_backbone)),
         "## Load",
-        _LOAD.format(place=place),
+        _LOAD.format(place=address),
     ]
     if format == "official" and model.config.model_type == "qwen3":
-        parts.append(_OFFICIAL.format(place=place, drafts=config.block_size - 1))
+        parts.append(_OFFICIAL.format(place=address, drafts=config.block_size - 1))
     elif format == "adapter":
-        parts.append(_CUSTOM.format(place=place))
+        parts.append(_CUSTOM.format(place=address))
     if training:
         parts += ["## Training", training]
     stated = licence or (

@@ -26,7 +26,7 @@ def load_drafter(name: str, model: PreTrainedModel) -> Any:
         ConfigError: no kind of that name, or a drafter of another shape than the model's.
         CheckpointError: nothing at that place, or a damaged file.
     """
-    kind, colon, place = name.partition(":")
-    if kind not in KINDS or not colon or not place:
+    kind, colon, home = name.partition(":")
+    if kind not in KINDS or not colon or not home:
         raise ConfigError(f"a drafter is KIND:PLACE, of the kinds {', '.join(KINDS)}, found {name!r}")
-    return import_module(KINDS[kind]).load(place, model)
+    return import_module(KINDS[kind]).load(home, model)

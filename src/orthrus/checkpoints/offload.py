@@ -37,4 +37,4 @@ def _places(name: str, module: nn.Module, layers: set[str], device: Any) -> dict
     if not any(type(child).__name__ in layers for child in module.modules()):
         return {name: device}
     inner = [_places(f"{name}.{key}" if name else key, child, layers, device) for key, child in module.named_children()]
-    return {key: place for places in inner for key, place in places.items()}
+    return {key: device for devices in inner for key, device in devices.items()}

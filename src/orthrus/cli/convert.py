@@ -95,8 +95,8 @@ def convert(
         shared = format == "hub" or push is not None
         _settle_backbone(loaded, backbone, with_backbone=with_backbone, shared=shared)
         origin = origin if with_backbone else config_of(loaded)
-    place = push or f"./{out.resolve().name}"
-    card = _card(model, loaded, tokenizer, origin, layout, place=place, with_backbone=with_backbone)
+    address = push or f"./{out.resolve().name}"
+    card = _card(model, loaded, tokenizer, origin, layout, address=address, with_backbone=with_backbone)
     beside = custom_generate(push or str(out.resolve())) if layout == "adapter" else {}
     written = _write(loaded, tokenizer, out, layout, card, beside, with_backbone=with_backbone)
     for stale in _model_files(out) - written:
@@ -177,7 +177,7 @@ def _card(
     origin: "OrthrusConfig",
     format: Literal["adapter", "official"],
     *,
-    place: str,
+    address: str,
     with_backbone: bool,
 ) -> str:
     """Write the card; the source's own says the licence, a finished run's (`RUN.md`) how it was trained."""
@@ -192,7 +192,7 @@ def _card(
         tokenizer,
         origin,
         format=format,
-        place=place,
+        address=address,
         with_backbone=with_backbone,
         licence=licence_of(_text(home / CARD_FILE)),
         training=tables_of(run_card),

@@ -146,14 +146,14 @@ def load_trainable(parameters: dict[str, torch.nn.Parameter], folder: Path) -> N
     if not paths:
         raise CheckpointError(f"{folder}: a checkpoint to start from is required; found none; train that recipe first")
     try:
-        found = torch.load(paths[-1] / "state.pt", map_location="cpu", weights_only=True)["trainable"]
+        kept = torch.load(paths[-1] / "state.pt", map_location="cpu", weights_only=True)["trainable"]
     except Exception as error:
         raise CheckpointError(f"{paths[-1]}: a whole checkpoint is required; {error}") from error
-    if {n: t.shape for n, t in found.items()} != {n: p.shape for n, p in parameters.items()}:
+    if {n: t.shape for n, t in kept.items()} != {n: p.shape for n, p in parameters.items()}:
         raise CheckpointError(f"{paths[-1]}: its tensors are not this model's; give both recipes the same shape")
     with torch.no_grad():
         for name, parameter in parameters.items():
-            parameter.copy_(found[name])
+            parameter.copy_(kept[name])
 
 
 def checkpoint_paths(folder: Path) -> list[Path]:

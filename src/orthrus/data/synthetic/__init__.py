@@ -91,8 +91,8 @@ def is_right(problem: Problem, text: str) -> bool:
     user who runs this can do.
     """
     if problem.domain == "maths":
-        found = re.findall(r"answer is (-?\d+)", text)
-        return bool(found) and found[-1] == problem.check[0]
+        numbers = re.findall(r"answer is (-?\d+)", text)
+        return bool(numbers) and numbers[-1] == problem.check[0]
     if problem.domain == "code":
         block = _block(text, "python")
         return block is not None and _passes(block, problem.check)

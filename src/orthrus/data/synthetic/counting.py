@@ -204,9 +204,9 @@ def percent(draw: Draw) -> Draft:
     _, _, money = draw.name(), draw.thing(), draw.choice("money", CURRENCIES[:3])
     rate, price = 10 * draw.number("rate", 1, 9), 10 * draw.number("price", 2, 20)
     draw.slots |= {"rate": rate, "price": price}
-    way = draw.choice("way", ("lower", "higher"))
+    direction = draw.choice("way", ("lower", "higher"))
     part, tenth, thing = price * rate // 100, price // 10, draw.slots["thing"]
-    result, sign = (price - part, "-") if way == "lower" else (price + part, "+")
+    result, sign = (price - part, "-") if direction == "lower" else (price + part, "+")
     facts = draw.phrase((
         "{name} sees a {thing} for {price} {money}. The next day the price is {rate} percent {way}.",
         "A {thing} that {name} wants costs {price} {money}, and then its price becomes {rate}% {way}.",
@@ -224,7 +224,7 @@ def percent(draw: Draw) -> Draft:
         f"{rate} percent of {price} is {rate // 10} x {tenth} = {part}.",
         f"The new price is {price} {sign} {part} = {result} {money}.",
     ]
-    givens = f"The {thing} costs {price} {money} and the price gets {rate} percent {way}."
+    givens = f"The {thing} costs {price} {money} and the price gets {rate} percent {direction}."
     return worked(draw, "percent", [facts], question, givens, steps, result)
 
 

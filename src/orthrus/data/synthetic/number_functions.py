@@ -211,16 +211,16 @@ def discount(draw: Draw) -> Draft:
         tuple(noun.removesuffix("s") for noun in NOUNS),
     )
     sign, limit, meaning, words = compared(draw)
-    way, by = draw.choice("way", ("minus", "plus")), draw.number("by", 1, 20)
+    operation, by = draw.choice("way", ("minus", "plus")), draw.number("by", 1, 20)
     task = draw.phrase((
         "returns {noun} {way} {by} if {noun} is {test}, and {noun} otherwise", "gives {noun} {way} {by} when {noun} is {test}, else just {noun}",
         "checks whether {noun} is {test}: if so it returns {noun} {way} {by}, otherwise {noun}",
         "returns {noun} {way} {by} for a {noun} that is {test} and leaves any other as it is",
         "changes {noun} to {noun} {way} {by} only where it is {test}", "returns {noun} unchanged unless it is {test}, and then {noun} {way} {by}",
     ))  # fmt: skip
-    step, symbol = (-by, "-") if way == "minus" else (by, "+")
+    step, symbol = (-by, "-") if operation == "minus" else (by, "+")
     body = [f"if {noun} {sign} {limit}:", f"    return {noun} {symbol} {by}", f"return {noun}"]
     values = [draw.number("v", max(1, limit - 20), limit + 20), limit, limit + 1, limit - 1]
     examples = [([value], value + step if meaning(value, limit) else value) for value in values]
-    doc = f"Return {noun} {way} {by} if it is {words}, else {noun}."
+    doc = f"Return {noun} {operation} {by} if it is {words}, else {noun}."
     return function(draw, "discount", task, doc=doc, body=body, examples=examples)
