@@ -202,6 +202,13 @@ def test_published_layouts_are_read(layout: str, tmp_path: Path) -> None:
         assert getattr(again.config, name) == getattr(own.config, name)
 
 
+@pytest.mark.parametrize(("layers", "taps"), [(1, [32]), (2, [1, 61]), (4, [1, 21, 41, 61])])
+def test_layers_that_are_not_named_are_the_first_publications(layers: int, taps: list[int]) -> None:
+    """One in the middle, or evenly from the second to the third from the end."""
+    values = {"num_hidden_layers": layers, "num_target_layers": 64, "block_size": 16, "mask_token_id": 1}
+    assert list(DFlashConfig.from_dict(values, where="here").taps) == taps
+
+
 @pytest.mark.parametrize(
     ("fields", "tensors", "message"),
     [

@@ -75,18 +75,18 @@ class DFlashConfig:
         taps = spread(text.num_hidden_layers, 3) if taps is None else tuple(taps)
         if not taps or not all(0 <= tap < text.num_hidden_layers for tap in taps):
             raise ConfigError(f"taps must be among the backbone's {text.num_hidden_layers} layers, found {list(taps)}")
-        known = {name: getattr(text, name) for name in _SHAPE if getattr(text, name, None) is not None}
-        by_kind = known.get("rope_parameters", {})  # of models that turn layers with a window otherwise
+        fields = {name: getattr(text, name) for name in _SHAPE if getattr(text, name, None) is not None}
+        by_kind = fields.get("rope_parameters", {})  # of models that turn layers with a window otherwise
         rope = by_kind.get("full_attention", by_kind)
-        known["rope_parameters"] = {name: value for name, value in rope.items() if name not in _ROPE_OF_BACKBONE}
-        known.setdefault("head_dim", text.hidden_size // text.num_attention_heads)
-        shape = Qwen3Config(**known, num_hidden_layers=layers, tie_word_embeddings=False)
+        fields["rope_parameters"] = {name: value for name, value in rope.items() if name not in _ROPE_OF_BACKBONE}
+        fields.setdefault("head_dim", text.hidden_size // text.num_attention_heads)
+        shape = Qwen3Config(**fields, num_hidden_layers=layers, tie_word_embeddings=False)
         softcap = getattr(text, "final_logit_softcapping", None)
         return cls(shape=shape, taps=tuple(taps), softcap=softcap, **more)
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the configuration as z-lab publishes it and vLLM, SGLang and TensorRT-LLM read it."""
-        own: dict[str, Any] = {
+        """Return the configuration in z-lab's layout; fields of the variants have the names that others gave them."""
+        details: dict[str, Any] = {
             "block_size": self.block_size,
             "mask_token_id": self.mask_token_id,
             "target_layer_ids": list(self.taps),
@@ -94,17 +94,17 @@ class DFlashConfig:
             "causal_head": self.causal,
         }
         if self.shift or self.markov_rank:
-            own |= {"projector_type": "dspark", "shift_label": self.shift, "use_confidence_head": False}
-            own |= {"markov_rank": self.markov_rank, "markov_head_type": "vanilla"}
+            details |= {"projector_type": "dspark", "shift_label": self.shift, "use_confidence_head": False}
+            details |= {"markov_rank": self.markov_rank, "markov_head_type": "vanilla"}
         if self.softcap is not None:
-            own["final_logit_softcapping"] = self.softcap
+            details["final_logit_softcapping"] = self.softcap
         layers: dict[str, Any] = self.shape.to_diff_dict()
         return layers | {
             "architectures": ["DFlashDraftModel"],
             "model_type": "qwen3",
             "backbone": self.backbone,
             "block_size": self.block_size,
-            "dflash_config": own,
+            "dflash_config": details,
             "is_causal": self.causal,
         }
 
@@ -113,39 +113,42 @@ class DFlashConfig:
         """Read a configuration of z-lab, JetSpec, DeepSpec or speculators; raises CheckpointError for any other."""
         nested = values.get("transformer_layer_config")
         named = values.get("speculators_model_type") or "".join(values.get("architectures") or [])
-        known = {**values, **(values.get("dflash_config") or {})}
-        ids = known.get("target_layer_ids")
-        if ids is None and known.get("aux_hidden_state_layer_ids") is not None:
-            ids = [index - 1 for index in known["aux_hidden_state_layer_ids"]]
-        mask, block = known.get("mask_token_id"), known.get("block_size")
+        fields = {**values, **(values.get("dflash_config") or {})}
+        ids = fields.get("target_layer_ids")
+        if ids is None and fields.get("aux_hidden_state_layer_ids") is not None:
+            ids = [index - 1 for index in fields["aux_hidden_state_layer_ids"]]
+        if ids is None and (layers := values.get("num_target_layers")):
+            drafts = values["num_hidden_layers"]
+            ids = spread(layers, drafts) if drafts > 1 else (layers // 2,)
+        mask, block = fields.get("mask_token_id"), fields.get("block_size")
         if not ids or mask is None or block is None:
             raise CheckpointError(
                 f"{where}: target_layer_ids, mask_token_id and block_size of a DFlash drafter are required, found "
                 f"{sorted(values)}"
             )
         for name, served in (("markov_head_type", "vanilla"), ("projector_type", "dflash")):
-            found = known.get(name, served)
-            if found not in (served, "dspark") and known.get("markov_rank", 1):
-                raise CheckpointError(f"{where}: {name} must be {served!r}, found {found!r}: it is not served")
+            value = fields.get(name, served)
+            if value not in (served, "dspark") and fields.get("markov_rank", 1):
+                raise CheckpointError(f"{where}: {name} must be {served!r}, found {value!r}: it is not served")
         for name in _NOT_SERVED:
-            if known.get(name):
-                raise CheckpointError(f"{where}: {name} is of a drafter that is not served, found {known[name]!r}")
-        causal = bool(known.get("causal", known.get("causal_head", known.get("is_causal") or False)))
-        sliding = known.get("is_causal")
+            if fields.get(name):
+                raise CheckpointError(f"{where}: {name} is of a drafter that is not served, found {fields[name]!r}")
+        causal = bool(fields.get("causal", fields.get("causal_head", fields.get("is_causal") or False)))
+        sliding = fields.get("is_causal")
         if sliding is None:  # z-lab's windows are causal unless the configuration says so; speculators' say otherwise
-            sliding = not known.get("sliding_window_non_causal", False)
+            sliding = not fields.get("sliding_window_non_causal", False)
         return cls(
             shape=Qwen3Config.from_dict(dict(nested or values)),
             taps=tuple(ids),
             block_size=int(block),
             mask_token_id=int(mask),
-            shift=bool(known.get("sample_from_anchor", known.get("shift_label", "dspark" in named.lower()))),
+            shift=bool(fields.get("sample_from_anchor", fields.get("shift_label", "dspark" in named.lower()))),
             causal=causal,
             sliding_causal=causal or bool(sliding),
-            markov_rank=int(known.get("markov_rank") or 0),
-            embedding_scale=float(known.get("input_embedding_scale", 1.0)),
-            multiplier=float(known.get("output_multiplier", 1.0)),
-            softcap=known.get("final_logit_softcapping") or None,
+            markov_rank=int(fields.get("markov_rank") or 0),
+            embedding_scale=float(fields.get("input_embedding_scale", 1.0)),
+            multiplier=float(fields.get("output_multiplier", 1.0)),
+            softcap=fields.get("final_logit_softcapping") or None,
             backbone=values.get("backbone"),
         )
 
@@ -270,11 +273,11 @@ class DFlash(nn.Module):
         fused_BTC = self.body.encoder(context_BTF)
         cos, sin = self.body.rotary_emb(fused_BTC, position_BT)
         for layer in self.body.layers:
-            own = layer.self_attn
-            heads = (*fused_BTC.shape[:2], -1, own.head_dim)
-            key_BHTD = own.k_norm(own.k_proj(fused_BTC).view(heads).transpose(1, 2))
+            module = layer.self_attn
+            heads = (*fused_BTC.shape[:2], -1, module.head_dim)
+            key_BHTD = module.k_norm(module.k_proj(fused_BTC).view(heads).transpose(1, 2))
             _, turned_BHTD = apply_rotary_pos_emb(key_BHTD, key_BHTD, cos, sin)
-            yield turned_BHTD, own.v_proj(fused_BTC).view(heads).transpose(1, 2)
+            yield turned_BHTD, module.v_proj(fused_BTC).view(heads).transpose(1, 2)
 
     def embedded(self, backbone: PreTrainedModel, token_BQ: Tensor) -> Tensor:
         """Return the backbone's embeddings of anchors and masks, without a scaling of its own."""

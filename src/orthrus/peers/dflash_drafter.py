@@ -55,9 +55,9 @@ class DFlashDrafter:
         """Keep keys and values of the tokens of a pass."""
         Q, position_BT = hidden[0].shape[1], cache.place.position_BQ
         assert position_BT is not None
-        own = cache.part(slice(0, Q))
+        columns = cache.part(slice(0, Q))
         for layer, (key, value) in enumerate(self.drafter.context(torch.cat(list(hidden), -1), position_BT[:, :Q])):
-            own.update(key, value, self._first + layer)
+            columns.update(key, value, self._first + layer)
 
     def propose(self, passes: Passes, rows: slice, anchor_B: Tensor, drafts: int, states: Sequence[Any]) -> Tensor:
         """Return draft logits `[B, M, V]` of one pass over the anchors and as many masks as it takes."""
@@ -88,11 +88,11 @@ class DFlashDrafter:
         )
 
 
-def load(place: str, model: PreTrainedModel) -> DFlashDrafter:
+def load(source: str, model: PreTrainedModel) -> DFlashDrafter:
     """Load a drafter for a dual-view model from a directory or the Hub.
 
     Raises:
         CheckpointError: as `orthrus.peers.dflash_files.read`.
         ConfigError: a drafter of another backbone's shape.
     """
-    return DFlashDrafter(model, read(Path(locate(place))))
+    return DFlashDrafter(model, read(Path(locate(source))))

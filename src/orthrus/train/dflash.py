@@ -63,10 +63,10 @@ class DFlashTask:
         self._backbone, tokenizer = frozen_backbone(recipe, dtype=DTYPES[recipe.run.dtype])
         self._data = data or prepare(recipe, tokenizer, self._backbone, ranks=ranks)
         torch.manual_seed(recipe.run.seed)
-        known, wanted = tokenizer.get_vocab(), recipe.model.mask_token
-        if wanted is not None and wanted not in known:
+        vocabulary, wanted = tokenizer.get_vocab(), recipe.model.mask_token
+        if wanted is not None and wanted not in vocabulary:
             raise ConfigError(f"model.mask_token must be a token of {recipe.model.backbone}, found {wanted!r}")
-        mask = known.get(wanted or "<|mask|>", self._backbone.get_input_embeddings().weight.shape[0] - 1)
+        mask = vocabulary.get(wanted or "<|mask|>", self._backbone.get_input_embeddings().weight.shape[0] - 1)
         self._drafter = drafter_of(recipe, self._backbone, mask=mask).to(self._backbone.device)
         self._tokens = None
         if recipe.objective.vocabulary == "answers":
