@@ -169,12 +169,12 @@ class Frame:
             text_BSS = ar_BRS.gather(1, reading.stop_BS[:, :, None].expand(-1, -1, self.span))
         return masks.ahead(text_BSS, self._own_B, rows=layout.rows, block=layout.block, causal=causal)
 
-    def masks(self, allowed_BQS: Tensor, rows: slice, layout: Layout, *, moved: bool) -> masks.LayerMasks:
-        """Make the masks of some of a pass's rows from who sees whom.
+    def masks(self, allowed_BQS: Tensor, layout: Layout, *, moved: bool) -> masks.LayerMasks:
+        """Make the masks of a pass from who sees whom.
 
         Keys lie at the position of their slot; `moved` says that some of the pass's own do not.
         """
-        query_BQ = layout.position_BT[:, rows]
+        query_BQ = layout.position_BT
         if self.split:
             return masks.behind(
                 allowed_BQS,

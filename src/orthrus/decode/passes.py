@@ -250,7 +250,7 @@ class Passes:
         layout = lay_out(reading, length_B, mask=self._mask, last=self._last, width=width, ar=ar)
         frame = self._begin(rows, reading, layout, read)
         view = self._view(frame, reading, layout)
-        shown = view.ar if isinstance(view, FusedView) else view.masks
+        shown = view.masks
         assert shown is not None
         assert isinstance(shown.full, Tensor | masks.Behind)
         masked = reading.stop_BS is not None
@@ -303,22 +303,19 @@ class Passes:
     def _view(self, frame: Frame, reading: Reading, layout: Layout) -> View | FusedView:
         """Say who sees whom, and so which half of the attention each row takes."""
         R, start = layout.rows, self.cache.place.start
-        moved = reading.depth_BQ is not None or reading.stop_BS is not None
         ar_BRS = frame.ar(reading, R)
+        path, block_path = paths(reading, layout) if self._hybrid else (None, None)
+        if reading.stop_BS is not None:
+            allowed_BQS = torch.cat([ar_BRS, frame.blocks(reading, layout, ar_BRS, causal=self.causal)], dim=1)
+            seen = frame.masks(allowed_BQS, layout, moved=True)
+            both_ways = self._both_ways
+            return FusedView(rows=R, masks=seen, path=path, block_path=block_path, both_ways=both_ways)
         if R == 1 and start is not None and not frame.split and frame.span <= min(self._windows, default=frame.span):
             device = layout.token_BT.device
-            verifying = masks.alike(start + 1, span=frame.span, windows=self._windows, dtype=frame.dtype, device=device)
+            seen = masks.alike(start + 1, span=frame.span, windows=self._windows, dtype=frame.dtype, device=device)
         else:
-            verifying = frame.masks(ar_BRS, slice(0, R), layout, moved=moved)
-        path, block_path = paths(reading, layout) if self._hybrid else (None, None)
-        if reading.stop_BS is None:
-            return View(name="ar", masks=verifying, path=path)
-        allowed_BQS = frame.blocks(reading, layout, ar_BRS, causal=self.causal)
-        drafting = frame.masks(allowed_BQS, slice(R, None), layout, moved=moved)
-        both_ways = self._both_ways
-        return FusedView(
-            rows=R, ar=verifying, diffusion=drafting, path=path, block_path=block_path, both_ways=both_ways
-        )
+            seen = frame.masks(ar_BRS, layout, moved=reading.depth_BQ is not None)
+        return View(name="ar", masks=seen, path=path)
 
 
 def _joined(parts: Sequence[Tensor]) -> Tensor:

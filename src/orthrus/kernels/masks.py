@@ -66,6 +66,15 @@ class Behind:
 Mask = Tensor | BlockMask | InBlocks | Behind
 
 
+def rows_of(mask: Mask, part: slice) -> Tensor | Behind:
+    """Return the mask of some of a decoding pass's query rows."""
+    if isinstance(mask, Behind):
+        first_BQ = None if mask.first_BQ is None else mask.first_BQ[:, part]
+        return Behind(mask.length_B, mask.own_BQW[:, part].contiguous(), first_BQ)
+    assert isinstance(mask, Tensor)
+    return mask[:, :, part]
+
+
 def additive(allowed: Tensor, dtype: torch.dtype) -> Tensor:
     """Turn a boolean mask into an additive one of the given dtype, same shape."""
     lowest = torch.full(allowed.shape, torch.finfo(dtype).min, dtype=dtype, device=allowed.device)

@@ -20,6 +20,7 @@ from orthrus.model import attachment, markov, mask_row
 from orthrus.model.attachment import Attachment, config_of, is_attached
 from orthrus.model.config import OrthrusConfig
 from orthrus.model.dual import Dual, DualAttention
+from orthrus.model.joined import Joined, Shapes
 from orthrus.model.mixer import DualMixer, mixes
 from orthrus.model.twin import twin_of
 
@@ -146,29 +147,38 @@ def windows_of(model: nn.Module) -> tuple[int, ...]:
 
 
 def require_reach(model: PreTrainedModel) -> None:
-    """Check once, with a pass over one token, that `view=` reaches every mixer of a model.
+    """Check once, with passes over one token and two, that `view=` reaches every mixer of a model.
+
+    And join both halves of the attention modules whose layers were seen to keep rows apart (`orthrus.model.joined`).
 
     Raises:
         UnsupportedModel: the architecture does not hand keyword arguments on to its attention.
     """
     if attachment.attachment_of(model).reached:
         return
+    found = duals(model)
     reached: list[bool] = []
     hooks = [
         dual.register_forward_pre_hook(lambda _, __, kwargs: reached.append("view" in kwargs), with_kwargs=True)
-        for dual in duals(model)
+        for dual in found
     ]
+    attentions = [dual for dual in found if isinstance(dual, DualAttention)]
+    shapes = Shapes([dual.ar for dual in attentions])
     try:
-        with torch.no_grad():
-            model.base_model(input_ids=torch.zeros(1, 1, dtype=torch.long, device=model.device), view="ar")
+        for tokens in (1, 2):
+            token_BT = torch.zeros(1, tokens, dtype=torch.long, device=model.device)
+            with torch.no_grad(), shapes.watching():
+                model.base_model(input_ids=token_BT, view="ar")
     finally:
         for hook in hooks:
             hook.remove()
-    if len(reached) != len(hooks) or not all(reached):
+    if len(reached) != 2 * len(found) or not all(reached):
         raise UnsupportedModel(
-            f"{type(model).__name__} does not hand keyword arguments on to its attention, found {sum(reached)} of "
-            f"{len(hooks)} layers reached by view=: its diffusion view could never be run"
+            f"{type(model).__name__} does not hand keyword arguments on to its attention, found {sum(reached) // 2} of "
+            f"{len(found)} layers reached by view=: its diffusion view could never be run"
         )
+    for dual, axes in zip(attentions, shapes.axes(), strict=True):
+        dual.joined = None if axes is None or dual.diffusion is None else Joined(dual.ar, dual.diffusion, axes)
     attachment.attachment_of(model).reached = True
 
 

@@ -10,7 +10,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from orthrus.kernels.masks import LayerMasks
+from orthrus.kernels.masks import LayerMasks, Mask, rows_of
+from orthrus.model.joined import Joined
 
 ViewName = Literal["ar", "diffusion"]
 
@@ -38,16 +39,14 @@ class FusedView:
 
     Attributes:
         rows: number of AR rows at the head of the query axis; the rest go through the twin.
-        ar: masks of the AR rows.
-        diffusion: masks of the draft rows.
+        masks: masks of all rows.
         path: for layers with a recurrent state, which AR rows each AR row's text consists of; None for a chain.
         block_path: which rows of the pass, AR rows first, each draft row's text consists of.
         both_ways: whether draft rows read, in such layers, those behind them in their block as well.
     """
 
     rows: int
-    ar: LayerMasks
-    diffusion: LayerMasks
+    masks: LayerMasks
     path: Tensor | None = None
     block_path: Tensor | None = None
     both_ways: bool = False
@@ -89,6 +88,8 @@ class DualAttention(Dual):
     def __init__(self, attention: nn.Module, twin: nn.Module | None, *, window: int | None) -> None:
         super().__init__(attention, twin)
         self.window = window
+        self.joined: Joined | None = None
+        """Both halves as one module, where their layers allow it (`orthrus.model.attach.require_reach` sees to it)."""
 
     def forward(
         self, hidden_states: Tensor, *args: Any, view: View | FusedView | ViewName = "ar", **kwargs: Any
@@ -103,19 +104,29 @@ class DualAttention(Dual):
         return self.module_of(view.name)(hidden_states, *args, **kwargs)
 
     def _fused(self, hidden_states: Tensor, *args: Any, view: FusedView, **kwargs: Any) -> Any:
+        """Run the AR rows through the original and the others through the twin, in one call where both are joined."""
+        mask = view.masks.of(self.window)
+        if self.diffusion is None:
+            return self.ar(hidden_states, *args, **kwargs | {"attention_mask": mask})
+        if self.joined is not None:
+            return self.joined(hidden_states, *args, rows=view.rows, **kwargs | {"attention_mask": mask})
+        return self._in_turn(hidden_states, *args, rows=view.rows, mask=mask, **kwargs)
+
+    def _in_turn(self, hidden_states: Tensor, *args: Any, rows: int, mask: Mask, **kwargs: Any) -> Any:
         """Run AR rows through the original first, so that the twin's rows see the keys they have just written."""
         outputs = []
-        for half, masks, part in (
-            (self.ar, view.ar, slice(None, view.rows)),
-            (self.module_of("diffusion"), view.diffusion, slice(view.rows, None)),
-        ):
+        for half, part in ((self.ar, slice(None, rows)), (self.module_of("diffusion"), slice(rows, None))):
             given = {name: _rows_of(value, part, hidden_states.shape[1]) for name, value in kwargs.items()}
-            given["attention_mask"] = masks.of(self.window)
+            given["attention_mask"] = rows_of(mask, part)
             given["past_key_values"] = kwargs["past_key_values"].part(part)
             positional = [_rows_of(value, part, hidden_states.shape[1]) for value in args]
             outputs.append(half(hidden_states[:, part].contiguous(), *positional, **given))  # GPT-2 takes views of them
         first, second = outputs
         return (torch.cat([first[0], second[0]], dim=1), *first[1:])
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave what is joined out of copies, whose layers are others."""
+        return {**self.__dict__, "joined": None}
 
 
 def _name_as_backbone(dual: nn.Module, state: dict[str, Any], prefix: str, _: Any) -> None:

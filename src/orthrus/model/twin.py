@@ -16,7 +16,7 @@ from transformers import PreTrainedConfig
 from orthrus.errors import UnsupportedModel
 from orthrus.kernels.int8 import Int8Linear
 
-_OF_HOOKS = ("_hf_hook", "_old_forward", "forward")  # what accelerate sets on a module
+OF_HOOKS = ("_hf_hook", "_old_forward", "forward")  # what accelerate sets on a module
 
 
 _OWN = ("torch", "orthrus")  # whose types of tensors hold the numbers that they stand for, sharded ones too
@@ -48,7 +48,7 @@ def twin_of(attention: nn.Module, dtype: torch.dtype) -> nn.Module:
                 fetched |= {name: parameter.detach().clone() for name, parameter in parameters}
     twin = copy.deepcopy(attention, copies)
     for module in twin.modules():
-        for name in _OF_HOOKS:
+        for name in OF_HOOKS:
             module.__dict__.pop(name, None)
     for name, weight in fetched.items():
         path, _, last = name.rpartition(".")

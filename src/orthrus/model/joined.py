@@ -1,0 +1,146 @@
+"""One call of an attention module over rows of both views, whose layers multiply each row by its own view's weights.
+
+What has no weights (rotary embeddings, the cache, attention itself) is then run once for all rows. Knows modules and the
+axis that rows lie on inside them, which it observes; knows no architecture.
+"""
+
+import copy
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from orthrus.model.twin import OF_HOOKS
+
+
+class Split:
+    """Where the twin's rows begin in the pass at hand, and the two parts of the last input."""
+
+    def __init__(self) -> None:
+        self.rows = 0
+        self._input: Tensor | None = None
+        self._parts: tuple[Tensor, ...] = ()
+
+    def parts(self, input: Tensor, axis: int) -> tuple[Tensor, ...]:
+        """Cut an input in two; layers that read the same one get the same tensors, so that their products can merge."""
+        if self._input is not input:
+            self._input, self._parts = input, torch.split(input, [self.rows, input.shape[axis] - self.rows], axis)
+        return self._parts
+
+    def forget(self) -> None:
+        """Let go of the last input."""
+        self._input, self._parts = None, ()
+
+
+class ByRows(nn.Module):
+    """A layer of one name in original and twin: the first rows go through the original's, the others the twin's.
+
+    Both are looked up by name at every call, since layers may be replaced (by adapters, by int8 ones).
+    """
+
+    def __init__(self, ar: nn.Module, twin: nn.Module, name: str, axis: int, split: Split) -> None:
+        super().__init__()
+        self._halves = (ar._modules, twin._modules)  # not registered: they belong to the original and to the twin
+        self._name, self._axis, self._split = name, axis, split
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Return the layer's output, rows in their order."""
+        parts, name = self._split.parts(input, self._axis), self._name
+        outputs = [half[name](part) for half, part in zip(self._halves, parts, strict=True)]  # type: ignore[misc]
+        return torch.cat(outputs, dim=self._axis)
+
+
+class Joined:
+    """An attention module and its twin as one, for passes that carry rows of both."""
+
+    def __init__(self, ar: nn.Module, twin: nn.Module, axes: Mapping[str, int]) -> None:
+        self._split = Split()
+        self._module = self._both(ar, twin, axes, "")
+
+    def __call__(self, hidden_states: Tensor, *args: Any, rows: int, **kwargs: Any) -> Any:
+        """Run the attention module's forward, its first `rows` rows as the original and the others as the twin."""
+        self._split.rows = rows
+        try:
+            return self._module(hidden_states, *args, **kwargs)
+        finally:
+            self._split.forget()
+
+    def _both(self, ar: nn.Module, twin: nn.Module, axes: Mapping[str, int], path: str) -> nn.Module:
+        """Copy a module but for its weights, which stay where they are."""
+        both = copy.copy(ar)
+        for name in OF_HOOKS:
+            both.__dict__.pop(name, None)
+        both._modules = {}
+        for name, child in ar.named_children():
+            own = f"{path}{name}"
+            if own in axes:
+                both._modules[name] = ByRows(ar, twin, name, axes[own], self._split)
+            else:
+                both._modules[name] = self._both(child, twin.get_submodule(name), axes, f"{own}.")
+        return both
+
+
+def weighted(attention: nn.Module) -> list[str] | None:
+    """Return the paths of an attention module's innermost layers that hold tensors; None where others hold some."""
+    paths = []
+    for path, module in attention.named_modules():
+        holds = [*module.parameters(recurse=False), *module.buffers(recurse=False)]
+        if not holds:
+            continue
+        if not path or next(module.children(), None) is not None:
+            return None
+        paths.append(path)
+    return paths
+
+
+class Shapes:
+    """Observe what shapes the layers of attention modules are called with."""
+
+    def __init__(self, attentions: list[nn.Module]) -> None:
+        self._paths = [weighted(attention) for attention in attentions]
+        self._attentions = attentions
+        self._seen: list[list[dict[str, torch.Size]]] = []
+
+    @contextmanager
+    def watching(self) -> Iterator[None]:
+        """Observe one pass."""
+        seen: list[dict[str, torch.Size]] = [{} for _ in self._attentions]
+        hooks = []
+        for place, (attention, paths) in enumerate(zip(self._attentions, self._paths, strict=True)):
+            for path in paths or ():
+
+                def note(_: nn.Module, args: tuple[Tensor, ...], *, place: int = place, path: str = path) -> None:
+                    seen[place][path] = args[0].shape
+
+                hooks.append(attention.get_submodule(path).register_forward_pre_hook(note))
+        try:
+            yield
+        finally:
+            for hook in hooks:
+                hook.remove()
+        self._seen.append(seen)
+
+    def axes(self) -> list[dict[str, int] | None]:
+        """Return for each module on which axis of its layers' inputs rows lie, from passes over other numbers of them.
+
+        None where that is not plain for every layer that holds weights.
+        """
+        return [
+            None if paths is None else _axes(paths, [seen[place] for seen in self._seen])
+            for place, paths in enumerate(self._paths)
+        ]
+
+
+def _axes(paths: list[str], seen: list[dict[str, torch.Size]]) -> dict[str, int] | None:
+    axes: dict[str, int] = {}
+    for path in paths:
+        if any(path not in shapes for shapes in seen):
+            return None
+        sizes = [set(size) for size in zip(*(shapes[path] for shapes in seen), strict=False)]
+        differing = [axis for axis, size in enumerate(sizes) if len(size) > 1]
+        if len(differing) != 1 or differing[0] == 0:  # on the first axis rows would lie among those of other texts
+            return None
+        axes[path] = differing[0]
+    return axes
