@@ -11,6 +11,7 @@ from torch import nn
 
 from orthrus.kernels import packed, watched
 from orthrus.kernels.packed import AsIs, Copy, PackedLinear, copy_for, kernels_of, pack, pays, tune, unpack
+from orthrus.kernels.recorded import operator
 from orthrus.model.attach import attach, detach
 from tests.families import tiny
 
@@ -82,7 +83,7 @@ def test_changed_weights_are_packed_again() -> None:
         check()
     del array
     check()
-    assert model[0]._copy is not None
+    assert model[0]._shared.copy is not None
 
 
 def test_weights_that_keep_no_count_are_not_copied() -> None:
@@ -326,7 +327,7 @@ def test_where_no_copy_helps_layers_are_left_alone(monkeypatch: pytest.MonkeyPat
             patch.setattr(packed, missing, None)
             check(layer())
             assert copy_for(layer(torch.bfloat16)[0].weight) == Copy(torch.float32, packed=False)
-    assert packed._operator("_no_such_operator") is None
+    assert operator("mkldnn", "_no_such_operator") is None
     assert not packed._has("_no_such_ability")
 
 
@@ -337,3 +338,32 @@ def test_packing_waits_for_room(monkeypatch: pytest.MonkeyPatch) -> None:
     for free, expected in ((2 * size, False), (2 * size + 2, True)):
         monkeypatch.setattr(packed.psutil, "virtual_memory", lambda free=free: SimpleNamespace(available=free))
         assert pays(layer()) is pays(layer(torch.bfloat16)) is expected
+
+
+@pytest.mark.skipif(packed._product is None, reason="needs a torch with oneDNN")
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_layers_that_read_the_same_input_have_one_product(
+    monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype, bias: bool
+) -> None:
+    """Whichever is called first with an input makes all, and a change of any weight is met."""
+    processor(monkeypatch, vectors="AVX512", halves=True)
+    layers = nn.ModuleList(nn.Linear(48, size, bias=bias, dtype=dtype) for size in (32, 16, 16)).requires_grad_(False)
+    alone = copy.deepcopy(layers)
+    pack(alone)
+    pack(layers, [list(layers)])
+    multiply, calls = packed._multiply, []
+    monkeypatch.setattr(packed, "_multiply", lambda *args: calls.append(1) or multiply(*args))
+    with torch.inference_mode():
+        for change in (None, 0, 1, 2):
+            if change is not None:
+                for each in (layers, alone):
+                    each[change].weight.data.mul_(2)
+            for rows in ((1, 1), (3, 5)):
+                x = torch.randn(*rows, 48, dtype=dtype)
+                calls.clear()
+                found = [layer(x) for layer in layers]
+                assert len(calls) == 1
+                for own, layer in zip(found, alone, strict=True):
+                    torch.testing.assert_close(own, layer(x))
+        torch.testing.assert_close(layers[1](x * 2), alone[1](x * 2))

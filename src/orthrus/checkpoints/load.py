@@ -139,7 +139,7 @@ def ready(
     if compile:
         compile_passes(model)
     if pack or (pack is None and not compile and packed.pays(model)):
-        packed.pack(model)
+        packed.pack(model, merged.groups(model))
     if pack is None:
         packed.tune(model)
     attachment_of(model).drafter = load_drafter(drafter, model) if drafter else None

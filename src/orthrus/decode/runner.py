@@ -1,4 +1,4 @@
-"""How passes call the model: eagerly, compiled, or captured as CUDA graphs; chosen once, when passes are made."""
+"""How passes call the model: eagerly, recorded, compiled, or captured as CUDA graphs; chosen when passes are made."""
 
 from collections.abc import Callable
 from typing import Any
@@ -7,7 +7,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from orthrus.kernels import attention
-from orthrus.model import graphs
+from orthrus.model import graphs, traced
 from orthrus.model.attach import config_of
 from orthrus.model.cache import ScratchCache
 
@@ -20,9 +20,11 @@ class Eager:
     Attributes:
         compiled: whether passes are traced, so that each new shape costs a compilation.
         captured: whether they are replayed without Python.
+        uses: how often a kind of pass is made before it takes as long as it will.
     """
 
     compiled = captured = False
+    uses = 0
 
     def __init__(self, model: PreTrainedModel, cache: ScratchCache) -> None:
         self.model = model
@@ -40,6 +42,21 @@ class Eager:
     def replay(self, kind: object, rows: slice, given: list[Tensor], call: Call) -> list[Tensor]:
         """Make a pass; `given` is all that may differ between two of a kind, but for the texts' lengths."""
         return call(given)
+
+
+class Recorded(Eager):
+    """Run kinds of passes that are met often without Python, on CPUs."""
+
+    uses = traced.USES + 1
+
+    def __init__(self, model: PreTrainedModel, cache: ScratchCache, recorder: traced.Recorder) -> None:
+        super().__init__(model, cache)
+        self._recorder = recorder
+
+    def logits(self, arguments: dict[str, Any], *, once: bool) -> Tensor:
+        """Run the recording of such a pass, where there is one."""
+        logits = None if once or self.cache.empty else self._recorder.logits(arguments)
+        return super().logits(arguments, once=once) if logits is None else logits
 
 
 class Compiled(Eager):
@@ -87,5 +104,6 @@ def splits(model: PreTrainedModel, cache: ScratchCache) -> bool:
 def runner_for(model: PreTrainedModel, cache: ScratchCache) -> Eager:
     """Choose how a model's passes over a cache are called."""
     if not graphs.is_compiled(model):
-        return Eager(model, cache)
+        recorder = traced.recorder_for(model)
+        return Eager(model, cache) if recorder is None else Recorded(model, cache, recorder)
     return (Captured if splits(model, cache) else Compiled)(model, cache)

@@ -61,7 +61,7 @@ def attention(
     if attention_mask is None and Q > 1 and causal:
         attention_mask = torch.ones(Q, key.shape[2], dtype=torch.bool, device=key.device).tril(key.shape[2] - Q)
         attention_mask = attention_mask[None, None]
-    grouped = query_BHQD.reshape(B, heads, (H // heads) * Q, D)
+    grouped = query_BHQD.reshape(B, heads, -1, D)
     if isinstance(attention_mask, Behind):
         out = _split(grouped, key, value, attention_mask, scaling or D**-0.5, softcap, s_aux, Q, tile is not None)
         return out.reshape(B, H, Q, value.shape[-1]).transpose(1, 2).contiguous(), None

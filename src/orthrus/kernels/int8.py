@@ -13,6 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from orthrus.errors import ConfigError, UnsupportedModel
+from orthrus.kernels.recorded import is_recording, operator, recordable
+from orthrus.kernels.shared import Shared
 from orthrus.kernels.watched import PLAIN
 
 _LARGEST: Final = 127
@@ -25,12 +27,13 @@ _FULL: Final = torch.tensor(float(_LARGEST))
 _TINY: Final = torch.finfo(torch.float32).tiny
 
 
-def _operator(name: str) -> Callable[..., Any] | None:
-    found = getattr(torch.ops.onednn, name, None)  # a build of torch may come without oneDNN
-    return None if found is None else found.default
+_product, _prepack = operator("onednn", "qlinear_pointwise"), operator("onednn", "qlinear_prepack")
 
-
-_product, _prepack = _operator("qlinear_pointwise"), _operator("qlinear_prepack")
+_RECORDED = """
+def product(row, weight, scale, zero):
+    return torch.ops.onednn.qlinear_pointwise(
+        row, 1.0, 128, weight, scale, zero, None, 1.0, 0, torch.float32, "none", [], "")
+"""
 
 
 def quantised(weight: Tensor) -> tuple[Tensor, Tensor]:
@@ -48,7 +51,10 @@ def rounded(input: Tensor) -> tuple[Tensor, Tensor]:
     """
     wide = input.float()
     most = wide.abs().amax(-1, keepdim=True)
-    return (wide * (_FULL / most)).add_(_ROUND).view(torch.int32).to(torch.uint8), most
+    shifted = (wide * (_FULL / most)).add_(_ROUND)
+    # The other way to the same integers takes longer, but can be recorded.
+    integer = shifted.sub_(2.0**23) if is_recording() else shifted.view(torch.int32)
+    return integer.to(torch.uint8), most
 
 
 class Int8Linear(nn.Module):
@@ -111,48 +117,40 @@ class Int8Linear(nn.Module):
         return f"in_features={self.in_features}, out_features={self.out_features}, bias={self.bias is not None}"
 
 
-class _Shared:
-    """The product of layers that read the same input: whichever is called first with an input makes all of it."""
+class _Shared(Shared["Int8Linear"]):
+    """The product of layers that read the same input, with their weights as the kernel reads them."""
 
     def __init__(self, layers: Sequence[Int8Linear]) -> None:
-        self.layers = layers
-        self.sizes = [layer.out_features for layer in layers]
-        self.packed: tuple[Tensor, Tensor, Tensor, Tensor | None] | None = None
-        self.input: Tensor | None = None
-        self.outputs: Sequence[Tensor] = ()
-
-    def output(self, place: int, input: Tensor) -> Tensor:
-        if len(self.sizes) == 1:
-            return self.product(input)
-        if place == 0 or self.input is not input:
-            self.input, self.outputs = input, torch.split(self.product(input), self.sizes, -1)
-        output = self.outputs[place]
-        if place == len(self.sizes) - 1:
-            self.input, self.outputs = None, ()
-        return output
+        super().__init__(layers, [layer.out_features for layer in layers])
+        self.packed: Tensor | None = None
 
     def product(self, input: Tensor) -> Tensor:
         if input.requires_grad and torch.is_grad_enabled():
             raise UnsupportedModel("int8 layers pass no gradients on: train in floating point, and decode in int8")
-        assert _product is not None
-        weight, scale, zero, bias = self.packed or self.pack()
+        if self.packed is None:
+            self.pack()
+        assert self.packed is not None
         row, most = rounded(input)
-        wide: Tensor = _product(row, 1.0, 128, weight, scale, zero, None, 1.0, 0, torch.float32, "none", [], "")
-        wide = wide.mul_(most)
-        return (wide if bias is None else wide.add_(bias)).to(input.dtype)
+        wide = multiplied(row, self.packed, self.scale, self.zero).mul_(most)
+        return (wide if self.bias is None else wide.add_(self.bias)).to(input.dtype)
 
-    def pack(self) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+    def pack(self) -> None:
         assert _prepack is not None
         weight = torch.cat([layer.weight.detach() for layer in self.layers])
-        scale = torch.cat([layer.scale for layer in self.layers]) / _LARGEST
+        self.scale = torch.cat([layer.scale for layer in self.layers]) / _LARGEST
+        self.zero = torch.zeros(len(weight), dtype=torch.int32)
         own = [layer.bias.detach().float() for layer in self.layers if layer.bias is not None]
-        self.packed = (
-            _prepack(weight, None),
-            scale,
-            torch.zeros(len(weight), dtype=torch.int32),
-            torch.cat(own) if own else None,
-        )
-        return self.packed
+        self.bias = torch.cat(own) if own else None
+        self.packed = _prepack(weight, None)
+
+
+def multiplied(row: Tensor, weight: Tensor, scale: Tensor, zero: Tensor) -> Tensor:
+    """Return products of rounded rows, with 128 added, and packed weights, times the weights' scales, in float32."""
+    assert _product is not None
+    if is_recording():
+        return recordable(_RECORDED)(row, weight, scale, zero)
+    wide: Tensor = _product(row, 1.0, 128, weight, scale, zero, None, 1.0, 0, torch.float32, "none", [], "")
+    return wide
 
 
 @cache
@@ -163,7 +161,7 @@ def is_exact() -> bool:
     weight = torch.tensor([_LARGEST, -_LARGEST], dtype=torch.int8)[:, None].expand(2, 64).contiguous()
     row, one, zero = torch.full((1, 64), 255, dtype=torch.uint8), torch.ones(2), torch.zeros(2, dtype=torch.int32)
     try:
-        sums = _product(row, 1.0, 128, _prepack(weight, None), one, zero, None, 1.0, 0, torch.float32, "none", [], "")
+        sums = multiplied(row, _prepack(weight, None), one, zero)
     except RuntimeError:
         return False
     largest = float(_LARGEST * _LARGEST * 64)

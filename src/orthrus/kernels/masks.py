@@ -125,11 +125,8 @@ def behind(
 
 
 def alike(seen: int, *, span: int, windows: Iterable[int], dtype: torch.dtype, device: torch.device) -> LayerMasks:
-    """Make the masks of a pass whose queries all see the first `seen` slots and no others: `[1, 1, 1, S]`.
-
-    Where that is all slots in reach, `[1, 1, 1, 1]`, which stands for any shape.
-    """
-    mask = torch.zeros(1, 1, 1, span if seen < span else 1, dtype=dtype, device=device)
+    """Make the masks of a pass whose queries all see the first `seen` slots and no others: `[1, 1, 1, S]`."""
+    mask = torch.zeros(1, 1, 1, span, dtype=dtype, device=device)
     mask[..., seen:] = torch.finfo(dtype).min
     return LayerMasks(full=mask, windowed=dict.fromkeys(windows, mask))
 

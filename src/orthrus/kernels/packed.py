@@ -8,13 +8,15 @@ Where the weights themselves are read faster, `tune` finds that out. Knows layer
 
 from collections.abc import Callable, Sequence
 from time import perf_counter
-from typing import Any, NamedTuple, TypeVar
+from typing import NamedTuple, TypeVar
 
 import psutil
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear
 
+from orthrus.kernels.recorded import is_recording, operator, recordable
+from orthrus.kernels.shared import Shared
 from orthrus.kernels.watched import PLAIN, may_change_unseen, state_of, unwatch, watch
 
 _Layer = TypeVar("_Layer", bound=nn.Linear)
@@ -51,45 +53,69 @@ class PackedLinear(nn.Linear):
 
     The copy is made at the first use, and again once the weights may have changed (`orthrus.kernels.watched`); where
     that cannot be told it is `nn.Linear`, and so it is where no copy would help (`copy_for`) and under autocast.
-    Results are those of `nn.Linear` up to rounding, as between any two kernels.
+    Layers that read the same input have one copy of all their weights, and one product. Results are those of
+    `nn.Linear` up to rounding, as between any two kernels.
     """
 
-    _copy: Tensor | None = None
-    _copy_state: tuple[int, ...] | None = None
+    _shared: "_Shared | None" = None
+    _place = 0
     as_is = AsIs()
 
     def forward(self, input: Tensor) -> Tensor:
         """Return `input @ weight.T + bias`."""
-        weight, bias = self._parameters["weight"], self._parameters["bias"]
-        assert weight is not None
-        if not torch.is_inference_mode_enabled() or torch.is_autocast_enabled("cpu"):
-            return linear(input, weight, bias)
-        if state_of(weight) != self._copy_state:
-            watch(weight)
-            unseen = may_change_unseen(weight)
-            self._copy, self._copy_state = (None, None) if unseen else (_copied(weight), state_of(weight))
-        copy, one = self._copy, input.numel() == input.shape[-1]
-        if copy is None or input.dtype != weight.dtype or self.as_is[0 if one else 1]:
-            return linear(input, weight, bias)
-        if copy.dtype == input.dtype:
-            return _multiply(input, copy, bias)
-        if one:
-            return linear(input, weight, bias)  # the time of one row is that of reading weights: the fewer bytes win
-        wide_bias = None if bias is None else bias.to(copy.dtype)
-        return _multiply(input.to(copy.dtype), copy, wide_bias).to(input.dtype)
+        if torch.is_inference_mode_enabled() and not torch.is_autocast_enabled("cpu"):
+            if self._shared is None:
+                self._shared, self._place = _Shared([self]), 0
+            several = input.numel() != input.shape[-1]
+            if not self.as_is[several] and self._shared.takes(input, several=several, again=self._place > 0):
+                return self._shared.output(self._place, input)
+        return linear(input, self._parameters["weight"], self._parameters["bias"])  # type: ignore[arg-type]
 
     def __getstate__(self) -> dict[str, object]:
         """Leave the copied weights out of copies of the layer, which make their own."""
-        return {name: value for name, value in self.__dict__.items() if not name.startswith("_copy")}
+        return {name: value for name, value in self.__dict__.items() if name not in ("_shared", "_place")}
 
 
-def _operator(name: str) -> Callable[..., Any] | None:
-    found = getattr(torch.ops.mkldnn, name, None)  # a build of torch may come without oneDNN
-    return None if found is None else found.default
+class _Shared(Shared[PackedLinear]):
+    """The copied weights of layers that read the same input."""
+
+    def __init__(self, layers: Sequence[PackedLinear]) -> None:
+        super().__init__(layers, [layer.out_features for layer in layers])
+        self.copy: Tensor | None = None
+        self._state: list[tuple[int, ...]] = []
+
+    def takes(self, input: Tensor, *, several: bool, again: bool) -> bool:
+        """Tell whether the copy serves an input; it is brought up to date unless that was done for this one."""
+        if not (again and self._input is input):
+            self._refresh()
+        copy, dtype = self.copy, self.layers[0].weight.dtype
+        # Where a copy is wider, the time of one row is that of reading weights: the fewer bytes win.
+        return copy is not None and input.dtype == dtype and (several or copy.dtype == dtype)
+
+    def product(self, input: Tensor) -> Tensor:
+        """Return the outputs of all layers, one after another."""
+        assert self.copy is not None
+        biases = [layer.bias.to(self.copy.dtype) for layer in self.layers if layer.bias is not None]
+        bias = torch.cat(biases) if len(biases) > 1 else biases[0] if biases else None
+        return _multiply(input.to(self.copy.dtype), self.copy, bias).to(input.dtype)
+
+    def _refresh(self) -> None:
+        weights = [layer.weight for layer in self.layers]
+        if [state_of(weight) for weight in weights] == self._state:
+            return
+        for weight in weights:
+            watch(weight)
+        unseen = any(map(may_change_unseen, weights))
+        self.copy = None if unseen else _copied(weights)
+        self._state = [] if unseen else [state_of(weight) for weight in weights]
 
 
-_product, _reorder = _operator("_linear_pointwise"), _operator("_reorder_linear_weight")
+_product, _reorder = operator("mkldnn", "_linear_pointwise"), operator("mkldnn", "_reorder_linear_weight")
 
+_RECORDED = """
+def product(input, weight, bias: Optional[Tensor]):
+    return torch.ops.mkldnn._linear_pointwise(input, weight, bias, "none", [], "")
+"""
 
 _MULTIPLIES: dict[torch.dtype, Callable[[], bool]] = {
     torch.float32: lambda: True,
@@ -117,11 +143,12 @@ def copy_for(weight: Tensor) -> Copy | None:
     return Copy(weight.dtype if native else torch.float32, packed) if packed or not native else None
 
 
-def _copied(weight: Tensor) -> Tensor | None:
-    kind = copy_for(weight)
+def _copied(weights: Sequence[Tensor]) -> Tensor | None:
+    whole = torch.cat([weight.detach() for weight in weights]) if len(weights) > 1 else weights[0].detach()
+    kind = copy_for(whole)
     if kind is None:
         return None
-    dense = weight.detach().to(kind.dtype).contiguous()
+    dense = whole.to(kind.dtype).contiguous()
     if not kind.packed or _reorder is None:
         return dense
     packed: Tensor = _reorder(dense, _ROWS)
@@ -131,15 +158,28 @@ def _copied(weight: Tensor) -> Tensor | None:
 def _multiply(input: Tensor, copy: Tensor, bias: Tensor | None) -> Tensor:
     if not copy.is_mkldnn or _product is None:
         return linear(input, copy, bias)
+    if is_recording():
+        return recordable(_RECORDED)(input, copy, bias)
     out: Tensor = _product(input, copy, bias, "none", [], "")
     return out
 
 
-def pack(model: nn.Module) -> None:
-    """Let a model's linear layers multiply by copies of their weights from now on, in place, where that is faster."""
+def pack(model: nn.Module, groups: Sequence[Sequence[nn.Linear]] = ()) -> None:
+    """Let a model's linear layers multiply by copies of their weights from now on, in place, where that is faster.
+
+    Args:
+        model: takes the layers.
+        groups: layers that read the same input, one after another in this order.
+    """
     for module in _of_class(model, nn.Linear):
         if type(module.weight) in PLAIN:  # a quantised weight has kernels of its own
             module.__class__ = PackedLinear
+    for group in groups:
+        layers = [layer for layer in group if isinstance(layer, PackedLinear)]
+        if len(layers) == len(group):
+            shared = _Shared(layers)
+            for place, layer in enumerate(layers):
+                layer._shared, layer._place = shared, place
 
 
 def tune(model: nn.Module, *, clock: Callable[[], float] = perf_counter) -> None:
@@ -172,7 +212,8 @@ def tune(model: nn.Module, *, clock: Callable[[], float] = perf_counter) -> None
 @torch.inference_mode()
 def _faster_as_is(layers: Sequence[PackedLinear], rows: int, clock: Callable[[], float]) -> bool:
     """Tell whether layers multiply so many rows clearly faster by their weights than by their copies."""
-    inputs = [layer.weight.new_zeros(1, rows, layer.in_features) for layer in layers]
+    zeros = {layer.in_features: layer.weight.new_zeros(1, rows, layer.in_features) for layer in layers}
+    inputs = [zeros[layer.in_features] for layer in layers]
     seconds: dict[AsIs, list[float]] = {AsIs(): [], AsIs(one=True, several=True): []}
     began = clock()
     for attempt in range(1 + _TRIES):
@@ -195,7 +236,7 @@ def unpack(model: nn.Module) -> None:
     for module in _of_class(model, PackedLinear):
         module.__class__ = nn.Linear  # type: ignore[assignment]
         unwatch(module.weight)
-        for name in ("_copy", "_copy_state", "as_is"):
+        for name in ("_shared", "_place", "as_is"):
             module.__dict__.pop(name, None)
 
 

@@ -1,7 +1,7 @@
 """One call of an attention module over rows of both views, whose layers multiply each row by its own view's weights.
 
-What has no weights (rotary embeddings, the cache, attention itself) is then run once for all rows. Knows modules and the
-axis that rows lie on inside them, which it observes; knows no architecture.
+What has no weights (rotary embeddings, the cache, attention itself) is then run once for all rows. Knows modules and
+the axis that rows lie on inside them, which it observes; knows no architecture.
 """
 
 import copy
@@ -26,7 +26,9 @@ class Split:
     def parts(self, input: Tensor, axis: int) -> tuple[Tensor, ...]:
         """Cut an input in two; layers that read the same one get the same tensors, so that their products can merge."""
         if self._input is not input:
-            self._input, self._parts = input, torch.split(input, [self.rows, input.shape[axis] - self.rows], axis)
+            before = (slice(None),) * axis
+            first, second = (*before, slice(None, self.rows)), (*before, slice(self.rows, None))
+            self._input, self._parts = input, (input[first], input[second])
         return self._parts
 
     def forget(self) -> None:

@@ -175,6 +175,9 @@ def _costs_at(
     size = COPIED.get(model.device.type, COPIED["cpu"]) if Pass("copy", 1) in what else 0
     both = torch.zeros(2, size, dtype=torch.uint8, device=model.device)
     seconds: dict[Pass, list[float]] = {one: [] for one in what}
+    for one in what:
+        for _ in range(passes.runner.uses if one.kind in ("ar", "draft", "verify", "fused") else 0):
+            _run(passes, rows, token_BQ, one)
     for repeat in range(repeats + 1):
         # In an order of chance: what a pass finds in the caches is what the one before has left there.
         for one in Random(repeat).sample(what, len(what)):

@@ -1,0 +1,34 @@
+"""Products of layers that read the same input, made as one: queries, keys and values; gate and up."""
+
+from collections.abc import Sequence
+from typing import Generic, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+_Layer = TypeVar("_Layer", bound=nn.Module)
+
+
+class Shared(Generic[_Layer]):
+    """Multiply an input by the weights of all layers when the first of them, or any with another input, is called."""
+
+    def __init__(self, layers: Sequence[_Layer], sizes: Sequence[int]) -> None:
+        self.layers = list(layers)
+        self.sizes = list(sizes)
+        self._input: Tensor | None = None
+        self._outputs: Sequence[Tensor] = ()
+
+    def output(self, place: int, input: Tensor) -> Tensor:
+        """Return one layer's part; the last one's call lets go of the others'."""
+        if len(self.sizes) == 1:
+            return self.product(input)
+        if place == 0 or self._input is not input:
+            self._input, self._outputs = input, torch.split(self.product(input), self.sizes, -1)
+        output = self._outputs[place]
+        if place == len(self.sizes) - 1:
+            self._input, self._outputs = None, ()
+        return output
+
+    def product(self, input: Tensor) -> Tensor:
+        """Return the outputs of all layers, one after another."""
+        raise NotImplementedError

@@ -1,0 +1,230 @@
+"""Decoding passes on CPUs without Python: each kind is recorded as a graph, for texts of any length.
+
+A pass of a small model is some thousand small operations, and calling them from Python takes longer than most of them
+do. A recording runs the same operations over the same shapes, so its results have the same bits; that is checked once,
+over inputs of other sizes. Recording takes as long as some dozens of passes, so a kind must have been met as often.
+Knows what may differ between two passes of a kind; knows no pass.
+"""
+
+import copy
+import dataclasses
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, Final
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from orthrus.kernels.masks import LayerMasks
+from orthrus.kernels.recorded import can_record, holders_of, holding, record
+from orthrus.kernels.watched import PLAIN, state_of
+from orthrus.model.attach import is_hybrid
+from orthrus.model.attachment import attachment_of
+from orthrus.model.cache import KeyStore, ScratchCache
+
+USES: Final = 24
+"""Passes of a kind that are made eagerly before it is recorded."""
+
+_MOST: Final = 16  # kinds; a recording takes some 0.5 MB a layer
+_KNOWN: Final = ("torch", "transformers", "orthrus")  # whose layers do in each pass what they did in the one before
+
+
+@dataclasses.dataclass(slots=True)
+class Kind:
+    """Passes that differ in tokens and sizes alone.
+
+    Attributes:
+        uses: how many were made eagerly, up to `USES`.
+        graph: the recording; None before there is one, and where there can be none.
+        more: lists of weights that are handed to it: one or, as it takes no empty ones, none.
+    """
+
+    uses: int = 0
+    graph: Callable[..., Tensor] | None = None
+    more: tuple[list[Tensor], ...] = ()
+
+
+class Recorder:
+    """Record a model's passes by kind, and run them again."""
+
+    def __init__(self, model: PreTrainedModel) -> None:
+        self._model = model
+        self._modules = _modules(model)
+        self._hooks = [hooks for m in model.modules() for hooks in (m._forward_hooks, m._forward_pre_hooks)]
+        self._weights = [*model.parameters(), *model.buffers()]
+        self._state = self._now()
+        self._kinds: dict[object, Kind] = {}
+
+    def fits(self) -> bool:
+        """Tell whether the model has the layers that it had."""
+        return self._modules == _modules(self._model)
+
+    def logits(self, arguments: dict[str, Any]) -> Tensor | None:
+        """Run the recording of a pass; None where there is none, and the pass has to be made eagerly."""
+        steady = torch.is_inference_mode_enabled() and not any(self._hooks)
+        if not steady:
+            return None
+        if (state := self._now()) != self._state:  # other weights, of which others may have been made
+            self._state, self._kinds = state, {}
+        call = _Call(self._model, arguments)
+        if call.key not in self._kinds and len(self._kinds) == _MOST:
+            return None
+        kind = self._kinds.setdefault(call.key, Kind())
+        if kind.uses < USES or (kind.uses == USES and not call.has_room):
+            kind.uses += kind.uses < USES
+            return None
+        if kind.uses == USES:
+            kind.uses += 1
+            self._record(kind, call)
+        return None if kind.graph is None else kind.graph(*call.inputs, *kind.more)
+
+    def _now(self) -> list[tuple[int, ...]]:
+        return [state_of(weight) for weight in self._weights]
+
+    def _record(self, kind: Kind, call: "_Call") -> None:
+        """Record a kind of pass, unless what is recorded gives other results over other sizes."""
+        holders = holders_of(self._model)
+        more = ([getattr(owner, name) for owner, name in holders],) if holders else ()
+
+        def run(given: Any, masks: Any, keys: Any, values: Any, weights: Sequence[Tensor] = ()) -> Tensor:
+            with holding(holders, weights):
+                return call.run(given, masks, keys, values)
+
+        others = call.others()
+        try:
+            with _constant(self._model), warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # of sizes that Python reads: where they matter, results differ
+                graph = record(run, (*call.inputs, *more))
+                alike = torch.equal(graph(*others, *more), call.run(*others))
+        except RuntimeError:  # what cannot be recorded, or took a size for fixed
+            return
+        if alike:
+            kind.graph, kind.more = graph, more
+
+
+class _Call:
+    """A pass, as a function of what may differ between two of its kind.
+
+    Attributes:
+        key: tells kinds apart. One row and several take different kernels; other numbers of rows are sizes.
+        inputs: for `run`.
+    """
+
+    def __init__(self, model: PreTrainedModel, arguments: dict[str, Any]) -> None:
+        self._model = model
+        self._view, self._cache = arguments["view"], arguments["past_key_values"]
+        self._name = "input_ids" if "input_ids" in arguments else "inputs_embeds"
+        own = (self._name, "attention_mask", "position_ids", "past_key_values", "view")
+        self._rest = {name: value for name, value in arguments.items() if name not in own}
+        token_BT, keep, place = arguments[self._name], self._rest["logits_to_keep"], self._cache.place
+        shown: LayerMasks = self._view.masks
+        self._windows = sorted(shown.windowed)
+        kept = [keep] if isinstance(keep, Tensor) else []
+        # Recordings read sizes anew, and no numbers: these are passed as sizes, of nothing.
+        reach = torch.empty(place.span, place.start or 0, 0)
+        masks: list[Any] = [shown.of(window) for window in (None, *self._windows)]
+        stores: list[KeyStore] = list(self._cache.stores.values())
+        self.inputs: tuple[Any, ...] = (
+            [token_BT, arguments["position_ids"], place.slot_BQ, reach, *kept],
+            masks,
+            [store.keys for store in stores],
+            [store.values for store in stores],
+        )
+        self._grows = token_BT.shape[1] > 1 and "tile" not in self._rest
+        B, T = token_BT.shape[:2]
+        rows = getattr(self._view, "rows", 0)
+        self.key = (
+            (type(self._view), rows, self._name),
+            (T - rows == 1, T == 1) if self._grows else T,
+            tuple(self._windows),
+            tuple((mask.shape[0], mask.shape[2] == 1) for mask in masks),
+            tuple(len(index) == 1 for index in kept),
+            tuple((name, value) for name, value in self._rest.items() if not isinstance(value, Tensor)),
+            (B, place.first, place.last, place.start is None),
+            (tuple(self._cache.stores), stores[0].keys.dtype, len(stores[0].keys)),
+            model.config._attn_implementation,
+        )
+
+    @property
+    def has_room(self) -> bool:
+        """Whether the cache takes the pass over `others`, too."""
+        return bool(self._cache.place.span + 1 + self._grows <= self._cache.capacity)
+
+    def others(self) -> tuple[Any, ...]:
+        """Return inputs of other sizes: other tokens, a slot further on and a row more, which see all before them."""
+        (token_BT, position_BT, slot_BT, reach, *kept), masks, *buffers = self.inputs
+        grows, (span, start, _) = int(self._grows), reach.shape
+        token_BT = (
+            (token_BT + 1) % self._model.get_input_embeddings().weight.shape[0]
+            if self._name == "input_ids"
+            else token_BT.flip(1)
+        )
+        tokens = [torch.cat([x, x[:, -1:] + 1], 1) if grows else x for x in (position_BT, slot_BT + 1)]
+        token_BT = torch.cat([token_BT, token_BT[:, :1]], 1) if grows else token_BT
+        kept = [torch.cat([index, index.new_tensor([token_BT.shape[1] - 1])]) if grows else index for index in kept]
+        start += self._cache.place.start is not None
+        wider = [torch.nn.functional.pad(mask, (1 + grows, 0, 0, grows)) for mask in masks]
+        return ([token_BT, *tokens, torch.empty(span + 1 + grows, start, 0), *kept], wider, *buffers)
+
+    def run(self, given: list[Tensor], masks: list[Tensor], keys: list[Tensor], values: list[Tensor]) -> Tensor:
+        """Make the pass."""
+        token_BT, position_BT, slot_BT, reach, *kept = given
+        cache: ScratchCache = copy.copy(self._cache)
+        cache.stores = {layer: copy.copy(store) for layer, store in cache.stores.items()}
+        for store, own_keys, own_values in zip(cache.stores.values(), keys, values, strict=True):
+            store.keys, store.values = own_keys, own_values
+        start = None if cache.place.start is None else reach.shape[1]
+        cache.place = dataclasses.replace(cache.place, slot_BQ=slot_BT, span=reach.shape[0], start=start)
+        shown = LayerMasks(full=masks[0], windowed=dict(zip(self._windows, masks[1:], strict=True)))
+        logits: Tensor = self._model(
+            attention_mask=masks[0],
+            position_ids=position_BT,
+            past_key_values=cache,
+            view=dataclasses.replace(self._view, masks=shown),
+            **self._rest | {self._name: token_BT} | ({"logits_to_keep": kept[0]} if kept else {}),
+        ).logits
+        return logits
+
+
+@contextmanager
+def _constant(model: nn.Module) -> Iterator[None]:
+    """Let no parameter ask for gradients meanwhile: a recording holds them as constants."""
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    for parameter in trained:
+        parameter.requires_grad = False
+    try:
+        yield
+    finally:
+        for parameter in trained:
+            parameter.requires_grad = True
+
+
+def recorder_for(model: PreTrainedModel) -> Recorder | None:
+    """Return what records a model's passes; None where they are not recorded.
+
+    They are on CPUs, for models whose layers all are torch's, transformers' or this package's and keep their weights in
+    memory as plain tensors. Not for those with experts, where Python goes by what a router says, nor for those with
+    recurrent states, which Python keeps.
+    """
+    steady = not is_hybrid(model) and all(map(_is_steady, model.modules()))
+    if model.device.type != "cpu" or not steady or not can_record():
+        return None
+    if not all(type(parameter) in PLAIN for parameter in model.parameters()):
+        return None
+    known: dict[object, Recorder] = attachment_of(model).memo("recorder")
+    recorder = known.get("")
+    if recorder is None or not recorder.fits():
+        recorder = known[""] = Recorder(model)
+    return recorder
+
+
+def _is_steady(module: nn.Module) -> bool:
+    """Tell whether a module makes the same calls in every pass."""
+    name, home = type(module).__name__.lower(), type(module).__module__.partition(".")[0]
+    return home in _KNOWN and "expert" not in name and "moe" not in name and "_hf_hook" not in module.__dict__
+
+
+def _modules(model: nn.Module) -> list[tuple[int, type[nn.Module]]]:
+    return [(id(module), type(module)) for module in model.modules()]

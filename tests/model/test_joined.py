@@ -1,0 +1,73 @@
+"""Passes over rows of both views, through one attention module: the same results as through two."""
+
+import copy
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from orthrus.decode.passes import Passes, Proposal
+from orthrus.model.attach import duals
+from orthrus.model.cache import ScratchCache
+from tests.decode.drive import dual
+from tests.families import FAMILIES
+
+ROWS = slice(0, 2)
+SINKS = ("gpt_oss",)
+
+
+def drafted(passes: Passes) -> Proposal:
+    with torch.inference_mode():
+        return passes.draft(ROWS, torch.tensor([7, 8]), 4)
+
+
+def passes_of(family: str) -> Passes:
+    passes = Passes(dual(family), ScratchCache(rows=2, capacity=48))
+    with torch.inference_mode():
+        passes.prefill(ROWS, [[5, 6, 7, 8, 9, 10, 11, 12, 13], [20, 21]], chunk=64)
+    return passes
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_one_call_gives_what_two_give(family: str) -> None:
+    """Wherever rows lie inside a module: before heads or behind. One with weights of its own takes two calls."""
+    passes = passes_of(family)
+    joined = [layer.joined is not None for layer in duals(passes.model)]
+    assert joined == [family not in SINKS] * len(joined)
+    made = drafted(passes)
+    for layer in duals(passes.model):
+        layer.joined = None
+    apart = drafted(passes)
+    torch.testing.assert_close(made.logits_BMV, apart.logits_BMV, rtol=0, atol=2e-5)
+    torch.testing.assert_close(made.first_B1V, apart.first_B1V, rtol=0, atol=2e-5)
+
+
+def test_a_layer_that_takes_anothers_place_is_called() -> None:
+    """As adapters and int8 layers do, in the original or in the twin."""
+    passes = passes_of("qwen3")
+    before = drafted(passes)
+    calls: list[int] = []
+
+    class Counted(nn.Linear):
+        def forward(self, input: Tensor) -> Tensor:
+            calls.append(input.shape[1])
+            return super().forward(input)
+
+    layer = duals(passes.model)[0]
+    for half in (layer.ar, layer.diffusion):
+        assert half is not None
+        half.q_proj.__class__ = Counted
+        half.q_proj = copy.copy(half.q_proj)
+    assert torch.equal(drafted(passes).logits_BMV, before.logits_BMV)
+    assert calls == [1, 6], "the anchor; the anchor again, four masks and one that predicts nothing"
+
+
+def test_copies_join_their_own_layers() -> None:
+    model = passes_of("qwen3").model
+    other = copy.deepcopy(model)
+    assert all(layer.joined is None for layer in duals(other))
+    with torch.no_grad():
+        for parameter in duals(other)[0].ar.parameters():
+            parameter.zero_()
+    Passes(other, ScratchCache(rows=1, capacity=16))
+    assert all(layer.joined is not None for layer in duals(other))

@@ -1,0 +1,190 @@
+"""Recorded passes: the same bits as eager ones, over texts and widths that were not recorded, or no recording."""
+
+import gc
+import weakref
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from orthrus.checkpoints.load import ready
+from orthrus.decode.engine import Engine
+from orthrus.decode.options import Options
+from orthrus.decode.passes import Passes
+from orthrus.decode.runner import Eager, Recorded
+from orthrus.kernels import attention, int8
+from orthrus.model import traced
+from orthrus.model.attachment import attachment_of
+from orthrus.model.cache import ScratchCache
+from orthrus.model.traced import Kind, Recorder
+from orthrus.policy import steps
+from tests import reference
+from tests.decode.drive import decode, dual
+from tests.families import FAMILIES, MOE, tiny
+
+PROMPTS = [[5, 6, 7, 8] * 3, [9, 10, 11], [3]]
+ROW = slice(0, 1)
+DENSE = [family for family in FAMILIES if family not in MOE]
+
+
+@pytest.fixture(autouse=True)
+def soon(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A kind of pass is recorded when it is met for the second time."""
+    monkeypatch.setattr(traced, "USES", 1)
+
+
+def recorder_of(model: PreTrainedModel) -> Recorder:
+    recorder: Recorder = attachment_of(model).memo("recorder")[""]
+    return recorder
+
+
+def recordings(model: PreTrainedModel) -> list[Kind]:
+    return [kind for kind in recorder_of(model)._kinds.values() if kind.graph is not None]
+
+
+def passes_of(model: PreTrainedModel) -> Passes:
+    """One text, read."""
+    passes = Passes(model, ScratchCache(rows=1, capacity=64))
+    with torch.inference_mode():
+        passes.prefill(ROW, PROMPTS[:1], chunk=64)
+    return passes
+
+
+@torch.inference_mode()
+def token(passes: Passes, width: int = 1) -> Tensor:
+    """Verify some tokens and keep the first, so that the next pass stands elsewhere."""
+    logits = passes.verify(ROW, torch.arange(20, 20 + width)[None])
+    passes.cache.commit(ROW, [1])
+    return logits
+
+
+@pytest.mark.parametrize(
+    ("family", "plan"),
+    [*((f, "full") for f in DENSE), ("gemma3_text", "tree:6"), ("qwen3", "onepass:2"), ("llama", "ar")],
+)
+def test_recorded_texts_are_those_of_the_plain_loop(family: str, plan: str) -> None:
+    """Windows, soft caps, norms of queries and keys, rows that join and leave: each dense family is recorded."""
+    model = dual(family)
+    engine = Engine(model, rows=2, capacity=96, plan=steps.parse(plan))
+    for prompt, row in zip(PROMPTS, decode(engine, PROMPTS, Options(max_new_tokens=16)), strict=True):
+        assert row.token_ids == reference.greedy_text(tiny(family), prompt, 16)
+    assert isinstance(engine.passes.runner, Recorded)
+    assert len(recordings(model)) >= 2
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("pack", [True, False])
+def test_a_recording_has_the_bits_of_eager_passes_at_other_lengths_and_widths(dtype: torch.dtype, pack: bool) -> None:
+    model = ready(dual(num_hidden_layers=2).to(dtype), compile=False, pack=pack)
+    passes = passes_of(model)
+    eager = Passes(model, passes.cache)
+    eager.runner = Eager(model, passes.cache)
+    for width in (2, 5, 5, 7, 3, 2):
+        expected = token(eager, width)
+        passes.cache.set_length(0, passes.cache.lengths[0] - 1)
+        assert torch.equal(token(passes, width), expected)
+    assert len(recordings(model)) == 1, "one for several rows, whatever their number"
+
+
+@pytest.mark.skipif(not int8.is_exact(), reason="no exact products of 8-bit integers here")
+def test_int8_passes_are_recorded() -> None:
+    model = ready(dual(num_hidden_layers=2), compile=False, pack=None, eight=True)
+    passes = passes_of(model)
+    eager = Passes(model, passes.cache)
+    eager.runner = Eager(model, passes.cache)
+    for _ in range(4):
+        expected = token(eager)
+        passes.cache.set_length(0, passes.cache.lengths[0] - 1)
+        assert torch.equal(token(passes), expected)
+    assert recordings(model)
+
+
+def test_changed_weights_are_recorded_anew() -> None:
+    """Whether they are written to or replaced, packed or not."""
+    model = ready(dual(num_hidden_layers=1).to(torch.bfloat16), compile=False, pack=True)
+    passes = passes_of(model)
+    for _ in range(3):
+        token(passes)
+    first = recordings(model)
+    assert first
+    with torch.no_grad():
+        model.model.layers[0].mlp.up_proj.weight.mul_(2)
+    token(passes)
+    assert recordings(model) == []
+    for _ in range(3):
+        token(passes)
+    assert recordings(model)
+    model.model.layers[0].mlp.up_proj.weight.data = model.model.layers[0].mlp.up_proj.weight.data.clone()
+    token(passes)
+    assert recordings(model) == []
+
+
+def test_hooks_are_called() -> None:
+    """A pass that someone looks into is made eagerly, and recordings are used again afterwards."""
+    model = dual(num_hidden_layers=1)
+    passes = passes_of(model)
+    for _ in range(3):
+        token(passes)
+    seen: list[object] = []
+    hook = model.model.norm.register_forward_hook(lambda *_: seen.append(1))
+    token(passes)
+    hook.remove()
+    token(passes)
+    assert len(seen) == 1
+    assert recordings(model)
+
+
+def test_what_takes_a_size_for_fixed_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An attention function that goes by the number of keys in Python: its passes stay eager, and right."""
+    plain = attention.attention
+
+    def odd(module: Any, query: Tensor, key: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, None]:
+        out, nothing = plain(module, query, key, *args, **kwargs)
+        return out * float(int(key.shape[2])), nothing
+
+    monkeypatch.setattr(attention, "attention", odd)
+    attention.register()
+    try:
+        model = dual(num_hidden_layers=1)
+        passes = passes_of(model)
+        for _ in range(4):
+            token(passes)
+        assert recordings(model) == []
+    finally:
+        monkeypatch.undo()
+        attention.register()
+
+
+@pytest.mark.parametrize("family", MOE)
+def test_models_with_experts_are_not_recorded(family: str) -> None:
+    """Which experts are called is decided in Python."""
+    assert traced.recorder_for(dual(family)) is None
+
+
+def test_replaced_layers_are_met() -> None:
+    """An adapter put in a layer's place after passes were recorded."""
+    model = dual(num_hidden_layers=1)
+    for _ in range(3):
+        token(passes_of(model))
+
+    class Doubled(torch.nn.Linear):
+        def forward(self, input: Tensor) -> Tensor:
+            return 2 * super().forward(input)
+
+    model.model.layers[0].mlp.up_proj.__class__ = Doubled
+    assert traced.recorder_for(model) is None, "nobody knows what it does next time"
+
+
+def test_nothing_outlives_the_model() -> None:
+    """A recording holds weights, and goes with them."""
+    model = dual(num_hidden_layers=1)
+    passes = passes_of(model)
+    for _ in range(3):
+        token(passes)
+    assert recordings(model)
+    weight = weakref.ref(model.model.layers[0].mlp.up_proj.weight)
+    del model, passes
+    gc.collect()
+    assert weight() is None
