@@ -28,7 +28,8 @@ class Split:
         if self._input is not input:
             before = (slice(None),) * axis
             first, second = (*before, slice(None, self.rows)), (*before, slice(self.rows, None))
-            self._input, self._parts = input, (input[first], input[second])
+            self._input = input
+            self._parts = (input[first].contiguous(), input[second].contiguous())  # GPT-2 takes views of them
         return self._parts
 
     def forget(self) -> None:
@@ -74,6 +75,7 @@ class Joined:
         both = copy.copy(ar)
         for name in OF_HOOKS:
             both.__dict__.pop(name, None)
+        both.training = False  # passes over rows of both views only decode
         both._modules = {}
         for name, child in ar.named_children():
             own = f"{path}{name}"

@@ -16,6 +16,7 @@ from orthrus.bench.speed.report import Report
 from orthrus.bench.speed.tables import tables
 from orthrus.decode.frames import Reading
 from orthrus.decode.passes import Passes
+from orthrus.decode.runner import Recorded
 from orthrus.errors import CheckpointError, ConfigError
 from orthrus.kernels.packed import PackedLinear, unpack
 from orthrus.model.attach import config_of, duals
@@ -24,6 +25,12 @@ from tests.bench.conftest import Ticks
 
 Loaded = tuple[PreTrainedModel, PreTrainedTokenizerBase]
 ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(autouse=True)
+def never_recorded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Passes take as long as they will at once."""
+    monkeypatch.setattr(Recorded, "uses", 0)
 
 
 def test_the_plain_step_comes_first_and_drafts_need_two_positions() -> None:

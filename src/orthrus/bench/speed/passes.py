@@ -176,6 +176,7 @@ def _costs_at(
     both = torch.zeros(2, size, dtype=torch.uint8, device=model.device)
     seconds: dict[Pass, list[float]] = {one: [] for one in what}
     for one in what:
+        # Until a pass takes as long as it will in a text of some length.
         for _ in range(passes.runner.uses if one.kind in ("ar", "draft", "verify", "fused") else 0):
             _run(passes, rows, token_BQ, one)
     for repeat in range(repeats + 1):
