@@ -15,6 +15,8 @@ from orthrus.cli.generate import means
 from orthrus.decode import accept, api
 from orthrus.decode.accept import Verdict
 from orthrus.decode.output import Stats
+from orthrus.peers import dflash_files
+from orthrus.peers.dflash import DFlash, DFlashConfig
 from tests.cli.conftest import CONTEXT, Ran
 from tests.families import tiny
 
@@ -50,6 +52,36 @@ def test_the_text_is_the_apis_and_statistics_stay_off_standard_output(cli: Cli, 
     assert (ran.code, ran.out) == (0, expected.text + "\n")
     assert "12 tokens" in ran.err
     assert "tokens per forward" in ran.err
+
+
+def test_another_drafter_drafts_for_a_model_with_a_view_or_without(cli: Cli, model_dir: Path, tmp_path: Path) -> None:
+    """The text is the same, and its statistics name who drafted."""
+    model, tokenizer = orthrus.load(model_dir)
+    [expected] = orthrus.generate(model, tokenizer, "Tell me.", max_new_tokens=9, mode="ar")
+    drafter, plain = tmp_path / "drafter", tmp_path / "plain"
+    drafter.mkdir()
+    dflash_files.save(DFlash(DFlashConfig.of(model, layers=1, taps=(0,), block_size=4, mask_token_id=1)), drafter)
+    orthrus.detach(model).save_pretrained(plain)
+    tokenizer.save_pretrained(plain)
+    for folder in (model_dir, plain):
+        name = f"dflash:{drafter}"
+        ran = cli(
+            "generate",
+            "Tell me.",
+            "-m",
+            folder,
+            "--drafter",
+            name,
+            "--plan",
+            "full",
+            "--max-new-tokens",
+            9,
+            "--raw",
+            "--json",
+        )
+        [completion] = answered(ran)["completions"]
+        assert completion["token_ids"] == expected.token_ids
+        assert completion["stats"]["draft_passes"] == {"dflash": completion["stats"]["cycles"]}
 
 
 def test_raw_continues_the_text_as_it_is(cli: Cli, model_dir: Path) -> None:

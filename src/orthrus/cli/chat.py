@@ -55,6 +55,7 @@ def chat(
     device: common.Device = None,
     compile: common.Compile = False,
     offload: common.Offload = None,
+    drafter: common.Drafter = None,
 ) -> None:
     """Talk with a model; /help lists what else can be said."""
     options = common.generation_options(
@@ -69,7 +70,7 @@ def chat(
         max_new_tokens=max_new_tokens,
     )
     loaded, tokenizer = common.load(
-        model, backbone=backbone, dtype=dtype, device=device, compile=compile, offload=offload
+        model, backbone=backbone, dtype=dtype, device=device, compile=compile, offload=offload, drafter=drafter
     )
     common.look_at_kernels(loaded, exact, rows=1)
     talk = Conversation(loaded, tokenizer, mode=mode, plan=plan, exact=exact, window=window, options=options)

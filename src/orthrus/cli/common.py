@@ -81,6 +81,14 @@ Offload = Annotated[
         "--offload", metavar="DIR", help="Read the backbone's layers from disk in every pass; DIR for copies."
     ),
 ]
+Drafter = Annotated[
+    str | None,
+    typer.Option(
+        "--drafter",
+        metavar="KIND:PLACE",
+        help="Who drafts in place of the view, such as dflash:DIR; the model may have no view then.",
+    ),
+]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on standard output.")]
 MaxNewTokens = Annotated[int, typer.Option(help="Tokens to write at most.")]
 Stop = Annotated[list[str] | None, typer.Option(metavar="TEXT", help="End at this text; may be repeated.")]
@@ -146,6 +154,7 @@ def load(
     device: str | None = None,
     compile: bool = False,
     offload: Path | None = None,
+    drafter: str | None = None,
 ) -> tuple["PreTrainedModel", "PreTrainedTokenizerBase"]:
     """Load a model and its tokenizer, with a sign of life on the terminal; raises as `orthrus.load` does."""
     with err().status(f"loading {name} …"):
@@ -154,7 +163,15 @@ def load(
         from orthrus.checkpoints.load import load as load_model
 
         logging.disable_progress_bar()
-        return load_model(name, backbone=backbone, dtype=dtype, device=device, compile=compile, offload_folder=offload)
+        return load_model(
+            name,
+            backbone=backbone,
+            dtype=dtype,
+            device=device,
+            compile=compile,
+            offload_folder=offload,
+            drafter=drafter,
+        )
 
 
 def look_at_kernels(model: "PreTrainedModel", exact: ExactName, *, rows: int) -> None:

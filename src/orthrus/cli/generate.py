@@ -58,6 +58,7 @@ def generate(
     device: common.Device = None,
     compile: common.Compile = False,
     offload: common.Offload = None,
+    drafter: common.Drafter = None,
     batch_size: BatchSize = 1,
     input: Input = None,
     limit: Limit = None,
@@ -87,7 +88,7 @@ def generate(
     if turns == "first":
         records = [dataclasses.replace(record, turns=record.turns[:1]) for record in records]
     loaded, tokenizer = common.load(
-        model, backbone=backbone, dtype=dtype, device=device, compile=compile, offload=offload
+        model, backbone=backbone, dtype=dtype, device=device, compile=compile, offload=offload, drafter=drafter
     )
     job = Job(
         model=loaded,

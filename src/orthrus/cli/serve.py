@@ -40,6 +40,7 @@ def serve(
     device: common.Device = None,
     compile: common.Compile = False,
     offload: common.Offload = None,
+    drafter: common.Drafter = None,
     name: ServedName = None,
     api_key: ApiKey = None,
     cors_origin: CorsOrigin = None,
@@ -59,7 +60,7 @@ def serve(
     plan_of("orthrus", plan)
     listening = http.listen(host, port)  # before the model is loaded: a port in use shows at once
     loaded, tokenizer = common.load(
-        model, backbone=backbone, dtype=dtype, device=device, compile=compile, offload=offload
+        model, backbone=backbone, dtype=dtype, device=device, compile=compile, offload=offload, drafter=drafter
     )
     common.look_at_kernels(loaded, exact, rows=rows)
     service = Service(
