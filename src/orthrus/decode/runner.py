@@ -104,6 +104,6 @@ def splits(model: PreTrainedModel, cache: ScratchCache) -> bool:
 def runner_for(model: PreTrainedModel, cache: ScratchCache) -> Eager:
     """Choose how a model's passes over a cache are called."""
     if not graphs.is_compiled(model):
-        recorder = traced.recorder_for(model)
+        recorder = None if splits(model, cache) else traced.recorder_for(model)
         return Eager(model, cache) if recorder is None else Recorded(model, cache, recorder)
     return (Captured if splits(model, cache) else Compiled)(model, cache)

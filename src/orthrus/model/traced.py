@@ -27,7 +27,7 @@ from orthrus.model.cache import KeyStore, ScratchCache
 USES: Final = 24
 """Passes of a kind that are made eagerly before it is recorded."""
 
-_MOST: Final = 16  # kinds; a recording takes some 0.5 MB a layer
+_MOST: Final = 12  # recordings, which take about a megabyte a layer
 _KNOWN: Final = ("torch", "transformers", "orthrus")  # whose layers do in each pass what they did in the one before
 
 
@@ -69,15 +69,14 @@ class Recorder:
         if (state := self._now()) != self._state:  # other weights, of which others may have been made
             self._state, self._kinds = state, {}
         call = _Call(self._model, arguments)
-        if call.key not in self._kinds and len(self._kinds) == _MOST:
-            return None
         kind = self._kinds.setdefault(call.key, Kind())
         if kind.uses < USES or (kind.uses == USES and not call.has_room):
             kind.uses += kind.uses < USES
             return None
         if kind.uses == USES:
             kind.uses += 1
-            self._record(kind, call)
+            if sum(other.graph is not None for other in self._kinds.values()) < _MOST:
+                self._record(kind, call)
         return None if kind.graph is None else kind.graph(*call.inputs, *kind.more)
 
     def _now(self) -> list[tuple[int, ...]]:
