@@ -387,11 +387,12 @@ def test_a_completion_may_fill_its_row_exactly(name: str, monkeypatch: pytest.Mo
             engine: Engine = engine,
             widths: list[int] = widths,
             real: Callable[..., None] = real,
+            **more: Any,
         ) -> None:
             lengths = torch.tensor(engine.cache.lengths[rows])
             widths.append(int((slot_BQ - lengths[:, None]).max()) + 1)
             assert end <= max(engine.cache.lengths[rows]) + scratch
-            real(rows, slot_BQ, end=end, start=start, position_BQ=position_BQ)
+            real(rows, slot_BQ, end=end, start=start, position_BQ=position_BQ, **more)
 
         monkeypatch.setattr(engine.cache, "begin", spy)
         rows = decode(engine, [PROMPTS[0], PROMPTS[1], PROMPTS[0]], Options(max_new_tokens=20))

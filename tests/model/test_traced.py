@@ -121,6 +121,19 @@ def test_changed_weights_are_recorded_anew() -> None:
     assert recordings(model) == []
 
 
+def test_the_first_copy_of_a_weight_is_no_change() -> None:
+    """The twin's are made in the first draft pass, long after others were recorded."""
+    model = ready(dual(num_hidden_layers=1).to(torch.bfloat16), compile=False, pack=True)
+    passes = passes_of(model)
+    for _ in range(3):
+        token(passes)
+    before = recordings(model)
+    with torch.inference_mode():
+        passes.draft(ROW, torch.tensor([7]), 4)
+    token(passes)
+    assert recordings(model) == before != []
+
+
 def test_hooks_are_called() -> None:
     """A pass that someone looks into is made eagerly, and recordings are used again afterwards."""
     model = dual(num_hidden_layers=1)

@@ -182,6 +182,12 @@ def pack(model: nn.Module, groups: Sequence[Sequence[nn.Linear]] = ()) -> None:
                 layer._shared, layer._place = shared, place
 
 
+def watch_weights(model: nn.Module) -> None:
+    """Watch the weights of packed layers before they are copied, so that `state_of` does not change when they are."""
+    for layer in _of_class(model, PackedLinear):
+        watch(layer.weight)
+
+
 def tune(model: nn.Module, *, clock: Callable[[], float] = perf_counter) -> None:
     """Let packed layers multiply by the weights as they are wherever that is clearly faster here, as measured.
 

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from orthrus.kernels.masks import LayerMasks
+from orthrus.kernels.packed import watch_weights
 from orthrus.kernels.recorded import can_record, holders_of, holding, record
 from orthrus.kernels.watched import PLAIN, state_of
 from orthrus.model.attach import is_hybrid
@@ -53,6 +54,7 @@ class Recorder:
         self._model = model
         self._modules = _modules(model)
         self._hooks = [hooks for m in model.modules() for hooks in (m._forward_hooks, m._forward_pre_hooks)]
+        watch_weights(model)
         self._weights = [*model.parameters(), *model.buffers()]
         self._state = self._now()
         self._kinds: dict[object, Kind] = {}
