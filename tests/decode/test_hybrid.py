@@ -2,11 +2,13 @@
 
 import random
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
+from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText, PreTrainedTokenizerFast
 
 import orthrus
 from orthrus.decode import exact
@@ -16,7 +18,6 @@ from orthrus.decode.rows import Row
 from orthrus.errors import DecodingError, UnsupportedModel
 from orthrus.model import delta
 from orthrus.model.attach import duals
-from orthrus.model.graphs import compile_passes
 from orthrus.model.mixer import DualMixer
 from orthrus.policy import steps
 from orthrus.policy.steps import Step
@@ -240,6 +241,31 @@ def test_memory_is_the_formula_s_and_does_not_grow() -> None:
     assert before == 3 * rows * 4 * (H * N * D + 3 * channels + (BLOCK - 1) * term)
 
 
-def test_compiled_passes_are_refused() -> None:
+def test_a_view_is_saved_and_loaded(tmp_path: Path, characters: PreTrainedTokenizerFast) -> None:
+    """As an adapter, which decodes inside Hugging Face's generate too; the official layout has no place for it."""
+    for part in (tiny(FAMILY), characters):
+        part.save_pretrained(tmp_path / "backbone")
+    model = dual(FAMILY)
+    orthrus.save(model, tmp_path / "view")
+    loaded, _ = orthrus.load(tmp_path / "view", backbone=tmp_path / "backbone", dtype="float32", device="cpu")
+    ours, theirs = dict(model.named_parameters()), dict(loaded.named_parameters())
+    assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+    out = loaded.generate(torch.tensor(PROMPTS[:1]), custom_generate=orthrus.hf_generate, max_new_tokens=COUNTS[0])
+    assert out[0, len(PROMPTS[0]) :].tolist() == generated()[0]
+    with pytest.raises(UnsupportedModel, match="the official layout is defined for Qwen3 backbones"):
+        orthrus.save(model, tmp_path / "official", format="official")
     with pytest.raises(UnsupportedModel, match="compiled passes need attention in every layer"):
-        compile_passes(MODEL(FAMILY))
+        orthrus.load(tmp_path / "view", backbone=tmp_path / "backbone", device="cpu", compile=True)
+
+
+def test_the_text_model_of_a_multimodal_checkpoint_takes_a_view(tmp_path: Path) -> None:
+    text = tiny(FAMILY)
+    vision = {"depth": 1, "hidden_size": 16, "intermediate_size": 16, "num_heads": 2, "out_hidden_size": 32}
+    config = AutoConfig.for_model("qwen3_5", text_config=text.config.to_dict(), vision_config=vision)
+    whole = AutoModelForImageTextToText.from_config(config)
+    whole.model.language_model.load_state_dict(text.model.state_dict())
+    whole.lm_head.load_state_dict(text.lm_head.state_dict())
+    whole.save_pretrained(tmp_path)
+    model = orthrus.attach(AutoModelForCausalLM.from_pretrained(tmp_path), orthrus.OrthrusConfig(block_size=BLOCK))
+    made = Engine(model, rows=2, capacity=200, plan=steps.parse("full"))
+    assert texts(made) == generated()
