@@ -20,7 +20,7 @@ from orthrus.policy import steps
 from orthrus.train import anchors, frozen
 from orthrus.train.anchors import Blocks
 from orthrus.train.config import recipe_from_mapping
-from orthrus.train.dflash import DFlashTask
+from orthrus.train.dflash import DFlashTask, filled
 from orthrus.train.peer_sections import DFlashRecipe
 from orthrus.train.plan import plan
 from orthrus.train.run import run
@@ -77,7 +77,7 @@ def test_the_packed_pass_is_the_drafter_s_own(variant: str, tmp_path: Path) -> N
     blocks = drawn(task, document, answer)
     with torch.no_grad():
         said = frozen.read(task._backbone, token, document, position, config.taps)
-        hidden = task._student(torch.cat(said.tapped, -1), token, document, position, blocks)
+        hidden = filled(own, task._backbone, torch.cat(said.tapped, -1), token, document, position, blocks)
         for n in range(10):
             anchor = int(blocks.anchor_BN[0, n])
             first = int((document[0] == document[0, anchor]).nonzero()[0])
@@ -131,7 +131,7 @@ def test_losses_are_the_published_ones(variant: str, tmp_path: Path) -> None:
     head = task._backbone.lm_head
     with torch.no_grad():
         said = frozen.read(task._backbone, token, document, position, config.taps)
-        hidden = task._student(torch.cat(said.tapped, -1), token, document, position, blocks)
+        hidden = filled(own, task._backbone, torch.cat(said.tapped, -1), token, document, position, blocks)
         total, weight, counted = 0.0, 0.0, 0
         for n in range(10):
             anchor = int(blocks.anchor_BN[0, n])

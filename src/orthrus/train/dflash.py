@@ -52,6 +52,55 @@ def drafter_of(recipe: DFlashRecipe, backbone: PreTrainedModel, *, mask: int) ->
     return DFlash(config)
 
 
+def filled(
+    drafter: DFlash,
+    backbone: PreTrainedModel,
+    context_BTF: Tensor,
+    token_BT: Tensor,
+    document_BT: Tensor,
+    position_BT: Tensor,
+    blocks: Blocks,
+) -> Tensor:
+    """Run a drafter over all blocks of packed rows at once; returns hidden states `[B, N, K, C]`.
+
+    Args:
+        drafter: who fills the blocks.
+        backbone: whose embeddings it takes.
+        context_BTF: tapped hidden states side by side.
+        token_BT: the rows' tokens.
+        document_BT: which document a position belongs to.
+        position_BT: positions in the documents.
+        blocks: where blocks start.
+    """
+    config, (B, N), device = drafter.config, blocks.anchor_BN.shape, token_BT.device
+    token_BNK = torch.full((B, N, config.block_size), config.mask_token_id, device=device)
+    token_BNK[:, :, 0] = token_BT.gather(1, blocks.anchor_BN)
+    position_BN = position_BT.gather(1, blocks.anchor_BN)
+    position_BM = (position_BN[:, :, None] + torch.arange(config.block_size, device=device)).flatten(1)
+    position = torch.cat([position_BT, position_BM], 1)
+    full, sliding = (
+        _masks(drafter, document_BT, blocks, position_BM, position, causal=causal)
+        for causal in (config.causal, config.sliding_causal)
+    )
+    dtype = drafter.body.dtype
+    embedded_BMC = drafter.embedded(backbone, token_BNK.flatten(1)).to(dtype)
+    hidden_BMC: Tensor = drafter(embedded_BMC, context_BTF.to(dtype), position, full, sliding)
+    return hidden_BMC.view(B, N, config.block_size, -1)
+
+
+def _masks(
+    drafter: DFlash, document_BT: Tensor, blocks: Blocks, query_BM: Tensor, key: Tensor, *, causal: bool
+) -> masks.LayerMasks:
+    block = drafter.config.block_size
+    allowed = masks.training(document_BT, blocks.anchor_BN, blocks.valid_BN, block=block, causal=causal)
+    positions = {"query_position_BQ": query_BM, "key_position_BS": key}
+    if key.device.type == "cuda":
+        return masks.block_masks(allowed, windows=drafter.windows, **positions)
+    autocast = torch.is_autocast_enabled("cpu")
+    dtype = torch.get_autocast_dtype("cpu") if autocast else drafter.body.dtype
+    return masks.in_blocks(allowed, block=block, windows=drafter.windows, dtype=dtype, **positions)
+
+
 class DFlashTask:
     """The loop's task for a recipe of the kind "dflash"; rows and answers are made as a view's."""
 
@@ -123,7 +172,9 @@ class DFlashTask:
             generators=[row_generator(self._recipe.run.seed, step, int(row)) for row in index],
         )
         said = frozen.read(self._backbone, token_BT, document_BT, position_BT, config.taps)
-        student_BNKC = self._student(torch.cat(said.tapped, -1), token_BT, document_BT, position_BT, blocks)
+        student_BNKC = filled(
+            self._drafter, self._backbone, torch.cat(said.tapped, -1), token_BT, document_BT, position_BT, blocks
+        )
         tokens = self._tokens if step >= 0 else None  # held-out answers hold others too
         return scoring.score(
             goal,
@@ -135,37 +186,6 @@ class DFlashTask:
             markov=self._drafter.markov,
             tokens=tokens,
         )
-
-    def _student(
-        self, context_BTF: Tensor, token_BT: Tensor, document_BT: Tensor, position_BT: Tensor, blocks: Blocks
-    ) -> Tensor:
-        """Run the drafter over all blocks at once; returns hidden states `[B, N, K, C]`."""
-        config, (B, N), device = self._drafter.config, blocks.anchor_BN.shape, token_BT.device
-        token_BNK = torch.full((B, N, config.block_size), config.mask_token_id, device=device)
-        token_BNK[:, :, 0] = token_BT.gather(1, blocks.anchor_BN)
-        position_BN = position_BT.gather(1, blocks.anchor_BN)
-        position_BM = (position_BN[:, :, None] + torch.arange(config.block_size, device=device)).flatten(1)
-        position = torch.cat([position_BT, position_BM], 1)
-        full, sliding = (
-            self._masks(document_BT, blocks, position_BM, position, causal=causal)
-            for causal in (config.causal, config.sliding_causal)
-        )
-        embedded_BMC = self._drafter.embedded(self._backbone, token_BNK.flatten(1))
-        dtype = self._drafter.body.dtype
-        hidden_BMC: Tensor = self._drafter(embedded_BMC.to(dtype), context_BTF.to(dtype), position, full, sliding)
-        return hidden_BMC.view(B, N, config.block_size, -1)
-
-    def _masks(
-        self, document_BT: Tensor, blocks: Blocks, query_BM: Tensor, key: Tensor, *, causal: bool
-    ) -> masks.LayerMasks:
-        block = self._drafter.config.block_size
-        allowed = masks.training(document_BT, blocks.anchor_BN, blocks.valid_BN, block=block, causal=causal)
-        positions = {"query_position_BQ": query_BM, "key_position_BS": key}
-        if key.device.type == "cuda":
-            return masks.block_masks(allowed, windows=self._drafter.windows, **positions)
-        autocast = torch.is_autocast_enabled("cpu")
-        dtype = torch.get_autocast_dtype("cpu") if autocast else self._drafter.body.dtype
-        return masks.in_blocks(allowed, block=block, windows=self._drafter.windows, dtype=dtype, **positions)
 
     def _tensor(self, array: NDArray[Any]) -> Tensor:
         tensor = torch.from_numpy(np.array(array)).to(self._backbone.device)
