@@ -81,11 +81,21 @@ def test_so_does_every_family(family: str, plan: str) -> None:
     assert texts(engine(plan, family=family)) == generated(family)
 
 
-@pytest.mark.parametrize("fields", [{"block_attention": "causal"}, {"anchor": "backbone"}])
+@pytest.mark.parametrize(
+    "fields", [{"block_attention": "causal"}, {"block_recurrence": "bidirectional"}, {"anchor": "backbone"}]
+)
 @pytest.mark.parametrize("plan", ["full", "onepass:2"])
 def test_so_do_views_that_draft_otherwise(plan: str, fields: dict[str, object]) -> None:
     made = Engine(configure(dual(FAMILY), **fields), rows=3, capacity=200, plan=steps.parse(plan))
     assert texts(made) == generated()
+
+
+def test_so_do_views_with_twins_of_attention_alone() -> None:
+    """Draft rows run through the frozen layers of the gated delta rule."""
+    model = orthrus.attach(tiny(FAMILY), orthrus.OrthrusConfig(block_size=BLOCK, layers="attention"))
+    assert [one.diffusion is not None for one in duals(model)] == [False, False, False, True]
+    for plan in ("full", "onepass:2"):
+        assert texts(Engine(model, rows=3, capacity=200, plan=steps.parse(plan))) == generated()
 
 
 class Sure(Double):
@@ -242,7 +252,7 @@ def test_memory_is_the_formula_s_and_does_not_grow() -> None:
 
 
 def test_a_view_is_saved_and_loaded(tmp_path: Path, characters: PreTrainedTokenizerFast) -> None:
-    """As an adapter, which decodes inside Hugging Face's generate too; the official layout has no place for it."""
+    """As an adapter, which decodes inside Hugging Face's generate too."""
     for part in (tiny(FAMILY), characters):
         part.save_pretrained(tmp_path / "backbone")
     model = dual(FAMILY)
@@ -252,8 +262,6 @@ def test_a_view_is_saved_and_loaded(tmp_path: Path, characters: PreTrainedTokeni
     assert all(torch.equal(ours[name], theirs[name]) for name in ours)
     out = loaded.generate(torch.tensor(PROMPTS[:1]), custom_generate=orthrus.hf_generate, max_new_tokens=COUNTS[0])
     assert out[0, len(PROMPTS[0]) :].tolist() == generated()[0]
-    with pytest.raises(UnsupportedModel, match="the official layout is defined for Qwen3 backbones"):
-        orthrus.save(model, tmp_path / "official", format="official")
     with pytest.raises(UnsupportedModel, match="compiled passes need attention in every layer"):
         orthrus.load(tmp_path / "view", backbone=tmp_path / "backbone", device="cpu", compile=True)
 
