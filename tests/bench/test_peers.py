@@ -78,7 +78,7 @@ def test_all_kinds_race_and_none_changes_a_text(
     assert len(found) == len(peers)
     eagle = found["eagle3", "full"]
     assert eagle["training"]["rows"] == 16
-    assert eagle["key_bytes_per_token"] == 4 * (48 + 2 * 2 * 12)  # features, keys and values
+    assert eagle["key_bytes_per_token"] == 4 * (48 + 1 + 2 * 2 * 12)  # features, their store's values, keys and values
     assert [(cost["batch"], cost["context"]) for cost in eagle["costs"]] == [(1, None), (2, None), (1, 9), (2, 9)]
     assert all(cost["draft_seconds"] > 0 and cost["verify_seconds"] > 0 for cost in eagle["costs"])
     assert all("first_token_seconds" in r["stats"] for r in results if r["mode"] in ("ar", "eagle3", "orthrus"))

@@ -63,7 +63,7 @@ class Eagle3Drafter:
     def read(self, cache: ScratchCache, hidden: Sequence[Tensor]) -> None:
         """Keep the fused features of a pass."""
         feature_B1QH = self.drafter.fuse(hidden)[:, None]
-        cache.update(feature_B1QH, feature_B1QH[..., :0], self._features)
+        cache.update(feature_B1QH, feature_B1QH[..., :1], self._features)  # a store keeps values too: the least
 
     def accepted(self, states: Sequence[Reader], counts: Sequence[int]) -> None:
         """Learn nothing: entries of drafts are overwritten."""

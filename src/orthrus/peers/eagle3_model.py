@@ -249,7 +249,7 @@ class Eagle3(nn.Module):
 
 
 def save(drafter: Eagle3, backbone: PreTrainedModel, path: Path) -> None:
-    """Write a drafter in the layout of `speculators`, the backbone's embeddings and head with it, as vLLM loads it."""
+    """Write a drafter in the layout of `speculators`, the backbone's embeddings and head with it."""
     tensors = {name: tensor.detach() for name, tensor in drafter.state_dict().items()}
     tensors["embed_tokens.weight"] = backbone.get_input_embeddings().weight.detach()
     if drafter.lm_head is None:

@@ -141,7 +141,7 @@ class Eagle3Task:
         return figures
 
     def save(self, path: Path) -> None:
-        """Write the drafter as vLLM and `speculators` read it, in the run's dtype."""
+        """Write the drafter as `speculators` reads it, in the run's dtype."""
         eagle3_model.save(self._decoding(), self._backbone, path)
 
     def _decoding(self) -> Eagle3:
