@@ -6,7 +6,7 @@
     ├── CheckpointError    files on disk that are missing, damaged or belong to another backbone
     ├── UnsupportedModel   an architecture that the dual view cannot be attached to
     ├── CacheFull          more tokens asked for than the key/value cache has room for
-    ├── DecodingError      a text that cannot go on: its logits are no numbers
+    ├── DecodingError      a text that cannot go on: its logits are no numbers, its recurrent state is not known
     ├── WriteError         a file or folder that cannot be written: a full disk, no permission
     └── DataError          prompt sets, rows or shards that cannot be read or do not fit together
 
@@ -39,7 +39,7 @@ class CacheFull(OrthrusError, ValueError):
 
 
 class DecodingError(OrthrusError, RuntimeError):
-    """A text that cannot go on: its logits are no numbers. Other texts of the batch are unharmed."""
+    """A text that cannot go on: its logits are no numbers (other texts are unharmed), or its state is not known."""
 
 
 class WriteError(OrthrusError, OSError):
