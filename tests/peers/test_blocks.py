@@ -106,8 +106,17 @@ def test_a_model_is_read_as_it_was_written(tmp_path: Path) -> None:
     assert again == config
     how = HOWS["threshold"]
     assert write(model, again, how, [5], max_new_tokens=9) == write(tiny("qwen3"), config, how, [5], max_new_tokens=9)
-    with pytest.raises(CheckpointError, match=r"blocks\.json is required"):
+    with pytest.raises(CheckpointError, match=r"must hold blocks\.json, found none"):
         blocks.load(tmp_path / "none", dtype=torch.float32, device=torch.device("cpu"))
+    for bad in ("[]", "{}", '{"block_size": "x", "shift": true, "mask": 1}'):
+        (tmp_path / "blocks.json").write_text(bad)
+        with pytest.raises(CheckpointError, match=r"blocks\.json must"):
+            blocks.load(tmp_path, dtype=torch.float32, device=torch.device("cpu"))
+    (tmp_path / "blocks.json").write_text('{"block_size": 4, "shift": true, "mask": 1}')
+    weights = tmp_path / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-100])
+    with pytest.raises(CheckpointError, match="a whole model is required"):
+        blocks.load(tmp_path, dtype=torch.float32, device=torch.device("cpu"))
     with pytest.raises(UnsupportedModel, match="sliding windows"):
         blocks.require_full_attention(tiny("gemma3_text"))
 

@@ -214,6 +214,10 @@ def test_layers_that_are_not_named_are_the_first_publications(layers: int, taps:
     [
         ({"mask_token_id": None}, {}, "mask_token_id and block_size of a DFlash drafter are required"),
         ({"projector_type": "domino"}, {}, "projector_type must be 'dflash', found 'domino'"),
+        ({"projector_type": "domino", "markov_rank": 0}, {}, "projector_type must be 'dflash', found 'domino'"),
+        ({"block_size": "long"}, {}, "config.json must describe a model, found ValueError"),
+        ({"target_layer_ids": 3}, {}, "config.json must describe a model, found TypeError"),
+        ({}, {"d2t": torch.tensor([99999])}, "d2t must name tokens below"),
         ({"selector_rank": 256}, {}, "selector_rank is of a drafter that is not served, found 256"),
         ({"markov_rank": 3, "markov_head_type": "rnn"}, {}, "markov_head_type must be 'vanilla', found 'rnn'"),
         ({}, {"d2t": torch.zeros(5)}, "Missing key.*head.weight"),
@@ -339,5 +343,8 @@ def test_a_drafter_of_another_backbone_is_refused(tmp_path: Path) -> None:
     other = attach(tiny("qwen3", num_hidden_layers=1), OrthrusConfig(layers=()))
     with pytest.raises(ConfigError, match=r"reads layers \[0, 1\] of size 48 .*found 1 layers of size 48"):
         load_drafter(f"dflash:{folder}", other)
+    few = attach(tiny("qwen3", vocab_size=8), OrthrusConfig(layers=()))
+    with pytest.raises(ConfigError, match="needs a backbone of as many, found 8"):
+        load_drafter(f"dflash:{folder}", few)
     with pytest.raises(ConfigError, match="taps must be among the backbone's 2 layers"):
         drafter(backbone(), taps=(0, 2))

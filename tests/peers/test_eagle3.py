@@ -168,9 +168,25 @@ def test_a_drafter_is_read_as_it_was_written(tmp_path: Path) -> None:
 def test_what_is_no_drafter_of_this_backbone_is_refused(tmp_path: Path) -> None:
     """No files; tensors of another shape."""
     model = backbone()
-    with pytest.raises(CheckpointError, match=r"config\.json and model\.safetensors"):
+    with pytest.raises(CheckpointError, match=r"must hold config\.json, found none: it is not an EAGLE-3 drafter"):
         load(str(tmp_path), model)
     eagle3_model.save(untrained(model), model, tmp_path)
     other = attach(tiny("qwen3", hidden_size=24), OrthrusConfig(layers=()), attn_implementation="orthrus")
     with pytest.raises(CheckpointError):
         load(str(tmp_path), other)
+
+
+@pytest.mark.parametrize("content", ["[]", "{", '{"transformer_layer_config": 3}', '{"hidden_size": "wide"}'])
+def test_a_configuration_that_says_nothing_is_refused_by_its_file(content: str, tmp_path: Path) -> None:
+    """Weights that are cut short as well."""
+    model = backbone()
+    eagle3_model.save(untrained(model), model, tmp_path)
+    described = (tmp_path / "config.json").read_text()
+    (tmp_path / "config.json").write_text(content)
+    with pytest.raises(CheckpointError, match=r"config\.json"):
+        load(str(tmp_path), model)
+    (tmp_path / "config.json").write_text(described)
+    weights = tmp_path / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-100])
+    with pytest.raises(CheckpointError, match="damaged"):
+        load(str(tmp_path), model)

@@ -16,6 +16,7 @@ from typing import Any, Literal
 
 import torch
 from huggingface_hub import save_torch_state_dict
+from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 from transformers import PreTrainedModel
@@ -189,6 +190,19 @@ def read_object(file: Path, *, missing: str) -> dict[str, Any]:
     if not isinstance(values, dict):
         raise CheckpointError(f"{file} must hold one JSON object, found {type(values).__name__}")
     return values
+
+
+@contextmanager
+def described_by(file: Path) -> Iterator[None]:
+    """Name the file whose values the block cannot use.
+
+    Raises:
+        CheckpointError: a value is missing, of another type or out of its bounds.
+    """
+    try:
+        yield
+    except (KeyError, TypeError, ValueError, AttributeError, ZeroDivisionError, StrictDataclassError) as error:
+        raise CheckpointError(f"{file} must describe a model, found {error!r}: fetch or write it again") from error
 
 
 def fill(model: PreTrainedModel, tensors: dict[str, Tensor], *, where: str) -> None:

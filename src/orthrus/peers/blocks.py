@@ -15,9 +15,11 @@ from pathlib import Path
 from typing import Final, Literal, NamedTuple
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
+from orthrus.checkpoints import files
 from orthrus.errors import CheckpointError, ConfigError, UnsupportedModel
 from orthrus.kernels import masks
 from orthrus.model.cache import ScratchCache
@@ -40,6 +42,12 @@ class BlocksConfig:
     shift: bool
     mask: int
     backbone: str | None = None
+
+    def __post_init__(self) -> None:
+        if (self.block_size is not None and self.block_size < 1) or self.mask < 0:
+            raise ConfigError(
+                f"block_size must be at least 1 and mask a token, found {self.block_size} and {self.mask}"
+            )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -216,11 +224,15 @@ def save(model: PreTrainedModel, config: BlocksConfig, path: Path) -> None:
 
 def load(path: Path, *, dtype: torch.dtype, device: torch.device) -> tuple[PreTrainedModel, BlocksConfig]:
     """Read a model and how it decodes; raises CheckpointError for anything else."""
-    try:
-        values = json.loads((path / CONFIG).read_text(encoding="utf-8"))
+    values = files.read_object(path / CONFIG, missing="it is not a block-diffusion model")
+    with files.described_by(path / CONFIG):
         config = BlocksConfig(**values)
+    try:
         model = AutoModelForCausalLM.from_pretrained(path, dtype=dtype, attn_implementation="sdpa")
-    except (OSError, ValueError, TypeError) as error:
-        raise CheckpointError(f"{path}: a block-diffusion model with {CONFIG} is required; {error}") from None
+    except (OSError, ValueError, TypeError, SafetensorError) as error:
+        raise CheckpointError(f"{path}: a whole model is required, found {error}: fetch or write it again") from error
+    rows = model.get_input_embeddings().weight.shape[0]
+    if config.mask >= rows:
+        raise CheckpointError(f"{path / CONFIG}: mask must be below {rows}, found {config.mask}")
     require_full_attention(model)
     return model.to(device).eval(), config

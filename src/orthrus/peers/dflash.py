@@ -118,7 +118,7 @@ class DFlashConfig:
         if ids is None and fields.get("aux_hidden_state_layer_ids") is not None:
             ids = [index - 1 for index in fields["aux_hidden_state_layer_ids"]]
         if ids is None and (layers := values.get("num_target_layers")):
-            drafts = values["num_hidden_layers"]
+            drafts = int(values["num_hidden_layers"])
             ids = spread(layers, drafts) if drafts > 1 else (layers // 2,)
         mask, block = fields.get("mask_token_id"), fields.get("block_size")
         if not ids or mask is None or block is None:
@@ -126,10 +126,11 @@ class DFlashConfig:
                 f"{where}: target_layer_ids, mask_token_id and block_size of a DFlash drafter are required, found "
                 f"{sorted(values)}"
             )
-        for name, served in (("markov_head_type", "vanilla"), ("projector_type", "dflash")):
-            value = fields.get(name, served)
-            if value not in (served, "dspark") and fields.get("markov_rank", 1):
-                raise CheckpointError(f"{where}: {name} must be {served!r}, found {value!r}: it is not served")
+        heads = {"markov_head_type": ("vanilla",)} if fields.get("markov_rank") else {}
+        for name, served in ({"projector_type": ("dflash", "dspark")} | heads).items():
+            value = fields.get(name, served[0])
+            if value not in served:
+                raise CheckpointError(f"{where}: {name} must be {served[0]!r}, found {value!r}: it is not served")
         for name in _NOT_SERVED:
             if fields.get(name):
                 raise CheckpointError(f"{where}: {name} is of a drafter that is not served, found {fields[name]!r}")

@@ -38,6 +38,13 @@ class DFlashDrafter:
                 f"a drafter that reads layers {list(config.taps)} of size {config.shape.hidden_size} needs a backbone "
                 f"that has them, found {layers} layers of size {text.hidden_size}: it belongs to another"
             )
+        rows = model.get_input_embeddings().weight.shape[0]
+        narrow = drafter.markov is not None or drafter.vocabulary is not None
+        if config.mask_token_id >= rows or (narrow and config.shape.vocab_size != rows):
+            raise ConfigError(
+                f"a drafter of {config.shape.vocab_size} tokens with mask {config.mask_token_id} needs a backbone of "
+                f"as many, found {rows}: it belongs to another"
+            )
         self.drafter = drafter.to(model.device, model.dtype).requires_grad_(False).eval()
         self.taps: Sequence[int] = config.taps
         self.proposals: int | None = config.proposals

@@ -62,10 +62,12 @@ def read(path: Path) -> DFlash:
         CheckpointError: files that are missing or damaged, tensors that are missing, unexpected or misshapen.
     """
     values = files.read_object(path / CONFIG, missing="it is not a drafter")
-    config = DFlashConfig.from_dict(values, where=str(path))
+    with files.described_by(path / CONFIG):
+        config = DFlashConfig.from_dict(values, where=str(path))
     tensors = files.read_tensors(path, WEIGHTS)
     offset_D, _ = tensors.pop("d2t", None), tensors.pop("t2d", None)
-    drafter = DFlash(config, tokens=None if offset_D is None else len(offset_D))
+    with files.described_by(path / CONFIG):
+        drafter = DFlash(config, tokens=None if offset_D is None else len(offset_D))
     body: dict[str, Tensor] = {}
     correction: dict[str, Tensor] = {}
     for name, tensor in tensors.items():
@@ -76,11 +78,15 @@ def read(path: Path) -> DFlash:
             body[_RENAMED.get(name, name)] = tensor
     _fill(drafter.body, body, path)
     if offset_D is not None and drafter.vocabulary is not None:
-        token_D = offset_D.long() + torch.arange(len(offset_D))
+        token_D, vocabulary = offset_D.long() + torch.arange(len(offset_D)), config.shape.vocab_size
+        if not 0 <= int(token_D.min()) <= int(token_D.max()) < vocabulary:
+            raise CheckpointError(f"{path}: d2t must name tokens below {vocabulary}, found another: it is damaged")
         head = {"head.weight": tensors["lm_head.weight"]} if "lm_head.weight" in tensors else {}
         _fill(drafter.vocabulary, head | {"token_D": token_D}, path)
         if (after_DR := correction.get("after_VR")) is not None:
-            wide_VR = after_DR.new_zeros(config.shape.vocab_size, after_DR.shape[1])
+            if len(after_DR) != len(token_D):
+                raise CheckpointError(f"{path}: markov_w2 must have {len(token_D)} rows, found {len(after_DR)}")
+            wide_VR = after_DR.new_zeros(vocabulary, after_DR.shape[1])
             correction["after_VR"] = wide_VR.index_copy(0, token_D, after_DR)
     if drafter.markov is not None or correction:
         _fill(drafter.markov or nn.Module(), correction, path)

@@ -14,17 +14,18 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
 from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
 from transformers.models.llama.modeling_llama import LlamaRMSNorm, LlamaRotaryEmbedding, apply_rotary_pos_emb
 from transformers.models.qwen3.modeling_qwen3 import Qwen3MLP
 
+from orthrus.checkpoints import files
 from orthrus.errors import CheckpointError, ConfigError
 from orthrus.model.head import output_head
 
-WEIGHTS = "model.safetensors"
+CONFIG, WEIGHTS = "config.json", "model.safetensors"
 SERVED = ("llama", "qwen3")
 """Kinds of layer that published drafters have; the second norms queries and keys by head."""
 
@@ -258,7 +259,7 @@ def save(drafter: Eagle3, backbone: PreTrainedModel, path: Path) -> None:
         tensors["d2t"] = drafter.draft_to_target - torch.arange(len(drafter.draft_to_target))
     path.mkdir(parents=True, exist_ok=True)
     save_file({name: tensor.cpu().contiguous().clone() for name, tensor in tensors.items()}, path / WEIGHTS)
-    (path / "config.json").write_text(json.dumps(drafter.config.to_dict(), indent=2) + "\n", encoding="utf-8")
+    (path / CONFIG).write_text(json.dumps(drafter.config.to_dict(), indent=2) + "\n", encoding="utf-8")
 
 
 def load(path: Path, backbone: PreTrainedModel) -> Eagle3:
@@ -268,24 +269,24 @@ def load(path: Path, backbone: PreTrainedModel) -> Eagle3:
         CheckpointError: the files are not there, or not those of a drafter of this backbone.
     """
     text = backbone.config.get_text_config()
-    try:
-        values = json.loads((path / "config.json").read_text(encoding="utf-8"))
-        tensors = load_file(path / WEIGHTS)
-    except (OSError, ValueError) as error:
-        raise CheckpointError(
-            f"{path}: config.json and {WEIGHTS} of an EAGLE-3 drafter are required; {error}"
-        ) from None
-    config = Eagle3Config.from_dict(values, layers=text.num_hidden_layers, where=str(path))
+    values = files.read_object(path / CONFIG, missing="it is not an EAGLE-3 drafter")
+    tensors = files.read_tensors(path, WEIGHTS)
+    with files.described_by(path / CONFIG):
+        config = Eagle3Config.from_dict(values, layers=text.num_hidden_layers, where=str(path))
     tensors = {name.replace("midlayer.", "layers.0."): tensor for name, tensor in tensors.items()}
     offset = tensors.pop("d2t", None)
     whole = offset is None and config.vocabulary == text.vocab_size
     for name in ("t2d", "embed_tokens.weight", *(["lm_head.weight"] if whole else [])):
         tensors.pop(name, None)
-    drafter = Eagle3(config, whole=whole)
+    with files.described_by(path / CONFIG):
+        drafter = Eagle3(config, whole=whole)
     if not whole:
-        if offset is None:
-            raise CheckpointError(f"{path}: d2t is required for a vocabulary of {config.vocabulary}, found none")
-        drafter.draft_to_target = offset.long() + torch.arange(len(offset))
+        if offset is None or offset.shape != (config.vocabulary,):
+            shape = "none" if offset is None else list(offset.shape)
+            raise CheckpointError(f"{path}: d2t is required for a vocabulary of {config.vocabulary}, found {shape}")
+        drafter.draft_to_target = token_D = offset.long() + torch.arange(len(offset))
+        if not 0 <= int(token_D.min()) <= int(token_D.max()) < text.vocab_size:
+            raise CheckpointError(f"{path}: d2t must name tokens below {text.vocab_size}, found another: it is damaged")
     expected = {name: tensor.shape for name, tensor in drafter.state_dict().items()}
     stored = {name: tensor.shape for name, tensor in tensors.items()}
     if expected != stored or config.layer.hidden_size != text.hidden_size:
