@@ -15,6 +15,7 @@ from orthrus.decode.options import Options
 from orthrus.decode.passes import Passes
 from orthrus.decode.runner import Eager, Recorded
 from orthrus.kernels import attention, int8
+from orthrus.kernels.recorded import is_recording
 from orthrus.model import traced
 from orthrus.model.attachment import attachment_of
 from orthrus.model.cache import ScratchCache
@@ -121,6 +122,98 @@ def test_changed_weights_are_recorded_anew() -> None:
     assert recordings(model) == []
 
 
+def agree(passes: Passes) -> bool:
+    """Whether a pass has the bits of an eager one."""
+    eager = Passes(passes.model, passes.cache)
+    eager.runner = Eager(passes.model, passes.cache)
+    expected = token(eager)
+    passes.cache.set_length(0, passes.cache.lengths[0] - 1)
+    return torch.equal(token(passes), expected)
+
+
+def recorded(**overrides: object) -> Passes:
+    """Passes over one text, some of which were recorded."""
+    passes = passes_of(dual(num_hidden_layers=1, **overrides))
+    for _ in range(3):
+        token(passes)
+    assert recordings(passes.model)
+    return passes
+
+
+@pytest.mark.parametrize("pack", [False, True])
+def test_other_tensors_in_the_place_of_weights_are_met(pack: bool) -> None:
+    """A parameter that is set, and all of them by `load_state_dict(assign=True)`; by passes made before, too."""
+    model = ready(dual(num_hidden_layers=1).to(torch.bfloat16), compile=False, pack=pack)
+    passes = passes_of(model)
+    for _ in range(3):
+        token(passes)
+    assert recordings(model)
+    layer = model.model.layers[0].mlp.up_proj
+    layer.weight = torch.nn.Parameter(layer.weight.detach() * 2, requires_grad=False)
+    assert agree(passes)
+    for _ in range(3):
+        token(passes)
+    model.load_state_dict({name: 1.5 * tensor for name, tensor in model.state_dict().items()}, assign=True)
+    assert agree(passes)
+
+
+@pytest.mark.parametrize("of_class", [False, True])
+def test_another_forward_is_met(of_class: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whether it is set on a module or, as packages of kernels do, on its class."""
+    passes = recorded()
+    mlp = passes.model.model.layers[0].mlp
+    plain = type(mlp).forward
+    if of_class:
+        monkeypatch.setattr(type(mlp), "forward", lambda self, x: 2 * plain(self, x))
+    else:
+        mlp.forward = lambda x: 2 * plain(mlp, x)
+    assert agree(Passes(passes.model, passes.cache))
+
+
+def test_passes_under_autocast_are_eager() -> None:
+    """A recording made without it is not used under it, and none is made under it."""
+    passes = recorded()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert agree(passes)
+    passes = passes_of(dual(num_hidden_layers=1))
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        for _ in range(3):
+            token(passes)
+    assert agree(passes)
+
+
+def test_what_raises_while_it_is_recorded_stays_eager(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever it raises: a key that is no number, a type that is none of torch's."""
+    plain = attention.attention
+
+    def odd(module: Any, query: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, None]:
+        assert {True: 1}[is_recording() is False], "a KeyError"
+        return plain(module, query, *args, **kwargs)
+
+    monkeypatch.setattr(attention, "attention", odd)
+    attention.register()
+    try:
+        passes = passes_of(dual(num_hidden_layers=1))
+        for _ in range(4):
+            token(passes)
+        assert recordings(passes.model) == []
+    finally:
+        monkeypatch.undo()
+        attention.register()
+
+
+def test_nothing_is_kept_of_a_model_that_is_no_longer_recorded() -> None:
+    """A model on another device would keep its weights on this one."""
+    passes = recorded()
+    weight = weakref.ref(passes.model.model.layers[0].mlp)
+    passes.model.model.layers[0].mlp = torch.nn.Sequential(passes.model.model.layers[0].mlp.up_proj)
+    passes.model.model.layers[0].mlp.forward = lambda x: x
+    assert traced.recorder_for(passes.model) is None
+    del passes.runner
+    gc.collect()
+    assert weight() is None
+
+
 def test_the_first_copy_of_a_weight_is_no_change() -> None:
     """The twin's are made in the first draft pass, long after others were recorded."""
     model = ready(dual(num_hidden_layers=1).to(torch.bfloat16), compile=False, pack=True)
@@ -144,8 +237,12 @@ def test_hooks_are_called() -> None:
     hook = model.model.norm.register_forward_hook(lambda *_: seen.append(1))
     token(passes)
     hook.remove()
+    everywhere = torch.nn.modules.module.register_module_forward_hook(lambda *_: seen.append(2))
     token(passes)
-    assert len(seen) == 1
+    everywhere.remove()
+    token(passes)
+    assert seen.count(1) == 1
+    assert seen.count(2) > 1
     assert recordings(model)
 
 

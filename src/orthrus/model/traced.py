@@ -8,6 +8,7 @@ Knows what may differ between two passes of a kind; knows no pass.
 
 import copy
 import dataclasses
+import threading
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -15,6 +16,7 @@ from typing import Any, Final
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules import module as calls
 from transformers import PreTrainedModel
 
 from orthrus.kernels.masks import LayerMasks
@@ -30,6 +32,8 @@ USES: Final = 24
 
 _MOST: Final = 12  # recordings, which take about a megabyte a layer
 _KNOWN: Final = ("torch", "transformers", "orthrus")  # whose layers do in each pass what they did in the one before
+_EVERYWHERE: Final[tuple[dict[int, Any], ...]] = (calls._global_forward_hooks, calls._global_forward_pre_hooks)
+_one_at_a_time = threading.Lock()  # tensors stand in for a model's own while a pass is recorded
 
 
 @dataclasses.dataclass(slots=True)
@@ -54,19 +58,20 @@ class Recorder:
         self._model = model
         self._modules = _modules(model)
         self._hooks = [hooks for m in model.modules() for hooks in (m._forward_hooks, m._forward_pre_hooks)]
+        self._hooks += _EVERYWHERE
         watch_weights(model)
-        self._weights = [*model.parameters(), *model.buffers()]
+        self._weights = [held for m in model.modules() for held in (m._parameters, m._buffers) if held]
         self._state = self._now()
         self._kinds: dict[object, Kind] = {}
 
     def fits(self) -> bool:
-        """Tell whether the model has the layers that it had."""
+        """Tell whether the model has the layers that it had, and each its forward."""
         return self._modules == _modules(self._model)
 
     def logits(self, arguments: dict[str, Any]) -> Tensor | None:
         """Run the recording of a pass; None where there is none, and the pass has to be made eagerly."""
-        steady = torch.is_inference_mode_enabled() and not any(self._hooks)
-        if not steady:
+        plain = torch.is_inference_mode_enabled() and not torch.is_autocast_enabled("cpu")
+        if not plain or self._model.training or any(self._hooks):
             return None
         if (state := self._now()) != self._state:  # other weights, of which others may have been made
             self._state, self._kinds = state, {}
@@ -77,12 +82,13 @@ class Recorder:
             return None
         if kind.uses == USES:
             kind.uses += 1
-            if sum(other.graph is not None for other in self._kinds.values()) < _MOST:
-                self._record(kind, call)
+            if sum(other.graph is not None for other in [*self._kinds.values()]) < _MOST:
+                with _one_at_a_time:
+                    self._record(kind, call)
         return None if kind.graph is None else kind.graph(*call.inputs, *kind.more)
 
     def _now(self) -> list[tuple[int, ...]]:
-        return [state_of(weight) for weight in self._weights]
+        return [state_of(weight) for held in self._weights for weight in held.values() if weight is not None]
 
     def _record(self, kind: Kind, call: "_Call") -> None:
         """Record a kind of pass, unless what is recorded gives other results over other sizes."""
@@ -99,7 +105,7 @@ class Recorder:
                 warnings.simplefilter("ignore")  # of sizes that Python reads: where they matter, results differ
                 graph = record(run, (*call.inputs, *more))
                 alike = torch.equal(graph(*others, *more), call.run(*others))
-        except RuntimeError:  # what cannot be recorded, or took a size for fixed
+        except Exception:  # eager passes raised none: it cannot be recorded, or took a size for fixed
             return
         if alike:
             kind.graph, kind.more = graph, more
@@ -209,23 +215,30 @@ def recorder_for(model: PreTrainedModel) -> Recorder | None:
     memory as plain tensors. Not for those with experts, where Python goes by what a router says, nor for those with
     recurrent states, which Python keeps.
     """
-    steady = not is_hybrid(model) and all(map(_is_steady, model.modules()))
-    if model.device.type != "cpu" or not steady or not can_record():
-        return None
-    if not all(type(parameter) in PLAIN for parameter in model.parameters()):
-        return None
     known: dict[object, Recorder] = attachment_of(model).memo("recorder")
+    if not (can_record() and _is_recordable(model)):
+        known.clear()  # with the weights that recordings hold
+        return None
     recorder = known.get("")
     if recorder is None or not recorder.fits():
         recorder = known[""] = Recorder(model)
     return recorder
 
 
+def _is_recordable(model: PreTrainedModel) -> bool:
+    if model.device.type != "cpu" or is_hybrid(model) or not all(map(_is_steady, model.modules())):
+        return False
+    return all(type(parameter) in PLAIN for parameter in model.parameters())
+
+
 def _is_steady(module: nn.Module) -> bool:
     """Tell whether a module makes the same calls in every pass."""
-    name, home = type(module).__name__.lower(), type(module).__module__.partition(".")[0]
-    return home in _KNOWN and "expert" not in name and "moe" not in name and "_hf_hook" not in module.__dict__
+    kind = type(module)
+    homes = {written.__module__.partition(".")[0] for written in (kind, kind.forward)}
+    if not homes <= {*_KNOWN} or "forward" in module.__dict__:  # set on the module, as accelerate does
+        return False
+    return not any(part in kind.__name__.lower() for part in ("expert", "moe"))
 
 
-def _modules(model: nn.Module) -> list[tuple[int, type[nn.Module]]]:
-    return [(id(module), type(module)) for module in model.modules()]
+def _modules(model: nn.Module) -> list[tuple[nn.Module, type[nn.Module], Callable[..., Any]]]:
+    return [(module, type(module), type(module).forward) for module in model.modules()]
