@@ -8,7 +8,7 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from orthrus.bench.peers import table
-from orthrus.bench.peers.contest import Peer
+from orthrus.bench.peers.contest import Field, Peer
 from orthrus.cli import main
 from orthrus.data.records import read_records
 from orthrus.errors import ConfigError, DataError
@@ -100,6 +100,8 @@ def test_all_kinds_race_and_none_changes_a_text(
         ("orthrus@sideways", "a plan is"),
         ("blocks=x@7.5", "unmasking is"),
         ("hf-lookup@full", "has no plans"),
+        ("lookup@full", "are those of the peer lookup"),
+        ("eagle3=x@lookup:4", "are those of the peer lookup"),
     ],
 )
 def test_peers_that_cannot_be_are_refused(text: str, reason: str) -> None:
@@ -111,6 +113,41 @@ def test_names_are_those_of_the_weights_where_they_say_more() -> None:
     assert Peer.parse("eagle3=runs/peers/eagle3/model").label == "eagle3"
     assert Peer.parse("eagle3=runs/peers/two-steps/model@tree:31").label == "eagle3:two-steps"
     assert Peer.parse("orthrus").contender.plan == "full"
+
+
+def test_two_peers_of_one_name_are_refused() -> None:
+    with pytest.raises(ConfigError, match="found eagle3 full more than once"):
+        Field(peers=[Peer.parse("eagle3=runs/one/eagle3/model"), Peer.parse("eagle3=runs/two/eagle3/model")])
+
+
+@pytest.mark.parametrize(
+    ("extra", "reason"),
+    [
+        (["--peer", "dflash=none/such"], "none/such"),
+        (["--peer", "orthrus", "--context", "100000"], "--context must be at most"),
+    ],
+)
+def test_a_race_that_cannot_be_writes_nothing(
+    extra: list[str], reason: str, model_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    output = tmp_path / "peers.jsonl"
+    arguments = ["bench", "peers", str(model_folder), "--suite", "synthetic:json@heldout", "--limit", "1"]
+    assert main([*arguments, "--output", str(output), *extra]) != 0
+    assert reason in " ".join(capsys.readouterr().err.split())
+    assert not output.exists()
+
+
+def test_half_a_drafter_is_refused_before_the_race(
+    weights: Path, model_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Its configuration is there, its weights are not."""
+    (tmp_path / "half").mkdir()
+    (tmp_path / "half" / "config.json").write_text((weights / "dflash" / "config.json").read_text())
+    output = tmp_path / "peers.jsonl"
+    arguments = ["bench", "peers", str(model_folder), "--suite", "synthetic:json@heldout", "--limit", "1"]
+    assert main([*arguments, "--output", str(output), "--peer", f"dflash={tmp_path}/half"]) != 0
+    assert "must hold model.safetensors" in " ".join(capsys.readouterr().err.split())
+    assert not output.exists()
 
 
 def test_a_file_without_results_has_no_table(tmp_path: Path) -> None:

@@ -80,7 +80,12 @@ def peers(
         settings={"peers": [[one.label, one.how, one.weights()] for one in asked], "cpu_time": cpu_time},
     )
     set_threads(threads)
-    field = Field(peers=asked, clock=clock, load=lambda source: loader(source, device, backbone=backbone))
+    field = Field(
+        peers=asked,
+        contexts=tuple(dict.fromkeys(context or ())),
+        clock=clock,
+        load=lambda source: loader(source, device, backbone=backbone),
+    )
     with resumable(), progress() as (start, lap):
         labels = bench.run(
             job,
@@ -92,8 +97,10 @@ def peers(
             others=field.decoders,
         )
     if labels:
-        field.cost(context or [], job.batches)
+        field.cost(job.batches)
         append(output, field.records(labels))
+    elif context:
+        say(f"{output} holds the whole race: --context times drafts in a race alone, name another file", to=err)
     for path in table.plot(output, plots) if plots is not None else ():
         say(str(path), to=err)
     for grid in (*table.tables(output), *table.costs(output)):

@@ -4,7 +4,6 @@ Each peer becomes a contender of `bench.speed.run`, so that prompts, order, cloc
 measurement. What a line cannot say (parameters, training, memory, what a draft costs) becomes a record of the peer.
 """
 
-import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,6 +22,7 @@ from orthrus.bench.race import Clock
 from orthrus.bench.session import Loader
 from orthrus.checkpoints.drafters import KINDS as DRAFTERS
 from orthrus.checkpoints.drafters import load_drafter
+from orthrus.checkpoints.files import read_object
 from orthrus.checkpoints.load import backbone_with_tokenizer, locate
 from orthrus.decode.api import engine_for
 from orthrus.decode.drafters import Drafter, ViewDrafter
@@ -77,7 +77,9 @@ class Peer:
 
             Unmasking.parse(how or "0.9")
         elif kind not in HF:
-            plans.parse(how or "full")
+            copies = plans.parse(how or ("lookup" if kind == LOOKUP else "full")).lookup
+            if copies != (kind == LOOKUP) and kind != VIEW:
+                raise ConfigError(f"the plans lookup and lookup:M are those of the peer lookup, found {text!r}")
         return cls(kind=kind, source=source or None, how=how or None)
 
     @property
@@ -122,6 +124,7 @@ class Field:
 
     Attributes:
         peers: who takes part.
+        contexts: tokens of the random prompts that drafts are timed behind.
         clock: seconds.
         load: loads a dual-view model whose view is another one, from `(source, dtype)`.
         loaded: those of the model at hand.
@@ -130,16 +133,35 @@ class Field:
     """
 
     peers: Sequence[Peer]
+    contexts: Sequence[int] = ()
     clock: Clock = perf_counter
     load: Callable[[str], Loader] | None = None
     loaded: dict[Contender, Entrant] = field(default_factory=dict)
     made: dict[Contender, Decoder] = field(default_factory=dict)
     model: Any = None
 
+    def __post_init__(self) -> None:
+        names = [" ".join(filter(None, (peer.label, peer.contender.plan))) for peer in self.peers]
+        if twice := sorted({name for name in names if names.count(name) > 1}):
+            raise ConfigError(
+                f"each peer must have a name of its own, found {', '.join(twice)} more than once: name each one once, "
+                "or rename the folders that hold their weights"
+            )
+
     def decoders(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> dict[Contender, Decoder]:
-        """Load every peer for a model, once; plain decoding is measured as they are."""
+        """Load every peer for a model, once; plain decoding is measured as they are.
+
+        Raises:
+            ConfigError: the model's context is shorter than what drafts are to be timed behind.
+            CheckpointError: weights of a peer are missing or damaged.
+        """
         if self.loaded and self.model is model:
             return self.made
+        context = model.config.get_text_config().max_position_embeddings
+        if max(self.contexts, default=0) + COSTED > context:
+            raise ConfigError(
+                f"--context must be at most {context - COSTED} with this model, found {max(self.contexts)}"
+            )
         self.loaded, self.model = {}, model
         eos = Options.of(model.generation_config).eos_token_id
         plain = Contender("ar", None, "distribution")
@@ -151,12 +173,12 @@ class Field:
         self.made = out
         return out
 
-    def cost(self, contexts: Sequence[int], batches: Sequence[int]) -> None:
-        """Time drafts and verifications behind random prompts of these lengths as well."""
+    def cost(self, batches: Sequence[int]) -> None:
+        """Time drafts and verifications behind the random prompts as well."""
         vocabulary = self.model.get_input_embeddings().weight.shape[0]
         timed = [entrant for entrant in self.loaded.values() if entrant.watch is not None]
         for batch in batches:
-            for context in contexts:
+            for context in self.contexts:
                 random = Random(context)
                 prompts = [[random.randrange(vocabulary) for _ in range(context)] for _ in range(batch)]
                 for entrant in timed:
@@ -288,8 +310,7 @@ def _training(source: str | None) -> dict[str, Any] | None:
     """Return what training took, where the weights say it."""
     if source is None or not (file := locate(source) / TRAINING).is_file():
         return None
-    values: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
-    return values
+    return read_object(file, missing="it does not say what training took")
 
 
 def _name_of(dtype: torch.dtype) -> str:

@@ -136,6 +136,8 @@ def run(
     on_start(outlook)
     if not outlook.heats:
         return {}
+    if others is not None:
+        others(model, tokenizer)  # who cannot be loaded is refused before anything is written
     labels = session.write_head(output, settings, dtypes=job.dtypes, device=model.device)
     for dtype in job.dtypes:
         if dtype != job.dtypes[0]:
