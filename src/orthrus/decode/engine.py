@@ -28,6 +28,7 @@ from orthrus.decode.rows import Ready, Row, Rows
 from orthrus.decode.stop import Stopper
 from orthrus.errors import ConfigError
 from orthrus.model.attach import evaluating
+from orthrus.model.attachment import attachment_of
 from orthrus.model.cache import ScratchCache
 from orthrus.model.graphs import lend
 from orthrus.policy.policy import Policy
@@ -89,7 +90,7 @@ class Engine:
         plan = drafted_by(plan, self.drafter, block=block)
         self.finding = None
         if exact == "token":
-            with evaluating(model):
+            with attachment_of(model).lock, evaluating(model):
                 self.finding = finding_for(model, width=block, rows=rows)
                 plan = bit_for_bit(plan, model, self.finding, block=block, rows=rows)
         self.policy = Policy(plan, block=block, experience=experience_of(model, exact, plan, self.drafter))
@@ -230,10 +231,11 @@ class Engine:
         """Admit what fits, run one cycle over all rows that decode, and return what each of them gained.
 
         An exception of one row's own (logits that are no numbers, a stopper that raises) ends that row with an error.
-        Any other leaves all rows as they were. The model is in evaluation mode meanwhile.
+        Any other leaves all rows as they were. The model is in evaluation mode meanwhile. Engines of one model may run
+        in several threads, whose steps take turns.
         """
         model = self.passes.model
-        with evaluating(model), tapped(model, self.cache, self.drafter):
+        with attachment_of(model).lock, evaluating(model), tapped(model, self.cache, self.drafter):
             return self._step()
 
     def _step(self) -> list[Progress]:

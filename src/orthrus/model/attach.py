@@ -154,8 +154,12 @@ def require_reach(model: PreTrainedModel) -> None:
     Raises:
         UnsupportedModel: the architecture does not hand keyword arguments on to its attention.
     """
-    if attachment.attachment_of(model).reached:
-        return
+    with attachment.attachment_of(model).lock:
+        if not attachment.attachment_of(model).reached:
+            _reach(model)
+
+
+def _reach(model: PreTrainedModel) -> None:
     found = duals(model)
     reached: list[bool] = []
     hooks = [

@@ -1,5 +1,6 @@
 """What a diffusion view adds to a model beside its modules: one object, so that taking the view off takes it all."""
 
+import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Final
@@ -29,6 +30,7 @@ class Attachment:
         idle: caches that no engine uses, for the next one (`orthrus.model.graphs`).
         reached: whether `view=` is known to reach every attention module.
         memos: findings about the model as it stands, by kind and by the state that they hold for.
+        lock: held by the thread that runs passes; hooks, and what joined modules keep during one, are one thread's.
     """
 
     config: OrthrusConfig
@@ -40,6 +42,7 @@ class Attachment:
     idle: list[Any] = field(default_factory=list)
     reached: bool = False
     memos: dict[str, dict[object, Any]] = field(default_factory=dict)
+    lock: Any = field(default_factory=threading.RLock)
 
     def memo(self, kind: str) -> dict[object, Any]:
         """Return the findings of one kind, to read and to add to."""
