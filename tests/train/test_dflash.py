@@ -19,6 +19,7 @@ from orthrus.peers import dflash_files
 from orthrus.policy import steps
 from orthrus.train import anchors, frozen
 from orthrus.train.anchors import Blocks
+from orthrus.train.batch import batch
 from orthrus.train.config import recipe_from_mapping
 from orthrus.train.dflash import DFlashTask, filled
 from orthrus.train.peer_sections import DFlashRecipe
@@ -115,9 +116,7 @@ def test_losses_are_the_published_ones(variant: str, tmp_path: Path) -> None:
     moved(task)
     own, config, rows = task._drafter, task._drafter.config, task._data.rows
     found = task._loss(rows, np.array([0]), step=0)
-    document, position, token, answer = (
-        task._tensor(array[:1]) for array in (rows.document, rows.position, rows.token_ids, rows.answer)
-    )
+    document, position, token, answer = batch(rows, np.array([0]), task._backbone.device)
     from orthrus.train.step import row_generator
 
     blocks = anchors.sample(

@@ -12,6 +12,7 @@ from orthrus.data.packing import EncodedDocument, pack
 from orthrus.decode.frames import Reading
 from orthrus.decode.passes import Passes
 from orthrus.model.cache import ScratchCache
+from orthrus.train.batch import batch
 from orthrus.train.config import recipe_from_mapping
 from orthrus.train.sections import BackboneRecipe, ViewRecipe
 from orthrus.train.tokenizer import train_tokenizer
@@ -115,7 +116,7 @@ def one_row(task: ViewTask, *lengths: int) -> list[Tensor]:
     """
     ids = [np.random.default_rng(i).integers(5, 300, n).astype(np.int32) for i, n in enumerate(lengths)]
     packed = pack([EncodedDocument(token_ids=d, answer=np.arange(len(d)) >= 4) for d in ids], row_tokens=64, pad_id=0)
-    return [task._tensor(a) for a in (packed.document, packed.position, packed.token_ids, packed.answer)]
+    return list(batch(packed, np.arange(1), next(task.model.parameters()).device))
 
 
 def drafted(model: Any, prefix: list[int], anchor: Tensor, shown: Tensor | None = None) -> Tensor:

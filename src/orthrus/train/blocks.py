@@ -9,24 +9,23 @@ Shapes: B rows, T positions, C hidden size, M masked tokens, V vocabulary.
 from pathlib import Path
 from typing import NamedTuple
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from orthrus.checkpoints.load import DTYPES
 from orthrus.data.packing import PackedRows
-from orthrus.errors import ConfigError
 from orthrus.kernels import masks
 from orthrus.model.attach import detach
 from orthrus.model.head import output_head
 from orthrus.peers import blocks
 from orthrus.peers.blocks import BlocksConfig, Unmasking
 from orthrus.train import objective
+from orthrus.train.batch import batch
+from orthrus.train.heldout import evaluated
 from orthrus.train.peer_sections import BlocksRecipe
 from orthrus.train.prepare import Prepared, prepare
 from orthrus.train.ranks import Ranks
-from orthrus.train.start import frozen_backbone
+from orthrus.train.start import frozen_backbone, mask_token
 from orthrus.train.step import Loss, Rows, row_generator
 
 
@@ -73,9 +72,7 @@ class BlocksTask:
         if recipe.run.threads is not None:
             torch.set_num_threads(recipe.run.threads)
         model, self._tokenizer = frozen_backbone(recipe, dtype=torch.float32)
-        vocabulary, wanted = self._tokenizer.get_vocab(), recipe.model.mask_token
-        if wanted is not None and wanted not in vocabulary:
-            raise ConfigError(f"model.mask_token must be a token of {recipe.model.backbone}, found {wanted!r}")
+        mask = mask_token(recipe.model.mask_token, self._tokenizer, backbone=recipe.model.backbone)
         self._data = data or prepare(recipe, self._tokenizer, model, ranks=ranks)
         self._model = detach(model).requires_grad_(True)
         self._model.set_attn_implementation("sdpa")
@@ -83,7 +80,7 @@ class BlocksTask:
         self._config = BlocksConfig(
             block_size=recipe.model.block_size,
             shift=recipe.model.shift,
-            mask=vocabulary.get(wanted or "<|mask|>", self._model.get_input_embeddings().weight.shape[0] - 1),
+            mask=self._model.get_input_embeddings().weight.shape[0] - 1 if mask is None else mask,
             backbone=recipe.model.backbone,
         )
 
@@ -107,19 +104,13 @@ class BlocksTask:
         return self._loss(self._data.rows, rows, step)
 
     def evaluate(self, step: int) -> dict[str, float]:
-        """Loss per held-out source; tokens a pass, and how much of the backbone's own answers is written again."""
-        figures: dict[str, float] = {}
-        for name, rows in self._data.heldout.items():
-            loss = self._loss(rows, np.arange(min(len(rows), 16)), -1)
-            figures[f"heldout/{name}/loss"] = float(loss.total) / float(loss.weight)
-            for metric, (total, count) in loss.metrics.items():
-                figures[f"heldout/{name}/{metric}"] = float(total) / max(float(count), 1.0)
-            prompts = self._data.heldout_prompts[name][: self._recipe.responses.eval_prompts]
-            with torch.autocast(self._model.device.type, enabled=False):
-                written = [self._write(prompt) for prompt in prompts]
-            passes = sum(one.forwards for one in written)
-            figures[f"heldout/{name}/tokens_per_forward"] = sum(len(one.token_ids) for one in written) / max(passes, 1)
-        return figures
+        """Loss, agreement and tokens a pass per held-out source."""
+        return evaluated(
+            self._data,
+            lambda packed, rows: self._loss(packed, rows, -1),
+            self._decoded,
+            prompts=self._recipe.responses.eval_prompts,
+        )
 
     def save(self, path: Path) -> None:
         """Write the model in the run's dtype, its tokenizer, and how it decodes."""
@@ -129,6 +120,12 @@ class BlocksTask:
         blocks.save(published, self._config, path)
         self._tokenizer.save_pretrained(path)
 
+    def _decoded(self, prompts: list[list[int]]) -> dict[str, float]:
+        with torch.autocast(self._model.device.type, enabled=False):
+            written = [self._write(prompt) for prompt in prompts]
+        passes = sum(one.forwards for one in written)
+        return {"tokens_per_forward": sum(len(one.token_ids) for one in written) / max(passes, 1)}
+
     def _write(self, prompt: list[int]) -> blocks.Written:
         most = self._recipe.responses.eval_tokens
         ends = self._model.generation_config.eos_token_id
@@ -137,9 +134,7 @@ class BlocksTask:
 
     def _loss(self, packed: PackedRows, index: Rows, step: int) -> Loss:
         goal, K = self._recipe.objective, self._config.block_size
-        document_BT, position_BT, token_BT, answer_BT = (
-            self._tensor(array[index]) for array in (packed.document, packed.position, packed.token_ids, packed.answer)
-        )
+        document_BT, position_BT, token_BT, answer_BT = batch(packed, index, self._model.device)
         block_BT = torch.zeros_like(position_BT) if K is None else position_BT // K
         noise = draw(
             begins(document_BT, block_BT) if goal.noise == "block" else begins(document_BT),
@@ -197,7 +192,3 @@ class BlocksTask:
     def _dtype(self) -> torch.dtype:
         kind = self._model.device.type
         return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else self._model.dtype
-
-    def _tensor(self, array: NDArray[np.generic]) -> Tensor:
-        tensor = torch.from_numpy(np.array(array)).to(self._model.device)
-        return tensor if tensor.dtype == torch.bool else tensor.long()

@@ -8,17 +8,13 @@ Shapes: B rows, T positions, N blocks, K slots of a block, M of them predicted, 
 
 import copy
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from orthrus.checkpoints.load import DTYPES
 from orthrus.data.packing import PackedRows
-from orthrus.errors import ConfigError
 from orthrus.kernels import masks
 from orthrus.model.head import output_head
 from orthrus.peers import dflash_files
@@ -26,11 +22,12 @@ from orthrus.peers.dflash import DFlash, DFlashConfig
 from orthrus.peers.dflash_drafter import DFlashDrafter
 from orthrus.train import anchors, frozen, scoring
 from orthrus.train.anchors import Blocks
-from orthrus.train.heldout import decoded_by
+from orthrus.train.batch import batch
+from orthrus.train.heldout import decoded_by, evaluated, rates
 from orthrus.train.peer_sections import DFlashRecipe
 from orthrus.train.prepare import Prepared, prepare
 from orthrus.train.ranks import Ranks
-from orthrus.train.start import frozen_backbone
+from orthrus.train.start import frozen_backbone, mask_token
 from orthrus.train.step import Loss, Rows, row_generator
 
 
@@ -112,10 +109,8 @@ class DFlashTask:
         self._backbone, tokenizer = frozen_backbone(recipe, dtype=DTYPES[recipe.run.dtype])
         self._data = data or prepare(recipe, tokenizer, self._backbone, ranks=ranks)
         torch.manual_seed(recipe.run.seed)
-        vocabulary, wanted = tokenizer.get_vocab(), recipe.model.mask_token
-        if wanted is not None and wanted not in vocabulary:
-            raise ConfigError(f"model.mask_token must be a token of {recipe.model.backbone}, found {wanted!r}")
-        mask = vocabulary.get(wanted or "<|mask|>", self._backbone.get_input_embeddings().weight.shape[0] - 1)
+        mask = mask_token(recipe.model.mask_token, tokenizer, backbone=recipe.model.backbone)
+        mask = self._backbone.get_input_embeddings().weight.shape[0] - 1 if mask is None else mask
         self._drafter = drafter_of(recipe, self._backbone, mask=mask).to(self._backbone.device)
         self._tokens = None
         if recipe.objective.vocabulary == "answers":
@@ -141,18 +136,13 @@ class DFlashTask:
 
     def evaluate(self, step: int) -> dict[str, float]:
         """Loss and agreement per held-out source, and what real decoding of its prompts gives."""
-        figures: dict[str, float] = {}
-        drafter = DFlashDrafter(self._backbone, copy.deepcopy(self._drafter))
-        for name, rows in self._data.heldout.items():
-            loss = self._loss(rows, np.arange(min(len(rows), 16)), step=-1)
-            figures[f"heldout/{name}/loss"] = float(loss.total) / float(loss.weight)
-            for metric, (total, count) in loss.metrics.items():
-                figures[f"heldout/{name}/{metric}"] = float(total) / max(float(count), 1.0)
-            prompts = self._data.heldout_prompts[name][: self._recipe.responses.eval_prompts]
-            stats = decoded_by(self._backbone, prompts, self._recipe.responses.eval_tokens, drafter)
-            figures[f"heldout/{name}/tokens_per_cycle"] = stats.tokens_per_cycle
-            figures[f"heldout/{name}/tokens_per_forward"] = stats.tokens_per_forward
-        return figures
+        drafter, most = DFlashDrafter(self._backbone, copy.deepcopy(self._drafter)), self._recipe.responses
+        return evaluated(
+            self._data,
+            lambda packed, rows: self._loss(packed, rows, step=-1),
+            lambda prompts: rates(decoded_by(self._backbone, prompts, most.eval_tokens, drafter)),
+            prompts=most.eval_prompts,
+        )
 
     def save(self, path: Path) -> None:
         """Write the drafter in the published layout, in the run's dtype."""
@@ -160,9 +150,7 @@ class DFlashTask:
 
     def _loss(self, packed: PackedRows, index: Rows, *, step: int) -> Loss:
         goal, config = self._recipe.objective, self._drafter.config
-        document_BT, position_BT, token_BT, answer_BT = (
-            self._tensor(array[index]) for array in (packed.document, packed.position, packed.token_ids, packed.answer)
-        )
+        document_BT, position_BT, token_BT, answer_BT = batch(packed, index, self._backbone.device)
         blocks = anchors.sample(
             document_BT,
             answer_BT,
@@ -186,7 +174,3 @@ class DFlashTask:
             markov=self._drafter.markov,
             tokens=tokens,
         )
-
-    def _tensor(self, array: NDArray[Any]) -> Tensor:
-        tensor = torch.from_numpy(np.array(array)).to(self._backbone.device)
-        return tensor if tensor.dtype == torch.bool else tensor.long()

@@ -10,9 +10,7 @@ import copy
 from pathlib import Path
 from typing import NamedTuple
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from orthrus.checkpoints.load import DTYPES
@@ -22,7 +20,8 @@ from orthrus.peers import eagle3_model
 from orthrus.peers.eagle3 import Eagle3Drafter
 from orthrus.peers.eagle3_model import Eagle3, Eagle3Config
 from orthrus.train import anchors, frozen, objective
-from orthrus.train.heldout import decoded_by
+from orthrus.train.batch import batch
+from orthrus.train.heldout import decoded_by, evaluated, rates
 from orthrus.train.peer_sections import Eagle3Recipe
 from orthrus.train.prepare import Prepared, prepare
 from orthrus.train.ranks import Ranks
@@ -127,18 +126,13 @@ class Eagle3Task:
 
     def evaluate(self, step: int) -> dict[str, float]:
         """Loss and kept drafts per held-out source, and what real decoding of its prompts gives."""
-        figures: dict[str, float] = {}
-        drafter = Eagle3Drafter(self._backbone, self._decoding())
-        for name, rows in self._data.heldout.items():
-            loss = self._loss(rows, np.arange(min(len(rows), 16)))
-            figures[f"heldout/{name}/loss"] = float(loss.total) / float(loss.weight)
-            for metric, (total, count) in loss.metrics.items():
-                figures[f"heldout/{name}/{metric}"] = float(total) / max(float(count), 1.0)
-            prompts = self._data.heldout_prompts[name][: self._recipe.responses.eval_prompts]
-            stats = decoded_by(self._backbone, prompts, self._recipe.responses.eval_tokens, drafter)
-            figures[f"heldout/{name}/tokens_per_cycle"] = stats.tokens_per_cycle
-            figures[f"heldout/{name}/tokens_per_forward"] = stats.tokens_per_forward
-        return figures
+        drafter, most = Eagle3Drafter(self._backbone, self._decoding()), self._recipe.responses
+        return evaluated(
+            self._data,
+            self._loss,
+            lambda prompts: rates(decoded_by(self._backbone, prompts, most.eval_tokens, drafter)),
+            prompts=most.eval_prompts,
+        )
 
     def save(self, path: Path) -> None:
         """Write the drafter as `speculators` reads it, in the run's dtype."""
@@ -149,9 +143,7 @@ class Eagle3Task:
 
     def _loss(self, packed: PackedRows, index: Rows) -> Loss:
         goal = self._recipe.objective
-        document_BT, position_BT, token_BT, answer_BT = (
-            self._tensor(array[index]) for array in (packed.document, packed.position, packed.token_ids, packed.answer)
-        )
+        document_BT, position_BT, token_BT, answer_BT = batch(packed, index, self._backbone.device)
         said = frozen.read(self._backbone, token_BT, document_BT, position_BT, self._drafter.config.taps)
         embedded_BTH = self._backbone.get_input_embeddings()(token_BT)
         steps = unrolled(self._drafter, embedded_BTH, self._drafter.fuse(said.tapped), document_BT, goal.steps)
@@ -183,7 +175,3 @@ class Eagle3Task:
             agreed = agreed + (agree_BT.sum() if said_at.shift == 0 else 0)
         metrics = {"agreement": (agreed, starts), "accepted": (accepted, starts)}
         return Loss(total=total, weight=starts, metrics=metrics)
-
-    def _tensor(self, array: NDArray[np.generic]) -> Tensor:
-        tensor = torch.from_numpy(np.array(array)).to(self._backbone.device)
-        return tensor if tensor.dtype == torch.bool else tensor.long()

@@ -58,6 +58,18 @@ def frozen_backbone(recipe: AnsweredRecipe, *, dtype: torch.dtype) -> tuple[PreT
     return model.requires_grad_(False).to(device=device_of(recipe.run.device), dtype=dtype).eval(), tokenizer
 
 
+def mask_token(wanted: str | None, tokenizer: PreTrainedTokenizerFast, *, backbone: str) -> int | None:
+    """Return the token that stands for what is not written yet: the one asked for, or <|mask|>; None without either.
+
+    Raises:
+        ConfigError: the tokenizer has no such token.
+    """
+    vocabulary: dict[str, int] = tokenizer.get_vocab()
+    if wanted is not None and wanted not in vocabulary:
+        raise ConfigError(f"model.mask_token must be a token of {backbone}, found {wanted!r}")
+    return vocabulary.get(wanted or "<|mask|>")
+
+
 @contextmanager
 def in_one_dtype(model: PreTrainedModel) -> Iterator[None]:
     """Decode as a loaded model does: inside, the view's tensors are in the backbone's dtype, and as before behind."""
@@ -114,12 +126,10 @@ def _in_float32(recipe: ViewRecipe) -> tuple[PreTrainedModel, PreTrainedTokenize
 
 def _described(recipe: ViewRecipe, tokenizer: PreTrainedTokenizerFast) -> OrthrusConfig:
     """Return the configuration of the view that a recipe asks for."""
-    wanted, vocabulary = recipe.model, tokenizer.get_vocab()
-    if wanted.mask_token is not None and wanted.mask_token not in vocabulary:
-        raise ConfigError(f"model.mask_token must be a token of {wanted.backbone}, found {wanted.mask_token!r}")
+    wanted = recipe.model
     return OrthrusConfig(
         block_size=wanted.block_size,
-        mask_token_id=vocabulary.get(wanted.mask_token or "<|mask|>"),
+        mask_token_id=mask_token(wanted.mask_token, tokenizer, backbone=wanted.backbone),
         backbone=wanted.backbone,
         block_attention=wanted.block_attention,
         block_recurrence=wanted.block_recurrence,

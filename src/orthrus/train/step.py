@@ -38,6 +38,11 @@ class Loss:
     weight: Tensor
     metrics: Mapping[str, tuple[Tensor, Tensor]] = field(default_factory=dict)
 
+    def means(self) -> dict[str, float]:
+        """Return the mean loss and metrics; 0 where nothing counts."""
+        sums = {"loss": (self.total, self.weight), **self.metrics}
+        return {name: float(total) / (float(count) or 1.0) for name, (total, count) in sums.items()}
+
 
 class Task(Protocol):
     """What is trained: a model, the loss of some rows, and how to measure and publish it."""

@@ -11,9 +11,7 @@ import random
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from orthrus.checkpoints.files import save
@@ -28,7 +26,8 @@ from orthrus.model.markov import markov_of
 from orthrus.model.mask_row import inputs_of, mask_of
 from orthrus.train import anchors, scoring
 from orthrus.train.anchors import Blocks
-from orthrus.train.heldout import decoded_for_real
+from orthrus.train.batch import batch
+from orthrus.train.heldout import decoded_for_real, evaluated, rates
 from orthrus.train.prepare import Prepared, prepare
 from orthrus.train.ranks import Ranks
 from orthrus.train.recompute import recomputed
@@ -122,28 +121,27 @@ class ViewTask:
 
     def evaluate(self, step: int) -> dict[str, float]:
         """Loss and agreement per held-out source, and what real decoding of its prompts gives."""
-        figures: dict[str, float] = {}
-        most = self._recipe.responses.eval_tokens
-        for name, rows in self._data.heldout.items():
-            loss = self._loss(rows, np.arange(min(len(rows), 16)), block_length=self._recipe.model.block_size, step=-1)
-            figures[f"heldout/{name}/loss"] = float(loss.total) / float(loss.weight)
-            for metric, (total, count) in loss.metrics.items():
-                figures[f"heldout/{name}/{metric}"] = float(total) / max(float(count), 1.0)
-            prompts = self._data.heldout_prompts[name][: self._recipe.responses.eval_prompts]
-            decoded = {"": decoded_for_real(self._model, prompts, most)}
-            if self._recipe.objective.blind_anchor_share > 0:
-                decoded["onepass_"] = decoded_for_real(self._model, prompts, most, onepass=True)
-            if self._recipe.objective.shown_share > 0:
-                decoded["two_steps_"] = decoded_for_real(self._model, prompts, most, steps=2)
-            for plan_name, stats in decoded.items():
-                figures[f"heldout/{name}/{plan_name}tokens_per_cycle"] = stats.tokens_per_cycle
-                figures[f"heldout/{name}/{plan_name}tokens_per_forward"] = stats.tokens_per_forward
-        return figures
+        block = self._recipe.model.block_size
+        return evaluated(
+            self._data,
+            lambda packed, rows: self._loss(packed, rows, block_length=block, step=-1),
+            self._decoded,
+            prompts=self._recipe.responses.eval_prompts,
+        )
 
     def save(self, path: Path) -> None:
         """Write the view as an adapter, in the run's dtype; the backbone is named, not copied."""
         with in_one_dtype(self._model):
             save(self._model, path, format="adapter")
+
+    def _decoded(self, prompts: list[list[int]]) -> dict[str, float]:
+        most, goal = self._recipe.responses.eval_tokens, self._recipe.objective
+        figures = rates(decoded_for_real(self._model, prompts, most))
+        if goal.blind_anchor_share > 0:
+            figures |= rates(decoded_for_real(self._model, prompts, most, onepass=True), "onepass_")
+        if goal.shown_share > 0:
+            figures |= rates(decoded_for_real(self._model, prompts, most, steps=2), "two_steps_")
+        return figures
 
     def _block_length(self, step: int) -> int:
         lengths = self._recipe.objective.block_lengths
@@ -151,9 +149,7 @@ class ViewTask:
 
     def _loss(self, packed: PackedRows, index: Rows, *, block_length: int, step: int) -> Loss:
         goal = self._recipe.objective
-        document_BT, position_BT, token_BT, answer_BT = (
-            self._tensor(array[index]) for array in (packed.document, packed.position, packed.token_ids, packed.answer)
-        )
+        document_BT, position_BT, token_BT, answer_BT = batch(packed, index, self._device)
         blocks = anchors.sample(
             document_BT,
             answer_BT,
@@ -259,10 +255,6 @@ class ViewTask:
         if block is None or self._model.config._attn_implementation != attention.NAME:
             return masks.layer_masks(allowed, windows=self._windows, dtype=dtype, **positions)
         return masks.in_blocks(allowed, block=block, windows=self._windows, dtype=dtype, **positions)
-
-    def _tensor(self, array: NDArray[Any]) -> Tensor:
-        tensor = torch.from_numpy(np.array(array)).to(self._device)
-        return tensor if tensor.dtype == torch.bool else tensor.long()
 
 
 def _report(name: str, done: int, whole: int) -> None:
