@@ -5,12 +5,14 @@ import copy
 import pytest
 import torch
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 
+import orthrus
 from orthrus.decode.passes import Passes, Proposal
 from orthrus.model.attach import duals
 from orthrus.model.cache import ScratchCache
 from tests.decode.drive import dual
-from tests.families import FAMILIES
+from tests.families import FAMILIES, tiny
 
 ROWS = slice(0, 2)
 SINKS = ("gpt_oss",)
@@ -22,7 +24,12 @@ def drafted(passes: Passes) -> Proposal:
 
 
 def passes_of(family: str) -> Passes:
-    passes = Passes(dual(family), ScratchCache(rows=2, capacity=48))
+    return read(dual(family))
+
+
+def read(model: PreTrainedModel) -> Passes:
+    """Passes behind two texts."""
+    passes = Passes(model, ScratchCache(rows=2, capacity=48))
     with torch.inference_mode():
         passes.prefill(ROWS, [[5, 6, 7, 8, 9, 10, 11, 12, 13], [20, 21]], chunk=64)
     return passes
@@ -60,6 +67,56 @@ def test_a_layer_that_takes_anothers_place_is_called() -> None:
         half.q_proj = copy.copy(half.q_proj)
     assert torch.equal(drafted(passes).logits_BMV, before.logits_BMV)
     assert calls == [1, 6], "the anchor; the anchor again, four masks and one that predicts nothing"
+
+
+class Adapter(nn.Module):
+    """A layer in a layer, as adapters are: what it does depends on how it is set."""
+
+    def __init__(self, base: nn.Linear) -> None:
+        super().__init__()
+        self.base, self.scale = base, 1.0
+
+    def forward(self, input: Tensor) -> Tensor:
+        out: Tensor = self.scale * self.base(input)
+        return out
+
+
+class Positioned(nn.Module):
+    """A layer that takes more than its input."""
+
+    def __init__(self, base: nn.Linear) -> None:
+        super().__init__()
+        self.base = base
+
+    def forward(self, input: Tensor, by: float = 2.0) -> Tensor:
+        out: Tensor = by * self.base(input)
+        return out
+
+
+def test_an_adapter_that_is_set_otherwise_is_followed() -> None:
+    """As by `disable_adapters`, after passes were made: the backbone's token is that of a pass of its own."""
+    model = tiny("qwen3")
+    adapters = [Adapter(layer.self_attn.v_proj) for layer in model.model.layers]
+    for layer, adapter in zip(model.model.layers, adapters, strict=True):
+        layer.self_attn.v_proj = adapter
+    passes = read(orthrus.attach(model, attn_implementation="orthrus"))
+    assert all(layer.joined is not None for layer in duals(model))
+    for scale in (1.0, 3.0):
+        for adapter in adapters:
+            adapter.scale = scale
+        with torch.inference_mode():
+            alone = passes.verify(ROWS, torch.tensor([[7], [8]]))
+        torch.testing.assert_close(drafted(passes).first_B1V, alone, rtol=0, atol=2e-5)
+
+
+def test_layers_that_take_more_than_their_input_are_called_in_turn() -> None:
+    model = tiny("qwen3")
+    attention = model.model.layers[0].self_attn
+    attention.q_proj = Positioned(attention.q_proj)
+    attention.q_proj.register_forward_pre_hook(lambda _, args: (*args, 3.0))
+    passes = read(orthrus.attach(model, attn_implementation="orthrus"))
+    assert [layer.joined is None for layer in duals(model)][:2] == [True, False]
+    drafted(passes)
 
 
 def test_copies_join_their_own_layers() -> None:

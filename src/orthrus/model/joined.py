@@ -60,7 +60,9 @@ class Joined:
 
     def __init__(self, ar: nn.Module, twin: nn.Module, axes: Mapping[str, int]) -> None:
         self._split = Split()
-        self._module = self._both(ar, twin, axes, "")
+        self._module = _without_weights(ar)
+        for name, axis in axes.items():
+            self._module._modules[name] = ByRows(ar, twin, name, axis, self._split)
 
     def __call__(self, hidden_states: Tensor, *args: Any, rows: int, **kwargs: Any) -> Any:
         """Run the attention module's forward, its first `rows` rows as the original and the others as the twin."""
@@ -70,37 +72,30 @@ class Joined:
         finally:
             self._split.forget()
 
-    def _both(self, ar: nn.Module, twin: nn.Module, axes: Mapping[str, int], path: str) -> nn.Module:
-        """Copy a module but for its weights, which stay where they are."""
-        both = copy.copy(ar)
-        for name in OF_HOOKS:
-            both.__dict__.pop(name, None)
-        both.training = False  # passes over rows of both views only decode
-        both._modules = {}
-        for name, child in ar.named_children():
-            own = f"{path}{name}"
-            if own in axes:
-                both._modules[name] = ByRows(ar, twin, name, axes[own], self._split)
-            else:
-                both._modules[name] = self._both(child, twin.get_submodule(name), axes, f"{own}.")
-        return both
+
+def _without_weights(module: nn.Module) -> nn.Module:
+    """Copy a module but for the layers in it that hold tensors."""
+    both = copy.copy(module)
+    for name in OF_HOOKS:
+        both.__dict__.pop(name, None)
+    both.training = False  # passes over rows of both views only decode
+    both._modules = {name: _without_weights(child) for name, child in module.named_children() if not _holds(child)}
+    return both
+
+
+def _holds(module: nn.Module, *, recurse: bool = True) -> bool:
+    return any(True for held in (module.parameters, module.buffers) for _ in held(recurse=recurse))
 
 
 def weighted(attention: nn.Module) -> list[str] | None:
-    """Return the paths of an attention module's innermost layers that hold tensors; None where others hold some."""
-    paths = []
-    for path, module in attention.named_modules():
-        holds = [*module.parameters(recurse=False), *module.buffers(recurse=False)]
-        if not holds:
-            continue
-        if not path or next(module.children(), None) is not None:
-            return None
-        paths.append(path)
-    return paths
+    """Return the names of an attention module's layers that hold tensors, adapters whole; None where itself does."""
+    if _holds(attention, recurse=False):
+        return None
+    return [name for name, child in attention.named_children() if _holds(child)]
 
 
 class Shapes:
-    """Observe what shapes the layers of attention modules are called with."""
+    """Observe what shapes the layers of attention modules are called with: one tensor each, which gives another."""
 
     def __init__(self, attentions: list[nn.Module]) -> None:
         self._paths = [weighted(attention) for attention in attentions]
@@ -115,10 +110,13 @@ class Shapes:
         for place, (attention, paths) in enumerate(zip(self._attentions, self._paths, strict=True)):
             for path in paths or ():
 
-                def note(_: nn.Module, args: tuple[Tensor, ...], *, place: int = place, path: str = path) -> None:
-                    seen[place][path] = args[0].shape
+                def note(
+                    _: nn.Module, args: Any, kwargs: Any, output: Any, *, place: int = place, path: str = path
+                ) -> None:
+                    plain = len(args) == 1 and not kwargs and isinstance(output, Tensor)
+                    seen[place][path] = args[0].shape if plain else torch.Size()
 
-                hooks.append(attention.get_submodule(path).register_forward_pre_hook(note))
+                hooks.append(attention.get_submodule(path).register_forward_hook(note, with_kwargs=True))
         try:
             yield
         finally:
