@@ -255,13 +255,13 @@ def test_a_model_keeps_the_drafter_that_it_was_loaded_with() -> None:
 
 
 def test_a_drafter_is_loaded_by_its_kind(monkeypatch: pytest.MonkeyPatch) -> None:
-    """`KIND:PLACE` calls the kind's module with the place and the model; anything else is refused by name."""
-    module = SimpleNamespace(load=lambda place, model: (place, model))
+    """`KIND:SOURCE` calls the kind's module with the source and the model; anything else is refused by name."""
+    module = SimpleNamespace(load=lambda source, model: (source, model))
     monkeypatch.setitem(sys.modules, "some.module", module)  # type: ignore[arg-type]
     monkeypatch.setitem(drafters.KINDS, "some", "some.module")
     assert drafters.load_drafter("some:a/place:b", MODEL) == ("a/place:b", MODEL)
     for name in ("some", "some:", "other:place"):
-        with pytest.raises(ConfigError, match=f"KIND:PLACE.*some, found '{name}'"):
+        with pytest.raises(ConfigError, match=f"KIND:SOURCE.*some, found '{name}'"):
             drafters.load_drafter(name, MODEL)
 
 

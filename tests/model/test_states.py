@@ -108,7 +108,7 @@ class StatesMachine(RuleBasedStateMachine):
         """A text is cut; its row knows no state past the cut, and none before it but those that it had."""
         row = data.draw(st.integers(0, len(self.texts) - 1))
         length = data.draw(st.integers(0, len(self.texts[row])))
-        assert self.cache.known(row, length) == (length if length in self.known[row] else 0)
+        assert self.cache.resumable(row, length) == (length if length in self.known[row] else 0)
         self.cache.set_length(row, length)
         self.texts[row] = self.texts[row][:length]
         self.known[row] = {0} if length == 0 else {n for n in self.known[row] if n <= length}

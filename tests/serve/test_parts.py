@@ -91,6 +91,11 @@ def test_texts_between_tags_come_as_they_are_written_and_other_values_when_they_
     ]
 
 
+def test_a_value_that_json_has_not_is_a_text() -> None:
+    text = "<tool_call><function=paint><parameter=count>NaN</parameter></function></tool_call>"
+    assert taken_apart(text, []) == ("", "", [("paint", '{"count": "NaN"}')])
+
+
 def test_a_thought_that_the_prompt_opened_goes_on() -> None:
     splitter = Splitter(thinks=True, thinking=True)
     assert splitter.push([Piece("\nso</th", 1, "draft")]).reasoning == "so"

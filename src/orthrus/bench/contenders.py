@@ -18,6 +18,7 @@ from orthrus.decode.api import engine_for
 from orthrus.decode.exact import EXACT, Exact
 from orthrus.decode.options import Options
 from orthrus.decode.rows import Row
+from orthrus.decode.stop import until_end
 from orthrus.errors import ConfigError
 from orthrus.policy import steps as plans
 
@@ -198,7 +199,7 @@ def _llama(contender: Contender, eos: tuple[int, ...], weights: Weights, context
 
 def _llama_answer(written: llamacpp.Written, eos: tuple[int, ...], weights: Weights) -> Answer:
     """Count a pass for each token but those that a draft gave."""
-    answer = _peer_answer(hf.until_end(written.token_ids, eos), len(written.token_ids) - written.accepted)
+    answer = _peer_answer(until_end(written.token_ids, eos), len(written.token_ids) - written.accepted)
     more = {
         "drafted": written.drafted,
         "accepted": written.accepted,

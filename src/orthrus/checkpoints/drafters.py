@@ -1,7 +1,7 @@
-"""Other people's drafters by name: `KIND:PLACE`, where the place is a directory or a Hub id.
+"""Other people's drafters by name: `KIND:SOURCE`, where the source is a directory or a Hub id.
 
-Each kind is a module of `orthrus.peers`, imported when one of it is asked for; its function `load` takes the place and
-the model that is drafted for, and returns a `Drafter` (`orthrus.decode.drafters`).
+Each kind is a module of `orthrus.peers`, imported when a drafter of that kind is loaded. Its function `load` takes the
+source and the model to draft for, and returns a `Drafter` (`orthrus.decode.drafters`).
 """
 
 from importlib import import_module
@@ -24,9 +24,9 @@ def load_drafter(name: str, model: PreTrainedModel) -> Any:
 
     Raises:
         ConfigError: no kind of that name, or a drafter of another shape than the model's.
-        CheckpointError: nothing at that place, or a damaged file.
+        CheckpointError: nothing there, or a damaged file.
     """
-    kind, colon, home = name.partition(":")
-    if kind not in KINDS or not colon or not home:
-        raise ConfigError(f"a drafter is KIND:PLACE, of the kinds {', '.join(KINDS)}, found {name!r}")
-    return import_module(KINDS[kind]).load(home, model)
+    kind, _, source = name.partition(":")
+    if kind not in KINDS or not source:
+        raise ConfigError(f"a drafter is KIND:SOURCE, of the kinds {', '.join(KINDS)}, found {name!r}")
+    return import_module(KINDS[kind]).load(source, model)

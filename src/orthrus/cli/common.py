@@ -85,7 +85,7 @@ Drafter = Annotated[
     str | None,
     typer.Option(
         "--drafter",
-        metavar="KIND:PLACE",
+        metavar="KIND:SOURCE",
         help="Who drafts in place of the view, such as dflash:DIR; the model may have no view then.",
     ),
 ]

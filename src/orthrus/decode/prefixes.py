@@ -68,14 +68,14 @@ class Prefixes:
         self._paths[one], self._paths[other] = self._paths[other], self._paths[one]
 
     def longest(
-        self, token_ids: Sequence[int], *, prefer: int, known: Callable[[int, int], int] | None = None
+        self, token_ids: Sequence[int], *, prefer: int, resumable: Callable[[int, int], int] | None = None
     ) -> tuple[int, int]:
         """Return the row with most tokens in common at the start, and how many; among equals the preferred one.
 
         Args:
             token_ids: the text.
             prefer: a row.
-            known: how many of a row's first tokens, given how many are in common, can be gone on from; all by default.
+            resumable: from a row and the tokens in common, how many of these a text can go on from; all by default.
         """
         path = [self._root]
         while (after := path[-1].next.get(_block(token_ids, len(path) - 1))) is not None:
@@ -85,7 +85,7 @@ class Prefixes:
             start = depth * BLOCK
             for row in path[depth].rows - deeper:
                 common = start + _common(self.texts[row][start : start + BLOCK], token_ids[start : start + BLOCK])
-                best = max(best, (common if known is None else known(row, common), row == prefer, -row))
+                best = max(best, (common if resumable is None else resumable(row, common), row == prefer, -row))
             if best[0] >= start:  # those above have less in common
                 break
             deeper = path[depth].rows

@@ -169,7 +169,7 @@ class Rows:
         Returns how many tokens these are.
 
         Keys of another row are copied once, here; a shared start (a system prompt, say) is so read once and not for
-        every request. Where layers have a recurrent state, it must be known there (`ScratchCache.known`). The row
+        every request. Where layers have a recurrent state, it must be known there (`ScratchCache.resumable`). The row
         replaces an ended text that it goes on from, or else the one that joined longest ago.
         """
         index, wanted = len(self._taken), row.prompt_ids[:-1]
@@ -177,7 +177,7 @@ class Rows:
             self._note(other)
         source, common = index, 0
         if self._reuse:
-            source, common = self._prefixes.longest(wanted, prefer=index, known=self.cache.known)
+            source, common = self._prefixes.longest(wanted, prefer=index, resumable=self.cache.resumable)
         goes_on = source >= index and 0 < common == len(self._prefixes.texts[source])
         given_up = source if goes_on else min(range(index, self.cache.rows), key=self._joined.__getitem__)
         self._swap(index, given_up)

@@ -75,3 +75,11 @@ class Stopper:
         self._text = self._text[-self._reach :] + self._decoder.push(token)
         text = self._text + self._decoder.pending
         return any(stop in text for stop in self._stops)
+
+
+def until_end(tokens: Sequence[int], eos: Sequence[int]) -> list[int]:
+    """Return a text up to its first end-of-text token, that one included."""
+    for index, token in enumerate(tokens):
+        if token in eos:
+            return list(tokens[: index + 1])
+    return list(tokens)

@@ -216,12 +216,12 @@ class ScratchCache:
         self.lengths[rows] = lengths
         self.length_R[rows] = torch.tensor(lengths, dtype=torch.long).to(self.device, non_blocking=True)
 
-    def known(self, row: int, length: int) -> int:
+    def resumable(self, row: int, length: int) -> int:
         """Return how many of a row's first positions, `length` at most, another text can begin with.
 
         All of them, but where layers have a recurrent state: that is known after the last pass's tokens only.
         """
-        return self.states.known(row, length)
+        return self.states.resumable(row, length)
 
     def mark(self) -> Callable[[], None]:
         """Return a function that takes all rows back to the lengths that they have now."""
@@ -261,7 +261,7 @@ class ScratchCache:
     def copy_start(self, source: int, target: int, length: int) -> None:
         """Copy the first positions of one row to another, whose length is the caller's to set (once per request).
 
-        Of layers with a recurrent state, `length` must be one of those `known`.
+        Of layers with a recurrent state, `length` must be one of those `resumable`.
         """
         for store in self.stores.values():
             store.copy(source, target, length)

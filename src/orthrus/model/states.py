@@ -235,10 +235,10 @@ class RecurrentStates:
             raise DecodingError(f"passes left terms of {self._terms[rows]} tokens, found {kept} to be kept")
         self._terms[rows] = kept
 
-    def known(self, row: int, length: int) -> int:
+    def resumable(self, row: int, length: int) -> int:
         """Return `length` where the state after so many tokens of a row's text is known, else 0."""
-        known = self._at[row] <= length <= self._at[row] + self._terms[row]
-        return length if known or not self._layers else 0
+        held = self._at[row] <= length <= self._at[row] + self._terms[row]
+        return length if held or not self._layers else 0
 
     def cut(self, row: int, length: int) -> None:
         """Forget the terms past a length. A row that has read more has no state from then on, until it is empty."""

@@ -20,6 +20,7 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from orthrus.checkpoints import files
+from orthrus.decode.stop import until_end
 from orthrus.errors import CheckpointError, ConfigError, UnsupportedModel
 from orthrus.kernels import masks
 from orthrus.model.cache import ScratchCache
@@ -196,14 +197,6 @@ def _pass(model: PreTrainedModel, cache: ScratchCache, tokens: Sequence[int], st
         use_cache=True,
     ).logits
     return logits[0]
-
-
-def until_end(tokens: Sequence[int], eos: Sequence[int]) -> list[int]:
-    """Cut a text behind its first end-of-text token."""
-    for index, token in enumerate(tokens):
-        if token in eos:
-            return list(tokens[: index + 1])
-    return list(tokens)
 
 
 def require_full_attention(model: PreTrainedModel) -> None:

@@ -19,12 +19,13 @@ from orthrus.checkpoints.load import locate
 from orthrus.decode.passes import Passes, Proposal
 from orthrus.decode.rows import Row
 from orthrus.decode.tree import Tree, ancestors
+from orthrus.kernels import masks
 from orthrus.model.attach import layers_of
 from orthrus.model.cache import ScratchCache
 from orthrus.model.markov import Markov
 from orthrus.peers import eagle3_model
 from orthrus.peers.eagle3_model import Eagle3
-from orthrus.peers.serial import Reader, unread, up_to
+from orthrus.peers.serial import Reader, unread
 
 TOP = 10
 """Nodes of a level that are expanded, and children of each (EAGLE-2, arXiv 2406.16858)."""
@@ -123,8 +124,9 @@ class Eagle3Drafter:
         key, value = cache.update(*self.drafter.keys(joined_BWE, slot_BW), self._keys)
         last = slice(slot_BW.shape[1] - 1, None)
         anchor_B1 = slot_BW[:, last]
-        # The first token's entry lacks a feature: only where it is the anchor does anything see it.
-        seen_B1S = up_to(anchor_B1, span=span, first=anchor_B1.clamp_max(1)[:, :, None])
+        # The first token's entry has no feature, so only that entry itself sees it.
+        seen_B1S = masks.up_to(anchor_B1, span=span)
+        seen_B1S[:, :, 0] &= anchor_B1 == 0
         said_B1H = self.drafter.attend(joined_BWE[:, last], feature_BWH[:, last], anchor_B1, key, value, seen_B1S)
         return self._level(said_B1H, seen_B1S), anchor_B1
 

@@ -1,9 +1,9 @@
-"""What drafters that draft token after token share: which part of each text they have not read yet.
+"""Which part of each text a drafter has not read yet, for drafters that draft token after token.
 
-Their keys stand in further layers of the engine's cache, a token's at its slot. Keys of drafts are overwritten when the
-text is known, so a row's state is a count.
+Their keys are in further layers of the engine's cache, each token's at its slot. Accepted tokens overwrite the keys of
+drafts, so the state of a row is a count.
 
-Shapes: B rows, W tokens of a window, S slots.
+Shapes: B rows, W tokens of a window.
 """
 
 from collections.abc import Sequence
@@ -53,9 +53,3 @@ def unread(cache: ScratchCache, rows: slice, states: Sequence[Reader]) -> Window
         state.read = length + 1
     device = cache.device
     return Window(torch.tensor(tokens, device=device), torch.tensor(slots, device=device))
-
-
-def up_to(limit_BQ: Tensor, *, span: int, first: Tensor | int = 0) -> Tensor:
-    """Let each query see the slots from the first one up to its limit: `[B, Q, S]` boolean."""
-    slot_S = torch.arange(span, device=limit_BQ.device)
-    return (slot_S <= limit_BQ[:, :, None]) & (slot_S >= first)

@@ -8,8 +8,7 @@
     </parameter>
     </function>
 
-Readers are given what stands between `<tool_call>` and `</tool_call>`, in pieces, and return the arguments as JSON
-text. Knows neither the tags around a call nor HTTP.
+Readers get the text between `<tool_call>` and `</tool_call>` in pieces. They return the arguments as JSON text.
 """
 
 import json
@@ -90,7 +89,7 @@ class Hermes:
     def _whole(self) -> tuple[str | None, str]:
         """Read a call that is written in another order."""
         try:
-            call = json.loads(self._text)
+            call = _read(self._text)
             name, arguments = call["name"], call.get("arguments", call.get("parameters", {}))
         except (ValueError, TypeError, KeyError, AttributeError):
             name = None
@@ -180,11 +179,20 @@ def _json_of(value: str, schema: Any) -> str:
     kinds = schema.get("type") if isinstance(schema, Mapping) else None
     allowed = [kinds] if isinstance(kinds, str) else kinds
     try:
-        read = json.loads(value)
+        read = _read(value)
     except ValueError:
         return json.dumps(value, ensure_ascii=False)
     fits = not allowed or any(_is_a(read, kind) for kind in allowed)
     return value.strip() if fits else json.dumps(value, ensure_ascii=False)
+
+
+def _read(text: str) -> Any:
+    """Parse JSON; raises ValueError for NaN and infinities too, which Python's parser takes and JSON has not."""
+
+    def refuse(constant: str) -> Any:
+        raise ValueError(f"{constant} is not JSON")
+
+    return json.loads(text, parse_constant=refuse)
 
 
 def _is_a(value: Any, kind: str) -> bool:

@@ -43,11 +43,11 @@ class Weights:
         if model.device.type != "cpu":
             raise ConfigError(f"llama.cpp is measured on the CPU, found the model on {model.device}: add --device cpu")
         config = model.config.get_text_config()
-        found, required = (self.layers, self.width), (config.num_hidden_layers, config.hidden_size)
-        if found != required:
+        held, required = (self.layers, self.width), (config.num_hidden_layers, config.hidden_size)
+        if held != required:
             raise ConfigError(
                 f"{self.file} must hold the weights of the model that is measured, {required[0]} layers of width "
-                f"{required[1]}; found {found[0]} of width {found[1]}: name another file with --gguf"
+                f"{required[1]}; found {held[0]} of width {held[1]}: name another file with --gguf"
             )
 
 
@@ -90,8 +90,8 @@ def _own(form: str | None, source: Path | None) -> Weights:
         raise ConfigError(f"--gguf takes .gguf files and the forms {', '.join(FORMS)}, found {form!r}")
     if source is None:
         raise ConfigError("llama.cpp needs a GGUF file, and the backbone was not read from one: name it with --gguf")
-    found = _described(source)
-    return found if form is None or found.quantisation == form.upper() else _described(_made(found, form))
+    described = _described(source)
+    return described if form is None or described.quantisation == form.upper() else _described(_made(described, form))
 
 
 def _described(file: Path) -> Weights:

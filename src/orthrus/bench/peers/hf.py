@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from transformers import GenerationConfig, PreTrainedModel
 
+from orthrus.decode.stop import until_end
 from orthrus.model.attach import detach
 
 LOOKUP_TOKENS = 10  # transformers' documentation of prompt lookup uses as many
@@ -74,11 +75,3 @@ def counted(backbone: PreTrainedModel) -> Iterator[list[None]]:
         yield passes
     finally:
         handle.remove()
-
-
-def until_end(tokens: list[int], eos: Sequence[int]) -> list[int]:
-    """Cut the filler that a batch leaves behind a row's end-of-text token."""
-    for place, token in enumerate(tokens):
-        if token in eos:
-            return tokens[: place + 1]
-    return tokens

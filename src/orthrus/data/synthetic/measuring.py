@@ -188,11 +188,11 @@ def equation(draw: Draw) -> Draft:
 def sequence(draw: Draw) -> Draft:
     """The terms that follow in an arithmetic sequence."""
     start, step = draw.number("start", 1, 40), draw.number("step", 2, 12)
-    terms = [start + place * step for place in range(7)]
+    terms = [start + index * step for index in range(7)]
     draw.slots["shown"] = ", ".join(map(str, terms[:4]))
     ahead = draw.number("ahead", 2, 3)
-    place = {2: "second", 3: "third"}[ahead]
-    draw.slots["place"] = place
+    ordinal = {2: "second", 3: "third"}[ahead]
+    draw.slots["place"] = ordinal
     question = draw.phrase((
         "A sequence begins {shown}. What is the {place} number after these?",
         "Look at the numbers {shown}. Find the {place} one that comes next.",
@@ -205,5 +205,5 @@ def sequence(draw: Draw) -> Draft:
     last = terms[3 : 4 + ahead]
     steps = [f"The step is {terms[1]} - {terms[0]} = {step}."]
     steps += [f"The next number is {here} + {step} = {there}." for here, there in pairwise(last)]
-    givens = f"The numbers are {draw.slots['shown']} and we need the {place} number after {terms[3]}."
+    givens = f"The numbers are {draw.slots['shown']} and we need the {ordinal} number after {terms[3]}."
     return worked(draw, "sequence", [], question, givens, steps, last[-1])

@@ -48,13 +48,13 @@ def words_by_length(draw: Draw) -> Draft:
     """Keep the words of some length or with some first letter."""
     noun = named(draw, ("keep", "filter", "select", "pick", "choose", "get"), WORD_LISTS)
     letter, words = draw.choice("letter", "abcdefghiklmoprstw"), draw.choices("w", 3, WORDS)
-    draw.slots["place"] = place = draw.choice("where", ("start", "end"))
+    draw.slots["place"] = side = draw.choice("where", ("start", "end"))
     task = draw.phrase((
         'returns the {noun} that {place} with "{letter}"', 'keeps only those {noun} that {place} with the letter "{letter}"',
         'takes a list {noun} and returns all that {place} with "{letter}"', 'selects the strings in {noun} that {place} with "{letter}"',
         'makes a list of all {noun} that {place} with the character "{letter}"', 'filters the {noun} to those that {place} with "{letter}"',
     ))  # fmt: skip
-    method = f"{place}swith"
+    method = f"{side}swith"
     body = [
         "result = []",
         f"for text in {noun}:",
@@ -63,11 +63,11 @@ def words_by_length(draw: Draw) -> Draft:
         "return result",
     ]
     passes: Callable[[str], bool] = (
-        (lambda text: text[:1] == letter) if place == "start" else (lambda text: text[-1:] == letter)
+        (lambda text: text[:1] == letter) if side == "start" else (lambda text: text[-1:] == letter)
     )
     lists = [words, [f"{letter}ab", f"ba{letter}", letter, "q"], []]
     examples = [([given], [text for text in given if passes(text)]) for given in lists]
-    doc = f'Return the {noun} that {place} with "{letter}".'
+    doc = f'Return the {noun} that {side} with "{letter}".'
     return function(draw, "words_by_letter", task, doc=doc, body=body, examples=examples)
 
 

@@ -95,9 +95,9 @@ def _speculation(config: Any) -> Iterator[str]:
         "kv_cache_dtype": None,
     }
     for name, default in unset.items():
-        found = getattr(spec, name)
-        if found not in (default, None):
-            yield f"{name} in the speculative configuration is not supported, found {found!r}: leave it out"
+        value = getattr(spec, name)
+        if value not in (default, None):
+            yield f"{name} in the speculative configuration is not supported, found {value!r}: leave it out"
 
 
 def _cache(config: Any) -> Iterator[str]:
@@ -114,9 +114,9 @@ def _cache(config: Any) -> Iterator[str]:
 def _parallel(config: Any) -> Iterator[str]:
     flags = ("data_parallel_size", "prefill_context_parallel_size", "decode_context_parallel_size")
     for name in flags:
-        found = getattr(config.parallel_config, name)
-        if found > 1:
-            yield f"--{name.replace('_', '-')} must be 1 with drafts, found {found}: run several servers instead"
+        value = getattr(config.parallel_config, name)
+        if value > 1:
+            yield f"--{name.replace('_', '-')} must be 1 with drafts, found {value}: run several servers instead"
     if config.parallel_config.enable_dbo:
         yield "--enable-dbo is not supported with drafts: leave it out"
 
@@ -146,9 +146,9 @@ def _weights(config: Any) -> Iterator[str]:
         return
     for name, shape in view_shapes(config.model_config.hf_config).items():
         if shapes.get(name) != shape:
-            found = list(shapes[name]) if name in shapes else "none"
+            held = list(shapes[name]) if name in shapes else "none"
             yield (
-                f"{path} must hold {name} of shape {list(shape)}, found {found}: it is not an Orthrus checkpoint of "
+                f"{path} must hold {name} of shape {list(shape)}, found {held}: it is not an Orthrus checkpoint of "
                 "the official layout (orthrus convert MODEL OUT --format official)"
             )
             return

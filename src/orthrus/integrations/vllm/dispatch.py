@@ -38,9 +38,9 @@ def step_aside(stock: type | None, ours: Callable[[], type[Any]]) -> None:
     def __new__(cls: type, vllm_config: Any, *args: Any, **kwargs: Any) -> object:
         if cls is not stock or not is_ours(vllm_config):
             return object.__new__(cls)
-        own = ours()
+        made = ours()
         # Python itself calls the constructor of a subclass of `stock`, and of nothing else.
-        return object.__new__(own) if issubclass(own, stock) else own(vllm_config, *args, **kwargs)
+        return object.__new__(made) if issubclass(made, stock) else made(vllm_config, *args, **kwargs)
 
     setattr(stock, "__new__", __new__)  # noqa: B010 (a type checker sees an override here)
 

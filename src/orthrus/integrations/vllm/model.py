@@ -52,26 +52,26 @@ class OrthrusDecoderLayer(Qwen3DecoderLayer):
         **kwargs: Any,
     ) -> None:
         super().__init__(config, cache_config, quant_config, prefix, **kwargs)
-        own, heads, keys = self.self_attn, config.num_attention_heads, config.num_key_value_heads
+        attention, heads, keys = self.self_attn, config.num_attention_heads, config.num_key_value_heads
         prefix = f"{prefix}.self_attn"
-        own.qkv_proj_diff = QKVParallelLinear(
+        attention.qkv_proj_diff = QKVParallelLinear(
             config.hidden_size,
-            own.head_dim,
+            attention.head_dim,
             heads,
             keys,
             bias=config.attention_bias,
             quant_config=quant_config,
             prefix=f"{prefix}.qkv_proj_diff",
         )
-        own.o_proj_diff = RowParallelLinear(
-            heads * own.head_dim,
+        attention.o_proj_diff = RowParallelLinear(
+            heads * attention.head_dim,
             config.hidden_size,
             bias=False,
             quant_config=quant_config,
             prefix=f"{prefix}.o_proj_diff",
         )
-        own.q_norm_diff = RMSNorm(own.head_dim, eps=config.rms_norm_eps)
-        own.k_norm_diff = RMSNorm(own.head_dim, eps=config.rms_norm_eps)
+        attention.q_norm_diff = RMSNorm(attention.head_dim, eps=config.rms_norm_eps)
+        attention.k_norm_diff = RMSNorm(attention.head_dim, eps=config.rms_norm_eps)
 
     def draft(self, positions: Tensor, hidden_states: Tensor, residual: Tensor | None) -> tuple[Tensor, Tensor]:
         """Run the layer with the view's projections; arguments and results are those of `forward`."""

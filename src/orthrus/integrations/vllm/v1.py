@@ -94,8 +94,8 @@ class OrthrusProposer(DraftModelProposer):
 
         logits_BMV = self.model.compute_logits(hidden).unflatten(0, (-1, self.drafts))
         tokens = in_turn(logits_BMV, anchor_B, markov, choose).flatten()
-        known = [p for p in probabilities if p is not None]
-        return tokens, torch.stack(known, dim=1).flatten(0, 1) if known else None
+        kept = [p for p in probabilities if p is not None]
+        return tokens, torch.stack(kept, dim=1).flatten(0, 1) if kept else None
 
     def _block(self, length_B: Tensor, anchor_B: Tensor, page_BN: Tensor) -> Block:
         pages = self.runner.input_batch.block_table[self.kv_cache_gid]

@@ -59,10 +59,10 @@ class OrthrusSpeculator(DraftModelSpeculator):
         groups = len(kv_cache_config.kv_cache_groups)
         if groups != 1:
             raise ConfigError(f"drafts need one group of cache layers, found {groups}: serve the checkpoint plainly")
-        own = self.draft_attn_layer_names  # none, and the runner relies on that
+        before = self.draft_attn_layer_names  # none, and the runner relies on that
         self.draft_attn_layer_names = self.model.attention_layers
         super().set_attn(model_state, kv_cache_config, *args, **kwargs)
-        self.draft_attn_layer_names = own
+        self.draft_attn_layer_names = before
 
     def init_cudagraph_manager(self, cudagraph_mode: CUDAGraphMode) -> None:
         """Plan full graphs where the runner wants them and attention can be captured with several queries per row."""
@@ -191,14 +191,14 @@ class OrthrusSpeculator(DraftModelSpeculator):
         sampled = self.sampled[: rows * M]
         positions, columns = self.input_buffers.positions[sampled], self.column[: rows * M]
 
-        def draw(states: Tensor, own: slice, count: int) -> Tensor:
+        def draw(states: Tensor, part: slice, count: int) -> Tensor:
             drawn: Tensor = self.sample_draft(
                 states,
-                positions[own],
+                positions[part],
                 self.idx_mapping[:rows].repeat_interleave(count),
                 self.temperature,
                 self.seeds,
-                columns[own],
+                columns[part],
                 self.draft_logits,
             )
             return drawn
