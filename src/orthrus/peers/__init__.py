@@ -1,1 +1,1 @@
-"""Drafters of others, behind the seam of `orthrus.decode.drafters`, and diffusion language models beside them."""
+"""Published drafters, as implementations of `orthrus.decode.drafters.Drafter`, and block-diffusion language models."""

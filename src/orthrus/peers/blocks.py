@@ -1,9 +1,9 @@
-"""Block-diffusion language models: a backbone whose weights were trained on to fill in masked blocks.
+"""Block-diffusion language models: backbones whose weights were trained further to fill masked blocks.
 
-Blocks stand at multiples of their length in the text. Inside a block every token sees every other, and all blocks
-before. A block begins as masks; each pass fixes the tokens that it is sure of; a last pass over the whole block writes
-its keys. SDAR (arXiv 2510.06303), Fast-dLLM v2 (arXiv 2509.26328) and, with one block for the whole text, Dream
-(arXiv 2508.15487) are configurations of it. The text is not the backbone's.
+Blocks start at multiples of their length. Each token sees its whole block and all blocks before it. A block starts as
+masks, and each pass fixes its most probable tokens. One more pass over the finished block writes its keys. SDAR (arXiv
+2510.06303), Fast-dLLM v2 (arXiv 2509.26328) and Dream (arXiv 2508.15487, one block for the whole text) are
+configurations of this model. Its text differs from the backbone's.
 
 Shapes: K tokens of a block, V vocabulary, S cached positions.
 """
@@ -34,9 +34,12 @@ class BlocksConfig:
 
     Attributes:
         block_size: tokens of a block; None for one block, the whole text.
-        shift: whether a position predicts the token after it, as in the backbone, or its own.
-        mask: the token that stands for what is not written yet.
-        backbone: name or path of the model that it was made from.
+        shift: whether a position predicts the next token, as in the backbone, or the token at the position.
+        mask: the mask token.
+        backbone: name or path of the model that this one was trained from.
+
+    Raises:
+        ConfigError: block_size or mask is out of range.
     """
 
     block_size: int | None
@@ -53,13 +56,13 @@ class BlocksConfig:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Unmasking:
-    """Which masked tokens a pass fixes.
+    """Choose the masked tokens that a pass fixes.
 
     Attributes:
-        threshold: all whose probability is greater; None for none.
-        least: the surest ones, this many at least.
-        order: what is surest: the greatest probability, or the least entropy.
-        part: of a block, the first part of so many tokens that is not whole yet is fixed first; None for all of it.
+        threshold: fix all tokens with a greater probability; None for none.
+        least: fix at least this many.
+        order: rank tokens by the greatest probability or the least entropy.
+        part: fix a block in parts of this many tokens, from left to right; None for the whole block at once.
     """
 
     threshold: float | None = 0.9
@@ -69,7 +72,7 @@ class Unmasking:
 
     @classmethod
     def parse(cls, text: str) -> "Unmasking":
-        """Read a threshold below 1, or a number of tokens of each pass; raises ConfigError for anything else."""
+        """Read a threshold below 1, or a number of tokens per pass; raises ConfigError for anything else."""
         try:
             number = float(text)
         except ValueError:
@@ -98,7 +101,7 @@ class Unmasking:
 
 
 class Written(NamedTuple):
-    """An answer, and the passes of the model that it took: over the prompt, to denoise, and to write keys."""
+    """An answer, and how many passes denoised blocks and how many wrote keys, the prompt's included."""
 
     token_ids: list[int]
     denoising: int
@@ -120,9 +123,9 @@ def write(
     max_new_tokens: int,
     eos: Sequence[int] = (),
 ) -> Written:
-    """Answer one prompt block by block over a cache of the blocks that are whole.
+    """Answer one prompt block by block, with a cache of the finished blocks.
 
-    The prompt's end that fills no block stands unmasked in the first one.
+    Tokens at the prompt's end that fill no whole block start the first block, unmasked.
     """
     limit = len(prompt) + max_new_tokens
     K = config.block_size or limit
@@ -158,7 +161,7 @@ def _fill(
     before_V: Tensor | None,
     eos: Sequence[int],
 ) -> int:
-    """Fix a block's masks in place, to its end or the text's; returns how many passes that took."""
+    """Fix a block's masks in place, up to the end of the block or of the text; returns the number of passes."""
     passes = 0
     masked_K = torch.arange(len(block), device=model.device) >= open_from
     while bool(masked_K.any()):
@@ -176,7 +179,7 @@ def _fill(
 
 
 def predictions(logits_KV: Tensor, before_V: Tensor | None, *, shift: bool) -> Tensor:
-    """Return the logits of each token of a block, from those of its positions and of the one before it."""
+    """Return the logits of each token of a block, from those of its positions and of the position before it."""
     if not shift:
         return logits_KV.clone()
     first_V = torch.zeros_like(logits_KV[0]) if before_V is None else before_V  # a text's first token is given
@@ -184,7 +187,7 @@ def predictions(logits_KV: Tensor, before_V: Tensor | None, *, shift: bool) -> T
 
 
 def _pass(model: PreTrainedModel, cache: ScratchCache, tokens: Sequence[int], start: int, *, block: int) -> Tensor:
-    """Run whole blocks that see themselves and all before; returns logits `[Q, V]`. Their keys are scratch."""
+    """Run whole blocks, which see themselves and all before; returns logits `[Q, V]`. Their keys are scratch."""
     position_1Q = torch.arange(start, start + len(tokens), device=model.device)[None]
     end = start + len(tokens)
     cache.begin(slice(0, 1), position_1Q, end=end, start=start)
@@ -200,7 +203,7 @@ def _pass(model: PreTrainedModel, cache: ScratchCache, tokens: Sequence[int], st
 
 
 def require_full_attention(model: PreTrainedModel) -> None:
-    """Refuse models with sliding windows: whole blocks see all that is before them."""
+    """Raise UnsupportedModel for sliding windows: a block must see all text before it."""
     text = model.config.get_text_config()
     kinds = set(getattr(text, "layer_types", None) or ()) - {"full_attention"}
     if kinds or (getattr(text, "sliding_window", None) and not getattr(text, "layer_types", None)):
@@ -210,13 +213,13 @@ def require_full_attention(model: PreTrainedModel) -> None:
 
 
 def save(model: PreTrainedModel, config: BlocksConfig, path: Path) -> None:
-    """Write a whole model as `from_pretrained` reads it, and how it decodes."""
+    """Write a model for `from_pretrained`, with its `BlocksConfig` beside it."""
     model.save_pretrained(path)
     (path / CONFIG).write_text(json.dumps(asdict(config), indent=2) + "\n", encoding="utf-8")
 
 
 def load(path: Path, *, dtype: torch.dtype, device: torch.device) -> tuple[PreTrainedModel, BlocksConfig]:
-    """Read a model and how it decodes; raises CheckpointError for anything else."""
+    """Read what `save` wrote; raises CheckpointError for missing or damaged files, UnsupportedModel for windows."""
     values = files.read_object(path / CONFIG, missing="it is not a block-diffusion model")
     with files.described_by(path / CONFIG):
         config = BlocksConfig(**values)

@@ -1,8 +1,8 @@
-"""DFlash (z-lab), and DSpark and JetSpec, which have the same body: a few layers that fill a block in one pass.
+"""DFlash (z-lab), DSpark and JetSpec: a few layers that fill a block in one pass.
 
-They read the backbone's hidden states of all tokens before the block, and the anchor and masks in it. The body is
-transformers' own. Knows the drafter and how configurations describe it; files are `dflash_files`', the drafter in the
-engine is `dflash_drafter`'s, training is `orthrus.train.dflash`'s.
+The layers read the backbone's hidden states of all tokens before the block, then the anchor and the masks. The three
+share one body, a class of transformers. `dflash_files` reads and writes files, `dflash_drafter` drafts in the engine,
+`orthrus.train.dflash` trains.
 
 Shapes: B rows, T tokens of context, Q slots of blocks, S keys, A tapped layers, C hidden size, H key/value heads, D
 head dimension.
@@ -34,18 +34,18 @@ class DFlashConfig:
     """Describe a drafter.
 
     Attributes:
-        shape: the layers, in transformers' words; kinds of attention by layer.
+        shape: the layers, as transformers describes them, with the kind of attention of each.
         taps: decoder layers of the backbone whose outputs are read, by index.
         block_size: slots of a block, the anchor's counted.
-        mask_token_id: the token that stands for what is not written yet.
-        shift: whether a slot predicts the token after its own, as DSpark's do; the anchor's predicts nothing otherwise.
-        causal: whether slots see their block up to themselves alone, as JetSpec's do, and
-        sliding_causal: whether they do in layers with a sliding window.
-        markov_rank: rank of the correction by the token before a slot, as DSpark has it; 0 for none.
-        embedding_scale: what embeddings are multiplied with.
-        multiplier: what logits are multiplied with, and
-        softcap: the bound that they are then pressed into; None for none.
-        backbone: name or path of the model that it drafts for.
+        mask_token_id: the mask token.
+        shift: whether a slot predicts the next token (DSpark). Without it the anchor's slot predicts nothing.
+        causal: whether a slot sees only the earlier slots of its block (JetSpec), in layers without a window.
+        sliding_causal: the same for layers with a sliding window.
+        markov_rank: rank of the correction by the previous token (DSpark); 0 for none.
+        embedding_scale: factor of the embeddings.
+        multiplier: factor of the logits.
+        softcap: bound of the logits after that, by tanh; None for none.
+        backbone: name or path of the backbone.
     """
 
     shape: Qwen3Config
@@ -70,7 +70,7 @@ class DFlashConfig:
     def of(
         cls, model: PreTrainedModel, *, layers: int, taps: Sequence[int] | None = None, **more: Any
     ) -> "DFlashConfig":
-        """Return the configuration of a drafter with layers of the backbone's own shape."""
+        """Return the configuration of a drafter whose layers have the backbone's shape."""
         text = model.config.get_text_config()
         taps = spread(text.num_hidden_layers, 3) if taps is None else tuple(taps)
         if not taps or not all(0 <= tap < text.num_hidden_layers for tap in taps):
@@ -85,7 +85,7 @@ class DFlashConfig:
         return cls(shape=shape, taps=tuple(taps), softcap=softcap, **more)
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the configuration in z-lab's layout; fields of the variants have the names that others gave them."""
+        """Return the configuration in z-lab's layout; the variants' fields keep their published names."""
         details: dict[str, Any] = {
             "block_size": self.block_size,
             "mask_token_id": self.mask_token_id,
@@ -155,7 +155,7 @@ class DFlashConfig:
 
 
 _NOT_SERVED = ("conv_kernel_size", "selector_rank", "use_swa", "attention_sink_bias")
-"""What DFlash-2 and drafters with windows or sinks of their own say in their configurations."""
+"""Fields of DFlash-2, and of drafters with other windows or attention sinks."""
 
 _SHAPE = (
     "vocab_size",
@@ -172,7 +172,7 @@ _SHAPE = (
 
 
 _ROPE_OF_BACKBONE = ("partial_rotary_factor", "mrope_section", "mrope_interleaved")
-"""What a backbone may do with its positions that no drafter does."""
+"""Rotary options of backbones that drafters do not have."""
 
 
 def spread(layers: int, count: int) -> tuple[int, ...]:
@@ -185,7 +185,7 @@ def spread(layers: int, count: int) -> tuple[int, ...]:
 
 
 class Vocabulary(nn.Module):
-    """The tokens that a drafter drafts, where these are not all, and a head for them: D of the vocabulary's V."""
+    """A reduced vocabulary: D of the V tokens, and an output head for them."""
 
     token_D: Tensor
 
@@ -202,9 +202,12 @@ class Vocabulary(nn.Module):
 
 
 class DFlash(nn.Module):
-    """The drafter's own tensors: transformers' body, and the correction that DSpark adds.
+    """The drafter's tensors: transformers' body, and DSpark's correction.
 
-    Embedding and output head are the backbone's, unless it drafts `tokens` of the vocabulary alone.
+    Embedding and output head are the backbone's. With a reduced vocabulary of `tokens` tokens the drafter has a head.
+
+    Raises:
+        ConfigError: the configuration asks for biases in attention.
     """
 
     def __init__(self, config: DFlashConfig, *, tokens: int | None = None) -> None:

@@ -1,7 +1,7 @@
-"""DFlash in the engine: one pass of the drafter fills a block; its keys stand in the engine's cache.
+"""DFlash in the engine: one pass of the drafter fills a block.
 
-Of every token that the backbone reads, the drafter's layers keep keys and values, as further layers of the same cache:
-rows, rejected drafts, paths of trees and shared prompts are so dealt with as the backbone's are.
+For each token that the backbone reads, the drafter's layers write keys and values into further layers of the engine's
+cache. Rows, rejected drafts, tree paths and shared prompts are handled there as for the backbone.
 
 Shapes: B rows, Q tokens read, K slots of a block, M drafts, C hidden size, V vocabulary.
 """
@@ -26,7 +26,11 @@ from orthrus.peers.dflash_files import read
 
 
 class DFlashDrafter:
-    """Propose by a DFlash drafter, or by one with the same body (`orthrus.decode.drafters.Drafter`)."""
+    """Draft with DFlash, DSpark or JetSpec (`orthrus.decode.drafters.Drafter`).
+
+    Raises:
+        ConfigError: the backbone has other layers, another hidden size or another vocabulary.
+    """
 
     name = "dflash"
 
@@ -52,7 +56,7 @@ class DFlashDrafter:
         self._first = layers
 
     def reset(self, row: Row) -> Any:
-        """Return no state: all that the drafter knows of a row is in the cache."""
+        """Return no state: the cache holds all that the drafter keeps of a row."""
         return None
 
     def accepted(self, states: Sequence[Any], counts: Sequence[int]) -> None:
@@ -67,7 +71,7 @@ class DFlashDrafter:
             columns.update(key, value, self._first + layer)
 
     def propose(self, passes: Passes, rows: slice, anchor_B: Tensor, drafts: int, states: Sequence[Any]) -> Tensor:
-        """Return draft logits `[B, M, V]` of one pass over the anchors and as many masks as it takes."""
+        """Return draft logits `[B, M, V]` of one pass over the anchors and the masks."""
         cache, config = passes.cache, self.drafter.config
         lengths, length_B = cache.lengths[rows], cache.length_R[rows]
         K = drafts + (not config.shift)
@@ -84,7 +88,7 @@ class DFlashDrafter:
         return self.drafter.logits(passes.model, hidden_BKC[:, K - drafts :])
 
     def _masks(self, slot_BK: Tensor, end: int, *, causal: bool) -> masks.LayerMasks:
-        """Let every slot see the text and its block, or of that what is before it."""
+        """Let every slot see the text and its whole block, or with `causal` its block up to itself."""
         seen_BKS = masks.up_to(slot_BK if causal else slot_BK[:, -1:].expand_as(slot_BK), span=end)
         return masks.layer_masks(
             seen_BKS,

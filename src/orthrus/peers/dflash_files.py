@@ -1,8 +1,7 @@
-"""DFlash drafters on disk: read in four layouts, written in z-lab's.
+"""DFlash drafters on disk: four layouts are read, z-lab's is written.
 
-The layouts differ in their configurations (`DFlashConfig.from_dict`); tensors have the same names in all, of which two
-are transformers' by other names. What is the backbone's own (embeddings, the head) is passed over, and so is DSpark's
-confidence head, which says how many drafts to verify: plans do here.
+The layouts differ in their configurations (`DFlashConfig.from_dict`). Tensor names are the same in all; two of them
+differ from transformers'. The reader skips the backbone's tensors (embeddings, head) and DSpark's confidence head.
 
 Shapes: V vocabulary, D tokens that are drafted, R rank.
 """
@@ -42,7 +41,7 @@ def for_transformers(path: Path) -> PreTrainedModel:
     """Read a drafter as `generate(assistant_model=…)` takes it, with `speculation_type="dflash"`.
 
     Raises:
-        CheckpointError: as `read`, or a variant that transformers' loop does not know.
+        CheckpointError: as `read`, or a variant that transformers' loop does not support.
     """
     drafter = read(path)
     config = drafter.config

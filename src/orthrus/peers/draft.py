@@ -1,6 +1,6 @@
 """A small causal language model that drafts for a larger one with the same tokenizer.
 
-Its keys stand in further layers of the engine's cache, one for each of its own, so that they move with the rows.
+Each of its layers writes keys into a further layer of the engine's cache, where they move with the rows.
 
 Shapes: B rows, W tokens of a window, M drafts, V vocabulary.
 """
@@ -25,15 +25,15 @@ from orthrus.model.markov import Markov
 from orthrus.peers.serial import Reader, Window, unread
 
 CHUNK = 512
-"""Tokens of a prompt that a pass reads at most."""
+"""Most tokens of a prompt that one pass reads."""
 
 
 class DraftModel:
     """Draft token after token with a small model.
 
     Args:
-        model: the dual-view model that is drafted for.
-        small: the model that drafts, without a view; it is given one without twins.
+        model: the dual-view model.
+        small: the model that drafts, without a view; it gets one without twins.
         proposals: drafts in a row at most.
     """
 
@@ -51,7 +51,7 @@ class DraftModel:
         self._vocabulary = model.get_input_embeddings().weight.shape[0]
 
     def reset(self, row: Row) -> Reader:
-        """Return the state of a row that begins: no key of the small model's is taken over."""
+        """Return the state of a new row, for which the small model has no keys yet."""
         return Reader(row)
 
     def read(self, cache: ScratchCache, hidden: Sequence[Tensor]) -> None:

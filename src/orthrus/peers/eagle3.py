@@ -1,8 +1,7 @@
-"""EAGLE-3 in the engine: chains of drafts, one pass of its layer each, and trees grown level by level.
+"""EAGLE-3 in the engine: chains with one pass of the layer per draft, and trees grown level by level.
 
-Features of the backbone and the layer's own keys stand in two further layers of the engine's cache, so that they move
-with the rows. An entry's keys depend on its token and the feature before it alone, so those of kept tokens are written
-without attention.
+Two further layers of the engine's cache hold the backbone's features and the drafter's keys, which move with the rows.
+An entry's keys depend only on its token and the previous feature, so keys of accepted tokens need no attention.
 
 Shapes: B rows, W entries to catch up with, Q nodes of a level, S slots, H hidden size, V vocabulary, M drafts.
 """
@@ -35,7 +34,7 @@ _TOLL = 1e-3
 
 
 class Level(NamedTuple):
-    """Entries that were just run: what the layer says, their logits, and the slots that each one sees."""
+    """Entries of the latest pass: outputs of the layer, logits, and the slots that each entry sees."""
 
     said_BQH: Tensor
     logits_BQV: Tensor
@@ -58,13 +57,13 @@ class Eagle3Drafter:
         self._keys = self._features + 1
 
     def reset(self, row: Row) -> Reader:
-        """Return the state of a row that begins: no key of the layer's own is taken over."""
+        """Return the state of a new row, for which the layer has no keys yet."""
         return Reader(row)
 
     def read(self, cache: ScratchCache, hidden: Sequence[Tensor]) -> None:
         """Keep the fused features of a pass."""
         feature_B1QH = self.drafter.fuse(hidden)[:, None]
-        cache.update(feature_B1QH, feature_B1QH[..., :1], self._features)  # a store keeps values too: the least
+        cache.update(feature_B1QH, feature_B1QH[..., :1], self._features)  # a store needs values too: one number
 
     def accepted(self, states: Sequence[Reader], counts: Sequence[int]) -> None:
         """Learn nothing: entries of drafts are overwritten."""
@@ -84,7 +83,7 @@ class Eagle3Drafter:
     def grow(
         self, passes: Passes, rows: slice, anchor_B: Tensor, drafts: int, nodes: int, states: Sequence[Reader]
     ) -> tuple[Tree, int]:
-        """Return the likeliest `nodes` paths among those that a beam of the likeliest nodes reaches."""
+        """Return a tree of the `nodes` likeliest paths that a beam search visits, and the number of passes."""
         cache = passes.cache
         # Keys of the beam stand in the slots that the tree's own will take.
         wide = max(1, min(TOP, self._vocabulary, nodes // max(1, drafts - 1)))
@@ -111,7 +110,10 @@ class Eagle3Drafter:
         return candidates.best(nodes), drafts
 
     def _begin(self, cache: ScratchCache, rows: slice, states: Sequence[Reader], *, room: int) -> tuple[Level, Tensor]:
-        """Write the entries of kept tokens and run the anchor's, with so much room behind; returns it and its slot."""
+        """Write the entries of accepted tokens and run the anchor's, with `room` slots after it.
+
+        Returns the anchor's level and slot.
+        """
         window = unread(cache, rows, states)
         slot_BW = window.slot_BW
         feature_BSH = cache.stores[self._features].keys[rows, :, 0]
@@ -140,7 +142,7 @@ class Eagle3Drafter:
         position_BQ: Tensor,
         seen_BQS: Tensor,
     ) -> Level:
-        """Run entries of drafts, which see what the entries before them saw, and themselves."""
+        """Run entries of drafts, which see themselves and all that their parents saw."""
         joined_BQE = self.drafter.join(self._embed(token_BQ), feature_BQH)
         cache.begin(rows, slot_BQ, end=seen_BQS.shape[2])
         key, value = cache.update(*self.drafter.keys(joined_BQE, position_BQ), self._keys)
@@ -172,7 +174,7 @@ class _Candidates:
         return first
 
     def best(self, nodes: int) -> Tree:
-        """Keep the likeliest nodes, which hold each other's parents, and number them anew."""
+        """Keep the likeliest nodes, whose parents are always among them, and renumber them."""
         score_BC = torch.cat(self._scores, dim=1)
         nodes = min(nodes, self._count)
         kept_BN = score_BC.topk(nodes, dim=1).indices.sort(dim=1).values

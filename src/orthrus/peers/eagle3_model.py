@@ -1,8 +1,8 @@
 """EAGLE-3 (arXiv 2503.01840): one decoder layer over token embeddings and fused hidden states of the backbone.
 
-Entry t of the drafter stands for token t and the backbone's features at t - 1, and predicts token t + 1. Its own
-output takes the place of the features while it drafts. Knows one layer and its files; the drafter in the engine is
-`eagle3`'s, training is `orthrus.train.eagle3`'s.
+Entry t reads token t and the backbone's features at t - 1, and predicts token t + 1. While the layer drafts, its
+previous output replaces the features. This module holds the layer and its files. `eagle3` drafts in the engine,
+`orthrus.train.eagle3` trains.
 
 Shapes: B rows, Q entries, S keys, H hidden size, A tapped layers, N heads, D head dimension, V vocabulary.
 """
@@ -35,11 +35,11 @@ class Eagle3Config:
     """Describe a drafter.
 
     Attributes:
-        layer: the shape of its layer, in transformers' words.
-        taps: decoder layers whose outputs are fused, by index. Published configurations count from the layer behind.
-        norm_before_residual: whether the layer adds to normed features.
-        vocabulary: tokens that it drafts; the backbone's own number for all of them.
-        backbone: name or path of the model it drafts for.
+        layer: the shape of the layer, as transformers describes it.
+        taps: decoder layers whose outputs are fused, by index. Published configurations name the next layer instead.
+        norm_before_residual: whether the residual is the normed features.
+        vocabulary: how many tokens it drafts; the backbone's number for all.
+        backbone: name or path of the backbone.
         drafts: how many tokens in a row it was trained for.
     """
 
@@ -52,13 +52,13 @@ class Eagle3Config:
 
     @classmethod
     def of(cls, model: PreTrainedModel, **more: Any) -> "Eagle3Config":
-        """Return the configuration of a drafter for a model, with a layer of that one's shape."""
+        """Return the configuration of a drafter for a model, with a layer of the model's shape."""
         text = model.config.get_text_config()
         layers = text.num_hidden_layers
         kind = text.model_type if text.model_type in SERVED else "llama"
         shape = {name: getattr(text, name) for name in _SHAPE if getattr(text, name, None) is not None}
         shape.setdefault("head_dim", text.hidden_size // text.num_attention_heads)
-        # Where kinds of layer turn keys differently, as the layers without a window do.
+        # Some backbones have one rotary table per kind of layer; take that of layers without a window.
         shape["rope_parameters"] = shape["rope_parameters"].get("full_attention", shape["rope_parameters"])
         layer = AutoConfig.for_model(kind, **shape, num_hidden_layers=1, tie_word_embeddings=False)
         taps = more.pop("taps", None) or default_taps(layers)
@@ -132,7 +132,7 @@ _SHAPE = (
 
 
 def default_taps(layers: int) -> tuple[int, ...]:
-    """Return a low, a middle and a high layer: the paper's, or evenly spread where a model is too shallow for these."""
+    """Return a low, a middle and a high layer: the paper's, or evenly spread ones in shallow models."""
     chosen = (1, layers // 2 - 1, layers - 4)
     if len({tap for tap in chosen if tap >= 0}) == 3:
         return chosen
@@ -171,10 +171,10 @@ class _Layer(nn.Module):
 
 
 class Eagle3(nn.Module):
-    """The drafter's own modules; token embeddings and, for whole vocabularies, the head are the backbone's.
+    """The drafter's modules. Token embeddings are the backbone's, and so is the head for a whole vocabulary.
 
     Attributes:
-        draft_to_target: the backbone's token of each token that it drafts; None where they are the same.
+        draft_to_target: the backbone's token for each drafted token; None for a whole vocabulary.
     """
 
     draft_to_target: Tensor | None
@@ -206,7 +206,7 @@ class Eagle3(nn.Module):
         return torch.cat([layer.input_layernorm(embedded_BQH), layer.hidden_norm(feature_BQH)], dim=-1)
 
     def keys(self, joined_BQE: Tensor, position_BQ: Tensor) -> tuple[Tensor, Tensor]:
-        """Return keys and values of entries, `[B, N, Q, D]` each: they depend on no other entry."""
+        """Return keys and values of entries, `[B, N, Q, D]` each; they depend on no other entry."""
         attention = self.layer.self_attn
         key_BNQD = attention.normed("k_norm", attention.heads(attention.k_proj(joined_BQE)))
         return self._rotated(key_BNQD, position_BQ), attention.heads(attention.v_proj(joined_BQE))
@@ -217,7 +217,7 @@ class Eagle3(nn.Module):
         return self._rotated(attention.normed("q_norm", attention.heads(attention.q_proj(joined_BQE))), position_BQ)
 
     def output(self, attended_BNQD: Tensor, feature_BQH: Tensor) -> Tensor:
-        """Return what the layer says of entries, `[B, Q, H]`: the features of the draft after them."""
+        """Return the layer's outputs, `[B, Q, H]`: the features of the next draft."""
         layer = self.layer
         base_BQH = layer.hidden_norm(feature_BQH) if self.config.norm_before_residual else feature_BQH
         states_BQH = base_BQH + layer.self_attn.o_proj(attended_BNQD.transpose(1, 2).flatten(2))
@@ -234,7 +234,7 @@ class Eagle3(nn.Module):
         return self.output(attended_BNQD, feature_BQH)
 
     def logits(self, said_BQH: Tensor, head: Callable[[Tensor], Tensor], vocabulary: int) -> Tensor:
-        """Return logits `[B, Q, V]` over the backbone's vocabulary; tokens that are never drafted have the least."""
+        """Return logits `[B, Q, V]` over the backbone's vocabulary; tokens outside a reduced one get the lowest."""
         normed_BQH = self.norm(said_BQH)
         if self.lm_head is None or self.draft_to_target is None:
             return head(normed_BQH)
@@ -250,7 +250,7 @@ class Eagle3(nn.Module):
 
 
 def save(drafter: Eagle3, backbone: PreTrainedModel, path: Path) -> None:
-    """Write a drafter in the layout of `speculators`, the backbone's embeddings and head with it."""
+    """Write a drafter in the layout of `speculators`, with the backbone's embeddings and head."""
     tensors = {name: tensor.detach() for name, tensor in drafter.state_dict().items()}
     tensors["embed_tokens.weight"] = backbone.get_input_embeddings().weight.detach()
     if drafter.lm_head is None:
@@ -266,7 +266,7 @@ def load(path: Path, backbone: PreTrainedModel) -> Eagle3:
     """Read a drafter of `speculators` or of EAGLE's authors for a backbone.
 
     Raises:
-        CheckpointError: the files are not there, or not those of a drafter of this backbone.
+        CheckpointError: files are missing or damaged, or belong to another backbone.
     """
     text = backbone.config.get_text_config()
     values = files.read_object(path / CONFIG, missing="it is not an EAGLE-3 drafter")
@@ -299,5 +299,5 @@ def load(path: Path, backbone: PreTrainedModel) -> Eagle3:
 
 
 def head_of(backbone: PreTrainedModel) -> tuple[Callable[[Tensor], Tensor], int]:
-    """Return the backbone's head and how many tokens it knows."""
+    """Return the backbone's output head and the size of its vocabulary."""
     return output_head(backbone), int(backbone.get_input_embeddings().weight.shape[0])
