@@ -1,7 +1,4 @@
-"""What every measurement begins with: prompts in the model's tokens, what a file lacks, the head of a run's lines.
-
-Knows suites, files of results and provenance; knows nobody who answers.
-"""
+"""The start of every measurement: encode prompts, find what a file of results lacks, write the head of its lines."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -43,7 +40,7 @@ class Heat:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Outlook:
-    """What a run is about to do: batches to race over, laps in all, prompts done before, prompts too long."""
+    """The work of a run: batches, laps in total, prompts done before, prompts too long."""
 
     heats: list[Heat]
     laps: int

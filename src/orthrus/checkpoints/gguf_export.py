@@ -1,8 +1,8 @@
 """A dual-view Qwen3 model as one GGUF file, in the layout that the llama.cpp fork of Orthrus reads.
 
-Architecture `orthrus`: keys and tensors are those of `qwen3`, with block length and mask token beside them and, in each
-layer, the view's projections and norms (`blk.0.attn_q_diff.weight`). Knows that layout; vocabulary, names and bytes are
-the package gguf's. The way back is `checkpoints.gguf`'s, for backbones alone.
+Architecture `orthrus`: the keys and tensors of `qwen3`, with block length and mask token. Each layer also has the
+view's projections and norms (`blk.0.attn_q_diff.weight`). The package gguf writes vocabulary, names and bytes.
+`checkpoints.gguf` reads files of backbones, not of views.
 """
 
 import importlib.util

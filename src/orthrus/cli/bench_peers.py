@@ -1,4 +1,4 @@
-"""`orthrus bench peers`: other ways to decode faster, in one race with the view. Options and printing only."""
+"""`orthrus bench peers`: race the view against other ways to decode faster. Options and printing only."""
 
 import time
 from pathlib import Path
@@ -16,8 +16,8 @@ Peers = Annotated[
         "--peer",
         metavar="KIND[=SOURCE][@HOW]",
         help="orthrus, dflash=DIR, eagle3=DIR, draft=DIR, lookup, hf-lookup, hf-draft=DIR, hf-dflash=DIR, or "
-        "blocks=DIR (block diffusion); HOW is a plan (full, fixed:K, tree:N), of blocks a threshold or tokens a pass; "
-        "may be repeated.",
+        "blocks=DIR (block diffusion); HOW is a plan (full, fixed:K, tree:N), for blocks a threshold or tokens "
+        "per pass; may be repeated.",
         show_default=False,
     ),
 ]
@@ -31,32 +31,32 @@ def peers(
     peer: Peers,
     suite: Suites,
     output: Annotated[
-        Path, typer.Option("--output", "-o", help="A file of JSON lines; added to, and taken up where it ended.")
+        Path, typer.Option("--output", "-o", help="A file of JSON lines; an existing race in it is continued.")
     ],
     model: common.ModelArgument = common.DEFAULT,
     backbone: common.Backbone = None,
-    data: Annotated[Path | None, typer.Option("--data", metavar="DIR", help="Where suites are looked for.")] = None,
+    data: Annotated[Path | None, typer.Option("--data", metavar="DIR", help="The folder of the suites.")] = None,
     batch: Annotated[list[int] | None, typer.Option(min=1, help="Prompts decoded together; may be repeated.")] = None,
     dtype: Annotated[str, typer.Option(help="Precision: float32, bfloat16, float16.")] = "float32",
     limit: Annotated[int | None, typer.Option(min=1, help="Prompts of each suite.")] = None,
     max_new_tokens: common.MaxNewTokens = 256,
-    rounds: Annotated[int, typer.Option(min=1, help="How often everyone answers every prompt.")] = 3,
-    warmup: Annotated[int, typer.Option(min=0, help="Rounds over the first prompts that do not count.")] = 1,
+    rounds: Annotated[int, typer.Option(min=1, help="How often every peer answers every prompt.")] = 3,
+    warmup: Annotated[int, typer.Option(min=0, help="Rounds over the first prompts that are not counted.")] = 1,
     context: Annotated[
         list[int] | None,
-        typer.Option(min=1, help="Time drafts behind random prompts of so many tokens too; may be repeated."),
+        typer.Option(min=1, help="Also time drafts after random prompts of this many tokens; may be repeated."),
     ] = None,
     cpu_time: Annotated[
-        bool, typer.Option("--cpu-time", help="Count this process's CPU time, not the clock: for machines in use.")
+        bool, typer.Option("--cpu-time", help="Count CPU time instead of wall time, for busy machines.")
     ] = False,
     plots: Annotated[Path | None, typer.Option("--plots", metavar="DIR", help="Draw plots into a directory.")] = None,
     markdown: Annotated[bool, typer.Option("--markdown", help="Print the tables in markdown.")] = False,
     threads: Threads = None,
     device: common.Device = None,
 ) -> None:
-    """Let peers race over prompts, greedily, beside plain decoding; trains nothing. Run again to continue.
+    """Race peers and plain decoding over prompts, greedily. Trains nothing. Run again to continue.
 
-    All drafters run in our engine, on the same backbone. Suites of the domain code execute what is written.
+    All drafters run in our engine, on the same backbone. Suites of the domain code execute the answers.
     """
     from orthrus.bench.contenders import Contender
     from orthrus.bench.peers import table

@@ -1,7 +1,7 @@
-"""Turning a backbone into a block-diffusion language model: masked tokens of its own answers, all weights trained.
+"""Convert a backbone to a block-diffusion language model: train all weights on masked tokens of its answers.
 
-Each row is read twice in one pass, with masks and clean; blocks with masks see the clean ones before them. By recipe
-this is SDAR's, Fast-dLLM v2's or Dream's training (`recipes/peers`).
+One pass reads each row twice, masked and clean. Masked blocks see the clean blocks before them. Recipes follow SDAR,
+Fast-dLLM v2 or Dream (`recipes/peers`).
 
 Shapes: B rows, T positions, C hidden size, M masked tokens, V vocabulary.
 """
@@ -30,7 +30,7 @@ from orthrus.train.step import Loss, Rows, row_generator
 
 
 class Noise(NamedTuple):
-    """Which tokens of a batch are masked, `[B, T]` boolean, and the share of them that was to be, where they are."""
+    """Which tokens are masked, `[B, T]` boolean, and the expected share of masked tokens at each position."""
 
     masked_BT: Tensor
     share_BT: Tensor
@@ -39,9 +39,10 @@ class Noise(NamedTuple):
 def draw(
     group_BT: Tensor, answer_BT: Tensor, *, least: float, complement: bool, generators: list[torch.Generator]
 ) -> Noise:
-    """Mask tokens of answers: a share of each group (a document, or a block of one), each token by itself.
+    """Mask a random share of the answer tokens of each group (a document or a block), each token independently.
 
-    With `complement` the batch is twice as long: behind it the same rows with the other tokens masked.
+    `group_BT` holds the position where the group begins. With `complement` the batch has twice as many rows: the second
+    half repeats the rows with the other tokens masked.
     """
     drawn_2BT = torch.stack([torch.rand(2, group_BT.shape[1], generator=g) for g in generators], dim=1).to(
         group_BT.device
@@ -54,7 +55,7 @@ def draw(
 
 
 def begins(*parts_BT: Tensor) -> Tensor:
-    """Return for each position where in the row its group begins: a run of equal values of all the parts."""
+    """Return for each position the index where its group begins; a group is a run of equal values in all parts."""
     T = parts_BT[0].shape[1]
     index_T = torch.arange(T, device=parts_BT[0].device)
     new_BT = torch.zeros_like(parts_BT[0], dtype=torch.bool)
@@ -113,7 +114,7 @@ class BlocksTask:
         )
 
     def save(self, path: Path) -> None:
-        """Write the model in the run's dtype, its tokenizer, and how it decodes."""
+        """Write the model in the run's dtype, with its tokenizer and its `BlocksConfig`."""
         state = {name: tensor.to(DTYPES[self._recipe.run.dtype]) for name, tensor in self._model.state_dict().items()}
         published = type(self._model)(self._model.config).to(DTYPES[self._recipe.run.dtype])
         published.load_state_dict(state)
@@ -176,7 +177,7 @@ class BlocksTask:
             said_BTC, clean_BTC = said_BUC[:, :T], said_BUC[:, T:]
         if not self._config.shift:
             return said_BTC
-        # The token before a block's first one is in the block before, which is whole when this one is decoded.
+        # The token before a block is in the previous block, which is finished when this one is decoded.
         first_BT1 = (block_BT != block_BT.roll(1, 1))[:, :, None]
         return torch.where(first_BT1, clean_BTC.roll(1, 1), said_BTC.roll(1, 1))
 

@@ -1,7 +1,7 @@
-"""Training a DFlash drafter of a frozen backbone, or one of its variants, on answers that the backbone wrote itself.
+"""Train DFlash, DSpark or JetSpec for a frozen backbone, on answers that the backbone wrote.
 
-One frozen pass over packed rows gives hidden states; many blocks then go through the drafter in one pass over these,
-each seeing what is before its anchor and its own slots: the same rows, anchors, masks and losses as a view's.
+One frozen pass over packed rows gives hidden states. One pass of the drafter then fills many blocks; each block sees
+the text before its anchor and its own slots. Rows, anchors, masks and losses are those of a view.
 
 Shapes: B rows, T positions, N blocks, K slots of a block, M of them predicted, C hidden size, F tapped states in a row.
 """
@@ -61,8 +61,8 @@ def filled(
     """Run a drafter over all blocks of packed rows at once; returns hidden states `[B, N, K, C]`.
 
     Args:
-        drafter: who fills the blocks.
-        backbone: whose embeddings it takes.
+        drafter: fills the blocks.
+        backbone: gives the embeddings.
         context_BTF: tapped hidden states side by side.
         token_BT: the rows' tokens.
         document_BT: which document a position belongs to.

@@ -1,7 +1,7 @@
-"""Training an EAGLE-3 drafter of a frozen backbone by the training-time test (arXiv 2503.01840, section 3.1).
+"""Train an EAGLE-3 drafter for a frozen backbone by the training-time test (arXiv 2503.01840, section 3.1).
 
-Every position of an answer drafts some tokens in a row: the first from the backbone's features, each later one from
-what the drafter itself said before. Tokens are the text's throughout.
+Every position of an answer drafts several tokens in a row. The first comes from the backbone's features, each later one
+from the drafter's previous output. Input tokens are always those of the text.
 
 Shapes: B rows, T positions, N heads, D head dimension, H hidden size.
 """
@@ -30,7 +30,7 @@ from orthrus.train.step import Loss, Rows
 
 
 class Said(NamedTuple):
-    """What the drafter says at one step of the test: `[B, T, H]`, and the position whose next token it drafts."""
+    """The drafter's output at one step, `[B, T, H]`: entry t drafts the token after position t + shift."""
 
     said_BTH: Tensor
     shift: int
@@ -39,22 +39,22 @@ class Said(NamedTuple):
 def unrolled(drafter: Eagle3, embedded_BTH: Tensor, g_BTH: Tensor, document_BT: Tensor, steps: int) -> list[Said]:
     """Draft `steps` tokens in a row at every position at once.
 
-    Entry t of the first step sees the entries of its document up to itself. At a later step it sees these, and its own
-    of the steps since.
+    Entry t of the first step sees the entries of its document up to itself. At a later step it sees these and its own
+    entries of the steps in between.
 
     Args:
         drafter: the layer.
         embedded_BTH: embeddings of the row's tokens.
         g_BTH: fused features of the backbone.
         document_BT: which document a position belongs to.
-        steps: how many.
+        steps: tokens in a row.
     """
     B, T, _ = embedded_BTH.shape
     index_T = torch.arange(T, device=g_BTH.device)
     follows_BT = torch.zeros_like(document_BT, dtype=torch.bool)
     follows_BT[:, 1:] = (document_BT[:, 1:] == document_BT[:, :-1]) & (document_BT[:, 1:] >= 0)
     same_BTT = document_BT[:, :, None] == document_BT[:, None, :]
-    # A document's first token has no entry; where nothing else is to be seen an entry sees itself.
+    # A document's first token has no entry. An entry that sees nothing else sees itself.
     seen_BTT = same_BTT & (index_T[:, None] >= index_T) & follows_BT[:, None] | torch.eye(
         T, dtype=torch.bool, device=g_BTH.device
     )
@@ -64,7 +64,7 @@ def unrolled(drafter: Eagle3, embedded_BTH: Tensor, g_BTH: Tensor, document_BT: 
     out = []
     for step in range(steps):
         joined_BTE = drafter.join(embedded_BTH.roll(-step, 1), feature_BTH)
-        position_BT = (index_T + step).expand(B, T)  # relative: places in the row will do
+        position_BT = (index_T + step).expand(B, T)  # only differences matter, so positions in the row will do
         query_BNTD = drafter.queries(joined_BTE, position_BT)
         key, value = (_for_heads(part, query_BNTD.shape[1]) for part in drafter.keys(joined_BTE, position_BT))
         keys.append(key)
@@ -121,7 +121,7 @@ class Eagle3Task:
         return dict(self._drafter.named_parameters())
 
     def loss(self, rows: Rows, step: int) -> Loss:
-        """Sum the steps' mean losses over the tokens of answers, later steps less."""
+        """Sum the steps' mean losses over the tokens of answers; later steps weigh less."""
         return self._loss(self._data.rows, rows)
 
     def evaluate(self, step: int) -> dict[str, float]:
@@ -147,7 +147,7 @@ class Eagle3Task:
         said = frozen.read(self._backbone, token_BT, document_BT, position_BT, self._drafter.config.taps)
         embedded_BTH = self._backbone.get_input_embeddings()(token_BT)
         steps = unrolled(self._drafter, embedded_BTH, self._drafter.fuse(said.tapped), document_BT, goal.steps)
-        # As where blocks start, but behind a document's first token: there is no feature before that.
+        # As where blocks start, but not at a document's first token, which has no feature before it.
         begins_BT = anchors.starts(document_BT, answer_BT) & (position_BT > 0)
         scored_BT, kept_BT = begins_BT, begins_BT
         loss = objective.mixture({goal.loss: 1.0}, lk_decay=goal.lk_decay)

@@ -1,4 +1,4 @@
-"""The frozen backbone's pass over packed rows, for what is trained beside it.
+"""The frozen backbone's pass over packed rows, whose hidden states drafters train on.
 
 Shapes: B rows, T positions, C hidden size.
 """
@@ -16,7 +16,7 @@ from orthrus.model.dual import View
 
 
 class Frozen(NamedTuple):
-    """What the backbone says of a row: its last hidden states `[B, T, C]`, and the outputs of some layers."""
+    """The backbone's last hidden states `[B, T, C]`, and the outputs of the tapped layers."""
 
     hidden_BTC: Tensor
     tapped: list[Tensor]

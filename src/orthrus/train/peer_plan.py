@@ -1,6 +1,6 @@
-"""What a step of a peer's training takes: operations, and positions that leave something for the backward pass.
+"""The cost of a step of a peer's training: operations, and positions whose activations are kept.
 
-Counted as `plan` counts a view's, so that budgets can be made equal. Knows recipes and shapes; builds no model.
+Counts follow `plan`'s for a view, so that budgets can be made equal.
 """
 
 from orthrus.train.objective import NEEDS_TEACHER
@@ -13,11 +13,11 @@ def operations(recipe: AnsweredRecipe, *, active: int, head: int, pair: int, lay
 
     Args:
         recipe: of a peer.
-        active: parameters of matrices that a token goes through, the head left out.
+        active: parameters of the matrices that a token passes, without the head.
         head: parameters of the head.
-        pair: operations of a query with one key in all layers.
-        layers: how many these are.
-        trainable: parameters that are trained.
+        pair: operations of a query with one key, summed over all layers.
+        layers: number of layers.
+        trainable: number of trained parameters.
     """
     T = recipe.data.row_tokens
     if isinstance(recipe, Eagle3Recipe):
@@ -46,10 +46,10 @@ def dflash_operations(
     """Return the operations of one optimizer step of a DFlash drafter.
 
     Args:
-        recipe: of the drafter; the other arguments are those of `operations`, and
+        recipe: of the drafter. Arguments that are not listed here are those of `operations`.
         hidden: the hidden size.
-        keys: numbers that a token's keys and values are in one layer.
-        vocabulary: tokens.
+        keys: numbers in a token's keys and values of one layer.
+        vocabulary: size of the vocabulary.
     """
     wanted, T = recipe.model, recipe.data.row_tokens
     slots, scored = recipe.objective.blocks_per_row * wanted.block_size, drafted(recipe)
@@ -65,7 +65,7 @@ def dflash_operations(
 
 
 def read(recipe: AnsweredRecipe) -> int:
-    """Return how many positions a row has in a pass whose activations are kept."""
+    """Return the positions per row of a pass whose activations are kept."""
     if isinstance(recipe, DFlashRecipe):
         return recipe.data.row_tokens + recipe.objective.blocks_per_row * recipe.model.block_size
     whole = isinstance(recipe, BlocksRecipe) and recipe.model.block_size is None
@@ -73,7 +73,7 @@ def read(recipe: AnsweredRecipe) -> int:
 
 
 def drafted(recipe: AnsweredRecipe) -> int:
-    """Return how many tokens of a row are predicted at most."""
+    """Return the most tokens of a row that are predicted."""
     if isinstance(recipe, Eagle3Recipe):
         return recipe.data.row_tokens * recipe.objective.steps
     if isinstance(recipe, DFlashRecipe):

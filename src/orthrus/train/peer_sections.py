@@ -1,7 +1,4 @@
-"""Recipes of peers: what is trained on the same answers as a view, to be compared with it.
-
-Knows the sections and what fits together inside one, as `sections` does.
-"""
+"""Recipes of peers, which are trained on the same answers as a view and compared with it."""
 
 from typing import Annotated, Literal
 
@@ -13,7 +10,7 @@ from orthrus.train.sources import Positive, Section
 
 
 class _PeerRecipe(AnsweredRecipe):
-    """A recipe of a peer: held whole by each process."""
+    """A recipe of a peer; each process holds the whole model."""
 
     @model_validator(mode="after")
     def _whole_everywhere(self) -> "_PeerRecipe":
@@ -23,21 +20,23 @@ class _PeerRecipe(AnsweredRecipe):
 
 
 class Eagle3Model(AnsweredModel):
-    """Which backbone gets an EAGLE-3 drafter, and what that reads of it."""
+    """The backbone of an EAGLE-3 drafter, and the layers that the drafter reads."""
 
     taps: Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=3, max_length=3)] | None = Field(
-        default=None, description="three decoder layers whose outputs are fused; low, middle and high unless given"
+        default=None, description="three decoder layers whose outputs are fused; low, middle and high by default"
     )
-    norm_before_residual: bool = Field(default=False, description="what the layer adds to: normed features, or plain")
+    norm_before_residual: bool = Field(default=False, description="whether the residual is the normed features")
 
 
 class Eagle3Objective(Section):
-    """The training-time test: each text position drafts `steps` tokens in a row, each from the draft before it."""
+    """The training-time test: each position drafts `steps` tokens in a row, each from the previous output."""
 
     loss: LossName = "kl"
     lk_decay: float = Field(default=3.0, ge=0, description="how fast lk goes from KL to total variation")
     steps: Positive = 7
-    step_decay: Annotated[float, Field(gt=0, le=1)] = Field(default=0.8, description="step i weighs step_decay^(i-1)")
+    step_decay: Annotated[float, Field(gt=0, le=1)] = Field(
+        default=0.8, description="step i has weight step_decay^(i-1)"
+    )
 
 
 class Eagle3Recipe(_PeerRecipe):
@@ -49,23 +48,23 @@ class Eagle3Recipe(_PeerRecipe):
 
 
 class DFlashModel(AnsweredModel):
-    """Which backbone gets a DFlash drafter, or one of the same body (`shift` and `markov_rank` as DSpark, causal
+    """The backbone of a DFlash drafter, and the drafter's shape.
 
-    `block_attention` as JetSpec), and what that reads of it.
+    `shift` and `markov_rank` make it DSpark, causal `block_attention` makes it JetSpec.
     """
 
     draft_layers: Positive = Field(default=1, description="decoder layers of the drafter")
     taps: Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1)] | None = Field(
-        default=None, description="decoder layers whose outputs are read; three evenly spread ones unless given"
+        default=None, description="decoder layers whose outputs are read; three evenly spread ones by default"
     )
     block_size: Annotated[int, Field(ge=2)] = 16
-    shift: bool = Field(default=False, description="a slot predicts the token after its own, the anchor's too")
+    shift: bool = Field(default=False, description="a slot predicts the next token, also the anchor's slot")
     block_attention: BlockAttention = Field(
-        default="bidirectional", description="what a slot sees of its block: all of it, or up to itself"
+        default="bidirectional", description="the part of its block that a slot sees: all, or up to itself"
     )
-    markov_rank: int = Field(default=0, ge=0, description="rank of the correction by the token before a slot; 0: none")
+    markov_rank: int = Field(default=0, ge=0, description="rank of the correction by the previous token; 0: none")
     mask_token: str | None = Field(
-        default=None, description="the token that stands for what is not written yet; <|mask|> or the last unless given"
+        default=None, description="the mask token; by default <|mask|>, or the last of the vocabulary"
     )
 
 
@@ -78,27 +77,27 @@ class DFlashRecipe(_PeerRecipe):
 
 
 class BlocksModel(AnsweredModel):
-    """Which backbone is turned into a block-diffusion language model, and how that predicts."""
+    """The backbone to convert to a block-diffusion language model, and how the result predicts."""
 
-    block_size: Positive | None = Field(
-        default=None, description="tokens of a block, at multiples of it in the text; the whole text unless given"
-    )
-    shift: bool = Field(default=True, description="a position predicts the token after it, or its own")
+    block_size: Positive | None = Field(default=None, description="tokens of a block; the whole text by default")
+    shift: bool = Field(default=True, description="a position predicts the next token, or its own")
     mask_token: str | None = Field(
-        default=None, description="the token that stands for what is not written yet; <|mask|> or the last unless given"
+        default=None, description="the mask token; by default <|mask|>, or the last of the vocabulary"
     )
 
 
 class BlocksObjective(Section):
-    """Masked tokens of answers, by cross-entropy with the text.
+    """Cross-entropy of masked tokens of answers.
 
-    A share of the tokens is masked, drawn evenly from `least_noise` to 1: one for each document (`noise` = "document")
-    or for each block. With `complement` every row is read twice, the second time with the other tokens masked.
+    The masked share is drawn uniformly from `least_noise` to 1, for each document (`noise` = "document") or for each
+    block. With `complement` every row is read twice, the second time with the other tokens masked.
     """
 
     noise: Literal["document", "block"] = "block"
     complement: bool = False
-    weight: Literal["inverse", "equal"] = Field(default="equal", description="by one over the share masked, or alike")
+    weight: Literal["inverse", "equal"] = Field(
+        default="equal", description="weight of a token: 1 / masked share, or 1"
+    )
     least_noise: Annotated[float, Field(gt=0, lt=1)] = 1e-3
 
 

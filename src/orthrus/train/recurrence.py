@@ -1,6 +1,6 @@
-"""Recurrent layers in training: a pass over packed rows, and blocks that start anywhere in what it left.
+"""Recurrent layers in training: a pass over packed rows, then blocks that start at any token of these rows.
 
-Each is a `Recurrence` of one layer in one pass (`orthrus.model.mixer`); the arithmetic is `orthrus.model.delta`'s.
+Each class is a `Recurrence` of one layer in one pass (`orthrus.model.mixer`); `orthrus.model.delta` has the arithmetic.
 
 Shapes: B rows, T tokens, A anchors of blocks of K tokens, C channels, W width of the convolution, G key heads,
 H value heads, N key dimension, D value dimension.
@@ -17,7 +17,7 @@ from orthrus.model.mixer import mix, mixes
 
 
 class OverRows:
-    """Read packed rows; a document starts from nothing. Afterwards `inputs_BTC` and `scan` are what blocks need."""
+    """Read packed rows, each document from an empty state; keep `inputs_BTC` and `scan` for the blocks."""
 
     inputs_BTC: Tensor
     scan: delta.Scan
@@ -32,7 +32,7 @@ class OverRows:
         return delta.convolve(windows_BTWC, weight_CW)
 
     def rule(self, inputs: delta.Inputs, path_BTM: Tensor | None, *, both_ways: bool = False) -> Tensor:
-        """Read documents from nothing."""
+        """Read each document from an empty state."""
         B, _, H, D = inputs.value_BTHD.shape
         state_BHND = inputs.value_BTHD.new_zeros(B, H, inputs.key_BTGN.shape[-1], D)
         output_BTHD, self.scan = delta.scan(inputs, state_BHND, self.document_BT)
@@ -40,14 +40,14 @@ class OverRows:
 
 
 class OverBlocks:
-    """Read blocks that stand one after another, each from the state before its anchor."""
+    """Read consecutive blocks, each from the state before its anchor."""
 
     def __init__(self, rows: OverRows, anchor_BA: Tensor) -> None:
         self._rows = rows
         self._anchor_BA = anchor_BA
 
     def convolve(self, input_BTC: Tensor, weight_CW: Tensor, path_BTM: Tensor | None) -> Tensor:
-        """Convolve each block behind the tokens of its document before the anchor."""
+        """Convolve each block, preceded by the tokens of its document before the anchor."""
         rows = self._rows
         nothing_BVC = _nothing(rows.inputs_BTC, weight_CW)
         before = delta.tails(nothing_BVC, rows.inputs_BTC, self._anchor_BA, rows.document_BT).flatten(0, 1)
@@ -55,12 +55,12 @@ class OverBlocks:
         return self._rows_again(delta.convolve(windows, weight_CW))
 
     def rule(self, inputs: delta.Inputs, path_BTM: Tensor | None, *, both_ways: bool = False) -> Tensor:
-        """Read each block from its state, and from its end where it is read both ways."""
+        """Read each block forwards from its state, and with `both_ways` also backwards from its end."""
         state = delta.states_at(self._rows.scan, self._anchor_BA).flatten(0, 1)
-        own = delta.Inputs(*map(self._blocks, inputs))
-        output, _ = delta.solve(own, state)
+        blocks = delta.Inputs(*map(self._blocks, inputs))
+        output, _ = delta.solve(blocks, state)
         if both_ways:
-            output = output + delta.from_behind(own)
+            output = output + delta.from_behind(blocks)
         return self._rows_again(output)
 
     def _blocks(self, each_BT: Tensor) -> Tensor:

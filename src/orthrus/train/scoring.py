@@ -1,6 +1,4 @@
-"""The loss of a batch of blocks, whoever filled them: each slot scored, slots weighed, what was kept counted.
-
-Knows a recipe's objective, blocks and hidden states; knows no model and no rows.
+"""The loss of a batch of blocks, filled by a view or a drafter: loss per slot, weights of slots, accepted drafts.
 
 Shapes: B rows, T positions, N blocks, J predicted slots of a block, C hidden size, M scored slots.
 """
@@ -18,7 +16,7 @@ from orthrus.train.sections import BlockObjective
 from orthrus.train.step import Loss
 
 MOST_LOGITS = 1 << 26
-"""Logits of a step that are held for the backward pass rather than computed again, where tokens are few: 256 MB."""
+"""Most logits that a step keeps for the backward pass with a reduced vocabulary (256 MB); else they are recomputed."""
 
 
 def score(
@@ -33,18 +31,18 @@ def score(
     tokens: Tensor | None = None,
     apart: bool = False,
 ) -> Loss:
-    """Weigh and sum the slots' losses; slot j's teacher is the backbone's row at anchor + j.
+    """Weight and sum the slots' losses; slot j's teacher is the backbone's row at anchor + j.
 
     Args:
-        goal: what they are trained towards.
+        goal: losses and weights.
         student_BNJC: hidden states of the slots.
-        teacher_BTC: the backbone's.
+        teacher_BTC: hidden states of the backbone.
         token_BT: the rows' tokens.
         blocks: where blocks start, and which slots count.
-        head: hidden states to logits, of `tokens` where these are given.
-        markov: what the token before a slot adds to its logits.
-        tokens: those that the softmax runs over, in ascending order; None for all.
-        apart: whether blocks whose anchor is masked are counted apart from the others.
+        head: maps hidden states to logits, of `tokens` if given.
+        markov: the correction by the previous token; None for none.
+        tokens: the tokens of the softmax, in ascending order; None for all.
+        apart: count blocks with a masked anchor separately.
     """
     scored = blocks.scored_BNJ
     target_M = token_BT.gather(1, blocks.target_BNJ.flatten(1)).view_as(blocks.target_BNJ)[scored]
@@ -85,16 +83,16 @@ def score(
 
 
 def before(token_BT: Tensor, blocks: Blocks, markov: Markov, tokens: Tensor | None) -> Before:
-    """The token before each scored slot, as the text has it: no later slot counts where a draft is not the text's.
+    """Return the text's token before each scored slot: after a draft that differs from the text, no slot counts.
 
-    A blind block's first slot knows its anchor here: when its draft is chosen, the anchor has been written.
+    The first slot of a block with a masked anchor gets that anchor, because decoding has it when it chooses the draft.
     """
     token_BNJ = token_BT.gather(1, (blocks.target_BNJ - 1).flatten(1)).view_as(blocks.target_BNJ)
     return Before(token_BNJ[blocks.scored_BNJ], markov, tokens)
 
 
 def tokens_of_answers(rows: PackedRows, markov: Markov | None, device: torch.device) -> Tensor:
-    """Return the tokens of all training answers, in ascending order; the correction adds to no others from now on."""
+    """Return the tokens of all training answers in ascending order; zero the correction's rows of all others."""
     tokens = torch.from_numpy(np.unique(rows.token_ids[rows.answer])).long().to(device)
     if markov is not None:
         others_V = torch.ones(len(markov.after_VR), dtype=torch.bool, device=device)

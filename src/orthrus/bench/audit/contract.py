@@ -1,6 +1,6 @@
-"""What is promised of texts and passes, and a yes or no: does it hold?
+"""The audit's contract: what is promised of texts and passes, and whether the verdicts meet it.
 
-Pure functions of verdicts. Knows what is claimed at which precision and under which plan; knows no model.
+Pure functions of verdicts.
 """
 
 from collections.abc import Iterable
@@ -11,12 +11,12 @@ from orthrus.bench.audit.verdicts import Parting, Verdict
 
 EPSILON: Final = 1e-3
 COUNTED: Final = "full"
-"""The plan whose every cycle advances a text by at least as many tokens as it takes passes."""
+"""The plan whose cycles each write at least as many tokens as they take passes."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Setting:
-    """Who wrote, how many rows at once, at which precision, under which promise."""
+    """Mode, plan, batch, precision and exactness of a text."""
 
     dtype: str
     exact: str
@@ -57,7 +57,7 @@ class Mismatch:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Passes:
-    """How many passes one text took for its tokens."""
+    """The tokens of one text, and the passes that they took."""
 
     setting: Setting
     suite: str
@@ -67,9 +67,9 @@ class Passes:
 
     @property
     def wasteful(self) -> bool:
-        """Whether plain decoding takes fewer: one for the prompt and one a token.
+        """Whether plain decoding takes fewer: one for the prompt and one per token.
 
-        A text that ends on a first token has one pass more, whose drafts nobody wants.
+        A text that ends on a first token may have one pass more, whose drafts are not needed.
         """
         return self.passes > 1 + self.tokens + 1
 
@@ -86,7 +86,7 @@ class Passes:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Contract:
-    """What was promised, and what broke it.
+    """The promises, and the texts that break them.
 
     Attributes:
         epsilon: mixtures of experts may part where the reference's two best logits are at most this far apart.
@@ -108,7 +108,7 @@ class Contract:
 
     @property
     def holds(self) -> bool:
-        """Whether nothing broke it."""
+        """Whether no text breaks it."""
         return not self.broken and not self.wasteful
 
     def to_dict(self) -> dict[str, Any]:
@@ -126,9 +126,9 @@ class Contract:
 
 
 def contract(verdicts: Iterable[Verdict], *, epsilon: float = EPSILON, experts: bool = False) -> Contract:
-    """Hold texts against what is promised: all of float32's, and at any precision those of exact="token".
+    """Compare texts with the promises: all texts in float32, and with exact="token" at any precision.
 
-    Under the plan `full`, at any precision, passes are counted too.
+    Under the plan `full` passes are counted too, at any precision.
     """
     texts = counted = 0
     wasteful: list[Passes] = []

@@ -1,7 +1,7 @@
-"""Peers in one race: drafters of others in our engine, the view, copies, and block-diffusion models beside them.
+"""A race of peers: published drafters in our engine, the view, copies and block-diffusion models.
 
-Each peer becomes a contender of `bench.speed.run`, so that prompts, order, clock and lines are those of every other
-measurement. What a line cannot say (parameters, training, memory, what a draft costs) becomes a record of the peer.
+Each peer is a contender of `bench.speed.run`, which chooses prompts, order and clock and writes the results.
+Parameters, training, memory and the cost of a draft go into a separate record per peer.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -34,25 +34,25 @@ from orthrus.policy import steps as plans
 from orthrus.provenance import digest_of
 
 PEER: Final = "peer"
-"""Kind of the records that say what a peer is."""
+"""Kind of the records that describe peers."""
 TRAINING: Final = "training.json"
-"""What training a peer took, beside its weights (`orthrus.train.plan.notes`)."""
+"""The file with the cost of training, beside the weights (`orthrus.train.plan.notes`)."""
 VIEW, LOOKUP, BLOCKS = "orthrus", "lookup", "blocks"
 HF: Final = ("hf-lookup", "hf-draft", "hf-dflash")
 KINDS: Final = (*DRAFTERS, VIEW, LOOKUP, BLOCKS, *HF)
 COSTED: Final = 24
-"""Tokens that are written to time what a draft and a verification take."""
-_PLACED: Final = (*DRAFTERS, BLOCKS, "hf-draft", "hf-dflash")
+"""Tokens to write when drafts and verifications are timed."""
+_WITH_WEIGHTS: Final = (*DRAFTERS, BLOCKS, "hf-draft", "hf-dflash")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Peer:
-    """What takes part.
+    """One participant of a race.
 
     Attributes:
         kind: one of `KINDS`.
-        source: a directory or Hub id of its weights; None for what has none, or for the model's own view.
-        how: a plan; of block-diffusion models how tokens are unmasked (`Unmasking.parse`).
+        source: a directory or Hub id of its weights; None for copies and for the model's own view.
+        how: a plan; for block-diffusion models how tokens are unmasked (`Unmasking.parse`).
     """
 
     kind: str
@@ -66,9 +66,9 @@ class Peer:
         kind, _, source = rest.partition("=")
         if kind not in KINDS:
             raise ConfigError(f"a peer is of a kind of {', '.join(KINDS)}, found {text!r}")
-        if (kind in _PLACED) > bool(source) or (source and kind in (LOOKUP, "hf-lookup")):
+        if (kind in _WITH_WEIGHTS) > bool(source) or (source and kind in (LOOKUP, "hf-lookup")):
             raise ConfigError(
-                f"a peer of kind {kind} {'needs' if kind in _PLACED else 'has no'} weights, found {text!r}"
+                f"a peer of kind {kind} {'needs' if kind in _WITH_WEIGHTS else 'has no'} weights, found {text!r}"
             )
         if how and kind in HF:
             raise ConfigError(f"{kind} has no plans, found {text!r}")
@@ -84,7 +84,7 @@ class Peer:
 
     @property
     def label(self) -> str:
-        """Its name in tables: the kind, and the weights' where that says more."""
+        """The name in tables: the kind, with the name of the weights where that differs."""
         parts = [part for part in Path(self.source or "").parts if part not in ("model", "/", ".")]
         return self.kind if not parts or parts[-1] == self.kind else f"{self.kind}:{parts[-1]}"
 
@@ -95,7 +95,7 @@ class Peer:
         return Contender(self.label, self.how or default)
 
     def weights(self) -> str | None:
-        """Return a digest of its weights, by which results of others are told apart."""
+        """Return a digest of the weights, which distinguishes results; the source where no safetensors are in it."""
         if self.source is None:
             return None
         files = sorted(locate(self.source).glob("*.safetensors"))
@@ -104,7 +104,7 @@ class Peer:
 
 @dataclass(kw_only=True, slots=True)
 class Entrant:
-    """A peer that is loaded: how it decodes, and what its record says."""
+    """A loaded peer: its decoder, and the facts of its record."""
 
     peer: Peer
     decode: Decoder
@@ -112,7 +112,7 @@ class Entrant:
     watch: Watch | None = None
 
     def record(self, labels: Mapping[str, Any]) -> dict[str, Any]:
-        """Return all that a result line does not say."""
+        """Return the peer's record."""
         who = self.peer.contender
         costs = {} if self.watch is None else self.watch.to_dict()
         return {"kind": PEER, **labels, "mode": who.mode, "plan": who.plan, **self.facts, **costs}
@@ -123,13 +123,13 @@ class Field:
     """The peers of a race, loaded for the model of each precision in turn.
 
     Attributes:
-        peers: who takes part.
-        contexts: tokens of the random prompts that drafts are timed behind.
-        clock: seconds.
-        load: loads a dual-view model whose view is another one, from `(source, dtype)`.
-        loaded: those of the model at hand.
-        made: how these decode, and plain decoding.
-        model: the model at hand.
+        peers: the participants.
+        contexts: lengths of random prompts after which drafts are timed too.
+        clock: returns seconds.
+        load: returns a loader of a source with another view.
+        loaded: the peers of the current model.
+        made: their decoders, and that of plain decoding.
+        model: the current model.
     """
 
     peers: Sequence[Peer]
@@ -149,10 +149,10 @@ class Field:
             )
 
     def decoders(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> dict[Contender, Decoder]:
-        """Load every peer for a model, once; plain decoding is measured as they are.
+        """Load every peer for a model, once; plain decoding is among the decoders.
 
         Raises:
-            ConfigError: the model's context is shorter than what drafts are to be timed behind.
+            ConfigError: the model's context is too short for `contexts`.
             CheckpointError: weights of a peer are missing or damaged.
         """
         if self.loaded and self.model is model:
@@ -174,7 +174,7 @@ class Field:
         return out
 
     def cost(self, batches: Sequence[int]) -> None:
-        """Time drafts and verifications behind the random prompts as well."""
+        """Time drafts and verifications after random prompts too."""
         vocabulary = self.model.get_input_embeddings().weight.shape[0]
         timed = [entrant for entrant in self.loaded.values() if entrant.watch is not None]
         for batch in batches:
@@ -228,7 +228,7 @@ def _engine(
     drafter: Drafter | None,
     watch: Watch,
 ) -> Decoder:
-    """Decode in our engine, and note when each text's first token came."""
+    """Decode in our engine, and record the time of each text's first token."""
     parsed = plans.parse(plan)
     if drafter is not None:
         watch.follow(drafter)
@@ -253,7 +253,7 @@ def _engine(
 
 
 def _transformers(peer: Peer, model: PreTrainedModel, eos: tuple[int, ...]) -> Decoder:
-    """Decode in transformers' own loop, by lookup or with a small model or a DFlash drafter that drafts."""
+    """Decode in transformers' loop, with lookup, a small model or a DFlash drafter."""
     backbone = hf.plain(model)
     more: dict[str, Any] = {}
     if peer.kind == "hf-dflash":
@@ -307,7 +307,7 @@ def _sizes(network: nn.Module | None) -> dict[str, int]:
 
 
 def _training(source: str | None) -> dict[str, Any] | None:
-    """Return what training took, where the weights say it."""
+    """Return the cost of training, where a file beside the weights holds it."""
     if source is None or not (file := locate(source) / TRAINING).is_file():
         return None
     return read_object(file, missing="it does not say what training took")

@@ -1,7 +1,4 @@
-"""What a race of peers says, in one table for each precision and batch: cost of training, drafts, speed, texts.
-
-Knows results, peers' records and how figures are written; measures nothing.
-"""
+"""Tables and plots of a race of peers: cost of training, drafts, speed and texts, by precision and batch."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -41,16 +38,16 @@ HEADER: Final = (
     "right − plain",
 )
 CAVEATS: Final = (
-    "accepted: drafts kept a cycle, without the bonus; tokens/pass: of the backbone's passes, a view's drafts too",
-    "a small backbone has few layers: one layer of a drafter is a large share of it, all layers of a view a small one",
-    "a converted model learned the backbone's own answers: what it loses here is the least it would lose",
-    "equal compute at small budgets favours what begins with the backbone's own weights",
+    "accepted: drafts kept per cycle, without the bonus; tokens/pass: per pass of the backbone, with a view's drafts",
+    "a small backbone has few layers: one layer of a drafter is a large share of it, and a view through all is shallow",
+    "a converted model was trained on the backbone's answers: other training data would cost it more right answers",
+    "equal compute at small budgets favours models that start from the backbone's weights",
 )
 _NONE = "–"
 
 
 def tables(path: Path) -> list[Grid]:
-    """Read a file of a race; raises DataError where it holds none."""
+    """Read the file of a race; raises DataError where it holds no result."""
     records = read_records(path)
     results = lines.results(records, where=str(path))
     if not results:
@@ -100,7 +97,7 @@ def _row(summary: Summary, results: Sequence[Result], peer: Mapping[str, Any]) -
 
 
 def costs(path: Path) -> list[Grid]:
-    """Return what a draft takes beside a verification, by batch and context; none where no contexts were asked for."""
+    """Return the cost of a draft relative to a verification, by batch and context; no table without contexts."""
     peers = [record for record in read_records(path) if record.get("kind") == PEER]
     settings = sorted({where for peer in peers for where in _costs(peer) if where[1] is not None})
     if not settings:
@@ -131,7 +128,7 @@ def _is_in(result: Result, summary: Summary) -> bool:
 
 
 def _difference(mine: Sequence[Result], plain: Sequence[Result]) -> str:
-    """Return how many more answers are right than of plain decoding, prompt by prompt, with its interval."""
+    """Return the paired difference in right answers to plain decoding, in points, with its interval."""
     right = {r.prompt: r.right for r in plain}
     pairs = [(r.right, right[r.prompt]) for r in mine if r.right is not None and right.get(r.prompt) is not None]
     if not pairs or all(one == other for one, other in pairs):
@@ -150,7 +147,7 @@ def _share(value: float | None) -> str:
 
 
 def plot(path: Path, folder: Path) -> list[Path]:
-    """Draw acceptance by position of each batch, and right answers over tokens a pass; returns the files."""
+    """Draw acceptance by position, and right answers over tokens per pass, for each batch; returns the files."""
     results = lines.results(read_records(path), where=str(path))
     out = []
     for (dtype, batch), part in split(results, lambda r: (r.dtype, r.batch)):
@@ -169,7 +166,7 @@ def plot(path: Path, folder: Path) -> list[Path]:
             for name, point in points.items():
                 if point is not None:
                     axes.plot(*point, marker="o", linestyle="", label=name)
-            axes.set(xlabel="tokens a pass", ylabel="share of answers that are right", ylim=(0, 1))
+            axes.set(xlabel="tokens per pass", ylabel="share of answers that are right", ylim=(0, 1))
             legend(axes)
 
         out += [

@@ -1,6 +1,6 @@
-"""How long drafting and verifying take while an engine decodes: a stopwatch around the two.
+"""Time drafts and verifications while an engine decodes.
 
-Reading prompts counts for neither; choosing and accepting tokens is beside both.
+Neither time includes reading prompts, choosing tokens or accepting them.
 """
 
 from collections.abc import Callable
@@ -18,13 +18,13 @@ from orthrus.model.cache import ScratchCache
 
 
 class Watch:
-    """Keep the seconds of drafts and of verifications of one drafter, by what is decoded.
+    """Keep the seconds of one drafter's drafts and verifications, by batch and context.
 
     Attributes:
-        clock: seconds, from any moment on.
+        clock: returns seconds since any fixed moment.
         batch: texts that are decoded together now.
-        context: tokens of their prompts, where these were made for the purpose; None in a race.
-        key_bytes: of a token's keys in layers of the drafter's own.
+        context: tokens of the random prompts; None in a race.
+        key_bytes: bytes of a token's keys and values in the drafter's layers.
     """
 
     def __init__(self, clock: Clock, model: PreTrainedModel) -> None:
@@ -37,13 +37,13 @@ class Watch:
         self._seconds: dict[tuple[int, int | None], dict[str, list[float]]] = {}
 
     def follow(self, drafter: Drafter) -> None:
-        """Time all that a drafter proposes from now on."""
+        """Time all later drafts of a drafter."""
         drafter.propose = self._timed("draft", drafter.propose)  # type: ignore[method-assign]
         if isinstance(drafter, TreeDrafter):
             drafter.grow = self._timed("draft", drafter.grow)  # type: ignore[method-assign]
 
     def passes(self, model: PreTrainedModel, cache: ScratchCache, geometry: Geometry | None = None) -> Passes:
-        """Make an engine's passes, which are verifications where no drafter calls them."""
+        """Make an engine's passes; those outside a draft count as verifications."""
         made = Passes(model, cache, geometry)
         made.run = self._timed("verify", made.run)  # type: ignore[method-assign]
         return made
