@@ -117,8 +117,10 @@ def test_a_model_is_read_as_it_was_written(tmp_path: Path) -> None:
     weights.write_bytes(weights.read_bytes()[:-100])
     with pytest.raises(CheckpointError, match="a whole model is required"):
         blocks.load(tmp_path, dtype=torch.float32, device=torch.device("cpu"))
-    with pytest.raises(UnsupportedModel, match="sliding windows"):
+    with pytest.raises(UnsupportedModel, match="sliding_attention"):
         blocks.require_full_attention(tiny("gemma3_text"))
+    with pytest.raises(UnsupportedModel, match="linear_attention"):
+        blocks.require_full_attention(tiny("qwen3_5_text"))
 
 
 @pytest.mark.parametrize("text", ["0", "-1", "1.5", "all", "nan"])

@@ -124,10 +124,10 @@ def test_a_second_turn_goes_on_from_the_first_one_s_keys(plan: str) -> None:
     assert [row.token_ids for row in rows] == [reference.greedy_text(plain, p, 9) for p in (longer, other)]
 
 
-@pytest.mark.parametrize("family", ["llama", "gemma3_text", "qwen3_moe"])
+@pytest.mark.parametrize("family", ["llama", "gemma3_text", "qwen3_moe", "qwen3_5_text"])
 def test_other_families_are_drafted_for_as_well(family: str) -> None:
     """Windows and scaled embeddings are the backbone's own affair."""
-    model = backbone(family, layers=2)
+    model = attach(tiny(family), OrthrusConfig(layers=()), attn_implementation="orthrus")
     engine = Engine(
         model, rows=2, capacity=96, plan=steps.parse("full"), drafter=Eagle3Drafter(model, untrained(model))
     )

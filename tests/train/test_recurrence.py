@@ -4,7 +4,10 @@ import pytest
 import torch
 from torch import Tensor
 
+from orthrus.model.attach import attach
+from orthrus.model.config import OrthrusConfig
 from orthrus.model.mixer import mix, mixes
+from orthrus.train import frozen
 from orthrus.train.recurrence import OverBlocks, OverRows, documents_apart
 from tests.families import HYBRID, VOCAB, tiny
 
@@ -35,6 +38,18 @@ def test_packed_documents_are_read_as_if_each_stood_alone(family: str) -> None:
             with torch.no_grad():
                 expected = model.base_model(input_ids=token[row : row + 1, own], use_cache=False)[0][0]
             torch.testing.assert_close(found[row, own], expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("family", HYBRID)
+def test_drafters_are_trained_on_documents_read_alone(family: str) -> None:
+    """The frozen pass that drafters read: hidden states and taps of the last document do not depend on the others."""
+    model = attach(tiny(family), OrthrusConfig(layers=()), attn_implementation="orthrus").eval()
+    document, position, token = (part[:1] for part in packed())
+    last = document[0] == len(LENGTHS) - 1
+    whole = frozen.read(model, token, document, position, (0,))
+    alone = frozen.read(model, token[:, last], document[:, last], position[:, last], (0,))
+    torch.testing.assert_close(whole.hidden_BTC[:, last], alone.hidden_BTC, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(whole.tapped[0][:, last], alone.tapped[0], rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("family", HYBRID)

@@ -203,12 +203,13 @@ def _pass(model: PreTrainedModel, cache: ScratchCache, tokens: Sequence[int], st
 
 
 def require_full_attention(model: PreTrainedModel) -> None:
-    """Raise UnsupportedModel for sliding windows: a block must see all text before it."""
+    """Raise UnsupportedModel for windows and recurrent layers: a block must see all text before it."""
     text = model.config.get_text_config()
     kinds = set(getattr(text, "layer_types", None) or ()) - {"full_attention"}
     if kinds or (getattr(text, "sliding_window", None) and not getattr(text, "layer_types", None)):
+        held = ", ".join(sorted(kinds)) or "sliding windows"
         raise UnsupportedModel(
-            f"{type(model).__name__} has sliding windows: a block-diffusion model needs full attention in every layer"
+            f"a block-diffusion model needs full attention in every layer, found {held} in {type(model).__name__}"
         )
 
 

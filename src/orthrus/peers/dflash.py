@@ -21,6 +21,7 @@ from orthrus.errors import CheckpointError, ConfigError
 from orthrus.kernels import attention
 from orthrus.kernels.masks import LayerMasks
 from orthrus.model.markov import Markov
+from orthrus.peers.shape import FIELDS, shape_of
 
 try:
     from transformers import MuseGlimmerAssistantConfig, MuseGlimmerAssistantModel
@@ -75,12 +76,7 @@ class DFlashConfig:
         taps = spread(text.num_hidden_layers, 3) if taps is None else tuple(taps)
         if not taps or not all(0 <= tap < text.num_hidden_layers for tap in taps):
             raise ConfigError(f"taps must be among the backbone's {text.num_hidden_layers} layers, found {list(taps)}")
-        fields = {name: getattr(text, name) for name in _SHAPE if getattr(text, name, None) is not None}
-        by_kind = fields.get("rope_parameters", {})  # of models that turn layers with a window otherwise
-        rope = by_kind.get("full_attention", by_kind)
-        fields["rope_parameters"] = {name: value for name, value in rope.items() if name not in _ROPE_OF_BACKBONE}
-        fields.setdefault("head_dim", text.hidden_size // text.num_attention_heads)
-        shape = Qwen3Config(**fields, num_hidden_layers=layers, tie_word_embeddings=False)
+        shape = Qwen3Config(**shape_of(text), num_hidden_layers=layers, tie_word_embeddings=False)
         softcap = getattr(text, "final_logit_softcapping", None)
         return cls(shape=shape, taps=tuple(taps), softcap=softcap, **more)
 
@@ -157,23 +153,6 @@ class DFlashConfig:
 _NOT_SERVED = ("conv_kernel_size", "selector_rank", "use_swa", "attention_sink_bias")
 """Fields of DFlash-2, and of drafters with other windows or attention sinks."""
 
-_SHAPE = (
-    "vocab_size",
-    "hidden_size",
-    "intermediate_size",
-    "num_attention_heads",
-    "num_key_value_heads",
-    "head_dim",
-    "hidden_act",
-    "rms_norm_eps",
-    "max_position_embeddings",
-    "rope_parameters",
-)
-
-
-_ROPE_OF_BACKBONE = ("partial_rotary_factor", "mrope_section", "mrope_interleaved")
-"""Rotary options of backbones that drafters do not have."""
-
 
 def spread(layers: int, count: int) -> tuple[int, ...]:
     """Return `count` layers, evenly from the second to the third from the end, as z-lab chooses them.
@@ -216,7 +195,7 @@ class DFlash(nn.Module):
         if shape.attention_bias:
             raise ConfigError("drafters whose attention has biases are not served: transformers' body has none")
         attention.register()
-        names = (*_SHAPE, "num_hidden_layers", "layer_types", "initializer_range")
+        names = (*FIELDS, "num_hidden_layers", "layer_types", "initializer_range")
         body = {name: value for name in names if (value := getattr(shape, name, None)) is not None}
         body.pop("vocab_size")
         self.config = config

@@ -24,6 +24,7 @@ from transformers.models.qwen3.modeling_qwen3 import Qwen3MLP
 from orthrus.checkpoints import files
 from orthrus.errors import CheckpointError, ConfigError
 from orthrus.model.head import output_head
+from orthrus.peers.shape import FIELDS, shape_of
 
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
 SERVED = ("llama", "qwen3")
@@ -56,11 +57,7 @@ class Eagle3Config:
         text = model.config.get_text_config()
         layers = text.num_hidden_layers
         kind = text.model_type if text.model_type in SERVED else "llama"
-        shape = {name: getattr(text, name) for name in _SHAPE if getattr(text, name, None) is not None}
-        shape.setdefault("head_dim", text.hidden_size // text.num_attention_heads)
-        # Some backbones have one rotary table per kind of layer; take that of layers without a window.
-        shape["rope_parameters"] = shape["rope_parameters"].get("full_attention", shape["rope_parameters"])
-        layer = AutoConfig.for_model(kind, **shape, num_hidden_layers=1, tie_word_embeddings=False)
+        layer = AutoConfig.for_model(kind, **shape_of(text, _SHAPE), num_hidden_layers=1, tie_word_embeddings=False)
         taps = more.pop("taps", None) or default_taps(layers)
         if len(taps) != 3 or not all(0 <= tap < layers for tap in taps):
             raise ConfigError(f"taps must be three of the backbone's layers 0 to {layers - 1}, found {list(taps)}")
@@ -114,21 +111,7 @@ class Eagle3Config:
         )
 
 
-_SHAPE = (
-    "vocab_size",
-    "hidden_size",
-    "intermediate_size",
-    "num_attention_heads",
-    "num_key_value_heads",
-    "head_dim",
-    "hidden_act",
-    "rms_norm_eps",
-    "max_position_embeddings",
-    "attention_bias",
-    "rope_parameters",
-    "rope_theta",
-    "rope_scaling",
-)
+_SHAPE = (*FIELDS, "attention_bias", "rope_theta", "rope_scaling")
 
 
 def default_taps(layers: int) -> tuple[int, ...]:

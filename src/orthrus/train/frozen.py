@@ -4,7 +4,7 @@ Shapes: B rows, T positions, C hidden size.
 """
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +13,7 @@ from transformers import PreTrainedModel
 from orthrus.kernels import masks
 from orthrus.model.attach import layers_of, windows_of
 from orthrus.model.dual import View
+from orthrus.train.recurrence import OverRows
 
 
 class Frozen(NamedTuple):
@@ -20,6 +21,22 @@ class Frozen(NamedTuple):
 
     hidden_BTC: Tensor
     tapped: list[Tensor]
+
+
+class _Rows:
+    """A stand-in for a cache: keys pass through, and recurrent layers start anew with every document."""
+
+    def __init__(self, document_BT: Tensor) -> None:
+        self._document_BT = document_BT
+
+    def update(self, key: Tensor, value: Tensor, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
+        return key, value
+
+    def recurrence(self, layer_idx: int) -> OverRows:
+        return OverRows(self._document_BT)
+
+    def get_seq_length(self, layer_idx: int = 0) -> int:
+        return 0
 
 
 @torch.no_grad()
@@ -51,7 +68,8 @@ def read(
             input_ids=token_BT,
             position_ids=position_BT,
             attention_mask=layer_masks.full,
-            use_cache=False,
+            past_key_values=_Rows(document_BT),
+            use_cache=True,
             view=View(name="ar", masks=layer_masks),
         ).last_hidden_state
     finally:
