@@ -89,7 +89,7 @@ class Checked(Eagle3Drafter):
         tapped = frozen.read(self.other, token_BT, document_BT, position_BT, self.taps).tapped
         embedded = self.other.get_input_embeddings()(token_BT)
         steps_of = unrolled(self.drafter, embedded, self.drafter.fuse(tapped), document_BT, len(path))
-        said = torch.stack([own.said_BTH[0, len(text) - 1] for own in steps_of])
+        said = torch.stack([own.output_BTH[0, len(text) - 1] for own in steps_of])
         return self.drafter.logits(said[None], self._head, VOCAB)[0]
 
 

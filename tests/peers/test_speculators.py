@@ -62,7 +62,7 @@ def test_losses_on_equal_weights_are_equal(family: str, norm_before_residual: bo
         expected = torch.zeros(())
         for own in said:
             last = T - 1 - own.shift
-            student = head(drafter.norm(own.said_BTH[0, 1:last])).log_softmax(-1)
+            student = head(drafter.norm(own.output_BTH[0, 1:last])).log_softmax(-1)
             teacher = head(read.hidden_BTC[0, 1 + own.shift : T - 1]).log_softmax(-1)
             expected += 0.8**own.shift * (teacher.exp() * (teacher - student)).sum(-1).mean()
     assert float(loss) == pytest.approx(float(expected), rel=1e-5)

@@ -66,7 +66,7 @@ def test_steps_equal_their_definition_for_every_document_of_a_row(tmp_path: Path
                 said: list[Tensor] = []
                 for step in range(3):
                     expected = slow_step(drafter, embedded_BTH[0, own], said, g_BTH[0, own], t)
-                    found = steps[step].said_BTH[0, start + t]
+                    found = steps[step].output_BTH[0, start + t]
                     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
                     said.append(expected)
             start += length
@@ -110,7 +110,7 @@ def test_the_loss_is_the_steps_mean_losses_decayed(tmp_path: Path) -> None:
             reach = range(t + 1, t + i + 2)
             if position_BT[0, t] > 0 and all(answer[0, r] and document[0, r] == document[0, t] for r in reach):
                 teacher = task._backbone.lm_head(read.hidden_BTC[0, t + i]).log_softmax(-1)
-                student = task._backbone.lm_head(task._drafter.norm(own.said_BTH[0, t])).log_softmax(-1)
+                student = task._backbone.lm_head(task._drafter.norm(own.output_BTH[0, t])).log_softmax(-1)
                 terms.append((teacher.exp() * (teacher - student)).sum())
         expected += 0.5**i * float(torch.stack(terms).detach().mean())
     assert abs(float(loss.total.detach()) / float(loss.weight) - expected) < 1e-4 * abs(expected)

@@ -175,9 +175,9 @@ class Vocabulary(nn.Module):
 
     def logits(self, hidden: Tensor, vocabulary: int) -> Tensor:
         """Return logits `[..., V]`; no other token is ever drafted."""
-        said: Tensor = self.head(hidden)
-        lowest = said.new_full((*said.shape[:-1], vocabulary), torch.finfo(said.dtype).min)
-        return lowest.index_copy(-1, self.token_D, said)
+        drafted: Tensor = self.head(hidden)
+        lowest = drafted.new_full((*drafted.shape[:-1], vocabulary), torch.finfo(drafted.dtype).min)
+        return lowest.index_copy(-1, self.token_D, drafted)
 
 
 class DFlash(nn.Module):

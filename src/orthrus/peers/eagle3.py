@@ -36,7 +36,7 @@ _TOLL = 1e-3
 class Level(NamedTuple):
     """Entries of the latest pass: outputs of the layer, logits, and the slots that each entry sees."""
 
-    said_BQH: Tensor
+    output_BQH: Tensor
     logits_BQV: Tensor
     seen_BQS: Tensor
 
@@ -76,7 +76,7 @@ class Eagle3Drafter:
         for _ in range(1, drafts):
             slot_B1 = slot_B1 + 1
             token_B1 = out[-1].argmax(-1)
-            level = self._run(cache, rows, token_B1, level.said_BQH, slot_B1, slot_B1, level.seen_BQS)
+            level = self._run(cache, rows, token_B1, level.output_BQH, slot_B1, slot_B1, level.seen_BQS)
             out.append(level.logits_BQV)
         return Proposal(torch.cat(out, dim=1), passes=drafts)
 
@@ -90,7 +90,7 @@ class Eagle3Drafter:
         level, root_B1 = self._begin(cache, rows, states, room=1 + wide * (drafts - 1))
         B, span = len(root_B1), level.seen_BQS.shape[2]
         candidates = _Candidates(B, root_B1.device)
-        path_BQ, node_BQ = level.said_BQH.new_zeros(B, 1, dtype=torch.float32), root_B1.new_zeros(B, 1)
+        path_BQ, node_BQ = level.output_BQH.new_zeros(B, 1, dtype=torch.float32), root_B1.new_zeros(B, 1)
         for depth in range(1, drafts + 1):
             best = level.logits_BQV.float().log_softmax(-1).topk(wide, dim=-1)
             # As in `decode.tree.grow`: a path never ties with its prefix.
@@ -103,10 +103,10 @@ class Eagle3Drafter:
             pick_BQ, order_BQ = pick_BQ.sort(dim=1)
             path_BQ, node_BQ, parent_BQ = path_BQ.gather(1, order_BQ), first + pick_BQ, pick_BQ // wide
             slot_BQ = root_B1 + 1 + (depth - 1) * wide + torch.arange(wide, device=root_B1.device)
-            said_BQH = level.said_BQH.gather(1, parent_BQ[:, :, None].expand(-1, -1, level.said_BQH.shape[2]))
+            output_BQH = level.output_BQH.gather(1, parent_BQ[:, :, None].expand(-1, -1, level.output_BQH.shape[2]))
             seen_BQS = level.seen_BQS.gather(1, parent_BQ[:, :, None].expand(-1, -1, span))
             position_BQ = (root_B1 + depth).expand_as(slot_BQ)
-            level = self._run(cache, rows, token_BC.gather(1, pick_BQ), said_BQH, slot_BQ, position_BQ, seen_BQS)
+            level = self._run(cache, rows, token_BC.gather(1, pick_BQ), output_BQH, slot_BQ, position_BQ, seen_BQS)
         return candidates.best(nodes), drafts
 
     def _begin(self, cache: ScratchCache, rows: slice, states: Sequence[Reader], *, room: int) -> tuple[Level, Tensor]:
@@ -129,8 +129,8 @@ class Eagle3Drafter:
         # The first token's entry has no feature, so only that entry itself sees it.
         seen_B1S = masks.up_to(anchor_B1, span=span)
         seen_B1S[:, :, 0] &= anchor_B1 == 0
-        said_B1H = self.drafter.attend(joined_BWE[:, last], feature_BWH[:, last], anchor_B1, key, value, seen_B1S)
-        return self._level(said_B1H, seen_B1S), anchor_B1
+        output_B1H = self.drafter.attend(joined_BWE[:, last], feature_BWH[:, last], anchor_B1, key, value, seen_B1S)
+        return self._level(output_B1H, seen_B1S), anchor_B1
 
     def _run(
         self,
@@ -147,11 +147,11 @@ class Eagle3Drafter:
         cache.begin(rows, slot_BQ, end=seen_BQS.shape[2])
         key, value = cache.update(*self.drafter.keys(joined_BQE, position_BQ), self._keys)
         seen_BQS = seen_BQS.scatter(2, slot_BQ[:, :, None], True)
-        said_BQH = self.drafter.attend(joined_BQE, feature_BQH, position_BQ, key, value, seen_BQS)
-        return self._level(said_BQH, seen_BQS)
+        output_BQH = self.drafter.attend(joined_BQE, feature_BQH, position_BQ, key, value, seen_BQS)
+        return self._level(output_BQH, seen_BQS)
 
-    def _level(self, said_BQH: Tensor, seen_BQS: Tensor) -> Level:
-        return Level(said_BQH, self.drafter.logits(said_BQH, self._head, self._vocabulary), seen_BQS)
+    def _level(self, output_BQH: Tensor, seen_BQS: Tensor) -> Level:
+        return Level(output_BQH, self.drafter.logits(output_BQH, self._head, self._vocabulary), seen_BQS)
 
 
 class _Candidates:

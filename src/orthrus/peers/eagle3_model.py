@@ -204,8 +204,8 @@ class Eagle3(nn.Module):
         layer = self.layer
         base_BQH = layer.hidden_norm(feature_BQH) if self.config.norm_before_residual else feature_BQH
         states_BQH = base_BQH + layer.self_attn.o_proj(attended_BNQD.transpose(1, 2).flatten(2))
-        said: Tensor = states_BQH + layer.mlp(layer.post_attention_layernorm(states_BQH))
-        return said
+        output: Tensor = states_BQH + layer.mlp(layer.post_attention_layernorm(states_BQH))
+        return output
 
     def attend(
         self, joined_BQE: Tensor, feature_BQH: Tensor, position_BQ: Tensor, key: Tensor, value: Tensor, seen_BQS: Tensor
@@ -216,9 +216,9 @@ class Eagle3(nn.Module):
         )
         return self.output(attended_BNQD, feature_BQH)
 
-    def logits(self, said_BQH: Tensor, head: Callable[[Tensor], Tensor], vocabulary: int) -> Tensor:
+    def logits(self, output_BQH: Tensor, head: Callable[[Tensor], Tensor], vocabulary: int) -> Tensor:
         """Return logits `[B, Q, V]` over the backbone's vocabulary; tokens outside a reduced one get the lowest."""
-        normed_BQH = self.norm(said_BQH)
+        normed_BQH = self.norm(output_BQH)
         if self.lm_head is None or self.draft_to_target is None:
             return head(normed_BQH)
         drafted: Tensor = self.lm_head(normed_BQH)

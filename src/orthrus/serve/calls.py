@@ -33,15 +33,15 @@ class Reader(Protocol):
     """Reads one call.
 
     Attributes:
-        named: whether the function's name is known.
-        failed: whether this is no call.
+        named: whether the function's name has been read.
+        failed: whether the text turned out to be no call.
     """
 
     named: bool
     failed: bool
 
     def push(self, text: str, *, closed: bool) -> tuple[str | None, str]:
-        """Return the name, where it has just become known, and the arguments' text that is certain.
+        """Return the name, if this piece completes it, and the next certain part of the arguments.
 
         `closed` says that the call ends here.
         """
@@ -55,7 +55,7 @@ def functions_of(tools: Sequence[Mapping[str, Any]]) -> Functions:
 
 
 def reader_for(text: str, functions: Functions, *, closed: bool) -> Reader | None:
-    """Return a reader for a call that begins like this; None where nothing but space has come and it is not closed."""
+    """Return the reader for a call's first characters; None for nothing but space, unless the call is closed."""
     began = text.lstrip()
     if not began and not closed:
         return None
@@ -63,14 +63,14 @@ def reader_for(text: str, functions: Functions, *, closed: bool) -> Reader | Non
 
 
 class Hermes:
-    """Read a JSON object: its name first, then its arguments as they come, without the brace that closes the call."""
+    """Read a JSON object: its name, then its arguments piece by piece, without the brace that closes the call."""
 
     def __init__(self) -> None:
         self.named = self.failed = False
         self._text = ""
 
     def push(self, text: str, *, closed: bool) -> tuple[str | None, str]:
-        """Return the name, where it has just become known, and the arguments' text that is certain."""
+        """Return the name, if this piece completes it, and the next certain part of the arguments."""
         self._text += text
         name = None
         if not self.named and (head := _HEAD.match(self._text)):
@@ -87,7 +87,7 @@ class Hermes:
         return name, certain
 
     def _whole(self) -> tuple[str | None, str]:
-        """Read a call that is written in another order."""
+        """Read a complete call whose keys are in another order."""
         try:
             call = _read(self._text)
             name, arguments = call["name"], call.get("arguments", call.get("parameters", {}))
@@ -101,7 +101,7 @@ class Hermes:
 
 
 class Tagged:
-    """Read a function's tag and those of its parameters; texts are passed on as they come, other values when whole."""
+    """Read the tags of a function and its parameters; pass texts on piece by piece, other values when complete."""
 
     def __init__(self, functions: Functions) -> None:
         self.named = self.failed = False
@@ -112,7 +112,7 @@ class Tagged:
         self._written = False  # whether the parameter's text has begun
 
     def push(self, text: str, *, closed: bool) -> tuple[str | None, str]:
-        """Return the name, where it has just become known, and the arguments' text that is certain."""
+        """Return the name, if this piece completes it, and the next certain part of the arguments."""
         self._text += text
         name, made = None, ""
         if not self.named:
@@ -145,7 +145,7 @@ class Tagged:
     def _opened(self) -> str | None:
         """Take the next parameter's tag."""
         head = _PARAMETER.match(self._text)
-        # A line break that belongs to the tag may be on its way.
+        # The tag's line break may come with the next piece.
         if head is None or (head.end() == len(self._text) and not head[0].endswith("\n")):
             return None
         self._parameter, self._text = head[1].strip(), self._text[head.end() :]
@@ -153,7 +153,7 @@ class Tagged:
         return f"{', ' if self._count > 1 else ''}{json.dumps(self._parameter, ensure_ascii=False)}: "
 
     def _passed_on(self) -> str | None:
-        """Pass on what is certain of a text."""
+        """Pass on the part of a text that cannot belong to its closing tag."""
         if not _is_text(self._schemas.get(str(self._parameter))):
             return None
         sure = len(self._text) - max(overlap(self._text, end) for end in _ENDS)
@@ -166,7 +166,7 @@ class Tagged:
 
 
 def _is_text(schema: Any) -> bool:
-    """Tell parameters whose values are texts: those that are said to be, and those of which nothing is said."""
+    """Return whether a parameter's values are texts: by its schema, or because it has none."""
     if not isinstance(schema, Mapping) or not schema:
         return True
     if "enum" in schema and "type" not in schema:
@@ -175,7 +175,7 @@ def _is_text(schema: Any) -> bool:
 
 
 def _json_of(value: str, schema: Any) -> str:
-    """Return a value as JSON: as it is where it is some of a kind that the schema allows, else as a text."""
+    """Return a value as JSON: unchanged if it is JSON of a type that the schema allows, else as a string."""
     kinds = schema.get("type") if isinstance(schema, Mapping) else None
     allowed = [kinds] if isinstance(kinds, str) else kinds
     try:

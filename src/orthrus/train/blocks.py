@@ -167,19 +167,19 @@ class BlocksTask:
         T = token_BT.shape[1]
         if self._config.block_size is None:
             own_BTT = masks.doubled(document_BT, block_BT)[:, :T, :T]
-            said_BTC = clean_BTC = self._forward(noisy_BT, position_BT, own_BTT)
+            output_BTC = clean_BTC = self._forward(noisy_BT, position_BT, own_BTT)
         else:
-            said_BUC = self._forward(
+            output_BUC = self._forward(
                 torch.cat([noisy_BT, token_BT], 1),
                 torch.cat([position_BT, position_BT], 1),
                 masks.doubled(document_BT, block_BT),
             )
-            said_BTC, clean_BTC = said_BUC[:, :T], said_BUC[:, T:]
+            output_BTC, clean_BTC = output_BUC[:, :T], output_BUC[:, T:]
         if not self._config.shift:
-            return said_BTC
+            return output_BTC
         # The token before a block is in the previous block, which is finished when this one is decoded.
         first_BT1 = (block_BT != block_BT.roll(1, 1))[:, :, None]
-        return torch.where(first_BT1, clean_BTC.roll(1, 1), said_BTC.roll(1, 1))
+        return torch.where(first_BT1, clean_BTC.roll(1, 1), output_BTC.roll(1, 1))
 
     def _forward(self, token_BU: Tensor, position_BU: Tensor, allowed_BUU: Tensor) -> Tensor:
         hidden: Tensor = self._model.base_model(

@@ -159,15 +159,15 @@ class DFlashTask:
             blind_share=0.0,
             generators=[row_generator(self._recipe.run.seed, step, int(row)) for row in index],
         )
-        said = frozen.read(self._backbone, token_BT, document_BT, position_BT, config.taps)
+        read = frozen.read(self._backbone, token_BT, document_BT, position_BT, config.taps)
         student_BNKC = filled(
-            self._drafter, self._backbone, torch.cat(said.tapped, -1), token_BT, document_BT, position_BT, blocks
+            self._drafter, self._backbone, torch.cat(read.tapped, -1), token_BT, document_BT, position_BT, blocks
         )
         tokens = self._tokens if step >= 0 else None  # held-out answers hold others too
         return scoring.score(
             goal,
             student_BNKC[:, :, config.block_size - config.proposals :],
-            said.hidden_BTC,
+            read.hidden_BTC,
             token_BT,
             blocks,
             head=output_head(self._backbone, tokens),

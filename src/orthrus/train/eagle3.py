@@ -29,14 +29,14 @@ from orthrus.train.start import frozen_backbone
 from orthrus.train.step import Loss, Rows
 
 
-class Said(NamedTuple):
+class Drafted(NamedTuple):
     """The drafter's output at one step, `[B, T, H]`: entry t drafts the token after position t + shift."""
 
-    said_BTH: Tensor
+    output_BTH: Tensor
     shift: int
 
 
-def unrolled(drafter: Eagle3, embedded_BTH: Tensor, g_BTH: Tensor, document_BT: Tensor, steps: int) -> list[Said]:
+def unrolled(drafter: Eagle3, embedded_BTH: Tensor, g_BTH: Tensor, document_BT: Tensor, steps: int) -> list[Drafted]:
     """Draft `steps` tokens in a row at every position at once.
 
     Entry t of the first step sees the entries of its document up to itself. At a later step it sees these and its own
@@ -78,7 +78,7 @@ def unrolled(drafter: Eagle3, embedded_BTH: Tensor, g_BTH: Tensor, document_BT: 
         for index, value in enumerate(values[1:]):
             attended_BNTD = attended_BNTD + share[..., T + index, None] * value
         feature_BTH = drafter.output(attended_BNTD, feature_BTH)
-        out.append(Said(feature_BTH, step))
+        out.append(Drafted(feature_BTH, step))
     return out
 
 
@@ -144,34 +144,34 @@ class Eagle3Task:
     def _loss(self, packed: PackedRows, index: Rows) -> Loss:
         goal = self._recipe.objective
         document_BT, position_BT, token_BT, answer_BT = batch(packed, index, self._backbone.device)
-        said = frozen.read(self._backbone, token_BT, document_BT, position_BT, self._drafter.config.taps)
+        read = frozen.read(self._backbone, token_BT, document_BT, position_BT, self._drafter.config.taps)
         embedded_BTH = self._backbone.get_input_embeddings()(token_BT)
-        steps = unrolled(self._drafter, embedded_BTH, self._drafter.fuse(said.tapped), document_BT, goal.steps)
+        steps = unrolled(self._drafter, embedded_BTH, self._drafter.fuse(read.tapped), document_BT, goal.steps)
         # As where blocks start, but not at a document's first token, which has no feature before it.
         begins_BT = anchors.starts(document_BT, answer_BT) & (position_BT > 0)
         scored_BT, kept_BT = begins_BT, begins_BT
         loss = objective.mixture({goal.loss: 1.0}, lk_decay=goal.lk_decay)
         head, starts = output_head(self._backbone), begins_BT.sum()
-        hidden_RC, taught = said.hidden_BTC.flatten(0, 1), goal.loss in objective.NEEDS_TEACHER
+        hidden_RC, taught = read.hidden_BTC.flatten(0, 1), goal.loss in objective.NEEDS_TEACHER
         total, accepted, agreed = embedded_BTH.new_zeros((), dtype=torch.float32), starts * 0, starts * 0
-        for said_at in steps:
-            target_BT = token_BT.roll(-said_at.shift - 1, 1)
-            if said_at.shift:
-                scored_BT = scored_BT & anchors.starts(document_BT, answer_BT).roll(-said_at.shift, 1)
-                scored_BT[:, token_BT.shape[1] - said_at.shift :] = False  # the roll brought the row's beginning there
-            row_M = scored_BT.flatten().nonzero()[:, 0] + said_at.shift
+        for drafted in steps:
+            target_BT = token_BT.roll(-drafted.shift - 1, 1)
+            if drafted.shift:
+                scored_BT = scored_BT & anchors.starts(document_BT, answer_BT).roll(-drafted.shift, 1)
+                scored_BT[:, token_BT.shape[1] - drafted.shift :] = False  # the roll brought the row's beginning there
+            row_M = scored_BT.flatten().nonzero()[:, 0] + drafted.shift
             scores = objective.chunked(
                 loss,
-                self._drafter.norm(said_at.said_BTH)[scored_BT],
+                self._drafter.norm(drafted.output_BTH)[scored_BT],
                 objective.Teacher(hidden_RC, row_M) if taught else None,
                 target_BT[scored_BT],
                 head=head,
             )
             count = scored_BT.sum()
-            total = total + goal.step_decay**said_at.shift * scores.loss_M.sum() * starts / count.clamp_min(1)
+            total = total + goal.step_decay**drafted.shift * scores.loss_M.sum() * starts / count.clamp_min(1)
             agree_BT = torch.zeros_like(scored_BT).masked_scatter(scored_BT, scores.agrees_M)
             kept_BT = kept_BT & agree_BT
             accepted = accepted + kept_BT.sum()
-            agreed = agreed + (agree_BT.sum() if said_at.shift == 0 else 0)
+            agreed = agreed + (agree_BT.sum() if drafted.shift == 0 else 0)
         metrics = {"agreement": (agreed, starts), "accepted": (accepted, starts)}
         return Loss(total=total, weight=starts, metrics=metrics)

@@ -41,10 +41,14 @@ def parts_of_step(
     for parts in choices:
         if not ranks.any(not _fits(task, recipe, ranks, optimizers, step=step, parts=parts)):
             return parts
+    remedies = ["data.row_tokens"]
+    for section, key in (("objective", "blocks_per_row"), ("model", "gradient_checkpointing")):
+        if hasattr(getattr(recipe, section, None), key):
+            remedies.append(f"{section}.{key}")
     raise ConfigError(
         f"run.grad_accumulation = 'auto': a step that fits in memory is required, but neither {_listed(choices)} "
-        f"part(s) of {run.batch_rows} rows do on {ranks.count} process(es): take shorter rows, fewer blocks_per_row, "
-        "model.gradient_checkpointing, or a device with more memory"
+        f"part(s) of {run.batch_rows} rows do on {ranks.count} process(es): change {', '.join(remedies)}, or take a "
+        "device with more memory"
     )
 
 

@@ -60,8 +60,8 @@ def dflash_operations(
     attended = 3 * (pair / layers) * wanted.draft_layers * slots * (T + wanted.block_size)
     body = 6 * (trainable - fused - correction) * slots + attended
     teacher = recipe.objective.acceptance == "overlap" or bool(NEEDS_TEACHER & recipe.objective.mixture.keys())
-    said = 2 * head * (3 * scored + 2 * teacher * min(T, scored)) + 3 * correction * scored
-    return float((frozen + context + body + said) * recipe.run.batch_rows)
+    logits = 2 * head * (3 * scored + 2 * teacher * min(T, scored)) + 3 * correction * scored
+    return float((frozen + context + body + logits) * recipe.run.batch_rows)
 
 
 def read(recipe: AnsweredRecipe) -> int:
