@@ -202,6 +202,43 @@ def test_what_raises_while_it_is_recorded_stays_eager(monkeypatch: pytest.Monkey
         attention.register()
 
 
+def test_a_size_that_a_recording_cannot_take_is_passed_eagerly(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An attention function that goes another way in Python where texts are long."""
+    plain, few = attention.attention, torch.zeros(20)
+
+    def odd(module: Any, query: Tensor, key: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, None]:
+        out, nothing = plain(module, query, key, *args, **kwargs)
+        return (out if key.shape[2] > 20 else out + few[key.shape[2] - 1]), nothing
+
+    monkeypatch.setattr(attention, "attention", odd)
+    attention.register()
+    try:
+        passes = recorded()
+        while passes.cache.lengths[0] < 24:
+            assert agree(passes)
+        assert recordings(passes.model) == []
+    finally:
+        monkeypatch.undo()
+        attention.register()
+
+
+def test_a_recording_that_is_no_longer_used_makes_room(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of as many as may be kept none is dropped while it is in use."""
+    monkeypatch.setattr(traced, "_MOST", 1)
+    monkeypatch.setattr(traced, "_STALE", 4)
+    passes = recorded()
+    (first,) = recordings(passes.model)
+    for _ in range(4):
+        token(passes, 3)
+        token(passes)
+    assert recordings(passes.model) == [first]
+    for _ in range(8):
+        token(passes, 3)
+    (second,) = recordings(passes.model)
+    assert second is not first
+    assert agree(passes)
+
+
 def test_nothing_is_kept_of_a_model_that_is_no_longer_recorded() -> None:
     """A model on another device would keep its weights on this one."""
     passes = recorded()

@@ -31,6 +31,7 @@ USES: Final = 24
 """Passes of a kind that are made eagerly before it is recorded."""
 
 _MOST: Final = 12  # recordings, which take about a megabyte a layer
+_STALE: Final = 1000  # passes without a use, after which a recording makes room for another
 _KNOWN: Final = ("torch", "transformers", "orthrus")  # whose layers do in each pass what they did in the one before
 _EVERYWHERE: Final[tuple[dict[int, Any], ...]] = (calls._global_forward_hooks, calls._global_forward_pre_hooks)
 _one_at_a_time = threading.Lock()  # tensors stand in for a model's own while a pass is recorded
@@ -44,11 +45,17 @@ class Kind:
         uses: how many were made eagerly, up to `USES`.
         graph: the recording; None before there is one, and where there can be none.
         more: lists of weights that are handed to it: one or, as it takes no empty ones, none.
+        used: the number of the pass that ran it last.
     """
 
     uses: int = 0
     graph: Callable[..., Tensor] | None = None
     more: tuple[list[Tensor], ...] = ()
+    used: int = 0
+
+    def drop(self, *, uses: int) -> None:
+        """Let go of the recording."""
+        self.uses, self.graph, self.more = uses, None, ()
 
 
 class Recorder:
@@ -63,6 +70,7 @@ class Recorder:
         self._weights = [held for m in model.modules() for held in (m._parameters, m._buffers) if held]
         self._state = self._now()
         self._kinds: dict[object, Kind] = {}
+        self._passes = 0
 
     def fits(self) -> bool:
         """Tell whether the model has the layers that it had, and each its forward."""
@@ -75,17 +83,37 @@ class Recorder:
             return None
         if (state := self._now()) != self._state:  # other weights, of which others may have been made
             self._state, self._kinds = state, {}
+        self._passes += 1
         call = _Call(self._model, arguments)
         kind = self._kinds.setdefault(call.key, Kind())
         if kind.uses < USES or (kind.uses == USES and not call.has_room):
             kind.uses += kind.uses < USES
             return None
         if kind.uses == USES:
+            if not self._has_room():
+                kind.uses = 0
+                return None
             kind.uses += 1
-            if sum(other.graph is not None for other in [*self._kinds.values()]) < _MOST:
-                with _one_at_a_time:
-                    self._record(kind, call)
-        return None if kind.graph is None else kind.graph(*call.inputs, *kind.more)
+            with _one_at_a_time:
+                self._record(kind, call)
+        if kind.graph is None:
+            return None
+        kind.used = self._passes
+        try:
+            return kind.graph(*call.inputs, *kind.more)
+        except RuntimeError:  # of these sizes it cannot be run, or no pass can: the eager one tells
+            kind.drop(uses=USES + 1)
+            return None
+
+    def _has_room(self) -> bool:
+        """Tell whether one more recording may be kept; one that is no longer used makes room for it."""
+        recorded = [kind for kind in self._kinds.values() if kind.graph is not None]
+        if len(recorded) < _MOST:
+            return True
+        oldest = min(recorded, key=lambda kind: kind.used)
+        if stale := self._passes - oldest.used > _STALE:
+            oldest.drop(uses=0)
+        return stale
 
     def _now(self) -> list[tuple[int, ...]]:
         return [state_of(weight) for held in self._weights for weight in held.values() if weight is not None]
