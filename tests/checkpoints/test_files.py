@@ -16,7 +16,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 import orthrus
 from orthrus.checkpoints import files
 from orthrus.errors import CheckpointError, ConfigError, UnsupportedModel
-from orthrus.model.attach import config_of
+from orthrus.model.attach import config_of, is_attached
 from orthrus.model.fingerprint import fingerprint, identity
 from tests.families import FAMILIES, HYBRID, perturb, tiny
 
@@ -102,6 +102,18 @@ def test_adapter_loads_through_load(tmp_path: Path, characters: PreTrainedTokeni
         orthrus.load(tmp_path / "apart")
     loaded, _ = orthrus.load(tmp_path / "apart", backbone=tmp_path / "whole", dtype="float32", device="cpu")
     assert_equal(model, loaded)
+
+
+@pytest.mark.parametrize("drafter", ["", "dflash", "nothing:here", "dflash:/nowhere"])
+def test_a_backbone_stays_plain_where_its_drafter_cannot_be_loaded(
+    drafter: str, tmp_path: Path, characters: PreTrainedTokenizerBase
+) -> None:
+    """A name that is none is refused before anything is loaded; a place where nothing is, afterwards."""
+    bundle(tmp_path / "whole", trained(), characters)
+    backbone = tiny("qwen3")
+    with pytest.raises((ConfigError, CheckpointError), match=r"a drafter is KIND:SOURCE|no model '/nowhere'"):
+        orthrus.load(tmp_path / "whole", backbone=backbone, drafter=drafter)
+    assert not is_attached(backbone)
 
 
 @pytest.mark.parametrize("kept", [torch.float32, torch.float16])

@@ -26,7 +26,13 @@ def load_drafter(name: str, model: PreTrainedModel) -> Any:
         ConfigError: no kind of that name, or a drafter of another shape than the model's.
         CheckpointError: nothing there, or a damaged file.
     """
+    kind, source = parse(name)
+    return import_module(KINDS[kind]).load(source, model)
+
+
+def parse(name: str) -> tuple[str, str]:
+    """Cut a drafter's name in kind and source; raises ConfigError where it is none."""
     kind, _, source = name.partition(":")
     if kind not in KINDS or not source:
         raise ConfigError(f"a drafter is KIND:SOURCE, of the kinds {', '.join(KINDS)}, found {name!r}")
-    return import_module(KINDS[kind]).load(source, model)
+    return kind, source

@@ -20,8 +20,7 @@ from transformers import (
 from transformers.utils import logging
 
 from orthrus import zoo
-from orthrus.checkpoints import files, gguf, offload
-from orthrus.checkpoints.drafters import load_drafter
+from orthrus.checkpoints import drafters, files, gguf, offload
 from orthrus.checkpoints.tokenizers import read_tokenizer
 from orthrus.errors import CheckpointError, ConfigError
 from orthrus.kernels import int8, merged, packed
@@ -76,14 +75,13 @@ def load(
 
     Raises:
         CheckpointError: nothing of that name, a damaged file, or a view of another backbone.
-        ConfigError: an unknown dtype or device, both `compile` and `pack`, int8 where it does not compute or beside
-            `compile` or `quantization_config`, `offload_folder` beside one of these, a backbone for what holds its own,
-            or a drafter of no known kind.
+        ConfigError: an unknown dtype, device or kind of drafter; options that exclude each other; int8 where it does
+            not compute; a backbone for what holds its own.
     """
     target = device_of(device)
     wanted = dtype_of(dtype, target)
     eight = dtype == INT8
-    _check(compile, pack, eight)
+    _check(compile, pack, eight, drafter)
     if eight and quantization_config is not None:
         raise ConfigError("dtype int8 quantises the backbone itself, found quantization_config beside it: drop one")
     more = {} if quantization_config is None else {"quantization_config": quantization_config, "device_map": target}
@@ -105,7 +103,12 @@ def load(
         if dtype is not None or device is not None or more:
             raise ConfigError("a backbone that is loaded has its dtype, device and quantization: drop these options")
         tokenizer = read_tokenizer(path if (path / "tokenizer_config.json").exists() else backbone.name_or_path)
-        return ready(put_on(backbone, path), compile=compile, pack=pack, drafter=drafter), tokenizer
+        model = put_on(backbone, path)
+        try:
+            return ready(model, compile=compile, pack=pack, drafter=drafter), tokenizer
+        except BaseException:
+            detach(model)
+            raise
     else:
         model, tokenizer = _load_adapter(path, wanted, backbone, **more)
     model = model if more else model.to(target)
@@ -131,7 +134,7 @@ def ready(
     model: PreTrainedModel, *, compile: bool, pack: bool | None, eight: bool = False, drafter: str | None = None
 ) -> PreTrainedModel:
     """Make a dual-view model ready to decode where it is, in place; options as for `load`, `eight` for int8."""
-    _check(compile, pack, eight)
+    _check(compile, pack, eight, drafter)
     model.eval()
     if eight:
         int8.quantise(model, merged.groups(model), keep=of_view)
@@ -142,11 +145,13 @@ def ready(
         packed.pack(model, merged.groups(model))
     if pack is None:
         packed.tune(model)
-    attachment_of(model).drafter = load_drafter(drafter, model) if drafter else None
+    attachment_of(model).drafter = None if drafter is None else drafters.load_drafter(drafter, model)
     return model
 
 
-def _check(compile: bool, pack: bool | None, eight: bool) -> None:
+def _check(compile: bool, pack: bool | None, eight: bool, drafter: str | None) -> None:
+    if drafter is not None:
+        drafters.parse(drafter)
     if compile and eight:
         raise ConfigError("int8 layers are not compiled, found compile=True and dtype int8: drop one")
     if compile and pack:
@@ -244,8 +249,8 @@ def _load_adapter(
 def home_of(name: str | Path) -> Path | str:
     """Return the directory of a backbone; a Hub id as it is, for transformers to find.
 
-    That of a bundled view lies beside it or in a package of its own, which is converted on the first call, as are
-    GGUF files that are named.
+    That of a bundled view lies beside it or in a package of its own. The first call converts it, and so the GGUF files
+    that are named.
 
     Raises:
         CheckpointError: the package is not installed, or the file cannot be converted.

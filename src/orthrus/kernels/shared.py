@@ -1,5 +1,6 @@
 """Products of layers that read the same input, made as one: queries, keys and values; gate and up."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import Generic, TypeVar
 
@@ -9,7 +10,7 @@ from torch import Tensor, nn
 _Layer = TypeVar("_Layer", bound=nn.Module)
 
 
-class Shared(Generic[_Layer]):
+class Shared(ABC, Generic[_Layer]):
     """Multiply an input by the weights of all layers when the first of them, or any with another input, is called."""
 
     def __init__(self, layers: Sequence[_Layer], sizes: Sequence[int]) -> None:
@@ -29,6 +30,6 @@ class Shared(Generic[_Layer]):
             self._input, self._outputs = None, ()
         return output
 
+    @abstractmethod
     def product(self, input: Tensor) -> Tensor:
         """Return the outputs of all layers, one after another."""
-        raise NotImplementedError
