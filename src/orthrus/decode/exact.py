@@ -2,8 +2,8 @@
 
 In bfloat16 a pass over many rows and a pass over one take different kernels, near-ties flip, and texts part. With
 `exact="token"` every AR pass, plain steps included, has one of a few shapes: so many tokens per row, so many rows, keys
-in reach rounded up to one of a few numbers. A token's logits then depend on its own text alone as long as the kernels
-treat rows independently in each of them, which `probe` checks on the device at hand and never takes for granted.
+in reach rounded up to one of a few numbers. A token's logits then depend on its own text alone, as long as the kernels
+treat rows independently in each of them. `probe` checks that on the device at hand.
 Knows passes and tensors; knows neither options nor acceptance.
 """
 
@@ -128,8 +128,8 @@ def probe(model: PreTrainedModel, *, width: int, rows: int = _GROUPS[-1]) -> Fin
 def finding_for(model: PreTrainedModel, *, width: int, rows: int = _GROUPS[-1]) -> Finding:
     """Return the probe's finding for a model as it stands (device, dtype, kernels, threads, settings), probing once.
 
-    What was found is kept for processes to come (`orthrus.memory`), which look at it in brief and probe anew where it
-    fails, or where anything that it depends on has changed: processor, torch, weights, the code of passes.
+    Findings are kept for later processes (`orthrus.memory`), which check them in brief. They probe anew where that
+    fails, or where processor, torch, weights or the code of passes have changed.
     """
     findings: dict[object, Finding] = attachment_of(model).memo("findings")
     state = (width, _groups(rows), *key_of(model))

@@ -1,9 +1,9 @@
 """Linear layers for decoding on CPUs: a second copy of the weights, as the kernels at hand read them best.
 
-A plain linear layer hands its weights to the matrix product as they are stored, and the kernel rearranges them anew in
-every pass, which for the few rows of a decoding pass is a good part of its time: oneDNN takes them laid out once. Many
+A plain linear layer hands its weights to the matrix product as they are stored, and the kernel rearranges them in every
+pass. For the few rows of a decoding pass that is a good part of its time; oneDNN takes weights laid out once. Many
 CPUs cannot multiply in 16 bits, and torch then takes every row of a pass by itself: they get the weights in float32.
-Where the weights themselves are read faster, `tune` finds that out. Knows layers; knows no pass.
+`tune` measures where the weights themselves are read faster. Knows layers; knows no pass.
 """
 
 from collections.abc import Callable, Sequence
@@ -132,8 +132,8 @@ def _has(ability: str) -> bool:
 def copy_for(weight: Tensor) -> Copy | None:
     """Return the copy of a weight that makes products faster here; None where the weight itself is as good.
 
-    Its precision is the weight's own where the CPU multiplies in that, else float32. Packed are all weights on CPUs
-    with AVX-512, and large ones on others.
+    Its precision is the weight's own where the CPU multiplies in that, else float32. CPUs with AVX-512 get all weights
+    packed, others the large ones.
     """
     if type(weight) not in PLAIN or weight.device.type != "cpu" or weight.dtype not in _MULTIPLIES:
         return None

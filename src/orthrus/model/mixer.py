@@ -38,7 +38,7 @@ class Recurrence(Protocol):
 class DualMixer(Dual):
     """Wrap one gated-delta-rule layer, and its diffusion twin if it has one.
 
-    Called without `view=`, or without a cache that knows of recurrences, it is the original module, bit for bit.
+    Called without `view=`, or without a cache that keeps recurrent states, it is the original module, bit for bit.
     """
 
     def forward(
