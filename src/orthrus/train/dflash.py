@@ -10,10 +10,9 @@ import copy
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import PreTrainedModel
 
-from orthrus.checkpoints.load import DTYPES
 from orthrus.data.packing import PackedRows
 from orthrus.kernels import masks
 from orthrus.model.head import output_head
@@ -23,11 +22,11 @@ from orthrus.peers.dflash_drafter import DFlashDrafter
 from orthrus.train import anchors, frozen, scoring
 from orthrus.train.anchors import Blocks
 from orthrus.train.batch import batch
+from orthrus.train.drafter_task import DrafterTask
 from orthrus.train.heldout import decoded_by, evaluated, rates
 from orthrus.train.peer_sections import DFlashRecipe
-from orthrus.train.prepare import Prepared, prepare
-from orthrus.train.ranks import Ranks
-from orthrus.train.start import frozen_backbone, mask_token
+from orthrus.train.prepare import Prepared
+from orthrus.train.start import mask_token
 from orthrus.train.step import Loss, Rows, row_generator
 
 
@@ -98,37 +97,18 @@ def _masks(
     return masks.in_blocks(allowed, block=block, windows=drafter.windows, dtype=dtype, **positions)
 
 
-class DFlashTask:
+class DFlashTask(DrafterTask[DFlash]):
     """The loop's task for a recipe of the kind "dflash"; rows and answers are made as a view's."""
 
     def __init__(self, recipe: DFlashRecipe, *, data: Prepared | None = None) -> None:
+        super().__init__(recipe, data)
         self._recipe = recipe
-        ranks = Ranks(recipe.run.device)
-        if recipe.run.threads is not None:
-            torch.set_num_threads(recipe.run.threads)
-        self._backbone, tokenizer = frozen_backbone(recipe, dtype=DTYPES[recipe.run.dtype])
-        self._data = data or prepare(recipe, tokenizer, self._backbone, ranks=ranks)
-        torch.manual_seed(recipe.run.seed)
-        mask = mask_token(recipe.model.mask_token, tokenizer, backbone=recipe.model.backbone)
+        mask = mask_token(recipe.model.mask_token, self._tokenizer, backbone=recipe.model.backbone)
         mask = self._backbone.get_input_embeddings().weight.shape[0] - 1 if mask is None else mask
         self._drafter = drafter_of(recipe, self._backbone, mask=mask).to(self._backbone.device)
         self._tokens = None
         if recipe.objective.vocabulary == "answers":
             self._tokens = scoring.tokens_of_answers(self._data.rows, self._drafter.markov, self._backbone.device)
-
-    @property
-    def model(self) -> nn.Module:
-        """The drafter."""
-        return self._drafter
-
-    @property
-    def row_count(self) -> int:
-        """Rows of the training set."""
-        return len(self._data.rows)
-
-    def trainable(self) -> dict[str, nn.Parameter]:
-        """All of the drafter's own parameters."""
-        return dict(self._drafter.named_parameters())
 
     def loss(self, rows: Rows, step: int) -> Loss:
         """The weighted loss of the drafts of freshly drawn blocks."""

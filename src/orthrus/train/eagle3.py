@@ -11,9 +11,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from orthrus.checkpoints.load import DTYPES
 from orthrus.data.packing import PackedRows
 from orthrus.model.head import output_head
 from orthrus.peers import eagle3_model
@@ -21,11 +20,10 @@ from orthrus.peers.eagle3 import Eagle3Drafter
 from orthrus.peers.eagle3_model import Eagle3, Eagle3Config
 from orthrus.train import anchors, frozen, objective
 from orthrus.train.batch import batch
+from orthrus.train.drafter_task import DrafterTask
 from orthrus.train.heldout import decoded_by, evaluated, rates
 from orthrus.train.peer_sections import Eagle3Recipe
-from orthrus.train.prepare import Prepared, prepare
-from orthrus.train.ranks import Ranks
-from orthrus.train.start import frozen_backbone
+from orthrus.train.prepare import Prepared
 from orthrus.train.step import Loss, Rows
 
 
@@ -86,17 +84,12 @@ def _for_heads(states_BNQD: Tensor, heads: int) -> Tensor:
     return states_BNQD.repeat_interleave(heads // states_BNQD.shape[1], dim=1)
 
 
-class Eagle3Task:
+class Eagle3Task(DrafterTask[Eagle3]):
     """The loop's task for a recipe of the kind "eagle3"; rows and answers are made as a view's."""
 
     def __init__(self, recipe: Eagle3Recipe, *, data: Prepared | None = None) -> None:
+        super().__init__(recipe, data)
         self._recipe = recipe
-        ranks = Ranks(recipe.run.device)
-        if recipe.run.threads is not None:
-            torch.set_num_threads(recipe.run.threads)
-        self._backbone, self._tokenizer = frozen_backbone(recipe, dtype=DTYPES[recipe.run.dtype])
-        self._data = data or prepare(recipe, self._tokenizer, self._backbone, ranks=ranks)
-        torch.manual_seed(recipe.run.seed)
         config = Eagle3Config.of(
             self._backbone,
             taps=recipe.model.taps,
@@ -105,20 +98,6 @@ class Eagle3Task:
             drafts=recipe.objective.steps,
         )
         self._drafter = Eagle3(config).to(self._backbone.device)
-
-    @property
-    def model(self) -> nn.Module:
-        """The drafter."""
-        return self._drafter
-
-    @property
-    def row_count(self) -> int:
-        """Rows of the training set."""
-        return len(self._data.rows)
-
-    def trainable(self) -> dict[str, nn.Parameter]:
-        """All of the drafter's own parameters."""
-        return dict(self._drafter.named_parameters())
 
     def loss(self, rows: Rows, step: int) -> Loss:
         """Sum the steps' mean losses over the tokens of answers; later steps weigh less."""
