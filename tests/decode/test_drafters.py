@@ -296,8 +296,8 @@ class Reader(Double):
     def read(self, cache: ScratchCache, hidden: Sequence[Tensor]) -> None:
         assert len(hidden) == 3
         assert hidden[0] is hidden[2]
-        assert cache.place.position_BQ is not None
-        position_BHQD = cache.place.position_BQ[:, None, : hidden[0].shape[1], None].float()
+        assert cache.current.position_BQ is not None
+        position_BHQD = cache.current.position_BQ[:, None, : hidden[0].shape[1], None].float()
         for layer, states_BQH in enumerate(hidden[:2]):
             cache.update(states_BQH[:, None], position_BHQD, 2 + layer)
 

@@ -93,7 +93,7 @@ def test_a_chain_read_in_two_parts_is_one_chain() -> None:
     inputs, state = drawn(9), state_of()
     outs, _ = specified(inputs, state)
     _, known = delta.solve(inputs.part(slice(0, 4)), state)
-    assert near(delta.solve(inputs.part(slice(4, None)), state, known=known)[0], outs[:, 4:])
+    assert near(delta.solve(inputs.part(slice(4, None)), state, earlier=known)[0], outs[:, 4:])
 
 
 @pytest.mark.parametrize("tokens", [5, 64, 150])
@@ -184,7 +184,7 @@ def test_windows_of_a_tree_are_those_of_each_path_alone() -> None:
         assert torch.equal(found[:, token], windows_of(before, text[:, path])[:, -1])
     assert torch.equal(delta.windows(before, text), windows_of(before, text))
     assert torch.equal(
-        delta.windows(before, text, known_BRC=known), windows_of(before, torch.cat([known, text], 1))[:, 2:]
+        delta.windows(before, text, earlier_BRC=known), windows_of(before, torch.cat([known, text], 1))[:, 2:]
     )
     behind = torch.cat([torch.tensor([[True, False]]).expand(len(TREE), -1), TREE], dim=1)
     for token, path in enumerate(TREE):

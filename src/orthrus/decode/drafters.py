@@ -56,7 +56,7 @@ class Drafter(Protocol):
     def read(self, cache: ScratchCache, hidden: Sequence[Tensor]) -> None:
         """Take the tapped layers' outputs, `[B, Q, H]` each, of one pass of the backbone.
 
-        Called in the middle of the pass, while `cache.place` says which rows and slots it writes, and which positions
+        Called in the middle of the pass, while `cache.current` says which rows and slots it writes, and which positions
         these have. Slots past what is kept are written again by the next pass.
         """
 

@@ -302,7 +302,7 @@ class Passes:
 
     def _view(self, frame: Frame, reading: Reading, layout: Layout) -> View | FusedView:
         """Say who sees whom, and so which half of the attention each row takes."""
-        R, start = layout.rows, self.cache.place.start
+        R, start = layout.rows, self.cache.current.start
         ar_BRS = frame.ar(reading, R)
         path, block_path = paths(reading, layout) if self._hybrid else (None, None)
         if reading.stop_BS is not None:

@@ -21,7 +21,7 @@ from orthrus.model.states import LayerPass, RecurrentStates, Span
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Place:
+class PassSlots:
     """Where the next pass reads and writes: the rows it runs over, and what it looks at of them.
 
     Attributes:
@@ -56,21 +56,21 @@ class KeyStore:
         self.keys, self.values = buffer(key_BHQD), buffer(value_BHQD)
         self._kernel = kernel
 
-    def update(self, key_BHQD: Tensor, value_BHQD: Tensor, place: Place, columns: slice) -> tuple[Tensor, Tensor]:
+    def update(self, key_BHQD: Tensor, value_BHQD: Tensor, current: PassSlots, columns: slice) -> tuple[Tensor, Tensor]:
         """Write some columns of a pass; return views `[B, H, span, D]` of all in reach."""
-        rows, keys, values = slice(place.first, place.last), self.keys, self.values
-        if place.start is not None:
-            slots = slice(place.start + columns.start, place.start + columns.stop)
+        rows, keys, values = slice(current.first, current.last), self.keys, self.values
+        if current.start is not None:
+            slots = slice(current.start + columns.start, current.start + columns.stop)
             keys[rows, slots], values[rows, slots] = key_BHQD.transpose(1, 2), value_BHQD.transpose(1, 2)
         elif self._kernel:
             from orthrus.kernels.split_attention import write
 
             with torch.cuda.device_of(keys):  # type: ignore[no-untyped-call]
-                write(keys, values, key_BHQD, value_BHQD, place.row_B1, place.slot_BQ[:, columns])
+                write(keys, values, key_BHQD, value_BHQD, current.row_B1, current.slot_BQ[:, columns])
         else:
-            keys[place.row_B1, place.slot_BQ[:, columns]] = key_BHQD.transpose(1, 2)
-            values[place.row_B1, place.slot_BQ[:, columns]] = value_BHQD.transpose(1, 2)
-        return keys[rows, : place.span].transpose(1, 2), values[rows, : place.span].transpose(1, 2)
+            keys[current.row_B1, current.slot_BQ[:, columns]] = key_BHQD.transpose(1, 2)
+            values[current.row_B1, current.slot_BQ[:, columns]] = value_BHQD.transpose(1, 2)
+        return keys[rows, : current.span].transpose(1, 2), values[rows, : current.span].transpose(1, 2)
 
     def copy(self, source: int, target: int, length: int) -> None:
         """Copy the first positions of one row to another."""
@@ -115,7 +115,7 @@ class ScratchCache:
         self.stores: dict[int, KeyStore] = {}
         self.states = RecurrentStates(rows)
         none = torch.empty(0, 0, dtype=torch.long)
-        self.place = Place(first=0, last=0, row_B1=none, slot_BQ=none, start=None, span=0)
+        self.current = PassSlots(first=0, last=0, row_B1=none, slot_BQ=none, start=None, span=0)
         self.recordings: Any = None  # `model.compiled` keeps passes over these very buffers here
 
     def begin(
@@ -130,7 +130,7 @@ class ScratchCache:
         read: Sequence[int] | None = None,
         in_order: bool = False,
     ) -> None:
-        """Point the next pass at its place; every layer's `update` then writes there.
+        """Say where the next pass reads and writes; every layer's `update` then writes there.
 
         Args:
             rows: the contiguous rows the pass runs over.
@@ -153,7 +153,7 @@ class ScratchCache:
         span = Span(rows=rows, kept=slot_BQ.shape[1] if kept is None else kept, read=counts, in_order=in_order)
         self.states.begin(span, self.lengths[rows])
         row_B1 = torch.arange(rows.start, rows.stop, device=self.device)[:, None]
-        self.place = Place(
+        self.current = PassSlots(
             first=rows.start,
             last=rows.stop,
             row_B1=row_B1,
@@ -173,18 +173,18 @@ class ScratchCache:
 
     def update(self, key_BHQD: Tensor, value_BHQD: Tensor, layer_idx: int, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
         """Write one layer's keys and values into the pass's slots; return views `[B, H, span, D]` of all in reach."""
-        return self._write(key_BHQD, value_BHQD, layer_idx, slice(0, self.place.slot_BQ.shape[1]))
+        return self._write(key_BHQD, value_BHQD, layer_idx, slice(0, self.current.slot_BQ.shape[1]))
 
     def part(self, columns: slice) -> "CacheColumns":
         """Return what stands in for this cache where only some query rows of the pass write."""
-        return CacheColumns(self, slice(*columns.indices(self.place.slot_BQ.shape[1])))
+        return CacheColumns(self, slice(*columns.indices(self.current.slot_BQ.shape[1])))
 
     def _write(self, key_BHQD: Tensor, value_BHQD: Tensor, layer_idx: int, columns: slice) -> tuple[Tensor, Tensor]:
         store = self.stores.get(layer_idx)
         if store is None:
             store = KeyStore(self.rows, self.capacity, key_BHQD, value_BHQD, kernel=self._kernel)
             self.stores[layer_idx] = store
-        return store.update(key_BHQD, value_BHQD, self.place, columns)
+        return store.update(key_BHQD, value_BHQD, self.current, columns)
 
     def recurrence(self, layer_idx: int) -> LayerPass:
         """Return what one layer with a recurrent state computes with in the pass that has begun."""

@@ -88,7 +88,7 @@ def solve(
     inputs: Inputs,
     state_BHND: Tensor,
     path_BTM: Tensor | None = None,
-    known: Terms | None = None,
+    earlier: Terms | None = None,
     reads_BT: Tensor | None = None,
 ) -> tuple[Tensor, Terms]:
     """Apply the rule to all tokens of a pass at once; the state itself stays as it is.
@@ -96,21 +96,21 @@ def solve(
     Args:
         inputs: of the T tokens.
         state_BHND: the state before the pass.
-        path_BTM: which of the tokens each token's text consists of, itself included, the R known ones first; parents
-            stand before children. None for a chain behind all known ones.
-        known: terms of the R tokens.
+        path_BTM: which of the tokens each token's text consists of, itself included, the R earlier ones first; parents
+            stand before children. None for a chain behind all earlier ones.
+        earlier: terms of the R tokens.
         reads_BT: whether a token's text goes on from the state; None where all do.
 
     Returns:
         Outputs `[B, T, H, D]`, and the terms of the T tokens.
     """
     T, H = inputs.value_BTHD.shape[1:3]
-    share, R = H // inputs.key_BTGN.shape[2], 0 if known is None else known.decay_BTH.shape[1]
+    share, R = H // inputs.key_BTGN.shape[2], 0 if earlier is None else earlier.decay_BTH.shape[1]
     query_BGTN, key_BGTN, value_BHTD = (tensor.transpose(1, 2) for tensor in inputs[:3])
     beta_BHT1 = inputs.beta_BTH.transpose(1, 2)[..., None]
     every = Terms(inputs.key_BTGN, inputs.value_BTHD, inputs.decay_BTH)
-    if known is not None:
-        every = Terms(*(torch.cat(pair, dim=1) for pair in zip(known, every, strict=True)))
+    if earlier is not None:
+        every = Terms(*(torch.cat(pair, dim=1) for pair in zip(earlier, every, strict=True)))
     if path_BTM is None:
         path_BTM = torch.ones(1, T, R + T, dtype=torch.bool, device=state_BHND.device).tril(R)
     weight_BHTM, start_BHT1 = _decays(every.decay_BTH.transpose(1, 2)[:, :, None], path_BTM[:, None])
@@ -119,13 +119,13 @@ def solve(
     every_BGNM = every.key_BTGN.permute(0, 2, 3, 1)
     system_BHTM = beta_BHT1 * weight_BHTM * _shared(key_BGTN @ every_BGNM, share)
     read_BHTD = beta_BHT1 * (value_BHTD - start_BHT1 * (_shared(key_BGTN, share) @ state_BHND))
-    if known is not None:
-        read_BHTD = read_BHTD - system_BHTM[..., :R] @ known.update_BTHD.transpose(1, 2)
+    if earlier is not None:
+        read_BHTD = read_BHTD - system_BHTM[..., :R] @ earlier.update_BTHD.transpose(1, 2)
     update_BHTD = torch.linalg.solve_triangular(system_BHTM[..., R:], read_BHTD, upper=False, unitriangular=True)
     reach_BHTM = weight_BHTM * _shared(query_BGTN @ every_BGNM, share)
     out_BHTD = start_BHT1 * (_shared(query_BGTN, share) @ state_BHND) + reach_BHTM[..., R:] @ update_BHTD
-    if known is not None:
-        out_BHTD = out_BHTD + reach_BHTM[..., :R] @ known.update_BTHD.transpose(1, 2)
+    if earlier is not None:
+        out_BHTD = out_BHTD + reach_BHTM[..., :R] @ earlier.update_BTHD.transpose(1, 2)
     return out_BHTD.transpose(1, 2), Terms(inputs.key_BTGN, update_BHTD.transpose(1, 2), inputs.decay_BTH)
 
 
@@ -136,16 +136,16 @@ def scan(inputs: Inputs, state_BHND: Tensor, document_BT: Tensor | None = None) 
     """
     outs, parts, states = [], [], [state_BHND]
     for start in range(0, inputs.decay_BTH.shape[1], CHUNK):
-        own = inputs.part(slice(start, start + CHUNK))
+        chunk = inputs.part(slice(start, start + CHUNK))
         if document_BT is None:
-            out_BTHD, terms = solve(own, states[-1])
-            picked_BT = torch.ones(1, 1, dtype=torch.bool, device=state_BHND.device).expand(own.decay_BTH.shape[:2])
+            out_BTHD, terms = solve(chunk, states[-1])
+            picked_BT = torch.ones(1, 1, dtype=torch.bool, device=state_BHND.device).expand(chunk.decay_BTH.shape[:2])
             states.append(fold(states[-1], terms, picked_BT))
         else:
             here_BT = document_BT[:, start : start + CHUNK]
             reads_BT = here_BT == document_BT[:, max(start - 1, 0), None]
             same_BTT = here_BT[:, :, None] == here_BT[:, None, :]
-            out_BTHD, terms = solve(own, states[-1], same_BTT.tril(), reads_BT=reads_BT)
+            out_BTHD, terms = solve(chunk, states[-1], same_BTT.tril(), reads_BT=reads_BT)
             last_B111 = reads_BT[:, -1, None, None, None]
             states.append(fold(states[-1].masked_fill(~last_B111, 0.0), terms, same_BTT[:, -1]))
         outs.append(out_BTHD)
@@ -213,7 +213,7 @@ def windows(
     before_BVC: Tensor,
     input_BTC: Tensor,
     path_BTM: Tensor | None = None,
-    known_BRC: Tensor | None = None,
+    earlier_BRC: Tensor | None = None,
     document_BT: Tensor | None = None,
 ) -> Tensor:
     """Return the inputs that the convolution reads for each token, `[B, T, W, C]`: its own last, after those before it.
@@ -221,12 +221,12 @@ def windows(
     Args:
         before_BVC: the V = W - 1 inputs before the pass.
         input_BTC: inputs of the T tokens.
-        path_BTM: who is before whom, as in `solve`; None for a chain behind all known ones.
-        known_BRC: inputs of the R earlier tokens.
+        path_BTM: who is before whom, as in `solve`; None for a chain behind all earlier ones.
+        earlier_BRC: inputs of the R earlier tokens.
         document_BT: the document of each token of a chain that no other tokens precede: other documents' are zeros.
     """
-    V, R = before_BVC.shape[1], 0 if known_BRC is None else known_BRC.shape[1]
-    every_BEC = torch.cat([before_BVC, *([] if known_BRC is None else [known_BRC]), input_BTC], dim=1)
+    V, R = before_BVC.shape[1], 0 if earlier_BRC is None else earlier_BRC.shape[1]
+    every_BEC = torch.cat([before_BVC, *([] if earlier_BRC is None else [earlier_BRC]), input_BTC], dim=1)
     if path_BTM is None:
         window_BTWC = every_BEC[:, R:].unfold(1, V + 1, 1).transpose(2, 3)
         if document_BT is None:
@@ -283,13 +283,12 @@ def from_behind(inputs: Inputs, path_BTT: Tensor | None = None) -> Tensor:
     """Return what tokens read of those behind them, `[B, T, H, D]`, by a second rule from the end and from nothing.
 
     Added to the outputs of `solve`, it lets tokens see both ways. `path_BTT` is as there: a token reads those whose
-    paths it is on. The token itself is left out; what it reads is decayed once at its own place, as in `solve`.
+    paths it is on. The token itself is left out; what it reads is decayed once at its own position, as in `solve`.
     """
     flipped = Inputs(*(tensor.flip(1) for tensor in inputs))
     behind_BTT = None if path_BTT is None else path_BTT.mT.flip(1, 2)
     (B, _, H, D), N = inputs.value_BTHD.shape, inputs.key_BTGN.shape[3]
     out_BTHD, terms = solve(flipped, inputs.value_BTHD.new_zeros(B, H, N, D), behind_BTT)
-    own_BTG = (flipped.query_BTGN * flipped.key_BTGN).sum(-1)
-    return (out_BTHD - _shared(own_BTG.transpose(1, 2), H // own_BTG.shape[2]).mT[..., None] * terms.update_BTHD).flip(
-        1
-    )
+    itself_BGT = (flipped.query_BTGN * flipped.key_BTGN).sum(-1).mT
+    out_BTHD = out_BTHD - _shared(itself_BGT, H // itself_BGT.shape[1]).mT[..., None] * terms.update_BTHD
+    return out_BTHD.flip(1)

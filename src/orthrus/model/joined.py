@@ -107,14 +107,14 @@ class Shapes:
         """Observe one pass."""
         seen: list[dict[str, torch.Size]] = [{} for _ in self._attentions]
         hooks = []
-        for place, (attention, paths) in enumerate(zip(self._attentions, self._paths, strict=True)):
+        for index, (attention, paths) in enumerate(zip(self._attentions, self._paths, strict=True)):
             for path in paths or ():
 
                 def note(
-                    _: nn.Module, args: Any, kwargs: Any, output: Any, *, place: int = place, path: str = path
+                    _: nn.Module, args: Any, kwargs: Any, output: Any, *, index: int = index, path: str = path
                 ) -> None:
                     plain = len(args) == 1 and not kwargs and isinstance(output, Tensor)
-                    seen[place][path] = args[0].shape if plain else torch.Size()
+                    seen[index][path] = args[0].shape if plain else torch.Size()
 
                 hooks.append(attention.get_submodule(path).register_forward_hook(note, with_kwargs=True))
         try:
@@ -130,8 +130,8 @@ class Shapes:
         None where that is not plain for every layer that holds weights.
         """
         return [
-            None if paths is None else _axes(paths, [seen[place] for seen in self._seen])
-            for place, paths in enumerate(self._paths)
+            None if paths is None else _axes(paths, [seen[index] for seen in self._seen])
+            for index, paths in enumerate(self._paths)
         ]
 
 

@@ -80,17 +80,17 @@ class LayerStates:
         if not terms.decay_BTH.shape[1]:
             return
         self.terms = delta.Terms(*(self._grown(*pair) for pair in zip(self.terms, terms, strict=True)))
-        for buffer, own in zip(self.terms, terms, strict=True):
-            buffer[rows, : own.shape[1]] = own
+        for buffer, new in zip(self.terms, terms, strict=True):
+            buffer[rows, : new.shape[1]] = new
 
     def fold(self, rows: slice, counts: list[int], *, in_order: bool) -> None:
         """Add the first terms of each row to its state."""
         picked_BT, count_B1 = _first(counts, self.state_RHND.device)
-        own = slice(0, picked_BT.shape[1])
-        terms = delta.Terms(*(buffer[rows, own] for buffer in self.terms))
+        first = slice(0, picked_BT.shape[1])
+        terms = delta.Terms(*(buffer[rows, first] for buffer in self.terms))
         fold = delta.fold_in_order if in_order else delta.fold
         self.state_RHND[rows] = fold(self.state_RHND[rows], terms, picked_BT)
-        self.tail_RVC[rows] = delta.tails(self.tail_RVC[rows], self.input_RKC[rows, own], count_B1)[:, 0]
+        self.tail_RVC[rows] = delta.tails(self.tail_RVC[rows], self.input_RKC[rows, first], count_B1)[:, 0]
 
     def settle(self, rows: slice) -> None:
         """Take over what a pass over a prompt has left."""
@@ -106,12 +106,12 @@ class LayerStates:
         """Return those of terms; none until a pass has left some."""
         return [buffer for buffer in (self.input_RKC, *self.terms) if buffer.numel()]
 
-    def _grown(self, buffer: Tensor, own_BKX: Tensor) -> Tensor:
+    def _grown(self, buffer: Tensor, new_BKX: Tensor) -> Tensor:
         """Return the buffer with room for so many terms a row."""
-        missing = own_BKX.shape[1] - (buffer.shape[1] if buffer.numel() else 0)
+        missing = new_BKX.shape[1] - (buffer.shape[1] if buffer.numel() else 0)
         if missing <= 0:
             return buffer
-        more = own_BKX.new_zeros(self._rows, missing, *own_BKX.shape[2:])
+        more = new_BKX.new_zeros(self._rows, missing, *new_BKX.shape[2:])
         return torch.cat([buffer, more], dim=1) if buffer.numel() else more
 
 
@@ -157,8 +157,8 @@ class LayerPass:
         if self._terms is not None:
             out_BTHD, _ = delta.solve(inputs, state_BHND, path_BTM, self._terms)
             T = out_BTHD.shape[1]
-            own_BTT = None if path_BTM is None else path_BTM[:, :, -T:]
-            return out_BTHD + delta.from_behind(inputs, own_BTT) if both_ways else out_BTHD
+            block_BTT = None if path_BTM is None else path_BTM[:, :, -T:]
+            return out_BTHD + delta.from_behind(inputs, block_BTT) if both_ways else out_BTHD
         in_order = span.in_order and path_BTM is None
         if in_order:
             out_BTHD, terms = delta.in_order(inputs, state_BHND)
@@ -169,9 +169,9 @@ class LayerPass:
             terms = scanned.terms
         if span.read is not None:
             picked_BT, count_B1 = _first(span.read, state_BHND.device)
-            own = terms.part(slice(0, picked_BT.shape[1]))
+            folded = terms.part(slice(0, picked_BT.shape[1]))
             if in_order:
-                after_BHND = delta.fold_in_order(state_BHND, own, picked_BT)
+                after_BHND = delta.fold_in_order(state_BHND, folded, picked_BT)
             else:
                 after_BHND = delta.states_at(scanned, count_B1)[:, 0]
             layer.next = self._tail_BVC, after_BHND
@@ -317,8 +317,8 @@ class RecurrentStates:
         if 0 <= count <= self._terms[row] or not self._layers:
             return count
         raise DecodingError(
-            f"a pass needs the recurrent state of row {row} after {length} tokens, known are those after "
-            f"{self._at[row]} to {self._at[row] + self._terms[row]}: read the text from its start"
+            f"a pass needs the recurrent state of row {row} after {length} tokens, found those after {self._at[row]} "
+            f"to {self._at[row] + self._terms[row]} tokens: read the text from its start"
         )
 
 

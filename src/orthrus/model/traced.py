@@ -153,16 +153,16 @@ class _Call:
         self._name = "input_ids" if "input_ids" in arguments else "inputs_embeds"
         own = (self._name, "attention_mask", "position_ids", "past_key_values", "view")
         self._rest = {name: value for name, value in arguments.items() if name not in own}
-        token_BT, keep, place = arguments[self._name], self._rest["logits_to_keep"], self._cache.place
+        token_BT, keep, current = arguments[self._name], self._rest["logits_to_keep"], self._cache.current
         shown: LayerMasks = self._view.masks
         self._windows = sorted(shown.windowed)
         kept = [keep] if isinstance(keep, Tensor) else []
         # Recordings read sizes anew, and no numbers: these are passed as sizes, of nothing.
-        reach = torch.empty(place.span, place.start or 0, 0)
+        reach = torch.empty(current.span, current.start or 0, 0)
         masks: list[Any] = [shown.of(window) for window in (None, *self._windows)]
         stores: list[KeyStore] = list(self._cache.stores.values())
         self.inputs: tuple[Any, ...] = (
-            [token_BT, arguments["position_ids"], place.slot_BQ, reach, *kept],
+            [token_BT, arguments["position_ids"], current.slot_BQ, reach, *kept],
             masks,
             [store.keys for store in stores],
             [store.values for store in stores],
@@ -177,7 +177,7 @@ class _Call:
             tuple((mask.shape[0], mask.shape[2] == 1) for mask in masks),
             tuple(len(index) == 1 for index in kept),
             tuple((name, value) for name, value in self._rest.items() if not isinstance(value, Tensor)),
-            (B, place.first, place.last, place.start is None),
+            (B, current.first, current.last, current.start is None),
             (tuple(self._cache.stores), stores[0].keys.dtype, len(stores[0].keys)),
             model.config._attn_implementation,
         )
@@ -185,7 +185,7 @@ class _Call:
     @property
     def has_room(self) -> bool:
         """Whether the cache takes the pass over `others`, too."""
-        return bool(self._cache.place.span + 1 + self._grows <= self._cache.capacity)
+        return bool(self._cache.current.span + 1 + self._grows <= self._cache.capacity)
 
     def others(self) -> tuple[Any, ...]:
         """Return inputs of other sizes: other tokens, a slot further on and a row more, which see all before them."""
@@ -199,7 +199,7 @@ class _Call:
         tokens = [torch.cat([x, x[:, -1:] + 1], 1) if grows else x for x in (position_BT, slot_BT + 1)]
         token_BT = torch.cat([token_BT, token_BT[:, :1]], 1) if grows else token_BT
         kept = [torch.cat([index, index.new_tensor([token_BT.shape[1] - 1])]) if grows else index for index in kept]
-        start += self._cache.place.start is not None
+        start += self._cache.current.start is not None
         wider = [torch.nn.functional.pad(mask, (1 + grows, 0, 0, grows)) for mask in masks]
         return ([token_BT, *tokens, torch.empty(span + 1 + grows, start, 0), *kept], wider, *buffers)
 
@@ -210,8 +210,8 @@ class _Call:
         cache.stores = {layer: copy.copy(store) for layer, store in cache.stores.items()}
         for store, own_keys, own_values in zip(cache.stores.values(), keys, values, strict=True):
             store.keys, store.values = own_keys, own_values
-        start = None if cache.place.start is None else reach.shape[1]
-        cache.place = dataclasses.replace(cache.place, slot_BQ=slot_BT, span=reach.shape[0], start=start)
+        start = None if cache.current.start is None else reach.shape[1]
+        cache.current = dataclasses.replace(cache.current, slot_BQ=slot_BT, span=reach.shape[0], start=start)
         shown = LayerMasks(full=masks[0], windowed=dict(zip(self._windows, masks[1:], strict=True)))
         logits: Tensor = self._model(
             attention_mask=masks[0],

@@ -64,7 +64,7 @@ class DFlashDrafter:
 
     def read(self, cache: ScratchCache, hidden: Sequence[Tensor]) -> None:
         """Keep keys and values of the tokens of a pass."""
-        Q, position_BT = hidden[0].shape[1], cache.place.position_BQ
+        Q, position_BT = hidden[0].shape[1], cache.current.position_BQ
         assert position_BT is not None
         columns = cache.part(slice(0, Q))
         for layer, (key, value) in enumerate(self.drafter.context(torch.cat(list(hidden), -1), position_BT[:, :Q])):
