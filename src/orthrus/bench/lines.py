@@ -16,6 +16,7 @@ PROVENANCE: Final = "provenance"
 RESULT: Final = "result"
 PASS: Final = "pass"
 STEP: Final = "step"
+QUALITY: Final = "quality"
 
 _SAID: Final = {"id", "command", "commit", "dirty", "orthrus", "torch", "transformers", "device", "threads", "date"}
 

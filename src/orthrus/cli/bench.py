@@ -1,4 +1,4 @@
-"""`orthrus bench run`, `passes`, `train`, `serve`, `peers` and `report`: measure, and read what was measured.
+"""`orthrus bench`, a function for each of its commands: measure, and read what was measured.
 
 Options and printing only; `orthrus.bench` measures decoding, `orthrus.train.measure` training.
 """
@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from orthrus.cli import bench_peers, bench_serve, common
+from orthrus.cli import bench_peers, bench_quality, bench_serve, common
 from orthrus.cli.common import err, out, print_json, resumable, say
 from orthrus.cli.measuring import Threads, loader, progress, set_threads, words
 from orthrus.cli.train import Recipe, Set
@@ -48,6 +48,7 @@ def application() -> typer.Typer:
     app.command()(run)
     app.command()(passes)
     app.command()(train)
+    app.command()(bench_quality.quality)
     app.command()(bench_serve.serve)
     app.command()(bench_peers.peers)
     app.command()(report)
@@ -281,7 +282,8 @@ def train(
 
 def report(
     files: Annotated[
-        list[Path], typer.Argument(metavar="FILE…", help="What `run`, `passes` and `train` wrote.", show_default=False)
+        list[Path],
+        typer.Argument(metavar="FILE…", help="What `run`, `passes`, `train`, `quality` wrote.", show_default=False),
     ],
     against: Annotated[
         list[str] | None,

@@ -9,10 +9,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch.nn.functional import cross_entropy
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from orthrus.bench.contenders import Contender
 from orthrus.bench.peers import hf
+from orthrus.bench.quality import answer_logits
 from orthrus.decode.api import engine_for
 from orthrus.decode.engine import Engine
 from orthrus.decode.exact import Exact
@@ -92,6 +94,5 @@ class Writer:
 @torch.inference_mode()
 def perplexity(model: PreTrainedModel, prompt: Sequence[int], answer: Sequence[int]) -> float:
     """Return the perplexity of an answer under the backbone, the whole text read in one pass."""
-    ids = torch.tensor([[*prompt, *answer]], device=model.device)
-    logits = model(input_ids=ids, logits_to_keep=len(answer) + 1, use_cache=False).logits[0, :-1]
-    return math.exp(torch.nn.functional.cross_entropy(logits.float(), ids[0, len(prompt) :]).item())
+    logits_TV = answer_logits(model, prompt, answer)
+    return math.exp(cross_entropy(logits_TV, torch.tensor(answer, device=model.device)).item())

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final, TypeAlias, TypeVar
 
-from orthrus.bench import lines, metrics
+from orthrus.bench import lines, metrics, quality
 from orthrus.bench.contenders import LLAMA, MODES, OWN
 from orthrus.bench.lines import Result
 from orthrus.bench.metrics import Estimate, Ratio
@@ -98,12 +98,14 @@ class Report:
         summaries: figures of completions.
         passes: costs of single passes, as measured.
         steps: costs of training steps, as measured.
+        qualities: figures of precisions.
     """
 
     provenances: list[Record]
     summaries: list[Summary]
     passes: list[Record]
     steps: list[Record] = field(default_factory=list)
+    qualities: list[quality.Summary] = field(default_factory=list)
 
     def settings_of(self, configuration: str) -> Mapping[str, Any]:
         """Return the settings that a configuration's id stands for; empty where no provenance record says."""
@@ -128,6 +130,7 @@ class Report:
             "summaries": [summary.to_dict() for summary in self.summaries],
             "passes": self.passes,
             "steps": self.steps,
+            "quality": [summary.to_dict() for summary in self.qualities],
         }
 
 
@@ -135,7 +138,7 @@ def read_report(paths: Sequence[Path], *, baselines: Sequence[str] = BASELINES, 
     """Read files of results and work their figures out.
 
     Args:
-        paths: files that `orthrus bench run`, `orthrus bench passes` or `orthrus bench train` wrote.
+        paths: files that `orthrus bench run`, `passes`, `train` or `quality` wrote.
         baselines: modes (of `orthrus`, with a plan: "orthrus:full"; exact to the token with "@token") that every other
             contender is compared with, where they ran.
         seed: of the bootstrap.
@@ -147,21 +150,24 @@ def read_report(paths: Sequence[Path], *, baselines: Sequence[str] = BASELINES, 
     provenances: dict[str, Record] = {}
     passes: list[Record] = []
     steps: list[Record] = []
+    read: list[Record] = []
     answered: dict[tuple[lines.Prompt, lines.Who], Result] = {}
     for path in paths:
         records = read_records(path)
         provenances |= lines.provenances(records, where=str(path))
         passes += [r for r in records if r.get("kind") == lines.PASS]
         steps += [r for r in records if r.get("kind") == lines.STEP]
+        read += [r for r in records if r.get("kind") == lines.QUALITY]
         # The same line of two files (or of one, given twice) counts once.
         answered |= {(r.prompt, r.contender): r for r in lines.results(records, where=str(path))}
-    if not answered and not passes and not steps:
+    if not (answered or passes or steps or read):
         raise DataError(f"{', '.join(map(str, paths))}: at least one result line is required, found none")
     return Report(
         provenances=list(provenances.values()),
         summaries=summaries(list(answered.values()), baselines=baselines, seed=seed),
         passes=passes,
         steps=steps,
+        qualities=quality.summaries(read, where=", ".join(map(str, paths)), seed=seed),
     )
 
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from rich.table import Table
 
+from orthrus.bench import quality
 from orthrus.bench.metrics import Estimate, Ratio
 from orthrus.bench.speed.report import Machines, Report, Summary
 from orthrus.data.records import Record
@@ -41,7 +42,7 @@ class Grid:
 
 def tables(report: Report) -> list[Grid]:
     """Return a report's tables: speed, drafts and positions of each setting; costs of passes, fused ones apart, and of
-    training steps; runs.
+    training steps; quality of precisions; runs.
     """
     out = []
     for setting in dict.fromkeys(summary.setting for summary in report.summaries):
@@ -66,6 +67,8 @@ def tables(report: Report) -> list[Grid]:
         out += [grid for grid in of_passes if grid.rows]
     if report.steps:
         out.append(steps(report.steps))
+    if report.qualities:
+        out.append(_quality(report.qualities))
     if report.provenances:
         out.append(_runs(report.provenances))
     return out
@@ -208,6 +211,20 @@ def steps(records: Sequence[Record]) -> Grid:
     rows = [[name, *(facts[name] for facts in described)] for name in described[0]]
     header = ["", *(record["recipe"] for record in records)]
     return Grid(title="Training steps", header=header, rows=rows, labels=1)
+
+
+def _quality(summaries: Sequence[quality.Summary]) -> Grid:
+    """Put precisions below each other, suite by suite."""
+    header = ["suite", "precision", "prompts", "tokens", "perplexity", "÷ float32", "divergence", "agreement", "right"]
+    rows = [
+        [
+            *(one.suite, one.dtype, str(one.prompts), str(one.tokens), f"{one.perplexity:.4f}"),
+            f"{one.ratio.value:.4f} ({one.ratio.low:.4f}–{one.ratio.high:.4f})",
+            *(f"{one.divergence:.5f}", f"{100 * one.agreement:.2f} %", _percent(one.right)),
+        ]
+        for one in summaries
+    ]
+    return Grid(title="Quality: float32's plain answers, read in each precision", header=header, rows=rows, labels=2)
 
 
 def _step(record: Record) -> dict[str, str]:

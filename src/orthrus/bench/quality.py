@@ -1,0 +1,282 @@
+"""What a precision costs in quality: plain decoding's answers in float32 are read again in other precisions.
+
+Both precisions see the same text, so every token is compared, and one early difference does not hide the rest. Where a
+suite knows right answers, each precision also writes its own. Draws no table.
+"""
+
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+import torch
+from torch.nn.functional import cross_entropy
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from orthrus.bench import lines, metrics, session
+from orthrus.bench.contenders import Contender, Decoder, decoders
+from orthrus.bench.metrics import Estimate
+from orthrus.bench.session import Encoded, Loader
+from orthrus.bench.suites import judge, read_suites
+from orthrus.checkpoints.load import PRECISIONS
+from orthrus.data.records import Record, append, read_records
+from orthrus.errors import ConfigError, DataError
+from orthrus.provenance import digest
+
+REFERENCE: Final = "float32"
+PLAIN: Final = Contender("ar", None, "distribution")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Job:
+    """What is asked for.
+
+    Attributes:
+        model: the model's name, as figures are to be labelled.
+        suites: names for `orthrus.bench.suites.read_suites`.
+        folder: where suites are looked for first.
+        limit: prompts of each suite.
+        dtypes: precisions by name; float32 is always measured with them.
+        max_new_tokens: tokens per answer at most (fewer where the model's context ends).
+    """
+
+    model: str
+    suites: tuple[str, ...]
+    folder: Path | None = None
+    limit: int | None = None
+    dtypes: tuple[str, ...] = (REFERENCE, "bfloat16")
+    max_new_tokens: int = 256
+
+    def __post_init__(self) -> None:
+        session.require_named(suites=self.suites, dtypes=self.dtypes)
+        for dtype in self.dtypes:
+            if dtype not in PRECISIONS:
+                raise ConfigError(f"a precision is one of {', '.join(PRECISIONS)}, found {dtype!r}")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Quality:
+    """One answer of plain decoding in float32, read in one precision.
+
+    Attributes:
+        provenance: id of the run's provenance record, in the same file.
+        configuration: id of all settings that figures depend on.
+        suite, id, domain: the prompt.
+        dtype: precision by name.
+        tokens: length of the answer.
+        loss: nats per token of the answer.
+        divergence: Kullback-Leibler divergence from float32's next-token distribution, in nats per token.
+        agreed: tokens of the answer that are this precision's most likely ones, too.
+        right: whether the precision's own plain answer is right; None where nothing can tell.
+    """
+
+    provenance: str
+    configuration: str
+    suite: str
+    id: str
+    domain: str
+    dtype: str
+    tokens: int
+    loss: float
+    divergence: float
+    agreed: int
+    right: bool | None
+
+    def to_record(self) -> Record:
+        """Return the line as plain JSON values."""
+        return {"kind": lines.QUALITY, **asdict(self)}
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Summary:
+    """The figures of one precision on one suite; all counts are summed over its prompts.
+
+    Attributes:
+        configuration, suite, dtype: what was measured.
+        prompts, tokens: how many.
+        perplexity: of float32's answers.
+        ratio: that over float32's on the same answers.
+        divergence: from float32, in nats per token.
+        agreement: share of tokens that are the most likely ones, too.
+        right: share of right answers; None where nothing can tell.
+    """
+
+    configuration: str
+    suite: str
+    dtype: str
+    prompts: int
+    tokens: int
+    perplexity: float
+    ratio: Estimate
+    divergence: float
+    agreement: float
+    right: float | None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the figures as plain JSON values."""
+        return {**asdict(self), "ratio": self.ratio.to_dict()}
+
+
+def summaries(records: Iterable[Mapping[str, Any]], *, where: str = "", seed: int = 0) -> list[Summary]:
+    """Return figures of every suite and precision; intervals are 95 %, by bootstrap over prompts.
+
+    Raises DataError for a line that is not of this format, or without float32's line beside it.
+    """
+    groups: dict[tuple[str, str, str], dict[str, Quality]] = {}
+    for record in records:
+        if record.get("kind") != lines.QUALITY:
+            continue
+        if missing := [field.name for field in fields(Quality) if field.name not in record]:
+            raise DataError(f"{where}: a quality line must have the fields {missing}, found none of them")
+        line = Quality(**{field.name: record[field.name] for field in fields(Quality)})
+        groups.setdefault((line.configuration, line.suite, line.dtype), {})[line.id] = line
+    return [_summary(*key, of_dtype, groups, where, seed) for key, of_dtype in groups.items()]
+
+
+def _summary(
+    configuration: str,
+    suite: str,
+    dtype: str,
+    of_dtype: Mapping[str, Quality],
+    groups: Mapping[tuple[str, str, str], Mapping[str, Quality]],
+    where: str,
+    seed: int,
+) -> Summary:
+    base = groups.get((configuration, suite, REFERENCE), {})
+    if alone := of_dtype.keys() - base.keys():
+        raise DataError(f"{where}: {dtype} of {suite} needs a line in {REFERENCE} beside each, found none of {alone}")
+    every = list(of_dtype.values())
+    total = sum(line.tokens for line in every)
+    more_N2 = np.array([[(line.loss - base[line.id].loss) * line.tokens, line.tokens] for line in every])
+    judged = [line.right for line in every if line.right is not None]
+    return Summary(
+        configuration=configuration,
+        suite=suite,
+        dtype=dtype,
+        prompts=len(every),
+        tokens=total,
+        perplexity=math.exp(sum(line.loss * line.tokens for line in every) / total),
+        ratio=metrics.bootstrap(more_N2, lambda values: np.exp(metrics.ratio_of_sums(values)), seed=seed),
+        divergence=sum(line.divergence * line.tokens for line in every) / total,
+        agreement=sum(line.agreed for line in every) / total,
+        right=sum(judged) / len(judged) if judged else None,
+    )
+
+
+def run(
+    job: Job,
+    output: Path,
+    *,
+    load: Loader,
+    on_start: Callable[[int, int], None] = lambda *_: None,
+    on_lap: Callable[[], None] = lambda: None,
+) -> str:
+    """Measure what is not in the file yet, write it there prompt by prompt, and return the configuration's id.
+
+    Args:
+        job: what is asked for.
+        output: a file of JSON lines; those of the same configuration in it are kept and not made again.
+        load: loads the model in a precision; the float32 one stays in memory beside the others.
+        on_start: told once how many prompts there are to read, each precision counted, and how many were done before.
+        on_lap: called after each.
+
+    Raises:
+        ConfigError, DataError: what is asked for cannot be had, or the file is not one of results.
+        PromptError: all prompts are longer than the model's context.
+    """
+    items = read_suites(job.suites, folder=job.folder, limit=job.limit)
+    reference, tokenizer = load(REFERENCE)
+    prompts, _ = session.encoded(items, reference, tokenizer)
+    settings = {
+        **session.settings(job.model, reference, [PLAIN], max_new_tokens=job.max_new_tokens, rounds=1),
+        "quality": True,
+    }
+    done = _done(output, digest(settings))
+    dtypes = dict.fromkeys((REFERENCE, *job.dtypes))
+    left = {
+        dtype: [prompt for prompt in prompts if (dtype, prompt.item.suite, prompt.item.id) not in done]
+        for dtype in dtypes
+    }
+    todo = sum(map(len, left.values()))
+    on_start(todo, len(prompts) * len(dtypes) - todo)
+    if not todo:
+        return digest(settings)
+    labels = session.write_head(output, settings, dtypes=list(dtypes), device=reference.device)
+    plain = _Writer(reference, tokenizer, job.max_new_tokens)
+    answers: dict[str, list[int]] = {}
+    for dtype, pending in left.items():
+        if not pending:
+            continue
+        model = reference if dtype == REFERENCE else load(dtype)[0]
+        writer = plain if dtype == REFERENCE else _Writer(model, tokenizer, job.max_new_tokens)
+        for prompt in pending:
+            key = f"{prompt.item.suite} {prompt.item.id}"
+            answer = answers[key] if key in answers else answers.setdefault(key, plain.answer(prompt))
+            loss, divergence, agreed = compared(reference, model, prompt.token_ids, answer)
+            line = Quality(
+                **labels,
+                suite=prompt.item.suite,
+                id=prompt.item.id,
+                domain=prompt.item.domain,
+                dtype=dtype,
+                tokens=len(answer),
+                loss=loss,
+                divergence=divergence,
+                agreed=agreed,
+                right=writer.right(prompt, answer if model is reference else None),
+            )
+            append(output, [line.to_record()])
+            on_lap()
+    return digest(settings)
+
+
+@torch.inference_mode()
+def compared(
+    reference: PreTrainedModel, model: PreTrainedModel, prompt: Sequence[int], answer: Sequence[int]
+) -> tuple[float, float, int]:
+    """Return a model's loss on an answer, its divergence from the reference (both per token), and tokens agreed on."""
+    target_T = torch.tensor(answer, device=model.device)
+    logits_TV = answer_logits(model, prompt, answer)
+    ours_TV = logits_TV.log_softmax(-1)
+    theirs_TV = ours_TV if model is reference else answer_logits(reference, prompt, answer).log_softmax(-1)
+    divergence = (theirs_TV.exp() * (theirs_TV - ours_TV)).sum(-1).mean()
+    return cross_entropy(logits_TV, target_T).item(), divergence.item(), int((logits_TV.argmax(-1) == target_T).sum())
+
+
+def answer_logits(model: PreTrainedModel, prompt: Sequence[int], answer: Sequence[int]) -> torch.Tensor:
+    """Return the backbone's logits for each token of an answer `[T, V]` in float32, the text read in one pass."""
+    ids = torch.tensor([[*prompt, *answer]], device=model.device)
+    logits: torch.Tensor = model(input_ids=ids, logits_to_keep=len(answer) + 1, use_cache=False).logits
+    return logits[0, :-1].float()
+
+
+class _Writer:
+    """One precision of the model, which answers prompts plainly."""
+
+    def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, max_new_tokens: int) -> None:
+        self.tokenizer = tokenizer
+        self.max_new_tokens = max_new_tokens
+        self.context: int = model.config.get_text_config().max_position_embeddings
+        self.decode: Decoder = decoders(model, tokenizer, [PLAIN])[PLAIN]
+
+    def answer(self, prompt: Encoded) -> list[int]:
+        limit = min(self.max_new_tokens, self.context - len(prompt.token_ids))
+        return self.decode([prompt.token_ids], limit)[0].token_ids
+
+    def right(self, prompt: Encoded, answer: list[int] | None) -> bool | None:
+        """Judge an answer; without one the writer's own, which is written only where it can be judged."""
+        if prompt.item.problem is None and prompt.item.number is None:
+            return None
+        token_ids = self.answer(prompt) if answer is None else answer
+        return judge(prompt.item, self.tokenizer.decode(token_ids, skip_special_tokens=True))
+
+
+def _done(output: Path, configuration: str) -> set[tuple[str, str, str]]:
+    records = read_records(output) if output.exists() else []
+    return {
+        (record["dtype"], record["suite"], record["id"])
+        for record in records
+        if record.get("kind") == lines.QUALITY and record["configuration"] == configuration
+    }
