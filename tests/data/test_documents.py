@@ -38,9 +38,9 @@ def test_tools_and_their_calls_are_kept(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("line", "words"),
     [
-        ("{", "expected one JSON object a line"),
-        ("[" * 100_000, "expected one JSON object a line"),
-        ("[]", "expected a JSON object, found list"),
+        ("{", "one JSON object a line is required"),
+        ("[" * 100_000, "one JSON object a line is required"),
+        ("[]", "a JSON object is required, found list"),
         ("{}", "found the keys []"),
         ('{"text": ""}', "found the keys ['text']"),
         ('{"messages": []}', "found the keys ['messages']"),

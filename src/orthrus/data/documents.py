@@ -1,17 +1,17 @@
-"""Documents for training: chats and texts from JSONL files and from the procedural generator.
+"""Documents for training: chats and texts from JSONL files, Hugging Face datasets and the procedural generator.
 
 The record format is `{"source", "id", "messages": [{"role", "content"}, …], "tools": […]}` or
 `{"source", "id", "text"}`, one object a line.
 """
 
 import itertools
-import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from orthrus.data.lines import lines_of
+from orthrus.data.hub import dataset_rows
+from orthrus.data.lines import objects_of
 from orthrus.data.prompts import tools_of
 from orthrus.data.synthetic import Domain, Split, problem
 from orthrus.decode.text import checked_message
@@ -49,31 +49,82 @@ def jsonl_documents(path: str | Path, *, split_characters: int | None = None) ->
     Raises:
         DataError: the file cannot be read, or a record is not of the format; with file and line.
     """
-    for number, line in lines_of(Path(path)):
-        yield from _pieces(_parse(line, f"{path}:{number}"), split_characters)
+    for _, origin, record in objects_of(Path(path)):
+        yield from _pieces(_parse(record, origin), split_characters)
 
 
-def _parse(line: str, where: str) -> Document:
-    try:
-        record = json.loads(line)
-    except (ValueError, RecursionError) as error:
-        raise DataError(f"{where}: expected one JSON object a line; {error}") from None
-    if not isinstance(record, dict):
-        raise DataError(f"{where}: expected a JSON object, found {type(record).__name__}")
+def dataset_documents(
+    name: str,
+    *,
+    split: str,
+    columns: Mapping[str, str],
+    config: str | None = None,
+    revision: str | None = None,
+    streaming: bool = True,
+) -> Iterator[Document]:
+    """Yield a dataset's rows as documents, in its order.
+
+    Args:
+        name: Hub id or directory.
+        split: which of its splits.
+        columns: names of the columns that hold whole chats ("messages"), a question and its answer ("prompt",
+            "answer"), or a "text".
+        config: which of its configurations.
+        revision: a commit or tag.
+        streaming: as of `dataset_rows`.
+
+    Raises:
+        DataError: there is no such dataset, a column is missing, or a row is not what `columns` says; with the row's
+            number.
+    """
+    where = f"{name} ({split})"
+    rows = dataset_rows(name, config=config, split=split, revision=revision, streaming=streaming)
+    for number, row in enumerate(rows):
+        missing = [column for column in columns.values() if column not in row]
+        if missing:
+            raise DataError(f"{where}: the columns {', '.join(missing)} are required, found {', '.join(row)}")
+        yield _document(row, columns, source=name, origin=f"{where}, row {number}")
+
+
+def _parse(record: Mapping[str, Any], origin: str) -> Document:
     source = str(record.get("source", ""))
     match record:
         case {"messages": list(messages)} if messages:
-            try:
-                chat = tuple(map(checked_message, messages))
-            except PromptError as error:
-                raise DataError(f"{where}: 'messages': {error}") from None
-            return Document(source=source, messages=chat, tools=tools_of(record, where=where), origin=where)
+            return _chat(messages, record, source=source, origin=origin)
         case {"text": str(text)} if text:
-            return Document(source=source, text=text, origin=where)
+            return Document(source=source, text=text, origin=origin)
     raise DataError(
-        f"{where}: expected 'messages' (a list of objects with the strings 'role' and 'content') or 'text' "
+        f"{origin}: expected 'messages' (a list of objects with the strings 'role' and 'content') or 'text' "
         f"(a string that is not empty), found the keys {sorted(record)}"
     )
+
+
+def _document(row: Mapping[str, Any], columns: Mapping[str, str], *, source: str, origin: str) -> Document:
+    if "text" in columns:
+        return Document(source=source, text=_text(row[columns["text"]], origin), origin=origin)
+    if "messages" in columns:
+        return _chat(row[columns["messages"]], row, source=source, origin=origin)
+    messages = [{"role": "user", "content": _text(row[columns["prompt"]], origin)}]
+    if "answer" in columns:
+        messages.append({"role": "assistant", "content": _text(row[columns["answer"]], origin)})
+    return Document(source=source, messages=tuple(messages), origin=origin)
+
+
+def _chat(messages: Any, record: Mapping[str, Any], *, source: str, origin: str) -> Document:
+    """Return a chat with the tools that its record offers."""
+    if not isinstance(messages, list) or not messages:
+        raise DataError(f"{origin}: a list of messages is required, found {messages!r}")
+    try:
+        chat = tuple(map(checked_message, messages))
+    except PromptError as error:
+        raise DataError(f"{origin}: messages: {error}") from None
+    return Document(source=source, messages=chat, tools=tools_of(record, where=origin), origin=origin)
+
+
+def _text(value: Any, origin: str) -> str:
+    if not isinstance(value, str):
+        raise DataError(f"{origin}: a text is required, found {value!r}")
+    return value
 
 
 def _pieces(document: Document, split_characters: int | None) -> Iterator[Document]:

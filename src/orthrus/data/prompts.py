@@ -3,12 +3,13 @@
 import itertools
 import json
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final, TypeAlias
 
-from orthrus.data.lines import lines_of
+from orthrus.data.hub import dataset_rows
+from orthrus.data.lines import lines_of, objects_of
 from orthrus.decode.text import checked_message
 from orthrus.errors import ConfigError, DataError, PromptError
 
@@ -86,15 +87,8 @@ def _records(source: str | Path) -> Iterator[PromptRecord]:
 
 
 def _from_jsonl(path: Path) -> Iterator[PromptRecord]:
-    for number, line in lines_of(path):
-        where = f"{path}:{number}"
-        try:
-            fields = json.loads(line)
-        except (ValueError, RecursionError) as error:
-            raise DataError(f"{where}: one JSON object a line is required, found {error}") from None
-        if not isinstance(fields, dict):
-            raise DataError(f"{where}: a JSON object is required, found {type(fields).__name__}")
-        yield _record(fields, where=where, task=_stem(path), number=number)
+    for number, origin, fields in objects_of(path):
+        yield _record(fields, where=origin, task=_stem(path), number=number)
 
 
 def _from_text(path: Path) -> Iterator[PromptRecord]:
@@ -104,32 +98,12 @@ def _from_text(path: Path) -> Iterator[PromptRecord]:
 
 def _from_hub(name: str, config: str | None, split: str | None) -> Iterator[PromptRecord]:
     where = name + (f":{config}" if config else "") + (f"@{split}" if split else "")
-    for number, fields in enumerate(_open_hub(name, config, split, where), start=1):
+    try:
+        rows = dataset_rows(name, config=config, split=split)
+    except DataError as error:
+        raise DataError(f"{where}: there is no such file, and no such dataset: {error}") from error
+    for number, fields in enumerate(rows, start=1):
         yield _record(fields, where=f"{where}, row {number}", task=name.rpartition("/")[2], number=number)
-
-
-def _open_hub(name: str, config: str | None, split: str | None, where: str) -> Iterable[Mapping[str, Any]]:
-    try:
-        import datasets  # lazily: optional, and slow to import
-    except ImportError as error:
-        raise DataError(
-            f"{where}: there is no such file, and Hugging Face datasets need the package datasets: "
-            "pip install 'orthrus-lm[train]'"
-        ) from error
-    try:
-        split = split or _preferred(datasets.get_dataset_split_names(name, config))
-        rows: Iterable[Mapping[str, Any]] = datasets.load_dataset(name, config, split=split, streaming=True)
-    except Exception as error:  # datasets raises its own, huggingface_hub's and httpx's
-        reason = (str(error).splitlines() or ["no reason given"])[0]
-        raise DataError(
-            f"{where}: there is no such file, and Hugging Face gave no dataset of that name "
-            f"({type(error).__name__}: {reason})"
-        ) from error
-    return rows
-
-
-def _preferred(splits: Sequence[str]) -> str:
-    return next((split for split in ("test", "validation") if split in splits), splits[0])
 
 
 def _record(fields: Mapping[str, Any], *, where: str, task: str, number: int) -> PromptRecord:

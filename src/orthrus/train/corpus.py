@@ -11,8 +11,7 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerFast
 
-from orthrus.data.documents import Document, jsonl_documents, synthetic_documents
-from orthrus.data.hub import Columns, Dataset, dataset_documents
+from orthrus.data.documents import Document, dataset_documents, jsonl_documents, synthetic_documents
 from orthrus.data.packing import EncodedDocument, PackedRows, encode_documents, load_rows, pack, save_rows
 from orthrus.errors import DataError
 from orthrus.train.sections import Recipe
@@ -39,14 +38,12 @@ def _stored(source: JsonlSource | DatasetSource) -> Iterator[Document]:
     if isinstance(source, JsonlSource):
         return jsonl_documents(source.path, split_characters=source.split_characters)
     return dataset_documents(
-        Dataset(
-            name=source.name,
-            config=source.config,
-            revision=source.revision,
-            split=source.split,
-            columns=Columns(**source.columns.model_dump()),
-            streaming=source.streaming,
-        )
+        source.name,
+        config=source.config,
+        revision=source.revision,
+        split=source.split,
+        columns=source.columns.model_dump(exclude_none=True),
+        streaming=source.streaming,
     )
 
 
