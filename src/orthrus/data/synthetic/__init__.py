@@ -11,23 +11,15 @@ import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import count as count_from
-from typing import Final, Literal
+from typing import Final
 
-from orthrus.data.synthetic import code, maths, objects, tables
 from orthrus.data.synthetic.draw import Draft, Draw, Split
+from orthrus.data.synthetic.families import FAMILIES, Domain
 from orthrus.errors import DataError
 
 __all__ = ["DOMAINS", "Domain", "Problem", "Split", "is_right", "problem", "problems"]
 
-Domain = Literal["maths", "code", "table", "json"]
-
-DOMAINS: Final[tuple[Domain, ...]] = ("maths", "code", "table", "json")
-_FAMILIES: Final = {
-    "maths": maths.FAMILIES,
-    "code": code.FAMILIES,
-    "table": tables.FAMILIES,
-    "json": objects.FAMILIES,
-}
+DOMAINS: Final[tuple[Domain, ...]] = tuple(FAMILIES)
 _CODE_SECONDS: Final = 5.0
 _ALL_PASSED: Final = 43  # an exit code that Python itself does not use
 
@@ -64,11 +56,11 @@ def problem(domain: Domain, index: int, *, split: Split = "train", seed: int = 0
         raise DataError(f"a domain must be one of {', '.join(DOMAINS)}; found {domain!r}: choose one of those")
     if split not in ("train", "heldout", "phrasing"):
         raise DataError(f"a split must be train, heldout or phrasing; found {split!r}: choose one of those")
-    _, draft = _drawn(domain, index, split, seed)
+    draw, draft = _drawn(domain, index, split, seed)
     return Problem(
         id=f"synthetic/{domain}/{split}/{index}" + (f"?seed={seed}" if seed else ""),
         domain=domain,
-        kind=draft.kind,
+        kind=draw.kind,
         prompt=draft.prompt,
         answer=draft.answer,
         check=draft.check,
@@ -102,11 +94,12 @@ def is_right(problem: Problem, text: str) -> bool:
 
 
 def _drawn(domain: Domain, index: int, split: Split, seed: int) -> tuple[Draw, Draft]:
-    families = _FAMILIES[domain]
+    families = list(FAMILIES[domain].items())
+    name, family = families[index % len(families)]
     for attempt in count_from():
-        draw = Draw(f"{seed}/{domain}/{split}/{index}/{attempt}", split)
-        draft = families[index % len(families)](draw)
-        if draw.held_out(draft.kind) == (split != "train"):
+        draw = Draw(f"{domain}.{name}", split, key=f"{seed}/{domain}/{split}/{index}/{attempt}")
+        draft = family(draw)
+        if draw.held_out() == (split != "train"):
             return draw, draft
     raise AssertionError("unreachable: the count never ends")
 

@@ -2,10 +2,13 @@
 
 import random
 import re
+import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from hashlib import blake2b
-from typing import Final, Literal
+from importlib.resources import files
+from typing import Any, Final, Literal
 
 from orthrus.data.synthetic.words import NAMES, PLURAL, THINGS
 
@@ -20,20 +23,26 @@ _ARTICLE: Final = re.compile(r"\b([Aa]) \{(\w+)\}")
 class Draft:
     """What a family of problems makes of one draw."""
 
-    kind: str
     prompt: str
     answer: str
     check: tuple[str, ...]
 
 
+@cache
+def phrasings() -> dict[str, Any]:
+    """Return what `phrases.toml` holds: groups of phrasings by domain, and by family within."""
+    return tomllib.loads(files("orthrus.data.synthetic").joinpath("phrases.toml").read_text(encoding="utf-8"))
+
+
 class Draw:
-    """Slot values and phrasings for one problem, drawn from a seeded generator.
+    """Slot values and phrasings for one problem of a kind ("maths.shopping"), drawn from a generator seeded by `key`.
 
     Slots become the fields of the phrasings. Everything that a prompt tells must be a slot, since the split
     is decided by the slots alone; `phrase` and `coin` choose wording and leave the split alone.
     """
 
-    def __init__(self, key: str, split: Split) -> None:
+    def __init__(self, kind: str, split: Split, *, key: str) -> None:
+        self.kind = kind
         self._random = random.Random(key)
         self._split: Split = split
         self.slots: dict[str, str | int] = {}
@@ -89,20 +98,25 @@ class Draw:
         """A fair choice between two orders or forms of the wording."""
         return self._random.random() < 0.5
 
-    def phrase(self, templates: Sequence[str], **more: str | int) -> str:
-        """One of the templates that belong to this split, with the slots (and `more`) filled in."""
+    def phrase(self, group: str, **more: str | int) -> str:
+        """One of a group's phrasings that belong to this split, with the slots (and `more`) filled in.
+
+        The group is the family's own, or one that all families of its domain share.
+        """
+        domain, _, family = self.kind.partition(".")
+        shared = phrasings()[domain]
         reserved = self._split == "phrasing"
         allowed = [
             template
-            for index, template in enumerate(templates)
+            for index, template in enumerate(shared[family].get(group) or shared[group])
             if (index % _RESERVED_PHRASING == _RESERVED_PHRASING - 1) == reserved
         ]
         template = allowed[int(self._random.random() * len(allowed))]
         self.phrasings.append(template)
         fields = self.slots | self.wording | more
-        return _with_articles(template, fields).format_map(fields)
+        return with_articles(template, fields).format_map(fields)
 
-    def held_out(self, kind: str) -> bool:
+    def held_out(self) -> bool:
         """Whether this combination is kept out of training.
 
         It is when the whole combination, or the numbers alone, or the first two words alone (a name and a
@@ -112,10 +126,10 @@ class Draw:
         numbers = [value for value in self.slots.values() if isinstance(value, int)]
         words = [value for value in self.slots.values() if isinstance(value, str)]
         whole = [f"{slot}={value}" for slot, value in sorted(self.slots.items())]
-        return any(_reserved(kind, part) for part in (whole, numbers, words[:2]) if len(part) > 1)
+        return any(_reserved(self.kind, part) for part in (whole, numbers, words[:2]) if len(part) > 1)
 
 
-def _with_articles(template: str, fields: Mapping[str, str | int]) -> str:
+def with_articles(template: str, fields: Mapping[str, str | int]) -> str:
     """The template with `an` for `a` where the field that follows begins with the sound of a vowel."""
 
     def article(match: re.Match[str]) -> str:

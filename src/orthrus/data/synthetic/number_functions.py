@@ -1,23 +1,18 @@
 """Small Python functions on numbers and lists of numbers.
 
-One function here a family; expected values come from plain Python, not from running the answer.
+One function per family; expected values come from plain Python, not from running the answer.
 """
 
-# ruff: noqa: E501 - a phrasing stays on one line, so that it can be read and counted
-
 from orthrus.data.synthetic.draw import Draft, Draw
-from orthrus.data.synthetic.function import NOUNS, added, compared, function, named, number_lists
+from orthrus.data.synthetic.function import added, compared, function, named, number_lists
+from orthrus.data.synthetic.words import NOUNS
 
 
 def count_where(draw: Draw) -> Draft:
     """Count the values that pass a comparison."""
     noun = named(draw, ("count", "count_some", "number_of", "how_many", "count_these", "tally"), NOUNS)
     sign, limit, meaning, words = compared(draw)
-    task = draw.phrase((
-        "counts the {noun} that are {test}", "returns how many of the {noun} are {test}",
-        "gives the number of {noun} that are {test}", "takes a list {noun} and counts those that are {test}",
-        "finds how many elements of the list {noun} are {test}", "returns the count of values in {noun} that are {test}",
-    ))  # fmt: skip
+    task = draw.phrase("task")
     body = [
         "count = 0",
         f"for value in {noun}:",
@@ -29,13 +24,7 @@ def count_where(draw: Draw) -> Draft:
     examples = [([values], sum(meaning(value, limit) for value in values)) for values in lists]
     working = f"it counts {[value for value in lists[0] if meaning(value, limit)]}, so "
     return function(
-        draw,
-        "count_where",
-        task,
-        doc=f"Count the {noun} that are {words}.",
-        body=body,
-        examples=examples,
-        working=working,
+        draw, task, doc=f"Count the {noun} that are {words}.", body=body, examples=examples, working=working
     )
 
 
@@ -43,27 +32,19 @@ def keep_where(draw: Draw) -> Draft:
     """Keep the values that pass a comparison."""
     noun = named(draw, ("keep", "filter", "select", "pick", "choose", "retain"), NOUNS)
     sign, limit, meaning, words = compared(draw)
-    task = draw.phrase((
-        "keeps the {noun} that are {test}", "returns a list of the {noun} that are {test}",
-        "takes a list {noun} and returns those that are {test}", "selects only the {noun} that are {test}",
-        "drops everything from the list {noun} but the values {test}", "returns the values in {noun} that are {test}",
-    ))  # fmt: skip
+    task = draw.phrase("task")
     body = [f"return [value for value in {noun} if value {sign} {limit}]"]
     examples = [
         ([values], [value for value in values if meaning(value, limit)]) for values in number_lists(draw, limit)
     ]
-    return function(draw, "keep_where", task, doc=f"Return the {noun} that are {words}.", body=body, examples=examples)
+    return function(draw, task, doc=f"Return the {noun} that are {words}.", body=body, examples=examples)
 
 
 def sum_where(draw: Draw) -> Draft:
     """Add up the values that pass a comparison."""
     noun = named(draw, ("sum", "add", "total", "add_up", "sum_some", "total_of"), NOUNS)
     sign, limit, meaning, words = compared(draw)
-    task = draw.phrase((
-        "adds up the {noun} that are {test}", "returns the sum of the {noun} that are {test}",
-        "takes a list {noun} and sums those that are {test}", "computes the total of all {noun} that are {test}",
-        "goes through {noun} and totals just the values {test}", "sums only the values in {noun} that are {test}",
-    ))  # fmt: skip
+    task = draw.phrase("task")
     body = [
         "total = 0",
         f"for value in {noun}:",
@@ -75,13 +56,7 @@ def sum_where(draw: Draw) -> Draft:
     examples = [([values], sum(value for value in values if meaning(value, limit))) for values in lists]
     working = added([value for value in lists[0] if meaning(value, limit)])
     return function(
-        draw,
-        "sum_where",
-        task,
-        doc=f"Add up the {noun} that are {words}.",
-        body=body,
-        examples=examples,
-        working=working,
+        draw, task, doc=f"Add up the {noun} that are {words}.", body=body, examples=examples, working=working
     )
 
 
@@ -89,14 +64,7 @@ def first_where(draw: Draw) -> Draft:
     """The position of the first value that passes a comparison."""
     noun = named(draw, ("find", "first", "locate", "find_in", "search", "index_of"), NOUNS)
     sign, limit, meaning, words = compared(draw)
-    task = draw.phrase((
-        "returns the index of the first of the {noun} that is {test}, or None",
-        "finds the position of the first value in {noun} that is {test}, or None if there is none",
-        "takes a list {noun} and gives the index of the first value {test}, or None",
-        "returns where in {noun} the first value {test} stands, or None",
-        "tells at which index of {noun} a value {test} appears first, with None for no such value",
-        "looks for the first value {test} in {noun} and returns its index, or None",
-    ))  # fmt: skip
+    task = draw.phrase("task")
     body = [
         f"for index, value in enumerate({noun}):",
         f"    if value {sign} {limit}:",
@@ -108,23 +76,15 @@ def first_where(draw: Draw) -> Draft:
         for values in number_lists(draw, limit)
     ]
     doc = f"Return the index of the first value that is {words}."
-    return function(draw, "first_where", task, doc=doc, body=body, examples=examples)
+    return function(draw, task, doc=doc, body=body, examples=examples)
 
 
 def sum_multiples(draw: Draw) -> Draft:
     """A loop over a range with a divisibility test."""
-    named(
-        draw,
-        ("sum", "add", "total", "add_up", "sum_all", "collect"),
-        ("multiples", "numbers", "terms", "range"),
-    )
+    named(draw, ("sum", "add", "total", "add_up", "sum_all", "collect"), ("multiples", "numbers", "terms", "range"))
     draw.slots["params"] = letter = draw.choice("letter", ("n", "end", "limit", "top", "last", "stop"))
     k = draw.number("k", 2, 12)
-    task = draw.phrase((
-        "adds up all multiples of {k} from 1 to `{letter}`", "returns the sum of the numbers from 1 to `{letter}` that {k} divides",
-        "sums every number up to `{letter}` that is a multiple of {k}", "computes the total of the multiples of {k} up to `{letter}`",
-        "totals those numbers between 1 and `{letter}` that are divisible by {k}", "adds the numbers from 1 to `{letter}` divisible by {k}",
-    ))  # fmt: skip
+    task = draw.phrase("task")
     body = [
         "total = 0", f"for number in range(1, {letter} + 1):", f"    if number % {k} == 0:",
         "        total += number", "return total",
@@ -133,47 +93,30 @@ def sum_multiples(draw: Draw) -> Draft:
     examples = [([end], sum(range(k, end + 1, k))) for end in ends]
     working = added(list(range(k, ends[0] + 1, k)))
     doc = f"Return the sum of the multiples of {k} up to {letter}."
-    return function(draw, "sum_multiples", task, doc=doc, body=body, examples=examples, working=working)
+    return function(draw, task, doc=doc, body=body, examples=examples, working=working)
 
 
 def first_multiples(draw: Draw) -> Draft:
     """A list of multiples after an offset."""
-    named(
-        draw,
-        ("list", "first", "make", "build", "get", "give"),
-        ("multiples", "steps", "terms", "series", "table"),
-    )
+    named(draw, ("list", "first", "make", "build", "get", "give"), ("multiples", "steps", "terms", "series", "table"))
     draw.slots["params"] = letter = draw.choice("letter", ("n", "count", "size", "amount", "length", "many"))
     k, start = draw.number("k", 2, 12), draw.number("start", 1, 30)
-    task = draw.phrase((
-        "returns a list of `{letter}` numbers that starts at {start} and grows by {k}",
-        "lists the first `{letter}` numbers beginning with {start} in steps of {k}",
-        "builds a list with `{letter}` numbers, the first being {start}, each {k} more than the one before",
-        "gives `{letter}` numbers: {start}, then always {k} more",
-        "makes a list of length `{letter}` counting by {k} from {start}",
-        "returns `{letter}` values, starting from {start} and adding {k} each time",
-    ))  # fmt: skip
+    task = draw.phrase("task")
     body = [f"return [{start} + {k} * index for index in range({letter})]"]
     counts = [draw.number("end", 2, 5), 0, *draw.unseen(1, 1, 12)]
     examples = [([count], [start + k * index for index in range(count)]) for count in counts]
     doc = f"Return {letter} numbers from {start} in steps of {k}."
-    return function(draw, "first_multiples", task, doc=doc, body=body, examples=examples)
+    return function(draw, task, doc=doc, body=body, examples=examples)
 
 
 def clamp(draw: Draw) -> Draft:
     """Bring a value between two limits."""
     noun = named(
-        draw,
-        ("clamp", "limit", "bound", "cap", "restrict", "keep"),
-        tuple(noun.removesuffix("s") for noun in NOUNS),
+        draw, ("clamp", "limit", "bound", "cap", "restrict", "keep"), tuple(noun.removesuffix("s") for noun in NOUNS)
     )
     low = draw.number("low", 0, 30)
     high = draw.number("high", low + 2, low + 60)
-    task = draw.phrase((
-        "keeps {noun} between {low} and {high}", "returns {noun}, but never less than {low} and never more than {high}",
-        "clamps {noun} to the range from {low} to {high}", "limits {noun} to values from {low} to {high}",
-        "forces {noun} into the interval from {low} up to {high}", "returns {noun} limited to at least {low} and at most {high}",
-    ))  # fmt: skip
+    task = draw.phrase("task")
     body = [
         f"if {noun} < {low}:",
         f"    return {low}",
@@ -184,43 +127,32 @@ def clamp(draw: Draw) -> Draft:
     values = [draw.number("v", 0, high + 20), low - 1, high + 1, *draw.unseen(1, low, high)]
     examples = [([value], min(max(value, low), high)) for value in values]
     doc = f"Return {noun} limited to the range {low} to {high}."
-    return function(draw, "clamp", task, doc=doc, body=body, examples=examples)
+    return function(draw, task, doc=doc, body=body, examples=examples)
 
 
 def rescale(draw: Draw) -> Draft:
     """Multiply every value and shift it."""
     noun = named(draw, ("scale", "change", "update", "adjust", "convert", "map"), NOUNS)
     a, b = draw.number("a", 2, 9), draw.number("b", 1, 9)
-    task = draw.phrase((
-        "multiplies each of the {noun} by {a} and adds {b}", "returns a list with {a} times each of the {noun} plus {b}",
-        "takes a list {noun}, multiplies every value by {a} and then adds {b}", "turns every value of {noun} into {a} times the value plus {b}",
-        "maps the list {noun} to new values, {a} times as large and {b} more", "changes each value in {noun} to {a} times itself plus {b}",
-    ))  # fmt: skip
+    task = draw.phrase("task")
     body = ["result = []", f"for value in {noun}:", f"    result.append({a} * value + {b})", "return result"]
     lists = [draw.numbers("v", 3, 1, 10), draw.unseen(4, 0, 90), []]
     examples = [([values], [a * value + b for value in values]) for values in lists]
     doc = f"Multiply each of the {noun} by {a} and add {b}."
-    return function(draw, "rescale", task, doc=doc, body=body, examples=examples)
+    return function(draw, task, doc=doc, body=body, examples=examples)
 
 
 def discount(draw: Draw) -> Draft:
     """A reduction or a fee on one side of a limit."""
     noun = named(
-        draw,
-        ("final", "adjusted", "new", "actual", "checked", "real"),
-        tuple(noun.removesuffix("s") for noun in NOUNS),
+        draw, ("final", "adjusted", "new", "actual", "checked", "real"), tuple(noun.removesuffix("s") for noun in NOUNS)
     )
     sign, limit, meaning, words = compared(draw)
     operation, by = draw.choice("way", ("minus", "plus")), draw.number("by", 1, 20)
-    task = draw.phrase((
-        "returns {noun} {way} {by} if {noun} is {test}, and {noun} otherwise", "gives {noun} {way} {by} when {noun} is {test}, else just {noun}",
-        "checks whether {noun} is {test}: if so it returns {noun} {way} {by}, otherwise {noun}",
-        "returns {noun} {way} {by} for a {noun} that is {test} and leaves any other as it is",
-        "changes {noun} to {noun} {way} {by} only where it is {test}", "returns {noun} unchanged unless it is {test}, and then {noun} {way} {by}",
-    ))  # fmt: skip
+    task = draw.phrase("task")
     step, symbol = (-by, "-") if operation == "minus" else (by, "+")
     body = [f"if {noun} {sign} {limit}:", f"    return {noun} {symbol} {by}", f"return {noun}"]
     values = [draw.number("v", max(1, limit - 20), limit + 20), limit, limit + 1, limit - 1]
     examples = [([value], value + step if meaning(value, limit) else value) for value in values]
     doc = f"Return {noun} {operation} {by} if it is {words}, else {noun}."
-    return function(draw, "discount", task, doc=doc, body=body, examples=examples)
+    return function(draw, task, doc=doc, body=body, examples=examples)

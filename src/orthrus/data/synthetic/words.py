@@ -67,6 +67,36 @@ TOWNS: Final = _words(
     """
 )
 
+NOUNS: Final = _words(
+    """
+    ages amounts balances costs counts days distances fees goals grades heights hours items lengths levels
+    limits marks minutes numbers orders points prices ranks rates readings results sales scores sizes speeds
+    steps sums times values votes weights widths years
+    """
+)
+
+WORDS: Final = _words(
+    """
+    apple pear plum fig kiwi lemon mango grape peach melon oak elm birch cedar maple river lake hill sand stone
+    cloud rain snow wind storm cat dog horse sheep goat tiger eagle robin owl red blue green amber ivory
+    """
+)
+
+SUBJECTS: Final = _words(
+    """
+    Art Biology Chess Choir Dance Drama English French German Guitar History Judo Maths Music Physics Piano
+    Rowing Spanish Swimming Tennis Yoga
+    """
+)
+
+WORD_LISTS: Final = _words("cities colours entries labels lines names tags titles tokens words")
+COLLECTIONS: Final = _words("animals books boats cars cities games items players plants rooms shops teams tools")
+KEYS: Final = _words("age cost height level price rank score size speed stock weight year")
+STREETS: Final = _words("Hill Lake Mill Oak Park Rose Station Church Bridge Garden")
+EVENTS: Final = _words("Concert Lecture Meeting Party Picnic Race Reading Show Workshop Festival")
+LANGUAGES: Final = _words("Arabic Dutch English French German Hindi Italian Polish Spanish Turkish")
+ADJECTIVES: Final = _words("Lost Last First Silent Golden Hidden Broken Secret Little Old")
+ACTIVITIES: Final = _words("points pages laps goals letters photos")
 CURRENCIES: Final = ("dollars", "euros", "pounds", "coins", "tokens", "crowns")
 CONTAINERS: Final = ("boxes", "bags", "packs", "crates", "baskets", "trays", "shelves", "drawers")
 VEHICLES: Final = ("car", "bus", "train", "truck", "van", "coach", "lorry", "taxi", "minibus", "motorbike")
