@@ -1,7 +1,6 @@
 """Results on disk: JSON lines, a provenance record at the head of every run, whole batches at a time.
 
-Knows what a line holds and how a file that an interrupted run left is taken up again; knows no model and no
-clock.
+A file that an interrupted run left is taken up again.
 """
 
 from collections.abc import Iterable, Mapping
@@ -11,6 +10,7 @@ from typing import Any, Final, TypeAlias
 
 from orthrus.data.records import Record, read_records, rewrite
 from orthrus.errors import DataError
+from orthrus.provenance import digest
 
 PROVENANCE: Final = "provenance"
 RESULT: Final = "result"
@@ -88,6 +88,11 @@ class Result:
     def to_record(self) -> Record:
         """Return the line as plain JSON values."""
         return {"kind": RESULT, **asdict(self)}
+
+
+def head(facts: Mapping[str, Any]) -> Record:
+    """Return the record at the head of a run's lines, which name it by its id, with what the run was made with."""
+    return {"kind": PROVENANCE, "id": digest(facts), **facts}
 
 
 def results(records: Iterable[Record], *, where: str) -> list[Result]:

@@ -101,10 +101,9 @@ def write_head(
     output: Path, settings: Mapping[str, Any], *, dtypes: Sequence[str], device: torch.device
 ) -> dict[str, str]:
     """Write what a run was made with; returns the ids of that and of its settings, for each of its lines."""
-    head = {**provenance(dtypes=dtypes, device=device), "settings": settings}
-    labels = {"provenance": digest(head), "configuration": digest(settings)}
-    configured = {"configuration": labels["configuration"]}
-    append(output, [{"kind": lines.PROVENANCE, "id": labels["provenance"], **configured, **head}])
+    head = lines.head({**provenance(dtypes=dtypes, device=device), "settings": settings})
+    labels = {"provenance": head["id"], "configuration": digest(settings)}
+    append(output, [{**head, "configuration": labels["configuration"]}])
     return labels
 
 

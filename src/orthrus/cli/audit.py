@@ -9,9 +9,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from orthrus.cli import common
-from orthrus.cli.common import err, out, print_json, say
-from orthrus.cli.measuring import Threads, loader, progress, set_threads, words
+from orthrus.cli import common, measuring
+from orthrus.cli.common import err, print_json, say
 
 if TYPE_CHECKING:
     from orthrus.bench.audit.report import AuditReport
@@ -31,10 +30,8 @@ def audit(
             help="Prompts, as `orthrus bench run` takes them; may be repeated. The generator's four unless given.",
         ),
     ] = None,
-    data: Annotated[
-        Path | None, typer.Option("--data", metavar="DIR", help="Where suites are looked for by name.")
-    ] = None,
-    limit: Annotated[int | None, typer.Option(min=1, help="Prompts of each suite.")] = None,
+    data: measuring.Data = None,
+    limit: measuring.Limit = None,
     dtype: Annotated[
         list[str] | None,
         typer.Option(metavar="DTYPE", help="Precision, may be repeated; float32 and bfloat16 unless given."),
@@ -57,9 +54,9 @@ def audit(
         Path | None,
         typer.Option("--output", "-o", help="A file of JSON lines; added to, and taken up where it ended."),
     ] = None,
-    plots: Annotated[Path | None, typer.Option("--plots", metavar="DIR", help="Draw plots into a directory.")] = None,
+    plots: measuring.Plots = None,
     json: common.Json = False,
-    threads: Threads = None,
+    threads: measuring.Threads = None,
     device: common.Device = None,
 ) -> None:
     """Compare the text of every plan, batch size and precision with plain decoding's; exit code 1 if a promise breaks.
@@ -70,7 +67,7 @@ def audit(
     """
     from orthrus.bench.audit.run import Job
 
-    set_threads(threads)
+    measuring.set_threads(threads)
     job = Job(
         model=model,
         suites=tuple(suite or _SUITES),
@@ -83,7 +80,9 @@ def audit(
         max_new_tokens=max_new_tokens,
     )
     with TemporaryDirectory() as folder:
-        report = _run(job, output or Path(folder) / "run.jsonl", loader(model, device, backbone=backbone), epsilon)
+        report = _run(
+            job, output or Path(folder) / "run.jsonl", measuring.loader(model, device, backbone=backbone), epsilon
+        )
     _show(report, plots, json)
     if not report.contract.holds:
         raise typer.Exit(1)
@@ -94,12 +93,12 @@ def _run(job: "Job", output: Path, load: "Loader", epsilon: float) -> "AuditRepo
     from orthrus.bench.audit import run
     from orthrus.bench.audit.report import read_audit
 
-    with progress() as (start, lap):
+    with measuring.progress() as (start, lap):
         configuration = run.run(
             job,
             output,
             load=load,
-            on_start=lambda outlook: start(outlook.laps, words(outlook, counted="precision")),
+            on_start=lambda outlook: start(outlook.laps, measuring.words(outlook, counted="precision")),
             on_lap=lap,
         )
     return read_audit(output, configuration, epsilon=epsilon)
@@ -111,11 +110,9 @@ def _show(report: "AuditReport", plots: Path | None, json: bool) -> None:
     from orthrus.bench.audit.tables import tables, verdict
 
     if plots is not None:
-        for path in plot(report, plots):
-            say(str(path), to=err)
+        measuring.name_files(plot(report, plots))
     if json:
         print_json(report.to_dict())
     else:
-        for grid in tables(report):
-            out().print(grid.to_rich())
+        measuring.show(tables(report))
     say(verdict(report.contract), style="green" if report.contract.holds else "bold red", to=err)

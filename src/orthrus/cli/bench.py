@@ -4,19 +4,15 @@ Options and printing only; `orthrus.bench` measures decoding, `orthrus.train.mea
 """
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
-from orthrus.cli import bench_peers, bench_quality, bench_serve, common
-from orthrus.cli.common import err, out, print_json, resumable, say
-from orthrus.cli.measuring import Threads, loader, progress, set_threads, words
+from orthrus.cli import bench_peers, bench_quality, bench_serve, common, measuring
+from orthrus.cli.common import err, print_json, resumable, say
 from orthrus.cli.train import Recipe, Set
 from orthrus.errors import ConfigError
 
-Output = Annotated[
-    Path, typer.Option("--output", "-o", help="A file of JSON lines; added to, and taken up where it ended.")
-]
 _ADDED = typer.Option("--output", "-o", metavar="FILE", help="A file of JSON lines; added to.")
 Dtypes = Annotated[
     list[str] | None,
@@ -24,21 +20,6 @@ Dtypes = Annotated[
 ]
 Batches = Annotated[
     list[str] | None, typer.Option("--batch", metavar="N,…", help="Prompts decoded together; 1 unless given.")
-]
-Limit = Annotated[
-    int | None,
-    typer.Option(min=1, help="Prompts of each suite; all of a file and 100 problems unless given."),
-]
-Data = Annotated[Path | None, typer.Option("--data", metavar="DIR", help="Where suites are looked for by name.")]
-Suites = Annotated[
-    list[str],
-    typer.Option(
-        "--suite",
-        metavar="SUITE",
-        help="synthetic:maths|code|table|json[@heldout|@phrasing], a prompt-set file, the name of one in "
-        "--data, or a Hugging Face dataset; may be repeated.",
-        show_default=False,
-    ),
 ]
 
 
@@ -56,11 +37,11 @@ def application() -> typer.Typer:
 
 
 def run(
-    suite: Suites,
-    output: Output,
+    suite: measuring.Suites,
+    output: measuring.Output,
     model: common.ModelArgument = common.DEFAULT,
     backbone: common.Backbone = None,
-    data: Data = None,
+    data: measuring.Data = None,
     modes: Annotated[
         list[str] | None,
         typer.Option(
@@ -88,11 +69,11 @@ def run(
     ] = None,
     batch: Batches = None,
     dtype: Dtypes = None,
-    limit: Limit = None,
+    limit: measuring.Limit = None,
     max_new_tokens: common.MaxNewTokens = 256,
     rounds: Annotated[int, typer.Option(min=1, help="How often everyone answers every prompt.")] = 3,
     warmup: Annotated[int, typer.Option(min=0, help="Rounds over the first prompts that do not count.")] = 1,
-    threads: Threads = None,
+    threads: measuring.Threads = None,
     device: common.Device = None,
     compile: common.Compile = False,
     offload: common.Offload = None,
@@ -112,14 +93,17 @@ def run(
     from orthrus.bench.speed import run as bench
     from orthrus.checkpoints.load import gguf_source
 
-    ggufs = tuple(_listed(gguf, ""))
+    ggufs = tuple(measuring.listed(gguf, ""))
     job = bench.Job(
         model=model,
         suites=tuple(suite),
         folder=data,
         limit=limit,
         contenders=contenders(
-            _listed(modes, "ar,orthrus"), _listed(plans, "auto"), _listed(exact, "distribution"), ggufs
+            measuring.listed(modes, "ar,orthrus"),
+            measuring.listed(plans, "auto"),
+            measuring.listed(exact, "distribution"),
+            ggufs,
         ),
         batches=_numbers(batch, "1", "--batch"),
         dtypes=_dtypes(dtype),
@@ -132,13 +116,13 @@ def run(
         gguf=ggufs,
         gguf_source=gguf_source(model, backbone),
     )
-    set_threads(threads)
-    with resumable(), progress() as (start, lap):
+    measuring.set_threads(threads)
+    with resumable(), measuring.progress() as (start, lap):
         bench.run(
             job,
             output,
-            load=loader(model, device, backbone=backbone, compile=compile, offload=offload),
-            on_start=lambda outlook: start(outlook.laps, words(outlook)),
+            load=measuring.loader(model, device, backbone=backbone, compile=compile, offload=offload),
+            on_start=lambda outlook: start(outlook.laps, measuring.words(outlook)),
             on_lap=lap,
         )
     say(f"{output}: complete; orthrus bench report {output}", to=err)
@@ -179,7 +163,7 @@ def passes(
         int | None,
         typer.Option(min=2, metavar="N", help="Positions the model is taken to have, beyond what it was trained for."),
     ] = None,
-    threads: Threads = None,
+    threads: measuring.Threads = None,
     device: common.Device = None,
     compile: common.Compile = False,
     pack: Annotated[
@@ -191,32 +175,31 @@ def passes(
     from orthrus.bench.shapes import is_shape, shaped
     from orthrus.bench.speed.passes import ALL, costs, kinds
     from orthrus.data.records import append
-    from orthrus.provenance import digest, provenance
+    from orthrus.provenance import provenance
 
-    set_threads(threads)
+    measuring.set_threads(threads)
     dtypes = _dtypes(dtype)
     wide, long, many = (
         _numbers(widths, "1,2,4,8,16,32,64", "--width"),
         _numbers(contexts, "256", "--context"),
         _numbers(batch, "1", "--batch"),
     )
-    fused = [ALL if text == "all" else _numbers([text], "", "--stops")[0] for text in _listed(stops, "")]
-    head = ""
-    with progress() as (start, lap):
+    fused = [ALL if text == "all" else _numbers([text], "", "--stops")[0] for text in measuring.listed(stops, "")]
+    head: dict[str, Any] = {}
+    with measuring.progress() as (start, lap):
         start(len(dtypes) * len(long) * len(many) * len(kinds(wide, fused, floor=floor, prompt=prompt)) * repeats, "")
         for name in dtypes:
             if is_shape(model):
                 loaded = shaped(model, dtype=name, device=device, compile=compile, pack=pack)
             else:
-                loaded, _ = loader(model, device, backbone=backbone, compile=compile, pack=pack)(name)
+                loaded, _ = measuring.loader(model, device, backbone=backbone, compile=compile, pack=pack)(name)
             if positions is not None:
                 loaded.config.get_text_config().max_position_embeddings = positions
             if not head:
-                facts = provenance(dtypes=dtypes, device=loaded.device)
-                head = digest(facts)
-                append(output, [{"kind": lines.PROVENANCE, "id": head, **facts}])
+                head = lines.head(provenance(dtypes=dtypes, device=loaded.device))
+                append(output, [head])
             kind = f"{name} compiled" if compile else f"{name} unpacked" if pack is False else name
-            labels = {"kind": lines.PASS, "provenance": head, "model": model, "dtype": kind}
+            labels = {"kind": lines.PASS, "provenance": head["id"], "model": model, "dtype": kind}
             for cost in costs(
                 loaded,
                 widths=wide,
@@ -246,7 +229,7 @@ def train(
     from orthrus.bench import lines
     from orthrus.bench.speed.tables import steps as table
     from orthrus.data.records import append
-    from orthrus.provenance import digest, provenance
+    from orthrus.provenance import provenance
     from orthrus.train.config import load_recipe
     from orthrus.train.measure import measure
     from orthrus.train.sections import ViewRecipe
@@ -255,11 +238,11 @@ def train(
     if not isinstance(checked, ViewRecipe):
         raise ConfigError(f"{recipe}: kind = 'view' is required, found {checked.kind!r}: only views are measured")
     logging.disable_progress_bar()
-    with progress() as (start, lap):
+    with measuring.progress() as (start, lap):
         start(warmup + steps, "")
         cost = measure(checked, steps=steps, warmup=warmup, on_step=lap)
     facts = provenance(dtypes=[checked.run.dtype], device=checked.run.device)
-    head = {"kind": lines.PROVENANCE, "id": digest(facts), **facts, "recipe": checked.model_dump(mode="json")}
+    head = lines.head(facts) | {"recipe": checked.model_dump(mode="json")}
     record = {
         "kind": lines.STEP,
         "provenance": head["id"],
@@ -277,7 +260,7 @@ def train(
     if json:
         print_json({**record, "provenance": head})
     else:
-        out().print(table([record]).to_rich())
+        measuring.show([table([record])])
 
 
 def report(
@@ -293,8 +276,8 @@ def report(
             help="Baselines of ratios, orthrus:PLAN, llama.cpp:FORM and ar@token too; ar,hf,hf-static unless given.",
         ),
     ] = None,
-    markdown: Annotated[bool, typer.Option("--markdown", help="Print the tables in markdown.")] = False,
-    plots: Annotated[Path | None, typer.Option("--plots", metavar="DIR", help="Draw plots into a directory.")] = None,
+    markdown: measuring.Markdown = False,
+    plots: measuring.Plots = None,
     json: common.Json = False,
 ) -> None:
     """Print tables (and draw plots) of measured figures; intervals are 95 %, by bootstrap over prompts."""
@@ -304,27 +287,17 @@ def report(
     from orthrus.bench.speed.report import BASELINES, read_report
     from orthrus.bench.speed.tables import tables
 
-    read = read_report(files, baselines=_listed(against, ",".join(BASELINES)))
+    read = read_report(files, baselines=measuring.listed(against, ",".join(BASELINES)))
     if plots is not None:
-        for path in plot(read, plots):
-            say(str(path), to=err)
+        measuring.name_files(plot(read, plots))
     if json:
         print_json(read.to_dict())
-        return
-    for grid in tables(read):
-        if markdown:
-            say(grid.to_markdown() + "\n")
-        else:
-            out().print(grid.to_rich())
-
-
-def _listed(given: list[str] | None, otherwise: str) -> list[str]:
-    """Take an option's values, repeated or with commas between them."""
-    return [part.strip() for value in given or [otherwise] for part in value.split(",") if part.strip()]
+    else:
+        measuring.show(tables(read), markdown=markdown)
 
 
 def _numbers(given: list[str] | None, otherwise: str, name: str) -> tuple[int, ...]:
-    texts = _listed(given, otherwise)
+    texts = measuring.listed(given, otherwise)
     for text in texts:
         if not text.isdecimal() or int(text) < 1:
             raise ConfigError(f"{name} must be whole numbers of at least 1, found {text!r}")
@@ -335,7 +308,7 @@ def _dtypes(given: list[str] | None) -> tuple[str, ...]:
     """Take the names of precisions; raises ConfigError for an unknown one before anything is measured."""
     from orthrus.checkpoints.load import PRECISIONS
 
-    names = _listed(given, "float32")
+    names = measuring.listed(given, "float32")
     for name in names:
         if name not in PRECISIONS:
             raise ConfigError(f"--dtype must be one of {', '.join(PRECISIONS)}, found {name!r}")

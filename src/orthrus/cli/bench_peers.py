@@ -1,14 +1,12 @@
 """`orthrus bench peers`: race the view against other ways to decode faster. Options and printing only."""
 
 import time
-from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from orthrus.cli import common
-from orthrus.cli.common import err, out, resumable, say
-from orthrus.cli.measuring import Threads, loader, progress, set_threads, words
+from orthrus.cli import common, measuring
+from orthrus.cli.common import err, resumable, say
 
 Peers = Annotated[
     list[str],
@@ -21,24 +19,18 @@ Peers = Annotated[
         show_default=False,
     ),
 ]
-Suites = Annotated[
-    list[str],
-    typer.Option("--suite", metavar="SUITE", help="Prompts, as of bench run; may be repeated.", show_default=False),
-]
 
 
 def peers(
     peer: Peers,
-    suite: Suites,
-    output: Annotated[
-        Path, typer.Option("--output", "-o", help="A file of JSON lines; an existing race in it is continued.")
-    ],
+    suite: measuring.Suites,
+    output: measuring.Output,
     model: common.ModelArgument = common.DEFAULT,
     backbone: common.Backbone = None,
-    data: Annotated[Path | None, typer.Option("--data", metavar="DIR", help="The folder of the suites.")] = None,
+    data: measuring.Data = None,
     batch: Annotated[list[int] | None, typer.Option(min=1, help="Prompts decoded together; may be repeated.")] = None,
     dtype: Annotated[str, typer.Option(help="Precision: float32, bfloat16, float16.")] = "float32",
-    limit: Annotated[int | None, typer.Option(min=1, help="Prompts of each suite.")] = None,
+    limit: measuring.Limit = None,
     max_new_tokens: common.MaxNewTokens = 256,
     rounds: Annotated[int, typer.Option(min=1, help="How often every peer answers every prompt.")] = 3,
     warmup: Annotated[int, typer.Option(min=0, help="Rounds over the first prompts that are not counted.")] = 1,
@@ -49,9 +41,9 @@ def peers(
     cpu_time: Annotated[
         bool, typer.Option("--cpu-time", help="Count CPU time instead of wall time, for busy machines.")
     ] = False,
-    plots: Annotated[Path | None, typer.Option("--plots", metavar="DIR", help="Draw plots into a directory.")] = None,
-    markdown: Annotated[bool, typer.Option("--markdown", help="Print the tables in markdown.")] = False,
-    threads: Threads = None,
+    plots: measuring.Plots = None,
+    markdown: measuring.Markdown = False,
+    threads: measuring.Threads = None,
     device: common.Device = None,
 ) -> None:
     """Race peers and plain decoding over prompts, greedily. Trains nothing. Run again to continue.
@@ -79,20 +71,20 @@ def peers(
         warmup=warmup,
         settings={"peers": [[one.label, one.how, one.weights()] for one in asked], "cpu_time": cpu_time},
     )
-    set_threads(threads)
+    measuring.set_threads(threads)
     field = Field(
         peers=asked,
         contexts=tuple(dict.fromkeys(context or ())),
         clock=clock,
-        load=lambda source: loader(source, device, backbone=backbone),
+        load=lambda source: measuring.loader(source, device, backbone=backbone),
     )
-    with resumable(), progress() as (start, lap):
+    with resumable(), measuring.progress() as (start, lap):
         labels = bench.run(
             job,
             output,
-            load=loader(model, device, backbone=backbone),
+            load=measuring.loader(model, device, backbone=backbone),
             clock=clock,
-            on_start=lambda outlook: start(outlook.laps, words(outlook)),
+            on_start=lambda outlook: start(outlook.laps, measuring.words(outlook)),
             on_lap=lap,
             others=field.decoders,
         )
@@ -101,12 +93,7 @@ def peers(
         append(output, field.records(labels))
     elif context:
         say(f"{output} holds the whole race: --context times drafts in a race alone, name another file", to=err)
-    for path in table.plot(output, plots) if plots is not None else ():
-        say(str(path), to=err)
-    for grid in (*table.tables(output), *table.costs(output)):
-        if markdown:
-            say(grid.to_markdown() + "\n")
-        else:
-            out().print(grid.to_rich())
+    measuring.name_files(table.plot(output, plots) if plots is not None else ())
+    measuring.show((*table.tables(output), *table.costs(output)), markdown=markdown)
     for caveat in table.CAVEATS:
         say(f"* {caveat}")

@@ -5,19 +5,14 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from orthrus.cli import common
-from orthrus.cli.common import err, out, print_json, say
-from orthrus.cli.measuring import progress
+from orthrus.cli import common, measuring
+from orthrus.cli.common import print_json
 from orthrus.errors import ConfigError
 
 if TYPE_CHECKING:
     from orthrus.bench.serve.load import Setting
 
 Url = Annotated[str, typer.Argument(help="The server's address, http://host:port.", show_default=False)]
-Suites = Annotated[
-    list[str],
-    typer.Option("--suite", metavar="SUITE", help="Prompts, as of bench run; may be repeated.", show_default=False),
-]
 Concurrency = Annotated[
     list[str] | None,
     typer.Option(metavar="N,…", help="Closed loop: requests in flight; 1,2,4,8 unless --rate is given."),
@@ -31,23 +26,23 @@ Modes = Annotated[
 
 def serve(
     url: Url,
-    suite: Suites,
+    suite: measuring.Suites,
     concurrency: Concurrency = None,
     rate: Rate = None,
     modes: Modes = None,
     requests: Annotated[int, typer.Option(min=1, help="Requests of each setting.")] = 64,
     warmup: Annotated[int, typer.Option(min=0, help="Requests before each setting that do not count.")] = 4,
     max_new_tokens: common.MaxNewTokens = 128,
-    limit: Annotated[int | None, typer.Option(min=1, help="Prompts of each suite.")] = None,
-    data: Annotated[Path | None, typer.Option(metavar="DIR", help="Where suites are looked for by name.")] = None,
+    limit: measuring.Limit = None,
+    data: measuring.Data = None,
     name: Annotated[str | None, typer.Option("--name", help="The model to ask; the first one unless given.")] = None,
     api_key: Annotated[str, typer.Option(envvar="ORTHRUS_API_KEY", help="The server's API key.")] = "none",
     seed: Annotated[int, typer.Option(help="Of the times in an open loop.")] = 0,
     output: Annotated[
         Path | None, typer.Option("--output", "-o", metavar="FILE", help="A file of JSON lines; added to.")
     ] = None,
-    plots: Annotated[Path | None, typer.Option("--plots", metavar="DIR", help="Draw plots into a directory.")] = None,
-    markdown: Annotated[bool, typer.Option("--markdown", help="Print the table in markdown.")] = False,
+    plots: measuring.Plots = None,
+    markdown: measuring.Markdown = False,
     json: common.Json = False,
 ) -> None:
     """Load a running server with streams, setting after setting; waiting times are those of the client."""
@@ -60,16 +55,17 @@ def serve(
     from orthrus.bench import lines
     from orthrus.bench.suites import read_suites
     from orthrus.data.records import append
-    from orthrus.provenance import digest, provenance
+    from orthrus.provenance import provenance
 
     settings = _settings(modes, concurrency, rate)
     items = read_suites(suite, folder=data, limit=limit)
     target = load.Target(url=url, key=api_key, model=name, max_tokens=max_new_tokens)
     answered = []
     facts = provenance(dtypes=[])
+    head = lines.head(facts)
     if output is not None:
-        append(output, [{"kind": lines.PROVENANCE, "id": digest(facts), **facts}])
-    with progress() as (start, lap):
+        append(output, [head])
+    with measuring.progress() as (start, lap):
         start(len(settings) * (requests + warmup), "")
         for setting in settings:
             if warmup:
@@ -77,38 +73,30 @@ def serve(
             made = load.run(target, items, setting, requests=requests, seed=seed, on_answer=lap)
             answered += made
             if output is not None:
-                append(output, [{"provenance": digest(facts), **one.to_record()} for one in made])
+                append(output, [{"provenance": head["id"], **one.to_record()} for one in made])
     summaries = report.summaries(answered)
-    for path in report.plot(summaries, plots) if plots is not None else ():
-        say(str(path), to=err)
+    measuring.name_files(report.plot(summaries, plots) if plots is not None else ())
     if json:
         print_json({"provenance": facts, "settings": [asdict(one) for one in summaries]})
         return
     grid = report.table(summaries, f"{target.model or url} · {', '.join(suite)} · at most {max_new_tokens} tokens")
-    if markdown:
-        say(grid.to_markdown())
-    else:
-        out().print(grid.to_rich())
+    measuring.show([grid], markdown=markdown)
 
 
 def _settings(modes: list[str] | None, concurrency: list[str] | None, rate: list[str] | None) -> "list[Setting]":
     """Return the settings in the order they are measured: of each load every mode."""
     from orthrus.bench.serve.load import MODES, Setting
 
-    names = _listed(modes or ["orthrus,ar"])
+    names = measuring.listed(modes, "orthrus,ar")
     for name in names:
         if name not in MODES:
             raise ConfigError(f"--modes must be among {', '.join(MODES)}, found {name!r}")
-    closed = [_number(text, "--concurrency") for text in _listed(concurrency or ([] if rate else ["1,2,4,8"]))]
-    opened = [_number(text, "--rate") for text in _listed(rate or [])]
+    closed = [_number(text, "--concurrency") for text in measuring.listed(concurrency, "" if rate else "1,2,4,8")]
+    opened = [_number(text, "--rate") for text in measuring.listed(rate)]
     if any(n != int(n) for n in closed):
         raise ConfigError(f"--concurrency must be whole numbers, found {concurrency}")
     loads = [(int(n), None) for n in closed] + [(None, x) for x in opened]
     return [Setting(mode=mode, concurrency=n, rate=x) for n, x in loads for mode in names]  # type: ignore[arg-type]
-
-
-def _listed(given: list[str]) -> list[str]:
-    return [part.strip() for value in given for part in value.split(",") if part.strip()]
 
 
 def _number(text: str, option: str) -> float:

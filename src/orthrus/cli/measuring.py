@@ -1,6 +1,6 @@
-"""What verbs that measure share: a progress display, threads, and loading without a display of its own."""
+"""What verbs that measure share: options, a progress display, loading, and how tables are printed."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from time import monotonic
@@ -9,14 +9,55 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeElapsedColumn, TimeRemainingColumn
 
-from orthrus.cli.common import err
+from orthrus.cli.common import err, out, say
 
 if TYPE_CHECKING:
     from orthrus.bench.session import Loader, Outlook
+    from orthrus.bench.speed.tables import Grid
 
 _PLAIN_LINES = 20  # progress reports where standard error is no terminal
 
+Suites = Annotated[
+    list[str],
+    typer.Option(
+        "--suite",
+        metavar="SUITE",
+        help="synthetic:maths|code|table|json[@heldout|@phrasing], a prompt-set file, the name of one in "
+        "--data, or a Hugging Face dataset; may be repeated.",
+        show_default=False,
+    ),
+]
+Data = Annotated[Path | None, typer.Option("--data", metavar="DIR", help="Where suites are looked for by name.")]
+Limit = Annotated[
+    int | None,
+    typer.Option(min=1, help="Prompts of each suite; all of a file and 100 problems unless given."),
+]
+Output = Annotated[
+    Path, typer.Option("--output", "-o", help="A file of JSON lines; added to, and taken up where it ended.")
+]
+Plots = Annotated[Path | None, typer.Option("--plots", metavar="DIR", help="Draw plots into a directory.")]
+Markdown = Annotated[bool, typer.Option("--markdown", help="Print the tables in markdown.")]
 Threads = Annotated[int | None, typer.Option(min=1, help="Threads of torch on the CPU; its own choice unless given.")]
+
+
+def listed(given: list[str] | None, otherwise: str = "") -> list[str]:
+    """Take an option's values, repeated or with commas between them."""
+    return [part.strip() for value in given or [otherwise] for part in value.split(",") if part.strip()]
+
+
+def show(grids: "Iterable[Grid]", *, markdown: bool = False) -> None:
+    """Print tables on standard output."""
+    for grid in grids:
+        if markdown:
+            say(grid.to_markdown() + "\n")
+        else:
+            out().print(grid.to_rich())
+
+
+def name_files(paths: Iterable[Path]) -> None:
+    """Print the names of files that were written, on standard error."""
+    for path in paths:
+        say(str(path), to=err)
 
 
 def words(outlook: "Outlook", *, counted: str = "batch size and precision") -> str:
