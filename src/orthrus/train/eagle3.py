@@ -18,7 +18,7 @@ from orthrus.model.head import output_head
 from orthrus.peers import eagle3_model
 from orthrus.peers.eagle3 import Eagle3Drafter
 from orthrus.peers.eagle3_model import Eagle3, Eagle3Config
-from orthrus.train import anchors, frozen, objective
+from orthrus.train import anchors, frozen, objective, scoring
 from orthrus.train.batch import batch
 from orthrus.train.drafter_task import DrafterTask
 from orthrus.train.heldout import decoded_by, evaluated, rates
@@ -98,10 +98,13 @@ class Eagle3Task(DrafterTask[Eagle3]):
             drafts=recipe.objective.steps,
         )
         self._drafter = Eagle3(config).to(self._backbone.device)
+        self._tokens = None
+        if recipe.objective.vocabulary == "answers":
+            self._tokens = scoring.tokens_of_answers(self._data.rows, None, self._backbone.device)
 
     def loss(self, rows: Rows, step: int) -> Loss:
         """Sum the steps' mean losses over the tokens of answers; later steps weigh less."""
-        return self._loss(self._data.rows, rows)
+        return self._loss(self._data.rows, rows, tokens=self._tokens)
 
     def evaluate(self, step: int) -> dict[str, float]:
         """Loss and kept drafts per held-out source, and what real decoding of its prompts gives."""
@@ -120,7 +123,7 @@ class Eagle3Task(DrafterTask[Eagle3]):
     def _decoding(self) -> Eagle3:
         return copy.deepcopy(self._drafter).to(self._backbone.dtype).eval()
 
-    def _loss(self, packed: PackedRows, index: Rows) -> Loss:
+    def _loss(self, packed: PackedRows, index: Rows, *, tokens: Tensor | None = None) -> Loss:
         goal = self._recipe.objective
         document_BT, position_BT, token_BT, answer_BT = batch(packed, index, self._backbone.device)
         read = frozen.read(self._backbone, token_BT, document_BT, position_BT, self._drafter.config.taps)
@@ -130,7 +133,7 @@ class Eagle3Task(DrafterTask[Eagle3]):
         begins_BT = anchors.starts(document_BT, answer_BT) & (position_BT > 0)
         scored_BT, kept_BT = begins_BT, begins_BT
         loss = objective.mixture({goal.loss: 1.0}, lk_decay=goal.lk_decay)
-        head, starts = output_head(self._backbone), begins_BT.sum()
+        head, starts = output_head(self._backbone, tokens), begins_BT.sum()
         hidden_RC, taught = read.hidden_BTC.flatten(0, 1), goal.loss in objective.NEEDS_TEACHER
         total, accepted, agreed = embedded_BTH.new_zeros((), dtype=torch.float32), starts * 0, starts * 0
         for drafted in steps:
@@ -139,11 +142,12 @@ class Eagle3Task(DrafterTask[Eagle3]):
                 scored_BT = scored_BT & anchors.starts(document_BT, answer_BT).roll(-drafted.shift, 1)
                 scored_BT[:, token_BT.shape[1] - drafted.shift :] = False  # the roll brought the row's beginning there
             row_M = scored_BT.flatten().nonzero()[:, 0] + drafted.shift
+            target_M = target_BT[scored_BT]
             scores = objective.chunked(
                 loss,
                 self._drafter.norm(drafted.output_BTH)[scored_BT],
                 objective.Teacher(hidden_RC, row_M) if taught else None,
-                target_BT[scored_BT],
+                target_M if tokens is None else torch.searchsorted(tokens, target_M),
                 head=head,
             )
             count = scored_BT.sum()

@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from orthrus.model.config import BlockAttention
-from orthrus.train.sections import AnsweredModel, AnsweredRecipe, BlockObjective, LossName
+from orthrus.train.sections import AnsweredModel, AnsweredRecipe, BlockObjective, LossName, Vocabulary
 from orthrus.train.sources import Positive, Section
 
 
@@ -37,6 +37,7 @@ class Eagle3Objective(Section):
     step_decay: Annotated[float, Field(gt=0, le=1)] = Field(
         default=0.8, description="step i has weight step_decay^(i-1)"
     )
+    vocabulary: Vocabulary = "all"
 
 
 class Eagle3Recipe(_PeerRecipe):

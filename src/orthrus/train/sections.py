@@ -13,6 +13,10 @@ from orthrus.train.sources import DataSection, Positive, Section
 
 Share = Annotated[float, Field(ge=0, le=1)]
 LossName = Literal["kl", "cross_entropy", "tv", "lk"]
+Vocabulary = Annotated[
+    Literal["all", "answers"],
+    Field(description="tokens that a softmax runs over: all, or those of the training answers (approximate)"),
+]
 
 
 class RecurrentShape(Section):
@@ -118,10 +122,7 @@ class BlockObjective(Section):
     first_error_focus: float = Field(default=0.0, ge=0, description="extra weight of the first slot refused")
     chain_weight: float = Field(default=0.0, ge=0, description="weight of the expected accepted length")
     blocks_per_row: Positive
-    vocabulary: Literal["all", "answers"] = Field(
-        default="all",
-        description="tokens that a softmax runs over: all, or those of the training answers (approximate)",
-    )
+    vocabulary: Vocabulary = "all"
 
     @property
     def mixture(self) -> dict[str, float]:
