@@ -37,9 +37,11 @@ def train(
     from orthrus.train.config import load_recipe
 
     if planned:
+        from orthrus.train.packed import answers_of
         from orthrus.train.plan import plan
 
-        show(plan(load_recipe(recipe, overrides or []), devices=devices), as_json=as_json)
+        wanted = load_recipe(recipe, overrides or [])
+        show(plan(wanted, devices=devices, answers=answers_of(wanted)), as_json=as_json)
         return
     if as_json:
         raise ConfigError("--json prints a plan: give --plan too, or read log.jsonl of the run")

@@ -4,27 +4,33 @@ Counts follow `plan`'s for a view, so that budgets can be made equal.
 """
 
 from orthrus.train.objective import NEEDS_TEACHER
+from orthrus.train.packed import Answers
 from orthrus.train.peer_sections import BlocksRecipe, DFlashRecipe, Eagle3Recipe
 from orthrus.train.sections import AnsweredRecipe
 
 
-def operations(recipe: AnsweredRecipe, *, active: int, head: int, pair: int, layers: int, trainable: int) -> float:
+def operations(
+    recipe: AnsweredRecipe, *, active: int, head: int, pair: int, layers: int, trainable: int, answers: Answers
+) -> float:
     """Return the operations of one optimizer step over the whole batch.
 
     Args:
         recipe: of a peer.
         active: parameters of the matrices that a token passes, without the head.
-        head: parameters of the head.
+        head: parameters of the head, for the tokens of the softmax.
         pair: operations of a query with one key, summed over all layers.
         layers: number of layers.
         trainable: number of trained parameters.
+        answers: what the packed rows say.
     """
     T = recipe.data.row_tokens
     if isinstance(recipe, Eagle3Recipe):
         steps = recipe.objective.steps
-        frozen = 2 * (active + head) * T + pair * T * T
+        frozen = 2 * active * T + pair * T * T
         drafter = 6 * trainable * steps * T + 3 * (pair / layers) * steps * T * T
-        scored = 2 * head * 4 * steps * T  # logits are computed again in the backward pass
+        # Logits are computed again in the backward pass, the backbone's at every step of the draft.
+        taught = recipe.objective.loss in NEEDS_TEACHER
+        scored = 2 * head * (3 + 2 * taught) * steps * T * answers.share
         return float((frozen + drafter + scored) * recipe.run.batch_rows)
     positions, times = read(recipe), _times(recipe)
     body = times * (6 * active * positions + 3 * pair * positions * positions)
@@ -42,25 +48,26 @@ def dflash_operations(
     hidden: int,
     keys: int,
     vocabulary: int,
+    answers: Answers,
 ) -> float:
     """Return the operations of one optimizer step of a DFlash drafter.
 
     Args:
         recipe: of the drafter. Arguments that are not listed here are those of `operations`.
+        trainable: number of trained parameters without the correction's.
         hidden: the hidden size.
         keys: numbers in a token's keys and values of one layer.
-        vocabulary: size of the vocabulary.
+        vocabulary: tokens of the softmax.
     """
     wanted, T = recipe.model, recipe.data.row_tokens
     slots, scored = recipe.objective.blocks_per_row * wanted.block_size, drafted(recipe)
     fused = (3 if wanted.taps is None else len(wanted.taps)) * hidden * hidden
-    correction = 2 * wanted.markov_rank * vocabulary
     frozen = 2 * active * T + pair * T * T
     context = 6 * (fused + wanted.draft_layers * keys * hidden) * T
     attended = 3 * (pair / layers) * wanted.draft_layers * slots * (T + wanted.block_size)
-    body = 6 * (trainable - fused - correction) * slots + attended
+    body = 6 * (trainable - fused) * slots + attended
     teacher = recipe.objective.acceptance == "overlap" or bool(NEEDS_TEACHER & recipe.objective.mixture.keys())
-    logits = 2 * head * (3 * scored + 2 * teacher * min(T, scored)) + 3 * correction * scored
+    logits = 2 * head * (3 * scored + 2 * teacher * min(T * answers.share, scored)) + 6 * wanted.markov_rank * vocabulary * scored
     return float((frozen + context + body + logits) * recipe.run.batch_rows)
 
 

@@ -23,6 +23,7 @@ from orthrus.model.markov import markov_of
 from orthrus.train import peer_plan
 from orthrus.train.backbone import backbone_config
 from orthrus.train.objective import NEEDS_TEACHER
+from orthrus.train.packed import MOST, Answers, answers_of
 from orthrus.train.peer_sections import DFlashRecipe, Eagle3Recipe
 from orthrus.train.sections import AnsweredRecipe, BackboneRecipe, Recipe, ViewRecipe
 
@@ -53,6 +54,7 @@ class Shapes:
 
     `active` are the parameters of matrices that one token goes through, the output head and the twin left out;
     `head` those of the output head; `activations` numbers kept per token for the backward pass, over all layers.
+    `upper` counts the layers from the first one with a twin on, which the backward pass goes through.
     Recurrent layers are counted apart from those of attention: `chunks` are the numbers that one of them keeps per
     token for blocks to start from, `states` those of the states of all its heads.
     """
@@ -62,6 +64,7 @@ class Shapes:
     active: int
     head: int
     layers: int
+    upper: int
     recurrent: int
     hidden: int
     attention: int
@@ -105,14 +108,19 @@ class Plan:
         }
 
 
-def plan(recipe: Recipe, *, devices: int = 1) -> Plan:
+def plan(recipe: Recipe, *, devices: int = 1, answers: Answers = MOST) -> Plan:
     """Work out what a recipe takes on so many devices of each kind; `grad_accumulation = "auto"` counts as one part.
+
+    Args:
+        recipe: of any kind.
+        devices: equal ones.
+        answers: what its packed rows say (`packed.answers_of`).
 
     Raises:
         CheckpointError: the backbone's configuration cannot be read.
     """
     shapes = shapes_of(recipe)
-    operations = step_operations(recipe, shapes)
+    operations = step_operations(recipe, shapes, answers)
     steps, rows = recipe.schedule.steps, recipe.run.batch_rows
     parts = 1 if recipe.run.grad_accumulation == "auto" else recipe.run.grad_accumulation
     seconds = {name: operations / (hw.rate * hw.share * devices) for name, hw in HARDWARE.items()}
@@ -137,7 +145,7 @@ def notes(recipe: AnsweredRecipe) -> dict[str, Any]:
         "trainable": shapes.trainable,
         "steps": steps,
         "rows": steps * recipe.run.batch_rows,
-        "operations": steps * step_operations(recipe, shapes),
+        "operations": steps * step_operations(recipe, shapes, answers_of(recipe)),
     }
 
 
@@ -147,7 +155,9 @@ def shapes_of(recipe: Recipe) -> Shapes:
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(config)
     if isinstance(recipe, ViewRecipe):
-        attach(model, OrthrusConfig(markov_rank=recipe.model.markov_rank))
+        chosen = recipe.model.layers
+        layers = tuple(chosen) if isinstance(chosen, list) else chosen
+        attach(model, OrthrusConfig(markov_rank=recipe.model.markov_rank, layers=layers))
     trainable = sum(p.numel() for p in _trained(recipe, model).parameters() if p.requires_grad)
     text = config.get_text_config()
     # For configurations that do not say it, as transformers' models read them.
@@ -161,6 +171,7 @@ def shapes_of(recipe: Recipe) -> Shapes:
         active=active,
         head=text.vocab_size * text.hidden_size,
         layers=text.num_hidden_layers,
+        upper=text.num_hidden_layers - _first_twin(model),
         recurrent=recurrent,
         hidden=text.hidden_size,
         attention=text.num_attention_heads * head_dim,
@@ -170,6 +181,12 @@ def shapes_of(recipe: Recipe) -> Shapes:
         vocabulary=text.vocab_size,
         activations=activations,
     )
+
+
+def _first_twin(model: nn.Module) -> int:
+    """Return how many layers lie below the first twin; 0 where there is none."""
+    twins = [dual.diffusion is not None for dual in duals(model)]
+    return twins.index(True) if True in twins else 0
 
 
 def _trained(recipe: Recipe, model: nn.Module) -> nn.Module:
@@ -187,7 +204,7 @@ def _trained(recipe: Recipe, model: nn.Module) -> nn.Module:
         return Eagle3(Eagle3Config.of(model))
 
 
-def step_operations(recipe: Recipe, shapes: Shapes) -> float:
+def step_operations(recipe: Recipe, shapes: Shapes, answers: Answers = MOST) -> float:
     """Operations of one optimizer step over the whole batch: this is the floor that a step's time is held against."""
     T = recipe.data.row_tokens
     # Of a query with one key: a score, and its share of a value.
@@ -197,24 +214,32 @@ def step_operations(recipe: Recipe, shapes: Shapes) -> float:
     if isinstance(recipe, BackboneRecipe):
         per_row = 6 * (shapes.active + shapes.head) * T + 3 * pair * T * T + 3 * state * T
         return float(per_row * recipe.run.batch_rows)
+    few = answers.tokens if getattr(recipe.objective, "vocabulary", "all") == "answers" else None
+    vocabulary = few or shapes.vocabulary
+    softmax = vocabulary * shapes.hidden
+    numbers = {"active": shapes.active, "head": softmax, "layers": shapes.layers, "pair": pair}
+    rank = recipe.model.markov_rank if isinstance(recipe, ViewRecipe | DFlashRecipe) else 0
+    moved = shapes.trainable - 2 * rank * shapes.vocabulary  # without the correction
+    if isinstance(recipe, DFlashRecipe):
+        numbers |= {"trainable": moved, "hidden": shapes.hidden, "keys": shapes.keys, "vocabulary": vocabulary}
+        return peer_plan.dflash_operations(recipe, answers=answers, **numbers)
     if not isinstance(recipe, ViewRecipe):
-        numbers = {"active": shapes.active, "head": shapes.head, "layers": shapes.layers}
-        if isinstance(recipe, DFlashRecipe):
-            numbers |= {"hidden": shapes.hidden, "keys": shapes.keys, "vocabulary": shapes.vocabulary}
-            return peer_plan.dflash_operations(recipe, pair=pair, trainable=shapes.trainable, **numbers)
-        return peer_plan.operations(recipe, pair=pair, trainable=shapes.trainable, **numbers)
-    M, scored = _slots(recipe), _scored(recipe)
+        return peer_plan.operations(recipe, answers=answers, trainable=moved, **numbers)
+    M, scored = _computed(recipe), _scored(recipe)
     again = 2 if recipe.model.gradient_checkpointing else 1
+    backward = shapes.upper / shapes.layers
     # A slot reads a row and its own block. FlexAttention on CUDA skips what a mask hides: half of a causal row, and
     # what follows an anchor. The row's keys are the frozen pass's and need no gradient.
     seen = T / 2 if recipe.run.device == "cuda" else T
-    read = pair * M * (seen * (again + 1) + recipe.model.block_size * (again + 2))
+    block = recipe.model.block_size
+    read = pair * M * (seen * (again + backward) + block * (again + 2 * backward))
     teacher = 2 * shapes.active * T + pair * T * seen + state * T
-    student = 2 * shapes.active * M * (again + 1) + 2 * shapes.trainable * M + read + state * M * (again + 2)
+    student = 2 * shapes.active * M * (again + backward) + 2 * moved * M + read + state * M * (again + 2)
     # The state before each anchor, out of half a chunk on average, is found again in a layer that is computed again.
     student += recipe.objective.blocks_per_row * CHUNK * shapes.states * shapes.recurrent * again
-    rows_read = min(T, scored) if _needs_teacher(recipe) else 0
-    head = 2 * shapes.head * (3 * scored + 2 * rows_read)  # logits are computed again in the backward pass
+    rows_read = min(T * answers.share, scored) if _needs_teacher(recipe) else 0
+    # Logits are computed again in the backward pass.
+    head = 2 * softmax * (3 * scored + 2 * rows_read) + 6 * rank * vocabulary * scored
     return float((teacher + student + head) * recipe.run.batch_rows)
 
 
@@ -295,6 +320,13 @@ def _slots(recipe: Recipe) -> int:
     if isinstance(recipe, ViewRecipe):
         return recipe.objective.blocks_per_row * recipe.model.block_size
     return 0 if isinstance(recipe, BackboneRecipe) else peer_plan.drafted(recipe)
+
+
+def _computed(recipe: ViewRecipe) -> int:
+    """Slots per row that go through the layers: without a block's last where nothing sees it."""
+    wanted = recipe.model
+    alone = wanted.block_attention == "causal" and wanted.block_recurrence == "causal"
+    return _scored(recipe) if alone or wanted.anchor == "backbone" else _slots(recipe)
 
 
 def _scored(recipe: ViewRecipe) -> int:
