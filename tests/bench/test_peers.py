@@ -115,6 +115,17 @@ def test_names_are_those_of_the_weights_where_they_say_more() -> None:
     assert Peer.parse("orthrus").contender.plan == "full"
 
 
+def test_peers_are_told_apart_by_samples_of_their_weights(tmp_path: Path) -> None:
+    """Other numbers of the same size, and more of the same; a source without safetensors stands for itself."""
+    peer, file = Peer.parse(f"dflash={tmp_path}"), tmp_path / "model.safetensors"
+    assert peer.weights() == str(tmp_path)
+    found = set()
+    for fill, size in ((0, 300), (1, 300), (0, 301), (0, 1 << 20), (1, 1 << 20)):
+        file.write_bytes(bytes([fill]) * size)
+        found.add(peer.weights())
+    assert len(found) == 5
+
+
 def test_two_peers_of_one_name_are_refused() -> None:
     with pytest.raises(ConfigError, match="found eagle3 full more than once"):
         Field(peers=[Peer.parse("eagle3=runs/one/eagle3/model"), Peer.parse("eagle3=runs/two/eagle3/model")])

@@ -61,3 +61,6 @@ def test_another_tokenizer_is_refused(tmp_path: Path) -> None:
     train_tokenizer([text[::-1] for text in TEXTS] * 40, vocab_size=300, max_length=256).save_pretrained(small)
     with pytest.raises(ConfigError, match="a draft model with the tokenizer"):
         draft.load(str(small), model)
+    model.name_or_path = ""
+    with pytest.raises(ConfigError, match="found a model without name_or_path: set"):
+        draft.load(str(small), model)

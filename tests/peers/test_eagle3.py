@@ -110,6 +110,20 @@ def test_texts_are_the_backbone_s_and_drafts_are_training_s(plan: str, rows: int
 
 
 @pytest.mark.parametrize("plan", ["full", "tree:12"])
+def test_eight_ragged_rows_have_the_texts_that_plain_decoding_gives(plan: str) -> None:
+    """Ten prompts of one to ten tokens and texts of different lengths, so that rows end and others begin."""
+    model, plain = backbone(), tiny("qwen3", num_hidden_layers=3)
+    prompts = [[7 + row, *range(20, 20 + row)] for row in range(10)]
+    counts = [3 + 5 * row % 17 for row in range(10)]
+    drafter = Eagle3Drafter(model, untrained(model))
+    engine = Engine(model, rows=8, capacity=96, plan=steps.parse(plan), drafter=drafter)
+    done = engine.finish(prompts, [Options(max_new_tokens=count) for count in counts])
+    expected = [reference.greedy_text(plain, p, n) for p, n in zip(prompts, counts, strict=True)]
+    assert [row.token_ids for row in done] == expected
+    assert sum(row.stats.cycles for row in done) > 10
+
+
+@pytest.mark.parametrize("plan", ["full", "tree:12"])
 def test_a_second_turn_goes_on_from_the_first_one_s_keys(plan: str) -> None:
     """Keys of the drafter itself are made anew; the features beside them are the first turn's."""
     model = backbone()

@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -87,6 +88,25 @@ def test_a_run_makes_a_drafter_that_is_loaded_by_name(tmp_path: Path) -> None:
     took = plan(recipe)
     assert took.shapes.trainable == sum(p.numel() for p in drafter.drafter.parameters())
     assert took.operations > 0
+
+
+def test_the_softmax_over_the_answers_tokens_leaves_out_all_others(tmp_path: Path) -> None:
+    """Equal to a head whose other rows say minus infinity; held-out rows keep the whole vocabulary."""
+    saved_backbone(tmp_path / "backbone", tiny_tokenizer(), "qwen3")
+    few = Eagle3Task(eagle3_recipe(tmp_path, objective={"steps": 2, "vocabulary": "answers", "loss": "cross_entropy"}))
+    rows = few._data.rows
+    index = torch.arange(1).numpy()
+    tokens = torch.from_numpy(np.unique(rows.token_ids[rows.answer])).long()
+    assert few._tokens is not None
+    assert torch.equal(few._tokens, tokens)
+    assert len(tokens) < few._backbone.lm_head.weight.shape[0]
+    found, whole = few.loss(index, 0), few._loss(rows, index)
+    others = torch.ones(few._backbone.lm_head.weight.shape[0], dtype=torch.bool)
+    others[tokens] = False
+    few._backbone.lm_head.register_forward_hook(lambda _, __, out: out.masked_fill(others, -1e9))
+    masked = few._loss(rows, index)
+    torch.testing.assert_close(found.total, masked.total)
+    assert float(found.total.detach()) < float(whole.total.detach())
 
 
 def test_the_loss_is_the_steps_mean_losses_decayed(tmp_path: Path) -> None:

@@ -13,13 +13,29 @@ from orthrus.cli import main
 from orthrus.errors import CheckpointError
 from orthrus.model.attach import attach
 from orthrus.train.config import load_recipe, recipe_from_mapping
+from orthrus.train.packed import Answers, answers_of
 from orthrus.train.plan import plan, shapes_of
 from orthrus.train.sections import ViewRecipe
 from tests.families import FAMILIES, tiny
 from tests.train.tiny import view_recipe
 
 ROOT = Path(__file__).parents[2]
-PEERS = ("view", "eagle3", "blockdiff", "sdar", "dflash", "dflash2", "dspark", "jetspec")
+RACES: dict[str, tuple[tuple[str, ...], dict[str, Any], Answers]] = {
+    # Recipes, the shape of a backbone that is not bundled, and what the manifests of the races' rows said.
+    "peers": (
+        ("view", "eagle3", "blockdiff", "sdar", "dflash", "dflash2", "dspark", "jetspec"),
+        {},
+        Answers(share=0.557, tokens=1_112),
+    ),
+    "peers/smollm2": (
+        ("view", "view-ours", "eagle3", "dflash", "dspark"),
+        {
+            "hidden_size": 576, "num_hidden_layers": 30, "num_attention_heads": 9, "num_key_value_heads": 3,
+            "intermediate_size": 1536, "vocab_size": 49_152, "tie_word_embeddings": True,
+        },
+        Answers(share=0.591, tokens=9_741),
+    ),
+}  # fmt: skip
 THREAD = "one thread of an AMD EPYC"
 PUBLISHED = {
     # Hugging Face's config.json of Qwen/Qwen3-NAME, in short.
@@ -175,10 +191,41 @@ def test_what_won_stands_on_the_paper_s_recipe() -> None:
     assert changed == {"slot_decay", "block_lengths", "blind_anchor_share"}
 
 
-def test_peers_take_the_view_s_operations_within_five_percent() -> None:
+@pytest.mark.parametrize("race", RACES)
+def test_peers_take_the_view_s_operations_within_five_percent(race: str, tmp_path: Path) -> None:
     """Recipes of one race: the same data, answers and batch, and as much to compute in all."""
-    recipes = [load_recipe(ROOT / "recipes" / "peers" / f"{name}.toml") for name in PEERS]
-    totals = [plan(recipe).operations * recipe.schedule.steps for recipe in recipes]
+    names, shape, answers = RACES[race]
+    place = [f"model.backbone={config_in(tmp_path, 'llama', **shape)}"] if shape else []
+    recipes = [load_recipe(ROOT / "recipes" / race / f"{name}.toml", place) for name in names]
+    totals = [plan(recipe, answers=answers).operations * recipe.schedule.steps for recipe in recipes]
     assert max(totals) < 1.05 * min(totals)
     shared = [(r.model_dump(include={"data", "answers", "responses"}), r.run.batch_rows) for r in recipes]
     assert all(one == shared[0] for one in shared)
+
+
+def test_a_plan_counts_what_packed_rows_say_of_their_answers(tmp_path: Path) -> None:
+    """Fewer positions to score and fewer tokens in the softmax cost less; without rows the most is assumed."""
+    recipe = load_recipe(ROOT / "recipes/peers/smollm2/eagle3.toml", [f"data.folder={tmp_path}", "model.backbone=nano"])
+    assert answers_of(recipe) == Answers()
+    (tmp_path / "train").mkdir()
+    said = {"rows": 4, "row_tokens": 100, "answer_tokens": 100, "tokens_distinct": 70}
+    (tmp_path / "train" / "manifest.json").write_text(json.dumps(said))
+    assert answers_of(recipe) == Answers(share=0.25, tokens=70)
+    scored = 2 * 5 * recipe.data.row_tokens * recipe.objective.steps * shapes_of(recipe).hidden
+    saved = plan(recipe).operations - plan(recipe, answers=answers_of(recipe)).operations
+    assert saved == pytest.approx(scored * (shapes_of(recipe).vocabulary - 0.25 * 70))
+
+
+def test_a_view_of_the_upper_layers_costs_less(tmp_path: Path) -> None:
+    """No gradient goes below the first twin, and a causal block is computed without its last slot."""
+    whole = view_recipe("nano", tmp_path)
+    model = whole.model.model_copy(update={"layers": "last:2"})
+    upper = whole.model_copy(update={"model": model})
+    shapes, slots = shapes_of(upper), whole.objective.blocks_per_row * whole.model.block_size
+    assert (shapes_of(whole).upper, shapes.upper) == (6, 2)
+    assert shapes.trainable * 6 == shapes_of(whole).trainable * 2
+    spared = plan(whole).operations - plan(upper).operations
+    lower = 4 / 6 * whole.run.batch_rows * slots
+    assert spared > lower * 2 * shapes.active  # and attention
+    causal = whole.model.model_copy(update={"block_attention": "causal"})
+    assert plan(whole.model_copy(update={"model": causal})).operations < plan(whole).operations

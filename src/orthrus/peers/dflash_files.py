@@ -1,12 +1,14 @@
 """DFlash drafters on disk: four layouts are read, z-lab's is written.
 
 The layouts differ in their configurations (`DFlashConfig.from_dict`). Tensor names are the same in all; two of them
-differ from transformers'. The reader skips the backbone's tensors (embeddings, head) and DSpark's confidence head.
+differ from transformers'. The reader skips the backbone's tensors (embeddings, head). It skips DSpark's confidence head
+with a warning.
 
 Shapes: V vocabulary, D tokens that are drafted, R rank.
 """
 
 import json
+import warnings
 from pathlib import Path
 from typing import Final
 
@@ -23,7 +25,7 @@ CONFIG, WEIGHTS = "config.json", "model.safetensors"
 _RENAMED: Final = {"fc.weight": "encoder.fc.weight", "hidden_norm.weight": "encoder.output_norm_enc.weight"}
 _MARKOV: Final = {"markov_w1.weight": "before_VR", "markov_w2.weight": "after_VR"}
 _OF_BACKBONE: Final = ("embed_tokens.", "lm_head.", "verifier_norm.", "verifier_lm_head.")
-_UNUSED: Final = ("confidence_head.", "confidence_proj.")
+_CONFIDENCE: Final = ("confidence_head.", "confidence_proj.")
 
 
 def save(drafter: DFlash, path: Path) -> None:
@@ -69,11 +71,18 @@ def read(path: Path) -> DFlash:
         drafter = DFlash(config, tokens=None if offset_D is None else len(offset_D))
     body: dict[str, Tensor] = {}
     correction: dict[str, Tensor] = {}
+    confidence = [name for name in tensors if name.startswith(_CONFIDENCE)]
+    if confidence:
+        warnings.warn(
+            f"{path}: its confidence head is not used ({', '.join(confidence)}): the plan says how many drafts are "
+            "verified, as fixed:K, tree:N or auto",
+            stacklevel=2,
+        )
     for name, tensor in tensors.items():
         bare = name.removeprefix("markov_head.")
         if bare in _MARKOV:
             correction[_MARKOV[bare]] = tensor
-        elif not name.startswith((*_OF_BACKBONE, *_UNUSED)):
+        elif not name.startswith((*_OF_BACKBONE, *_CONFIDENCE)):
             body[_RENAMED.get(name, name)] = tensor
     _fill(drafter.body, body, path)
     if offset_D is not None and drafter.vocabulary is not None:

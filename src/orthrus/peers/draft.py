@@ -101,10 +101,15 @@ def load(source: str, model: PreTrainedModel) -> DraftModel:
 
     Raises:
         CheckpointError: nothing there.
-        ConfigError: it has another tokenizer.
+        ConfigError: it has another tokenizer, or the model does not say which one it has.
     """
-    small, tokenizer = backbone_with_tokenizer(source)
     other = model.name_or_path
-    if other and tokenizer_of(other).get_vocab() != tokenizer.get_vocab():
+    if not other:
+        raise ConfigError(
+            "a draft model needs the large model's tokenizer, found a model without name_or_path: set "
+            "model.name_or_path to a folder or Hub id that holds it"
+        )
+    small, tokenizer = backbone_with_tokenizer(source)
+    if tokenizer_of(other).get_vocab() != tokenizer.get_vocab():
         raise ConfigError(f"a draft model with the tokenizer of {other} is required, found another in {source}")
     return DraftModel(model, small.to(device=model.device, dtype=model.dtype))

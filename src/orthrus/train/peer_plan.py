@@ -67,7 +67,10 @@ def dflash_operations(
     attended = 3 * (pair / layers) * wanted.draft_layers * slots * (T + wanted.block_size)
     body = 6 * (trainable - fused) * slots + attended
     teacher = recipe.objective.acceptance == "overlap" or bool(NEEDS_TEACHER & recipe.objective.mixture.keys())
-    logits = 2 * head * (3 * scored + 2 * teacher * min(T * answers.share, scored)) + 6 * wanted.markov_rank * vocabulary * scored
+    logits = (
+        2 * head * (3 * scored + 2 * teacher * min(T * answers.share, scored))
+        + 6 * wanted.markov_rank * vocabulary * scored
+    )
     return float((frozen + context + body + logits) * recipe.run.batch_rows)
 
 
