@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from orthrus.checkpoints.files import read_object
-from orthrus.train.prepare import data_folder
+from orthrus.train.corpus import data_folder
 from orthrus.train.sections import AnsweredRecipe, Recipe
 
 

@@ -214,7 +214,8 @@ def step_operations(recipe: Recipe, shapes: Shapes, answers: Answers = MOST) -> 
     if isinstance(recipe, BackboneRecipe):
         per_row = 6 * (shapes.active + shapes.head) * T + 3 * pair * T * T + 3 * state * T
         return float(per_row * recipe.run.batch_rows)
-    few = answers.tokens if getattr(recipe.objective, "vocabulary", "all") == "answers" else None
+    goal = getattr(recipe, "objective", None)
+    few = answers.tokens if getattr(goal, "vocabulary", "all") == "answers" else None
     vocabulary = few or shapes.vocabulary
     softmax = vocabulary * shapes.hidden
     numbers = {"active": shapes.active, "head": softmax, "layers": shapes.layers, "pair": pair}
