@@ -11,7 +11,7 @@ from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText, PreTrainedTokenizerFast
 
 import orthrus
-from orthrus.decode import exact
+from orthrus.decode import exact, prefixes
 from orthrus.decode.engine import Engine
 from orthrus.decode.options import Options, Sampling
 from orthrus.decode.rows import Row
@@ -19,6 +19,7 @@ from orthrus.errors import DecodingError, UnsupportedModel
 from orthrus.model import delta
 from orthrus.model.attach import duals
 from orthrus.model.mixer import DualMixer
+from orthrus.model.snapshots import MOST
 from orthrus.policy import steps
 from orthrus.policy.steps import Step
 from tests.decode.drive import BLOCK, Double, configure, decode, dual, engine_of, engine_with, scripted
@@ -168,15 +169,55 @@ def test_a_text_that_ended_inside_a_block_is_gone_on_from(count: int) -> None:
     assert second.cached >= len(prompt) + count - 1
 
 
-def test_a_shared_start_whose_state_is_gone_is_read_again() -> None:
-    """Four rows with one system prompt: keys of it are cached, states of its end are not."""
-    start = [*range(20, 52)]
-    prompts = [[*start, one] for one in (60, 61, 62, 63)]
-    made = engine("full", rows=2)
-    for prompt in prompts:
-        row = decode(made, [prompt], Options(max_new_tokens=8))[0]
-        assert row.token_ids == continued(tuple(prompt), 8)
-        assert row.cached in (0, len(start))
+def cached(made: Engine, prompts: list[list[int]], *, count: int = 8) -> list[int]:
+    """Complete prompts one after another, as `generate` does; returns how many tokens of each were not read again."""
+    rows = [decode(made, [prompt], Options(max_new_tokens=count))[0] for prompt in prompts]
+    for prompt, row in zip(prompts, rows, strict=True):
+        assert row.token_ids == continued(tuple(prompt), count)
+    return [row.cached for row in rows]
+
+
+@pytest.mark.parametrize("exactness", ["distribution", "token"])
+def test_a_system_prompt_is_read_twice_and_then_no_more(
+    exactness: exact.Exact, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The second prompt that begins so shows where others go on; states are kept after whole blocks."""
+    monkeypatch.setattr(exact, "_CHUNKS", (32,))
+    monkeypatch.setattr(exact, "_WIDTHS", ())
+    system = [*range(20, 20 + 2 * prefixes.BLOCK + 4)]
+    prompts = [[*system, one, *range(3, 27)] for one in (60, 61, 62, 63, 64)]
+    assert cached(engine("full", rows=3, exact=exactness), prompts) == [0, 0, *[2 * prefixes.BLOCK] * 3]
+
+
+@pytest.mark.parametrize("chunk", [None, 5])
+def test_completions_of_one_prompt_go_on_from_its_end(chunk: int | None) -> None:
+    """While the first of them decodes, after it, and after others have taken its row."""
+    prompt, other = [*range(20, 60)], [*range(3, 40)]
+    made = engine("full", rows=2, prefill_chunk=chunk)
+    assert cached(made, [prompt, prompt, other, prompt], count=20) == [0, 39, 0, 39]
+    made.add(prompt, Options(max_new_tokens=20))
+    made.step()
+    assert [row.cached for row in decode(made, [prompt], Options(max_new_tokens=20))] == [39]
+
+
+def test_a_turn_goes_on_although_the_answer_s_opening_is_written_otherwise() -> None:
+    """As templates do that leave thoughts out of earlier turns; only the answer is read once more."""
+    question, opening = [*range(20, 55)], [70, 71, 72]
+    made = engine("full", rows=1)
+    first = decode(made, [[*question, *opening]], Options(max_new_tokens=9))[0]
+    turn = [*question, *first.token_ids, 80, 81]
+    assert cached(made, [turn]) == [len(question) // prefixes.BLOCK * prefixes.BLOCK - prefixes.BLOCK]
+
+
+def test_snapshots_are_few_however_long_a_chat_grows() -> None:
+    made, chat, sizes = engine("full", rows=2), [*range(20, 40)], []
+    for turn in range(8):
+        row = decode(made, [chat], Options(max_new_tokens=6))[0]
+        assert row.token_ids == continued(tuple(chat), 6)
+        assert row.cached >= (0 if turn == 0 else len(chat) - 4)
+        chat = [*chat, *row.token_ids, 80 + turn, 4, 5]
+        sizes.append(made.cache.states.nbytes)
+    assert sizes[-1] == sizes[-2] == max(sizes)
 
 
 def test_rows_leave_and_others_join_at_any_time() -> None:
@@ -237,18 +278,28 @@ def test_a_state_at_a_length_that_is_not_known_is_refused() -> None:
 
 
 def test_memory_is_the_formula_s_and_does_not_grow() -> None:
-    """Per row and layer: a state, three inputs of the convolution, and the terms of the widest pass."""
-    made, rows = engine_of(MODEL(FAMILY), block=BLOCK, rows=2, capacity=64), 2
-    decode(made, [PROMPTS[0]], Options(max_new_tokens=4))
-    before = made.cache.states.nbytes
-    decode(made, PROMPTS[:2], Options(max_new_tokens=40))
-    assert made.cache.states.nbytes == before
+    """Per row and layer: a state and three inputs of the convolution, snapshots of both, terms of the widest pass."""
+    made, rows = engine_of(MODEL(FAMILY), block=BLOCK, rows=2, capacity=160), 2
     config = MODEL(FAMILY).config
     G, H = config.linear_num_key_heads, config.linear_num_value_heads
     N, D = config.linear_key_head_dim, config.linear_value_head_dim
     channels = 2 * G * N + H * D
-    term = channels + G * N + H * D + H
-    assert before == 3 * rows * 4 * (H * N * D + 3 * channels + (BLOCK - 1) * term)
+    state, term = H * N * D + 3 * channels, channels + G * N + H * D + H
+    prompts = [[one, *range(20, 20 + 40 + one)] for one in (3, 4)]
+    sizes = []
+    for count, snapshots in ((60, 2 * 2), (4, 2 * 2)):  # each prompt leaves two; repeated ones none
+        for prompt in prompts:
+            made.add(prompt, Options(max_new_tokens=count))
+        while made.busy:
+            made.step()
+            sizes.append(made.cache.states.nbytes)
+        assert sizes[-1] == 3 * 4 * (rows * (state + (BLOCK - 1) * term) + snapshots * state)
+    assert len(sizes) > 10
+    assert len(set(sizes)) == 1
+    for turn in range(6):  # texts that share starts of every length
+        decode(made, [[*range(20, 30 + 12 * turn), 80 + turn]], Options(max_new_tokens=4))
+        most = rows * ((1 + MOST) * state + (BLOCK - 1) * term)
+        assert made.cache.states.nbytes <= 3 * 4 * most
 
 
 def test_a_view_is_saved_and_loaded(tmp_path: Path, characters: PreTrainedTokenizerFast) -> None:

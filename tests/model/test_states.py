@@ -12,6 +12,7 @@ from torch import Tensor
 from orthrus.errors import DecodingError
 from orthrus.model import delta
 from orthrus.model.cache import ScratchCache
+from orthrus.model.snapshots import MOST
 
 CAPACITY, VOCABULARY = 200, 12
 G, H, N, D, C, W = 1, 2, 3, 2, 2, 4
@@ -47,6 +48,7 @@ class StatesMachine(RuleBasedStateMachine):
         self.cache = ScratchCache(rows=rows, capacity=CAPACITY)
         self.texts: list[list[int]] = [[] for _ in range(rows)]
         self.known: list[set[int]] = [{0} for _ in range(rows)]  # lengths whose state a row has
+        self.copied: list[set[int]] = [set() for _ in range(rows)]  # and those of its snapshots
 
     def run(
         self, rows: slice, tokens: list[list[int]], *, kept: int, read: list[int] | None = None
@@ -64,6 +66,11 @@ class StatesMachine(RuleBasedStateMachine):
         token = st.lists(st.integers(0, VOCABULARY - 1), min_size=width, max_size=width)
         return rows, [data.draw(token) for _ in self.texts[rows]]
 
+    def have_states(self, rows: slice) -> bool:
+        """Whether passes over these rows can begin."""
+        parts = zip(self.texts[rows], self.known[rows], self.copied[rows], strict=True)
+        return all(len(text) in known | copied for text, known, copied in parts)
+
     def check(self, rows: slice, tokens: list[list[int]], found: tuple[Tensor, Tensor]) -> None:
         for row, own, out, convolved in zip(self.texts[rows], tokens, *found, strict=True):
             for place in range(len(own)):
@@ -75,7 +82,7 @@ class StatesMachine(RuleBasedStateMachine):
     def verify(self, data: st.DataObject, width: int) -> None:
         """A pass over a few tokens, of which each row keeps some, or none."""
         rows, tokens = self.some(data, width)
-        if any(len(text) not in known for text, known in zip(self.texts[rows], self.known[rows], strict=True)):
+        if not self.have_states(rows):
             with pytest.raises(DecodingError, match="needs the recurrent state of row"):
                 self.run(rows, tokens, kept=width)
             return
@@ -91,15 +98,23 @@ class StatesMachine(RuleBasedStateMachine):
         """A pass over prompts that differ in length; with an anchor behind them it may be kept later."""
         rows, tokens = self.some(data, width + anchors)
         fits = all(len(text) + width < CAPACITY - 6 for text in self.texts[rows])
-        if not fits or any(len(t) not in k for t, k in zip(self.texts[rows], self.known[rows], strict=True)):
+        if not fits or not self.have_states(rows):
             return
         counts = [data.draw(st.integers(0, width)) for _ in tokens]
+        asked = [data.draw(st.sets(st.integers(1, len(text) + width), max_size=2)) for text in self.texts[rows]]
+        for row, lengths in enumerate(asked, start=rows.start):
+            self.cache.take_snapshots(row, lengths)
         self.check(rows, tokens, self.run(rows, tokens, kept=anchors, read=counts))
         self.cache.commit(rows, counts)
         kept = [data.draw(st.integers(0, anchors)) for _ in tokens]
         self.cache.commit(rows, kept)
         for row, own, count, more in zip(range(rows.start, rows.stop), tokens, counts, kept, strict=True):
             length = len(self.texts[row]) + count
+            for taken in sorted(asked[row - rows.start] - self.copied[row]):
+                if len(self.texts[row]) < taken <= length:
+                    self.copied[row].add(taken)
+                    if len(self.copied[row]) > MOST:
+                        self.copied[row].remove(sorted(self.copied[row])[1])
             self.known[row] = {length, length + more}
             self.texts[row] = self.texts[row] + own[: count + more]
 
@@ -107,11 +122,15 @@ class StatesMachine(RuleBasedStateMachine):
     def end(self, data: st.DataObject) -> None:
         """A text is cut; its row knows no state past the cut, and none before it but those that it had."""
         row = data.draw(st.integers(0, len(self.texts) - 1))
-        length = data.draw(st.integers(0, len(self.texts[row])))
-        assert self.cache.resumable(row, length) == (length if length in self.known[row] else 0)
+        snapshots = st.sampled_from(sorted(self.copied[row] | {0}))
+        length = data.draw(snapshots | st.integers(0, len(self.texts[row])))
+        reachable = {n for n in self.known[row] | self.copied[row] | {0} if n <= length}
+        if self.cache.states.nbytes:
+            assert self.cache.resumable(row, length) == max(reachable)
         self.cache.set_length(row, length)
         self.texts[row] = self.texts[row][:length]
         self.known[row] = {0} if length == 0 else {n for n in self.known[row] if n <= length}
+        self.copied[row] = {n for n in self.copied[row] if n <= length}
 
     @precondition(lambda self: len(self.texts) > 1)
     @rule(data=st.data(), copied=st.booleans())
@@ -122,9 +141,10 @@ class StatesMachine(RuleBasedStateMachine):
             self.cache.copy_start(one, other, len(self.texts[one]))
             self.cache.set_length(other, len(self.texts[one]))
             self.texts[other], self.known[other] = list(self.texts[one]), set(self.known[one])
+            self.copied[other] = set(self.copied[one])
             return
         self.cache.swap_rows(one, other)
-        for things in (self.texts, self.known):
+        for things in (self.texts, self.known, self.copied):
             things[one], things[other] = things[other], things[one]  # type: ignore[index]
 
 
@@ -153,3 +173,31 @@ def test_a_pass_that_fails_leaves_states_as_they_were() -> None:
     assert cache.lengths == [3]
     for out in run([8], layers=2):
         assert torch.allclose(out, expected([1, 2, 3, 8])[0], atol=1e-5)
+
+
+def test_rows_go_on_from_snapshots_after_the_text_has_gone_another_way() -> None:
+    """In the row itself, and in one that took it over; what is written there leaves the snapshot as it was."""
+    cache, text = ScratchCache(rows=2, capacity=64), [1, 2, 3, 4, 5, 6, 7]
+
+    def run(row: int, tokens: list[int], **how: object) -> None:
+        slot_BQ = cache.lengths[row] + torch.arange(len(tokens))[None]
+        cache.begin(slice(row, row + 1), slot_BQ, end=64, **how)  # type: ignore[arg-type]
+        layer = cache.recurrence(0)
+        summed = layer.convolve(CHANNELS[torch.tensor([tokens])], WEIGHT, None)[0, 0]
+        read, before = layer.rule(inputs_of([tokens]), None)[0, 0], text[: cache.lengths[row]]
+        assert torch.allclose(read, expected([*before, tokens[0]])[0], atol=1e-5)
+        assert torch.allclose(summed, expected([*before, tokens[0]])[1], atol=1e-5)
+
+    cache.take_snapshots(0, {2, 5})
+    run(0, text, kept=0, read=[7])
+    cache.commit(slice(0, 1), [7])
+    for length in (5, 2):
+        cache.copy_start(0, 1, length)
+        for row in (0, 1):
+            cache.set_length(row, length)
+            for token in (8, 9):
+                run(row, [token])
+            cache.set_length(row, length)
+            run(row, [8, 9], kept=0, read=[2])
+            cache.commit(slice(row, row + 1), [2])  # the state has gone another way
+            cache.set_length(row, length)

@@ -92,6 +92,20 @@ class Prefixes:
         return -best[2], best[0]
 
 
+def resume_lengths(prompt: int, shared: int) -> set[int]:
+    """Return after how many tokens of a prompt others likely go on: they need a recurrent state there.
+
+    At its end (more completions of it), a block border 8 to 23 tokens before (a chat's next turn, where the template
+    writes the opening of an answer otherwise once it has ended), and the last border of what it shares with another.
+
+    Args:
+        prompt: its tokens, without the last one, which is the first anchor.
+        shared: how many of them another text begins with.
+    """
+    before_the_end = max(prompt - BLOCK // 2, 0)
+    return {prompt, *(length // BLOCK * BLOCK for length in (before_the_end, shared))} - {0}
+
+
 def _block(token_ids: Sequence[int], number: int) -> tuple[int, ...]:
     return tuple(token_ids[number * BLOCK : (number + 1) * BLOCK])
 

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 from orthrus.decode.options import Options
 from orthrus.decode.output import FinishReason, Stats
 from orthrus.decode.passes import Proposal
-from orthrus.decode.prefixes import Prefixes
+from orthrus.decode.prefixes import Prefixes, resume_lengths
 from orthrus.decode.processing import Kept, Processing
 from orthrus.decode.stop import Stopper
 from orthrus.errors import DecodingError
@@ -169,14 +169,15 @@ class Rows:
         Returns how many tokens these are.
 
         Keys of another row are copied once, here; a shared start (a system prompt, say) is so read once and not for
-        every request. Where layers have a recurrent state, it must be known there (`ScratchCache.resumable`). The row
+        every request. Where layers have a recurrent state, that must be there too (`ScratchCache.resumable`). The row
         replaces an ended text that it goes on from, or else the one that joined longest ago.
         """
         index, wanted = len(self._taken), row.prompt_ids[:-1]
         for other in range(index):
             self._note(other)
-        source, common = index, 0
+        source, common, shared = index, 0, 0
         if self._reuse:
+            shared = self._prefixes.longest(wanted, prefer=index)[1]
             source, common = self._prefixes.longest(wanted, prefer=index, resumable=self.cache.resumable)
         goes_on = source >= index and 0 < common == len(self._prefixes.texts[source])
         given_up = source if goes_on else min(range(index, self.cache.rows), key=self._joined.__getitem__)
@@ -187,6 +188,7 @@ class Rows:
             self._prefixes.copy(source, index, common)
         self._prefixes.cut(index, common)
         self.cache.set_length(index, common)
+        self.cache.take_snapshots(index, resume_lengths(len(wanted), shared) if self._reuse else ())
         self._joined[index] = row.id
         self._taken.append(row)
         return common

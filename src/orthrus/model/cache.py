@@ -8,7 +8,7 @@ masks nor views nor tokens; stands in for a Hugging Face cache by duck typing.
 Shapes: R rows of the cache, B rows of a pass, Q query rows, S slots, H key/value heads, D head dimension.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,7 +17,8 @@ from torch import Tensor
 
 from orthrus.errors import CacheFull
 from orthrus.kernels.attention import can_split
-from orthrus.model.states import LayerPass, RecurrentStates, Span
+from orthrus.model.layer_states import LayerPass, Span
+from orthrus.model.states import RecurrentStates
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -219,9 +220,14 @@ class ScratchCache:
     def resumable(self, row: int, length: int) -> int:
         """Return how many of a row's first positions, `length` at most, another text can begin with.
 
-        All of them, but where layers have a recurrent state: that is known after the last pass's tokens only.
+        All of them, but where layers have a recurrent state: the row has it after the last pass's tokens, and where
+        snapshots were taken.
         """
         return self.states.resumable(row, length)
+
+    def take_snapshots(self, row: int, lengths: Collection[int]) -> None:
+        """Ask for copies of a row's recurrent states at these lengths, while its prompt is read."""
+        self.states.ask(row, lengths)
 
     def mark(self) -> Callable[[], None]:
         """Return a function that takes all rows back to the lengths that they have now."""
