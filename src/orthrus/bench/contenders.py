@@ -1,7 +1,6 @@
 """Who takes part in a measurement: our engine's two modes, Hugging Face's `generate`, llama.cpp.
 
-Every contender becomes one function from prompts' token ids to answers' token ids, so that all of them are
-timed alike. Knows models and decoding; knows no suite, no clock and no file.
+Every contender becomes one function from prompts' token ids to answers' token ids, so that all of them are timed alike.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence

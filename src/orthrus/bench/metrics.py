@@ -1,8 +1,7 @@
 """Figures from results: pooled and mean, each with a bootstrap interval over prompts. Pure functions.
 
-Prompts decoded together share their seconds, so what is drawn again is the batch (at batch 1: the prompt).
-Every figure but the median is a ratio of two sums over batches. Knows arrays and results; knows no file,
-table or plot.
+Prompts decoded together share their seconds, so what is drawn again is the batch (at batch 1: the prompt). Every figure
+but the median is a ratio of two sums over batches.
 
 Shapes: N units drawn (batches), R resamples.
 """

@@ -1,7 +1,7 @@
 """Contenders timed against each other on one batch of prompts, one after another, again and again.
 
-Interleaving spreads whatever else the machine does evenly over all of them; turning the order gives none of
-them the best place. Knows a clock, which callers hand in; knows no suite and no file.
+Interleaving spreads whatever else the machine does evenly over all of them; turning the order gives none of them the
+best place.
 """
 
 from collections.abc import Callable, Mapping, Sequence

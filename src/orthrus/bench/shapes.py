@@ -1,7 +1,6 @@
 """Models of a shape alone: random weights, made on the device, from nothing but a `config.json`.
 
-What a pass costs does not depend on its weights, so a model can be timed before it is downloaded, or trained. Knows
-configurations; times nothing.
+What a pass costs does not depend on its weights, so a model can be timed before it is downloaded, or trained.
 """
 
 from pathlib import Path

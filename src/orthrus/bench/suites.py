@@ -1,7 +1,6 @@
 """What is measured on: prompts of a suite, and how an answer to one is judged.
 
-A suite is a prompt-set file, a Hugging Face dataset, or problems of the package's own generator. Knows where
-the prompts are and what makes an answer right; knows no tokenizer and no model.
+A suite is a prompt-set file, a Hugging Face dataset, or problems of the package's own generator.
 """
 
 import re

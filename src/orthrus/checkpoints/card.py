@@ -1,7 +1,4 @@
-"""The model card that goes with a view on disk: what it is, what it belongs to, how to load it, how it was trained.
-
-Knows words and the head that the Hub reads; knows no files.
-"""
+"""The model card that goes with a view on disk: what it is, what it belongs to, how to load it, how it was trained."""
 
 import re
 from pathlib import Path

@@ -1,7 +1,6 @@
 """Views on disk: the adapter (the twin's tensors and `orthrus_config.json`) and the official layout (one full model).
 
-Knows tensor names, files and fingerprints; every file is written under a temporary name and then renamed, so an
-interrupted save leaves what was there. Knows no decoding.
+Every file is written under a temporary name and then renamed, so an interrupted save leaves what was there.
 """
 
 import dataclasses

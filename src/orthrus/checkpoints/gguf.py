@@ -1,7 +1,6 @@
 """Backbones kept as GGUF files: converted once into a cache, from which they load like any directory of weights.
 
-Knows where the cache is, how its folders are named and that processes may want the same one; what a model is called is
-`load`'s, and what the weights are is transformers'.
+Processes may want the same one at once.
 """
 
 import hashlib

@@ -1,6 +1,6 @@
 """Load a dual-view model with its tokenizer: by bundled name, from a directory, or from the Hub.
 
-Knows where models are kept and which layout a directory has; the layouts themselves are `checkpoint`'s.
+Layouts on disk are in `orthrus.checkpoints.files`.
 """
 
 from pathlib import Path

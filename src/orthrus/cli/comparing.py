@@ -1,6 +1,6 @@
 """Texts that two modes wrote to the same prompts: whether they are the same, and how many times as fast one came.
 
-One form for `demo`, `generate --compare` and `doctor`. Knows no model.
+One form for `demo`, `generate --compare` and `doctor`.
 """
 
 from collections.abc import Sequence

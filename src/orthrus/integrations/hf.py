@@ -1,7 +1,6 @@
 """Orthrus inside Hugging Face's `generate`: `model.generate(**inputs, custom_generate=orthrus.hf_generate)`.
 
-Knows what `generate` hands to a custom decoding function and what it expects back; every part of it that this
-decoder does not honour is refused by name. Knows no text: tokens in, tokens out.
+Whatever `generate` hands over and this decoder does not honour is refused by name. Tokens in, tokens out.
 
 Shapes: B rows, T prompt positions, padding included.
 """

@@ -1,7 +1,7 @@
 """Where training blocks start, and which of their slots have something to predict.
 
-An anchor is the last token a block may see; its slots predict the tokens after it. Blocks are anchored where the
-next token belongs to an answer, the last prompt token included, as at decoding. Knows no model and no loss.
+An anchor is the last token a block may see; its slots predict the tokens after it. Blocks are anchored where the next
+token belongs to an answer, the last prompt token included, as at decoding.
 
 Shapes: T positions of a row, B rows, N blocks, J = K - 1 predicted slots.
 """

@@ -1,7 +1,4 @@
-"""Training a small backbone from nothing: a Qwen3 or Qwen3.5 model on packed documents.
-
-Knows the architecture's shape and the next-token loss; the loop, the optimizers and the data are elsewhere.
-"""
+"""Training a small backbone from nothing: a Qwen3 or Qwen3.5 model on packed documents."""
 
 import math
 import shutil

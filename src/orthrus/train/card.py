@@ -1,7 +1,4 @@
-"""What a finished run leaves for readers: `RUN.md`, a card, and `curves.png`, both from its log.
-
-Knows the log's lines; knows no model, and nothing that the log does not say.
-"""
+"""What a finished run leaves for readers: `RUN.md`, a card, and `curves.png`, both from its log."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path

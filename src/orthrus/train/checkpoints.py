@@ -1,8 +1,7 @@
 """Checkpoints of a run: what resuming needs, written whole or not at all.
 
-Knows the directory layout and that a changed recipe must not resume; knows nothing of what is trained. A
-checkpoint holds the trainable tensors, the optimizers' states and the step: order of data and randomness
-are pure functions of the step.
+A changed recipe does not resume. A checkpoint holds the trainable tensors, the optimizers' states and the step: order
+of data and randomness are pure functions of the step.
 """
 
 import json

@@ -1,7 +1,4 @@
-"""Recipes as files: read from TOML, inherited (`extends`), overridden (`section.key=value`) and checked as a whole.
-
-Knows how faults are told; what keys there are is `sections`'.
-"""
+"""Recipes as files: read from TOML, inherited (`extends`), overridden (`section.key=value`) and checked as a whole."""
 
 import difflib
 import json

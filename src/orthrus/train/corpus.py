@@ -1,7 +1,4 @@
-"""From a recipe's sources to packed rows on disk: shares of tokens, held-out documents, made once.
-
-Knows how sources share out a budget of tokens; knows neither the packing itself nor models.
-"""
+"""From a recipe's sources to packed rows on disk: shares of tokens, held-out documents, made once."""
 
 import itertools
 import random

@@ -1,8 +1,4 @@
-"""Answers drafted by a view that was trained before: the backbone's own words, in fewer passes.
-
-Knows how a model's twin is lent to another view and gets its own tensors back; knows neither prompts nor files of
-answers.
-"""
+"""Answers drafted by a view that was trained before: the backbone's own words, in fewer passes."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager

@@ -1,7 +1,6 @@
 """In how many parts a step is computed: as few as fit in memory, when a recipe asks for that.
 
-Parts add up to the same step, up to rounding, so nothing but memory depends on their number. Knows how running out of
-memory looks; knows nothing of what is trained.
+Parts add up to the same step, up to rounding, so nothing but memory depends on their number.
 """
 
 from collections.abc import Sequence

@@ -1,7 +1,4 @@
-"""What a run says while it goes: a JSON line per report in `log.jsonl`, trackers, and a progress bar or plain lines.
-
-Knows names and means; knows nothing of training.
-"""
+"""What a run says while it goes: a JSON line per report in `log.jsonl`, trackers, and a progress bar or plain lines."""
 
 import time
 from collections.abc import Mapping, Sequence

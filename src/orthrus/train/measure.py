@@ -2,7 +2,7 @@
 
 Makes real optimizer steps of a view recipe, on random rows of the recipe's shape, and keeps nothing. The floor of a
 step is its operations, as the plan counts them, over the rate of one large matrix product, which takes turns with the
-steps. Knows no files.
+steps.
 
 Units: seconds; bytes; floating-point operations (a multiply-add is two).
 """

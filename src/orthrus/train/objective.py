@@ -1,9 +1,8 @@
 """What the diffusion view is trained towards: losses between its slots and the backbone, never holding all logits.
 
 A loss maps log-probabilities of both views and target tokens to one number per slot; `mixture` adds several up.
-`chunked` applies it a few slots at a time and recomputes logits in the backward pass, so that memory does not grow
-with slots times vocabulary; `combine` weighs the slots of a block by how likely decoding is to reach them. Knows
-hidden states and an output head; knows no model, rows or anchors.
+`chunked` applies it a few slots at a time and recomputes logits in the backward pass, so that memory does not grow with
+slots times vocabulary; `combine` weighs the slots of a block by how likely decoding is to reach them.
 
 Shapes: M slots, C hidden size, V vocabulary, R rows of the backbone, B rows, N blocks, J predicted slots of a block.
 """

@@ -1,7 +1,4 @@
-"""Optimizers and the learning-rate schedule.
-
-Knows which parameter gets which optimizer and how rates move with the step; knows nothing of losses or data.
-"""
+"""Optimizers and the learning-rate schedule."""
 
 import math
 from collections.abc import Mapping, Sequence

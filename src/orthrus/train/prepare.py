@@ -1,8 +1,4 @@
-"""From a recipe to packed rows on disk: prompts, answers in shards, rows with a manifest, made once.
-
-Knows what a recipe asks for and how processes share it; who answers, how shards are kept and how rows are packed
-is `orthrus.data`'s.
-"""
+"""From a recipe to packed rows on disk: prompts, answers in shards, rows with a manifest, made once."""
 
 import hashlib
 import itertools

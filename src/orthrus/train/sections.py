@@ -1,7 +1,6 @@
 """Recipes: what a training run is, key by key, with types and bounds.
 
-Knows the sections and what fits together inside one; knows neither files nor models nor documents. A recipe is frozen:
-a run can be compared with the checkpoint that it resumes.
+A recipe is frozen: a run can be compared with the checkpoint that it resumes.
 """
 
 from typing import Annotated, Literal

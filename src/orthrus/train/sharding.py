@@ -1,8 +1,7 @@
 """A model's parameters shared out over the processes of a run, by torch's FSDP2.
 
 Each process keeps an equal part of every decoder layer, frozen or trainable, and so of its gradients and of what
-optimizers keep for it; a layer is gathered only while it computes. Knows modules, parameters and optimizer states;
-knows no loss, no rows and no files.
+optimizers keep for it; a layer is gathered only while it computes.
 
 `fully_shard` is called directly, and accelerate owns the processes only (`Ranks`): its plugin makes the whole model the
 root, whose forward a task never calls, and averages gradients where a step adds them up.

@@ -1,8 +1,7 @@
 """One optimizer step: whose rows it reads, how parts of it add up, and what moves.
 
-Knows nothing of what is trained: a `Task` gives the loss of some rows. All randomness is a pure function of
-(seed, step, row). Several processes (`Ranks`) share the rows of every step and add up gradients and weights, so that
-all of them make the same step.
+A `Task` gives the loss of some rows. All randomness is a pure function of (seed, step, row). Several processes
+(`Ranks`) share the rows of every step and add up gradients and weights, so that all of them make the same step.
 """
 
 import hashlib

@@ -1,7 +1,6 @@
 """Sweeps: one recipe in several variants, each with several seeds, and one line of figures for every run.
 
-Knows how variants differ from their base and how they compare; a run is `train.run`'s. A sweep that is stopped goes on
-with the runs that have no line yet.
+A sweep that is stopped goes on with the runs that have no line yet.
 """
 
 import math

@@ -1,7 +1,4 @@
-"""A byte-level BPE tokenizer of our own, with a ChatML template and a mask token.
-
-Knows how the tokenizer of a small backbone is trained and wrapped; knows nothing of models or rows.
-"""
+"""A byte-level BPE tokenizer of our own, with a ChatML template and a mask token."""
 
 from collections.abc import Iterable, Sequence
 from pathlib import Path

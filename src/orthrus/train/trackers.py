@@ -1,6 +1,6 @@
 """Experiment trackers by name: the figures of the log, sent on to TensorBoard, Weights & Biases or trackio.
 
-A thin layer over accelerate's trackers; knows names and numbers, and nothing of training.
+A thin layer over accelerate's trackers.
 """
 
 from collections.abc import Iterator, Mapping, Sequence

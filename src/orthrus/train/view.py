@@ -1,8 +1,7 @@
 """Training the diffusion view of a frozen backbone, on answers that the backbone wrote itself.
 
-One frozen AR pass over packed rows gives keys, values and hidden states; many blocks then go through the twin in
-one pass over those keys (paper, section 3.3). Knows how the two passes fit together; anchors, masks, losses, data
-and the loop are elsewhere.
+One frozen AR pass over packed rows gives keys, values and hidden states; many blocks then go through the twin in one
+pass over those keys (paper, section 3.3).
 
 Shapes: B rows, T positions, N blocks, K block length, J = K - 1 predicted slots, C hidden size.
 """

@@ -1,6 +1,6 @@
 """An audit's plots, as PNG files.
 
-Needs matplotlib; knows which curves answer which question. Plans are taken together: what they promise is the same.
+Plans are taken together: what they promise is the same.
 """
 
 from collections.abc import Sequence

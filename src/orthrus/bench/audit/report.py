@@ -1,6 +1,6 @@
 """From an audit's lines to figures, setting by setting.
 
-Pure functions of references and verdicts; what is promised is `contract`'s. Knows no model and no terminal.
+Pure functions of references and verdicts. Knows no model and no terminal.
 """
 
 from collections.abc import Mapping, Sequence

@@ -1,8 +1,7 @@
 """An audit from start to end: does every plan, batch and precision write the text that plain decoding writes?
 
 Each prompt is first answered by plain decoding alone (the reference) and by Hugging Face's `generate`; then by every
-mode and plan at every batch size, one engine working through a whole chunk of prompts, so that rows join as others
-end. Knows the order of things; texts are `texts`', comparing is `verdicts`', figures are `audit_report`'s.
+mode and plan at every batch size, one engine working through a whole chunk of prompts, so that rows join as others end.
 """
 
 import dataclasses

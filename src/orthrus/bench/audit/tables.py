@@ -1,7 +1,4 @@
-"""An audit's report as tables, and its verdict as a line.
-
-Knows which columns matter and how figures are written.
-"""
+"""An audit's report as tables, and its verdict as a line."""
 
 from collections.abc import Sequence
 from statistics import median

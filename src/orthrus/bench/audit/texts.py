@@ -1,7 +1,4 @@
-"""The texts that an audit compares: the engine's in every mode, Hugging Face's, and how sure plain decoding was.
-
-Knows engines and tokenizers; knows no suite, no file and no verdict.
-"""
+"""The texts that an audit compares: the engine's in every mode, Hugging Face's, and how sure plain decoding was."""
 
 import math
 from collections.abc import Sequence

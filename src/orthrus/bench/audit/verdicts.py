@@ -1,7 +1,7 @@
 """What an audit writes down: the reference text of each prompt, and how every other text compares with it.
 
-Knows token ids, gaps between logits and records of JSON; knows no model. Lines are those of `orthrus.bench.lines`
-with what an audit adds under "audit", so that `orthrus bench report` reads them too.
+Lines are those of `orthrus.bench.lines` with what an audit adds under "audit", so that `orthrus bench report` reads
+them too.
 """
 
 from collections.abc import Iterable, Mapping, Sequence

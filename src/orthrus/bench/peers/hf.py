@@ -1,7 +1,4 @@
-"""Hugging Face's own decoding, on the untouched backbone and the very same weights.
-
-Knows transformers' `generate` and its caches; knows nothing of Orthrus but how to take a view off.
-"""
+"""Hugging Face's own decoding, on the untouched backbone and the very same weights."""
 
 import copy
 from collections.abc import Iterator, Sequence

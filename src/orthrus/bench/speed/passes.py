@@ -1,7 +1,6 @@
 """What single passes cost: a plain step, drafts, verifications and both fused, by width, context and batch.
 
-Knows how to bring a cache to a length and how to time one pass; plans and reports take it from here. Tokens and keys
-are drawn from a seed: what a pass costs does not depend on them.
+Tokens and keys are drawn from a seed: what a pass costs does not depend on them.
 """
 
 from collections.abc import Callable, Iterator, Sequence

@@ -1,7 +1,4 @@
-"""Plots of a report, as PNG files.
-
-Needs matplotlib; knows which curves answer which question, works nothing out.
-"""
+"""Plots of a report, as PNG files."""
 
 from collections.abc import Callable, Sequence
 from pathlib import Path

@@ -1,8 +1,7 @@
 """Decoding by a price list: a clock that only passes move on, each by what a file of measured passes says it takes.
 
 Tells what plans would give on a device that somebody has measured (`orthrus bench passes`), with this model's own
-drafts: counts and texts are real, seconds are computed, and whatever takes time between passes counts nothing. Knows
-passes and their prices; knows no suite and no plan.
+drafts: counts and texts are real, seconds are computed, and whatever takes time between passes counts nothing.
 """
 
 from bisect import bisect_right

@@ -1,8 +1,4 @@
-"""From files of results to figures: one summary per suite, domain and contender.
-
-Knows which results belong together and who is compared with whom; the arithmetic is `metrics`', the looks are
-`tables`' and `plots`'.
-"""
+"""From files of results to figures: one summary per suite, domain and contender."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field

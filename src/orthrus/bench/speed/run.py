@@ -1,7 +1,6 @@
 """A measurement from start to end: suites × contenders × batch sizes × precisions, into one file of results.
 
-Knows the order of things: what is pending, who races over which prompts, which lines come of it. Knows
-neither the terminal nor how anything decodes; the clock and the loading of models are handed in.
+The clock and the loading of models are arguments.
 """
 
 import hashlib

@@ -1,7 +1,4 @@
-"""Tables of a report: one shape for the terminal and for markdown.
-
-Knows which columns matter and how figures are written; works nothing out.
-"""
+"""Tables of a report: one shape for the terminal and for markdown."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass

@@ -1,7 +1,7 @@
 """The block that the draft pass reads, for rows whose keys and values lie in pages, and how it is drawn slot by slot.
 
 Pure functions of tensors, without data-dependent shapes or copies to the host: both drivers call them, also while a
-CUDA graph is in use. Knows nothing of vLLM but its sign for "write nothing".
+CUDA graph is in use.
 
 Shapes: B rows, K = drafts + 1 block positions, N pages of a row's page table.
 """

@@ -2,7 +2,7 @@
 
 Both passes run vLLM's own forward functions over the same layers, attention objects and cache; the draft pass puts the
 view's projections where the backbone's are. Who sees whom, and which slots are written, is for the caller to say, in
-vLLM's forward context. Knows no scheduling and no sampling.
+vLLM's forward context.
 
 Shapes: T tokens of all rows, C hidden size, V vocabulary.
 """
