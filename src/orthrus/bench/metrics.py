@@ -93,22 +93,22 @@ def middle(values: Array) -> Array:
     return np.asarray(np.median(values[..., 0], axis=-1))
 
 
-def speed(results: Iterable[Result], *, seed: int = 0) -> Estimate:
+def speed(results: Iterable[Result]) -> Estimate:
     """Return tokens per second, over all results."""
-    return bootstrap(_sums(results, lambda r: (r.stats["emitted"], r.seconds)), ratio_of_sums, seed=seed)
+    return bootstrap(_sums(results, lambda r: (r.stats["emitted"], r.seconds)), ratio_of_sums)
 
 
-def pooled(results: Iterable[Result], name: str, *, seed: int = 0) -> Estimate | None:
+def pooled(results: Iterable[Result], name: str) -> Estimate | None:
     """Return `tokens_per_cycle` or `tokens_per_forward` from all counts together; None without drafts."""
-    return _ratio(results, lambda r: _counts(r, name), seed)
+    return _ratio(results, lambda r: _counts(r, name))
 
 
-def mean(results: Iterable[Result], name: str, *, seed: int = 0) -> Estimate | None:
+def mean(results: Iterable[Result], name: str) -> Estimate | None:
     """Return the mean over prompts of `tokens_per_cycle` or `tokens_per_forward`; None without drafts.
 
     Prompts that were decoded without a cycle have no tokens per cycle and do not count.
     """
-    return _ratio(results, lambda r: _share(_counts(r, name)), seed)
+    return _ratio(results, lambda r: _share(_counts(r, name)))
 
 
 def share(results: Iterable[Result], of: Callable[[Result], bool | None]) -> float | None:
@@ -127,7 +127,7 @@ def accepted_per_position(results: Iterable[Result]) -> list[float]:
     return [kept / tried if tried else 0.0 for kept, tried in zip(accepted, proposed, strict=True)]
 
 
-def faster(results: Sequence[Result], than: Sequence[Result], *, seed: int = 0) -> Ratio | None:
+def faster(results: Sequence[Result], than: Sequence[Result]) -> Ratio | None:
     """Compare results with a baseline's for the same prompts; None when the two share none."""
     other = {result.prompt: result for result in than}
     pairs = [(result, other[result.prompt]) for result in results if result.prompt in other]
@@ -141,15 +141,15 @@ def faster(results: Sequence[Result], than: Sequence[Result], *, seed: int = 0) 
     ratios = np.array([float(ratio_of_rates(np.array([row]))) for rows in units.values() for row in rows])
     of_units = ratio_of_rates(sums[:, None])[:, None]
     return Ratio(
-        totals=bootstrap(sums, ratio_of_rates, seed=seed),
-        median=bootstrap(of_units, middle, seed=seed),
+        totals=bootstrap(sums, ratio_of_rates),
+        median=bootstrap(of_units, middle),
         least=float(ratios.min()),
     )
 
 
-def _ratio(results: Iterable[Result], of: Callable[[Result], tuple[float, float]], seed: int) -> Estimate | None:
+def _ratio(results: Iterable[Result], of: Callable[[Result], tuple[float, float]]) -> Estimate | None:
     sums = _sums(results, of)
-    return bootstrap(sums, ratio_of_sums, seed=seed) if sums[:, 1].sum() else None
+    return bootstrap(sums, ratio_of_sums) if sums[:, 1].sum() else None
 
 
 def _counts(result: Result, name: str) -> tuple[float, float]:

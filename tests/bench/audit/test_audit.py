@@ -95,7 +95,7 @@ def test_one_text_breaks_the_contract_where_it_is_promised(dtype: str, exact: st
     found = contract([judged(dtype=dtype, exact=exact, mode=mode), judged(dtype=dtype, exact=exact, gap=0.0, id="9")])
     assert found.holds is not promised
     assert found.texts == 2 * promised
-    assert [m.id for m in found.broken] == ["9"] * promised
+    assert [m.result.id for m in found.broken] == ["9"] * promised
 
 
 @pytest.mark.parametrize(("gap", "ties", "broken"), [(0.0, 1, 0), (1e-3, 1, 0), (1.1e-3, 0, 1)])
@@ -324,7 +324,7 @@ def test_one_wrong_token_is_found_and_named(start: Start, monkeypatch: pytest.Mo
 
     monkeypatch.setattr(texts.Writer, "answers", wrong)
     (mismatch,) = start(batches=(2,)).contract.broken
-    assert (mismatch.id, mismatch.parting.at) == ("t/2", 5)
+    assert (mismatch.result.id, mismatch.result.diverges_at) == ("t/2", 5)
     assert (mismatch.setting.exact, mismatch.setting.label) == ("token", "orthrus full")
 
 

@@ -1,6 +1,6 @@
 """From an audit's lines to figures, setting by setting.
 
-Pure functions of references and verdicts. Knows no model and no terminal.
+Pure functions of references and verdicts.
 """
 
 from collections.abc import Mapping, Sequence
@@ -12,8 +12,8 @@ from typing import Any, Final
 import numpy as np
 
 from orthrus.bench import lines, metrics
-from orthrus.bench.audit.contract import EPSILON, Contract, Setting, contract
-from orthrus.bench.audit.verdicts import MARGINS, Key, Parting, Reference, Verdict, read
+from orthrus.bench.audit.contract import EPSILON, Contract, contract
+from orthrus.bench.audit.verdicts import MARGINS, Key, Parting, Reference, Setting, Verdict, read
 from orthrus.bench.metrics import Estimate
 from orthrus.bench.speed.report import sections, split
 from orthrus.data.records import Record, read_records
@@ -178,7 +178,7 @@ def plainly(references: Sequence[Reference], verdicts: Sequence[Verdict]) -> lis
     return out
 
 
-def summaries(references: Sequence[Reference], verdicts: Sequence[Verdict], *, seed: int = 0) -> list[Summary]:
+def summaries(references: Sequence[Reference], verdicts: Sequence[Verdict]) -> list[Summary]:
     """Return figures for every setting, on each domain of each suite and on all together."""
     perplexities = {reference.key: reference.perplexity for reference in references}
     verdict_of = {(v.result.prompt, v.result.contender): v for v in verdicts}
@@ -186,11 +186,11 @@ def summaries(references: Sequence[Reference], verdicts: Sequence[Verdict], *, s
     out = []
     for (suite, domain), results in sections([verdict.result for verdict in verdicts]):
         section = [verdict_of[result.prompt, result.contender] for result in results]
-        by_setting = dict(split(section, Setting.of))
+        by_setting = dict(split(section, lambda verdict: verdict.setting))
         for setting in filter(by_setting.__contains__, order):
             plain = Setting(dtype=setting.dtype, exact=setting.exact, mode="ar", plan=None, batch=setting.batch)
             against = by_setting.get(plain, []) if setting.mode != "ar" else []
-            out.append(_summary(setting, suite, domain, by_setting[setting], against, perplexities, seed))
+            out.append(_summary(setting, suite, domain, by_setting[setting], against, perplexities))
     return out
 
 
@@ -202,7 +202,8 @@ def widest(summaries: Sequence[Summary]) -> list[Summary]:
 
 def _order(verdicts: Sequence[Verdict]) -> list[Setting]:
     """Return all settings as they first appear, those of one precision and promise together."""
-    groups = split(dict.fromkeys(map(Setting.of, verdicts)), lambda setting: (setting.dtype, setting.exact))
+    settings = dict.fromkeys(verdict.setting for verdict in verdicts)
+    groups = split(settings, lambda setting: (setting.dtype, setting.exact))
     return [setting for _, group in groups for setting in group]
 
 
@@ -213,12 +214,11 @@ def _summary(
     part: Sequence[Verdict],
     plain: Sequence[Verdict],
     perplexities: Mapping[Key, float],
-    seed: int,
 ) -> Summary:
     results = [verdict.result for verdict in part]
-    cycles = metrics.pooled(results, "tokens_per_cycle", seed=seed)
+    cycles = metrics.pooled(results, "tokens_per_cycle")
     forward = [r.stats["tokens_per_forward"] for r in results]
-    ratio = metrics.faster(results, [verdict.result for verdict in plain], seed=seed)
+    ratio = metrics.faster(results, [verdict.result for verdict in plain])
     return Summary(
         setting=setting,
         suite=suite,
@@ -226,7 +226,7 @@ def _summary(
         prompts=len(part),
         identical=sum(r.diverges_at is None for r in results),
         identical_to_hf=sum(verdict.hf is None for verdict in part),
-        partings=[Parting(v.result.diverges_at, v.gap) for v in part if v.result.diverges_at is not None],
+        partings=[parting for v in part if (parting := v.parting) is not None],
         tokens_per_cycle=None if cycles is None else cycles.value,
         tokens_per_forward=sum(r.stats["emitted"] for r in results) / sum(r.stats["forwards"] for r in results),
         least_tokens_per_forward=min(forward),

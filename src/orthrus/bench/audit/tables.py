@@ -4,8 +4,9 @@ from collections.abc import Sequence
 from statistics import median
 from typing import Final
 
-from orthrus.bench.audit.contract import COUNTED, Contract, Mismatch, Passes
+from orthrus.bench.audit.contract import COUNTED, Contract
 from orthrus.bench.audit.report import AuditReport, Plainly, Summary, widest
+from orthrus.bench.audit.verdicts import Verdict
 from orthrus.bench.speed.tables import Grid
 
 _NONE = "–"
@@ -98,32 +99,25 @@ def _conditions(plainly: Sequence[Plainly]) -> Grid:
     return Grid(title="Conditions", header=header, rows=rows, labels=7)
 
 
-def _mismatches(name: str, mismatches: Sequence[Mismatch]) -> Grid:
-    shown = mismatches[:_SHOWN]
-    rows = [
-        [
-            *(m.suite, m.id, m.setting.dtype, m.setting.exact, m.setting.label),
-            *(str(m.setting.batch), str(m.parting.at), _NONE if m.parting.gap is None else f"{m.parting.gap:.3g}"),
-        ]
-        for m in shown
-    ]
-    header = ["suite", "prompt", "dtype", "exact", "decoder", "batch", "parts at", "gap there"]
-    return Grid(title=f"{name}: {len(shown)} of {len(mismatches)} texts", header=header, rows=rows, labels=5)
+def _mismatches(name: str, texts: Sequence[Verdict]) -> Grid:
+    rows = [[*_text(v), str(v.result.diverges_at), _NONE if v.gap is None else f"{v.gap:.3g}"] for v in texts[:_SHOWN]]
+    title = f"{name}: {len(rows)} of {len(texts)} texts"
+    return Grid(title=title, header=[*_TEXT, "parts at", "gap there"], rows=rows, labels=5)
 
 
-def _wasteful(texts: Sequence[Passes]) -> Grid:
-    shown = texts[:_SHOWN]
-    rows = [
-        [
-            *(t.suite, t.id, t.setting.dtype, t.setting.exact, t.setting.label),
-            *(str(t.setting.batch), str(t.tokens), str(t.passes)),
-        ]
-        for t in shown
-    ]
-    header = ["suite", "prompt", "dtype", "exact", "decoder", "batch", "tokens", "passes"]
-    return Grid(
-        title=f"More passes than plainly: {len(shown)} of {len(texts)} texts", header=header, rows=rows, labels=5
-    )
+def _wasteful(texts: Sequence[Verdict]) -> Grid:
+    rows = [[*_text(v), str(v.tokens), str(v.passes)] for v in texts[:_SHOWN]]
+    title = f"More passes than plainly: {len(rows)} of {len(texts)} texts"
+    return Grid(title=title, header=[*_TEXT, "tokens", "passes"], rows=rows, labels=5)
+
+
+_TEXT: Final = ("suite", "prompt", "dtype", "exact", "decoder", "batch")
+
+
+def _text(verdict: Verdict) -> list[str]:
+    setting = verdict.setting
+    which = [verdict.result.suite, verdict.result.id]
+    return [*which, setting.dtype, setting.exact, setting.label, str(setting.batch)]
 
 
 def _percent(count: int, total: int) -> str:

@@ -81,6 +81,27 @@ class Reference:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class Setting:
+    """Mode, plan, batch, precision and exactness of a text."""
+
+    dtype: str
+    exact: str
+    mode: str
+    plan: str | None
+    batch: int
+
+    @property
+    def claimed(self) -> bool:
+        """Whether these texts are promised to be plain decoding's own, token for token."""
+        return self.exact == "token" or self.dtype == "float32"
+
+    @property
+    def label(self) -> str:
+        """Mode and plan in words."""
+        return " ".join(filter(None, (self.mode, self.plan)))
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Verdict:
     """One measured text, compared.
 
@@ -100,6 +121,27 @@ class Verdict:
     def key(self) -> Key:
         """Which reference the text was compared with."""
         return self.result.dtype, str(self.result.exact), self.result.suite, self.result.id
+
+    @property
+    def setting(self) -> Setting:
+        """Who wrote the text, and what was promised of it."""
+        r = self.result
+        return Setting(dtype=r.dtype, exact=str(r.exact), mode=r.mode, plan=r.plan, batch=r.batch)
+
+    @property
+    def parting(self) -> Parting | None:
+        """Where the text leaves the reference; None where the two are equal."""
+        return None if self.result.diverges_at is None else Parting(self.result.diverges_at, self.gap)
+
+    @property
+    def tokens(self) -> int:
+        """Tokens of the text."""
+        return int(self.result.stats["emitted"])
+
+    @property
+    def passes(self) -> int:
+        """Passes that it took, the prompt's included."""
+        return int(self.result.stats["forwards"])
 
     def to_record(self) -> Record:
         """Return the line as plain JSON values."""

@@ -130,14 +130,13 @@ class Report:
         }
 
 
-def read_report(paths: Sequence[Path], *, baselines: Sequence[str] = BASELINES, seed: int = 0) -> Report:
+def read_report(paths: Sequence[Path], *, baselines: Sequence[str] = BASELINES) -> Report:
     """Read files of results and work their figures out.
 
     Args:
         paths: files that `orthrus bench run`, `passes`, `train` or `quality` wrote.
         baselines: modes (of `orthrus`, with a plan: "orthrus:full"; exact to the token with "@token") that every other
             contender is compared with, where they ran.
-        seed: of the bootstrap.
 
     Raises:
         DataError: a file cannot be read, a line of it is not of this format, or there is nothing to report.
@@ -160,14 +159,14 @@ def read_report(paths: Sequence[Path], *, baselines: Sequence[str] = BASELINES, 
         raise DataError(f"{', '.join(map(str, paths))}: at least one result line is required, found none")
     return Report(
         provenances=list(provenances.values()),
-        summaries=summaries(list(answered.values()), baselines=baselines, seed=seed),
+        summaries=summaries(list(answered.values()), baselines=baselines),
         passes=passes,
         steps=steps,
-        qualities=quality.summaries(read, where=", ".join(map(str, paths)), seed=seed),
+        qualities=quality.summaries(read, where=", ".join(map(str, paths))),
     )
 
 
-def summaries(results: Sequence[Result], *, baselines: Sequence[str] = BASELINES, seed: int = 0) -> list[Summary]:
+def summaries(results: Sequence[Result], *, baselines: Sequence[str] = BASELINES) -> list[Summary]:
     """Return figures for every setting, each domain of each suite and all together, and every contender."""
     out = []
     for setting, of_setting in split(results, lambda r: (r.configuration, r.dtype, r.batch)):
@@ -175,7 +174,7 @@ def summaries(results: Sequence[Result], *, baselines: Sequence[str] = BASELINES
             by_contender = dict(split(part, lambda r: r.contender))
             bases = {name: by_contender[who] for name in baselines if (who := _baseline(name)) in by_contender}
             for one in by_contender.values():
-                out.append(_summary(setting, suite, domain, one, bases, seed))
+                out.append(_summary(setting, suite, domain, one, bases))
     return out
 
 
@@ -199,11 +198,10 @@ def _summary(
     domain: str,
     results: list[Result],
     bases: Mapping[str, list[Result]],
-    seed: int,
 ) -> Summary:
-    ratios = {name: metrics.faster(results, base, seed=seed) for name, base in bases.items() if base is not results}
+    ratios = {name: metrics.faster(results, base) for name, base in bases.items() if base is not results}
     cycle, forward = (
-        (metrics.pooled(results, name, seed=seed), metrics.mean(results, name, seed=seed))
+        (metrics.pooled(results, name), metrics.mean(results, name))
         for name in ("tokens_per_cycle", "tokens_per_forward")
     )
     return Summary(
@@ -214,7 +212,7 @@ def _summary(
         plan=results[0].plan,
         exact=results[0].exact,
         prompts=len(results),
-        tokens_per_second=metrics.speed(results, seed=seed),
+        tokens_per_second=metrics.speed(results),
         against={name: ratio for name, ratio in ratios.items() if ratio is not None},
         tokens_per_cycle=cycle,
         tokens_per_forward=forward,
