@@ -30,8 +30,8 @@ def test_the_training_pass_is_the_decoders_draft_pass(
     keys = TeacherKeys()
     with torch.no_grad():
         task._teacher(keys, token, document, position)
-        logits = output_head(task._model)(task._student(keys, token, document, position, blocks, 6))
-    mask = config_of(task._model).mask
+        logits = output_head(task.model)(task._student(keys, token, document, position, blocks, 6))
+    mask = config_of(task.model).mask
     for n, anchor in enumerate(blocks.anchor_BN[0].tolist()):
         first = torch.where(blocks.blind_BN[:, n], mask, token[:, anchor])
         expected = drafted(task.model, token[0, :anchor].tolist(), first)
@@ -48,4 +48,4 @@ def test_a_saved_view_says_that_its_blocks_are_causal(tmp_path: Path, tokenizer:
     for wanted in ("causal", "bidirectional"):
         model = {"start_from": str(saved), "block_attention": wanted}
         task = ViewTask(view_recipe(backbone, tmp_path / "more", model=model))
-        assert config_of(task._model).block_attention == wanted
+        assert config_of(task.model).block_attention == wanted

@@ -82,8 +82,8 @@ def test_what_is_scored_is_what_decoding_draws_from(backbone: Path, tmp_path: Pa
         hidden = task._student(keys, token, document, position, blocks, 6)[:, :, :-1]
         scored = blocks.scored_BNJ
         shifted = torch.zeros(*scored.shape, 300)
-        shifted[scored] = output_head(task._model)(hidden[scored]) + before.shift(before.token)
-        mask = config_of(task._model).mask
+        shifted[scored] = output_head(task.model)(hidden[scored]) + before.shift(before.token)
+        mask = config_of(task.model).mask
         for n, anchor in enumerate(blocks.anchor_BN[0].tolist()):
             first = torch.where(blocks.blind_BN[:, n], mask, token[:, anchor])
             logits = drafted(task.model, token[0, :anchor].tolist(), first)

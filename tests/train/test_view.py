@@ -163,9 +163,9 @@ def test_a_memorised_set_is_drafted_almost_whole(tmp_path: Path, tokenizer: PreT
         )
     )
     prompts = [prompt.token_ids for prompt in train_prompts(task._recipe, tokenizer)]
-    untrained = decoded_for_real(task._model, prompts, task._recipe.responses.eval_tokens).tokens_per_cycle
+    untrained = decoded_for_real(task.model, prompts, task._recipe.responses.eval_tokens).tokens_per_cycle
     train(task, task._recipe)
-    assert decoded_for_real(task._model, prompts, task._recipe.responses.eval_tokens).tokens_per_cycle > max(
+    assert decoded_for_real(task.model, prompts, task._recipe.responses.eval_tokens).tokens_per_cycle > max(
         5.0, untrained
     )
 
@@ -174,11 +174,11 @@ def test_an_evaluation_says_what_each_plan_gives(task: ViewTask) -> None:
     """Both plans' figures are those of real decoding under `full` and under `onepass` with a block per stop."""
     perturb(task.model)
     prompts = next(iter(task._data.heldout_prompts.values()))
-    options = Options.of(task._model.generation_config, max_new_tokens=12)
+    options = Options.of(task.model.generation_config, max_new_tokens=12)
     with torch.no_grad():
         figures = task.evaluate(0)
     for name, prefix in (("full", ""), ("onepass", "onepass_")):
-        engine = engine_for(task._model, prompts, options, steps.parse(name), rows=1)
+        engine = engine_for(task.model, prompts, options, steps.parse(name), rows=1)
         for ids in prompts:
             engine.add(ids, options)
         done = []
@@ -268,7 +268,7 @@ def test_two_steps_take_three_passes_a_cycle(
             return passes[-1][0]
 
         monkeypatch.setattr(Passes, "draft", draft)
-        two = decoded_for_real(task._model, prompts, task._recipe.responses.eval_tokens, steps=2)
+        two = decoded_for_real(task.model, prompts, task._recipe.responses.eval_tokens, steps=2)
     assert two.forwards == len(prompts) + 3 * two.cycles
     for (made, nothing), (_, shown_BJ) in zip(passes[::2], passes[1::2], strict=True):
         assert nothing is None

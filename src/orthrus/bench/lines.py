@@ -86,7 +86,6 @@ class Result:
         return self.mode, self.plan, self.exact
 
     def to_record(self) -> Record:
-        """Return the line as plain JSON values."""
         return {"kind": RESULT, **asdict(self)}
 
 

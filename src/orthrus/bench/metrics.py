@@ -34,7 +34,6 @@ class Estimate:
     high: float
 
     def to_dict(self) -> dict[str, float]:
-        """Return the figure as plain JSON values."""
         return {"value": self.value, "low": self.low, "high": self.high}
 
 
@@ -53,7 +52,6 @@ class Ratio:
     least: float
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the figures as plain JSON values."""
         return {"totals": self.totals.to_dict(), "median": self.median.to_dict(), "least": self.least}
 
 

@@ -19,10 +19,9 @@ from orthrus.bench import lines, metrics, session
 from orthrus.bench.contenders import Contender, Decoder, decoders
 from orthrus.bench.metrics import Estimate
 from orthrus.bench.session import Encoded, Loader
-from orthrus.bench.suites import judge, read_suites
-from orthrus.checkpoints.load import PRECISIONS
+from orthrus.bench.suites import judge
 from orthrus.data.records import Record, append, read_records
-from orthrus.errors import ConfigError, DataError
+from orthrus.errors import DataError
 from orthrus.provenance import digest
 
 REFERENCE: Final = "float32"
@@ -30,30 +29,10 @@ PLAIN: Final = Contender("ar", None, "distribution")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Job:
-    """What is asked for.
+class Job(session.Job):
+    """What is asked for; float32 is always measured with the precisions that are named."""
 
-    Attributes:
-        model: the model's name, as figures are to be labelled.
-        suites: names for `orthrus.bench.suites.read_suites`.
-        folder: where suites are looked for first.
-        limit: prompts of each suite.
-        dtypes: precisions by name; float32 is always measured with them.
-        max_new_tokens: tokens per answer at most (fewer where the model's context ends).
-    """
-
-    model: str
-    suites: tuple[str, ...]
-    folder: Path | None = None
-    limit: int | None = None
     dtypes: tuple[str, ...] = (REFERENCE, "bfloat16")
-    max_new_tokens: int = 256
-
-    def __post_init__(self) -> None:
-        session.require_named(suites=self.suites, dtypes=self.dtypes)
-        for dtype in self.dtypes:
-            if dtype not in PRECISIONS:
-                raise ConfigError(f"a precision is one of {', '.join(PRECISIONS)}, found {dtype!r}")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -85,7 +64,6 @@ class Quality:
     right: bool | None
 
     def to_record(self) -> Record:
-        """Return the line as plain JSON values."""
         return {"kind": lines.QUALITY, **asdict(self)}
 
 
@@ -115,7 +93,6 @@ class Summary:
     right: float | None
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the figures as plain JSON values."""
         return {**asdict(self), "ratio": self.ratio.to_dict()}
 
 
@@ -186,7 +163,7 @@ def run(
         ConfigError, DataError: what is asked for cannot be had, or the file is not one of results.
         PromptError: all prompts are longer than the model's context.
     """
-    items = read_suites(job.suites, folder=job.folder, limit=job.limit)
+    items = job.items()
     reference, tokenizer = load(REFERENCE)
     prompts, _ = session.encoded(items, reference, tokenizer)
     settings = {

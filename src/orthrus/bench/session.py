@@ -1,16 +1,21 @@
 """The start of every measurement: encode prompts, find what a file of results lacks, write the head of its lines."""
 
+import hashlib
+import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import median
 from typing import Any, TypeAlias
 
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from orthrus.bench import lines
-from orthrus.bench.contenders import Contender
-from orthrus.bench.suites import Item
+from orthrus.bench.contenders import Answer, Contender
+from orthrus.bench.lines import Result
+from orthrus.bench.suites import Item, read_suites
+from orthrus.checkpoints.load import PRECISIONS
 from orthrus.data.records import append
 from orthrus.decode.text import encode
 from orthrus.errors import ConfigError, PromptError
@@ -19,6 +24,42 @@ from orthrus.provenance import device_name, digest, provenance
 
 Loader: TypeAlias = Callable[[str], tuple[PreTrainedModel, PreTrainedTokenizerBase]]
 """Load the model that is measured in the precision of that name."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Job:
+    """What is asked for, whatever is measured.
+
+    Attributes:
+        model: the model's name, as figures are to be labelled.
+        suites: names for `orthrus.bench.suites.read_suites`.
+        folder: where suites are looked for first.
+        limit: prompts of each suite.
+        dtypes: precisions by name.
+        max_new_tokens: tokens per answer at most (fewer where the model's context ends).
+
+    Raises:
+        ConfigError: a list that is empty or names something twice, an unknown precision, no token to write.
+    """
+
+    model: str
+    suites: tuple[str, ...]
+    folder: Path | None = None
+    limit: int | None = None
+    dtypes: tuple[str, ...] = ("float32",)
+    max_new_tokens: int = 256
+
+    def __post_init__(self) -> None:
+        require_named(suites=self.suites, dtypes=self.dtypes)
+        for dtype in self.dtypes:
+            if dtype not in PRECISIONS:
+                raise ConfigError(f"a precision is one of {', '.join(PRECISIONS)}, found {dtype!r}")
+        if self.max_new_tokens < 1:
+            raise ConfigError(f"max_new_tokens must be at least 1, found {self.max_new_tokens}")
+
+    def items(self) -> list[Item]:
+        """Read the prompts."""
+        return read_suites(self.suites, folder=self.folder, limit=self.limit)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -105,6 +146,50 @@ def write_head(
     labels = {"provenance": head["id"], "configuration": digest(settings)}
     append(output, [{**head, "configuration": labels["configuration"]}])
     return labels
+
+
+def result(
+    labels: Mapping[str, str],
+    heat: Heat,
+    prompt: Encoded,
+    contender: Contender,
+    answer: Answer,
+    *,
+    batch: int,
+    seconds: Sequence[float],
+    identical: bool | None,
+    diverges_at: int | None,
+    right: bool | None = None,
+) -> Result:
+    """Return the line of one answer; `seconds` are those of the prompt in each round."""
+    return Result(
+        **labels,
+        suite=prompt.item.suite,
+        id=prompt.item.id,
+        domain=prompt.item.domain,
+        mode=contender.mode,
+        plan=contender.plan,
+        exact=contender.exact,
+        dtype=heat.dtype,
+        batch=batch,
+        rows=min(batch, len(heat.prompts)),
+        group=heat.prompts[0].item.id,
+        prompt_tokens=len(prompt.token_ids),
+        seconds=median(seconds),
+        rounds_seconds=list(seconds),
+        stats=dict(answer.stats),
+        proposed_per_position=answer.proposed_per_position,
+        accepted_at_position=answer.accepted_at_position,
+        token_hash=token_hash(answer.token_ids),
+        identical=identical,
+        diverges_at=diverges_at,
+        right=right,
+    )
+
+
+def token_hash(token_ids: Sequence[int]) -> str:
+    """Return a digest that tells texts apart by their tokens."""
+    return hashlib.sha256(json.dumps(list(token_ids)).encode()).hexdigest()[:16]
 
 
 def who(contenders: Sequence[Contender]) -> set[lines.Who]:

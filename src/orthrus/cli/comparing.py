@@ -38,7 +38,6 @@ class Written:
         return rate(self.stats.emitted, self.seconds)
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the figures as plain JSON values."""
         return {
             "tokens_per_second": self.tokens_per_second,
             "seconds": self.seconds,

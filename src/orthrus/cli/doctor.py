@@ -28,10 +28,13 @@ _PACKAGES = ("torch", "transformers", "tokenizers", "safetensors", "numpy")
 
 def doctor(json: common.Json = False) -> None:
     """Report versions, devices and precisions, and check on this machine that decoding is lossless."""
+    import torch
+
+    installed = {name: version(name) for name in _PACKAGES}
     facts: dict[str, Any] = {
-        "versions": _versions(),
+        "versions": {"orthrus": __version__, "python": platform.python_version(), **installed},
         "devices": _devices(),
-        "threads": _threads(),
+        "threads": torch.get_num_threads(),
         "dtypes": {device: _dtypes(device) for device in _device_names()},
         "memory": _memory(),
         "bundled": _bundled(),
@@ -50,11 +53,6 @@ def doctor(json: common.Json = False) -> None:
         _show(facts)
     if not passed:
         raise typer.Exit(1)
-
-
-def _versions() -> dict[str, str]:
-    installed = {name: version(name) for name in _PACKAGES}
-    return {"orthrus": __version__, "python": platform.python_version(), **installed}
 
 
 def _memory() -> dict[str, Any]:
@@ -85,12 +83,6 @@ def _devices() -> dict[str, str]:
     if torch.backends.mps.is_available():
         described["mps"] = "Apple GPU"
     return described
-
-
-def _threads() -> int:
-    import torch
-
-    return torch.get_num_threads()
 
 
 def _dtypes(device: str) -> dict[str, bool]:

@@ -47,7 +47,6 @@ class Check:
         return self.identical == self.texts or not self.required
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the check as plain JSON values."""
         return asdict(self) | {"passed": self.passed}
 
 

@@ -205,7 +205,7 @@ def _options(
     lengths = [c.max_length for c in criteria if type(c) is MaxLengthCriteria]
     longest = min(lengths, default=config.max_length)
     options = from_generation_config(left, max_new_tokens=max(longest - prompt_length, 1))
-    ends = any(_is_derived_end(criterion, config) for criterion in criteria)
+    ends = any(_is_end(criterion, _end_tokens(config)) for criterion in criteria)
     return replace(
         options,
         eos_token_id=options.eos_token_id if ends else (),
@@ -223,7 +223,7 @@ def _for_row(
 ) -> Options:
     """Return one row's options: with its own processors, unless `Sampling` says it all, and criteria."""
     before = pads_P if len(pads_P) else None
-    rules = [c for c in criteria if type(c) is not MaxLengthCriteria and not _is_end(c, options)]
+    rules = [c for c in criteria if type(c) is not MaxLengthCriteria and not _is_end(c, options.eos_token_id)]
     made: Callable[[Request], LogitsProcessorList] | None = None
     if not all(_is_simple(processor, options) for processor in processors):
         listed = LogitsProcessorList(_with_padding(_of_row(p, index), before) for p in processors)
@@ -251,23 +251,18 @@ def _of_row(processor: Any, index: int) -> Any:
 
 def _with_padding(function: Any, pads_P: Tensor | None) -> Any:
     """Let a processor or criterion see the padding before a row's text, as in `generate`."""
-    if pads_P is None:
-        return function
-
-    def padded(input_ids: Tensor, scores: Any) -> Any:
-        return function(torch.cat([pads_P.to(input_ids.device)[None], input_ids], dim=1), scores)
-
-    return _Padded(padded)
+    return function if pads_P is None else _Padded(function, pads_P)
 
 
 class _Padded:
-    """A function as an object, whose `__call__` transformers looks at."""
+    """A processor or criterion as an object, whose `__call__` transformers looks at."""
 
-    def __init__(self, function: Callable[[Tensor, Any], Any]) -> None:
+    def __init__(self, function: Any, pads_P: Tensor) -> None:
         self.function = function
+        self.pads_P = pads_P
 
     def __call__(self, input_ids: Tensor, scores: Any) -> Any:
-        return self.function(input_ids, scores)
+        return self.function(torch.cat([self.pads_P.to(input_ids.device)[None], input_ids], dim=1), scores)
 
 
 def _end_tokens(config: GenerationConfig) -> Sequence[int]:
@@ -275,12 +270,9 @@ def _end_tokens(config: GenerationConfig) -> Sequence[int]:
     return [] if ends is None else [ends] if isinstance(ends, int) else [int(token) for token in ends]
 
 
-def _is_derived_end(criterion: Any, config: GenerationConfig) -> bool:
-    return type(criterion) is EosTokenCriteria and {*criterion.eos_token_id.tolist()} == {*_end_tokens(config)}
-
-
-def _is_end(criterion: Any, options: Options) -> bool:
-    return type(criterion) is EosTokenCriteria and {*criterion.eos_token_id.tolist()} == {*options.eos_token_id}
+def _is_end(criterion: Any, tokens: Sequence[int]) -> bool:
+    """Tell the criterion that ends a text at just these tokens."""
+    return type(criterion) is EosTokenCriteria and {*criterion.eos_token_id.tolist()} == {*tokens}
 
 
 # ---------------------------------------------------------------- prompts

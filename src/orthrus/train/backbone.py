@@ -77,18 +77,11 @@ class BackboneTask:
         self._tokenizer = _tokenizer(recipe, folder / "tokenizer")
         self._rows = training_rows(recipe.data, self._tokenizer, data_folder(recipe))
         self._heldout = heldout_rows(recipe.data, self._tokenizer, data_folder(recipe))
-        self._model = build_backbone(recipe, self._tokenizer)
-
-    @property
-    def model(self) -> PreTrainedModel:
-        return self._model
-
-    @property
-    def row_count(self) -> int:
-        return len(self._rows)
+        self.model = build_backbone(recipe, self._tokenizer)
+        self.row_count = len(self._rows)
 
     def trainable(self) -> dict[str, torch.nn.Parameter]:
-        return dict(self._model.named_parameters())
+        return dict(self.model.named_parameters())
 
     def loss(self, rows: Rows, step: int) -> Loss:
         losses, answer = self._token_losses(self._rows, rows)
@@ -108,8 +101,8 @@ class BackboneTask:
 
     def save(self, path: Path) -> None:
         """Write bfloat16 weights, the configuration and the tokenizer, as `from_pretrained` reads them."""
-        weights = {name: tensor.to(torch.bfloat16) for name, tensor in self._model.state_dict().items()}
-        published = type(self._model)(self._model.config).to(torch.bfloat16)
+        weights = {name: tensor.to(torch.bfloat16) for name, tensor in self.model.state_dict().items()}
+        published = type(self.model)(self.model.config).to(torch.bfloat16)
         published.load_state_dict(weights)
         published.save_pretrained(path)
         self._tokenizer.save_pretrained(path)
@@ -128,14 +121,14 @@ class BackboneTask:
         has_target, answer = (self._tensor(a) for a in next_token_targets(rows, index))
         ids = self._tensor(rows.token_ids[index]).long()
         document = self._tensor(rows.document[index])
-        with documents_apart(self._model, document):
-            hidden = self._model.base_model(
+        with documents_apart(self.model, document):
+            hidden = self.model.base_model(
                 input_ids=ids,
                 position_ids=self._tensor(rows.position[index]).long(),
                 attention_mask=masks.additive(masks.packed(document), torch.float32)[:, None],
                 use_cache=False,
             ).last_hidden_state
-        logits = self._model.get_output_embeddings()(hidden[:, :-1][has_target])
+        logits = self.model.get_output_embeddings()(hidden[:, :-1][has_target])
         losses = F.cross_entropy(logits.float(), ids[:, 1:][has_target], reduction="none")
         return losses, answer[has_target]
 

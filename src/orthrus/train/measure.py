@@ -82,7 +82,6 @@ class StepCost:
         return self.operations / self.rate
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the cost as plain JSON values."""
         return {
             "seconds": self.seconds,
             "tokens_per_second": self.tokens / self.seconds,
@@ -215,7 +214,7 @@ class _TimedTask(ViewTask):
         untrained = recipe.model.model_copy(update={"start_from": None})
         super().__init__(recipe.model_copy(update={"model": untrained}), data=data)
         self._laps = laps
-        self._model.base_model.register_forward_hook(
+        self.model.base_model.register_forward_hook(
             lambda module, inputs, named, output: laps.end(_PHASE_OF_VIEW[named["view"].name]), with_kwargs=True
         )
 

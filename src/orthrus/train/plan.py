@@ -93,7 +93,6 @@ class Plan:
     hours: dict[str, float]
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain JSON values."""
         return {
             "steps": self.steps,
             "tokens": self.tokens,

@@ -44,15 +44,13 @@ class Loss:
 
 
 class Task(Protocol):
-    """What is trained: a model, the loss of some rows, and how to measure and publish it."""
+    """What is trained: a model, the number of its training rows, a loss, and how to measure and save it."""
 
     @property
     def model(self) -> nn.Module: ...
 
     @property
-    def row_count(self) -> int:
-        """How many rows the training set has."""
-        ...
+    def row_count(self) -> int: ...
 
     def trainable(self) -> dict[str, nn.Parameter]:
         """The parameters that the optimizers move, by name; nothing else may change."""

@@ -6,21 +6,12 @@ A thin layer over accelerate's trackers.
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, TypeAlias
 
 from orthrus.errors import ConfigError
 
-
-class Tracker(Protocol):
-    """What is used of accelerate's trackers."""
-
-    def start(self) -> None: ...
-
-    def store_init_configuration(self, values: dict[str, Any]) -> None: ...
-
-    def log(self, values: dict[str, float], step: int) -> None: ...
-
-    def finish(self) -> None: ...
+Tracker: TypeAlias = Any
+"""One of accelerate's `GeneralTracker`s, which come without types."""
 
 
 @contextmanager
@@ -50,5 +41,5 @@ def _open(name: str, output: Path) -> Tracker:
     if name not in {str(installed.value) for installed in tracking.get_available_trackers()}:
         raise ConfigError(f"run.trackers: {name} needs the package {name}, found none: pip install {name}, or drop it")
     if name == "tensorboard":
-        return tracking.TensorBoardTracker("tensorboard", output)  # type: ignore[no-any-return]
-    return tracking.LOGGER_TYPE_TO_CLASS[name](output.name)  # type: ignore[no-any-return]
+        return tracking.TensorBoardTracker("tensorboard", output)
+    return tracking.LOGGER_TYPE_TO_CLASS[name](output.name)

@@ -85,37 +85,27 @@ class ViewTask:
         sharded = recipe.run.sharding != "none"
         # A device need not hold a model that is shared out before its first pass.
         home = torch.device("cpu") if sharded and recipe.answers.by != "backbone" else self._device
-        self._model, self._tokenizer = load_backbone(recipe, home)
+        self.model, self._tokenizer = load_backbone(recipe, home)
         self._causal = recipe.model.block_attention == "causal"
         self._both_ways = recipe.model.block_recurrence == "bidirectional"
         self._behind = recipe.model.anchor == "backbone"
-        self._windows = windows_of(self._model)
-        self._layers = layers_of(self._model) if recipe.model.gradient_checkpointing else []
-        self._data = data or prepare(recipe, self._tokenizer, self._model, ranks=ranks, on_progress=_report)
+        self._windows = windows_of(self.model)
+        self._layers = layers_of(self.model) if recipe.model.gradient_checkpointing else []
+        self._data = data or prepare(recipe, self._tokenizer, self.model, ranks=ranks, on_progress=_report)
+        self.row_count = len(self._data.rows)
         self._answer_tokens = None
         if recipe.objective.vocabulary == "answers":
-            self._answer_tokens = scoring.tokens_of_answers(self._data.rows, markov_of(self._model), self._device)
+            self._answer_tokens = scoring.tokens_of_answers(self._data.rows, markov_of(self.model), self._device)
         if sharded:
-            shard(self._model, device=self._device, processes=ranks.count)
-
-    @property
-    def model(self) -> nn.Module:
-        """The dual-view model."""
-        module: nn.Module = self._model
-        return module
-
-    @property
-    def row_count(self) -> int:
-        """Rows of the training set."""
-        return len(self._data.rows)
+            shard(self.model, device=self._device, processes=ranks.count)
 
     def trainable(self) -> dict[str, nn.Parameter]:
         """The twin's parameters."""
-        return {name: p for name, p in self._model.named_parameters() if p.requires_grad}
+        return {name: p for name, p in self.model.named_parameters() if p.requires_grad}
 
     def loss(self, rows: Rows, step: int) -> Loss:
         """The weighted loss of the masked slots of freshly drawn blocks."""
-        self._model.eval()
+        self.model.eval()
         return self._loss(self._data.rows, rows, block_length=self._block_length(step), step=step)
 
     def evaluate(self, step: int) -> dict[str, float]:
@@ -130,16 +120,16 @@ class ViewTask:
 
     def save(self, path: Path) -> None:
         """Write the view as an adapter, in the run's dtype; the backbone is named, not copied."""
-        with in_one_dtype(self._model):
-            save(self._model, path, format="adapter")
+        with in_one_dtype(self.model):
+            save(self.model, path, format="adapter")
 
     def _decoded(self, prompts: list[list[int]]) -> dict[str, float]:
         most, goal = self._recipe.responses.eval_tokens, self._recipe.objective
-        figures = rates(decoded_for_real(self._model, prompts, most))
+        figures = rates(decoded_for_real(self.model, prompts, most))
         if goal.blind_anchor_share > 0:
-            figures |= rates(decoded_for_real(self._model, prompts, most, onepass=True), "onepass_")
+            figures |= rates(decoded_for_real(self.model, prompts, most, onepass=True), "onepass_")
         if goal.shown_share > 0:
-            figures |= rates(decoded_for_real(self._model, prompts, most, steps=2), "two_steps_")
+            figures |= rates(decoded_for_real(self.model, prompts, most, steps=2), "two_steps_")
         return figures
 
     def _block_length(self, step: int) -> int:
@@ -174,8 +164,8 @@ class ViewTask:
             teacher_BTC,
             token_BT,
             blocks,
-            head=output_head(self._model, tokens),
-            markov=markov_of(self._model),
+            head=output_head(self.model, tokens),
+            markov=markov_of(self.model),
             tokens=tokens,
             apart=not self._behind,
         )
@@ -197,7 +187,7 @@ class ViewTask:
     ) -> Tensor:
         """Run the twin over all blocks at once; returns hidden states `[B, N, K, C]`."""
         B, N = blocks.anchor_BN.shape
-        mask = mask_of(self._model)
+        mask = mask_of(self.model)
         token_BNK = torch.full((B, N, K), mask, device=self._device)
         token_BNK[:, :, 0] = torch.where(blocks.blind_BN, mask, token_BT.gather(1, blocks.anchor_BN))
         text_BNJ = token_BT.gather(1, blocks.target_BNJ.flatten(1)).view_as(blocks.target_BNJ)[:, :, : K - 1]
@@ -232,8 +222,8 @@ class ViewTask:
     ) -> Tensor:
         layer_masks = self._masks(query, key, allowed, block)
         full = layer_masks.full
-        hidden: Tensor = self._model.base_model(
-            **({"input_ids": tokens} if view == "ar" else inputs_of(self._model, tokens)),
+        hidden: Tensor = self.model.base_model(
+            **({"input_ids": tokens} if view == "ar" else inputs_of(self.model, tokens)),
             position_ids=query,
             # The model's own mask, which a view's replaces: any mask that is one already saves it making its own.
             attention_mask=full.additive if isinstance(full, masks.InBlocks) else full,
@@ -246,12 +236,12 @@ class ViewTask:
     def _masks(self, query: Tensor, key: Tensor, allowed: Tensor, block: int | None) -> masks.LayerMasks:
         """Make a pass's masks; `block` is the length of its blocks, None for the backbone's own pass."""
         cast = torch.get_autocast_dtype(self._device.type) if torch.is_autocast_enabled(self._device.type) else None
-        dtype = cast or self._model.dtype
+        dtype = cast or self.model.dtype
         positions = {"query_position_BQ": query, "key_position_BS": key}
         if self._device.type == "cuda":
             return masks.block_masks(allowed, windows=self._windows, **positions)
         # FlexAttention has no backward pass on CPUs.
-        if block is None or self._model.config._attn_implementation != attention.NAME:
+        if block is None or self.model.config._attn_implementation != attention.NAME:
             return masks.layer_masks(allowed, windows=self._windows, dtype=dtype, **positions)
         return masks.in_blocks(allowed, block=block, windows=self._windows, dtype=dtype, **positions)
 

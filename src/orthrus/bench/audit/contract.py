@@ -39,7 +39,6 @@ class Contract:
         return not self.broken and not self.wasteful
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the contract as plain JSON values."""
         return {
             "holds": self.holds,
             "epsilon": self.epsilon,

@@ -69,7 +69,6 @@ class Summary:
         return [parting.gap for parting in self.partings if parting.gap is not None]
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the figures as plain JSON values."""
         return {
             **asdict(self.setting),
             "claimed": self.setting.claimed,
@@ -112,7 +111,6 @@ class Plainly:
     conditions: Mapping[str, Any]
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the figures as plain JSON values."""
         return asdict(self)
 
 
@@ -131,7 +129,6 @@ class AuditReport:
         return self.provenances[-1]["settings"] if self.provenances else {}
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the report as plain JSON values."""
         return {
             "provenance": self.provenances,
             "contract": self.contract.to_dict(),

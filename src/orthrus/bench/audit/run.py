@@ -5,8 +5,6 @@ mode and plan at every batch size, one engine working through a whole chunk of p
 """
 
 import dataclasses
-import hashlib
-import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,12 +17,9 @@ from transformers import PreTrainedModel
 from orthrus.bench import lines, session
 from orthrus.bench.audit.texts import Plain, Writer, perplexity
 from orthrus.bench.audit.verdicts import Parting, Reference, Verdict, close, from_hf
-from orthrus.bench.contenders import Contender, contenders
-from orthrus.bench.lines import Result
+from orthrus.bench.contenders import Contender, answered, contenders
 from orthrus.bench.race import Clock
 from orthrus.bench.session import Encoded, Heat, Loader, Outlook
-from orthrus.bench.suites import read_suites
-from orthrus.checkpoints.load import PRECISIONS
 from orthrus.data.records import append
 from orthrus.decode.exact import Exact, finding_for
 from orthrus.decode.learned import begin_anew
@@ -40,25 +35,15 @@ Seat: TypeAlias = tuple[Contender, int]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Job:
+class Job(session.Job):
     """What is asked for.
 
     Attributes:
-        model: the model's name, as figures are to be labelled.
-        suites: names for `orthrus.bench.suites.read_suites`.
-        folder: where suites are looked for first.
-        limit: prompts of each suite.
-        dtypes: precisions by name.
         exacts: what is promised: "distribution", "token".
         plans: of mode "orthrus".
         batches: rows at once.
-        max_new_tokens: tokens per answer at most (fewer where the model's context ends).
     """
 
-    model: str
-    suites: tuple[str, ...]
-    folder: Path | None = None
-    limit: int | None = None
     dtypes: tuple[str, ...] = ("float32", "bfloat16")
     exacts: tuple[str, ...] = ("distribution", "token")
     plans: tuple[str, ...] = ("auto",)
@@ -66,13 +51,10 @@ class Job:
     max_new_tokens: int = 128
 
     def __post_init__(self) -> None:
-        session.require_named(suites=self.suites, dtypes=self.dtypes, batches=self.batches)
-        for dtype in self.dtypes:
-            if dtype not in PRECISIONS:
-                raise ConfigError(f"a precision is one of {', '.join(PRECISIONS)}, found {dtype!r}")
-        for name, least in (("batches", min(self.batches)), ("max_new_tokens", self.max_new_tokens)):
-            if least < 1:
-                raise ConfigError(f"{name} must be at least 1, found {least}")
+        session.Job.__post_init__(self)
+        session.require_named(batches=self.batches)
+        if min(self.batches) < 1:
+            raise ConfigError(f"batches must be at least 1, found {min(self.batches)}")
         self.contenders()
 
     def contenders(self) -> tuple[Contender, ...]:
@@ -112,7 +94,7 @@ def run(
         ConfigError, DataError: what is asked for cannot be had, or the file is not one of results.
         PromptError: all prompts are longer than the model's context.
     """
-    items = read_suites(job.suites, folder=job.folder, limit=job.limit)
+    items = job.items()
     scorer, tokenizer = load(SCORER)
     prompts, too_long = session.encoded(items, scorer, tokenizer)
     settings = configuration(job, scorer)
@@ -215,7 +197,7 @@ class _Audit:
             dtype=dtype,
             exact=exact,
             tokens=len(plain.token_ids),
-            token_hash=_hash(plain.token_ids),
+            token_hash=session.token_hash(plain.token_ids),
             perplexity=perplexity(self.scorer, prompt.token_ids, plain.token_ids),
             close=close(plain.gaps),
             hf=from_hf(plain.token_ids, hf_ids, plain.token_ids, plain.gaps),
@@ -233,28 +215,16 @@ class _Audit:
         hf_ids: list[int],
     ) -> Verdict:
         parting = Parting.of(row.token_ids, plain.token_ids, plain.gaps)
-        result = Result(
-            **self.labels,
-            suite=prompt.item.suite,
-            id=prompt.item.id,
-            domain=prompt.item.domain,
-            mode=who.mode,
-            plan=who.plan,
-            exact=who.exact,
-            dtype=heat.dtype,
+        result = session.result(
+            self.labels,
+            heat,
+            prompt,
+            who,
+            answered(row),
             batch=batch,
-            rows=min(batch, len(heat.prompts)),
-            group=heat.prompts[0].item.id,
-            prompt_tokens=len(prompt.token_ids),
-            seconds=seconds,
-            rounds_seconds=[seconds],
-            stats=row.stats.to_dict(),
-            proposed_per_position=row.stats.proposed_per_position,
-            accepted_at_position=row.stats.accepted_at_position,
-            token_hash=_hash(row.token_ids),
+            seconds=[seconds],
             identical=parting is None,
             diverges_at=None if parting is None else parting.at,
-            right=None,
         )
         return Verdict(
             result=result,
@@ -278,7 +248,3 @@ def _outlook(
     wanted = len(prompts) * len(job.dtypes)
     laps = len(heats) * (1 + len(job.exacts) + len(job.seats()))
     return Outlook(heats=heats, laps=laps, done=wanted - sum(len(heat.prompts) for heat in heats), too_long=too_long)
-
-
-def _hash(token_ids: list[int]) -> str:
-    return hashlib.sha256(json.dumps(token_ids).encode()).hexdigest()[:16]

@@ -76,7 +76,6 @@ class Reference:
         return self.dtype, self.exact, self.suite, self.id
 
     def to_record(self) -> Record:
-        """Return the reference as plain JSON values."""
         return {"kind": REFERENCE, **asdict(self)}
 
 
@@ -144,7 +143,6 @@ class Verdict:
         return int(self.result.stats["forwards"])
 
     def to_record(self) -> Record:
-        """Return the line as plain JSON values."""
         hf = None if self.hf is None else asdict(self.hf)
         return {**self.result.to_record(), "audit": {"gap": self.gap, "hf": hf, "conditions": dict(self.conditions)}}
 

@@ -76,7 +76,6 @@ class Cost:
         return median(self.repeats_seconds)
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the cost as plain JSON values."""
         return {
             "pass": self.what.kind,
             "width": self.what.width,

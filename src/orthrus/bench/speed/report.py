@@ -63,7 +63,6 @@ class Summary:
         return " ".join(filter(None, (self.mode, self.plan, "exact" if self.exact == "token" else None)))
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the figures as plain JSON values."""
         configuration, dtype, batch = self.setting
         return {
             "configuration": configuration,
@@ -120,7 +119,6 @@ class Report:
         return said if len(set(said.values())) > 1 else {}
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the report as plain JSON values."""
         return {
             "provenance": self.provenances,
             "summaries": [summary.to_dict() for summary in self.summaries],

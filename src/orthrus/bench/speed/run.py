@@ -3,12 +3,9 @@
 The clock and the loading of models are arguments.
 """
 
-import hashlib
-import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from statistics import median
 from time import perf_counter
 from typing import Any, TypeAlias
 
@@ -21,7 +18,7 @@ from orthrus.bench.peers import ggufs, llamacpp
 from orthrus.bench.race import Clock, Laps, first_difference, race
 from orthrus.bench.session import Encoded, Heat, Loader, Outlook
 from orthrus.bench.speed.prices import Meter, Prices
-from orthrus.bench.suites import judge, read_suites
+from orthrus.bench.suites import judge
 from orthrus.data.records import append
 from orthrus.decode.learned import begin_anew
 from orthrus.errors import ConfigError
@@ -31,18 +28,12 @@ Others: TypeAlias = Callable[[PreTrainedModel, PreTrainedTokenizerBase], Mapping
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Job:
+class Job(session.Job):
     """What is asked for.
 
     Attributes:
-        model: the model's name, as figures are to be labelled.
-        suites: names for `orthrus.bench.suites.read_suites`.
-        folder: where suites are looked for first.
-        limit: prompts of each suite.
         contenders: who takes part.
         batches: how many prompts are decoded together.
-        dtypes: precisions by name.
-        max_new_tokens: tokens per answer at most (fewer where the model's context ends).
         rounds: how often every contender answers every prompt.
         warmup: rounds before the first batch of each size and precision that are not measured.
         compile: whether our decoding passes are compiled.
@@ -53,14 +44,8 @@ class Job:
         settings: what else figures depend on.
     """
 
-    model: str
-    suites: tuple[str, ...]
-    folder: Path | None = None
-    limit: int | None = None
     contenders: tuple[Contender, ...]
     batches: tuple[int, ...] = (1,)
-    dtypes: tuple[str, ...] = ("float32",)
-    max_new_tokens: int = 256
     rounds: int = 3
     warmup: int = 1
     compile: bool = False
@@ -71,16 +56,16 @@ class Job:
     settings: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        for name, least in (("max_new_tokens", 1), ("rounds", 1), ("warmup", 0)):
+        session.Job.__post_init__(self)
+        session.require_named(batches=self.batches)
+        for name, least in (("rounds", 1), ("warmup", 0)):
             if getattr(self, name) < least:
                 raise ConfigError(f"{name} must be at least {least}, found {getattr(self, name)}")
-        session.require_named(suites=self.suites, batches=self.batches, dtypes=self.dtypes)
         if min(self.batches) < 1:
             raise ConfigError(f"a batch must be of at least 1 prompt, found {min(self.batches)}")
         for batch in self.batches:
             if not self.contenders_at(batch):
                 raise ConfigError(f"none of the modes asked for can run batches of {batch}: {', '.join(ALONE)} take 1")
-
         strangers = sorted({c.mode for c in self.contenders if c.mode not in OWN})
         if self.prices is not None and strangers:
             raise ConfigError(f"prices are of our own passes, so modes must be {' and '.join(OWN)}, found {strangers}")
@@ -119,7 +104,7 @@ def run(
         PromptError: all prompts are longer than the model's context.
     """
     weights = _llama_weights(job)
-    items = read_suites(job.suites, folder=job.folder, limit=job.limit)
+    items = job.items()
     model, tokenizer = _loaded(job, load, job.dtypes[0])
     for file in weights.values():
         file.check(model)
@@ -185,12 +170,8 @@ def configuration(job: Job, model: PreTrainedModel) -> dict[str, Any]:
         **job.settings,
         **({"compile": True} if job.compile else {}),
         **({"offload": True} if job.offload else {}),
-        **({"prices": [job.prices.name, _file_digest(job.prices)]} if job.prices is not None else {}),
+        **({"prices": [job.prices.name, digest_of(job.prices.read_bytes())]} if job.prices is not None else {}),
     }
-
-
-def _file_digest(file: Path) -> str:
-    return digest_of(file.read_bytes())
 
 
 def _outlook(
@@ -263,29 +244,17 @@ def _result(
     right: bool | None,
     labels: Mapping[str, str],
 ) -> Result:
-    item, answer, texts = heat.prompts[index].item, lap.answers[0][index], lap.tokens(index)
+    texts = lap.tokens(index)
     pairs = zip(texts, reference or [], strict=False)
     differences = [d for text, plain in pairs if (d := first_difference(text, plain)) is not None]
-    rows = len(heat.prompts)
-    return Result(
-        **labels,
-        suite=item.suite,
-        id=item.id,
-        domain=item.domain,
-        mode=contender.mode,
-        plan=contender.plan,
-        exact=contender.exact,
-        dtype=heat.dtype,
+    return session.result(
+        labels,
+        heat,
+        heat.prompts[index],
+        contender,
+        lap.answers[0][index],
         batch=heat.batch,
-        rows=rows,
-        group=heat.prompts[0].item.id,
-        prompt_tokens=len(heat.prompts[index].token_ids),
-        seconds=median(lap.seconds) / rows,
-        rounds_seconds=[seconds / rows for seconds in lap.seconds],
-        stats=dict(answer.stats),
-        proposed_per_position=answer.proposed_per_position,
-        accepted_at_position=answer.accepted_at_position,
-        token_hash=hashlib.sha256(json.dumps(answer.token_ids).encode()).hexdigest()[:16],
+        seconds=[seconds / len(heat.prompts) for seconds in lap.seconds],
         identical=None if reference is None else not differences,
         diverges_at=min(differences, default=None),
         right=right,
