@@ -90,7 +90,6 @@ def contenders(
         plans.parse(plan)
     if ggufs and not set(modes) & set(LLAMA):
         raise ConfigError(f"--gguf is of the modes {' and '.join(LLAMA)}, found {list(modes)}: add one of them")
-    known_exacts: list[Exact] = [exact for exact in EXACT if exact in exacts]
     out: list[Contender] = []
     for mode in modes:
         if mode in LLAMA:
@@ -99,7 +98,7 @@ def contenders(
         if mode in HF:
             out.append(Contender(mode))
             continue
-        for exact in known_exacts:
+        for exact in (exact for exact in EXACT if exact in exacts):
             out += [Contender(mode, plan, exact) for plan in (plans_asked if mode == "orthrus" else [None])]
     return tuple(out)
 

@@ -33,9 +33,6 @@ class Estimate:
     low: float
     high: float
 
-    def to_dict(self) -> dict[str, float]:
-        return {"value": self.value, "low": self.low, "high": self.high}
-
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Ratio:
@@ -50,9 +47,6 @@ class Ratio:
     totals: Estimate
     median: Estimate
     least: float
-
-    def to_dict(self) -> dict[str, Any]:
-        return {"totals": self.totals.to_dict(), "median": self.median.to_dict(), "least": self.least}
 
 
 def bootstrap(values_NF: Array, statistic: Statistic, *, seed: int = 0) -> Estimate:

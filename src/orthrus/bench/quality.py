@@ -93,7 +93,7 @@ class Summary:
     right: float | None
 
     def to_dict(self) -> dict[str, Any]:
-        return {**asdict(self), "ratio": self.ratio.to_dict()}
+        return asdict(self)
 
 
 def summaries(records: Iterable[Mapping[str, Any]], *, where: str = "", seed: int = 0) -> list[Summary]:

@@ -20,13 +20,13 @@ _LOAD = """With the Python package `orthrus-lm`:
 ```python
 import orthrus
 
-model, tokenizer = orthrus.load("{place}")
+model, tokenizer = orthrus.load("{address}")
 print(orthrus.generate(model, tokenizer, "…", max_new_tokens=128)[0].text)
 ```"""
 _CUSTOM = """With transformers, where `orthrus-lm` is installed, on the backbone as it is:
 
 ```python
-text_ids = model.generate(**inputs, custom_generate="{place}", trust_remote_code=True)
+text_ids = model.generate(**inputs, custom_generate="{address}", trust_remote_code=True)
 ```
 
 The first call gives the model the view. Streamers work, stop strings need `tokenizer=`; an option that is \
@@ -36,15 +36,15 @@ _OFFICIAL = """With transformers, where `orthrus-lm` is installed, `model.genera
 ```python
 from transformers import AutoModelForCausalLM
 
-model = AutoModelForCausalLM.from_pretrained("{place}", trust_remote_code=True)
+model = AutoModelForCausalLM.from_pretrained("{address}", trust_remote_code=True)
 ```
 
 The published Orthrus code reads this layout too, with its own `modeling_orthrus.py` in place of the one here. So does \
 vLLM, with the plugin that comes with `orthrus-lm[vllm]`:
 
 ```
-vllm serve {place} \\
-  --speculative-config '{{"method": "draft_model", "model": "{place}", "num_speculative_tokens": {drafts}}}'
+vllm serve {address} \\
+  --speculative-config '{{"method": "draft_model", "model": "{address}", "num_speculative_tokens": {drafts}}}'
 ```"""
 
 
@@ -92,12 +92,12 @@ def model_card(
         "backbone keeps those it would have written itself.",
         _table(_facts(model, tokenizer, config, format, with_backbone=with_backbone)),
         "## Load",
-        _LOAD.format(place=address),
+        _LOAD.format(address=address),
     ]
     if format == "official" and model.config.model_type == "qwen3":
-        parts.append(_OFFICIAL.format(place=address, drafts=config.block_size - 1))
+        parts.append(_OFFICIAL.format(address=address, drafts=config.block_size - 1))
     elif format == "adapter":
-        parts.append(_CUSTOM.format(place=address))
+        parts.append(_CUSTOM.format(address=address))
     if training:
         parts += ["## Training", training]
     stated = licence or (

@@ -274,13 +274,13 @@ def official_config(model: PreTrainedModel) -> dict[str, Any]:
     local = ("_name_or_path", "id2label", "label2id", "problem_type")
     fields = {name: value for name, value in model.config.to_dict().items() if name not in local}
     correction = {"markov_rank": config.markov_rank} if config.markov_rank else {}
-    own = {
+    orthrus = {
         "block_size": config.block_size,
         "mask_token_id": config.mask,
         "dtype": str(model.dtype).removeprefix("torch."),
         "use_cache": False,
     }
-    return fields | correction | own | OFFICIAL[model.config.model_type]
+    return fields | correction | orthrus | OFFICIAL[model.config.model_type]
 
 
 def read_tensors(path: Path, name: str) -> dict[str, Tensor]:

@@ -28,13 +28,15 @@ def device_map(cls: Any, home: Path | str, device: Any, *, config: Any = None, r
         raise UnsupportedModel(
             f"{type(model).__name__} must name its layers (_no_split_modules), found none: no offload"
         )
-    return _places("", model, layers, device)
+    return _devices("", model, layers, device)
 
 
-def _places(name: str, module: nn.Module, layers: set[str], device: Any) -> dict[str, Any]:
+def _devices(name: str, module: nn.Module, layers: set[str], device: Any) -> dict[str, Any]:
     if type(module).__name__ in layers:
         return {name: "disk"}
     if not any(type(child).__name__ in layers for child in module.modules()):
         return {name: device}
-    inner = [_places(f"{name}.{key}" if name else key, child, layers, device) for key, child in module.named_children()]
+    inner = [
+        _devices(f"{name}.{key}" if name else key, child, layers, device) for key, child in module.named_children()
+    ]
     return {key: device for devices in inner for key, device in devices.items()}

@@ -1,8 +1,7 @@
 """What a recipe will cost, before it runs: tokens, steps, memory and hours, from the model's shapes alone.
 
-Builds the model on torch's meta device, so no weight is read or made. Sliding windows are counted as whole contexts, so
-that the plan is on the safe side. Peak rates are the vendors' for dense bfloat16; the share of them that training
-reaches is stated.
+Builds the model on torch's meta device, so no weight is read. Sliding windows are counted as whole contexts. Peak rates
+are the vendors' for dense bfloat16.
 
 Units: operations are floating-point operations (a multiply-add is two), memory is bytes.
 """

@@ -61,8 +61,8 @@ def runs_of(sweep: Sweep, path: Path, overrides: Sequence[str] = ()) -> Iterator
     """
     for seed in sweep.seeds:
         for name, changes in sweep.variants.items():
-            places = [f"run.seed={seed}", f"run.output={sweep.output}/{name}-{seed}"]
-            yield Run(name, seed, load_recipe(path.parent / sweep.recipe, [*changes, *overrides, *places]))
+            settings = [f"run.seed={seed}", f"run.output={sweep.output}/{name}-{seed}"]
+            yield Run(name, seed, load_recipe(path.parent / sweep.recipe, [*changes, *overrides, *settings]))
 
 
 def carry_out(

@@ -157,8 +157,12 @@ def test_figures_of_a_setting() -> None:
     plain, own = summaries([_reference("0", 2.0), _reference("1", 8.0)], verdicts)
     assert (plain.prompts, plain.identical, plain.speed, plain.tokens_per_cycle) == (2, 2, None, None)
     assert (own.prompts, own.identical, own.tokens_per_cycle) == (2, 1, 2.5)
-    assert (own.tokens_per_forward, own.least_tokens_per_forward, own.below_one) == (10 / 9, 10 / 9, 0)
-    assert (plain.least_tokens_per_forward, plain.below_one) == (10 / 11, 2)
+    assert (own.tokens_per_forward, own.least_tokens_per_forward, own.below_one_token_per_forward) == (
+        10 / 9,
+        10 / 9,
+        0,
+    )
+    assert (plain.least_tokens_per_forward, plain.below_one_token_per_forward) == (10 / 11, 2)
     assert own.speed is not None
     assert own.speed.value == 2.0
     assert own.partings == [Parting(3, 0.25)]

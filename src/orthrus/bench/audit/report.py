@@ -44,7 +44,7 @@ class Summary:
         tokens_per_cycle: pooled over all counts; None without drafts.
         tokens_per_forward: pooled over all counts, and
         least_tokens_per_forward: of the text with the fewest.
-        below_one: texts with less than one.
+        below_one_token_per_forward: texts with less than one.
         speed: tokens per second against plain decoding at the same precision, promise and batch; None for itself.
         by_perplexity: the share split by quantiles of the reference's perplexity, the least first.
     """
@@ -59,7 +59,7 @@ class Summary:
     tokens_per_cycle: float | None
     tokens_per_forward: float
     least_tokens_per_forward: float
-    below_one: int
+    below_one_token_per_forward: int
     speed: Estimate | None
     by_perplexity: list[Quantile]
 
@@ -69,23 +69,14 @@ class Summary:
         return [parting.gap for parting in self.partings if parting.gap is not None]
 
     def to_dict(self) -> dict[str, Any]:
+        figures = asdict(self)
+        del figures["setting"]
         return {
             **asdict(self.setting),
             "claimed": self.setting.claimed,
-            "suite": self.suite,
-            "domain": self.domain,
-            "prompts": self.prompts,
-            "identical": self.identical,
+            **figures,
             "identical_share": self.identical / self.prompts,
-            "identical_to_hf": self.identical_to_hf,
             "identical_to_hf_share": self.identical_to_hf / self.prompts,
-            "partings": [asdict(parting) for parting in self.partings],
-            "tokens_per_cycle": self.tokens_per_cycle,
-            "tokens_per_forward": self.tokens_per_forward,
-            "least_tokens_per_forward": self.least_tokens_per_forward,
-            "below_one_token_per_forward": self.below_one,
-            "speed": None if self.speed is None else self.speed.to_dict(),
-            "by_perplexity": [asdict(quantile) for quantile in self.by_perplexity],
         }
 
 
@@ -110,9 +101,6 @@ class Plainly:
     close: dict[str, float]
     conditions: Mapping[str, Any]
 
-    def to_dict(self) -> dict[str, Any]:
-        return asdict(self)
-
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class AuditReport:
@@ -132,7 +120,7 @@ class AuditReport:
         return {
             "provenance": self.provenances,
             "contract": self.contract.to_dict(),
-            "references": [plainly.to_dict() for plainly in self.plainly],
+            "references": [asdict(plainly) for plainly in self.plainly],
             "summaries": [summary.to_dict() for summary in self.summaries],
         }
 
@@ -227,7 +215,7 @@ def _summary(
         tokens_per_cycle=None if cycles is None else cycles.value,
         tokens_per_forward=sum(r.stats["emitted"] for r in results) / sum(r.stats["forwards"] for r in results),
         least_tokens_per_forward=min(forward),
-        below_one=sum(value < 1 for value in forward),
+        below_one_token_per_forward=sum(value < 1 for value in forward),
         speed=None if ratio is None else ratio.totals,
         by_perplexity=quantiles([(perplexities[v.key], v.result.diverges_at is None) for v in part]),
     )

@@ -53,7 +53,8 @@ def _texts(title: str, summaries: Sequence[Summary]) -> Grid:
             _NONE if not s.partings else f"{median(parting.at for parting in s.partings):.0f}",
             *((f"{median(s.gaps):.3g}", f"{max(s.gaps):.3g}") if s.gaps else (_NONE, _NONE)),
             _NONE if s.tokens_per_cycle is None else f"{s.tokens_per_cycle:.2f}",
-            f"{s.tokens_per_forward:.2f} (least {s.least_tokens_per_forward:.2f}, {s.below_one} below 1)",
+            f"{s.tokens_per_forward:.2f} (least {s.least_tokens_per_forward:.2f}, "
+            f"{s.below_one_token_per_forward} below 1)",
             _NONE if s.speed is None else f"{s.speed.value:.2f} ({s.speed.low:.2f} to {s.speed.high:.2f})",
         ]
         for s in summaries

@@ -1,7 +1,7 @@
 """From files of results to figures: one summary per suite, domain and contender."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Final, TypeAlias, TypeVar
 
@@ -64,24 +64,11 @@ class Summary:
 
     def to_dict(self) -> dict[str, Any]:
         configuration, dtype, batch = self.setting
-        return {
-            "configuration": configuration,
-            "dtype": dtype,
-            "batch": batch,
-            "suite": self.suite,
-            "domain": self.domain,
-            "mode": self.mode,
-            "plan": self.plan,
-            "exact": self.exact,
-            "prompts": self.prompts,
-            "tokens_per_second": self.tokens_per_second.to_dict(),
-            "against": {name: ratio.to_dict() for name, ratio in self.against.items()},
-            "tokens_per_cycle": _both(self.tokens_per_cycle),
-            "tokens_per_forward": _both(self.tokens_per_forward),
-            "identical": self.identical,
-            "right": self.right,
-            "accepted_per_position": self.accepted_per_position,
-        }
+        figures = asdict(self)
+        del figures["setting"]
+        for name in ("tokens_per_cycle", "tokens_per_forward"):
+            figures[name] = dict(zip(("pooled", "mean"), figures[name], strict=True))
+        return {"configuration": configuration, "dtype": dtype, "batch": batch, **figures}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -239,11 +226,3 @@ def split(items: Iterable[T], key: Callable[[T], K]) -> Iterable[tuple[K, list[T
     for item in items:
         groups.setdefault(key(item), []).append(item)
     return groups.items()
-
-
-def _both(estimates: tuple[Estimate | None, Estimate | None]) -> dict[str, dict[str, float] | None]:
-    pooled, mean = estimates
-    return {
-        name: None if estimate is None else estimate.to_dict()
-        for name, estimate in (("pooled", pooled), ("mean", mean))
-    }

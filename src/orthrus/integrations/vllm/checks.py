@@ -57,7 +57,7 @@ def _method(config: Any) -> Iterator[str]:
         yield f"the speculative method must be 'draft_model', found {spec.method!r}: use {_EXAMPLE}"
         return
     target, draft = config.model_config, spec.draft_model_config
-    if _place(target.model) != _place(draft.model) or target.revision != draft.revision:
+    if _resolved(target.model) != _resolved(draft.model) or target.revision != draft.revision:
         yield (
             f"the draft model must be the served checkpoint itself, {_named(target)}, found {_named(draft)}: name the "
             "same model, and revision, in both places"
@@ -180,7 +180,7 @@ def _is_count(value: object) -> TypeGuard[int]:
     return isinstance(value, int) and not isinstance(value, bool)
 
 
-def _place(model: str) -> str:
+def _resolved(model: str) -> str:
     path = Path(model)
     return str(path.resolve()) if path.exists() else model
 
