@@ -21,6 +21,7 @@ from orthrus.decode.options import Options
 from orthrus.errors import ConfigError, OrthrusError, UnsupportedModel
 from orthrus.kernels import int8
 from orthrus.kernels.int8 import Int8Linear, is_exact, is_quantised, quantise, rounded
+from orthrus.kernels.smoothing import Rounding
 from orthrus.model.attach import attach, detach
 from orthrus.model.fingerprint import identity, key_of, precision_of, quantization_of, twin_tensors
 from orthrus.model.twin import require_gradients
@@ -33,13 +34,16 @@ pytestmark = pytest.mark.skipif(not is_exact(), reason="needs VNNI instructions 
 PROMPTS = [[5, 6, 7], [*range(30, 43)], [8], [9, 10, 11, 12, 13], [*range(60, 70)]]
 PLANS = ("full", "fixed:3", "tree:6", "onepass", "lookup", "auto")
 WIDTHS = (1, 2, 3, 5, 8, 16, 17, 32)
+ROUNDINGS = pytest.mark.parametrize("rounding", [{}, {"smooth": True}, {"parts": 2}], ids=["plain", "smooth", "two"])
 
 
-def group(*outputs: int, inputs: int = 72, bias: bool = False) -> nn.Module:
+def group(*outputs: int, inputs: int = 72, bias: bool = False, smooth: bool = False, parts: int = 1) -> nn.Module:
     """Int8 layers of one input, multiplied as one."""
     torch.manual_seed(0)
     model = nn.Sequential(*(nn.Linear(inputs, out, bias=bias) for out in outputs))
-    quantise(model, [[layer for layer in model if isinstance(layer, nn.Linear)]], keep=lambda _: False)
+    rounding = Rounding(torch.rand(inputs) + 0.5 if smooth else None, parts)
+    layers = [layer for layer in model if isinstance(layer, nn.Linear)]
+    quantise(model, [layers], keep=lambda _: False, roundings=dict.fromkeys(layers, rounding))
     return model
 
 
@@ -50,12 +54,17 @@ def products(model: nn.Module, x: Tensor) -> Tensor:
 
 def specification(model: nn.Module, x: Tensor) -> Tensor:
     """The slow version: a row's integers by definition, products summed in 64 bits, then scales and bias."""
-    most = x.float().abs().amax(-1, keepdim=True)
-    row = (x.float() * torch.tensor(127.0).div(most)).round().nan_to_num(0).long()
     parts = []
     for layer in model.children():
         assert isinstance(layer, Int8Linear)
-        wide = (row @ layer.weight.long().T).float() * (layer.scale / 127) * most
+        wide = x.float() if layer.factor is None else x.float() * layer.factor
+        most = wide.abs().amax(-1, keepdim=True)
+        scaled = (wide * torch.tensor(127.0).div(most)).nan_to_num(0)
+        rest = (scaled - scaled.round()).mul(254).round().long()
+        first, second = (
+            (row @ layer.weight.long().T).float() * (layer.scale / 127) for row in (scaled.round().long(), rest)
+        )
+        wide = (first if layer.parts == 1 else second * (1 / 254) + first) * most
         parts.append(wide if layer.bias is None else wide + layer.bias)
     return torch.cat(parts, dim=-1).to(x.dtype)
 
@@ -73,11 +82,12 @@ def threads(count: int) -> Iterator[None]:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("bias", [False, True])
 @pytest.mark.parametrize("outputs", [(40,), (48, 24, 24), (130, 130)])
+@ROUNDINGS
 def test_results_are_the_slow_specification_s_bit_for_bit(
-    outputs: tuple[int, ...], bias: bool, dtype: torch.dtype
+    outputs: tuple[int, ...], bias: bool, dtype: torch.dtype, rounding: dict[str, Any]
 ) -> None:
     """Alone and as one with neighbours, for every shape of input; rows of zeros too."""
-    model = group(*outputs, bias=bias)
+    model = group(*outputs, bias=bias, **rounding)
     for shape in ((1,), (7,), (1, 1), (2, 16)):
         x = torch.randn(*shape, 72, dtype=dtype) * torch.logspace(-3, 3, shape[-1])[:, None].to(dtype)
         x[..., -1, :] = 0 if shape[-1] > 1 else x[..., -1, :]
@@ -87,9 +97,10 @@ def test_results_are_the_slow_specification_s_bit_for_bit(
 
 
 @pytest.mark.parametrize("inputs", [72, 1536])
-def test_a_row_has_the_same_bits_at_every_width_and_number_of_threads(inputs: int) -> None:
+@ROUNDINGS
+def test_a_row_has_the_same_bits_at_every_width_and_number_of_threads(inputs: int, rounding: dict[str, Any]) -> None:
     """Whoever is multiplied with it, in float32 and from the input on."""
-    model, x = group(96, 33, inputs=inputs), torch.randn(32, inputs)
+    model, x = group(96, 33, inputs=inputs, **rounding), torch.randn(32, inputs)
     expected = torch.cat([products(model, row[None]) for row in x])
     for count in (1, 2):
         with threads(count):
@@ -108,9 +119,20 @@ def test_a_row_is_rounded_to_the_nearest_of_255_integers() -> None:
     assert row.min() >= 1
 
 
-def test_what_is_not_finite_stays_so() -> None:
+def test_the_second_part_is_what_the_first_rounds_off() -> None:
+    """Nothing is off by more than half of its finer steps, but for float32's own rounding."""
+    x = torch.randn(5, 300) * torch.logspace(-30, 30, 5)[:, None]
+    row, most = rounded(x, parts=2)
+    first, second = row.double() - 128
+    wanted = x.double() / most * 127
+    assert float((first + second / 254 - wanted).abs().max()) <= 0.5 / 254 + 1e-4
+    assert torch.equal(row[0], rounded(x)[0])
+
+
+@ROUNDINGS
+def test_what_is_not_finite_stays_so(rounding: dict[str, Any]) -> None:
     """And leaves its neighbours alone."""
-    model, x = group(40), torch.randn(3, 72)
+    model, x = group(40, **rounding), torch.randn(3, 72)
     expected = products(model, x)
     for bad in (torch.nan, torch.inf):
         x[1, 5] = bad
@@ -119,14 +141,15 @@ def test_what_is_not_finite_stays_so() -> None:
         assert torch.equal(found[::2], expected[::2])
 
 
-def test_results_are_near_those_of_the_weights() -> None:
-    """Both roundings together move random products by about a hundredth."""
+@pytest.mark.parametrize(("parts", "least", "most"), [(1, 0.006, 0.02), (2, 0.002, 0.006)])
+def test_results_are_near_those_of_the_weights(parts: int, least: float, most: float) -> None:
+    """Both roundings together move random products by about a hundredth; in two parts that of the weights alone."""
     torch.manual_seed(0)
     plain, x = nn.Linear(512, 256), torch.randn(16, 512)
-    layer = Int8Linear(plain)
+    layer = Int8Linear(plain, Rounding(parts=parts))
     with torch.inference_mode():
         error = (layer(x) - plain(x)).norm() / plain(x).norm()
-    assert 0.002 < error < 0.02
+    assert least < error < most
     torch.testing.assert_close(layer.dequantised(), plain.weight.detach(), rtol=0, atol=float(layer.scale.max()) * 0.51)
 
 
@@ -180,7 +203,7 @@ def test_no_float_copy_of_the_weights_is_kept() -> None:
 
 def test_copies_compute_alike_and_loaded_weights_are_followed() -> None:
     """Deep copies and pickles; a cast leaves scales as they are; `load_state_dict` is seen."""
-    model, x = group(40, 24, bias=True), torch.randn(4, 72)
+    model, x = group(40, 24, bias=True, smooth=True), torch.randn(4, 72)
     expected = products(model, x)
     for other in (copy.deepcopy(model), pickle.loads(pickle.dumps(model)), copy.deepcopy(model).bfloat16().float()):
         torch.testing.assert_close(products(other, x), expected, rtol=0, atol=1e-3)
@@ -190,6 +213,18 @@ def test_copies_compute_alike_and_loaded_weights_are_followed() -> None:
     model.load_state_dict(state)
     assert torch.equal(products(model, x), specification(model, x))
     assert not torch.equal(products(model, x), expected)
+
+
+def test_weights_loaded_in_inference_mode_are_followed_too() -> None:
+    """Quantised within inference mode and multiplied, then given other weights outside of it."""
+    with torch.inference_mode():
+        model, x = group(40, 24, smooth=True), torch.randn(4, 72)
+        expected = products(model, x)
+    state = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    state["0.weight"].neg_()
+    model.load_state_dict(state)
+    assert torch.equal(products(model, x)[:, :40], -expected[:, :40])
+    assert torch.equal(products(model, x)[:, 40:], expected[:, 40:])
 
 
 def test_a_detached_backbone_stays_in_int8_and_takes_a_view_again() -> None:

@@ -21,18 +21,19 @@ from transformers.utils import logging
 
 from orthrus import zoo
 from orthrus.checkpoints import drafters, files, gguf, offload
+from orthrus.checkpoints.eight import to_int8
 from orthrus.checkpoints.tokenizers import read_tokenizer
 from orthrus.errors import CheckpointError, ConfigError
-from orthrus.kernels import int8, merged, packed
+from orthrus.kernels import merged, packed
+from orthrus.kernels.int8 import require
 from orthrus.model.attach import attach, detach
 from orthrus.model.attachment import attachment_of
 from orthrus.model.config import OrthrusConfig
-from orthrus.model.fingerprint import backbone_tensors, fingerprint, of_view, twin_tensors
+from orthrus.model.fingerprint import backbone_tensors, fingerprint, twin_tensors
 from orthrus.model.graphs import compile_passes
 from orthrus.zoo import BUNDLED, WEIGHTS
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-
 INT8: Final = "int8"
 PRECISIONS: Final = (*DTYPES, INT8)
 """What models decode in, by name: the dtypes, and the backbone's linear layers in int8 with the rest in float32."""
@@ -112,7 +113,7 @@ def load(
     else:
         model, tokenizer = _load_adapter(path, wanted, backbone, **more)
     model = model if more else model.to(target)
-    return ready(model, compile=compile, pack=pack, eight=eight, drafter=drafter), tokenizer
+    return ready(model, compile=compile, pack=pack, eight=eight, tokenizer=tokenizer, drafter=drafter), tokenizer
 
 
 def put_on(model: PreTrainedModel, path: Path) -> PreTrainedModel:
@@ -131,14 +132,19 @@ def put_on(model: PreTrainedModel, path: Path) -> PreTrainedModel:
 
 
 def ready(
-    model: PreTrainedModel, *, compile: bool, pack: bool | None, eight: bool = False, drafter: str | None = None
+    model: PreTrainedModel,
+    *,
+    compile: bool,
+    pack: bool | None,
+    eight: bool = False,
+    tokenizer: PreTrainedTokenizerBase | None = None,
+    drafter: str | None = None,
 ) -> PreTrainedModel:
-    """Make a dual-view model ready to decode where it is, in place; options as for `load`, `eight` for int8."""
+    """Make a dual-view model ready to decode where it is; options as for `load`, `eight` and tokenizer for int8."""
     _check(compile, pack, eight, drafter)
     model.eval()
     if eight:
-        int8.quantise(model, merged.groups(model), keep=of_view)
-        model.float()
+        to_int8(model, tokenizer)
     if compile:
         compile_passes(model)
     if pack or (pack is None and not compile and packed.pays(model)):
@@ -209,7 +215,7 @@ def device_of(device: str | torch.device | None) -> torch.device:
 def dtype_of(dtype: str | torch.dtype | None, device: torch.device) -> torch.dtype | str:
     """Settle a dtype; raises ConfigError for an unknown name. For int8 it is what weights are read in."""
     if dtype == INT8:
-        int8.require(device)
+        require(device)
         return "auto"
     if dtype is None:
         return torch.float32 if device.type == "cpu" else "auto"
@@ -237,9 +243,8 @@ def _load_adapter(
             "line"
         )
     revision = None if home == path or backbone is not None else config.revision
-    kept = None
-    if dtype == torch.float16:
-        kept = fingerprint(_pretrained(AutoModelForCausalLM, home, "auto", revision=revision))
+    halved = dtype == torch.float16
+    kept = fingerprint(_pretrained(AutoModelForCausalLM, home, "auto", revision=revision)) if halved else None
     model = _pretrained(AutoModelForCausalLM, home, dtype, revision=revision, **more)
     attach(model, config, attn_implementation="orthrus")
     files.load_adapter(model, path, backbone=kept)

@@ -2,11 +2,13 @@
 
 Each row of the input has a scale of its own and so has each output; products are added up as integers, which does not
 round. What a row gives therefore does not depend on how many rows are multiplied with it, nor on which, nor on the
-number of threads. Layers that read the same input are multiplied as one. Knows layers; knows no pass.
+number of threads. Layers that read the same input are multiplied as one. How inputs are rounded best is observed
+elsewhere (`orthrus.kernels.smoothing`). Knows layers; knows no pass.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cache
+from types import MappingProxyType
 from typing import Any, Final
 
 import torch
@@ -15,6 +17,7 @@ from torch import Tensor, nn
 from orthrus.errors import ConfigError, UnsupportedModel
 from orthrus.kernels.recorded import is_recording, operator, recordable
 from orthrus.kernels.shared import Shared
+from orthrus.kernels.smoothing import PLAINLY, Rounding
 from orthrus.kernels.watched import PLAIN
 
 _LARGEST: Final = 127
@@ -25,7 +28,7 @@ _MOST_INPUTS: Final = (2**31 - 1) // (_LARGEST * 255)
 _ROUND: Final = torch.tensor(2.0**23 + 128)
 _FULL: Final = torch.tensor(float(_LARGEST))
 _TINY: Final = torch.finfo(torch.float32).tiny
-
+_FINER: Final = 254.0  # steps of the second part in one of the first, whose remainders are half a step at most
 
 _product, _prepack = operator("onednn", "qlinear_pointwise"), operator("onednn", "qlinear_prepack")
 
@@ -43,15 +46,20 @@ def quantised(weight: Tensor) -> tuple[Tensor, Tensor]:
     return (wide / scale[:, None]).round_().to(torch.int8), scale
 
 
-def rounded(input: Tensor) -> tuple[Tensor, Tensor]:
+def rounded(input: Tensor, *, parts: int = 1) -> tuple[Tensor, Tensor]:
     """Round rows `[..., in]` to integers from -127 to 127, kept as uint8 with 128 added.
 
     Returns them and each row's largest magnitude `[..., 1]` in float32, which 127 stands for. Rows of zeros have any
-    integers, and rows that are not finite a magnitude that is not.
+    integers, and rows that are not finite a magnitude that is not. In two parts `[2, ..., in]` the second holds what
+    the first rounds off, 254 times finer.
     """
     wide = input.float()
     most = wide.abs().amax(-1, keepdim=True)
-    shifted = (wide * (_FULL / most)).add_(_ROUND)
+    scaled = wide * (_FULL / most)
+    shifted = scaled + _ROUND
+    if parts == 2:
+        rest = scaled.sub_(shifted - _ROUND).mul_(_FINER).add_(_ROUND)
+        shifted = torch.stack((shifted, rest))
     # The other way to the same integers takes longer, but can be recorded.
     integer = shifted.sub_(2.0**23) if is_recording() else shifted.view(torch.int32)
     return integer.to(torch.uint8), most
@@ -60,6 +68,7 @@ def rounded(input: Tensor) -> tuple[Tensor, Tensor]:
 class Int8Linear(nn.Module):
     """A linear layer with weights in 8-bit integers, for inference on CPUs.
 
+    Inputs are multiplied by `factor` `[in]`, where there is one, and the weights divided by it before they are rounded.
     Beside its weight `[out, in]` it keeps the same integers as the kernel reads them, made at the first use, and again
     after `load_state_dict`; nothing else may write to them.
     """
@@ -67,14 +76,19 @@ class Int8Linear(nn.Module):
     weight: nn.Parameter
     bias: nn.Parameter | None
     scale: Tensor
+    factor: Tensor | None
 
-    def __init__(self, layer: nn.Linear) -> None:
+    def __init__(self, layer: nn.Linear, rounding: Rounding = PLAINLY) -> None:
         """Round a layer's weights; its bias is taken as it is."""
         super().__init__()
         self.in_features, self.out_features = layer.in_features, layer.out_features
-        weight, scale = quantised(layer.weight)
+        self.parts = rounding.parts
+        with torch.inference_mode(False), torch.no_grad():  # tensors made in inference mode are never written to again
+            factor = None if rounding.factor is None else rounding.factor.clone()
+            weight, scale = quantised(layer.weight if factor is None else layer.weight / factor)
         self.weight = nn.Parameter(weight, requires_grad=False)
         self.register_buffer("scale", scale)
+        self.register_buffer("factor", factor)
         self.bias = layer.bias
         self._shared: _Shared | None = None
         self._place = 0
@@ -88,7 +102,8 @@ class Int8Linear(nn.Module):
 
     def dequantised(self) -> Tensor:
         """Return the weight in float32."""
-        return self.weight.float() * self.scale[:, None]
+        dense = self.weight.float() * self.scale[:, None]
+        return dense if self.factor is None else dense * self.factor
 
     def forget(self) -> None:
         """Drop what was made of the weights."""
@@ -102,9 +117,9 @@ class Int8Linear(nn.Module):
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "Int8Linear":
         if fn(self.weight[:0]).device.type != "cpu":
             raise ConfigError("int8 layers are for CPUs: load the model again, with another dtype for another device")
-        scale = self.scale
+        scale, factor = self.scale, self.factor
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
-        self.scale = scale  # float32 whatever the rest becomes
+        self.scale, self.factor = scale, factor  # float32 whatever the rest becomes
         self.forget()
         return self
 
@@ -130,14 +145,18 @@ class _Shared(Shared["Int8Linear"]):
         if self.packed is None:
             self.pack()
         assert self.packed is not None
-        row, most = rounded(input)
-        wide = multiplied(row, self.packed, self.scale, self.zero).mul_(most)
+        row, most = rounded(input if self.factor is None else input * self.factor, parts=self.parts)
+        wide = multiplied(row, self.packed, self.scale, self.zero)
+        if self.parts == 2:
+            wide = wide[1].mul_(1 / _FINER).add_(wide[0])
+        wide.mul_(most)
         return (wide if self.bias is None else wide.add_(self.bias)).to(input.dtype)
 
     def pack(self) -> None:
         assert _prepack is not None
         weight = torch.cat([layer.weight.detach() for layer in self.layers])
         self.scale = torch.cat([layer.scale for layer in self.layers]) / _LARGEST
+        self.factor, self.parts = self.layers[0].factor, self.layers[0].parts
         self.zero = torch.zeros(len(weight), dtype=torch.int32)
         own = [layer.bias.detach().float() for layer in self.layers if layer.bias is not None]
         self.bias = torch.cat(own) if own else None
@@ -181,19 +200,26 @@ def require(device: torch.device) -> None:
         )
 
 
-def quantise(model: nn.Module, groups: Sequence[Sequence[nn.Linear]], *, keep: Callable[[str], bool]) -> None:
+def quantise(
+    model: nn.Module,
+    groups: Sequence[Sequence[nn.Linear]],
+    *,
+    keep: Callable[[str], bool],
+    roundings: Mapping[nn.Linear, Rounding] = MappingProxyType({}),
+) -> None:
     """Put int8 layers in the place of a model's linear layers, in place; their floating-point weights are let go.
 
     Args:
         model: takes the layers.
         groups: layers that read the same input, one after another in this order.
         keep: tells by their names the layers that stay as they are.
+        roundings: how layers round their inputs, the same for those of a group; others as they come, in one part.
     """
     made: dict[nn.Module, Int8Linear] = {}
     for name, layer in list(model.named_modules()):
         fits = type(layer) is nn.Linear and type(layer.weight) in PLAIN and layer.in_features <= _MOST_INPUTS
         if isinstance(layer, nn.Linear) and fits and not keep(name):
-            made[layer] = Int8Linear(layer)
+            made[layer] = Int8Linear(layer, roundings.get(layer, PLAINLY))
             layer._parameters.clear()
             model.set_submodule(name, made[layer])
     setattr(model, "save_pretrained", _refused)  # noqa: B010 (a method to everyone else)

@@ -1,0 +1,44 @@
+"""A dual-view model's backbone in int8: which layers, and the few tokens by which their rounding is chosen."""
+
+from typing import Final
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from orthrus.kernels import merged
+from orthrus.kernels.int8 import quantise
+from orthrus.kernels.smoothing import observed
+from orthrus.model.fingerprint import of_view
+
+TEXT: Final = '''The harbour lies north of the old town. Anna sold 12 apples on Monday and 3 times as many on Tuesday: \
+12 * 3 = 36, so she sold 12 + 36 = 48 in all.
+
+def mean(values):
+    """Return the average of a list of numbers."""
+    return sum(values) / len(values)
+
+Why is the sky blue? Because air scatters short waves of light more than long ones.'''
+"""Prose, sums and code, in which inputs of layers are observed."""
+
+_TOKENS: Final = 128
+
+
+def to_int8(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None) -> None:
+    """Turn the backbone's linear layers into int8 ones and the rest into float32, in place.
+
+    Without a tokenizer the tokens that layers are observed with are taken from all over the vocabulary.
+    """
+    groups = merged.groups(model)
+    ids_1T = _tokens(model, tokenizer)
+    roundings = observed(model, groups, lambda: model(input_ids=ids_1T, use_cache=False))
+    quantise(model, groups, keep=of_view, roundings=roundings)
+    model.float()
+
+
+def _tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None) -> Tensor:
+    if tokenizer is None:
+        size = model.get_input_embeddings().weight.shape[0]
+        return torch.linspace(0, size - 1, _TOKENS, device=model.device).long()[None]
+    ids: list[int] = tokenizer(TEXT)["input_ids"][:_TOKENS]
+    return torch.tensor([ids], device=model.device)

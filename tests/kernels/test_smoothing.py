@@ -1,0 +1,74 @@
+"""How inputs are rounded: even channels, two parts where nothing evens them, and what a pass is observed to do."""
+
+import torch
+from torch import Tensor, nn
+
+from orthrus.kernels.int8 import Int8Linear
+from orthrus.kernels.smoothing import PLAINLY, Rounding, observed, rounding_for
+
+
+def error(layer: nn.Linear, rounding: Rounding, x: Tensor) -> float:
+    """How far a rounded layer is off, relative to what it gives."""
+    with torch.inference_mode():
+        return float((Int8Linear(layer, rounding)(x) - layer(x)).norm() / layer(x).norm())
+
+
+def test_channels_that_are_always_large_are_divided() -> None:
+    """Which leaves less than half of the error, on rows that were not observed."""
+    torch.manual_seed(0)
+    layer, size = nn.Linear(256, 64, bias=False), torch.ones(256)
+    size[::50] = 20.0
+    rounding = rounding_for(torch.randn(64, 256) * size, [layer.weight])
+    assert rounding.parts == 1
+    assert rounding.factor is not None
+    assert rounding.factor[0] < rounding.factor[1] / 3
+    x = torch.randn(64, 256) * size
+    assert error(layer, rounding, x) < error(layer, PLAINLY, x) / 2
+
+
+def test_rows_with_large_elements_anywhere_are_rounded_in_two_parts() -> None:
+    """No factor evens them."""
+    torch.manual_seed(0)
+    layer, x = nn.Linear(256, 64, bias=False), torch.randn(64, 256)
+    x[torch.arange(64), torch.randint(256, (64,))] = 60.0
+    rounding = rounding_for(x, [layer.weight])
+    assert rounding == Rounding(parts=2)
+    assert error(layer, rounding, x) < error(layer, PLAINLY, x) / 2
+
+
+def test_a_channel_that_was_silent_is_not_blown_up() -> None:
+    """Nor do rows of zeros or rows that are not finite count; without others inputs are rounded plainly."""
+    torch.manual_seed(0)
+    layer, x = nn.Linear(64, 8), torch.randn(16, 64)
+    x[:, 3] = 0
+    factor = rounding_for(x, [layer.weight]).factor
+    assert factor is not None
+    assert factor[3] < 12 * factor.median()
+    worse = torch.cat([x, torch.zeros(1, 64), torch.full((1, 64), torch.inf)])
+    again = rounding_for(worse, [layer.weight]).factor
+    assert again is not None
+    assert torch.equal(again, factor)
+    assert rounding_for(torch.zeros(2, 64), [layer.weight]) is PLAINLY
+
+
+def test_layers_of_one_input_round_it_alike_and_those_not_called_are_left_out() -> None:
+    """By the weights of all; the pass sees one thread, and no hook stays."""
+    torch.manual_seed(0)
+    model = nn.ModuleList([nn.Linear(16, 8), nn.Linear(16, 24), nn.Linear(16, 4), nn.Linear(16, 4)])
+    first, second, other, idle = model
+    x, threads = torch.randn(1, 5, 16), []
+
+    def run() -> None:
+        threads.append(torch.get_num_threads())
+        for layer in (first, second, other):
+            layer(x)
+
+    found = observed(model, [[first, second]], run)
+    assert found[first] is found[second]
+    assert idle not in found
+    assert threads == [1]
+    assert not any(layer._forward_pre_hooks for layer in model)
+    expected = rounding_for(x, [first.weight, second.weight]).factor
+    assert expected is not None
+    assert torch.equal(found[first].factor, expected)
+    assert not torch.equal(found[other].factor, expected)
