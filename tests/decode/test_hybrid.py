@@ -16,7 +16,6 @@ from orthrus.decode.engine import Engine
 from orthrus.decode.options import Options, Sampling
 from orthrus.decode.rows import Row
 from orthrus.errors import DecodingError, UnsupportedModel
-from orthrus.model import delta
 from orthrus.model.attach import duals
 from orthrus.model.mixer import DualMixer
 from orthrus.model.snapshots import MOST
@@ -255,15 +254,6 @@ def test_exact_tokens_are_plain_decoding_s_bit_for_bit(dtype: torch.dtype, monke
     assert made.finding.holds
     for plan in ("full", "tree:6", "onepass:2"):
         assert written(plan, 3) == plain
-
-
-def test_a_kernel_that_solves_a_pass_at_once_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The fast form in place of the one in order: a token's bits then depend on where its pass began."""
-    monkeypatch.setattr(delta, "in_order", lambda inputs, state: delta.solve(inputs, state))
-    with pytest.warns(UserWarning, match="a token's logits depend on its place in the pass"):
-        made = Engine(dual(FAMILY), rows=1, capacity=200, plan=steps.parse("full"), exact="token")
-    assert made.finding is not None
-    assert not made.finding.holds
 
 
 def test_a_state_at_a_length_that_is_not_known_is_refused() -> None:

@@ -93,6 +93,21 @@ class Positioned(nn.Module):
         return out
 
 
+def test_another_forward_of_the_module_itself_is_called() -> None:
+    """Set while an engine decodes, in the original or in the twin: both are called in turn then."""
+    for half in ("ar", "diffusion"):
+        passes = passes_of("qwen3")
+        before = drafted(passes)
+        module = getattr(duals(passes.model)[0], half)
+        plain = module.forward
+        module.forward = lambda *args, plain=plain, **kwargs: (2 * (out := plain(*args, **kwargs))[0], *out[1:])
+        after = drafted(passes)
+        assert before.first_B1V is not None
+        assert after.first_B1V is not None
+        assert torch.allclose(after.first_B1V, before.first_B1V, atol=1e-4) == (half == "diffusion")
+        assert torch.allclose(after.logits_BMV, before.logits_BMV, atol=1e-4) == (half == "ar")
+
+
 def test_an_adapter_that_is_set_otherwise_is_followed() -> None:
     """As by `disable_adapters`, after passes were made: the backbone's token is that of a pass of its own."""
     model = tiny("qwen3")

@@ -1,5 +1,6 @@
 """Recorded passes: the same bits as eager ones, over texts and widths that were not recorded, or no recording."""
 
+import copy
 import gc
 import weakref
 from typing import Any
@@ -159,7 +160,7 @@ def test_other_tensors_in_the_place_of_weights_are_met(pack: bool) -> None:
 
 @pytest.mark.parametrize("of_class", [False, True])
 def test_another_forward_is_met(of_class: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whether it is set on a module or, as packages of kernels do, on its class."""
+    """Whether it is set on a module or, as packages of kernels do, on its class; in the middle of a text, too."""
     passes = recorded()
     mlp = passes.model.model.layers[0].mlp
     plain = type(mlp).forward
@@ -167,7 +168,23 @@ def test_another_forward_is_met(of_class: bool, monkeypatch: pytest.MonkeyPatch)
         monkeypatch.setattr(type(mlp), "forward", lambda self, x: 2 * plain(self, x))
     else:
         mlp.forward = lambda x: 2 * plain(mlp, x)
+    assert agree(passes)
     assert agree(Passes(passes.model, passes.cache))
+
+
+def test_another_module_is_met_in_the_middle_of_a_text() -> None:
+    """One that takes the place of a layer, or of a whole part of it."""
+    for name in ("mlp.up_proj", "mlp"):
+        passes = recorded()
+        layer = passes.model.model.layers[0]
+        other = copy.deepcopy(layer.get_submodule(name))
+        for parameter in other.parameters():
+            torch.nn.init.normal_(parameter, 0, 0.1)
+        before = token(passes)
+        passes.cache.set_length(0, passes.cache.lengths[0] - 1)
+        layer.set_submodule(name, other)
+        assert not torch.equal(token(passes), before)
+        assert agree(passes)
 
 
 def test_passes_under_autocast_are_eager() -> None:

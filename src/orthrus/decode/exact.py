@@ -66,14 +66,15 @@ def probe(model: PreTrainedModel, *, width: int, rows: int = _GROUPS[-1]) -> Fin
     """Find the fastest geometry that keeps rows independent here, bit for bit, for blocks of `width` tokens.
 
     Compares passes over random texts with passes over one text, `width` tokens at a time: one token and fillers in each
-    of them; more masked slots in reach; the text among 2, 4, 8 and 16 rows, up to `rows`; narrower passes; keys written
-    by wide prefill passes, and by those that draft as well; draft passes; and, of attention alone, fewer masked slots
-    in reach, for decoding passes and for prefill passes.
+    of them, or half as many tokens, so that states take up several at once; more masked slots in reach; the text among
+    2, 4, 8 and 16 rows, up to `rows`; narrower passes; keys written by wide prefill passes, and by those that draft as
+    well; draft passes; and, of attention alone, fewer masked slots in reach, for decoding passes and for prefill
+    passes.
     """
     with torch.inference_mode():
         trials = Trials(model, width, _groups(rows))
         broken = []
-        if not trials.agrees(width, tokens=1):
+        if not all(trials.agrees(width, tokens=tokens) for tokens in _kept(width)):
             broken.append("a token's logits depend on its place in the pass")
         # Functions that take no tiles agree up to some reach and then change their ways, which no probe can rule out.
         tiled = model.config._attn_implementation == attention.NAME
@@ -151,7 +152,8 @@ def _confirmed(model: PreTrainedModel, finding: Finding, *, width: int, rows: in
     shape = finding.geometry
     with torch.inference_mode():
         trials = Trials(model, width, _groups(rows))
-        alike = trials.agrees(width, tokens=1) and trials.agrees(width, span=LONGER)
+        alike = all(trials.agrees(width, tokens=tokens) for tokens in _kept(width))
+        alike = alike and trials.agrees(width, span=LONGER)
         if finding.drafts_exact:
             drafts = max(1, config_of(model).proposals - 1)
             alike = alike and trials.agrees(shape.widths[0], tokens=1, group=shape.group, drafts=drafts)
@@ -207,6 +209,11 @@ def _recalled(about: Mapping[str, Any]) -> Finding | None:
         return None if record is None else _FINDING.validate_python(record)
     except ValidationError:
         return None
+
+
+def _kept(width: int) -> tuple[int, ...]:
+    """Return how many of a pass's tokens trials keep: one, as a plain step does, and several."""
+    return tuple(sorted({1, max(1, width // 2)}))
 
 
 def _groups(rows: int) -> tuple[int, ...]:

@@ -59,10 +59,15 @@ class Joined:
     """An attention module and its twin as one, for passes that carry rows of both."""
 
     def __init__(self, ar: nn.Module, twin: nn.Module, axes: Mapping[str, int]) -> None:
+        self._halves = (ar, twin)
         self._split = Split()
         self._module = _without_weights(ar)
         for name, axis in axes.items():
             self._module._modules[name] = ByRows(ar, twin, name, axis, self._split)
+
+    def fits(self) -> bool:
+        """Tell whether both modules run their class's forward, or what accelerate made of it."""
+        return not any("forward" in half.__dict__ and "_hf_hook" not in half.__dict__ for half in self._halves)
 
     def __call__(self, hidden_states: Tensor, *args: Any, rows: int, **kwargs: Any) -> Any:
         """Run the attention module's forward, its first `rows` rows as the original and the others as the twin."""

@@ -7,6 +7,7 @@ pass. No architecture is written again; a layer that does not look as expected i
 
 import inspect
 from collections.abc import Callable
+from functools import lru_cache
 from types import FunctionType
 from typing import Any, Final, Protocol
 
@@ -73,13 +74,7 @@ class DualMixer(Dual):
 
 def mixes(module: nn.Module) -> bool:
     """Tell whether a module is a layer whose recurrence can be taken over."""
-    if not isinstance(getattr(module, "layer_idx", None), int) or "forward" in module.__dict__:
-        return False
-    forward = inspect.unwrap(type(module).forward)
-    if not isinstance(forward, FunctionType):
-        return False
-    called = {CONVOLUTION, RULE} <= {*forward.__code__.co_names} & forward.__globals__.keys()
-    return called and "cache_params" in inspect.signature(forward).parameters
+    return isinstance(getattr(module, "layer_idx", None), int) and _forward_of(module) is not None
 
 
 def mix(
@@ -90,7 +85,17 @@ def mix(
     *,
     both_ways: bool = False,
 ) -> Tensor:
-    """Run a layer's own forward over some rows of a pass; what it computes with is computed in float32."""
+    """Run a layer's own forward over some rows of a pass; what it computes with is computed in float32.
+
+    Raises:
+        UnsupportedModel: the layer's forward has been replaced since the view was attached.
+    """
+    forward = _forward_of(module)
+    if forward is None:
+        raise UnsupportedModel(
+            f"{type(module).__name__} must run transformers' own forward, found another set after the view was "
+            f"attached, which does not call {CONVOLUTION} and {RULE}: take it off, or decode without a view"
+        )
 
     def convolve(
         hidden_states: Tensor, weight: Tensor, bias: Tensor | None = None, activation: str | None = None, **_: Any
@@ -114,16 +119,24 @@ def mix(
             inputs = delta.inputs(query, key, value, g, beta, normalise=use_qk_l2norm_in_kernel)
             return recurrence.rule(inputs, path_BTM, both_ways=both_ways).to(query.dtype), None
 
-    forward = _relinked(_forward_of(module), {CONVOLUTION: convolve, RULE: rule})
-    out_BTC: Tensor = forward(module, hidden_BTC, cache_params=_Stateless(), attention_mask=None)
+    relinked = _relinked(forward, {CONVOLUTION: convolve, RULE: rule})
+    out_BTC: Tensor = relinked(module, hidden_BTC, cache_params=_Stateless(), attention_mask=None)
     return out_BTC
 
 
-def _forward_of(module: nn.Module) -> FunctionType:
-    """Return the function that a module's class defines as its forward, without what transformers wraps it in."""
-    forward = inspect.unwrap(type(module).forward)
-    assert isinstance(forward, FunctionType)
-    return forward
+def _forward_of(module: nn.Module) -> FunctionType | None:
+    """Return a layer's forward; None where it is not its class's own, or does not call the two functions by name."""
+    return None if "forward" in module.__dict__ else _calling_both(type(module).forward)
+
+
+@lru_cache
+def _calling_both(forward: Callable[..., Any]) -> FunctionType | None:
+    """Return a forward without what transformers wraps it in; None where it does not look as expected."""
+    inner = inspect.unwrap(forward)
+    if not isinstance(inner, FunctionType):
+        return None
+    called = {CONVOLUTION, RULE} <= {*inner.__code__.co_names} & inner.__globals__.keys()
+    return inner if called and "cache_params" in inspect.signature(inner).parameters else None
 
 
 def _relinked(function: FunctionType, others: dict[str, Callable[..., Any]]) -> FunctionType:

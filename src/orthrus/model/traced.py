@@ -63,7 +63,7 @@ class Recorder:
 
     def __init__(self, model: PreTrainedModel) -> None:
         self._model = model
-        self._modules = _modules(model)
+        self._layers = _Layers(model)
         self._hooks = [hooks for m in model.modules() for hooks in (m._forward_hooks, m._forward_pre_hooks)]
         self._hooks += _EVERYWHERE
         watch_weights(model)
@@ -74,12 +74,12 @@ class Recorder:
 
     def fits(self) -> bool:
         """Tell whether the model has the layers that it had, and each its forward."""
-        return self._modules == _modules(self._model)
+        return self._layers.unchanged()
 
     def logits(self, arguments: dict[str, Any]) -> Tensor | None:
         """Run the recording of a pass; None where there is none, and the pass has to be made eagerly."""
         plain = torch.is_inference_mode_enabled() and not torch.is_autocast_enabled("cpu")
-        if not plain or self._model.training or any(self._hooks):
+        if not plain or self._model.training or any(self._hooks) or not self.fits():
             return None
         if (state := self._now()) != self._state:  # other weights, of which others may have been made
             self._state, self._kinds = state, {}
@@ -268,5 +268,21 @@ def _is_steady(module: nn.Module) -> bool:
     return not any(part in kind.__name__.lower() for part in ("expert", "moe"))
 
 
-def _modules(model: nn.Module) -> list[tuple[nn.Module, type[nn.Module], Callable[..., Any]]]:
-    return [(module, type(module), type(module).forward) for module in model.modules()]
+class _Layers:
+    """What a model's modules are and call, as far as it can be replaced: looked at in every pass."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self._modules = list(model.modules())
+        self._types = [type(module) for module in self._modules]
+        self._forwards = {kind: kind.forward for kind in self._types}
+        self._children = [(m._modules, [*m._modules.values()]) for m in self._modules if m._modules]
+        self._attributes = [module.__dict__ for module in self._modules]
+
+    def unchanged(self) -> bool:
+        """Tell whether all is as it was."""
+        return (
+            [type(module) for module in self._modules] == self._types
+            and all(kind.forward is forward for kind, forward in self._forwards.items())
+            and all([*children.values()] == before for children, before in self._children)
+            and not any("forward" in attributes for attributes in self._attributes)
+        )

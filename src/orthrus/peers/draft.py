@@ -14,9 +14,9 @@ from transformers import PreTrainedModel
 from orthrus.checkpoints.load import backbone_with_tokenizer, tokenizer_of
 from orthrus.decode.passes import Passes, Proposal
 from orthrus.decode.rows import Row
-from orthrus.errors import ConfigError
+from orthrus.errors import ConfigError, UnsupportedModel
 from orthrus.kernels import masks
-from orthrus.model.attach import attach, layers_of, windows_of
+from orthrus.model.attach import attach, detach, is_hybrid, layers_of, windows_of
 from orthrus.model.cache import CacheAbove, ScratchCache
 from orthrus.model.config import OrthrusConfig
 from orthrus.model.dual import View
@@ -35,6 +35,9 @@ class DraftModel:
         model: the dual-view model.
         small: the model that drafts, without a view; it gets one without twins.
         proposals: drafts in a row at most.
+
+    Raises:
+        UnsupportedModel: the small model's layers keep recurrent states.
     """
 
     name = "draft"
@@ -43,6 +46,12 @@ class DraftModel:
 
     def __init__(self, model: PreTrainedModel, small: PreTrainedModel, *, proposals: int = 15) -> None:
         self.small = attach(small, OrthrusConfig(layers=()), attn_implementation="orthrus").eval()
+        if is_hybrid(self.small):
+            detach(small)
+            raise UnsupportedModel(
+                f"a draft model needs attention in every layer, found {type(small).__name__}, whose layers keep "
+                "recurrent states: draft with another"
+            )
         self.proposals: int | None = proposals
         self._windows = windows_of(self.small)
         self._head = output_head(self.small)

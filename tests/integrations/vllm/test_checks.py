@@ -116,7 +116,7 @@ REFUSED: dict[str, tuple[Any, str]] = {
     "model_config__hf_config__mask_token_id": (None, "must hold mask_token_id, a token below 32, found None"),
     "model_config__hf_config__block_size": (True, "must hold block_size, an integer of at least 2, found True"),
     "model_config__hf_config__markov_rank": (-1, "must hold markov_rank, an integer of at least 0"),
-    "model_config__hf_config__layer_types": (["sliding_attention"], "found sliding_attention"),
+    "model_config__hf_config__layer_types": (["full_attention", "linear_attention"], "found linear_attention"),
 }
 
 
