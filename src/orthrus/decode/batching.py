@@ -81,10 +81,10 @@ def outcomes_of(rows: Sequence[Row], step: Step, batch: Batch, outcome: Outcome)
 
 
 def _outcome(row: Row, index: int, step: Step, batch: Batch, outcome: Outcome) -> RowOutcome:
-    tokens, led, chain = outcome.tokens[index], outcome.led[index], None
+    tokens, first, chain = outcome.tokens[index], outcome.has_first[index], None
     if outcome.inside is not None:
         kept, longest = outcome.inside[index]
-        chain = (kept + led, longest + led)  # of drafts, a first token counted as one
+        chain = (kept + first, longest + first)  # of drafts, a first token counted as one
     drew = batch.drawing.start <= index < batch.drawing.stop
     source: Source = "text" if step.lookup else "ahead" if row.state.blind and not drew else "view"
     return RowOutcome(

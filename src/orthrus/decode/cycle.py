@@ -2,8 +2,8 @@
 
 The draft pass carries the anchor's AR row: the token after the anchor is the backbone's own, chosen before the drafts
 are, and the cycle goes on from it. A step says whether the drafts form a chain or a tree or are copied, and whether the
-verify pass drafts the next block too. Knows passes and choosers; ends no text (the engine does, once it has seen the
-tokens). The only wait for the device is the transfer of the verdict.
+verify pass drafts the next block too. The engine ends texts, once it has their tokens. The only wait for the device is
+the transfer of the verdict.
 
 Shapes: B rows, M drafts, S stops, V vocabulary.
 """
@@ -40,8 +40,8 @@ class Batch:
         states: what the drafter keeps of each row.
         trusted: whether an AR row has the same bits in a draft pass as in any other (`decode.exact`); where not, its
             token is a draft like the others.
-        first_B: the tokens that a draft pass has written already, which are the anchors from then on, and
-        led: for each row, whether there is one.
+        first_B: first tokens, which a draft pass has written; they are the anchors from then on.
+        has_first: for each row, whether it has one.
     """
 
     rows: slice
@@ -54,7 +54,7 @@ class Batch:
     states: Sequence[Any] = ()
     trusted: bool = True
     first_B: Tensor | None = None
-    led: Sequence[bool] = ()
+    has_first: Sequence[bool] = ()
 
 
 class Outcome(NamedTuple):
@@ -63,19 +63,19 @@ class Outcome(NamedTuple):
     Attributes:
         tokens: each row's new tokens: the first one, where a draft pass gave it, the accepted drafts, the bonus.
         broken: whether the row cannot go on after them: its logits are no numbers, and there is no bonus.
-        led: for each row, whether a draft pass gave its first token.
+        has_first: for each row, whether a draft pass gave its first token.
         drafted: drafts that were proposed to each row.
         forwards: passes of the backbone it took.
         draft_passes: passes of another drafter than the view.
         ready_BMV: draft logits for the next cycle, from a fused pass; None otherwise.
-        ranks: for each row, at which of the fused pass' stops, in their order, acceptance stopped; their number where
-            it was none of them.
+        ranks: for each row, the number of the fused pass's stop at which acceptance stopped; the number of stops
+            where it was none of them.
         inside: for each row, how many drafts of the chain inside its tree are kept, and how many there are.
     """
 
     tokens: list[list[int]]
     broken: list[bool]
-    led: list[bool]
+    has_first: list[bool]
     drafted: int
     forwards: int
     draft_passes: int = 0
@@ -123,8 +123,12 @@ def _propose(passes: Passes, batch: Batch, step: Step, drafter: Drafter) -> tupl
         made = drafter.propose(passes, rows, anchor_B, step.drafts, states)
         drawn = Proposal(made) if isinstance(made, Tensor) else made if batch.trusted else made.unverified()
         if stop - start == B:
-            led = [drawn.first_B1V is not None] * B
-            return _led(passes, batch, drawn.first_B1V, led), drawn.logits_BMV[:, : step.drafts], drawn.passes
+            has_first = [drawn.first_B1V is not None] * B
+            return (
+                _after_first(passes, batch, drawn.first_B1V, has_first),
+                drawn.logits_BMV[:, : step.drafts],
+                drawn.passes,
+            )
         each[start:stop] = drawn.rows()
     given = [one for one in each if one is not None]
     slots = min(step.drafts, *(len(one.logits_BMV) for one in given))
@@ -132,33 +136,33 @@ def _propose(passes: Passes, batch: Batch, step: Step, drafter: Drafter) -> tupl
     firsts = [one.first_B1V for one in given]
     some = next((first_1V for first_1V in firsts if first_1V is not None), None)
     first_B1V = None if some is None else torch.stack([some if one is None else one for one in firsts])
-    led = [first_1V is not None for first_1V in firsts]
-    return _led(passes, batch, first_B1V, led), logits_BMV, int(start < stop)
+    has_first = [first_1V is not None for first_1V in firsts]
+    return _after_first(passes, batch, first_B1V, has_first), logits_BMV, int(start < stop)
 
 
-def _led(passes: Passes, batch: Batch, first_B1V: Tensor | None, led: Sequence[bool]) -> Batch:
+def _after_first(passes: Passes, batch: Batch, first_B1V: Tensor | None, has_first: Sequence[bool]) -> Batch:
     """Write the backbone's own token after each anchor that was read with its draft, and go on from there."""
     if first_B1V is None:
         return batch
     none_B0 = batch.anchor_B.new_empty(len(batch.anchor_B), 0)
     first_B = _judge(batch, Drafts(none_B0, None), first_B1V).tokens_BM1[:, 0]
-    if not all(led):
-        first_B = torch.where(torch.tensor(led, device=first_B.device), first_B, batch.anchor_B)
-    passes.cache.commit(batch.rows, [int(one) for one in led])
+    if not all(has_first):
+        first_B = torch.where(torch.tensor(has_first, device=first_B.device), first_B, batch.anchor_B)
+    passes.cache.commit(batch.rows, [int(one) for one in has_first])
     anchor_B = first_B.clamp_min(0)  # a row that has none is told when the verdict is
     for chooser, index in batch.groups:
-        if chooser.processing is not None and led[0 if index is None else int(index)]:
+        if chooser.processing is not None and has_first[0 if index is None else int(index)]:
             chooser.processing.lead(_take(anchor_B, index))
     context = batch.context.after(anchor_B, passes.cache.length_R[batch.rows])
-    return replace(batch, anchor_B=anchor_B, context=context, first_B=first_B, led=led)
+    return replace(batch, anchor_B=anchor_B, context=context, first_B=first_B, has_first=has_first)
 
 
 def _verify(passes: Passes, batch: Batch, drafts: Drafts) -> Outcome:
     """Verify a chain of drafts; without any, write each row's next token."""
     token_BM1 = torch.cat([batch.anchor_B[:, None], drafts.tokens_BM], dim=1)
     verdict = _judge(batch, drafts, passes.verify(batch.rows, token_BM1))
-    said, _ = _commit(passes, batch, verdict)
-    return Outcome(*said, drafts.tokens_BM.shape[1], 1)
+    gains, _ = _commit(passes, batch, verdict)
+    return Outcome(*gains, drafts.tokens_BM.shape[1], 1)
 
 
 def _onepass(passes: Passes, batch: Batch, drafts: Drafts, step: Step) -> Outcome:
@@ -167,10 +171,10 @@ def _onepass(passes: Passes, batch: Batch, drafts: Drafts, step: Step) -> Outcom
     stop_BS = likely_stops(drafts.confidence_BM, step.stops)
     logits = passes.run(batch.rows, Reading(token_BQ=token_BM1, stop_BS=stop_BS, drafts=step.drafts))
     verdict = _judge(batch, drafts, logits.ar_BQV)
-    rank_B, ready_BMV = _met(stop_BS, verdict.accepted_B, logits.ahead_BSMV)
-    said, ranks = _commit(passes, batch, verdict, rank_B[:, None])
+    rank_B, ready_BMV = _at_stop(stop_BS, verdict.accepted_B, logits.ahead_BSMV)
+    gains, ranks = _commit(passes, batch, verdict, rank_B[:, None])
     ranks_of_rows = [rank for (rank,) in ranks]
-    return Outcome(*said, drafts.tokens_BM.shape[1], 1, ready_BMV=ready_BMV, ranks=ranks_of_rows)
+    return Outcome(*gains, drafts.tokens_BM.shape[1], 1, ready_BMV=ready_BMV, ranks=ranks_of_rows)
 
 
 def likely_stops(confidence_BM: Tensor, stops: int) -> Tensor:
@@ -180,13 +184,13 @@ def likely_stops(confidence_BM: Tensor, stops: int) -> Tensor:
     return (reach_BM1 * leave_BM1).topk(min(stops, reach_BM1.shape[1]), dim=1).indices
 
 
-def _met(stop_BS: Tensor, stop_B: Tensor, ahead_BSMV: Tensor | None) -> tuple[Tensor, Tensor]:
-    """Return at which of its stops each row stopped, S for none of them, and what was drafted for that place."""
+def _at_stop(stop_BS: Tensor, stop_B: Tensor, ahead_BSMV: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Return the number of the stop that each row met, S for none, and the logits drafted for it."""
     assert ahead_BSMV is not None
     here_BS = stop_BS == stop_B[:, None]
-    place_B = here_BS.long().argmax(1)
-    ready_BMV = ahead_BSMV[torch.arange(len(stop_BS), device=stop_BS.device), place_B]
-    return place_B.where(here_BS.any(1), stop_BS.shape[1]), ready_BMV
+    index_B = here_BS.long().argmax(1)
+    ready_BMV = ahead_BSMV[torch.arange(len(stop_BS), device=stop_BS.device), index_B]
+    return index_B.where(here_BS.any(1), stop_BS.shape[1]), ready_BMV
 
 
 def _grown(batch: Batch, logits_BMV: Tensor, step: Step, markov: Markov | None) -> tree.Tree:
@@ -222,14 +226,14 @@ def _tree(passes: Passes, batch: Batch, grown: tree.Tree, slots: int, step: Step
     moved = slice(0, min(slots, grown.token_BN.shape[1]))
     passes.move_slots(batch.rows, (length_B1 + path.node_BM)[:, moved], target_BM[:, moved])
     if stop_BS is None:
-        said, inside = _commit(passes, batch, verdict, path.chain_B2)
+        gains, inside = _commit(passes, batch, verdict, path.chain_B2)
         ranks = ready_BMV = None
     else:
-        rank_B, ready_BMV = _met(stop_BS, path.last_B, logits.ahead_BSMV)
-        said, numbers = _commit(passes, batch, verdict, path.chain_B2, rank_B[:, None])
+        rank_B, ready_BMV = _at_stop(stop_BS, path.last_B, logits.ahead_BSMV)
+        gains, numbers = _commit(passes, batch, verdict, path.chain_B2, rank_B[:, None])
         inside, ranks = [row[:2] for row in numbers], [row[2] for row in numbers]
     chains = [(kept, length) for kept, length in inside]
-    return Outcome(*said, slots, 1, ready_BMV=ready_BMV, ranks=ranks, inside=chains)
+    return Outcome(*gains, slots, 1, ready_BMV=ready_BMV, ranks=ranks, inside=chains)
 
 
 def _draft(batch: Batch, logits_BMV: Tensor, markov: Markov | None, *, weigh: bool = True) -> Drafts:
@@ -284,26 +288,26 @@ def _context(batch: Batch, index: Tensor | None) -> Context:
     return batch.context if index is None else batch.context.rows(index)
 
 
-class _Said(NamedTuple):
+class _Gains(NamedTuple):
     """What each row gained, as in `Outcome`."""
 
     tokens: list[list[int]]
     broken: list[bool]
-    led: list[bool]
+    has_first: list[bool]
 
 
-def _commit(passes: Passes, batch: Batch, verdict: Verdict, *numbers: Tensor) -> tuple[_Said, list[list[int]]]:
+def _commit(passes: Passes, batch: Batch, verdict: Verdict, *numbers: Tensor) -> tuple[_Gains, list[list[int]]]:
     """Fetch the verdict, and some more numbers per row, in one transfer; keep the keys of what was accepted."""
     first_B1 = (batch.anchor_B if batch.first_B is None else batch.first_B)[:, None]
     packed = torch.cat([verdict.accepted_B[:, None], *numbers, first_B1, verdict.tokens_BM1], dim=1).tolist()
     start = 1 + sum(part.shape[1] for part in numbers)
-    said, counts = _Said([], [], []), []
-    for row, led in zip(packed, batch.led or [False] * len(packed), strict=True):
-        lost = led and row[start] == NONE
+    gains, counts = _Gains([], [], []), []
+    for row, first in zip(packed, batch.has_first or [False] * len(packed), strict=True):
+        lost = first and row[start] == NONE
         count = 0 if lost else row[0] + 1 if row[0] >= 0 else -1 - row[0]
         counts.append(count)
-        said.tokens.append([] if lost else row[start + (not led) : start + 1 + count])
-        said.broken.append(lost or row[0] < 0)
-        said.led.append(led and not lost)
+        gains.tokens.append([] if lost else row[start + (not first) : start + 1 + count])
+        gains.broken.append(lost or row[0] < 0)
+        gains.has_first.append(first and not lost)
     passes.cache.commit(batch.rows, counts)
-    return said, [row[1:start] for row in packed]
+    return gains, [row[1:start] for row in packed]

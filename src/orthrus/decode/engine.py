@@ -276,15 +276,15 @@ class Engine:
         made = Proposal(outcome.ready_BMV[index]) if met and outcome.ready_BMV is not None else None
         row.ready = None if made is None else Ready(made, blind=True)
         kept, logits = row.keep(tokens, broken=broken)
-        led = outcome.led[index]
-        accepted = max(min(len(kept), len(tokens) if broken else len(tokens) - 1) - led, 0)
+        first = outcome.has_first[index]
+        accepted = max(min(len(kept), len(tokens) if broken else len(tokens) - 1) - first, 0)
         row.stats.record(
             drafted=outcome.drafted,
             accepted=accepted,
             emitted=len(kept),
             forwards=outcome.forwards,
-            first=led,
+            first=first,
             drafter=self.drafter.name if outcome.draft_passes else None,
             draft_passes=outcome.draft_passes,
         )
-        return Progress(row, kept, accepted, logits, first=led)
+        return Progress(row, kept, accepted, logits, first=first)
