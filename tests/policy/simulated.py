@@ -2,9 +2,9 @@
 
 import math
 import random
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
-from orthrus.policy.acceptance import RowOutcome
+from orthrus.policy.acceptance import RowOutcome, Source
 from orthrus.policy.lookup import Match
 from orthrus.policy.policy import Policy
 from orthrus.policy.steps import Kind, Step, parse
@@ -163,3 +163,32 @@ def fixed(step: Step, accept: Accept, price: Price, tokens: int) -> float:
         done += min(accept(done), step.drafts) + 1
         seconds += price(step, True)
     return seconds
+
+
+def simulate_rows(
+    accept: Accept, *, price: Callable[[int, Step], float], rows: Sequence[int], chooser: Policy
+) -> list[tuple[Step, float, int]]:
+    """Decode with so many rows in each step; returns the steps, the seconds they took and the tokens they wrote.
+
+    Args:
+        accept: how many of the view's drafts would be right at a position; rows are far apart.
+        price: what a step over so many rows takes, draft pass and all.
+        rows: how many there are in each step.
+        chooser: the policy.
+    """
+    states = [chooser.new_row() for _ in range(max(rows))]
+    at = [2000 * row for row in range(max(rows))]
+    made = []
+    for count in rows:
+        step = chooser.choose(states[:count])
+        source: Source | None = "text" if step.lookup else "view" if step.drafts else None
+        outcomes = []
+        for row in range(count):
+            kept = min(accept(at[row]), step.drafts) if source == "view" else 0
+            at[row] += kept + 1
+            inside = (kept, step.drafts) if step.nodes else None
+            outcomes.append(RowOutcome(source, step.drafts, kept, drew=source == "view", chain=inside))
+        took = price(count, step)
+        chooser.learn(step, outcomes, took)
+        made.append((step, took, sum(outcome.kept + 1 for outcome in outcomes)))
+    return made

@@ -53,17 +53,21 @@ def test_prices_hold_on_a_machine_that_others_use(machine: Callable[[int], Machi
 
 
 def test_what_is_uncertain_is_priced_low_and_what_was_timed_is_not() -> None:
-    """A tree is priced far below what is likely before any step, and after chains alone; not once some were taken."""
+    """A tree is priced far below what is likely before any step, and after chains alone; not once some were taken.
+
+    So is a plain step: prices are in plain steps, and where nobody took one its time is as uncertain as any other.
+    """
 
     def doubt(prices: Prices, step: Step) -> float:
         return float(1 - prices.of(of(step)[None], optimism=1.0)[0] / price(prices, step))
 
     tree, chains = Step(15, nodes=31), [Step(), Step(7), Step(15)]
+    never_plain = learned(lambda s: s, steps=[Step(7), Step(15)])
     new, partly, old = Prices(), learned(lambda s: s, steps=chains), learned(lambda s: s)
     assert doubt(new, tree) > 0.2
     assert doubt(partly, Step(15)) < 0.02 < 0.04 < doubt(partly, tree)
     assert doubt(old, tree) < 0.02
-    assert doubt(new, Step()) == 0.0
+    assert doubt(old, Step()) < 0.02 < 0.1 < doubt(never_plain, Step())
 
 
 @pytest.mark.parametrize("step", [Step(), Step(15), Step(15, lookup=True)])

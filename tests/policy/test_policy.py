@@ -23,6 +23,7 @@ from tests.policy.simulated import (
     measured,
     policy,
     simulate,
+    simulate_rows,
 )
 
 GPU = measured({1: 10.0, 16: 10.2, 32: 12.0, 160: 12.6})
@@ -92,6 +93,36 @@ def test_easy_and_hard_texts_in_turn_cost_little_more_than_each_by_itself() -> N
             taken += simulate(accept, price=price, tokens=200, chooser=chooser)[0]
             least += best(accept, price, 200)
         assert taken <= 1.15 * least
+
+
+# ---------------------------------------------------------------- over several rows
+
+
+def smollm2(rows: int, step: Step) -> float:
+    """About what steps of SmolLM2 take on one CPU thread, in milliseconds: positions of all rows cost arithmetic."""
+    verify = 38 + 0.8 * rows * ((step.nodes or step.drafts) + 1)
+    return verify + 1.5 * (38 + 0.8 * rows * (step.drafts + 1)) * (step.drafts > 0 and not step.lookup)
+
+
+@pytest.mark.parametrize("before", [0, 1], ids=["at once", "after one row"])
+@pytest.mark.parametrize("rate", [0.6, 0.75])
+def test_eight_rows_decode_plainly_where_drafts_do_not_pay(before: int, rate: float) -> None:
+    """A cycle of eight rows costs five plain steps and gives 2.5 to 3.6 tokens: at most 4 % lost after 100 steps."""
+    for seed in range(2):
+        chooser, accept = Policy(parse("auto"), block=8), geometric(rate, seed)
+        simulate_rows(accept, price=smollm2, rows=[1] * 200 * before + [8] * 100, chooser=chooser)
+        made = simulate_rows(accept, price=smollm2, rows=[8] * 400, chooser=chooser)
+        seconds, tokens = sum(took for _, took, _ in made), sum(count for _, _, count in made)
+        assert seconds / tokens <= 1.04 * smollm2(8, Step()) / 8
+
+
+def test_one_row_drafts_where_drafts_pay() -> None:
+    """By the same prices: after eight rows that decode plainly, at most 5 % over the longest chain, which is best."""
+    chooser, accept = Policy(parse("auto"), block=8), geometric(0.9)
+    simulate_rows(accept, price=smollm2, rows=[8] * 200, chooser=chooser)
+    made = simulate_rows(accept, price=smollm2, rows=[1] * 300, chooser=chooser)
+    seconds, tokens = sum(took for _, took, _ in made), sum(count for _, _, count in made)
+    assert seconds <= 1.05 * fixed(Step(7), accept, lambda step, _: smollm2(1, step), tokens)
 
 
 # ---------------------------------------------------------------- on machines that are now faster, now slower

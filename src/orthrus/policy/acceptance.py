@@ -23,7 +23,7 @@ VIEW, SHORT, LONG = range(3)
 
 GUESS: Final = np.array([(0.5, 2.0), (0.5, 2.0), (0.8, 8.0)])
 """Acceptance rate before any draft was judged, and the trials it counts for: long matches mostly go on."""
-FADE: Final = 0.95
+FADE: Final = 0.97
 """What a row's counts keep from one step to the next; those over all rows keep it for five times as many."""
 
 
@@ -41,21 +41,21 @@ class Acceptance:
         self.counts: NDArray[np.float64] = np.zeros((2, len(GUESS), slots))  # tried or kept, source, slot
         self.fade = fade
 
-    def learn(self, outcome: "RowOutcome", match: Match | None) -> None:
-        """Add what a step did to a row whose text had such a match."""
+    def learn(self, outcome: "RowOutcome", match: Match | None, share: float = 1.0) -> None:
+        """Add what a step did to a row whose text had such a match; counts fade by this share of a step."""
         kept, drafted = outcome.chain or (outcome.kept, outcome.drafted)
         if outcome.source == "view":
-            self._add(VIEW, drafted, kept)
+            self._add(VIEW, drafted, kept, share)
         elif outcome.source == "text" and match is not None:
-            self._add(SHORT if match == "short" else LONG, drafted, kept)
+            self._add(SHORT if match == "short" else LONG, drafted, kept, share)
         else:
-            self.counts *= self.fade  # the text moves on without a draft
+            self.counts *= self.fade**share  # the text moves on without a draft
         if outcome.copy_kept is not None and outcome.source != "text" and match is not None:
-            self._add(SHORT if match == "short" else LONG, outcome.kept + 1, outcome.copy_kept)
+            self._add(SHORT if match == "short" else LONG, outcome.kept + 1, outcome.copy_kept, share)
 
-    def _add(self, source: int, drafted: int, kept: int) -> None:
+    def _add(self, source: int, drafted: int, kept: int, share: float) -> None:
         counts_2M = self.counts[:, source]
-        counts_2M *= self.fade
+        counts_2M *= self.fade**share
         counts_2M[0, : min(kept + 1, drafted)] += 1
         counts_2M[1, :kept] += 1
 

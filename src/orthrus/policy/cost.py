@@ -27,9 +27,11 @@ START: Final = np.array(
     ]
 )
 """What steps take before any was timed."""
+GROWS: Final = np.array([0.0, 1.0, 0.0, 1.0, 0.0])
+"""Which coefficients may grow with the number of rows."""
 WANDERS: Final = 0.25
 """Variance that the pace gains with each step, as a share of that of the noise."""
-DRIFTS: Final = 2e-5
+DRIFTS: Final = 8e-5
 """Variance that each coefficient gains with each step: contexts grow, and other programs take other resources."""
 NOISE: Final = (1e-2, 1e-4)
 """Variance of the noise, which is learned: to begin with, and at least."""
@@ -49,22 +51,31 @@ class Prices:
 
     Args:
         like: prices over another number of rows, to begin with.
+        times: how many times as many rows there are now; without `like`, how many there are. Next to a plain pass,
+            positions then take as long as before at least, and so many times as long at most.
     """
 
-    def __init__(self, like: "Prices | None" = None) -> None:
-        start_F = np.log(START[:, 0]) if like is None else like._state[1:]
+    def __init__(self, like: "Prices | None" = None, *, times: float = 1.0) -> None:
+        half_F = 0.5 * log(times) * GROWS
         # The logarithms of the pace and of the coefficients, and their covariance.
-        self._state: NDArray[np.float64] = np.array([np.nan, *start_F])
+        self._state: NDArray[np.float64] = np.array([np.nan, *half_F])
+        self._state[1:] += np.log(START[:, 0]) if like is None else like._state[1:]
         self._errors = np.diag([1.0, *START[:, 1]])
+        if like is not None:
+            self._errors[1:, 1:] = like._errors[1:, 1:]
+        self._errors[1:, 1:] += np.outer(half_F, half_F)
         self._noise = NOISE[0]
 
     def of(self, features_SF: NDArray[np.float64], optimism: float = 0.0) -> NDArray[np.float64]:
-        """Return prices `[S]`, each so many standard deviations below what is likely."""
+        """Return prices `[S]`, each so many standard deviations below what is likely.
+
+        They are in plain passes as fast as passes likely are now. A plain step that nobody took is as uncertain as any.
+        """
         share_SF = features_SF * np.exp(self._state[1:])
         price_S: NDArray[np.float64] = 1.0 + share_SF.sum(1)
-        slope_SF = share_SF / price_S[:, None]
-        variance_S = ((slope_SF @ self._errors[1:, 1:]) * slope_SF).sum(1)
-        low_S: NDArray[np.float64] = price_S * np.exp(-optimism * np.sqrt(np.maximum(variance_S, 0.0)))
+        slope_SF = np.insert(share_SF / price_S[:, None], 0, 1.0, axis=1)
+        variance_S = ((slope_SF @ self._errors) * slope_SF).sum(1)
+        low_S: NDArray[np.float64] = price_S * np.exp(-optimism * np.sqrt(variance_S))
         return low_S
 
     def observe(self, features_F: NDArray[np.float64], seconds: float) -> None:

@@ -20,7 +20,7 @@ from orthrus.policy.acceptance import FADE, Acceptance, RowOutcome, RowState, ex
 from orthrus.policy.cost import Prices, features
 from orthrus.policy.steps import Plan, Step
 
-OPTIMISM: Final = 1.0
+OPTIMISM: Final = 0.7
 """Standard deviations that prices are taken below what is likely."""
 WAIT: Final = (16, 128)
 """Steps without the view after which it is tried: at first, and at most; each trial in vain doubles them."""
@@ -127,8 +127,8 @@ class Policy:
             vain = self._trial and sum(outcome.kept + 1 for outcome in outcomes) < price * len(outcomes)
             experience.wait = min(2 * experience.wait, WAIT[1]) if vain else WAIT[0]
         for row, outcome in zip(self._rows, outcomes, strict=True):
-            for acceptance in (row.acceptance, experience.usual):
-                acceptance.learn(outcome, row.match)
+            row.acceptance.learn(outcome, row.match)
+            experience.usual.learn(outcome, row.match, 1 / len(outcomes))
             if outcome.chain is not None and outcome.chain[0] < outcome.chain[1]:
                 _average(experience.gains[step.nodes], max(outcome.kept - outcome.chain[0], 0))
 
@@ -140,7 +140,8 @@ class Policy:
         prices = self.experience.prices
         if rows not in prices:
             nearest = min(prices, key=lambda other: max(other, rows) / min(other, rows), default=None)
-            prices[rows] = Prices(None if nearest is None else prices[nearest])
+            like = None if nearest is None else prices[nearest]
+            prices[rows] = Prices(like, times=rows / (nearest or 1))
         return prices[rows]
 
     def _tokens_and_prices(self, rows: Sequence[RowState]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
