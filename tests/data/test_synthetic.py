@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 
 from orthrus.data.synthetic import DOMAINS, Domain, Problem, Split, _drawn, is_right, problem, problems
-from orthrus.data.synthetic.draw import Draw, with_articles
+from orthrus.data.synthetic.draw import Draw, phrasings, with_articles
+from orthrus.data.synthetic.families import FAMILIES
 from orthrus.errors import DataError
 
 SPLITS: tuple[Split, ...] = ("train", "heldout", "phrasing")
@@ -104,6 +105,15 @@ def test_training_lacks_whole_pairs_and_number_tuples() -> None:
             draw.slots = {"name": "Ada", "thing": thing, "n": number, "p": 3}
             verdicts.add(draw.held_out())
     assert {True} in by_numbers.values()
+
+
+def test_every_family_has_its_phrasings_and_no_other_has() -> None:
+    """The tables of `phrases.toml` are the families, by name."""
+    tables = {
+        domain: {name for name, value in shared.items() if isinstance(value, dict)}
+        for domain, shared in phrasings().items()
+    }
+    assert tables == {domain: set(families) for domain, families in FAMILIES.items()}
 
 
 @pytest.mark.parametrize("domain", DOMAINS)

@@ -7,12 +7,11 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
 
 from orthrus.data.packing import NO_DOCUMENT, PackedRows, load_rows
 from orthrus.errors import ConfigError, DataError
 from orthrus.train.backbone import BackboneTask, _tokenizer, next_token_targets
-from orthrus.train.tokenizer import load_tokenizer
 from tests.train.tiny import TABLES, tiny_recipe
 
 
@@ -28,7 +27,7 @@ def task(output: Path) -> BackboneTask:
 
 @pytest.fixture(scope="module")
 def rows(task: BackboneTask, output: Path) -> PackedRows:
-    return load_rows(output / "data" / "train", tokenizer=load_tokenizer(output / "tokenizer"))
+    return load_rows(output / "data" / "train", tokenizer=PreTrainedTokenizerFast.from_pretrained(output / "tokenizer"))
 
 
 @torch.no_grad()
@@ -134,7 +133,7 @@ def test_a_tokenizer_is_copied_whole_or_not_at_all(
     monkeypatch.undo()
     assert not (tmp_path / "tokenizer").exists()
     copied = _tokenizer(recipe, tmp_path / "tokenizer")
-    assert copied.get_vocab() == load_tokenizer(output / "tokenizer").get_vocab()
+    assert copied.get_vocab() == PreTrainedTokenizerFast.from_pretrained(output / "tokenizer").get_vocab()
     assert [path.name for path in tmp_path.iterdir()] == ["tokenizer"]
 
 

@@ -9,7 +9,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from orthrus.data.documents import Document
 from orthrus.errors import ConfigError
-from orthrus.train.tokenizer import SPECIAL_TOKENS, load_tokenizer, train_tokenizer, training_texts
+from orthrus.train.tokenizer import SPECIAL_TOKENS, train_tokenizer, training_texts
 
 TEXTS = ["Ana has 12 red apples.\nThe answer is 12.", "def add(a, b):\n    return a + b\n"] * 3
 CHAT = [
@@ -61,7 +61,7 @@ def test_training_is_reproducible(tokenizer: PreTrainedTokenizerFast) -> None:
 
 def test_saved_tokenizers_load_equal(tokenizer: PreTrainedTokenizerFast, tmp_path: Path) -> None:
     tokenizer.save_pretrained(tmp_path)
-    for loaded in (load_tokenizer(tmp_path), AutoTokenizer.from_pretrained(tmp_path)):
+    for loaded in (PreTrainedTokenizerFast.from_pretrained(tmp_path), AutoTokenizer.from_pretrained(tmp_path)):
         assert loaded.apply_chat_template(CHAT, return_dict=False) == tokenizer.apply_chat_template(
             CHAT, return_dict=False
         )

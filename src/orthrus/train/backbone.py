@@ -27,7 +27,7 @@ from orthrus.train.corpus import data_folder, heldout_rows, mixed_documents, tra
 from orthrus.train.recurrence import documents_apart
 from orthrus.train.sections import BackboneModel, BackboneRecipe
 from orthrus.train.step import Loss, Rows
-from orthrus.train.tokenizer import load_tokenizer, train_tokenizer, training_texts
+from orthrus.train.tokenizer import train_tokenizer, training_texts
 from orthrus.writing import replacing
 
 EVALUATION_ROWS = 16  # rows of one held-out pass
@@ -155,7 +155,7 @@ def _tokenizer(recipe: BackboneRecipe, path: Path) -> PreTrainedTokenizerFast:
                 shutil.copytree(_started_from(recipe.model.start_from), temporary)
             else:
                 _trained_tokenizer(recipe).save_pretrained(temporary)
-    tokenizer = load_tokenizer(path)
+    tokenizer: PreTrainedTokenizerFast = PreTrainedTokenizerFast.from_pretrained(path)
     if len(tokenizer) != recipe.model.vocab_size:
         raise ConfigError(
             f"{path}: a tokenizer of model.vocab_size ({recipe.model.vocab_size}) entries is required, found one of "

@@ -1,7 +1,6 @@
 """A byte-level BPE tokenizer of our own, with a ChatML template and a mask token."""
 
 from collections.abc import Iterable, Sequence
-from pathlib import Path
 
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
@@ -84,8 +83,3 @@ def training_texts(documents: Iterable[Document], *, characters: int) -> list[st
         if total >= characters:
             break
     return texts
-
-
-def load_tokenizer(path: str | Path) -> PreTrainedTokenizerFast:
-    """Load a tokenizer that `save_pretrained` wrote."""
-    return PreTrainedTokenizerFast.from_pretrained(str(path))

@@ -18,7 +18,7 @@ from orthrus.bench.audit.contract import contract
 from orthrus.bench.audit.report import AuditReport, quantiles, read_audit, summaries
 from orthrus.bench.audit.run import Job
 from orthrus.bench.audit.tables import tables, verdict
-from orthrus.bench.audit.verdicts import Parting, Reference, Verdict, close, from_hf, read
+from orthrus.bench.audit.verdicts import Divergence, Reference, Verdict, close, from_hf, read
 from orthrus.checkpoints.load import load
 from orthrus.data.records import read_records
 from orthrus.decode.rows import Row
@@ -33,19 +33,19 @@ Loaded = tuple[PreTrainedModel, PreTrainedTokenizerBase]
 
 def test_a_parting_is_the_first_token_that_differs_and_the_reference_s_gap_there() -> None:
     gaps = [0.5, 0.25, 0.125]
-    assert Parting.of([7, 8, 9], [7, 8, 9], gaps) is None
-    assert Parting.of([7, 5, 9], [7, 8, 9], gaps) == Parting(1, 0.25)
-    assert Parting.of([7, 8], [7, 8, 9], gaps) == Parting(2, 0.125)
-    assert Parting.of([7, 8, 9, 1], [7, 8, 9], gaps) == Parting(3, None)
+    assert Divergence.of([7, 8, 9], [7, 8, 9], gaps) is None
+    assert Divergence.of([7, 5, 9], [7, 8, 9], gaps) == Divergence(1, 0.25)
+    assert Divergence.of([7, 8], [7, 8, 9], gaps) == Divergence(2, 0.125)
+    assert Divergence.of([7, 8, 9, 1], [7, 8, 9], gaps) == Divergence(3, None)
 
 
 def test_a_gap_against_hugging_face_is_known_while_the_text_is_the_reference() -> None:
     """Beyond the place where a text leaves the reference, the reference's gaps are those of another text."""
     reference, gaps = [7, 8, 9], [0.5, 0.25, 0.125]
     assert from_hf([7, 8, 9], [7, 8, 9], reference, gaps) is None
-    assert from_hf([7, 8, 9], [7, 1, 9], reference, gaps) == Parting(1, 0.25)
-    assert from_hf([7, 3, 9], [7, 8, 9], reference, gaps) == Parting(1, 0.25)
-    assert from_hf([7, 3, 9], [7, 3, 1], reference, gaps) == Parting(2, None)
+    assert from_hf([7, 8, 9], [7, 1, 9], reference, gaps) == Divergence(1, 0.25)
+    assert from_hf([7, 3, 9], [7, 8, 9], reference, gaps) == Divergence(1, 0.25)
+    assert from_hf([7, 3, 9], [7, 3, 1], reference, gaps) == Divergence(2, None)
 
 
 def test_close_positions_are_counted_below_each_margin() -> None:
@@ -165,7 +165,7 @@ def test_figures_of_a_setting() -> None:
     assert (plain.least_tokens_per_forward, plain.below_one_token_per_forward) == (10 / 11, 2)
     assert own.speed is not None
     assert own.speed.value == 2.0
-    assert own.partings == [Parting(3, 0.25)]
+    assert own.partings == [Divergence(3, 0.25)]
     assert [(q.low, q.identical) for q in own.by_perplexity] == [(2.0, 1), (8.0, 0)]
 
 
@@ -311,7 +311,7 @@ def test_kernels_that_depend_on_the_batch_are_found_out(start: Start) -> None:
     broken = {(m.setting.exact, m.setting.batch) for m in report.contract.broken}
     assert broken == {("distribution", 2)}
     assert all(m.parting.gap is not None for m in report.contract.broken)
-    token = next(p for p in report.plainly if p.exact == "token")
+    token = next(p for p in report.plain if p.exact == "token")
     assert "neighbours in a pass of 2 rows" in str(token.conditions["finding"]["broken"])
     assert "Broken" in tables(report)[-1].title
 

@@ -13,7 +13,7 @@ import numpy as np
 
 from orthrus.bench import lines, metrics
 from orthrus.bench.audit.contract import EPSILON, Contract, contract
-from orthrus.bench.audit.verdicts import MARGINS, Key, Parting, Reference, Setting, Verdict, read
+from orthrus.bench.audit.verdicts import MARGINS, Divergence, Key, Reference, Setting, Verdict, read
 from orthrus.bench.metrics import Estimate
 from orthrus.bench.speed.report import sections, split
 from orthrus.data.records import Record, read_records
@@ -55,7 +55,7 @@ class Summary:
     prompts: int
     identical: int
     identical_to_hf: int
-    partings: list[Parting]
+    partings: list[Divergence]
     tokens_per_cycle: float | None
     tokens_per_forward: float
     least_tokens_per_forward: float
@@ -81,7 +81,7 @@ class Summary:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Plainly:
+class PlainSummary:
     """What the references themselves say, at one precision and promise.
 
     Attributes:
@@ -97,7 +97,7 @@ class Plainly:
     prompts: int
     positions: int
     identical_to_hf: int
-    hf_partings: list[Parting]
+    hf_partings: list[Divergence]
     close: dict[str, float]
     conditions: Mapping[str, Any]
 
@@ -108,7 +108,7 @@ class AuditReport:
 
     provenances: list[Record]
     contract: Contract
-    plainly: list[Plainly]
+    plain: list[PlainSummary]
     summaries: list[Summary]
 
     @property
@@ -120,7 +120,7 @@ class AuditReport:
         return {
             "provenance": self.provenances,
             "contract": self.contract.to_dict(),
-            "references": [asdict(plainly) for plainly in self.plainly],
+            "references": [asdict(plain) for plain in self.plain],
             "summaries": [summary.to_dict() for summary in self.summaries],
         }
 
@@ -136,12 +136,12 @@ def read_audit(path: Path, configuration: str, *, epsilon: float = EPSILON) -> A
     return AuditReport(
         provenances=heads,
         contract=contract(verdicts, epsilon=epsilon, experts=experts),
-        plainly=plainly(references, verdicts),
+        plain=plain_summaries(references, verdicts),
         summaries=summaries(references, verdicts),
     )
 
 
-def plainly(references: Sequence[Reference], verdicts: Sequence[Verdict]) -> list[Plainly]:
+def plain_summaries(references: Sequence[Reference], verdicts: Sequence[Verdict]) -> list[PlainSummary]:
     """Return what the references say, for each precision and promise."""
     conditions = {(v.result.dtype, v.result.exact): v.conditions for v in verdicts}
     out = []
@@ -149,7 +149,7 @@ def plainly(references: Sequence[Reference], verdicts: Sequence[Verdict]) -> lis
         positions = sum(reference.tokens for reference in part)
         counts = np.sum([reference.close for reference in part], axis=0)
         out.append(
-            Plainly(
+            PlainSummary(
                 dtype=dtype,
                 exact=exact,
                 prompts=len(part),

@@ -16,7 +16,7 @@ from transformers import PreTrainedModel
 
 from orthrus.bench import lines, session
 from orthrus.bench.audit.texts import Plain, Writer, perplexity
-from orthrus.bench.audit.verdicts import Parting, Reference, Verdict, close, from_hf
+from orthrus.bench.audit.verdicts import Divergence, Reference, Verdict, close, from_hf
 from orthrus.bench.contenders import Contender, answered, contenders
 from orthrus.bench.race import Clock
 from orthrus.bench.session import Encoded, Heat, Loader, Outlook
@@ -214,7 +214,7 @@ class _Audit:
         plain: Plain,
         hf_ids: list[int],
     ) -> Verdict:
-        parting = Parting.of(row.token_ids, plain.token_ids, plain.gaps)
+        parting = Divergence.of(row.token_ids, plain.token_ids, plain.gaps)
         result = session.result(
             self.labels,
             heat,

@@ -5,7 +5,7 @@ from statistics import median
 from typing import Final
 
 from orthrus.bench.audit.contract import COUNTED, Contract
-from orthrus.bench.audit.report import AuditReport, Plainly, Summary, widest
+from orthrus.bench.audit.report import AuditReport, PlainSummary, Summary, widest
 from orthrus.bench.audit.verdicts import Verdict
 from orthrus.bench.speed.tables import Grid
 
@@ -16,8 +16,8 @@ _SHOWN: Final = 20  # mismatches in a table; JSON has all of them
 def tables(report: AuditReport) -> list[Grid]:
     """Return a report's tables: texts by setting, by perplexity, the references, mismatches that count."""
     title = f"{report.settings.get('model', '')}, at most {report.settings.get('max_new_tokens', '?')} tokens"
-    grids = [_texts(title, report.summaries), _perplexity(title, widest(report.summaries)), _references(report.plainly)]
-    grids.append(_conditions(report.plainly))
+    grids = [_texts(title, report.summaries), _perplexity(title, widest(report.summaries)), _references(report.plain)]
+    grids.append(_conditions(report.plain))
     for name, mismatches in (("Broken", report.contract.broken), ("Ties", report.contract.ties)):
         if mismatches:
             grids.append(_mismatches(name, mismatches))
@@ -75,22 +75,22 @@ def _perplexity(title: str, summaries: Sequence[Summary]) -> Grid:
     return Grid(title=f"The same by perplexity of plain decoding's text: {title}", header=header, rows=rows, labels=3)
 
 
-def _references(plainly: Sequence[Plainly]) -> Grid:
-    margins = list(plainly[0].close) if plainly else []
+def _references(plain: Sequence[PlainSummary]) -> Grid:
+    margins = list(plain[0].close) if plain else []
     rows = [
         [
             *(p.dtype, p.exact, str(p.prompts), str(p.positions), _percent(p.identical_to_hf, p.prompts)),
             *(f"{100 * p.close[margin]:.2f} %" for margin in margins),
         ]
-        for p in plainly
+        for p in plain
     ]
     header = ["dtype", "exact", "prompts", "positions", "= HF", *(f"gap < {margin}" for margin in margins)]
     return Grid(title="Plain decoding itself: positions a recheck would see", header=header, rows=rows, labels=2)
 
 
-def _conditions(plainly: Sequence[Plainly]) -> Grid:
+def _conditions(plain: Sequence[PlainSummary]) -> Grid:
     rows = []
-    for p in plainly:
+    for p in plain:
         finding = p.conditions.get("finding")
         shape = finding and " ".join(f"{name} {value}" for name, value in finding["geometry"].items())
         broken = finding and ("; ".join(finding["broken"]) or "nothing")
@@ -108,7 +108,7 @@ def _mismatches(name: str, texts: Sequence[Verdict]) -> Grid:
 
 def _wasteful(texts: Sequence[Verdict]) -> Grid:
     rows = [[*_text(v), str(v.tokens), str(v.passes)] for v in texts[:_SHOWN]]
-    title = f"More passes than plainly: {len(rows)} of {len(texts)} texts"
+    title = f"More passes than plain decoding: {len(rows)} of {len(texts)} texts"
     return Grid(title=title, header=[*_TEXT, "tokens", "passes"], rows=rows, labels=5)
 
 

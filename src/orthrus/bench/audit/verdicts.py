@@ -23,7 +23,7 @@ Key: TypeAlias = tuple[str, str, str, str]
 
 
 @dataclass(frozen=True, slots=True)
-class Parting:
+class Divergence:
     """Where a text leaves the reference.
 
     Attributes:
@@ -36,7 +36,7 @@ class Parting:
     gap: float | None
 
     @classmethod
-    def of(cls, text: Sequence[int], reference: Sequence[int], gaps: Sequence[float]) -> "Parting | None":
+    def of(cls, text: Sequence[int], reference: Sequence[int], gaps: Sequence[float]) -> "Divergence | None":
         """Compare a text with the reference, whose gaps are one a token; None where the two are equal."""
         at = first_difference(text, reference)
         return None if at is None else cls(at, gaps[at] if at < len(gaps) else None)
@@ -68,7 +68,7 @@ class Reference:
     token_hash: str
     perplexity: float
     close: list[int]
-    hf: Parting | None
+    hf: Divergence | None
 
     @property
     def key(self) -> Key:
@@ -106,14 +106,14 @@ class Verdict:
 
     Attributes:
         result: the line as `orthrus bench` has it; "identical" and "diverges_at" compare with the reference.
-        gap: the reference's gap where the texts part (`Parting`).
+        gap: the reference's gap where the texts part (`Divergence`).
         hf: where the text leaves Hugging Face's; gaps are the reference's, where it says the same up to there.
         conditions: device, attention function, threads, and the probe's finding (`orthrus.decode.exact`).
     """
 
     result: Result
     gap: float | None
-    hf: Parting | None
+    hf: Divergence | None
     conditions: Mapping[str, Any]
 
     @property
@@ -128,9 +128,9 @@ class Verdict:
         return Setting(dtype=r.dtype, exact=str(r.exact), mode=r.mode, plan=r.plan, batch=r.batch)
 
     @property
-    def parting(self) -> Parting | None:
+    def parting(self) -> Divergence | None:
         """Where the text leaves the reference; None where the two are equal."""
-        return None if self.result.diverges_at is None else Parting(self.result.diverges_at, self.gap)
+        return None if self.result.diverges_at is None else Divergence(self.result.diverges_at, self.gap)
 
     @property
     def tokens(self) -> int:
@@ -152,12 +152,14 @@ def close(gaps: Sequence[float]) -> list[int]:
     return [sum(gap < margin for gap in gaps) for margin in MARGINS]
 
 
-def from_hf(text: Sequence[int], hf: Sequence[int], reference: Sequence[int], gaps: Sequence[float]) -> Parting | None:
+def from_hf(
+    text: Sequence[int], hf: Sequence[int], reference: Sequence[int], gaps: Sequence[float]
+) -> Divergence | None:
     """Say where a text leaves Hugging Face's, with the reference's gap there as long as it says the same."""
     at, parted = first_difference(text, hf), first_difference(text, reference)
     if at is None:
         return None
-    return Parting(at, gaps[at] if at < len(gaps) and (parted is None or at <= parted) else None)
+    return Divergence(at, gaps[at] if at < len(gaps) and (parted is None or at <= parted) else None)
 
 
 def read(records: Iterable[Record], configuration: str, *, where: str) -> tuple[list[Reference], list[Verdict]]:
@@ -195,5 +197,5 @@ def _verdict(record: Record, where: str) -> Verdict:
         raise DataError(f"{where}: a result line must hold what an audit adds, found none of {error}") from None
 
 
-def _parting(value: Mapping[str, Any] | None) -> Parting | None:
-    return None if value is None else Parting(**value)
+def _parting(value: Mapping[str, Any] | None) -> Divergence | None:
+    return None if value is None else Divergence(**value)
