@@ -2,6 +2,7 @@
 
 import copy
 import pickle
+import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 import orthrus
+from orthrus.checkpoints.eight import to_int8
 from orthrus.checkpoints.load import dtype_of, load, put_on, ready
 from orthrus.decode import exact
 from orthrus.decode.engine import Engine
@@ -20,7 +22,7 @@ from orthrus.decode.exact import finding_for
 from orthrus.decode.options import Options
 from orthrus.errors import ConfigError, OrthrusError, UnsupportedModel
 from orthrus.kernels import int8
-from orthrus.kernels.int8 import Int8Linear, is_exact, is_quantised, quantise, rounded
+from orthrus.kernels.int8 import Int8Linear, is_exact, is_quantised, quantise, quantised, rounded
 from orthrus.kernels.smoothing import Rounding
 from orthrus.model.attach import attach, detach
 from orthrus.model.fingerprint import identity, key_of, precision_of, quantization_of, twin_tensors
@@ -199,6 +201,27 @@ def test_no_float_copy_of_the_weights_is_kept() -> None:
     assert layer._parameters == {}
     assert model.get_input_embeddings().weight.is_floating_point()
     assert type(model.lm_head) is Int8Linear
+
+
+def test_memory_peaks_at_the_weights_and_one_layer(monkeypatch: pytest.MonkeyPatch) -> None:
+    """While layers are rounded: float weights that anything still holds, and all integers made so far."""
+    model = dual(num_hidden_layers=2).to(torch.bfloat16)
+    weights = [weakref.ref(weight) for weight in model.parameters()]
+    sizes = [weight.nbytes for weight in model.parameters()]
+    made: list[Tensor] = []
+    totals: list[int] = []
+
+    def noted(weight: Tensor) -> tuple[Tensor, Tensor]:
+        alive = sum(size for ref, size in zip(weights, sizes, strict=True) if ref() is not None)
+        made.extend(quantised(weight))
+        totals.append(alive + sum(tensor.nbytes for tensor in made))
+        return made[-2], made[-1]
+
+    monkeypatch.setattr(int8, "quantised", noted)
+    to_int8(model, None)
+    assert len(totals) == 2 * 7 + 1
+    assert max(totals) <= sum(sizes) + max(sizes)
+    assert totals[-1] < totals[0]
 
 
 def test_copies_compute_alike_and_loaded_weights_are_followed() -> None:

@@ -178,18 +178,18 @@ def _in_blocks(
     B, heads, rows, D = grouped.shape
     before, K = key.shape[2] - queries, mask.block
 
-    def own(x: Tensor) -> Tensor:
+    def in_blocks(x: Tensor) -> Tensor:
         return x[:, :, before:].reshape(B, heads, 1, -1, K, x.shape[3])
 
     blocks = (B, heads, rows // queries, queries // K, K)
     earlier_key, earlier_value = key[:, :, :before].detach(), value[:, :, :before].detach()
     query = grouped * scaling
-    inside = query.view(*blocks, D) @ own(key).transpose(4, 5)
+    inside = query.view(*blocks, D) @ in_blocks(key).transpose(4, 5)
     scores = torch.cat([query @ earlier_key.transpose(2, 3), inside.reshape(B, heads, rows, K)], dim=3)
     scores = _masked(_capped(scores, softcap), _fold(mask.additive, rows // queries))
     weights = _softmax(scores, sink_H, queries)
     outside = weights[..., :before] @ earlier_value
-    return outside + (weights[..., before:].reshape(*blocks, K) @ own(value)).view_as(outside)
+    return outside + (weights[..., before:].reshape(*blocks, K) @ in_blocks(value)).view_as(outside)
 
 
 def _softmax(scores: Tensor, sink_H: Tensor | None, queries: int) -> Tensor:

@@ -91,14 +91,14 @@ class Int8Linear(nn.Module):
         self.register_buffer("factor", factor)
         self.bias = layer.bias
         self._shared: _Shared | None = None
-        self._place = 0
+        self._index = 0
         self.train(layer.training)
 
     def forward(self, input: Tensor) -> Tensor:
         """Return `input @ weight.T + bias` in the input's dtype."""
         if self._shared is None:
-            self._shared, self._place = _Shared([self]), 0
-        return self._shared.output(self._place, input)
+            self._shared, self._index = _Shared([self]), 0
+        return self._shared.output(self._index, input)
 
     def dequantised(self) -> Tensor:
         """Return the weight in float32."""
@@ -125,7 +125,7 @@ class Int8Linear(nn.Module):
 
     def __getstate__(self) -> dict[str, object]:
         """Leave what is shared and what was made of the weights out of copies of the layer."""
-        return {**self.__dict__, "_shared": None, "_place": 0}
+        return {**self.__dict__, "_shared": None, "_index": 0}
 
     def extra_repr(self) -> str:
         """Return the layer's shape."""
@@ -158,8 +158,8 @@ class _Shared(Shared["Int8Linear"]):
         self.scale = torch.cat([layer.scale for layer in self.layers]) / _LARGEST
         self.factor, self.parts = self.layers[0].factor, self.layers[0].parts
         self.zero = torch.zeros(len(weight), dtype=torch.int32)
-        own = [layer.bias.detach().float() for layer in self.layers if layer.bias is not None]
-        self.bias = torch.cat(own) if own else None
+        biases = [layer.bias.detach().float() for layer in self.layers if layer.bias is not None]
+        self.bias = torch.cat(biases) if biases else None
         self.packed = _prepack(weight, None)
 
 
@@ -207,7 +207,7 @@ def quantise(
     keep: Callable[[str], bool],
     roundings: Mapping[nn.Linear, Rounding] = MappingProxyType({}),
 ) -> None:
-    """Put int8 layers in the place of a model's linear layers, in place; their floating-point weights are let go.
+    """Replace a model's linear layers by int8 ones, in place; their floating-point weights are let go.
 
     Args:
         model: takes the layers.
@@ -227,8 +227,8 @@ def quantise(
         layers = [made[layer] for layer in group if layer in made]
         if len(layers) == len(group):
             shared = _Shared(layers)
-            for place, layer in enumerate(layers):
-                layer._shared, layer._place = shared, place
+            for index, layer in enumerate(layers):
+                layer._shared, layer._index = shared, index
 
 
 def _refused(*_: object, **__: object) -> None:

@@ -30,22 +30,22 @@ class MergedLinear(nn.Linear):
     """A linear layer whose product is made with its neighbours': whichever is called first with an input makes all.
 
     Results are those of `nn.Linear` up to rounding, as between any two kernels. With gradients it is `nn.Linear`, and
-    so is a copy of it. Weights may be written to; other tensors put in their place go unnoticed (`unmerge` first).
+    so is a copy of it. Weights may be written to; other tensors instead of them go unnoticed (`unmerge` first).
     """
 
     _merged: Merged | None = None
-    _place = 0
+    _index = 0
 
     def forward(self, input: Tensor) -> Tensor:
         """Return `input @ weight.T + bias`."""
         merged = self._merged
         if merged is None or torch.is_grad_enabled():
             return linear(input, self.weight, self.bias)
-        if merged.input is not input or self._place == 0:
+        if merged.input is not input or self._index == 0:
             merged.input = input
             merged.outputs = torch.split(linear(input, merged.weight, merged.bias), merged.sizes, -1)
-        output = merged.outputs[self._place]
-        if self._place == len(merged.sizes) - 1:
+        output = merged.outputs[self._index]
+        if self._index == len(merged.sizes) - 1:
             merged.input, merged.outputs = None, ()
         return output
 
@@ -63,12 +63,12 @@ def merge(model: PreTrainedModel) -> PreTrainedModel:
         layers = [layer for layer in group if isinstance(layer, MergedLinear)]
         merged = Merged(layers)
         stops = list(accumulate(merged.sizes))
-        for place, (layer, stop) in enumerate(zip(layers, stops, strict=True)):
-            own = slice(stop - merged.sizes[place], stop)
-            layer._merged, layer._place = merged, place
-            layer.weight.data = merged.weight[own]
+        for index, (layer, stop) in enumerate(zip(layers, stops, strict=True)):
+            part = slice(stop - merged.sizes[index], stop)
+            layer._merged, layer._index = merged, index
+            layer.weight.data = merged.weight[part]
             if merged.bias is not None:
-                layer.bias.data = merged.bias[own]
+                layer.bias.data = merged.bias[part]
     return model
 
 
@@ -76,7 +76,7 @@ def unmerge(model: nn.Module) -> None:
     """Make merged layers plain ones again, each with weights of its own."""
     for layer in [module for module in model.modules() if type(module) is MergedLinear]:
         layer.__class__ = nn.Linear  # type: ignore[assignment]
-        layer.__dict__.pop("_place", None)
+        layer.__dict__.pop("_index", None)
         if layer.__dict__.pop("_merged", None) is not None:  # a copy may share its weights with the original
             for parameter in layer.parameters():
                 parameter.data = parameter.data.clone()
@@ -92,8 +92,8 @@ def _is_plain(module: nn.Module) -> bool:
 def groups(model: PreTrainedModel) -> list[list[nn.Linear]]:
     """Return the plain linear layers of one module that are called one after another with the very same tensor."""
     parents = {child: parent for parent in model.modules() for child in parent.children() if _is_plain(child)}
-    found: list[list[nn.Linear]] = []
-    known: set[nn.Linear] = set()
+    out: list[list[nn.Linear]] = []
+    grouped: set[nn.Linear] = set()
     calls: list[tuple[nn.Linear, Tensor]] = []
 
     def note(module: nn.Module, args: tuple[Tensor, ...]) -> None:
@@ -111,7 +111,7 @@ def groups(model: PreTrainedModel) -> list[list[nn.Linear]]:
         for _, same in groupby(calls, key=lambda call: (id(call[1]), id(parents[call[0]]))):
             layers = [module for module, _ in same]
             alike = len({layer.bias is None for layer in layers}) == 1
-            if len(layers) > 1 and alike and known.isdisjoint(layers):
-                found.append(layers)
-                known.update(layers)
-    return found
+            if len(layers) > 1 and alike and grouped.isdisjoint(layers):
+                out.append(layers)
+                grouped.update(layers)
+    return out

@@ -58,22 +58,22 @@ class PackedLinear(nn.Linear):
     """
 
     _shared: "_Shared | None" = None
-    _place = 0
+    _index = 0
     as_is = AsIs()
 
     def forward(self, input: Tensor) -> Tensor:
         """Return `input @ weight.T + bias`."""
         if torch.is_inference_mode_enabled() and not torch.is_autocast_enabled("cpu"):
             if self._shared is None:
-                self._shared, self._place = _Shared([self]), 0
+                self._shared, self._index = _Shared([self]), 0
             several = input.numel() != input.shape[-1]
-            if not self.as_is[several] and self._shared.takes(input, several=several, again=self._place > 0):
-                return self._shared.output(self._place, input)
+            if not self.as_is[several] and self._shared.takes(input, several=several, again=self._index > 0):
+                return self._shared.output(self._index, input)
         return linear(input, self._parameters["weight"], self._parameters["bias"])  # type: ignore[arg-type]
 
     def __getstate__(self) -> dict[str, object]:
         """Leave the copied weights out of copies of the layer, which make their own."""
-        return {name: value for name, value in self.__dict__.items() if name not in ("_shared", "_place")}
+        return {name: value for name, value in self.__dict__.items() if name not in ("_shared", "_index")}
 
 
 class _Shared(Shared[PackedLinear]):
@@ -125,8 +125,8 @@ _MULTIPLIES: dict[torch.dtype, Callable[[], bool]] = {
 
 
 def _has(ability: str) -> bool:
-    found = getattr(torch.ops.mkldnn, ability, None)
-    return found is not None and bool(found())
+    check = getattr(torch.ops.mkldnn, ability, None)
+    return check is not None and bool(check())
 
 
 def copy_for(weight: Tensor) -> Copy | None:
@@ -178,8 +178,8 @@ def pack(model: nn.Module, groups: Sequence[Sequence[nn.Linear]] = ()) -> None:
         layers = [layer for layer in group if isinstance(layer, PackedLinear)]
         if len(layers) == len(group):
             shared = _Shared(layers)
-            for place, layer in enumerate(layers):
-                layer._shared, layer._place = shared, place
+            for index, layer in enumerate(layers):
+                layer._shared, layer._index = shared, index
 
 
 def watch_weights(model: nn.Module) -> None:
@@ -242,7 +242,7 @@ def unpack(model: nn.Module) -> None:
     for module in _of_class(model, PackedLinear):
         module.__class__ = nn.Linear  # type: ignore[assignment]
         unwatch(module.weight)
-        for name in ("_shared", "_place", "as_is"):
+        for name in ("_shared", "_index", "as_is"):
             module.__dict__.pop(name, None)
 
 

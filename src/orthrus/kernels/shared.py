@@ -19,14 +19,14 @@ class Shared(ABC, Generic[_Layer]):
         self._input: Tensor | None = None
         self._outputs: Sequence[Tensor] = ()
 
-    def output(self, place: int, input: Tensor) -> Tensor:
+    def output(self, index: int, input: Tensor) -> Tensor:
         """Return one layer's part; the last one's call lets go of the others'."""
         if len(self.sizes) == 1:
             return self.product(input)
-        if place == 0 or self._input is not input:
+        if index == 0 or self._input is not input:
             self._input, self._outputs = input, torch.split(self.product(input), self.sizes, -1)
-        output = self._outputs[place]
-        if place == len(self.sizes) - 1:
+        output = self._outputs[index]
+        if index == len(self.sizes) - 1:
             self._input, self._outputs = None, ()
         return output
 
