@@ -102,7 +102,7 @@ def test_the_loss_is_that_of_decoding_s_own_passes(tmp_path: Path, weight: str, 
             block = torch.arange(stop) // K
             allowed = (block[:, None] >= block[None])[None, None]
             with torch.no_grad():
-                logits = task._model(
+                logits = task.model(
                     input_ids=torch.tensor([seen]),
                     position_ids=torch.arange(stop)[None],
                     attention_mask=masks.additive(allowed, torch.float32),

@@ -57,7 +57,7 @@ def drawn(task: DFlashTask, document: Tensor, answer: Tensor) -> Blocks:
         document,
         answer,
         blocks=10,
-        block_length=task._drafter.config.proposals + 1,
+        block_length=task.model.config.proposals + 1,
         blind_share=0.0,
         generators=[torch.Generator().manual_seed(0)],
     )
@@ -65,15 +65,15 @@ def drawn(task: DFlashTask, document: Tensor, answer: Tensor) -> Blocks:
 
 def moved(task: DFlashTask) -> None:
     """Move the correction, which begins as nothing."""
-    if task._drafter.markov is not None:
-        torch.nn.init.normal_(task._drafter.markov.before_VR)
+    if task.model.markov is not None:
+        torch.nn.init.normal_(task.model.markov.before_VR)
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_the_packed_pass_is_the_drafter_s_own(variant: str, tmp_path: Path) -> None:
     """For every block: as if its document stood alone, cut at the anchor, and the block stood behind it."""
     task = DFlashTask(dflash_recipe(tmp_path, model=VARIANTS[variant]))
-    own, config = task._drafter, task._drafter.config
+    own, config = task.model, task.model.config
     document, position, token, answer = one_row(task, 23, 31)  # type: ignore[arg-type]
     blocks = drawn(task, document, answer)
     with torch.no_grad():
@@ -114,7 +114,7 @@ def test_losses_are_the_published_ones(variant: str, tmp_path: Path) -> None:
     """
     task = DFlashTask(dflash_recipe(tmp_path, model=VARIANTS[variant], objective=LOSSES[variant]))
     moved(task)
-    own, config, rows = task._drafter, task._drafter.config, task._data.rows
+    own, config, rows = task.model, task.model.config, task._data.rows
     found = task._loss(rows, np.array([0]), step=0)
     document, position, token, answer = batch(rows, np.array([0]), task._backbone.device)
     from orthrus.train.step import row_generator

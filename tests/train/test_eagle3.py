@@ -55,7 +55,7 @@ def test_steps_equal_their_definition_for_every_document_of_a_row(tmp_path: Path
     """Two documents side by side, three steps, every entry that has three tokens behind it."""
     saved_backbone(tmp_path / "backbone", tiny_tokenizer(), "qwen3")
     task = Eagle3Task(eagle3_recipe(tmp_path))
-    drafter, lengths = task._drafter, (6, 7)
+    drafter, lengths = task.model, (6, 7)
     document_BT = torch.tensor([[0] * 6 + [1] * 7 + [-1]])
     embedded_BTH, g_BTH = torch.randn(1, 14, 48), torch.randn(1, 14, 48)
     with torch.no_grad():
@@ -120,9 +120,9 @@ def test_the_loss_is_the_steps_mean_losses_decayed(tmp_path: Path) -> None:
     position_BT = torch.from_numpy(rows.position[:1].copy()).long()
     from orthrus.train import frozen
 
-    read = frozen.read(task._backbone, token_BT, document, position_BT, task._drafter.config.taps)
+    read = frozen.read(task._backbone, token_BT, document, position_BT, task.model.config.taps)
     embedded = task._backbone.get_input_embeddings()(token_BT)
-    steps = unrolled(task._drafter, embedded, task._drafter.fuse(read.tapped), document, 3)
+    steps = unrolled(task.model, embedded, task.model.fuse(read.tapped), document, 3)
     expected, T = 0.0, token_BT.shape[1]
     for i, own in enumerate(steps):
         terms = []
@@ -130,7 +130,7 @@ def test_the_loss_is_the_steps_mean_losses_decayed(tmp_path: Path) -> None:
             reach = range(t + 1, t + i + 2)
             if position_BT[0, t] > 0 and all(answer[0, r] and document[0, r] == document[0, t] for r in reach):
                 teacher = task._backbone.lm_head(read.hidden_BTC[0, t + i]).log_softmax(-1)
-                student = task._backbone.lm_head(task._drafter.norm(own.output_BTH[0, t])).log_softmax(-1)
+                student = task._backbone.lm_head(task.model.norm(own.output_BTH[0, t])).log_softmax(-1)
                 terms.append((teacher.exp() * (teacher - student)).sum())
         expected += 0.5**i * float(torch.stack(terms).detach().mean())
     assert abs(float(loss.total.detach()) / float(loss.weight) - expected) < 1e-4 * abs(expected)

@@ -75,30 +75,20 @@ class BlocksTask:
         model, self._tokenizer = frozen_backbone(recipe, dtype=torch.float32)
         mask = mask_token(recipe.model.mask_token, self._tokenizer, backbone=recipe.model.backbone)
         self._data = data or prepare(recipe, self._tokenizer, model, ranks=ranks)
-        self._model = detach(model).requires_grad_(True)
-        self._model.set_attn_implementation("sdpa")
-        blocks.require_full_attention(self._model)
+        self.row_count = len(self._data.rows)
+        self.model = detach(model).requires_grad_(True)
+        self.model.set_attn_implementation("sdpa")
+        blocks.require_full_attention(self.model)
         self._config = BlocksConfig(
             block_size=recipe.model.block_size,
             shift=recipe.model.shift,
-            mask=self._model.get_input_embeddings().weight.shape[0] - 1 if mask is None else mask,
+            mask=self.model.get_input_embeddings().weight.shape[0] - 1 if mask is None else mask,
             backbone=recipe.model.backbone,
         )
 
-    @property
-    def model(self) -> nn.Module:
-        """The whole model."""
-        module: nn.Module = self._model
-        return module
-
-    @property
-    def row_count(self) -> int:
-        """Rows of the training set."""
-        return len(self._data.rows)
-
     def trainable(self) -> dict[str, nn.Parameter]:
         """All parameters; a head that is the embedding counts once."""
-        return dict(self._model.named_parameters())
+        return dict(self.model.named_parameters())
 
     def loss(self, rows: Rows, step: int) -> Loss:
         """Cross-entropy of freshly masked tokens."""
@@ -115,27 +105,27 @@ class BlocksTask:
 
     def save(self, path: Path) -> None:
         """Write the model in the run's dtype, with its tokenizer and its `BlocksConfig`."""
-        state = {name: tensor.to(DTYPES[self._recipe.run.dtype]) for name, tensor in self._model.state_dict().items()}
-        published = type(self._model)(self._model.config).to(DTYPES[self._recipe.run.dtype])
+        state = {name: tensor.to(DTYPES[self._recipe.run.dtype]) for name, tensor in self.model.state_dict().items()}
+        published = type(self.model)(self.model.config).to(DTYPES[self._recipe.run.dtype])
         published.load_state_dict(state)
         blocks.save(published, self._config, path)
         self._tokenizer.save_pretrained(path)
 
     def _decoded(self, prompts: list[list[int]]) -> dict[str, float]:
-        with torch.autocast(self._model.device.type, enabled=False):
+        with torch.autocast(self.model.device.type, enabled=False):
             written = [self._write(prompt) for prompt in prompts]
         passes = sum(one.forwards for one in written)
         return {"tokens_per_forward": sum(len(one.token_ids) for one in written) / max(passes, 1)}
 
     def _write(self, prompt: list[int]) -> blocks.Written:
         most = self._recipe.responses.eval_tokens
-        ends = self._model.generation_config.eos_token_id
+        ends = self.model.generation_config.eos_token_id
         eos = [ends] if isinstance(ends, int) else list(ends or ())
-        return blocks.write(self._model, self._config, Unmasking(), prompt, max_new_tokens=most, eos=eos)
+        return blocks.write(self.model, self._config, Unmasking(), prompt, max_new_tokens=most, eos=eos)
 
     def _loss(self, packed: PackedRows, index: Rows, step: int) -> Loss:
         goal, K = self._recipe.objective, self._config.block_size
-        document_BT, position_BT, token_BT, answer_BT = batch(packed, index, self._model.device)
+        document_BT, position_BT, token_BT, answer_BT = batch(packed, index, self.model.device)
         block_BT = torch.zeros_like(position_BT) if K is None else position_BT // K
         noise = draw(
             begins(document_BT, block_BT) if goal.noise == "block" else begins(document_BT),
@@ -152,7 +142,7 @@ class BlocksTask:
         hidden_BTC = self._hidden(noisy_BT, token_BT, document_BT, position_BT, block_BT)
         chosen_BT = noise.masked_BT
         scores = objective.chunked(
-            objective.cross_entropy, hidden_BTC[chosen_BT], None, token_BT[chosen_BT], head=output_head(self._model)
+            objective.cross_entropy, hidden_BTC[chosen_BT], None, token_BT[chosen_BT], head=output_head(self.model)
         )
         metrics = {"agreement": (scores.agrees_M.sum(), chosen_BT.sum())}
         if goal.weight == "equal":
@@ -182,7 +172,7 @@ class BlocksTask:
         return torch.where(first_BT1, clean_BTC.roll(1, 1), output_BTC.roll(1, 1))
 
     def _forward(self, token_BU: Tensor, position_BU: Tensor, allowed_BUU: Tensor) -> Tensor:
-        hidden: Tensor = self._model.base_model(
+        hidden: Tensor = self.model.base_model(
             input_ids=token_BU,
             position_ids=position_BU,
             attention_mask=masks.additive(allowed_BUU, self._dtype())[:, None],
@@ -191,5 +181,5 @@ class BlocksTask:
         return hidden
 
     def _dtype(self) -> torch.dtype:
-        kind = self._model.device.type
-        return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else self._model.dtype
+        kind = self.model.device.type
+        return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else self.model.dtype

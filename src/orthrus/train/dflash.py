@@ -105,10 +105,10 @@ class DFlashTask(DrafterTask[DFlash]):
         self._recipe = recipe
         mask = mask_token(recipe.model.mask_token, self._tokenizer, backbone=recipe.model.backbone)
         mask = self._backbone.get_input_embeddings().weight.shape[0] - 1 if mask is None else mask
-        self._drafter = drafter_of(recipe, self._backbone, mask=mask).to(self._backbone.device)
+        self.model = drafter_of(recipe, self._backbone, mask=mask).to(self._backbone.device)
         self._tokens = None
         if recipe.objective.vocabulary == "answers":
-            self._tokens = scoring.tokens_of_answers(self._data.rows, self._drafter.markov, self._backbone.device)
+            self._tokens = scoring.tokens_of_answers(self._data.rows, self.model.markov, self._backbone.device)
 
     def loss(self, rows: Rows, step: int) -> Loss:
         """The weighted loss of the drafts of freshly drawn blocks."""
@@ -116,7 +116,7 @@ class DFlashTask(DrafterTask[DFlash]):
 
     def evaluate(self, step: int) -> dict[str, float]:
         """Loss and agreement per held-out source, and what real decoding of its prompts gives."""
-        drafter, most = DFlashDrafter(self._backbone, copy.deepcopy(self._drafter)), self._recipe.responses
+        drafter, most = DFlashDrafter(self._backbone, copy.deepcopy(self.model)), self._recipe.responses
         return evaluated(
             self._data,
             lambda packed, rows: self._loss(packed, rows, step=-1),
@@ -126,10 +126,10 @@ class DFlashTask(DrafterTask[DFlash]):
 
     def save(self, path: Path) -> None:
         """Write the drafter in the published layout, in the run's dtype."""
-        dflash_files.save(copy.deepcopy(self._drafter).to(self._backbone.dtype), path)
+        dflash_files.save(copy.deepcopy(self.model).to(self._backbone.dtype), path)
 
     def _loss(self, packed: PackedRows, index: Rows, *, step: int) -> Loss:
-        goal, config = self._recipe.objective, self._drafter.config
+        goal, config = self._recipe.objective, self.model.config
         document_BT, position_BT, token_BT, answer_BT = batch(packed, index, self._backbone.device)
         blocks = anchors.sample(
             document_BT,
@@ -141,7 +141,7 @@ class DFlashTask(DrafterTask[DFlash]):
         )
         read = frozen.read(self._backbone, token_BT, document_BT, position_BT, config.taps)
         student_BNKC = filled(
-            self._drafter, self._backbone, torch.cat(read.tapped, -1), token_BT, document_BT, position_BT, blocks
+            self.model, self._backbone, torch.cat(read.tapped, -1), token_BT, document_BT, position_BT, blocks
         )
         tokens = self._tokens if step >= 0 else None  # held-out answers hold others too
         return scoring.score(
@@ -151,6 +151,6 @@ class DFlashTask(DrafterTask[DFlash]):
             token_BT,
             blocks,
             head=output_head(self._backbone, tokens),
-            markov=self._drafter.markov,
+            markov=self.model.markov,
             tokens=tokens,
         )

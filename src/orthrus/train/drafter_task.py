@@ -15,32 +15,23 @@ _Drafter = TypeVar("_Drafter", bound=nn.Module)
 
 
 class DrafterTask(Generic[_Drafter]):
-    """The backbone, its tokenizer and the rows of a recipe; a subclass makes the drafter `_drafter`.
+    """The backbone, its tokenizer and the rows of a recipe; a subclass makes the drafter, its `model`.
 
     Args:
         recipe: a drafter's recipe.
         data: packed rows; None makes what is missing of them.
     """
 
-    _drafter: _Drafter
+    model: _Drafter
 
     def __init__(self, recipe: DFlashRecipe | Eagle3Recipe, data: Prepared | None) -> None:
         if recipe.run.threads is not None:
             torch.set_num_threads(recipe.run.threads)
         self._backbone, self._tokenizer = frozen_backbone(recipe, dtype=DTYPES[recipe.run.dtype])
         self._data = data or prepare(recipe, self._tokenizer, self._backbone, ranks=Ranks(recipe.run.device))
+        self.row_count = len(self._data.rows)
         torch.manual_seed(recipe.run.seed)
-
-    @property
-    def model(self) -> nn.Module:
-        """The drafter."""
-        return self._drafter
-
-    @property
-    def row_count(self) -> int:
-        """Rows of the training set."""
-        return len(self._data.rows)
 
     def trainable(self) -> dict[str, nn.Parameter]:
         """All of the drafter's parameters."""
-        return dict(self._drafter.named_parameters())
+        return dict(self.model.named_parameters())

@@ -97,7 +97,7 @@ class Eagle3Task(DrafterTask[Eagle3]):
             backbone=recipe.model.backbone,
             drafts=recipe.objective.steps,
         )
-        self._drafter = Eagle3(config).to(self._backbone.device)
+        self.model = Eagle3(config).to(self._backbone.device)
         self._tokens = None
         if recipe.objective.vocabulary == "answers":
             self._tokens = scoring.tokens_of_answers(self._data.rows, None, self._backbone.device)
@@ -121,14 +121,14 @@ class Eagle3Task(DrafterTask[Eagle3]):
         eagle3_model.save(self._decoding(), self._backbone, path)
 
     def _decoding(self) -> Eagle3:
-        return copy.deepcopy(self._drafter).to(self._backbone.dtype).eval()
+        return copy.deepcopy(self.model).to(self._backbone.dtype).eval()
 
     def _loss(self, packed: PackedRows, index: Rows, *, tokens: Tensor | None = None) -> Loss:
         goal = self._recipe.objective
         document_BT, position_BT, token_BT, answer_BT = batch(packed, index, self._backbone.device)
-        read = frozen.read(self._backbone, token_BT, document_BT, position_BT, self._drafter.config.taps)
+        read = frozen.read(self._backbone, token_BT, document_BT, position_BT, self.model.config.taps)
         embedded_BTH = self._backbone.get_input_embeddings()(token_BT)
-        steps = unrolled(self._drafter, embedded_BTH, self._drafter.fuse(read.tapped), document_BT, goal.steps)
+        steps = unrolled(self.model, embedded_BTH, self.model.fuse(read.tapped), document_BT, goal.steps)
         # As where blocks start, but not at a document's first token, which has no feature before it.
         begins_BT = anchors.starts(document_BT, answer_BT) & (position_BT > 0)
         scored_BT, kept_BT = begins_BT, begins_BT
@@ -145,7 +145,7 @@ class Eagle3Task(DrafterTask[Eagle3]):
             target_M = target_BT[scored_BT]
             scores = objective.chunked(
                 loss,
-                self._drafter.norm(drafted.output_BTH)[scored_BT],
+                self.model.norm(drafted.output_BTH)[scored_BT],
                 objective.Teacher(hidden_RC, row_M) if taught else None,
                 target_M if tokens is None else torch.searchsorted(tokens, target_M),
                 head=head,
