@@ -1,6 +1,7 @@
 """Log probabilities, biases and penalties; answers held to a JSON schema; tools and thoughts."""
 
 import asyncio
+import copy
 import json
 from collections.abc import Iterator
 from typing import Any
@@ -20,7 +21,7 @@ EOS, END_THINK = 256, 258
 TEMPLATE = (
     "{% if tools %}T:{{ tools | tojson }};{% endif %}"
     "{% for m in messages %}{{ m['role'][0] }}:{{ m['content'] }}"
-    "{% if m['tool_calls'] %}{{ m['tool_calls'] | tojson }}{% endif %};{% endfor %}"
+    "{% for c in m['tool_calls'] or [] %}<tool_call>{{ c['function'] | tojson }}</tool_call>{% endfor %};{% endfor %}"
     "{% if add_generation_prompt %}a:"
     "{% if enable_thinking is not defined %}<think></think>{% elif enable_thinking %}<think>{% endif %}{% endif %}"
 )
@@ -218,6 +219,24 @@ def test_a_call_that_must_be_made_is_made_and_fits(client: OpenAI, choice: Any) 
     assert deltas[0].id
     assert len(deltas) > 1
     assert "".join(d.function.arguments or "" for d in deltas) == call.function.arguments
+
+
+@pytest.mark.parametrize("form", ["<tool_call><function=paint>", "[TOOL_CALLS]"])
+def test_a_call_that_must_be_made_is_refused_where_the_template_has_another_form(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, form: str
+) -> None:
+    """By name, as a schema beside tools is; tools without either are offered as ever."""
+    other = copy.deepcopy(tokenizer)
+    other.chat_template = TEMPLATE.replace("<tool_call>", form)
+    held = [{"tool_choice": "required"}, {"tool_choice": {"type": "function", "function": {"name": "paint"}}}]
+    with running(model, other, rows=1) as made:
+        for options in (*held, {"response_format": held_to(SCHEMA)}):
+            body = {"model": "tiny", "messages": ASK, "tools": [PAINT], "max_tokens": 2, **options}
+            answer = made.raw().post("/v1/chat/completions", json=body)
+            assert answer.status_code == 400
+            assert answer.json()["error"]["param"] in options
+            assert "Hermes" in answer.json()["error"]["message"]
+        assert chat(made.client(), tools=[PAINT], max_tokens=2).choices[0].finish_reason == "length"
 
 
 @pytest.mark.parametrize(("first", "called"), [("{", False), ("<", True)])

@@ -32,6 +32,10 @@ def serve(
     modes: Modes = None,
     requests: Annotated[int, typer.Option(min=1, help="Requests of each setting.")] = 64,
     warmup: Annotated[int, typer.Option(min=0, help="Requests before each setting that do not count.")] = 4,
+    join: Annotated[
+        int | None,
+        typer.Option(min=1, metavar="TOKENS", help="Then let a prompt of about so many tokens join running streams."),
+    ] = None,
     max_new_tokens: common.MaxNewTokens = 128,
     limit: measuring.Limit = None,
     data: measuring.Data = None,
@@ -47,7 +51,7 @@ def serve(
 ) -> None:
     """Load a running server with streams, setting after setting; waiting times are those of the client."""
     try:
-        from orthrus.bench.serve import load, report
+        from orthrus.bench.serve import joining, load, report
     except ImportError as error:
         raise ConfigError(f"this needs the package {error.name!r}: pip install 'orthrus-lm[bench]'") from error
     from dataclasses import asdict
@@ -60,7 +64,9 @@ def serve(
     settings = _settings(modes, concurrency, rate)
     items = read_suites(suite, folder=data, limit=limit)
     target = load.Target(url=url, key=api_key, model=name, max_tokens=max_new_tokens)
-    answered = []
+    answered, joined = [], []
+    if join is not None and any(setting.concurrency is None for setting in settings):
+        raise ConfigError("--join needs --concurrency and no --rate: a number of streams that run meanwhile")
     facts = provenance(dtypes=[])
     head = lines.head(facts)
     if output is not None:
@@ -74,13 +80,19 @@ def serve(
             answered += made
             if output is not None:
                 append(output, [{"provenance": head["id"], **one.to_record()} for one in made])
+            if join is not None:
+                joined.append(joining.join(target, items, setting, tokens=join))
+                if output is not None:
+                    append(output, [{"provenance": head["id"], **joined[-1].to_record()}])
     summaries = report.summaries(answered)
     measuring.name_files(report.plot(summaries, plots) if plots is not None else ())
     if json:
-        print_json({"provenance": facts, "settings": [asdict(one) for one in summaries]})
+        made_json = {"provenance": facts, "settings": [asdict(one) for one in summaries]}
+        print_json(made_json | ({"joined": [asdict(one) for one in joined]} if joined else {}))
         return
-    grid = report.table(summaries, f"{target.model or url} · {', '.join(suite)} · at most {max_new_tokens} tokens")
-    measuring.show([grid], markdown=markdown)
+    said = f"{target.model or url} · {', '.join(suite)} · at most {max_new_tokens} tokens"
+    grids = [report.table(summaries, said), *([joining.table(joined, "a prompt that joins")] if joined else [])]
+    measuring.show(grids, markdown=markdown)
 
 
 def _settings(modes: list[str] | None, concurrency: list[str] | None, rate: list[str] | None) -> "list[Setting]":

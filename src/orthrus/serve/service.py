@@ -25,7 +25,7 @@ from orthrus.serve.logprobs import Spelling
 from orthrus.serve.loop import Loop
 from orthrus.serve.metrics import Metrics
 from orthrus.serve.openai import ChatRequest, CompletionRequest, Request
-from orthrus.serve.parts import END_THINK, THINK, Splitter
+from orthrus.serve.parts import CALL, END_THINK, THINK, Splitter
 
 CONTEXT: Final = 8192
 """Positions per row, where neither the model nor the command line says less."""
@@ -102,7 +102,9 @@ class Service:
         self._vocabulary: int = model.get_input_embeddings().weight.shape[0]
         self._grammars = Grammars(tokenizer, vocabulary=self._vocabulary, eos=self._eos)
         self._spell = lru_cache(maxsize=1 << 16)(self._grammars.spell)
-        self._thinks = THINK in str(tokenizer.chat_template or "")
+        template = str(tokenizer.chat_template or "")
+        self._thinks = THINK in template
+        self._writes_hermes = CALL in template and "<function=" not in template
         end = tokenizer.convert_tokens_to_ids(END_THINK) if self._thinks else None
         self._end_of_thought = end if isinstance(end, int) and end != tokenizer.unk_token_id else None
 
@@ -159,6 +161,14 @@ class Service:
             return None
         if request.ignore_eos:
             raise Refused("ignore_eos leaves a text that is held to a grammar no end: leave it out", param="ignore_eos")
+        if request.offered and not self._writes_hermes:
+            raise Refused(
+                "a call that must be made, and a schema beside tools, need a chat template whose calls are JSON "
+                "objects in <tool_call> and </tool_call> (Hermes' form), this model's template writes no such calls: "
+                "ask with tool_choice 'auto' and without response_format",
+                param="tool_choice" if request.forced else "response_format",
+                code="unsupported_tool_form",
+            )
         if request.forced:
             return self._grammars.calls(request.forced, single=request.single)
         if request.offered:

@@ -7,6 +7,8 @@ from pathlib import Path
 import pytest
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from orthrus.bench.serve.joining import join
+from orthrus.bench.serve.joining import table as joined_table
 from orthrus.bench.serve.load import Answered, Setting, Target, run
 from orthrus.bench.serve.report import answers, plot, summaries, table
 from orthrus.bench.suites import Item
@@ -44,6 +46,20 @@ def test_every_request_is_answered_and_counted(server: Running, load: dict[str, 
     plain = run(target, ITEMS, Setting(mode="ar", **load), requests=7)  # type: ignore[arg-type]
     assert [one.text_hash for one in plain] == [one.text_hash for one in made]
     assert all(one.stats["drafted"] == 0 for one in plain)
+
+
+def test_gaps_of_running_streams_are_timed_while_a_long_prompt_joins(server: Running) -> None:
+    """The prompt is about as long as asked for; gaps that overlap with its reading stand apart."""
+    target = Target(url=server.url, max_tokens=24)
+    made = join(target, ITEMS, Setting(mode="ar", concurrency=2), tokens=60)
+    assert made.error is None
+    assert 40 <= made.prompt_tokens <= 100
+    assert made.during
+    assert len(made.during) + len(made.otherwise) >= 23 * 2
+    (row,) = joined_table([made], "t").rows
+    assert row[:3] == ["2", "ar", str(made.prompt_tokens)]
+    with pytest.raises(ConfigError, match="concurrency"):
+        join(target, ITEMS, Setting(mode="ar", rate=1.0), tokens=60)
 
 
 def test_failures_are_kept_apart(server: Running) -> None:

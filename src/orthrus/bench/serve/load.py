@@ -131,11 +131,11 @@ def run(
 async def _run(
     target: Target, items: Sequence[Item], setting: Setting, requests: int, seed: int, on_answer: Callable[[], None]
 ) -> list[Answered]:
-    async with _client(target) as (client, model):
+    async with connected(target) as (client, model):
         started = time.perf_counter()
 
         async def one(number: int) -> Answered:
-            made = await _ask(client, model, target, items[number % len(items)], setting, started)
+            made = await ask(client, model, target, items[number % len(items)], setting, started)
             on_answer()
             return made
 
@@ -148,7 +148,8 @@ async def _run(
 
 
 @asynccontextmanager
-async def _client(target: Target) -> AsyncIterator[tuple[AsyncOpenAI, str]]:
+async def connected(target: Target) -> AsyncIterator[tuple[AsyncOpenAI, str]]:
+    """Give a client of the server, and the model to ask; raises ConfigError where there is none."""
     async with AsyncOpenAI(
         base_url=f"{target.url.rstrip('/')}/v1", api_key=target.key, max_retries=0, timeout=target.timeout
     ) as client:
@@ -182,9 +183,16 @@ async def _open(one: Callable[[int], Any], times: Sequence[float], started: floa
     return list(await asyncio.gather(*(later(number, at) for number, at in enumerate(times))))
 
 
-async def _ask(
-    client: AsyncOpenAI, model: str, target: Target, item: Item, setting: Setting, started: float
+async def ask(
+    client: AsyncOpenAI,
+    model: str,
+    target: Target,
+    item: Item,
+    setting: Setting,
+    started: float,
+    on_text: Callable[[], None] = lambda: None,
 ) -> Answered:
+    """Send one request and time what comes; `on_text` is called with each piece of text."""
     extra = {} if setting.mode == "server" else {"orthrus": {"mode": setting.mode}}
     messages: Any = [dict(message) for message in item.messages]
     sent = time.perf_counter()
@@ -205,6 +213,7 @@ async def _ask(
             for choice in chunk.choices:
                 if choice.delta.content:
                     times.append(time.perf_counter())
+                    on_text()
                     text += choice.delta.content
                 finish_reason = choice.finish_reason or finish_reason
     except APIError as error:

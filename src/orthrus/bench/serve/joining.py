@@ -1,0 +1,131 @@
+"""How long running streams wait while a long prompt joins: seconds between two pieces of their text, as clients see.
+
+So many streams run, each in a loop; once all of them write, a prompt of about so many tokens joins.
+"""
+
+import asyncio
+import itertools
+import time
+import uuid
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any, Final
+
+import numpy as np
+
+from orthrus.bench.serve.load import Answered, Mode, Setting, Target, ask, connected
+from orthrus.bench.speed.tables import Grid
+from orthrus.bench.suites import Item
+from orthrus.errors import ConfigError
+
+JOIN: Final = "join"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Joined:
+    """A prompt that joined running streams.
+
+    Attributes:
+        mode, concurrency: what ran.
+        prompt_tokens: the prompt's length, as the server counts it.
+        seconds: from its request to its first token.
+        during: seconds between two pieces of the running streams, those that overlap with its reading.
+        otherwise: those that do not.
+        error: what went wrong with it; None where nothing did.
+    """
+
+    mode: Mode
+    concurrency: int
+    prompt_tokens: int
+    seconds: float
+    during: list[float]
+    otherwise: list[float]
+    error: str | None = None
+
+    def to_record(self) -> dict[str, Any]:
+        """Return the line as plain JSON values."""
+        return {"kind": JOIN, **asdict(self)}
+
+
+def join(target: Target, items: Sequence[Item], setting: Setting, *, tokens: int) -> Joined:
+    """Let a prompt of about so many tokens join so many running streams.
+
+    Its text is made of the items', after a sample of which the server has told the tokens.
+
+    Raises:
+        ConfigError: no items, a setting without a concurrency, or a server that cannot be reached.
+    """
+    if not items or setting.concurrency is None:
+        raise ConfigError("a prompt that joins needs prompts that run, and how many at a time: give --concurrency")
+    return asyncio.run(_join(target, items, setting, setting.concurrency, tokens))
+
+
+async def _join(target: Target, items: Sequence[Item], setting: Setting, concurrency: int, tokens: int) -> Joined:
+    async with connected(target) as (client, model):
+        started = time.perf_counter()
+        short = replace(target, max_tokens=1)
+        sample = await ask(client, model, short, _prompt(items, 2 * tokens), setting, started)
+        if sample.error is not None or not sample.prompt_tokens:
+            raise ConfigError(f"the server at {target.url} does not answer a prompt and count it: {sample.error}")
+        long = _prompt(items, round(tokens * 2 * tokens / sample.prompt_tokens))
+        begun, ended, made = [asyncio.Event() for _ in range(concurrency)], asyncio.Event(), list[Answered]()
+
+        async def stream(number: int) -> None:
+            for turn in itertools.count():
+                item = items[(number + turn * concurrency) % len(items)]
+                made.append(await ask(client, model, target, item, setting, started, on_text=begun[number].set))
+                begun[number].set()  # a stream that failed does not begin
+                if ended.is_set():
+                    return
+
+        streams = [asyncio.create_task(stream(number)) for number in range(concurrency)]
+        await asyncio.gather(*(event.wait() for event in begun))
+        joined = await ask(client, model, short, long, setting, started)
+        ended.set()
+        await asyncio.gather(*streams)
+    start, end = joined.sent, joined.sent + joined.seconds
+    during, otherwise = list[float](), list[float]()
+    for one in made:
+        at = one.sent + (one.first or 0.0)
+        for gap in one.gaps:
+            (during if at < end and at + gap > start else otherwise).append(gap)
+            at += gap
+    return Joined(
+        mode=setting.mode,
+        concurrency=concurrency,
+        prompt_tokens=joined.prompt_tokens,
+        seconds=joined.seconds,
+        during=during,
+        otherwise=otherwise,
+        error=joined.error or next((one.error for one in made if one.error is not None), None),
+    )
+
+
+def _prompt(items: Sequence[Item], characters: int) -> Item:
+    """Return a prompt of so many characters that begins like no other, so that none of its keys are there already."""
+    texts = itertools.cycle(str(message.get("content", "")) or "-" for item in items for message in item.messages)
+    text = f"{uuid.uuid4()}\n"
+    while len(text) < characters:
+        text += next(texts) + "\n"
+    return Item(suite=JOIN, id=JOIN, domain=JOIN, messages=({"role": "user", "content": text[:characters]},))
+
+
+def table(made: Sequence[Joined], title: str) -> Grid:
+    """Return one row a prompt that joined."""
+    header = ["streams", "mode", "prompt tokens", "to its first token, s", "gaps meanwhile, ms", "gaps otherwise, ms"]
+    rows = [
+        [
+            str(one.concurrency),
+            one.mode if one.error is None else f"{one.mode}: {one.error}",
+            str(one.prompt_tokens),
+            f"{one.seconds:.2f}",
+            _milliseconds(one.during),
+            _milliseconds(one.otherwise),
+        ]
+        for one in made
+    ]
+    return Grid(title=f"{title} (p50 / p99 / most)", header=header, rows=rows, labels=2)
+
+
+def _milliseconds(gaps: Sequence[float]) -> str:
+    return " / ".join(f"{1000 * value:.0f}" for value in np.percentile(gaps, (50, 99, 100))) if gaps else "–"
