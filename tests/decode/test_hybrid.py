@@ -318,3 +318,15 @@ def test_the_text_model_of_a_multimodal_checkpoint_takes_a_view(tmp_path: Path) 
     model = orthrus.attach(AutoModelForCausalLM.from_pretrained(tmp_path), orthrus.OrthrusConfig(block_size=BLOCK))
     made = Engine(model, rows=2, capacity=200, plan=steps.parse("full"))
     assert texts(made) == generated()
+
+
+def test_frozen_layers_of_a_draft_pass_run_once() -> None:
+    """Of a view with twins of attention alone: all rows share their products, as they do in MLPs."""
+    model = orthrus.attach(tiny(FAMILY), orthrus.OrthrusConfig(block_size=BLOCK, layers="attention"))
+    made, calls = Engine(model, rows=2, capacity=100, plan=steps.parse("full")), []
+    decode(made, PROMPTS[:2], Options(max_new_tokens=4))
+    for dual_ in duals(model)[:3]:
+        dual_.ar.out_proj.register_forward_hook(lambda *_: calls.append(1))
+    with torch.inference_mode():
+        made.passes.draft(slice(0, 1), torch.tensor([5]), 3)
+    assert len(calls) == 3

@@ -8,7 +8,7 @@ import orthrus
 from orthrus.decode.engine import Engine
 from orthrus.decode.options import Options
 from orthrus.policy import steps
-from tests.decode.drive import BLOCK, decode
+from tests.decode.drive import BLOCK, decode, dual
 from tests.families import perturb, tiny
 
 YARN = {"rope_type": "yarn", "factor": 16.0, "original_max_position_embeddings": 4096, "rope_theta": 10_000.0}
@@ -44,6 +44,27 @@ def test_a_long_prompt_gets_the_text_of_plain_decoding(positions: int) -> None:
     assert len(plain.token_ids) == 24
     assert plain.finish_reason == "length"
     assert all(row.token_ids == plain.token_ids for row in drafted)
+
+
+@pytest.mark.parametrize("length", [1_100, pytest.param(16_000, marks=pytest.mark.slow)])
+def test_a_long_prompt_of_a_hybrid_gets_the_text_of_generate(length: int) -> None:
+    """States have read all of it, keys of the attention layer are all there; a second turn reads its own words only."""
+    shape = {"num_hidden_layers": 2, "layer_types": ["linear_attention", "full_attention"], "head_dim": 8}
+    shape |= {"num_attention_heads": 2, "num_key_value_heads": 1, "max_position_embeddings": length + 128}
+    prompt = torch.randint(3, 90, (length,), generator=torch.Generator().manual_seed(0)).tolist()
+    model, plain = dual("qwen3_5_text", **shape), tiny("qwen3_5_text", attn="sdpa", **shape)
+
+    def generated(text: list[int]) -> list[int]:
+        return plain.generate(torch.tensor([text]), max_new_tokens=20, do_sample=False)[0, len(text) :].tolist()
+
+    for name in ("full", "tree:6"):
+        engine = Engine(model, rows=1, capacity=length + 128, plan=steps.parse(name))
+        row = decode(engine, [prompt], Options(max_new_tokens=20))[0]
+        assert row.token_ids == generated(prompt)
+        turn = [*prompt, *row.token_ids, 5, 6]
+        again = decode(engine, [turn], Options(max_new_tokens=20))[0]
+        assert again.token_ids == generated(turn)
+        assert again.cached >= len(turn) - 4
 
 
 def test_what_a_cycle_allocates_does_not_grow_with_the_context(monkeypatch: pytest.MonkeyPatch) -> None:

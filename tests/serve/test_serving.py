@@ -10,7 +10,12 @@ from openai import APIError, AuthenticationError, InternalServerError, OpenAI, R
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 import orthrus
+from orthrus.decode.footprint import footprint
 from orthrus.decode.prompts import SLICE
+from orthrus.errors import ConfigError
+from orthrus.model.attachment import config_of
+from orthrus.policy.steps import parse
+from orthrus.serve import service
 from orthrus.serve.jobs import Job
 from tests.serve.conftest import Running, made_small, running
 
@@ -301,3 +306,16 @@ def test_a_second_turn_reads_only_what_is_new(server: Running) -> None:
 
 def _complete(client: OpenAI, prompt: str) -> str:
     return client.completions.create(model="tiny", prompt=prompt, max_tokens=4).choices[0].text
+
+
+def test_the_context_is_what_memory_has_room_for(
+    small: PreTrainedModel, characters: PreTrainedTokenizerBase, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Shortened where none was asked for, refused where one was."""
+    scratch = parse("full").scratch(config_of(small).proposals + 1)
+    row = footprint(small, terms=scratch)
+    monkeypatch.setattr(service, "free_memory", lambda _: 4 * row.row(40 + scratch))
+    made = service.Service(small, characters, name="tiny", rows=4, plan="full")
+    assert made.limits.context == 40
+    with pytest.raises(ConfigError, match="4 rows of 41 tokens must fit into memory, found room for rows of 40"):
+        service.Service(small, characters, name="tiny", rows=4, plan="full", context=41)

@@ -135,6 +135,7 @@ def _checks(bundled: dict[str, Any]) -> list[Check]:
 
 
 def _check_bundled(bundled: dict[str, Any], dtype: str) -> Check:
+    from orthrus.decode.footprint import footprint
     from orthrus.model.attach import config_of
     from orthrus.model.fingerprint import twin_tensors
 
@@ -145,6 +146,8 @@ def _check_bundled(bundled: dict[str, Any], dtype: str) -> Check:
         "view_parameters": twin,
         "block_size": config_of(model).block_size,
     }
+    bytes_of = footprint(model, terms=config_of(model).proposals + 1)
+    bundled.setdefault("cache", {})[dtype] = {"position_bytes": bytes_of.position, "state_bytes": bytes_of.states}
     bundled.setdefault("products", {})[dtype] = _products(model)
     share = 1 if bundled["name"] == "nano" else 4  # a model of a real size takes its time
     with err().status(f"checking {bundled['name']} in {dtype} …"):
@@ -206,6 +209,9 @@ def _show(facts: dict[str, Any]) -> None:
         costs = [cost for cost in facts["costs"] if (cost["model"], cost["dtype"], cost["device"]) == run]
         timed = (f"{cost['pass']} {cost['width']} {1000 * cost['seconds']:.1f} ms" for cost in costs)
         say(f"{'passes':<14}{', '.join(run)}: {', '.join(timed)}")
+    for dtype, size in facts["bundled"].get("cache", {}).items():
+        thousand = (size["state_bytes"] + 1000 * size["position_bytes"]) / 1e6
+        say(f"{'cache':<14}{dtype}: {thousand:.1f} MB for a text of 1,000 tokens")
     for dtype, products in facts["bundled"].get("products", {}).items():
         say(f"{'products':<14}{dtype}: one row by {products['one']}, several by {products['several']}")
     say(facts["verdict"], style="bold green" if facts["passed"] else "bold red")

@@ -6,10 +6,10 @@ pass. No architecture is written again; a layer that does not look as expected i
 """
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import lru_cache
 from types import FunctionType
-from typing import Any, Final, Protocol
+from typing import Any, Final, NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -60,48 +60,67 @@ class DualMixer(Dual):
             kwargs |= {"cache_params": cache_params, "attention_mask": attention_mask}
             plain: Tensor = self.module_of(view)(hidden_states, **kwargs)
             return plain
+        for half in (self.ar, self.diffusion):
+            if half is not None and not mixes(half):
+                raise _replaced(half)
         if isinstance(view, str):
             view = View(name=view)
         recurrence: Recurrence = cache_params.recurrence(self.layer_idx)
         if isinstance(view, View):
-            return mix(self.module_of(view.name), hidden_states, recurrence, view.path, both_ways=view.both_ways)
-        ar, blocks = hidden_states[:, : view.rows], hidden_states[:, view.rows :]
-        first = mix(self.ar, ar, recurrence, view.path)
-        twin = self.module_of("diffusion")
-        second = mix(twin, blocks, recurrence, view.block_path, both_ways=view.both_ways)
-        return torch.cat([first, second], dim=1)
+            one = Part(path_BTM=view.path, both_ways=view.both_ways)
+            return mix(self.module_of(view.name), hidden_states, recurrence, [one])
+        first = Part(slice(None, view.rows), view.path)
+        second = Part(slice(view.rows, None), view.block_path, view.both_ways)
+        if self.diffusion is None:
+            return mix(self.ar, hidden_states, recurrence, [first, second])
+        halves = ((self.ar, first), (self.diffusion, second))
+        outs = [mix(half, hidden_states[:, p.rows], recurrence, [p._replace(rows=slice(None))]) for half, p in halves]
+        return torch.cat(outs, dim=1)
 
 
 def mixes(module: nn.Module) -> bool:
     """Tell whether a module is a layer whose recurrence can be taken over."""
-    return isinstance(getattr(module, "layer_idx", None), int) and _forward_of(module) is not None
+    plain = isinstance(getattr(module, "layer_idx", None), int) and "forward" not in module.__dict__
+    return plain and _calling_both(type(module).forward) is not None
 
 
-def mix(
-    module: nn.Module,
-    hidden_BTC: Tensor,
-    recurrence: Recurrence,
-    path_BTM: Tensor | None = None,
-    *,
-    both_ways: bool = False,
-) -> Tensor:
+class Part(NamedTuple):
+    """Rows of a pass that share a relation of who sees whom.
+
+    Attributes:
+        rows: where they stand.
+        path_BTM: which rows each one's text consists of, as `delta.solve` takes it.
+        both_ways: whether they read those behind them as well.
+    """
+
+    rows: slice = slice(None)
+    path_BTM: Tensor | None = None
+    both_ways: bool = False
+
+
+def mix(module: nn.Module, hidden_BTC: Tensor, recurrence: Recurrence, parts: Sequence[Part] = (Part(),)) -> Tensor:
     """Run a layer's own forward over some rows of a pass; what it computes with is computed in float32.
+
+    Args:
+        module: the layer.
+        hidden_BTC: the rows.
+        recurrence: what convolution and rule are computed by,
+        parts: of these rows at a time.
 
     Raises:
         UnsupportedModel: the layer's forward has been replaced since the view was attached.
     """
-    forward = _forward_of(module)
+    forward = _calling_both(type(module).forward)
     if forward is None:
-        raise UnsupportedModel(
-            f"{type(module).__name__} must run transformers' own forward, found another set after the view was "
-            f"attached, which does not call {CONVOLUTION} and {RULE}: take it off, or decode without a view"
-        )
+        raise _replaced(module)
 
     def convolve(
         hidden_states: Tensor, weight: Tensor, bias: Tensor | None = None, activation: str | None = None, **_: Any
     ) -> Tensor:
         with torch.autocast(hidden_states.device.type, enabled=False):
-            out_BTC = recurrence.convolve(hidden_states.transpose(1, 2).to(weight.dtype), weight, path_BTM)
+            input_BTC = hidden_states.transpose(1, 2).to(weight.dtype)
+            outs = [recurrence.convolve(input_BTC[:, part.rows], weight, part.path_BTM) for part in parts]
+            out_BTC = _joined(outs)
         out_BTC = out_BTC if bias is None else out_BTC + bias
         out_BTC = out_BTC if activation is None else ACT2FN[activation](out_BTC)
         return out_BTC.transpose(1, 2).to(hidden_states.dtype)
@@ -117,16 +136,19 @@ def mix(
     ) -> tuple[Tensor, None]:
         with torch.autocast(query.device.type, enabled=False):
             inputs = delta.inputs(query, key, value, g, beta, normalise=use_qk_l2norm_in_kernel)
-            return recurrence.rule(inputs, path_BTM, both_ways=both_ways).to(query.dtype), None
+            outs = [recurrence.rule(inputs.part(p.rows), p.path_BTM, both_ways=p.both_ways) for p in parts]
+            return _joined(outs).to(query.dtype), None
 
     relinked = _relinked(forward, {CONVOLUTION: convolve, RULE: rule})
     out_BTC: Tensor = relinked(module, hidden_BTC, cache_params=_Stateless(), attention_mask=None)
     return out_BTC
 
 
-def _forward_of(module: nn.Module) -> FunctionType | None:
-    """Return a layer's forward; None where it is not its class's own, or does not call the two functions by name."""
-    return None if "forward" in module.__dict__ else _calling_both(type(module).forward)
+def _replaced(module: nn.Module) -> UnsupportedModel:
+    return UnsupportedModel(
+        f"{type(module).__name__} must run transformers' own forward, found another set after the view was attached, "
+        f"which does not call {CONVOLUTION} and {RULE}: take it off, or decode without a view"
+    )
 
 
 @lru_cache
@@ -145,6 +167,11 @@ def _relinked(function: FunctionType, others: dict[str, Callable[..., Any]]) -> 
     made = FunctionType(function.__code__, names, function.__name__, function.__defaults__, function.__closure__)
     made.__kwdefaults__ = function.__kwdefaults__
     return made
+
+
+def _joined(parts: Sequence[Tensor]) -> Tensor:
+    """Put the rows of several parts together, without a copy where there is one."""
+    return parts[0] if len(parts) == 1 else torch.cat(list(parts), dim=1)
 
 
 class _Stateless:

@@ -14,6 +14,7 @@ from orthrus.decode.allowed import block_of, drafter_for
 from orthrus.decode.api import plan_of
 from orthrus.decode.engine import Engine
 from orthrus.decode.exact import Exact
+from orthrus.decode.footprint import footprint, free_memory
 from orthrus.decode.text import decode, encode
 from orthrus.errors import ConfigError
 from orthrus.policy.steps import Plan
@@ -80,9 +81,17 @@ class Service:
         if context is not None and not 2 <= context <= longest:
             raise ConfigError(f"context must be from 2 to the model's {longest} tokens, found {context}")
         self.name, self.tokenizer = name, tokenizer
-        self.limits = Limits(context=context or min(longest, CONTEXT), queue=queue, timeout=timeout)
         drafted, plain = plan_of("orthrus", plan), plan_of("ar", None)
         block = block_of(model, drafter_for(model, drafted))
+        scratch = drafted.scratch(block)
+        self.footprint = footprint(model, terms=scratch)
+        room = self.footprint.capacity(free_memory(model.device), rows=rows) - scratch
+        if room < (context or 2):
+            raise ConfigError(
+                f"{rows} rows of {context or 2} tokens must fit into memory, found room for rows of {max(room, 0)}: "
+                "ask for fewer rows or a shorter context"
+            )
+        self.limits = Limits(context=context or min(longest, CONTEXT, room), queue=queue, timeout=timeout)
         self.metrics = Metrics(name, slots=block - 1)
 
         def engine(plan: Plan) -> Callable[[], Engine]:
