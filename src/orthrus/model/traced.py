@@ -2,7 +2,8 @@
 
 A pass of a small model is some thousand small operations, and calling them from Python takes longer than most of them
 do. A recording runs the same operations over the same shapes, so its results have the same bits; that is checked once,
-over inputs of other sizes. Recording takes as long as some dozens of passes, so a kind must have been met as often.
+over inputs of other sizes. A recording takes as long to make as it saves over many passes, so a kind must have been met
+about as often before.
 Knows what may differ between two passes of a kind; knows no pass.
 """
 
@@ -27,8 +28,8 @@ from orthrus.model.attach import is_hybrid
 from orthrus.model.attachment import attachment_of
 from orthrus.model.cache import KeyStore, ScratchCache
 
-USES: Final = 24
-"""Passes of a kind that are made eagerly before it is recorded."""
+USES: Final = 64
+"""Passes of a kind that are made eagerly before it is recorded: about as many as its recording has to save."""
 
 _MOST: Final = 12  # recordings, which take about a megabyte a layer
 _STALE: Final = 1000  # passes without a use, after which a recording makes room for another
