@@ -24,11 +24,10 @@ _LARGEST: Final = 127
 _MOST_INPUTS: Final = (2**31 - 1) // (_LARGEST * 255)
 """Beyond so many, sums of products may not fit into 32 bits."""
 
-# Added to a float32 number below 2**22 this rounds it to an integer, whose sum with 128 is in the lowest byte.
-_ROUND: Final = torch.tensor(2.0**23 + 128)
-_FULL: Final = torch.tensor(float(_LARGEST))
+# Added to a float32 number below 2**22 these round it to an integer, whose bytes, each with 128 added, are the lowest.
+_ROUND: Final = {1: torch.tensor(2.0**23 + 128), 2: torch.tensor(2.0**23 + 128 * 256 + 128)}
+_FULL: Final = {1: torch.tensor(float(_LARGEST)), 2: torch.tensor(float(_LARGEST * 256))}
 _TINY: Final = torch.finfo(torch.float32).tiny
-_FINER: Final = 254.0  # steps of the second part in one of the first, whose remainders are half a step at most
 
 _product, _prepack = operator("onednn", "qlinear_pointwise"), operator("onednn", "qlinear_prepack")
 
@@ -50,19 +49,15 @@ def rounded(input: Tensor, *, parts: int = 1) -> tuple[Tensor, Tensor]:
     """Round rows `[..., in]` to integers from -127 to 127, kept as uint8 with 128 added.
 
     Returns them and each row's largest magnitude `[..., 1]` in float32, which 127 stands for. Rows of zeros have any
-    integers, and rows that are not finite a magnitude that is not. In two parts `[2, ..., in]` the second holds what
-    the first rounds off, 254 times finer.
+    integers, and rows that are not finite a magnitude that is not. In two parts `[2, ..., in]` integers have 16 bits:
+    the second holds the lower byte, from -128 to 127, whose steps are 256 times finer.
     """
     wide = input.float()
     most = wide.abs().amax(-1, keepdim=True)
-    scaled = wide * (_FULL / most)
-    shifted = scaled + _ROUND
-    if parts == 2:
-        rest = scaled.sub_(shifted - _ROUND).mul_(_FINER).add_(_ROUND)
-        shifted = torch.stack((shifted, rest))
-    # The other way to the same integers takes longer, but can be recorded.
-    integer = shifted.sub_(2.0**23) if is_recording() else shifted.view(torch.int32)
-    return integer.to(torch.uint8), most
+    shifted = (wide * (_FULL[parts] / most)).add_(_ROUND[parts])
+    # The other way to the same bytes takes longer, but can be recorded.
+    integer = shifted.to(torch.int32) if is_recording() else shifted.view(torch.int32)
+    return (integer if parts == 1 else torch.stack((integer >> 8, integer))).to(torch.uint8), most
 
 
 class Int8Linear(nn.Module):
@@ -148,7 +143,7 @@ class _Shared(Shared["Int8Linear"]):
         row, most = rounded(input if self.factor is None else input * self.factor, parts=self.parts)
         wide = multiplied(row, self.packed, self.scale, self.zero)
         if self.parts == 2:
-            wide = wide[1].mul_(1 / _FINER).add_(wide[0])
+            wide = wide[1].mul_(1 / 256).add_(wide[0])
         wide.mul_(most)
         return (wide if self.bias is None else wide.add_(self.bias)).to(input.dtype)
 
