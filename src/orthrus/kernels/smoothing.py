@@ -2,7 +2,8 @@
 
 Some channels of an input are far larger than the rest, and with one scale per row the rest is rounded coarsely. Where
 these channels are the same for all tokens, they are divided by a factor that goes into the weights (SmoothQuant,
-arXiv 2211.10438). Where they change from token to token, as behind a gated activation, rows are rounded in two parts.
+arXiv 2211.10438). Where they change from token to token, as behind a gated activation, no factor helps, and rows are
+rounded as they come; two parts would, but take passes of SmolLM2 13 to 25 % longer.
 Knows layers; knows no integers.
 """
 
@@ -14,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 _SPIKY: Final = 7.0
-"""Beyond so many times its root mean square, a row's largest element makes one part too coarse.
+"""Beyond so many times its root mean square, a row's largest element is not of its channel.
 
 SmolLM2's rows are 2 to 6 after smoothing, but for those of `down_proj`, at 8 to 20."""
 _LEAST: Final = 0.01
@@ -81,7 +82,7 @@ def rounding_for(input: Tensor, weights: Sequence[Tensor]) -> Rounding:
     factor_I = (weights_I.clamp_min(_TINY) / _size(rows_RI, 0).clamp_min(_LEAST)).sqrt()
     smooth_RI = rows_RI * factor_I
     spikes_R = smooth_RI.abs().amax(-1) / _size(smooth_RI, -1)
-    return Rounding(factor_I) if spikes_R.median() <= _SPIKY else Rounding(parts=2)
+    return Rounding(factor_I) if spikes_R.median() <= _SPIKY else PLAINLY
 
 
 def _size(values: Tensor, dim: int, *, keepdim: bool = False) -> Tensor:
