@@ -55,7 +55,9 @@ def test_a_long_prompt_of_a_hybrid_gets_the_text_of_generate(length: int) -> Non
     model, plain = dual("qwen3_5_text", **shape), tiny("qwen3_5_text", attn="sdpa", **shape)
 
     def generated(text: list[int]) -> list[int]:
-        return plain.generate(torch.tensor([text]), max_new_tokens=20, do_sample=False)[0, len(text) :].tolist()
+        ids = torch.tensor([text])  # of which none is padding, whatever its number
+        out = plain.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=20, do_sample=False)
+        return out[0, len(text) :].tolist()
 
     for name in ("full", "tree:6"):
         engine = Engine(model, rows=1, capacity=length + 128, plan=steps.parse(name))
