@@ -36,14 +36,14 @@ pytestmark = pytest.mark.skipif(not is_exact(), reason="needs VNNI instructions 
 PROMPTS = [[5, 6, 7], [*range(30, 43)], [8], [9, 10, 11, 12, 13], [*range(60, 70)]]
 PLANS = ("full", "fixed:3", "tree:6", "onepass", "lookup", "auto")
 WIDTHS = (1, 2, 3, 5, 8, 16, 17, 32)
-ROUNDINGS = pytest.mark.parametrize("rounding", [{}, {"smooth": True}, {"parts": 2}], ids=["plain", "smooth", "two"])
+ROUNDINGS = pytest.mark.parametrize("rounding", [{}, {"smooth": True}], ids=["plain", "smooth"])
 
 
-def group(*outputs: int, inputs: int = 72, bias: bool = False, smooth: bool = False, parts: int = 1) -> nn.Module:
+def group(*outputs: int, inputs: int = 72, bias: bool = False, smooth: bool = False) -> nn.Module:
     """Int8 layers of one input, multiplied as one."""
     torch.manual_seed(0)
     model = nn.Sequential(*(nn.Linear(inputs, out, bias=bias) for out in outputs))
-    rounding = Rounding(torch.rand(inputs) + 0.5 if smooth else None, parts)
+    rounding = Rounding(torch.rand(inputs) + 0.5 if smooth else None)
     layers = [layer for layer in model if isinstance(layer, nn.Linear)]
     quantise(model, [layers], keep=lambda _: False, roundings=dict.fromkeys(layers, rounding))
     return model
@@ -61,10 +61,8 @@ def specification(model: nn.Module, x: Tensor) -> Tensor:
         assert isinstance(layer, Int8Linear)
         wide = x.float() if layer.factor is None else x.float() * layer.factor
         most = wide.abs().amax(-1, keepdim=True)
-        row = (wide * torch.tensor(127.0 * 256 ** (layer.parts - 1)).div(most)).round().nan_to_num(0).long()
-        rows = [row] if layer.parts == 1 else [(row + 128) >> 8, (row + 128) % 256 - 128]
-        first, *second = ((row @ layer.weight.long().T).float() * (layer.scale / 127) for row in rows)
-        wide = (second[0] / 256 + first if second else first) * most
+        row = (wide * torch.tensor(127.0).div(most)).round().nan_to_num(0).long()
+        wide = (row @ layer.weight.long().T).float() * (layer.scale / 127) * most
         parts.append(wide if layer.bias is None else wide + layer.bias)
     return torch.cat(parts, dim=-1).to(x.dtype)
 
@@ -119,15 +117,6 @@ def test_a_row_is_rounded_to_the_nearest_of_255_integers() -> None:
     assert row.min() >= 1
 
 
-def test_two_parts_are_the_bytes_of_an_integer_of_16_bits() -> None:
-    """Nothing is off by more than half of its steps, but for float32's own rounding."""
-    x = torch.randn(5, 300) * torch.logspace(-30, 30, 5)[:, None]
-    row, most = rounded(x, parts=2)
-    first, second = row.double() - 128
-    assert float((first + second / 256 - x.double() / most * 127).abs().max()) <= 0.5 / 256 + 1e-4
-    assert first.abs().max() == 127
-
-
 @ROUNDINGS
 def test_what_is_not_finite_stays_so(rounding: dict[str, Any]) -> None:
     """And leaves its neighbours alone."""
@@ -140,15 +129,14 @@ def test_what_is_not_finite_stays_so(rounding: dict[str, Any]) -> None:
         assert torch.equal(found[::2], expected[::2])
 
 
-@pytest.mark.parametrize(("parts", "least", "most"), [(1, 0.006, 0.02), (2, 0.002, 0.006)])
-def test_results_are_near_those_of_the_weights(parts: int, least: float, most: float) -> None:
-    """Both roundings together move random products by about a hundredth; in two parts that of the weights alone."""
+def test_results_are_near_those_of_the_weights() -> None:
+    """Both roundings together move random products by about a hundredth."""
     torch.manual_seed(0)
     plain, x = nn.Linear(512, 256), torch.randn(16, 512)
-    layer = Int8Linear(plain, Rounding(parts=parts))
+    layer = Int8Linear(plain)
     with torch.inference_mode():
         error = (layer(x) - plain(x)).norm() / plain(x).norm()
-    assert least < error < most
+    assert 0.002 < error < 0.02
     torch.testing.assert_close(layer.dequantised(), plain.weight.detach(), rtol=0, atol=float(layer.scale.max()) * 0.51)
 
 

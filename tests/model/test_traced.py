@@ -91,12 +91,8 @@ def test_a_recording_has_the_bits_of_eager_passes_at_other_lengths_and_widths(dt
 
 
 @pytest.mark.skipif(not int8.is_exact(), reason="no exact products of 8-bit integers here")
-@pytest.mark.parametrize("parts", [1, 2])
-def test_int8_passes_are_recorded(parts: int) -> None:
+def test_int8_passes_are_recorded() -> None:
     model = ready(dual(num_hidden_layers=2), compile=False, pack=None, eight=True)
-    for layer in model.modules():
-        if isinstance(layer, int8.Int8Linear):
-            layer.parts = parts
     passes = passes_of(model)
     eager = Passes(model, passes.cache)
     eager.runner = Eager(model, passes.cache)

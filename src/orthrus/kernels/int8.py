@@ -24,9 +24,9 @@ _LARGEST: Final = 127
 _MOST_INPUTS: Final = (2**31 - 1) // (_LARGEST * 255)
 """Beyond so many, sums of products may not fit into 32 bits."""
 
-# Added to a float32 number below 2**22 these round it to an integer, whose bytes, each with 128 added, are the lowest.
-_ROUND: Final = {1: torch.tensor(2.0**23 + 128), 2: torch.tensor(2.0**23 + 128 * 256 + 128)}
-_FULL: Final = {1: torch.tensor(float(_LARGEST)), 2: torch.tensor(float(_LARGEST * 256))}
+# Added to a float32 number below 2**22 this rounds it to an integer, whose sum with 128 is in the lowest byte.
+_ROUND: Final = torch.tensor(2.0**23 + 128)
+_FULL: Final = torch.tensor(float(_LARGEST))
 _TINY: Final = torch.finfo(torch.float32).tiny
 
 _product, _prepack = operator("onednn", "qlinear_pointwise"), operator("onednn", "qlinear_prepack")
@@ -45,19 +45,18 @@ def quantised(weight: Tensor) -> tuple[Tensor, Tensor]:
     return (wide / scale[:, None]).round_().to(torch.int8), scale
 
 
-def rounded(input: Tensor, *, parts: int = 1) -> tuple[Tensor, Tensor]:
+def rounded(input: Tensor) -> tuple[Tensor, Tensor]:
     """Round rows `[..., in]` to integers from -127 to 127, kept as uint8 with 128 added.
 
     Returns them and each row's largest magnitude `[..., 1]` in float32, which 127 stands for. Rows of zeros have any
-    integers, and rows that are not finite a magnitude that is not. In two parts `[2, ..., in]` integers have 16 bits:
-    the second holds the lower byte, from -128 to 127, whose steps are 256 times finer.
+    integers, and rows that are not finite a magnitude that is not.
     """
     wide = input.float()
     most = wide.abs().amax(-1, keepdim=True)
-    shifted = (wide * (_FULL[parts] / most)).add_(_ROUND[parts])
-    # The other way to the same bytes takes longer, but can be recorded.
+    shifted = (wide * (_FULL / most)).add_(_ROUND)
+    # The other way to the same integers takes longer, but can be recorded.
     integer = shifted.to(torch.int32) if is_recording() else shifted.view(torch.int32)
-    return (integer if parts == 1 else torch.stack((integer >> 8, integer))).to(torch.uint8), most
+    return integer.to(torch.uint8), most
 
 
 class Int8Linear(nn.Module):
@@ -77,7 +76,6 @@ class Int8Linear(nn.Module):
         """Round a layer's weights; its bias is taken as it is."""
         super().__init__()
         self.in_features, self.out_features = layer.in_features, layer.out_features
-        self.parts = rounding.parts
         with torch.inference_mode(False), torch.no_grad():  # tensors made in inference mode are never written to again
             factor = None if rounding.factor is None else rounding.factor.clone()
             weight, scale = quantised(layer.weight if factor is None else layer.weight / factor)
@@ -140,10 +138,8 @@ class _Shared(Shared["Int8Linear"]):
         if self.packed is None:
             self.pack()
         assert self.packed is not None
-        row, most = rounded(input if self.factor is None else input * self.factor, parts=self.parts)
+        row, most = rounded(input if self.factor is None else input * self.factor)
         wide = multiplied(row, self.packed, self.scale, self.zero)
-        if self.parts == 2:
-            wide = wide[1].mul_(1 / 256).add_(wide[0])
         wide.mul_(most)
         return (wide if self.bias is None else wide.add_(self.bias)).to(input.dtype)
 
@@ -151,7 +147,7 @@ class _Shared(Shared["Int8Linear"]):
         assert _prepack is not None
         weight = torch.cat([layer.weight.detach() for layer in self.layers])
         self.scale = torch.cat([layer.scale for layer in self.layers]) / _LARGEST
-        self.factor, self.parts = self.layers[0].factor, self.layers[0].parts
+        self.factor = self.layers[0].factor
         self.zero = torch.zeros(len(weight), dtype=torch.int32)
         biases = [layer.bias.detach().float() for layer in self.layers if layer.bias is not None]
         self.bias = torch.cat(biases) if biases else None
@@ -208,7 +204,7 @@ def quantise(
         model: takes the layers.
         groups: layers that read the same input, one after another in this order.
         keep: tells by their names the layers that stay as they are.
-        roundings: how layers round their inputs, the same for those of a group; others as they come, in one part.
+        roundings: how layers round their inputs, the same for those of a group; others as they come.
     """
     made: dict[nn.Module, Int8Linear] = {}
     for name, layer in list(model.named_modules()):

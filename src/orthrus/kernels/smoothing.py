@@ -3,7 +3,7 @@
 Some channels of an input are far larger than the rest, and with one scale per row the rest is rounded coarsely. Where
 these channels are the same for all tokens, they are divided by a factor that goes into the weights (SmoothQuant,
 arXiv 2211.10438). Where they change from token to token, as behind a gated activation, no factor helps, and rows are
-rounded as they come; two parts would help, but take passes clearly longer (lab/2026-11.md).
+rounded as they come.
 Knows layers; knows no integers.
 """
 
@@ -24,10 +24,9 @@ _TINY: Final = 1e-6
 
 
 class Rounding(NamedTuple):
-    """How an input is rounded: multiplied by a factor `[in]` before, in float32; in one part or two."""
+    """How an input is rounded: multiplied by a factor `[in]` before, in float32."""
 
     factor: Tensor | None = None
-    parts: int = 1
 
 
 PLAINLY: Final = Rounding()
