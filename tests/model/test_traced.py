@@ -15,7 +15,7 @@ from orthrus.decode.engine import Engine
 from orthrus.decode.options import Options
 from orthrus.decode.passes import Passes
 from orthrus.decode.runner import Eager, Recorded
-from orthrus.kernels import attention, int8
+from orthrus.kernels import attention, int8, products
 from orthrus.kernels.recorded import is_recording
 from orthrus.model import traced
 from orthrus.model.attachment import attachment_of
@@ -88,6 +88,20 @@ def test_a_recording_has_the_bits_of_eager_passes_at_other_lengths_and_widths(dt
         passes.cache.set_length(0, passes.cache.lengths[0] - 1)
         assert torch.equal(token(passes, width), expected)
     assert len(recordings(model)) == 1, "one for several rows, whatever their number"
+
+
+def test_short_and_long_texts_are_recorded_apart_where_attention_differs(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(products, "_multiplies", lambda: True)
+    monkeypatch.setattr(products, "_MANY", 6 * 40)
+    passes = passes_of(dual(num_hidden_layers=2).to(torch.bfloat16))
+    eager = Passes(passes.model, passes.cache)
+    eager.runner = Eager(passes.model, passes.cache)
+    for step in range(27):
+        width = 5 + step % 3
+        expected = token(eager, width)
+        passes.cache.set_length(0, passes.cache.lengths[0] - 1)
+        assert torch.equal(token(passes, width), expected)
+    assert len(recordings(passes.model)) == 2
 
 
 @pytest.mark.skipif(not int8.is_exact(), reason="no exact products of 8-bit integers here")

@@ -18,6 +18,7 @@ from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.masking_utils import sdpa_mask
 
+from orthrus.kernels import products
 from orthrus.kernels.masks import Behind, InBlocks
 
 NAME = "orthrus"
@@ -68,7 +69,11 @@ def attention(
     if isinstance(attention_mask, InBlocks):
         out = _in_blocks(grouped, key, value, attention_mask, scaling or D**-0.5, softcap, s_aux, Q)
         return out.reshape(B, H, Q, value.shape[-1]).transpose(1, 2).contiguous(), None
-    mask = None if attention_mask is None else _fold(attention_mask[:, :, :, : key.shape[2]], H // heads)
+    mask = None if attention_mask is None else attention_mask[:, :, :, : key.shape[2]]
+    if tile is None and softcap is None and s_aux is None and products.pays(query_BHQD, Q, key.shape[2]):
+        out = products.attend(query_BHQD.unflatten(1, (heads, -1)), key, value, mask, scaling or D**-0.5)
+        return out.flatten(1, 2).transpose(1, 2).contiguous(), None
+    mask = None if mask is None else _fold(mask, H // heads)
     if tile is not None:
         mask = query_BHQD.new_zeros(1, 1, 1, 1) if mask is None else mask
         mask = mask if mask.shape[3] == key.shape[2] else mask.expand(-1, -1, -1, key.shape[2])

@@ -22,6 +22,7 @@ from transformers import PreTrainedModel
 
 from orthrus.kernels.masks import LayerMasks
 from orthrus.kernels.packed import watch_weights
+from orthrus.kernels.products import pays
 from orthrus.kernels.recorded import can_record, holders_of, holding, record
 from orthrus.kernels.watched import PLAIN, state_of
 from orthrus.model.attach import is_hybrid
@@ -174,6 +175,7 @@ class _Call:
         self.key = (
             (type(self._view), rows, self._name),
             (T - rows == 1, T == 1) if self._grows else T,
+            pays(stores[0].keys, T, current.span),
             tuple(self._windows),
             tuple((mask.shape[0], mask.shape[2] == 1) for mask in masks),
             tuple(len(index) == 1 for index in kept),
@@ -185,8 +187,11 @@ class _Call:
 
     @property
     def has_room(self) -> bool:
-        """Whether the cache takes the pass over `others`, too."""
-        return bool(self._cache.current.span + 1 + self._grows <= self._cache.capacity)
+        """Whether the cache takes the pass over `others`, too, and attention computes it in the same way."""
+        rows, span, more = self._cache.current.slot_BQ.shape[1], self._cache.current.span, 1 + self._grows
+        keys = self.inputs[2][0]
+        alike = pays(keys, rows, span) == pays(keys, rows + self._grows, span + more)
+        return bool(alike and span + more <= self._cache.capacity)
 
     def others(self) -> tuple[Any, ...]:
         """Return inputs of other sizes: other tokens, a slot further on and a row more, which see all before them."""
