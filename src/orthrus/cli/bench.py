@@ -276,6 +276,12 @@ def report(
             help="Baselines of ratios, orthrus:PLAN, llama.cpp:FORM and ar@token too; ar,hf,hf-static unless given.",
         ),
     ] = None,
+    prices: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE", help="Results of orthrus bench passes: what each counted pass takes, not the clock."
+        ),
+    ] = None,
     markdown: measuring.Markdown = False,
     plots: measuring.Plots = None,
     json: common.Json = False,
@@ -287,7 +293,7 @@ def report(
     from orthrus.bench.speed.report import BASELINES, read_report
     from orthrus.bench.speed.tables import tables
 
-    read = read_report(files, baselines=measuring.listed(against, ",".join(BASELINES)))
+    read = read_report(files, baselines=measuring.listed(against, ",".join(BASELINES)), prices=prices)
     if plots is not None:
         measuring.name_files(plot(read, plots))
     if json:

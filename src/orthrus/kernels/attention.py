@@ -71,7 +71,7 @@ def attention(
         return out.reshape(B, H, Q, value.shape[-1]).transpose(1, 2).contiguous(), None
     mask = None if attention_mask is None else attention_mask[:, :, :, : key.shape[2]]
     if tile is None and softcap is None and s_aux is None and products.pays(query_BHQD, Q, key.shape[2]):
-        out = products.attend(query_BHQD.unflatten(1, (heads, -1)), key, value, mask, scaling or D**-0.5)
+        out = products.attend(grouped.view(B, heads, -1, Q, D), key, value, mask, scaling or D**-0.5)
         return out.flatten(1, 2).transpose(1, 2).contiguous(), None
     mask = None if mask is None else _fold(mask, H // heads)
     if tile is not None:

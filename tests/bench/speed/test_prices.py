@@ -72,6 +72,35 @@ def test_what_was_not_measured_is_asked_for() -> None:
     assert Meter(Prices(PLAIN, "float32", where="here"))() == 0.0
 
 
+def test_passes_of_compiled_models_have_prices_too() -> None:
+    compiled = [{**record, "dtype": "bfloat16 compiled"} for record in PLAIN]
+    for dtype in ("bfloat16", None):
+        assert Prices(compiled, dtype, where="here").seconds("verify", 16, batch=1, context=1) == 2.5
+    with pytest.raises(DataError, match="of one precision are required, found float32 and bfloat16 compiled"):
+        Prices([*PLAIN, *compiled], None, where="here")
+
+
+def test_a_report_computes_seconds_from_counts(job: dict[str, Any], model_folder: Path, tmp_path: Path) -> None:
+    """A prompt, one pass for each plain step, and for each cycle two as wide as its drafts, the anchor and the first
+    token.
+    """
+    output, prices = tmp_path / "timed.jsonl", tmp_path / "measured.jsonl"
+    prices.write_text("".join(json.dumps(record) + "\n" for record in PLAIN))
+    who = contenders(["ar", "orthrus"], ["full"])
+    run(Job(**{**job, "prices": None}, contenders=who), output, load=lambda dtype: load(model_folder, dtype=dtype))
+    report = read_report([output], prices=prices)
+    plain, full = (s for s in report.summaries if s.suite == report.summaries[0].suite and s.domain == "all")
+    assert full.against["ar"].least > 0
+    expected, emitted = 0.0, 0
+    for result in results(read_records(output), where="timed"):
+        if result.mode == "ar":
+            prompt = Prices(PLAIN, "float32", where="here").seconds("verify", result.prompt_tokens, batch=1, context=1)
+            expected, emitted = expected + prompt + result.stats["plain_steps"], emitted + result.stats["emitted"]
+    assert plain.tokens_per_second.value == pytest.approx(emitted / expected)
+    (speed,) = [grid for grid in tables(report) if "Speed" in grid.title]
+    assert speed.title.endswith("computed from measured.jsonl")
+
+
 @pytest.fixture
 def job(prompt_file: Path, tmp_path: Path) -> dict[str, Any]:
     """A job over the prompt file, by a list on which all verifications cost 1, drafts 2 and fused passes 2.5."""
@@ -104,9 +133,9 @@ def test_a_run_by_prices_counts_passes(job: dict[str, Any], model_folder: Path, 
                 if r.plan in (None, "lookup"):
                     assert r.rounds_seconds == [forwards] * 2
                 elif r.plan in ("full", "tree:6"):
-                    assert r.rounds_seconds == [2.5 + 1 + 3 * (cycles - 1)] * 2
+                    assert r.rounds_seconds == [1 + 1 + 3 * (cycles - 1)] * 2
                 elif r.plan == "onepass:2":
-                    assert r.rounds_seconds == [2.5 + 2.5 * cycles + 2 * (forwards - 1 - cycles)] * 2
+                    assert r.rounds_seconds == [1 + 2.5 * cycles + 2 * (forwards - 1 - cycles)] * 2
             (head,) = [grid for grid in tables(read_report([output])) if "Speed" in grid.title]
             assert head.title.endswith("computed from prices.jsonl")
     assert texts["priced"] == texts["timed"]

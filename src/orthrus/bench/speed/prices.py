@@ -5,14 +5,14 @@ drafts: counts and texts are real, seconds are computed, and whatever takes time
 """
 
 from bisect import bisect_right
-from collections.abc import Iterable, Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
 from transformers import PreTrainedModel
 
-from orthrus.bench.lines import PASS, provenances
+from orthrus.bench.lines import PASS, Result, provenances
 from orthrus.data.records import Record, read_records
 from orthrus.decode.frames import Reading
 from orthrus.decode.geometry import Geometry
@@ -28,15 +28,20 @@ class Prices:
 
     Args:
         records: lines of `orthrus bench passes`.
-        dtype: the precision whose lines count.
+        dtype: the precision whose lines count, those of compiled passes where there are no others; None for the only
+            one there is.
         where: what to name in errors.
     """
 
-    def __init__(self, records: Iterable[Record], dtype: str, *, where: str) -> None:
+    def __init__(self, records: Sequence[Record], dtype: str | None, *, where: str) -> None:
+        labels = list(dict.fromkeys(record["dtype"] for record in records if record.get("kind") == PASS))
+        if dtype is None and len(labels) != 1:
+            raise DataError(f"{where}: passes of one precision are required, found {' and '.join(labels) or 'none'}")
+        label = next((one for one in (dtype, f"{dtype} compiled") if one in labels), None if dtype else labels[0])
         self._points: dict[str, dict[tuple[int, int], list[tuple[int, float]]]] = {}
-        self._where = f"{where}, {dtype}"
+        self._where = f"{where}, {label or dtype}"
         for record in records:
-            if record.get("kind") == PASS and record.get("dtype") == dtype and record.get("pass") in _KINDS:
+            if record.get("kind") == PASS and record["dtype"] == label and record.get("pass") in _KINDS:
                 at = (record["batch"], record["context"])
                 point = (record["width"] * (1 + record["stops"]), record["seconds"])
                 kinds = ["verify", "draft"] if record["pass"] == "ar" else [_KINDS[record["pass"]]]
@@ -46,7 +51,7 @@ class Prices:
             self._measured(kind)
 
     @classmethod
-    def read(cls, path: Path, dtype: str) -> "Prices":
+    def read(cls, path: Path, dtype: str | None) -> "Prices":
         """Read a file of measured passes; raises DataError where none is of this precision, or several machines'."""
         records = read_records(path)
         machines = {f"{p['device']}, {p['threads']} threads" for p in provenances(records, where=str(path)).values()}
@@ -54,7 +59,7 @@ class Prices:
             raise DataError(f"{path}: passes of one machine are required, found {' and '.join(sorted(machines))}")
         return cls(records, dtype, where=str(path))
 
-    def seconds(self, kind: str, positions: int, *, batch: int, context: int) -> float:
+    def seconds(self, kind: str, positions: float, *, batch: int, context: int) -> float:
         """Return what a pass of so many positions per row takes.
 
         Args:
@@ -70,6 +75,17 @@ class Prices:
         nearest = min(measured, key=lambda nearest: (_apart(nearest[0], batch), _apart(nearest[1], context)))
         points = sorted(measured[nearest])
         return _on_line(points, positions) if len(points) > 1 else points[0][1]
+
+    def completion(self, result: Result) -> float:
+        """Return what a completion's passes take by their counts: its prompt, plain steps, cycles of its mean width.
+
+        A draft pass counts as a verification of as many positions.
+        """
+        stats: Mapping[str, int] = result.stats
+        cycles, plain, drafted = (stats[name] for name in ("cycles", "plain_steps", "drafted"))
+        passes = [(result.prompt_tokens, 1), (1, plain), (2 + drafted / max(cycles, 1), stats["forwards"] - 1 - plain)]
+        where = {"batch": result.rows, "context": result.prompt_tokens}
+        return sum(count * self.seconds("verify", width, **where) for width, count in passes) / result.rows
 
     def _measured(self, kind: str) -> dict[tuple[int, int], list[tuple[int, float]]]:
         if kind not in self._points:
@@ -115,12 +131,11 @@ class _Priced(Passes):
             self.meter.now += self.meter.prices.seconds(kind, positions, batch=batch, context=context)
 
     def prefill(self, rows: slice, pending: Sequence[Sequence[int]], *, chunk: int, **more: Any) -> Proposal | None:
-        """Read prompts: each chunk costs what verifying as many positions does; one that drafts, what a fused pass."""
+        """Read prompts: each chunk costs what verifying as many positions does, those that draft included."""
         longest = max(map(len, pending))
         for start in range(0, longest, chunk):
             drafts = more.get("drafts", 0) if start + chunk >= longest else 0
-            ahead = drafts + 2 if drafts else 0
-            self._charge("fused" if ahead else "verify", rows, min(chunk, longest - start) + ahead)
+            self._charge("verify", rows, min(chunk, longest - start) + (drafts + 2 if drafts else 0))
         return super().prefill(rows, pending, chunk=chunk, **more)
 
     def run(self, rows: slice, reading: Reading) -> Logits:
@@ -131,7 +146,7 @@ class _Priced(Passes):
         return super().run(rows, reading)
 
 
-def _on_line(points: Sequence[tuple[int, float]], x: int) -> float:
+def _on_line(points: Sequence[tuple[int, float]], x: float) -> float:
     """Read a line through two or more points in order at x; past the last one it goes on, but never down."""
     right = min(max(bisect_right(points, x, key=lambda point: point[0]), 1), len(points) - 1)
     (x0, y0), (x1, y1) = points[right - 1], points[right]

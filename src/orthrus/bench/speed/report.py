@@ -1,7 +1,7 @@
 """From files of results to figures: one summary per suite, domain and contender."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final, TypeAlias, TypeVar
 
@@ -9,6 +9,7 @@ from orthrus.bench import lines, metrics, quality
 from orthrus.bench.contenders import LLAMA, MODES, OWN
 from orthrus.bench.lines import Result
 from orthrus.bench.metrics import Estimate, Ratio
+from orthrus.bench.speed.prices import Prices
 from orthrus.data.records import Record, read_records
 from orthrus.decode.exact import EXACT
 from orthrus.errors import ConfigError, DataError
@@ -81,6 +82,7 @@ class Report:
         passes: costs of single passes, as measured.
         steps: costs of training steps, as measured.
         qualities: figures of precisions.
+        prices: the file of passes whose seconds count in place of the clock's, if any.
     """
 
     provenances: list[Record]
@@ -88,6 +90,7 @@ class Report:
     passes: list[Record]
     steps: list[Record] = field(default_factory=list)
     qualities: list[quality.Summary] = field(default_factory=list)
+    prices: str | None = None
 
     def settings_of(self, configuration: str) -> Mapping[str, Any]:
         """Return the settings that a configuration's id stands for; empty where no provenance record says."""
@@ -108,6 +111,7 @@ class Report:
     def to_dict(self) -> dict[str, Any]:
         return {
             "provenance": self.provenances,
+            "prices": self.prices,
             "summaries": [summary.to_dict() for summary in self.summaries],
             "passes": self.passes,
             "steps": self.steps,
@@ -115,13 +119,15 @@ class Report:
         }
 
 
-def read_report(paths: Sequence[Path], *, baselines: Sequence[str] = BASELINES) -> Report:
+def read_report(paths: Sequence[Path], *, baselines: Sequence[str] = BASELINES, prices: Path | None = None) -> Report:
     """Read files of results and work their figures out.
 
     Args:
         paths: files that `orthrus bench run`, `passes`, `train` or `quality` wrote.
         baselines: modes (of `orthrus`, with a plan: "orthrus:full"; exact to the token with "@token") that every other
             contender is compared with, where they ran.
+        prices: a file of measured passes of one precision (`orthrus bench passes`): seconds are computed from these and
+            from counts, of our own modes alone.
 
     Raises:
         DataError: a file cannot be read, a line of it is not of this format, or there is nothing to report.
@@ -140,15 +146,22 @@ def read_report(paths: Sequence[Path], *, baselines: Sequence[str] = BASELINES) 
         read += [r for r in records if r.get("kind") == lines.QUALITY]
         # The same line of two files (or of one, given twice) counts once.
         answered |= {(r.prompt, r.contender): r for r in lines.results(records, where=str(path))}
-    if not (answered or passes or steps or read):
+    results = list(answered.values()) if prices is None else _priced(answered.values(), Prices.read(prices, None))
+    if not (results or passes or steps or read):
         raise DataError(f"{', '.join(map(str, paths))}: at least one result line is required, found none")
     return Report(
         provenances=list(provenances.values()),
-        summaries=summaries(list(answered.values()), baselines=baselines),
+        summaries=summaries(results, baselines=baselines),
         passes=passes,
         steps=steps,
         qualities=quality.summaries(read, where=", ".join(map(str, paths))),
+        prices=None if prices is None else prices.name,
     )
+
+
+def _priced(results: Iterable[Result], prices: Prices) -> list[Result]:
+    ours = [(result, prices.completion(result)) for result in results if result.mode in OWN]
+    return [replace(result, seconds=seconds, rounds_seconds=[seconds]) for result, seconds in ours]
 
 
 def summaries(results: Sequence[Result], *, baselines: Sequence[str] = BASELINES) -> list[Summary]:

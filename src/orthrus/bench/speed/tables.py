@@ -53,8 +53,9 @@ def tables(report: Report) -> list[Grid]:
                 f"threads {settings['threads']}",
                 f"at most {settings['max_new_tokens']} tokens",
                 f"rounds {settings['rounds']}",
-                *([f"computed from {settings['prices'][0]}"] if "prices" in settings else []),
             ]
+        priced = report.prices or settings.get("prices", [None])[0]
+        facts += [f"computed from {priced}"] * (priced is not None)
         title = " · ".join(facts)
         grids = (_speed(title, part), _drafts(title, part), _positions(title, part))
         out += [grid for grid in grids if grid.rows]
