@@ -98,3 +98,11 @@ def test_suites_of_one_name_with_prompts_of_one_id_are_refused(prompt_file: Path
         read_suites([str(prompt_file), str(other)])
     other.write_text(json.dumps({"id": "another", "prompt": "a"}))
     assert len(read_suites([str(prompt_file), str(other)])) == 6
+
+
+def test_a_question_behind_others_is_asked_last() -> None:
+    plain, (longer,) = read_suite("synthetic:maths"), read_suite("synthetic:maths+5000", limit=1)
+    text, question = longer.messages[0]["content"], plain[0].messages[0]["content"]
+    assert (longer.suite, longer.id, longer.problem) == ("synthetic:maths@heldout+5000", plain[0].id, plain[0].problem)
+    assert text.startswith(plain[1].messages[0]["content"])
+    assert text[5000:] == f"\n\nAnswer this only:\n\n{question}"

@@ -15,6 +15,7 @@ from orthrus.errors import ConfigError
 
 SYNTHETIC: Final = "synthetic"
 SYNTHETIC_PROMPTS: Final = 100  # of the generator's endless supply, unless a limit says otherwise
+_BEHIND = re.compile(r"(.+)\+(\d+)")
 _NUMBER = re.compile(r"-?\d[\d,]*(?:\.\d+)?")
 
 
@@ -46,7 +47,7 @@ def read_suite(name: str, *, folder: Path | None = None, limit: int | None = Non
 
     Args:
         name: `synthetic:DOMAIN[@SPLIT]`, a prompt-set file, the name of one in `folder`, or a Hugging Face
-            dataset as `name[:config][@split]`.
+            dataset as `name[:config][@split]`; with `+N` each question stands behind N characters of others.
         folder: where files named without their ending are looked for first.
         limit: the first so many prompts only.
 
@@ -56,9 +57,12 @@ def read_suite(name: str, *, folder: Path | None = None, limit: int | None = Non
     """
     if limit is not None and limit < 1:
         raise ConfigError(f"limit must be at least 1, found {limit}")
+    path = _in_folder(name, folder)
+    if path is None and (behind := _BEHIND.fullmatch(name)):
+        items = read_suite(behind[1], folder=folder)
+        return [_behind(items, index, int(behind[2])) for index in range(min(len(items), limit or len(items)))]
     if name.partition(":")[0] == SYNTHETIC:
         return _synthetic(name, SYNTHETIC_PROMPTS if limit is None else limit)
-    path = _in_folder(name, folder)
     suite = name if path is None else path.name.removesuffix(".gz").removesuffix(".jsonl")
     return _distinct([_item(suite, record) for record in read_prompts(path or name, limit)])
 
@@ -117,6 +121,17 @@ def _synthetic(name: str, limit: int) -> list[Item]:
         )
         for one in made
     ]
+
+
+def _behind(items: Sequence[Item], index: int, characters: int) -> Item:
+    """Put the suite's other questions before one, so many characters of them."""
+    item, text = items[index], ""
+    while len(text) < characters:
+        index += 1
+        text += f"{items[index % len(items)].messages[0]['content']}\n\n"
+    first, *more = item.messages
+    longer: Message = {**first, "content": f"{text[:characters]}\n\nAnswer this only:\n\n{first['content']}"}
+    return replace(item, suite=f"{item.suite}+{characters}", messages=(longer, *more))
 
 
 def _in_folder(name: str, folder: Path | None) -> Path | None:

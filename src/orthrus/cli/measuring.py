@@ -23,7 +23,7 @@ Suites = Annotated[
         "--suite",
         metavar="SUITE",
         help="synthetic:maths|code|table|json[@heldout|@phrasing], a prompt-set file, the name of one in "
-        "--data, or a Hugging Face dataset; may be repeated.",
+        "--data, or a Hugging Face dataset; NAME+N puts each question behind N characters of others. May be repeated.",
         show_default=False,
     ),
 ]

@@ -161,7 +161,10 @@ def read_report(paths: Sequence[Path], *, baselines: Sequence[str] = BASELINES, 
 
 def _priced(results: Iterable[Result], prices: Prices) -> list[Result]:
     ours = [(result, prices.completion(result)) for result in results if result.mode in OWN]
-    return [replace(result, seconds=seconds, rounds_seconds=[seconds]) for result, seconds in ours]
+    return [
+        replace(r, seconds=seconds, rounds_seconds=[seconds], group=r.id if r.rows == 1 else r.group)
+        for r, seconds in ours
+    ]
 
 
 def summaries(results: Sequence[Result], *, baselines: Sequence[str] = BASELINES) -> list[Summary]:
