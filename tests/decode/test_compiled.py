@@ -89,13 +89,13 @@ def densely(
     """Stand in for the kernel: the parts put together to a dense mask."""
     slot_S = torch.arange(key.shape[2])
     behind_BS = slot_S - mask.length_B[:, None]
-    Q, W = mask.own_BQW.shape[1:]
+    Q, W = mask.self_BQW.shape[1:]
     text_BQS = (behind_BS < 0)[:, None].expand(-1, Q, -1)
     if mask.first_BQ is not None:
         text_BQS = text_BQS & (slot_S >= mask.first_BQ[:, :, None])
     inside_BS = (behind_BS >= 0) & (behind_BS < W)
     index_BQS = behind_BS.clamp(0, W - 1)[:, None].expand(-1, Q, -1)
-    own_BQS = mask.own_BQW.gather(2, index_BQS) & inside_BS[:, None]
+    own_BQS = mask.self_BQW.gather(2, index_BQS) & inside_BS[:, None]
     dense = (text_BQS | own_BQS).repeat(1, grouped.shape[2] // Q, 1)[:, None]
     return functions._explicit(grouped, key, value, dense, scaling, softcap, sink_H, queries)
 

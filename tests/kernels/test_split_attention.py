@@ -36,14 +36,14 @@ def plainly(
 ) -> Tensor:
     """One row, head and query at a time, in float64."""
     B, N, R, _ = query.shape
-    Q, W = mask.own_BQW.shape[1:]
+    Q, W = mask.self_BQW.shape[1:]
     out = torch.empty(B, N, R, value.shape[3], dtype=torch.float64)
     for b in range(B):
         length = int(mask.length_B[b])
         for r in range(R):
             q = r % Q
             seen = [*range(0 if mask.first_BQ is None else int(mask.first_BQ[b, q]), length)]
-            seen += [length + w for w in range(W) if mask.own_BQW[b, q, w]]
+            seen += [length + w for w in range(W) if mask.self_BQW[b, q, w]]
             for n in range(N):
                 score = key[b, n, seen].double().cpu() @ query[b, n, r].double().cpu() * scaling
                 score = score if softcap is None else softcap * torch.tanh(score / softcap)

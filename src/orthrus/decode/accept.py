@@ -31,8 +31,8 @@ class Verdict(NamedTuple):
 
 def greedy(draft_BM: Tensor, score_BM1V: Tensor) -> Verdict:
     """Keep the longest prefix of drafts that equals the argmax of the scores; ties go to the lowest id."""
-    own_BM1 = best(score_BM1V)
-    return Verdict(own_BM1, _prefix(draft_BM == own_BM1[:, :-1]))
+    choice_BM1 = best(score_BM1V)
+    return Verdict(choice_BM1, _prefix(draft_BM == choice_BM1[:, :-1]))
 
 
 def best(score_BQV: Tensor) -> Tensor:

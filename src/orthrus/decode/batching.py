@@ -56,13 +56,13 @@ def batch_of(
 
 def _groups(rows: Sequence[Row], coupled: bool, device: torch.device) -> list[tuple[Chooser, Tensor | None]]:
     """Gather the rows that choose tokens alike; None stands for all of them."""
-    places: dict[tuple[Sampling, Processing | None], list[int]] = {}
+    alike: dict[tuple[Sampling, Processing | None], list[int]] = {}
     for number, row in enumerate(rows):
-        places.setdefault((row.options.sampling, row.processing), []).append(number)
-    choosers = [Chooser(sampling, coupled, processing) for sampling, processing in places]
-    if len(places) == 1:
+        alike.setdefault((row.options.sampling, row.processing), []).append(number)
+    choosers = [Chooser(sampling, coupled, processing) for sampling, processing in alike]
+    if len(alike) == 1:
         return [(choosers[0], None)]
-    indices = [torch.tensor(index, device=device) for index in places.values()]
+    indices = [torch.tensor(index, device=device) for index in alike.values()]
     return list(zip(choosers, indices, strict=True))
 
 

@@ -125,8 +125,8 @@ def paths(reading: Reading, layout: Layout) -> tuple[Tensor | None, Tensor | Non
     else:
         text_BSR = reading.ancestor_BQQ.gather(1, reading.stop_BS[:, :, None].expand(-1, -1, R))
     block_M = torch.arange(S * K, device=reading.stop_BS.device) // max(K, 1)
-    own_MM = (block_M[:, None] == block_M).tril()
-    path_BMT = torch.cat([text_BSR.repeat_interleave(K, dim=1), own_MM.expand(B, -1, -1)], dim=2)
+    same_MM = (block_M[:, None] == block_M).tril()
+    path_BMT = torch.cat([text_BSR.repeat_interleave(K, dim=1), same_MM.expand(B, -1, -1)], dim=2)
     return reading.ancestor_BQQ, path_BMT
 
 
@@ -149,25 +149,25 @@ class Frame:
     dtype: torch.dtype
 
     @property
-    def _own_B(self) -> Tensor:
+    def _start_B(self) -> Tensor:
         """Where in the frame the pass's own slots begin."""
         return torch.zeros_like(self.length_B) if self.split else self.length_B
 
     def ar(self, reading: Reading, rows: int) -> Tensor:
         """Let each AR row see the text and the rows up to itself, or its own path through a tree: `[B, R, span]`."""
         if reading.ancestor_BQQ is not None:
-            return masks.tree(self._own_B, reading.ancestor_BQQ, span=self.span)
+            return masks.tree(self._start_B, reading.ancestor_BQQ, span=self.span)
         row_R = torch.arange(rows, device=self.length_B.device)
-        return masks.up_to(self._own_B[:, None] + row_R, span=self.span)
+        return masks.up_to(self._start_B[:, None] + row_R, span=self.span)
 
     def blocks(self, reading: Reading, layout: Layout, ar_BRS: Tensor, *, causal: bool) -> Tensor:
         """Let each block see what the row before it sees, and its own slots: `[B, S*K, span]`."""
         assert reading.stop_BS is not None
         if reading.ancestor_BQQ is None:
-            text_BSS = masks.up_to(self._own_B[:, None] + reading.stop_BS, span=self.span)
+            text_BSS = masks.up_to(self._start_B[:, None] + reading.stop_BS, span=self.span)
         else:
             text_BSS = ar_BRS.gather(1, reading.stop_BS[:, :, None].expand(-1, -1, self.span))
-        return masks.ahead(text_BSS, self._own_B, rows=layout.rows, block=layout.block, causal=causal)
+        return masks.ahead(text_BSS, self._start_B, rows=layout.rows, block=layout.block, causal=causal)
 
     def masks(self, allowed_BQS: Tensor, layout: Layout, *, moved: bool) -> masks.LayerMasks:
         """Make the masks of a pass from who sees whom.

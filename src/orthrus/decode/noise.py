@@ -43,7 +43,7 @@ def uniform(stream_B: Tensor, position_BQ: Tensor, purpose: int, lanes: int) -> 
     lane_L = torch.arange(1, lanes + 1, device=stream_B.device) * _GOLDEN
     # A CPU takes some lanes at a time: a long vocabulary's 64-bit keys would leave its cache between any two steps.
     chunk = max(_CHUNK // max(key_BQ1.numel(), 1), 64) if stream_B.device.type == "cpu" else lanes
-    return torch.cat([_numbers(key_BQ1 + own_L) for own_L in torch.split(lane_L, chunk)], dim=2)
+    return torch.cat([_numbers(key_BQ1 + part_L) for part_L in torch.split(lane_L, chunk)], dim=2)
 
 
 def _numbers(key: Tensor) -> Tensor:

@@ -257,7 +257,7 @@ class Passes:
         arguments: dict[str, Any] = inputs_of(self.model, layout.token_BT) if masked else {"input_ids": layout.token_BT}
         arguments |= {
             # Any mask that the model takes for one saves it making its own: each view brings its own.
-            "attention_mask": shown.full if isinstance(shown.full, Tensor) else shown.full.own_BQW[:, None],
+            "attention_mask": shown.full if isinstance(shown.full, Tensor) else shown.full.self_BQW[:, None],
             # Fillers and drafts may stand past the context, where learned position embeddings have no row.
             "position_ids": layout.position_BT.clamp_max(self._last_position),
             "past_key_values": self.cache,

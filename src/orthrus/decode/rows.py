@@ -250,8 +250,8 @@ class Rows:
             return
         self.cache.swap_rows(one, other)
         self._prefixes.swap(one, other)
-        for of_places in (self._joined, self._taken):
-            _exchange(of_places, one, other)
+        for held in (self._joined, self._taken):
+            _exchange(held, one, other)
 
 
 def _exchange(items: list[Any], one: int, other: int) -> None:

@@ -107,9 +107,9 @@ def _select(scores: list[Tensor], picks: list[Tensor], token_BMK: Tensor, nodes:
     pick_BN = torch.cat(picks, dim=1).gather(1, kept_BN)
     level_BN = level_C[kept_BN]
     token_BN = token_BMK.flatten(1).gather(1, level_BN * K + pick_BN % K)
-    place_BN = torch.arange(1, nodes + 1, device=kept_BN.device).expand(B, -1)
-    place_BC = torch.zeros(B, len(level_C), dtype=torch.long, device=kept_BN.device).scatter(1, kept_BN, place_BN)
-    parent_BN = place_BC.gather(1, before_C[kept_BN] + pick_BN // K)
+    node_BN = torch.arange(1, nodes + 1, device=kept_BN.device).expand(B, -1)
+    node_BC = torch.zeros(B, len(level_C), dtype=torch.long, device=kept_BN.device).scatter(1, kept_BN, node_BN)
+    parent_BN = node_BC.gather(1, before_C[kept_BN] + pick_BN // K)
     parent_BN = torch.where(level_BN == 0, 0, parent_BN)
     return Tree(
         token_BN,
@@ -144,12 +144,12 @@ def _levels(widths: tuple[int, ...], device: torch.device) -> tuple[Tensor, Tens
 def ancestors(parent_BN: Tensor, *, depth: int) -> Tensor:
     """Return `[B, P, P]`: whether node j lies on node i's path from the root, itself included."""
     P = parent_BN.shape[1] + 1
-    own_PP = torch.eye(P, device=parent_BN.device)
+    self_PP = torch.eye(P, device=parent_BN.device)
     up_BP = torch.nn.functional.pad(parent_BN, (1, 0))
-    found_BPP = own_PP + own_PP[up_BP]
+    path_BPP = self_PP + self_PP[up_BP]
     for _ in range((depth - 1).bit_length()):  # each round doubles how far up is seen
-        found_BPP = (found_BPP @ found_BPP).clamp_max(1.0)
-    return found_BPP > 0
+        path_BPP = (path_BPP @ path_BPP).clamp_max(1.0)
+    return path_BPP > 0
 
 
 class Path(NamedTuple):
@@ -184,8 +184,8 @@ def walk(tree: Tree, choice_BP: Tensor, *, slots: int) -> Path:
     last_B = (tree.depth_BP * whole_BP).argmax(1)
     accepted_B = tree.depth_BP.gather(1, last_B[:, None])[:, 0]
     on_path_BP = tree.ancestor_BPP.gather(1, last_B[:, None, None].expand(-1, 1, P))[:, 0]
-    place_P = torch.arange(P, device=choice_BP.device)
-    order_BP = torch.where(on_path_BP, place_P, P).sort(dim=1).values
+    node_P = torch.arange(P, device=choice_BP.device)
+    order_BP = torch.where(on_path_BP, node_P, P).sort(dim=1).values
     order_BP = torch.nn.functional.pad(order_BP, (0, max(0, slots + 1 - P)), value=P)[:, 1 : slots + 1]
     index_M = torch.arange(1, slots + 1, device=choice_BP.device)
     inside_BM = index_M <= accepted_B[:, None]

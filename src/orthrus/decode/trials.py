@@ -141,8 +141,8 @@ class Trials:
             texts = min(-(-numbers // (heads * width * out)), _DRAWN)
             keys = self._drawn("keys", texts, before + SPAN, key_heads, size)
             values = self._drawn("values", texts, before + SPAN, key_heads, out)
-            place_Q = torch.arange(before + tail - width, before + tail)
-            mask = additive(torch.arange(before + SPAN) <= place_Q[:, None], like.dtype).to(like.device)[None, None]
+            limit_Q = torch.arange(before + tail - width, before + tail)
+            mask = additive(torch.arange(before + SPAN) <= limit_Q[:, None], like.dtype).to(like.device)[None, None]
             rounds = -(-numbers // (texts * heads * width * out))
             for query in self._drawn("queries", rounds, texts, heads, width, size):
                 short, whole = (

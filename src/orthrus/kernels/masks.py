@@ -54,12 +54,12 @@ class Behind:
 
     Attributes:
         length_B: tokens of each row's text, which stand in its first slots.
-        own_BQW: whether a query sees the slots `length … length + W - 1`.
+        self_BQW: whether a query sees the slots `length … length + W - 1`.
         first_BQ: the first slot of the text that a query sees, in layers with a sliding window.
     """
 
     length_B: Tensor
-    own_BQW: Tensor
+    self_BQW: Tensor
     first_BQ: Tensor | None = None
 
 
@@ -70,7 +70,7 @@ def rows_of(mask: Mask, part: slice) -> Tensor | Behind:
     """Return the mask of some of a decoding pass's query rows."""
     if isinstance(mask, Behind):
         first_BQ = None if mask.first_BQ is None else mask.first_BQ[:, part]
-        return Behind(mask.length_B, mask.own_BQW[:, part].contiguous(), first_BQ)
+        return Behind(mask.length_B, mask.self_BQW[:, part].contiguous(), first_BQ)
     assert isinstance(mask, Tensor)
     return mask[:, :, part]
 
@@ -104,7 +104,7 @@ def layer_masks(
 
 
 def behind(
-    own_BQW: Tensor,
+    self_BQW: Tensor,
     *,
     length_B: Tensor,
     query_position_BQ: Tensor,
@@ -115,13 +115,13 @@ def behind(
 
     All queries see the text but for what lies outside their windows; `key_position_BW` are those of the own slots.
     """
-    own_BQW = own_BQW.contiguous()
+    self_BQW = self_BQW.contiguous()
 
     def near(window: int) -> Behind:
-        seen_BQW = own_BQW & (query_position_BQ[:, :, None] - key_position_BW[:, None, :] < window)
+        seen_BQW = self_BQW & (query_position_BQ[:, :, None] - key_position_BW[:, None, :] < window)
         return Behind(length_B, seen_BQW, (query_position_BQ - window + 1).clamp_min(0))
 
-    return LayerMasks(full=Behind(length_B, own_BQW), windowed={w: near(w) for w in windows})
+    return LayerMasks(full=Behind(length_B, self_BQW), windowed={w: near(w) for w in windows})
 
 
 def alike(seen: int, *, span: int, windows: Iterable[int], dtype: torch.dtype, device: torch.device) -> LayerMasks:

@@ -48,8 +48,8 @@ def split_attention(
     """
     B, N, R, D = query_BNRD.shape
     size = value_BNSD.shape[3]
-    Q, W = mask.own_BQW.shape[1:]
-    first_BQ = mask.own_BQW if mask.first_BQ is None else mask.first_BQ  # any tensor, where it is not read
+    Q, W = mask.self_BQW.shape[1:]
+    first_BQ = mask.self_BQW if mask.first_BQ is None else mask.first_BQ  # any tensor, where it is not read
     query = query_BNRD.contiguous()
     sizes = {"D": D, "DV": size, "BLOCK_D": _padded(D), "BLOCK_DV": _padded(size)}
     block, keys, stages = _shape(query, R, _padded(D), _padded(size))
@@ -65,14 +65,14 @@ def split_attention(
         key_BNSD,
         value_BNSD,
         mask.length_B,
-        mask.own_BQW,
+        mask.self_BQW,
         first_BQ,
         parts,
         tops,
         totals,
         *key_BNSD.stride()[:3],
         *value_BNSD.stride()[:3],
-        *mask.own_BQW.stride()[:2],
+        *mask.self_BQW.stride()[:2],
         *first_BQ.stride()[:2],
         scaling,
         softcap or 1.0,
@@ -165,7 +165,7 @@ def _part(  # type: ignore[no-untyped-def]
     key,
     value,
     length,
-    own,
+    visible,
     first,
     parts,
     tops,
@@ -176,8 +176,8 @@ def _part(  # type: ignore[no-untyped-def]
     value_b,
     value_n,
     value_s,
-    own_b,
-    own_q,
+    visible_b,
+    visible_q,
     first_b,
     first_q,
     scaling,
@@ -222,7 +222,7 @@ def _part(  # type: ignore[no-untyped-def]
     sums = tl.zeros((BLOCK_M, BLOCK_DV), tl.float32)
     keys = key + b * key_b + n * key_n
     values = value + b * value_b + n * value_n
-    table = own + b * own_b + at_query[:, None] * own_q
+    table = visible + b * visible_b + at_query[:, None] * visible_q
     # Whole blocks of text first, which need no table of who sees what; then what the pass itself has written. In order
     # all go the latter way: compilers round the two differently, and which a key takes depends on the text's length.
     whole = start
@@ -249,11 +249,11 @@ def _part(  # type: ignore[no-untyped-def]
             elif WINDOWED:
                 score = tl.where(slot[None] >= begin[:, None], score, float("-inf"))
             top, total, sums = _add(score, v, top, total, sums, PRECISION)
-    place = (bn * SPLITS + split) * R + row
-    tl.store(tops + place, top, mask=there)
-    tl.store(totals + place, total, mask=there)
+    index = (bn * SPLITS + split) * R + row
+    tl.store(tops + index, top, mask=there)
+    tl.store(totals + index, total, mask=there)
     some = there & (start < stop)
-    tl.store(parts + place[:, None] * DV + dv[None], sums, mask=some[:, None] & (dv[None] < DV))
+    tl.store(parts + index[:, None] * DV + dv[None], sums, mask=some[:, None] & (dv[None] < DV))
 
 
 @triton.jit  # type: ignore[untyped-decorator]
@@ -327,17 +327,17 @@ def _join(  # type: ignore[no-untyped-def]
         splits = tl.cdiv(tl.load(length + bn // N) + W, TILE)
     for at in range(0, splits, AT_ONCE):
         split = at + tl.arange(0, AT_ONCE)
-        known = split < splits
-        place = (bn * SPLITS + split) * R + row
-        own_top = tl.load(tops + place, mask=known, other=float("-inf"))
-        higher = tl.maximum(top, tl.max(own_top, axis=0))
+        valid = split < splits
+        index = (bn * SPLITS + split) * R + row
+        part_top = tl.load(tops + index, mask=valid, other=float("-inf"))
+        higher = tl.maximum(top, tl.max(part_top, axis=0))
         base = tl.where(higher == float("-inf"), 0.0, higher)
         shrink = tl.exp(top - base)
-        weight = tl.exp(own_top - base)
-        some = known & (own_top > float("-inf"))
-        each = tl.load(parts + place[:, None] * DV + dv[None], mask=some[:, None] & (dv[None] < DV), other=0.0)
+        weight = tl.exp(part_top - base)
+        some = valid & (part_top > float("-inf"))
+        each = tl.load(parts + index[:, None] * DV + dv[None], mask=some[:, None] & (dv[None] < DV), other=0.0)
         sums = sums * shrink + tl.sum(weight[:, None] * each, axis=0)
-        total = total * shrink + tl.sum(weight * tl.load(totals + place, mask=known, other=0.0), axis=0)
+        total = total * shrink + tl.sum(weight * tl.load(totals + index, mask=valid, other=0.0), axis=0)
         top = higher
     if SINKS:
         sink = tl.load(sinks + (bn % N) * R + row).to(tl.float32)
@@ -379,10 +379,10 @@ def _write(  # type: ignore[no-untyped-def]
     """Write one position of one row."""
     b = tl.program_id(0).to(tl.int64)
     q = tl.program_id(1)
-    own_row = tl.load(row + b).to(tl.int64)
-    own_slot = tl.load(slot + b * slot_b + q * slot_q).to(tl.int64)
+    target_row = tl.load(row + b).to(tl.int64)
+    target_slot = tl.load(slot + b * slot_b + q * slot_q).to(tl.int64)
     at = tl.arange(0, BLOCK)
     k = tl.load(key + b * key_b + (at // D) * key_n + q * key_q + (at % D) * key_d, mask=at < ALL)
-    tl.store(keys + own_row * keys_r + own_slot * keys_s + at, k, mask=at < ALL)
+    tl.store(keys + target_row * keys_r + target_slot * keys_s + at, k, mask=at < ALL)
     v = tl.load(value + b * value_b + (at // DV) * value_n + q * value_q + (at % DV) * value_d, mask=at < ALL_V)
-    tl.store(values + own_row * values_r + own_slot * values_s + at, v, mask=at < ALL_V)
+    tl.store(values + target_row * values_r + target_slot * values_s + at, v, mask=at < ALL_V)
