@@ -104,6 +104,21 @@ def test_short_and_long_texts_are_recorded_apart_where_attention_differs(monkeyp
     assert len(recordings(passes.model)) == 2
 
 
+def test_a_recording_of_products_serves_passes_of_several_blocks_of_rows(monkeypatch: pytest.MonkeyPatch) -> None:
+    """More rows than a block has: none of them may be left out, which were not there when it was recorded."""
+    monkeypatch.setattr(products, "_multiplies", lambda: True)
+    monkeypatch.setattr(products, "_MANY", 0)
+    monkeypatch.setattr(products, "_AT_ONCE", 8)
+    passes = passes_of(dual(num_hidden_layers=2).to(torch.bfloat16))
+    eager = Passes(passes.model, passes.cache)
+    eager.runner = Eager(passes.model, passes.cache)
+    for width in (4, 4, 4, 20, 9):
+        expected = token(eager, width)
+        passes.cache.set_length(0, passes.cache.lengths[0] - 1)
+        torch.testing.assert_close(token(passes, width), expected, atol=0.02, rtol=0.02)
+    assert len(recordings(passes.model)) == 1
+
+
 @pytest.mark.skipif(not int8.is_exact(), reason="no exact products of 8-bit integers here")
 def test_int8_passes_are_recorded() -> None:
     model = ready(dual(num_hidden_layers=2), compile=False, pack=None, eight=True)

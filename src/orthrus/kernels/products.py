@@ -11,6 +11,8 @@ from functools import cache
 import torch
 from torch import Tensor
 
+from orthrus.kernels.recorded import is_recording
+
 _MANY = 1 << 14  # scores of one query head
 _AT_ONCE = 128  # query rows whose scores stay in fast memory
 
@@ -38,9 +40,10 @@ def attend(query_BNGQD: Tensor, key_BNSD: Tensor, value_BNSD: Tensor, mask: Tens
     query = query_BNGQD * scaling
     out = query.new_empty(B, N, G, Q, value_BNSD.shape[3])
     mask_BQS = None if mask is None else mask[:, 0].expand(B, Q, S)
-    for start in range(0, Q, _AT_ONCE):
-        rows = slice(start, start + _AT_ONCE)
-        end = S if mask_BQS is None or Q <= _AT_ONCE else _end(mask_BQS[:, rows], S - Q)
+    # A recording serves other numbers of rows, so it may count none of their blocks.
+    blocks = [slice(None)] if is_recording() else [slice(start, start + _AT_ONCE) for start in range(0, Q, _AT_ONCE)]
+    for rows in blocks:
+        end = S if mask_BQS is None or len(blocks) == 1 else _end(mask_BQS[:, rows], S - Q)
         for b in range(B):
             for n in range(N):
                 scores = query[b, n, :, rows].reshape(-1, D) @ key_BNSD[b, n, :end].T
