@@ -106,3 +106,22 @@ def test_a_question_behind_others_is_asked_last() -> None:
     assert (longer.suite, longer.id, longer.problem) == ("synthetic:maths@heldout+5000", plain[0].id, plain[0].problem)
     assert text.startswith(plain[1].messages[0]["content"])
     assert text[5000:] == f"\n\nAnswer this only:\n\n{question}"
+    assert len(read_suite("synthetic:maths+5", limit=101)) == 101
+
+
+def test_system_messages_are_no_questions(tmp_path: Path) -> None:
+    """They stay where they are; a suite of one prompt has nothing to put before it."""
+    file = tmp_path / "chats.jsonl"
+    chats = [
+        {"id": name, "messages": [{"role": "system", "content": "Be kind."}, {"role": "user", "content": name * 9}]}
+        for name in "ab"
+    ]
+    file.write_text("".join(json.dumps(chat) + "\n" for chat in chats))
+    first, _ = read_suite(f"{file}+4")
+    assert [message["content"] for message in first.messages] == [
+        "Be kind.",
+        f"bbbb\n\nAnswer this only:\n\n{'a' * 9}",
+    ]
+    file.write_text(json.dumps(chats[0]) + "\n")
+    with pytest.raises(DataError, match="must have other questions"):
+        read_suite(f"{file}+4")

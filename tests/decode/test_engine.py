@@ -295,10 +295,13 @@ def test_learned_positions_end_with_the_context(kind: str) -> None:
 
 @pytest.mark.parametrize("name", ["full", "tree:6", "onepass:1", "onepass", "auto"])
 def test_the_pass_that_reads_the_prompt_makes_the_first_drafts(name: str) -> None:
-    """A text's first cycle takes one pass, that of verifying; a prompt of one token has no pass to draft in."""
+    """A text's first cycle takes one pass, that of verifying.
+
+    A prompt of one token has no pass to draft in; `auto`, which knows nothing yet, then begins with a plain step.
+    """
     prompts = [PROMPTS[2], PROMPTS[0], [8]]
-    for prompt, passes in zip(prompts, (1, 1, 2), strict=True):
-        begin_anew(MODEL)  # `auto` is to begin with drafts
+    for prompt, passes in zip(prompts, (1, 1, 1 if name == "auto" else 2), strict=True):
+        begin_anew(MODEL)
         engine = Engine(MODEL, rows=1, capacity=200, plan=steps.parse(name))
         engine.add(prompt, Options(max_new_tokens=20))
         (progress,) = engine.step()

@@ -108,6 +108,22 @@ def test_another_forward_of_the_module_itself_is_called() -> None:
         assert torch.allclose(after.logits_BMV, before.logits_BMV, atol=1e-4) == (half == "ar")
 
 
+def test_another_module_in_the_place_of_either_is_called() -> None:
+    """Set while an engine decodes: what was joined held the former ones."""
+    for half in ("ar", "diffusion"):
+        passes = passes_of("qwen3")
+        before = drafted(passes)
+        other = copy.deepcopy(getattr(duals(passes.model)[0], half))
+        with torch.no_grad():
+            other.o_proj.weight.mul_(2.0)
+        setattr(duals(passes.model)[0], half, other)
+        after = drafted(passes)
+        assert before.first_B1V is not None
+        assert after.first_B1V is not None
+        assert torch.allclose(after.first_B1V, before.first_B1V, atol=1e-4) == (half == "diffusion")
+        assert not torch.allclose(after.logits_BMV, before.logits_BMV, atol=1e-4)
+
+
 def test_an_adapter_that_is_set_otherwise_is_followed() -> None:
     """As by `disable_adapters`, after passes were made: the backbone's token is that of a pass of its own."""
     model = tiny("qwen3")

@@ -314,7 +314,7 @@ def test_the_context_is_what_memory_has_room_for(
     """Shortened where none was asked for, refused where one was."""
     scratch = parse("full").scratch(config_of(small).proposals + 1)
     row = footprint(small, terms=scratch)
-    monkeypatch.setattr(service, "free_memory", lambda _: 4 * row.row(40 + scratch))
+    monkeypatch.setattr(service, "free_memory", lambda _: int(4 * row.row(40 + scratch) / service.MEMORY) + 3)
     made = service.Service(small, characters, name="tiny", rows=4, plan="full")
     assert made.limits.context == 40
     with pytest.raises(ConfigError, match="4 rows of 41 tokens must fit into memory, found room for rows of 40"):

@@ -186,6 +186,7 @@ def run(
     for dtype, pending in left.items():
         if not pending:
             continue
+        model, writer = reference, plain  # lets go of the precision before
         model = reference if dtype == REFERENCE else load(dtype)[0]
         writer = plain if dtype == REFERENCE else _Writer(model, tokenizer, job.max_new_tokens)
         for prompt in pending:

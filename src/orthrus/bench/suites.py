@@ -3,6 +3,7 @@
 A suite is a prompt-set file, a Hugging Face dataset, or problems of the package's own generator.
 """
 
+import itertools
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -11,7 +12,7 @@ from typing import Any, Final, get_args
 
 from orthrus.data.prompts import Message, PromptRecord, read_prompts
 from orthrus.data.synthetic import DOMAINS, Domain, Problem, Split, is_right, problem
-from orthrus.errors import ConfigError
+from orthrus.errors import ConfigError, DataError
 
 SYNTHETIC: Final = "synthetic"
 SYNTHETIC_PROMPTS: Final = 100  # of the generator's endless supply, unless a limit says otherwise
@@ -59,8 +60,9 @@ def read_suite(name: str, *, folder: Path | None = None, limit: int | None = Non
         raise ConfigError(f"limit must be at least 1, found {limit}")
     path = _in_folder(name, folder)
     if path is None and (behind := _BEHIND.fullmatch(name)):
-        items = read_suite(behind[1], folder=folder)
-        return [_behind(items, index, int(behind[2])) for index in range(min(len(items), limit or len(items)))]
+        made = behind[1].partition(":")[0] == SYNTHETIC
+        items = read_suite(behind[1], folder=folder, limit=max(limit or 0, SYNTHETIC_PROMPTS) if made else None)
+        return [_behind(items, index, int(behind[2])) for index in range(len(items))][:limit]
     if name.partition(":")[0] == SYNTHETIC:
         return _synthetic(name, SYNTHETIC_PROMPTS if limit is None else limit)
     suite = name if path is None else path.name.removesuffix(".gz").removesuffix(".jsonl")
@@ -126,12 +128,22 @@ def _synthetic(name: str, limit: int) -> list[Item]:
 def _behind(items: Sequence[Item], index: int, characters: int) -> Item:
     """Put the suite's other questions before one, so many characters of them."""
     item, text = items[index], ""
+    others = itertools.cycle(_question(other)[1] for other in (*items[index + 1 :], *items[:index]))
     while len(text) < characters:
-        index += 1
-        text += f"{items[index % len(items)].messages[0]['content']}\n\n"
-    first, *more = item.messages
-    longer: Message = {**first, "content": f"{text[:characters]}\n\nAnswer this only:\n\n{first['content']}"}
-    return replace(item, suite=f"{item.suite}+{characters}", messages=(longer, *more))
+        if not (question := next(others, "")):
+            raise DataError(f"suite {item.suite!r} must have other questions to put before {item.id!r}, found none")
+        text += f"{question}\n\n"
+    at, question = _question(item)
+    messages = list(item.messages)
+    longer: Message = {**messages[at], "content": f"{text[:characters]}\n\nAnswer this only:\n\n{question}"}
+    messages[at] = longer
+    return replace(item, suite=f"{item.suite}+{characters}", messages=tuple(messages))
+
+
+def _question(item: Item) -> tuple[int, str]:
+    """Return the place of an item's first question among its messages, and its text."""
+    at = next((at for at, message in enumerate(item.messages) if message["role"] == "user"), 0)
+    return at, str(item.messages[at]["content"])
 
 
 def _in_folder(name: str, folder: Path | None) -> Path | None:

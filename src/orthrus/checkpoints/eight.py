@@ -37,8 +37,9 @@ def to_int8(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None) -
 
 
 def _tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None) -> Tensor:
+    most = min(_TOKENS, model.config.get_text_config().max_position_embeddings)
     if tokenizer is None:
         size = model.get_input_embeddings().weight.shape[0]
-        return torch.linspace(0, size - 1, _TOKENS, device=model.device).long()[None]
-    ids: list[int] = tokenizer(TEXT)["input_ids"][:_TOKENS]
+        return torch.linspace(0, size - 1, most, device=model.device).long()[None]
+    ids: list[int] = tokenizer(TEXT)["input_ids"][:most]
     return torch.tensor([ids], device=model.device)

@@ -279,7 +279,8 @@ def report(
     prices: Annotated[
         Path | None,
         typer.Option(
-            metavar="FILE", help="Results of orthrus bench passes: what each counted pass takes, not the clock."
+            metavar="FILE",
+            help="Results of orthrus bench passes: of modes ar and orthrus, what counted passes take, not the clock.",
         ),
     ] = None,
     markdown: measuring.Markdown = False,

@@ -16,7 +16,9 @@ Name = Annotated[
 Host = Annotated[str, typer.Option(help="Address to listen on; 0.0.0.0 is every network.")]
 Port = Annotated[int, typer.Option(min=0, max=65535, help="Port; 0 takes a free one.")]
 Rows = Annotated[int, typer.Option(min=1, help="Completions in a batch at most.")]
-Context = Annotated[int | None, typer.Option(help="Tokens of prompt and text at most; the model's, up to 8192.")]
+Context = Annotated[
+    int | None, typer.Option(help="Tokens of prompt and text at most; the model's, up to 8192 and what memory holds.")
+]
 ServedName = Annotated[str | None, typer.Option("--name", help="The model's name in requests; MODEL's unless given.")]
 ApiKey = Annotated[str | None, typer.Option(envvar="ORTHRUS_API_KEY", help="Key that requests under /v1 must carry.")]
 CorsOrigin = Annotated[

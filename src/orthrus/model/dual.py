@@ -108,7 +108,7 @@ class DualAttention(Dual):
         mask = view.masks.of(self.window)
         if self.diffusion is None:
             return self.ar(hidden_states, *args, **kwargs | {"attention_mask": mask})
-        if self.joined is not None and self.joined.fits():
+        if self.joined is not None and self.joined.fits(self.ar, self.diffusion):
             return self.joined(hidden_states, *args, rows=view.rows, **kwargs | {"attention_mask": mask})
         return self._in_turn(hidden_states, *args, rows=view.rows, mask=mask, **kwargs)
 

@@ -65,8 +65,10 @@ class Joined:
         for name, axis in axes.items():
             self._module._modules[name] = ByRows(ar, twin, name, axis, self._split)
 
-    def fits(self) -> bool:
-        """Tell whether both modules run their class's forward, or what accelerate made of it."""
+    def fits(self, ar: nn.Module, twin: nn.Module) -> bool:
+        """Tell whether these are the modules joined, with their class's forward, or what accelerate made of it."""
+        if (ar, twin) != self._halves:
+            return False
         return not any("forward" in half.__dict__ and "_hf_hook" not in half.__dict__ for half in self._halves)
 
     def __call__(self, hidden_states: Tensor, *args: Any, rows: int, **kwargs: Any) -> Any:

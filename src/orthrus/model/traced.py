@@ -2,9 +2,9 @@
 
 A pass of a small model is some thousand small operations, and calling them from Python takes longer than most of them
 do. A recording runs the same operations over the same shapes, so its results have the same bits; that is checked once,
-over inputs of other sizes. A recording takes as long to make as it saves over many passes, so a kind must have been met
-about as often before.
-Knows what may differ between two passes of a kind; knows no pass.
+over inputs of other sizes. (In bfloat16 a recording of more than 128 rows over many keys attends to them in one block,
+eager passes in several, which may round otherwise: `kernels.products`.) A recording takes as long to make as it saves
+over many passes, so a kind must have been met about as often before.
 """
 
 import copy

@@ -31,6 +31,9 @@ from orthrus.serve.parts import CALL, END_THINK, THINK, Splitter
 CONTEXT: Final = 8192
 """Positions per row, where neither the model nor the command line says less."""
 
+MEMORY: Final = 0.45
+"""Share of the free memory that a cache may take: plain requests have one of their own, and passes need the rest."""
+
 _TAIL: Final = 24
 """Tokens at a prompt's end among which a template may have opened or closed a thought."""
 
@@ -85,7 +88,7 @@ class Service:
         block = block_of(model, drafter_for(model, drafted))
         scratch = drafted.scratch(block)
         self.footprint = footprint(model, terms=scratch)
-        room = self.footprint.capacity(free_memory(model.device), rows=rows) - scratch
+        room = self.footprint.capacity(int(MEMORY * free_memory(model.device)), rows=rows) - scratch
         if room < (context or 2):
             raise ConfigError(
                 f"{rows} rows of {context or 2} tokens must fit into memory, found room for rows of {max(room, 0)}: "

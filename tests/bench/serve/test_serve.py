@@ -58,6 +58,9 @@ def test_gaps_of_running_streams_are_timed_while_a_long_prompt_joins(server: Run
     assert len(made.during) + len(made.otherwise) >= 23 * 2
     (row,) = joined_table([made], "t").rows
     assert row[:3] == ["2", "ar", str(made.prompt_tokens)]
+    refused = join(target, ITEMS, Setting(mode="ar", concurrency=2), tokens=100_000)
+    assert refused.error is not None
+    assert "sample" in refused.error
     with pytest.raises(ConfigError, match="concurrency"):
         join(target, ITEMS, Setting(mode="ar", rate=1.0), tokens=60)
 

@@ -1,6 +1,7 @@
 """Prices are read off measured passes, and a run that goes by them counts passes and nothing else."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -90,13 +91,20 @@ def test_a_report_computes_seconds_from_counts(job: dict[str, Any], model_folder
     run(Job(**{**job, "prices": None}, contenders=who), output, load=lambda dtype: load(model_folder, dtype=dtype))
     report = read_report([output], prices=prices)
     plain, full = (s for s in report.summaries if s.suite == report.summaries[0].suite and s.domain == "all")
-    assert full.against["ar"].least > 0
-    expected, emitted = 0.0, 0
-    for result in results(read_records(output), where="timed"):
-        if result.mode == "ar":
-            prompt = Prices(PLAIN, "float32", where="here").seconds("verify", result.prompt_tokens, batch=1, context=1)
-            expected, emitted = expected + prompt + result.stats["plain_steps"], emitted + result.stats["emitted"]
-    assert plain.tokens_per_second.value == pytest.approx(emitted / expected)
+    prices_of = Prices(PLAIN, "float32", where="here")
+    for summary in (plain, full):
+        expected, emitted = 0.0, 0
+        for result in results(read_records(output), where="timed"):
+            if (result.mode == "ar") == (summary is plain):
+                prompt = prices_of.seconds("verify", result.prompt_tokens, batch=1, context=1)
+                stats = result.stats
+                width = 2 + stats["drafted"] / max(stats["cycles"], 1)
+                wide = stats["forwards"] - 1 - stats["plain_steps"]
+                cycles = wide * prices_of.seconds("verify", width, batch=1, context=1)
+                expected, emitted = expected + prompt + stats["plain_steps"] + cycles, emitted + stats["emitted"]
+        assert summary.tokens_per_second.value == pytest.approx(emitted / expected)
+    with pytest.raises(DataError, match="counts must tell the width of passes, found plan 'tree:6'"):
+        Prices(PLAIN, None, where="here").completion(replace(result, plan="tree:6"))
     (speed,) = [grid for grid in tables(report) if "Speed" in grid.title]
     assert speed.title.endswith("computed from measured.jsonl")
 

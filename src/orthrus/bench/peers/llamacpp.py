@@ -1,4 +1,7 @@
-"""llama.cpp through the package xllamacpp: its own server in this process, asked over the loopback interface.
+"""llama.cpp through the package xllamacpp: its own server in a process of its own, asked over the loopback interface.
+
+In this process its threads would count among OpenMP's, whose workers then sleep between torch's operations: torch was
+1.4 times slower beside a server that had nothing to do, and the server was slower, too.
 
 Only the server's own protocol takes and gives token ids. A request costs about a millisecond beside its decoding.
 """
@@ -6,9 +9,12 @@ Only the server's own protocol takes and gives token ids. A request costs about 
 import importlib
 import importlib.util
 import json
+import multiprocessing
+import weakref
 from collections.abc import Sequence
 from dataclasses import dataclass
 from http.client import HTTPConnection
+from multiprocessing.connection import Connection
 from typing import Any, Final
 from urllib.parse import urlsplit
 
@@ -64,25 +70,24 @@ class Server:
 
     def __init__(self, weights: Weights, *, threads: int, context: int, lookup: bool = False) -> None:
         check()
-        binding: Any = importlib.import_module(PACKAGE)
-        params = binding.CommonParams()
-        params.model.path = str(weights.file)
-        params.n_ctx = -(-context // _PADDING) * _PADDING
-        params.n_parallel = 1
-        params.cpuparams.n_threads = params.cpuparams_batch.n_threads = threads
-        params.n_gpu_layers = 0
-        params.fit_params = False  # nothing is to be adapted behind our back
-        params.cache_ram_mib = params.n_ctx_checkpoints = 0
-        params.ui = params.endpoint_slots = False
-        params.verbosity = -1
-        kind = "COMMON_SPECULATIVE_TYPE_NGRAM_SIMPLE" if lookup else "COMMON_SPECULATIVE_TYPE_NONE"
-        params.speculative.types = [getattr(binding.common_speculative_type, kind)]
+        context = -(-context // _PADDING) * _PADDING
+        processes = multiprocessing.get_context("spawn")
+        here, there = processes.Pipe()
+        process = processes.Process(
+            target=_serve, args=(there, str(weights.file), threads, context, lookup), daemon=True
+        )
+        process.start()
+        there.close()
+        weakref.finalize(self, here.close)  # which ends the process
         try:
-            self._server = binding.Server(params)
-        except RuntimeError as error:
-            raise ConfigError(f"llama.cpp cannot load {weights.file}: {error}") from error
+            address, error = here.recv()
+        except EOFError:
+            process.join()
+            address, error = "", f"its process ended with exit code {process.exitcode}"
+        if error:
+            raise ConfigError(f"llama.cpp cannot load {weights.file}: {error}")
         self._weights = weights
-        self._address = urlsplit(self._server.listening_address)
+        self._address = urlsplit(address)
 
     def answer(self, prompt: Sequence[int], max_new_tokens: int) -> Written:
         """Answer one prompt, greedily; raises DecodingError where llama.cpp refuses or reads other tokens."""
@@ -119,3 +124,30 @@ class Server:
             raise DecodingError(f"llama.cpp cannot answer from {self._weights.file}: {text.decode(errors='replace')}")
         reply: dict[str, Any] = json.loads(text)
         return reply
+
+
+def _serve(parent: Connection, file: str, threads: int, context: int, lookup: bool) -> None:
+    """Serve until the parent closes its end; tells it the address, or why there is none."""
+    binding: Any = importlib.import_module(PACKAGE)
+    params = binding.CommonParams()
+    params.model.path = file
+    params.n_ctx = context
+    params.n_parallel = 1
+    params.cpuparams.n_threads = params.cpuparams_batch.n_threads = threads
+    params.n_gpu_layers = 0
+    params.fit_params = False  # nothing is to be adapted behind our back
+    params.cache_ram_mib = params.n_ctx_checkpoints = 0
+    params.ui = params.endpoint_slots = False
+    params.verbosity = -1
+    kind = "COMMON_SPECULATIVE_TYPE_NGRAM_SIMPLE" if lookup else "COMMON_SPECULATIVE_TYPE_NONE"
+    params.speculative.types = [getattr(binding.common_speculative_type, kind)]
+    try:
+        server = binding.Server(params)
+    except RuntimeError as error:
+        parent.send(("", str(error)))
+        return
+    parent.send((server.listening_address, ""))
+    try:
+        parent.recv()
+    except EOFError:
+        return

@@ -8,7 +8,7 @@ import itertools
 import time
 import uuid
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Final
 
 import numpy as np
@@ -36,10 +36,10 @@ class Joined:
 
     mode: Mode
     concurrency: int
-    prompt_tokens: int
-    seconds: float
-    during: list[float]
-    otherwise: list[float]
+    prompt_tokens: int = 0
+    seconds: float = 0.0
+    during: list[float] = field(default_factory=list)
+    otherwise: list[float] = field(default_factory=list)
     error: str | None = None
 
     def to_record(self) -> dict[str, Any]:
@@ -66,7 +66,10 @@ async def _join(target: Target, items: Sequence[Item], setting: Setting, concurr
         short = replace(target, max_tokens=1)
         sample = await ask(client, model, short, _prompt(items, 2 * tokens), setting, started)
         if sample.error is not None or not sample.prompt_tokens:
-            raise ConfigError(f"the server at {target.url} does not answer a prompt and count it: {sample.error}")
+            why = sample.error or "it does not count a prompt's tokens"
+            return Joined(
+                mode=setting.mode, concurrency=concurrency, error=f"a sample of the prompt was not answered: {why}"
+            )
         long = _prompt(items, round(tokens * 2 * tokens / sample.prompt_tokens))
         begun, ended, made = [asyncio.Event() for _ in range(concurrency)], asyncio.Event(), list[Answered]()
 
@@ -75,7 +78,7 @@ async def _join(target: Target, items: Sequence[Item], setting: Setting, concurr
                 item = items[(number + turn * concurrency) % len(items)]
                 made.append(await ask(client, model, target, item, setting, started, on_text=begun[number].set))
                 begun[number].set()  # a stream that failed does not begin
-                if ended.is_set():
+                if ended.is_set() or made[-1].error is not None:
                     return
 
         streams = [asyncio.create_task(stream(number)) for number in range(concurrency)]

@@ -79,9 +79,15 @@ class Prices:
     def completion(self, result: Result) -> float:
         """Return what a completion's passes take by their counts: its prompt, plain steps, cycles of its mean width.
 
-        A draft pass counts as a verification of as many positions.
+        A draft pass counts as a verification of as many positions. Raises DataError where counts do not tell the width
+        of passes: trees, one pass a cycle, other drafters than the view.
         """
         stats: Mapping[str, int] = result.stats
+        if (result.plan or "").startswith(("tree", "onepass")) or stats.get("draft_passes"):
+            raise DataError(
+                f"{result.id}: counts must tell the width of passes, found plan {result.plan!r}: leave it out, or "
+                "price the run itself (orthrus bench run --prices)"
+            )
         cycles, plain, drafted = (stats[name] for name in ("cycles", "plain_steps", "drafted"))
         passes = [(result.prompt_tokens, 1), (1, plain), (2 + drafted / max(cycles, 1), stats["forwards"] - 1 - plain)]
         where = {"batch": result.rows, "context": result.prompt_tokens}
