@@ -1,13 +1,19 @@
 """`orthrus serve`: an OpenAI-compatible server over one model, with a page to chat on."""
 
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from orthrus.cli import common
 from orthrus.cli.common import err, say
 from orthrus.errors import ConfigError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+    from orthrus.serve.service import Service
 
 _LIMITS = "Limits"
 Name = Annotated[
@@ -61,21 +67,29 @@ def serve(
 
     plan_of("orthrus", plan)
     listening = http.listen(host, port)  # before the model is loaded: a port in use shows at once
-    loaded, tokenizer = common.load(
-        model, backbone=backbone, dtype=dtype, device=device, compile=compile, offload=offload, drafter=drafter
-    )
-    common.look_at_kernels(loaded, exact, rows=rows)
-    service = Service(
-        loaded,
-        tokenizer,
-        name=name or (Path(model).resolve().name if Path(model).is_dir() else model),
-        rows=rows,
-        context=context,
-        plan=plan,
-        exact=exact,
-        queue=queue,
-        timeout=timeout or None,
-    )
+
+    def prepared() -> "tuple[Service, PreTrainedModel]":
+        loaded, tokenizer = common.load(
+            model, backbone=backbone, dtype=dtype, device=device, compile=compile, offload=offload, drafter=drafter
+        )
+        common.look_at_kernels(loaded, exact, rows=rows)
+        service = Service(
+            loaded,
+            tokenizer,
+            name=name or (Path(model).resolve().name if Path(model).is_dir() else model),
+            rows=rows,
+            context=context,
+            plan=plan,
+            exact=exact,
+            queue=queue,
+            timeout=timeout or None,
+        )
+        return service, loaded
+
+    # By a thread that ends: OpenMP keeps workers for each thread that has computed, and where they are more than the
+    # CPUs, all of them sleep between operations.
+    with ThreadPoolExecutor(max_workers=1) as loading:
+        service, loaded = loading.submit(prepared).result()
     app = create_app(service, key=api_key, origins=cors_origin or (), body_limit=body_limit)
     service.start()
     gigabytes = rows * service.footprint.row(service.limits.context) / 1e9
