@@ -5,9 +5,12 @@ The binding is a double that answers over the loopback interface as llama.cpp's 
 
 import importlib.util
 import json
+import multiprocessing
+import os
 import sys
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from multiprocessing.connection import Connection
 from pathlib import Path
 from threading import Thread
 from types import SimpleNamespace
@@ -159,9 +162,19 @@ class Double:
         return SimpleNamespace(listening_address=f"http://127.0.0.1:{server.server_port}")
 
 
+class InThread(Thread):
+    """A process that is a thread, since a double of the binding is in this process alone."""
+
+    def __init__(self, *, target: Any, args: tuple[Any, ...], daemon: bool) -> None:
+        connection, *more = args
+        super().__init__(target=target, args=(Connection(os.dup(connection.fileno())), *more), daemon=daemon)
+
+
 @pytest.fixture
 def binding(monkeypatch: pytest.MonkeyPatch) -> Iterator[Double]:
     double = Double()
+    threads = SimpleNamespace(Pipe=multiprocessing.Pipe, Process=InThread)
+    monkeypatch.setattr(llamacpp, "multiprocessing", SimpleNamespace(get_context=lambda _: threads))
     monkeypatch.setitem(sys.modules, "xllamacpp", double)  # type: ignore[arg-type]
     monkeypatch.setattr(llamacpp, "check", lambda: None)
     yield double

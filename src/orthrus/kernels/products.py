@@ -26,7 +26,7 @@ def pays(like: Tensor, queries: int, keys: int) -> bool:
 @cache
 def _multiplies() -> bool:
     """Tell whether the CPU multiplies vectors in bfloat16; with tiles (AMX) torch's kernel does so itself."""
-    abilities = getattr(torch.cpu, "get_capabilities", dict)()  # torch 2.13
+    abilities: dict[str, object] = getattr(torch.cpu, "get_capabilities", dict)()  # torch 2.13
     return bool(abilities.get("avx512_bf16")) and not abilities.get("amx_tile")
 
 
