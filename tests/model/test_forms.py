@@ -62,7 +62,13 @@ def quantised(form: str, *, seed: int = 0) -> PreTrainedModel:
 
 @each_form
 def test_gradients_pass_through_weights_that_are_dequantised_for_products(form: str) -> None:
-    require_gradients(quantised(form))
+    model = quantised(form)
+    require_gradients(model)
+    layer = model.model.layers[0].self_attn.q_proj
+    input = torch.ones(1, layer.in_features, requires_grad=True)
+    layer(input).sum().backward()
+    assert input.grad is not None
+    assert input.grad.abs().max() > 0
 
 
 @pytest.mark.skipif(not FORMS, reason="no torchao")

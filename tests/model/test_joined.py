@@ -1,6 +1,7 @@
 """Passes over rows of both views, through one attention module: the same results as through two."""
 
 import copy
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ import orthrus
 from orthrus.decode.passes import Passes, Proposal
 from orthrus.model.attach import duals
 from orthrus.model.cache import ScratchCache
+from orthrus.model.dual import DualAttention
 from tests.decode.drive import dual
 from tests.families import FAMILIES, tiny
 
@@ -93,35 +95,33 @@ class Positioned(nn.Module):
         return out
 
 
-def test_another_forward_of_the_module_itself_is_called() -> None:
-    """Set while an engine decodes, in the original or in the twin: both are called in turn then."""
-    for half in ("ar", "diffusion"):
-        passes = passes_of("qwen3")
-        before = drafted(passes)
-        module = getattr(duals(passes.model)[0], half)
-        plain = module.forward
-        module.forward = lambda *args, plain=plain, **kwargs: (2 * (out := plain(*args, **kwargs))[0], *out[1:])
-        after = drafted(passes)
-        assert before.first_B1V is not None
-        assert after.first_B1V is not None
-        assert torch.allclose(after.first_B1V, before.first_B1V, atol=1e-4) == (half == "diffusion")
-        assert torch.allclose(after.logits_BMV, before.logits_BMV, atol=1e-4) == (half == "ar")
+def another_forward(layer: DualAttention, half: str) -> None:
+    module = getattr(layer, half)
+    plain = module.forward
+    module.forward = lambda *args, **kwargs: (2 * (out := plain(*args, **kwargs))[0], *out[1:])
 
 
-def test_another_module_in_the_place_of_either_is_called() -> None:
-    """Set while an engine decodes: what was joined held the former ones."""
-    for half in ("ar", "diffusion"):
-        passes = passes_of("qwen3")
-        before = drafted(passes)
-        other = copy.deepcopy(getattr(duals(passes.model)[0], half))
-        with torch.no_grad():
-            other.o_proj.weight.mul_(2.0)
-        setattr(duals(passes.model)[0], half, other)
-        after = drafted(passes)
-        assert before.first_B1V is not None
-        assert after.first_B1V is not None
-        assert torch.allclose(after.first_B1V, before.first_B1V, atol=1e-4) == (half == "diffusion")
-        assert torch.allclose(after.logits_BMV, before.logits_BMV, atol=1e-4) == (half == "ar")
+def another_module(layer: DualAttention, half: str) -> None:
+    module = copy.deepcopy(getattr(layer, half))
+    with torch.no_grad():
+        module.o_proj.weight.mul_(2.0)
+    setattr(layer, half, module)
+
+
+@pytest.mark.parametrize("change", [another_forward, another_module])
+@pytest.mark.parametrize("half", ["ar", "diffusion"])
+def test_a_forward_or_a_module_that_is_replaced_is_followed(
+    half: str, change: Callable[[DualAttention, str], None]
+) -> None:
+    """While an engine decodes, in the original or in the twin: what was joined held the former ones."""
+    passes = passes_of("qwen3")
+    before = drafted(passes)
+    change(duals(passes.model)[0], half)
+    after = drafted(passes)
+    assert before.first_B1V is not None
+    assert after.first_B1V is not None
+    assert torch.allclose(after.first_B1V, before.first_B1V, atol=1e-4) == (half == "diffusion")
+    assert torch.allclose(after.logits_BMV, before.logits_BMV, atol=1e-4) == (half == "ar")
 
 
 def test_an_adapter_that_is_set_otherwise_is_followed() -> None:
