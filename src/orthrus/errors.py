@@ -5,7 +5,7 @@
     ├── PromptError        a prompt or chat that cannot be generated from
     ├── CheckpointError    files on disk that are missing, damaged or belong to another backbone
     ├── UnsupportedModel   an architecture that the dual view cannot be attached to
-    ├── CacheFull          more tokens asked for than the key/value cache has room for
+    ├── CacheFull          more tokens asked for than the key/value cache, or memory, has room for
     ├── DecodingError      a text that cannot go on: its logits are no numbers, its recurrent state is not known
     ├── WriteError         a file or folder that cannot be written: a full disk, no permission
     └── DataError          prompt sets, rows or shards that cannot be read or do not fit together
@@ -35,7 +35,7 @@ class UnsupportedModel(OrthrusError, TypeError):
 
 
 class CacheFull(OrthrusError, ValueError):
-    """More tokens asked for than the key/value cache has room for; nothing was written."""
+    """More tokens asked for than the key/value cache, or memory, has room for; nothing was written."""
 
 
 class DecodingError(OrthrusError, RuntimeError):

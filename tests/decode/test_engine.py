@@ -10,6 +10,7 @@ from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM
 
 import orthrus
+from orthrus.decode import exact
 from orthrus.decode.engine import Engine
 from orthrus.decode.learned import begin_anew
 from orthrus.decode.options import Options, Sampling
@@ -402,6 +403,41 @@ def test_a_shared_start_is_read_once(monkeypatch: pytest.MonkeyPatch) -> None:
     done += decode(engine, [prompts[3]], Options(max_new_tokens=9))  # after all have ended
     assert read == [[21], [1, 1], [1]]
     assert {tuple(row.prompt_ids): row.token_ids for row in done} == texts
+
+
+@pytest.mark.parametrize("exactness", ["distribution", "token"])
+def test_completions_that_join_together_read_their_prompt_once(
+    exactness: exact.Exact, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The others wait a step for the first one's keys; so do prompts that begin with most of its own."""
+    monkeypatch.setattr(exact, "_CHUNKS", (32,))
+    monkeypatch.setattr(exact, "_WIDTHS", ())
+    prompt = [3 + i % 70 for i in range(40)]
+    prompts = [prompt, [*range(60, 70)], prompt, [*prompt[:30], 8, 9], prompt, [*prompt[:12], *range(50, 70)]]
+    engine = engine_of(dual(), rows=6, admit_free=6, exact=exactness)
+    read = count_prefill(engine, monkeypatch)
+    rows = decode(engine, prompts, Options(max_new_tokens=9))
+    for row in rows:
+        assert row.token_ids == reference.greedy_text(tiny("qwen3"), row.prompt_ids, 9)
+    assert sum(map(sum, read)) == 39 + 9 + 1 + 31
+    assert [row.cached for row in rows] == [0, 0, 39, 30, 39, 0]
+
+
+def test_who_waits_for_keys_keeps_a_place_and_outlives_their_row(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Others join in the meantime, but not in that place; the one that read is given up in the middle of its prompt."""
+    engine, prompt = engine_of(MODEL, rows=3, prefill_slice=8), [3 + i % 70 for i in range(40)]
+    read = count_prefill(engine, monkeypatch)
+    running = engine.add(PROMPTS[0], Options(max_new_tokens=60))
+    engine.step()
+    reader, waiting, late = (engine.add(p, Options(max_new_tokens=9)) for p in (prompt, prompt, PROMPTS[1]))
+    engine.step()
+    assert ([row.id for row in engine.rows.reading], len(engine.waiting)) == ([reader], 2)
+    read.clear()
+    assert engine.abort(reader)
+    rows = finish(engine)
+    assert rows[waiting].token_ids == reference.greedy_text(tiny("qwen3"), prompt, 9)
+    assert {*rows} == {running, waiting, late}
+    assert sum(map(sum, read)) == 39 - 8 + len(PROMPTS[1]) - 1
 
 
 def test_an_aborted_text_is_kept_as_far_as_it_is_whole(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -54,7 +54,7 @@ def test_logits_that_are_no_numbers_end_their_row_alone(value: float, plan: str)
 
 @pytest.mark.parametrize("plan", ["ar", "full", "tree:6"])
 def test_sampled_rows_fail_alone_as_well(plan: str) -> None:
-    """Greedy neighbours are unharmed."""
+    """Greedy neighbours are unharmed, although they begin as the one does that fails."""
     engine = Engine(broken(math.nan), rows=3, capacity=200, plan=steps.parse(plan))
     sampled = Options(max_new_tokens=9, sampling=Sampling(do_sample=True, temperature=0.7, top_p=0.9))
     ids = [engine.add(PROMPTS[1], sampled), engine.add(PROMPTS[0], OPTIONS), engine.add(PROMPTS[0], sampled)]

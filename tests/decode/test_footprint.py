@@ -1,12 +1,17 @@
 """What a cache will take is what it then takes."""
 
 import pytest
+from transformers import PreTrainedTokenizerFast
 
+import orthrus
 from orthrus.decode.footprint import footprint
 from orthrus.decode.options import Options
+from orthrus.errors import CacheFull
+from orthrus.model import room
 from orthrus.model.snapshots import MOST
+from tests import reference
 from tests.decode.drive import BLOCK, decode, dual, engine_of
-from tests.families import HYBRID
+from tests.families import HYBRID, tiny
 
 ROWS = 2
 
@@ -31,3 +36,34 @@ def test_rows_fit_into_as_much_memory_as_they_take() -> None:
         assert bytes_of.capacity(free, rows=3) == 50
         assert bytes_of.capacity(free - 1, rows=3) == 49
         assert bytes_of.capacity(bytes_of.states // 2, rows=1) == 0
+
+
+@pytest.mark.parametrize("family", ["qwen3", "gemma3_text", "qwen3_next"])
+def test_keys_that_do_not_fit_into_memory_are_refused_before_they_are_written(
+    family: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The message names the bytes; an engine with just enough writes its texts, and asks once."""
+    model, prompt = dual(family), [*range(20, 40)]
+    needed = ROWS * 60 * footprint(model, terms=BLOCK).position
+    asked, free = [0], [needed - 1]
+
+    def found(_: object) -> int:
+        asked[0] += 1
+        return free[0]
+
+    monkeypatch.setattr(room, "free_memory", found)
+    engine = engine_of(model, rows=ROWS, capacity=60)
+    engine.add(prompt, Options(max_new_tokens=20))
+    with pytest.raises(CacheFull, match=f"{ROWS} rows of 60 positions take .* GB, found .* GB free on cpu: take fewer"):
+        engine.step()
+    assert engine.cache.empty
+    free[0], asked[0] = needed, 0
+    rows = [progress.row for progress in engine.run()]
+    assert rows[-1].token_ids == reference.greedy_text(tiny(family), prompt, 20)
+    assert asked == [1]
+
+
+def test_so_are_those_of_generate(characters: PreTrainedTokenizerFast, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(room, "free_memory", lambda _: 1000)
+    with pytest.raises(CacheFull, match="free on cpu"):
+        orthrus.generate(dual(), characters, [[5, 6, 7]], max_new_tokens=8)

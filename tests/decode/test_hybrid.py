@@ -199,6 +199,18 @@ def test_completions_of_one_prompt_go_on_from_its_end(chunk: int | None) -> None
     assert [row.cached for row in decode(made, [prompt], Options(max_new_tokens=20))] == [39]
 
 
+def test_prompts_that_join_together_are_read_once() -> None:
+    """Completions of one prompt, and prompts with most of their start in common."""
+    prompt, system = [*range(20, 60)], [*range(60, 60 + 2 * prefixes.BLOCK + 4)]
+    for prompts, expected in (
+        ([prompt] * 3, [0, 39, 39]),
+        ([[*system, 5, 6], [*system, 7, 8], [*system, 9, 10]], [0, 2 * prefixes.BLOCK, 2 * prefixes.BLOCK]),
+    ):
+        rows = decode(engine("full", rows=3), prompts, Options(max_new_tokens=20))
+        assert [row.token_ids for row in rows] == [continued(tuple(one), 20) for one in prompts]
+        assert [row.cached for row in rows] == expected
+
+
 def test_a_turn_goes_on_although_the_answer_s_opening_is_written_otherwise() -> None:
     """As templates do that leave thoughts out of earlier turns; only the answer is read once more."""
     question, opening = [*range(20, 55)], [70, 71, 72]

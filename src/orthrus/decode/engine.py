@@ -7,6 +7,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -119,6 +120,7 @@ class Engine:
         self.vocabulary: int = model.get_input_embeddings().weight.shape[0]
         self.clock = clock
         self.waiting: deque[Row] = deque()
+        self._held = False  # whether any of them waits for another's keys
         self._next_id = 0
 
     @staticmethod
@@ -261,11 +263,15 @@ class Engine:
         return progress
 
     def _admit(self) -> None:
-        """Let waiting completions join."""
-        if self.rows.free >= self.admit_free or not (self.live or self.rows.reading):
-            while self.waiting and self.rows.free:
-                cached = self.rows.join(self.waiting[0])
-                row = self.waiting.popleft()
+        """Let waiting completions join; a place stays free for each that waits for another's keys."""
+        if self._held or self.rows.free >= self.admit_free or not (self.live or self.rows.reading):
+            self._held = False
+            for row in list(islice(self.waiting, self.rows.free)):
+                cached = self.rows.join(row)
+                if cached is None:
+                    self._held = True
+                    continue
+                self.waiting.remove(row)
                 row.cached = cached
                 row.drafting = self.drafter.reset(row)
 

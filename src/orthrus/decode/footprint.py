@@ -5,7 +5,6 @@ Sizes are those of a pass over a few tokens, so no family has to be described. A
 
 from dataclasses import dataclass
 
-import psutil
 import torch
 from transformers import PreTrainedModel
 
@@ -45,11 +44,3 @@ def footprint(model: PreTrainedModel, *, terms: int) -> Footprint:
     snapshot = sum(tensor.nbytes for tensor in cache.states.of(0))
     keys = sum(store.nbytes for store in cache.stores.values())
     return Footprint(keys // terms, cache.states.nbytes + MOST * snapshot)
-
-
-def free_memory(device: torch.device) -> int:
-    """Return the bytes that a cache on this device could take now."""
-    if device.type == "cuda":
-        return torch.cuda.mem_get_info(device)[0]
-    free: int = psutil.virtual_memory().available
-    return free

@@ -25,7 +25,7 @@ class _Node:
 
 
 class Prefixes:
-    """The text of each row of a cache, as far as its keys are cached, and where texts agree."""
+    """The text of each row of a cache, and where texts agree."""
 
     def __init__(self, rows: int) -> None:
         self.texts: list[list[int]] = [[] for _ in range(rows)]
@@ -52,11 +52,6 @@ class Prefixes:
             node.rows.discard(row)
             if not node.rows and node.before is not None:
                 del node.before.next[node.tokens]
-
-    def copy(self, source: int, target: int, length: int) -> None:
-        """Give a row the first tokens of another in place of its own text."""
-        self.cut(target, 0)
-        self.extend(target, self.texts[source][:length])
 
     def swap(self, one: int, other: int) -> None:
         """Exchange the texts of two rows."""

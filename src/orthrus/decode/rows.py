@@ -49,6 +49,7 @@ class Row:
         finish_reason: why it ended; None while it goes on.
         error: what went wrong.
         cached: tokens of the prompt whose keys were there when it joined.
+        behind: the row that begins with most of this prompt, while this one waits for its keys.
     """
 
     id: int
@@ -67,6 +68,7 @@ class Row:
     finish_reason: FinishReason | None = None
     error: Exception | None = None
     cached: int = 0
+    behind: "Row | None" = None
 
     @property
     def anchor(self) -> int:
@@ -163,35 +165,60 @@ class Rows:
         """Return the tokens of a prompt that have no keys yet, all but the last: that one is the first anchor."""
         return row.prompt_ids[self.cache.lengths[self._taken.index(row)] : -1]
 
-    def join(self, row: Row) -> int:
+    def join(self, row: Row) -> int | None:
         """Give a completion a place behind the others, with the keys that any row has of its prompt's start.
 
-        Returns how many tokens these are.
+        Returns how many tokens these are. None, and the row is to be offered again in the next step, where another that
+        has no token yet will have the keys of half of what this one would have to read, or more.
 
         Keys of another row are copied once, here; a shared start (a system prompt, say) is so read once and not for
         every request. Where layers have a recurrent state, that must be there too (`ScratchCache.resumable`). The row
         replaces an ended text that it goes on from, or else the one that joined longest ago.
         """
+        if row.behind is not None and not (row.behind.token_ids or row.behind.finish_reason):
+            return None
         index, wanted = len(self._taken), row.prompt_ids[:-1]
         for other in range(index):
             self._note(other)
         source, common, shared = index, 0, 0
         if self._reuse:
+            source, common = self._prefixes.longest(wanted, prefer=index, resumable=self._resumable)
             shared = self._prefixes.longest(wanted, prefer=index)[1]
-            source, common = self._prefixes.longest(wanted, prefer=index, resumable=self.cache.resumable)
+            row.behind = self._ahead_of(wanted, common)
+            if row.behind is not None:
+                return None
         goes_on = source >= index and 0 < common == len(self._prefixes.texts[source])
         given_up = source if goes_on else min(range(index, self.cache.rows), key=self._joined.__getitem__)
         self._swap(index, given_up)
         source = {index: given_up, given_up: index}.get(source, source)
         if common and source != index:
             self.cache.copy_start(source, index, common)
-            self._prefixes.copy(source, index, common)
-        self._prefixes.cut(index, common)
+        self._prefixes.cut(index, 0)
+        self._prefixes.extend(index, wanted)  # what is still to be read as well, so that others find it
         self.cache.set_length(index, common)
         self.cache.take_snapshots(index, resume_lengths(len(wanted), shared) if self._reuse else ())
         self._joined[index] = row.id
         self._taken.append(row)
         return common
+
+    def _begins(self, index: int) -> bool:
+        """Tell whether a place's text has no token yet, which shows that its keys are numbers."""
+        return index < len(self._taken) and not self._taken[index].token_ids
+
+    def _ahead_of(self, wanted: list[int], cached: int) -> Row | None:
+        """Return the row that a text should wait for, and have that one keep recurrent states where they part."""
+        index, common = self._prefixes.longest(
+            wanted, prefer=0, resumable=lambda index, common: common if self._begins(index) else 0
+        )
+        if 2 * (common - cached) <= len(wanted) - cached:
+            return None
+        row = self._taken[index]
+        if common < (end := len(row.prompt_ids) - 1):
+            self.cache.take_snapshots(index, resume_lengths(end, common))
+        return row
+
+    def _resumable(self, index: int, common: int) -> int:
+        return 0 if self._begins(index) else self.cache.resumable(index, common)
 
     def begin(self, row: Row) -> None:
         """Let a row whose prompt is read decode."""
@@ -204,6 +231,7 @@ class Rows:
         if row.error is None:
             if self.cache.lengths[index] > (length := len(row.text())):  # the text ends inside a block
                 self.cache.set_length(index, length)
+            self._prefixes.cut(index, self.cache.lengths[index])  # a prompt that was not read to its end
             self._note(index)
         else:  # nobody may go on from keys that are no numbers, or meet them behind a mask
             self._prefixes.cut(index, 0)

@@ -18,6 +18,7 @@ from torch import Tensor
 from orthrus.errors import CacheFull
 from orthrus.kernels.attention import can_split
 from orthrus.model.layer_states import LayerPass, Span
+from orthrus.model.room import require_memory
 from orthrus.model.states import RecurrentStates
 
 
@@ -103,10 +104,12 @@ class ScratchCache:
     """Hold keys and values of `rows` sequences of at most `capacity` positions each.
 
     Buffers are `[R, S, H, D]` per layer, allocated when a layer first writes (its heads and dtype are known then).
-    Raises CacheFull before anything is written when a pass would run past the capacity.
+    Raises CacheFull before anything is written when a pass would run past the capacity, or when so many `layers` of
+    them take more than the memory that is free.
     """
 
-    def __init__(self, *, rows: int, capacity: int, device: torch.device | str = "cpu") -> None:
+    def __init__(self, *, rows: int, capacity: int, device: torch.device | str = "cpu", layers: int = 1) -> None:
+        self._layers = layers
         self.rows = rows
         self.capacity = capacity
         self.device = torch.device(device)
@@ -183,6 +186,10 @@ class ScratchCache:
     def _write(self, key_BHQD: Tensor, value_BHQD: Tensor, layer_idx: int, columns: slice) -> tuple[Tensor, Tensor]:
         store = self.stores.get(layer_idx)
         if store is None:
+            if self.empty:
+                position = sum(x.shape[1] * x.shape[3] * x.element_size() for x in (key_BHQD, value_BHQD))
+                needed = self._layers * self.rows * self.capacity * position
+                require_memory(needed, self.device, rows=self.rows, capacity=self.capacity)
             store = KeyStore(self.rows, self.capacity, key_BHQD, value_BHQD, kernel=self._kernel)
             self.stores[layer_idx] = store
         return store.update(key_BHQD, value_BHQD, self.current, columns)

@@ -19,9 +19,10 @@ from transformers import PreTrainedModel
 from orthrus.errors import UnsupportedModel
 from orthrus.kernels import attention
 from orthrus.kernels.merged import merge
-from orthrus.model.attach import is_hybrid, layers_of
+from orthrus.model.attach import duals, is_hybrid, layers_of
 from orthrus.model.attachment import attachment_of, is_attached
 from orthrus.model.cache import CacheColumns, ScratchCache
+from orthrus.model.dual import DualAttention
 
 SPAN = 256
 """Cache slots in reach are rounded up to a multiple of this, so that lengths do not make a graph each."""
@@ -103,13 +104,13 @@ def is_compiled(model: PreTrainedModel) -> bool:
 
 
 def lend(model: PreTrainedModel, *, rows: int, capacity: int, borrower: object) -> ScratchCache:
-    """Return a cache for as long as its borrower lives.
+    """Return a cache for as long as its borrower lives. Its first pass raises CacheFull where memory has no room.
 
     Where passes are recorded, one whose borrower is gone is lent again, and with it all that was recorded over it.
     """
-    device = model.device
+    device, keyed = model.device, sum(isinstance(dual, DualAttention) for dual in duals(model))
     if not (is_compiled(model) and attention.can_split(device)):
-        return ScratchCache(rows=rows, capacity=capacity, device=device)
+        return ScratchCache(rows=rows, capacity=capacity, device=device, layers=keyed)
     idle: list[ScratchCache] = attachment_of(model).idle
     layers = len(layers_of(model))  # one with a drafter's keys as well is no other's
     fitting = [c for c in idle if c.rows == rows and c.capacity >= capacity and c.device == device]
@@ -121,7 +122,7 @@ def lend(model: PreTrainedModel, *, rows: int, capacity: int, borrower: object) 
     else:
         step = max(SPAN, 1 << max(0, capacity.bit_length() - _EIGHTHS - 1))
         idle.clear()  # a device's memory may not hold both
-        cache = ScratchCache(rows=rows, capacity=-(-capacity // step) * step, device=device)
+        cache = ScratchCache(rows=rows, capacity=-(-capacity // step) * step, device=device, layers=keyed)
     weakref.finalize(borrower, _take_back, idle, cache).atexit = False
     return cache
 

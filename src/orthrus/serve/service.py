@@ -14,9 +14,10 @@ from orthrus.decode.allowed import block_of, drafter_for
 from orthrus.decode.api import plan_of
 from orthrus.decode.engine import Engine
 from orthrus.decode.exact import Exact
-from orthrus.decode.footprint import footprint, free_memory
+from orthrus.decode.footprint import footprint
 from orthrus.decode.text import decode, encode
 from orthrus.errors import ConfigError
+from orthrus.model.room import free_memory
 from orthrus.policy.steps import Plan
 from orthrus.serve.calls import functions_of
 from orthrus.serve.errors import Refused

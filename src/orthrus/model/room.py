@@ -1,0 +1,24 @@
+"""What a device's memory has room for, told before anything is allocated."""
+
+import psutil
+import torch
+
+from orthrus.errors import CacheFull
+
+
+def free_memory(device: torch.device) -> int:
+    """Return the bytes that could be allocated on a device now; the limit of a container is not seen."""
+    if device.type == "cuda":
+        unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return torch.cuda.mem_get_info(device)[0] + unused
+    free: int = psutil.virtual_memory().available
+    return free
+
+
+def require_memory(needed: int, device: torch.device, *, rows: int, capacity: int) -> None:
+    """Raise CacheFull where the keys and values of so many rows take more bytes than are free."""
+    if needed > (free := free_memory(device)):
+        raise CacheFull(
+            f"keys and values of {rows} rows of {capacity} positions take {needed / 1e9:.3g} GB, found "
+            f"{free / 1e9:.3g} GB free on {device}: take fewer rows (prompts at once) or positions (max_new_tokens)"
+        )
