@@ -66,6 +66,24 @@ def test_training_says_what_was_trained(backbone: Path, tmp_path: Path) -> None:
         ViewTask(view_recipe(backbone, tmp_path / "more", model=again, objective=SEEN))
 
 
+def test_a_view_of_the_twins_anchor_goes_on_behind_the_backbones_row(backbone: Path, tmp_path: Path) -> None:
+    """It starts with the same tensors, and is saved as what it has become, which does not go back."""
+    twin = {**BEHIND, "anchor": "twin"}
+    recipe = view_recipe(backbone, tmp_path / "twin", model=twin)
+    assert train(ViewTask(recipe), recipe).finished
+    again = {**BEHIND, "start_from": str(tmp_path / "twin" / "model")}
+    recipe = view_recipe(backbone, tmp_path / "behind", model=again, objective=SEEN)
+    task = ViewTask(recipe)
+    begun = {**ViewTask(view_recipe(backbone, tmp_path / "same", model={**again, "anchor": "twin"})).trainable()}
+    assert all(torch.equal(tensor, begun[name]) for name, tensor in task.trainable().items())
+    assert train(task, recipe).finished
+    assert not any(torch.equal(tensor, begun[name]) for name, tensor in task.trainable().items())
+    assert files.read_config(tmp_path / "behind" / "model").anchor == "backbone"
+    back = {**twin, "start_from": str(tmp_path / "behind" / "model")}
+    with pytest.raises(ConfigError, match="anchor must be 'backbone'"):
+        ViewTask(view_recipe(backbone, tmp_path / "back", model=back))
+
+
 def test_a_mask_row_is_trained_below_the_first_twin_too_and_the_backbones_table_is_not(
     backbone: Path, tmp_path: Path
 ) -> None:

@@ -91,7 +91,7 @@ def _in_float32(recipe: ViewRecipe) -> tuple[PreTrainedModel, PreTrainedTokenize
         started = config_of(model)
         for name in ("anchor", "layers"):
             before, now = (_settled(config, model)[name] for config in (started, _described(recipe, tokenizer)))
-            if before != now:
+            if before != now and (before, now) != ("twin", "backbone"):  # whose masks can learn to start a block
                 raise ConfigError(
                     f"model.{name} must be {before!r}, as {wanted.start_from} has it, found {now!r}: set it, or start "
                     "from another view"
@@ -117,6 +117,7 @@ def _in_float32(recipe: ViewRecipe) -> tuple[PreTrainedModel, PreTrainedTokenize
             block_attention=wanted.block_attention,
             block_recurrence=wanted.block_recurrence,
             markov_rank=wanted.markov_rank,
+            anchor=wanted.anchor,
             trained_mask=wanted.trained_mask,
         )
         return model, tokenizer
