@@ -77,7 +77,7 @@ def test_a_cycle_waits_for_the_device_once(name: str, crowd: str) -> None:
     room = Engine.room(8, 40, chosen.scratch(BLOCK))
     engine = Engine(model, rows=3, capacity=room, plan=chosen)
     for place, sampling in enumerate(CROWDS[crowd]):
-        engine.add([5, 6, 7, 5, 6, 7, 5 + place], Options(max_new_tokens=40, sampling=sampling))
+        engine.add([5 + place, 6, 7, 5, 6, 7, 5], Options(max_new_tokens=40, sampling=sampling))
     engine.step()
     waits = Waits()
     model.register_forward_hook(lambda *_: setattr(waits, "launched", True))
