@@ -170,3 +170,30 @@ def test_copies_of_the_factors_follow_their_data() -> None:
         correction.before_VR.data += 1
         _, shifted = correction.likeliest(logits, anchor)
         torch.testing.assert_close(shifted[:, 0], correction(anchor))
+
+
+@pytest.mark.parametrize("shifted", [3, VOCAB // 2, VOCAB // 2 + 1, VOCAB])
+def test_tokens_that_are_not_shifted_are_compared_once(shifted: int) -> None:
+    """Chains and logits are those of a product over all tokens, whichever half of them a correction knows.
+
+    Logits are small integers, so equal ones abound.
+    """
+    generator = torch.Generator().manual_seed(shifted)
+    correction = Markov(VOCAB, 2, device=torch.device("cpu"), dtype=torch.bfloat16).requires_grad_(False)
+    known = torch.randperm(VOCAB, generator=generator)[:shifted]
+    correction.before_VR.copy_(torch.randint(-2, 3, (VOCAB, 2), generator=generator))
+    correction.after_VR.zero_()[known] = torch.randint(1, 3, (shifted, 2), generator=generator).bfloat16()
+    for dtype in (torch.float32, torch.bfloat16):
+        logits = torch.randint(-3, 4, (64, 5, VOCAB), generator=generator).to(dtype)
+        anchor = torch.randint(0, VOCAB, (64,), generator=generator)
+        kept: list[torch.Tensor] = []
+
+        def choose(slot: torch.Tensor, _: int, kept: list[torch.Tensor] = kept) -> torch.Tensor:
+            kept.append(slot)
+            return slot.argmax(-1)
+
+        tokens = correction.in_turn(logits, anchor, choose)
+        found, scores = correction.likeliest(logits, anchor)
+        assert torch.equal(found, tokens)
+        assert torch.equal(scores, torch.stack(kept, 1))
+        assert torch.equal(correction.best(logits, anchor), tokens)

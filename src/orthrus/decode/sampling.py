@@ -94,6 +94,8 @@ class Chooser:
         if before is None and not self._processes:
             tokens, scores = self._draw(self.scores(logits_BMV, seen), noise_BMV)
         elif before is not None and noise_BMV is None and seen is None and not self._processes:
+            if not weigh:
+                return Drafts(before.shift.best(logits_BMV, before.token), None)
             tokens, scores = before.shift.likeliest(logits_BMV, before.token)
         else:
             tokens, scores = self._in_turn(logits_BMV, seen, noise_BMV, before)

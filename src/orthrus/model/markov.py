@@ -33,7 +33,7 @@ class Markov(nn.Module):
         drawn_VR = torch.randn(vocabulary, rank, generator=torch.Generator().manual_seed(0), device="cpu")
         self.before_VR = nn.Parameter(torch.zeros(vocabulary, rank, device=device, dtype=dtype))
         self.after_VR = nn.Parameter(drawn_VR.to(device, dtype))
-        self._copies: tuple[object, Tensor, Tensor] | None = None  # what they are copies of, and the copies
+        self._copies: tuple[object, _Copies] | None = None  # what they are copies of, and the copies
 
     def forward(self, token: Tensor, after: Tensor | None = None) -> Tensor:
         """Return what each token adds to the logits of the slot after it: `[..., V]`, or to those of `after` alone."""
@@ -51,7 +51,7 @@ class Markov(nn.Module):
             anchor_B: the tokens before the first slots.
             choose: a slot's shifted logits `[B, V]`, in float32, and its number to tokens `[B]`.
         """
-        before_VR, after_RV = self._in_float32()
+        before_VR, after_RV = self._in_float32()[:2]
         token_B, chosen = anchor_B, []
         for slot, logits_BV in enumerate(logits_BMV.float().unbind(1)):
             token_B = choose(torch.addmm(logits_BV, embedding(token_B, before_VR), after_RV), slot)
@@ -60,29 +60,63 @@ class Markov(nn.Module):
 
     def likeliest(self, logits_BMV: Tensor, anchor_B: Tensor) -> tuple[Tensor, Tensor]:
         """Choose each slot's likeliest token in turn; returns them, `[B, M]`, and their slots' shifted logits."""
-        shifted: list[Tensor] = []
+        tokens_BM, shifted_BMK = self._chain(logits_BMV, anchor_B)
+        shifted_K = self._in_float32().shifted_K
+        whole = shifted_K is None
+        return tokens_BM, shifted_BMK if whole else logits_BMV.float().index_copy(-1, shifted_K, shifted_BMK)
 
-        def choose(shifted_BV: Tensor, _: int) -> Tensor:
-            shifted.append(shifted_BV)
-            return shifted_BV.argmax(-1)
+    def best(self, logits_BMV: Tensor, anchor_B: Tensor) -> Tensor:
+        """Choose each slot's likeliest token in turn, `[B, M]`."""
+        return self._chain(logits_BMV, anchor_B)[0]
 
-        tokens_BM = self.in_turn(logits_BMV, anchor_B, choose)
-        return tokens_BM, torch.stack(shifted, dim=1)
+    def _chain(self, logits_BMV: Tensor, anchor_B: Tensor) -> tuple[Tensor, Tensor]:
+        """Return each slot's likeliest token after the one before, and the logits of tokens that are shifted.
 
-    def _in_float32(self) -> tuple[Tensor, Tensor]:
-        """Return copies of both factors, the second one transposed, which are kept until the factors change."""
+        Tokens that the correction leaves as they are, such as those that no training answer held, are compared once.
+        Of equals the first token is chosen.
+        """
+        before_VR, _, after_RK, shifted_K = self._in_float32()
+        some_BMK = (logits_BMV if shifted_K is None else logits_BMV[..., shifted_K]).float()
+        others = None if shifted_K is None else logits_BMV.index_fill(-1, shifted_K, -torch.inf).max(-1)
+        token_B, chosen, shifted = anchor_B, [], []
+        for slot, logits_BK in enumerate(some_BMK.unbind(1)):
+            shifted.append(torch.addmm(logits_BK, embedding(token_B, before_VR), after_RK))
+            top = shifted[-1].max(-1)
+            token_B = top.indices
+            if shifted_K is not None and others is not None:
+                token_B, other_B, value_B = shifted_K[token_B], others.indices[:, slot], others.values[:, slot]
+                ahead_B = (top.values > value_B) | ((top.values == value_B) & (token_B < other_B))
+                token_B = torch.where(ahead_B, token_B, other_B)
+            chosen.append(token_B)
+        return torch.stack(chosen, dim=1), torch.stack(shifted, dim=1)
+
+    def _in_float32(self) -> "_Copies":
+        """Return copies of the factors, which are kept until these change."""
         factors = (self.before_VR, self.after_VR)
         state = tuple(map(state_of, factors))
         if self._copies is None or self._copies[0] != state:
             for factor in factors:
                 watch(factor)
             with torch.inference_mode(False), torch.no_grad():
-                self._copies = state, factors[0].float(), factors[1].float().t().contiguous()
-        return self._copies[1:]
+                after_RV = factors[1].float().t().contiguous()
+                shifted_K = after_RV.any(0).nonzero()[:, 0]
+                few = len(shifted_K) <= after_RV.shape[1] // 2
+                after_RK = after_RV[:, shifted_K].contiguous() if few else after_RV
+                self._copies = state, _Copies(factors[0].float(), after_RV, after_RK, shifted_K if few else None)
+        return self._copies[1]
 
     def pairs(self, before: Tensor, after: Tensor) -> Tensor:
         """Return what each of F tokens before adds to the logit of each of K tokens after: `[..., F, K]`."""
         return embedding(before, self.before_VR) @ embedding(after, self.after_VR).transpose(-2, -1)
+
+
+class _Copies(NamedTuple):
+    """Both factors in float32, the second one transposed; where it shifts at most half of all tokens, their columns."""
+
+    before_VR: Tensor
+    after_RV: Tensor
+    after_RK: Tensor
+    shifted_K: Tensor | None
 
 
 class Before(NamedTuple):
