@@ -62,8 +62,9 @@ class Markov(nn.Module):
         """Choose each slot's likeliest token in turn; returns them, `[B, M]`, and their slots' shifted logits."""
         tokens_BM, shifted_BMK = self._chain(logits_BMV, anchor_B)
         shifted_K = self._in_float32().shifted_K
-        whole = shifted_K is None
-        return tokens_BM, shifted_BMK if whole else logits_BMV.float().index_copy(-1, shifted_K, shifted_BMK)
+        if shifted_K is None:
+            return tokens_BM, shifted_BMK
+        return tokens_BM, logits_BMV.float().index_copy(-1, shifted_K, shifted_BMK)
 
     def best(self, logits_BMV: Tensor, anchor_B: Tensor) -> Tensor:
         """Choose each slot's likeliest token in turn, `[B, M]`."""
