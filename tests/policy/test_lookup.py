@@ -13,7 +13,7 @@ from orthrus.policy.acceptance import RowOutcome
 from orthrus.policy.lookup import LONG, NGRAM, Lookup
 from orthrus.policy.steps import Step
 from tests import reference
-from tests.decode.drive import BLOCK, decode, dual
+from tests.decode.drive import BLOCK, decode, dual, scripted
 from tests.families import tiny
 
 MODEL, PLAIN = dual(num_hidden_layers=1), tiny("qwen3", num_hidden_layers=1)
@@ -114,7 +114,19 @@ def test_a_seed_gives_the_text_of_plain_sampling() -> None:
     assert texts[0] == texts[1]
 
 
-def test_copies_are_as_long_as_blocks_at_most() -> None:
+def test_copies_are_as_long_as_blocks_at_most_under_a_fixed_plan_and_where_shapes_are_fixed() -> None:
     """Verify passes keep the shapes they were prepared for."""
     with pytest.raises(steps.ConfigError, match=f"at most {BLOCK}"):
         Engine(MODEL, rows=1, capacity=96, plan=steps.parse(f"lookup:{BLOCK}"))
+    engine = Engine(MODEL, rows=1, capacity=96, plan=steps.parse("auto"), exact="token")
+    assert max(step.drafts for step in engine.policy.steps) == BLOCK - 1
+
+
+@pytest.mark.parametrize("rows", [1, 3])
+def test_a_choice_copies_more_than_a_block(rows: int) -> None:
+    """Copies take no draft pass, so a view of short blocks does not bound them; texts stay the plain loop's."""
+    engine = Engine(MODEL, rows=rows, capacity=96, plan=steps.parse("auto"))
+    scripted(engine, lambda states: Step(15, lookup=True))
+    done = decode(engine, PROMPTS, Options(max_new_tokens=24))
+    assert [row.token_ids for row in done] == plain_texts(1.0)
+    assert {row.stats.drafted / row.stats.cycles for row in done} == {15}

@@ -4,10 +4,11 @@ import math
 import random
 from collections.abc import Callable
 
+import numpy as np
 import pytest
 
 from orthrus.policy.acceptance import RowOutcome, RowState
-from orthrus.policy.policy import Policy
+from orthrus.policy.policy import OPTIMISM, Policy, Trees
 from orthrus.policy.steps import Step, parse
 from tests.policy.simulated import (
     BLOCK,
@@ -57,6 +58,20 @@ def test_trees_are_taken_where_they_keep_more(gain: float, share: float) -> None
     accept = geometric(0.8)
     with_trees = simulate(accept, price=GPU, tokens=4000, tree_gain=gain)[0]
     assert with_trees <= share * simulate(accept, price=GPU, tokens=4000, plan="auto:lookup")[0]
+
+
+def test_trees_are_worth_no_more_than_the_chain_inside_and_what_they_add() -> None:
+    """Chains inside that end early promise less than the longest chain: the mean length and one more, and the gain."""
+    trees = Trees.of(Step(7, nodes=7))
+    token_M = np.array([1.0, 2.0, 2.9, 3.6, 4.2, 4.7, 5.1, 5.4])
+    for _ in range(400):
+        trees.learn(kept=3, chain=(2, 3))
+    gain = 1 + OPTIMISM / 50**0.5
+    assert trees.tokens(token_M, rows=1) == pytest.approx(4.2 + gain * (1 - 0.6), rel=1e-3)
+    for _ in range(400):
+        trees.learn(kept=7, chain=(7, 7))
+    assert trees.deep[0] / trees.deep[1] == pytest.approx(7, rel=1e-3)
+    assert token_M[-1] < trees.tokens(token_M, rows=1) < token_M[-1] + gain
 
 
 @pytest.mark.parametrize("match", ["short", "long"])

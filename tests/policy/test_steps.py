@@ -4,7 +4,7 @@ import pytest
 
 from orthrus.errors import ConfigError
 from orthrus.policy.policy import Policy
-from orthrus.policy.steps import Step, parse
+from orthrus.policy.steps import Step, parse, slots
 
 FIXED = {
     "ar": Step(),
@@ -59,11 +59,12 @@ def test_auto_chooses_among_the_kinds_it_is_told_to() -> None:
 
 @pytest.mark.parametrize("block", [2, 4, 6, 8, 16, 32, 64])
 def test_steps_of_auto_fit_the_block_and_its_scratch(block: int) -> None:
-    """No step drafts more than the view was trained for, the longest is among them, and trees fit into two blocks and
-    a first token.
+    """No step drafts more than the view was trained for, and the longest does so much; copies need no view, and reach
+    15 tokens. Trees fit into two blocks and a first token.
     """
     steps = parse("auto").steps(block)
     assert {step.drafts for step in steps if step.kind == "chain"} >= {1, block - 1}
-    assert max(step.drafts for step in steps) == block - 1
-    assert max(step.scratch for step in steps) == parse("auto").scratch(block) == 2 * block + 1
+    assert max(step.drafts for step in steps if not step.lookup) == block - 1
+    assert max(step.drafts for step in steps if step.lookup) == slots(block) == max(block - 1, 15)
+    assert max(step.scratch for step in steps) == parse("auto").scratch(block) == max(2 * block + 1, 16)
     assert len(set(steps)) == len(steps)

@@ -52,7 +52,7 @@ def bit_for_bit(plan: Plan, model: PreTrainedModel, finding: Finding, *, block: 
         reasons = "; ".join(finding.broken)
         warnings.warn(f"exact='token' cannot verify drafts here ({reasons}): decoding plainly", stacklevel=3)
         return parse("ar")
-    plan = plan.without("tree")
+    plan = replace(plan.without("tree"), copied=0)  # no pass may be wider than those that were probed
     (step, *others) = plan.steps(block)
     if others or step.kind != "onepass":
         return plan

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from orthrus.policy.acceptance import FADE, Acceptance, RowOutcome, RowState, expected
 from orthrus.policy.cost import Prices, features
-from orthrus.policy.steps import Plan, Step
+from orthrus.policy.steps import Plan, Step, slots
 
 OPTIMISM: Final = 0.7
 """Standard deviations that prices are taken below what is likely."""
@@ -29,27 +29,63 @@ TRIAL: Final = Step(3)
 
 
 @dataclass(slots=True)
+class Trees:
+    """What trees of some size gave: sums over about the last fifty, and how many these were.
+
+    Attributes:
+        more: drafts kept beyond the chain inside, where that broke off.
+        deep: lengths of the chains inside.
+    """
+
+    more: NDArray[np.float64]
+    deep: NDArray[np.float64]
+
+    @classmethod
+    def of(cls, step: Step) -> "Trees":
+        """Return a first guess, the least that was seen of trees: as wide as the block, and twice."""
+        return cls(np.array([4.0 if step.nodes <= step.drafts else 5.6, 8.0]), np.array([0.6 * step.drafts, 1.0]))
+
+    def learn(self, kept: int, chain: tuple[int, int]) -> None:
+        """Learn from one tree, and what was kept of the chain inside."""
+        if chain[0] < chain[1]:
+            _average(self.more, max(kept - chain[0], 0))
+        _average(self.deep, chain[1])
+
+    def tokens(self, token_M: NDArray[np.float64], rows: int) -> float:
+        """Return the tokens to expect over all rows, from those of chains.
+
+        Trees are deep where the view is sure, so the chains inside give about as much as one draft more would on
+        average. Where they break off, the tree goes on.
+        """
+        deep = min(self.deep[0] / self.deep[1] + 1, len(token_M) - 1)
+        inside = np.interp([deep - 1, deep], np.arange(len(token_M)), token_M)
+        more, breaks = self.more
+        gain = (more + OPTIMISM * more**0.5) / breaks
+        return float(inside[1] + gain * (rows - (inside[1] - inside[0])))
+
+
+@dataclass(slots=True)
 class Experience:
     """What policies of one model learn together.
 
     Attributes:
         usual: acceptance over all rows.
         prices: by the number of rows.
-        gains: by a tree's nodes, drafts kept beyond the chain inside it, and chains that broke off.
+        trees: what trees gave, by their nodes.
         idle: steps since the view drafted.
         wait: after how many of them it is tried.
     """
 
     usual: Acceptance
     prices: dict[int, Prices] = field(default_factory=dict)
-    gains: dict[int, NDArray[np.float64]] = field(default_factory=dict)
+    trees: dict[int, "Trees"] = field(default_factory=dict)
     idle: int = 0
     wait: int = WAIT[0]
 
     @classmethod
     def of(cls, block: int) -> "Experience":
         """Return that of a view for blocks of `block` of which nothing is known yet."""
-        return cls(Acceptance(block - 1, FADE**0.2))
+        return cls(Acceptance(slots(block), FADE**0.2))
 
 
 class Policy:
@@ -74,8 +110,8 @@ class Policy:
         self._drafts_S = np.array([step.drafts for step in self.steps])
         self._copies_S = np.array([step.lookup for step in self.steps])
         for step in self.steps:
-            if step.nodes:  # a first guess, the least that was seen of nano's trees
-                self.experience.gains.setdefault(step.nodes, np.array([4.0 if step.nodes < block else 5.6, 8.0]))
+            if step.nodes:
+                self.experience.trees.setdefault(step.nodes, Trees.of(step))
 
     @property
     def copies(self) -> bool:
@@ -87,11 +123,11 @@ class Policy:
         """How many drafts the pass that reads a prompt should make for the first step; 0 for none."""
         if len(self.steps) == 1:
             return 0 if self.steps[0].lookup else self.steps[0].drafts
-        return int(self._drafts_S.max()) if self.experience.idle == 0 else 0
+        return self.block - 1 if self.experience.idle == 0 else 0
 
     def new_row(self) -> RowState:
         """Return the state of a row of which nothing is known yet."""
-        return RowState(Acceptance(self.block - 1))
+        return RowState(Acceptance(slots(self.block)))
 
     def choose(self, rows: Sequence[RowState]) -> Step:
         """Return the next step of the live rows, the same for all of them."""
@@ -129,8 +165,8 @@ class Policy:
         for row, outcome in zip(self._rows, outcomes, strict=True):
             row.acceptance.learn(outcome, row.match)
             experience.usual.learn(outcome, row.match, 1 / len(outcomes))
-            if outcome.chain is not None and outcome.chain[0] < outcome.chain[1]:
-                _average(experience.gains[step.nodes], max(outcome.kept - outcome.chain[0], 0))
+            if outcome.chain is not None:
+                experience.trees[step.nodes].learn(outcome.kept, outcome.chain)
 
     @staticmethod
     def _asks_view(step: Step) -> bool:
@@ -156,14 +192,11 @@ class Policy:
         return token_S, self._prices(len(rows)).of(feature_SF, OPTIMISM)
 
     def _of_view(self, token_M: NDArray[np.float64], rows: int) -> NDArray[np.float64]:
-        """Return the tokens of each step, from those of chains; a tree goes on where the chain inside breaks off."""
+        """Return the tokens of each step, from those of chains."""
         token_S: NDArray[np.float64] = token_M[self._drafts_S]
         for s, step in enumerate(self.steps):
             if step.nodes:
-                more, breaks = self.experience.gains[step.nodes]
-                token_S[s] += (
-                    (more + OPTIMISM * more**0.5) / breaks * (rows - (token_M[step.drafts] - token_M[step.drafts - 1]))
-                )
+                token_S[s] = self.experience.trees[step.nodes].tokens(token_M[: step.drafts + 1], rows)
         return token_S
 
 

@@ -14,7 +14,8 @@ Kind = Literal["plain", "chain", "tree", "onepass", "lookup"]
 LENGTHS: Final = (1, 2, 3, 4, 6, 8, 11, 15, 23, 31, 47, 63)
 """Numbers of drafts that `auto` chooses among, up to the block that the view was trained for."""
 COPIES: Final = (3, 7, 15, 31, 63)
-"""Numbers of tokens that it copies, up to the same."""
+"""Numbers of tokens that it copies: up to the same, or up to `COPIED` where that is more."""
+COPIED: Final = 15
 WEIGHED: Final[frozenset[Kind]] = frozenset(("tree", "lookup"))
 """Kinds of step that it chooses among besides plain steps and chains."""
 
@@ -63,6 +64,7 @@ class Plan:
         nodes: of the one step.
         stops: of the one step; None for all there are.
         lookup: of the one step.
+        copied: tokens that a choice may copy at once where the view's blocks are shorter.
     """
 
     name: str
@@ -71,6 +73,7 @@ class Plan:
     nodes: int = 0
     stops: int | None = 0
     lookup: bool = False
+    copied: int = COPIED
 
     def without(self, *kinds: Kind) -> "Plan":
         """Return the plan with these kinds left out of its choice; a plan of one step as it is."""
@@ -89,6 +92,11 @@ class Plan:
         return max(step.scratch for step in self.steps(block))
 
 
+def slots(block: int) -> int:
+    """Return how many drafts a step of `auto` has at most, by a view for blocks of `block`."""
+    return max(block - 1, COPIED)
+
+
 @lru_cache
 def _steps(plan: Plan, block: int) -> tuple[Step, ...]:
     longest = block - 1
@@ -104,7 +112,7 @@ def _steps(plan: Plan, block: int) -> tuple[Step, ...]:
     trees = [
         Step(longest, nodes=nodes) for nodes in (longest, 2 * block - 1)
     ]  # as wide as the longest chain, and twice
-    copies = [Step(drafts, lookup=True) for drafts in COPIES if drafts < block]
+    copies = [Step(drafts, lookup=True) for drafts in COPIES if drafts <= max(longest, plan.copied)]
     return (Step(), *map(Step, chains), *(step for step in (*trees, *copies) if step.kind in plan.kinds))
 
 
