@@ -12,6 +12,7 @@ from transformers import PreTrainedModel
 
 from orthrus.checkpoints.load import ready
 from orthrus.decode.engine import Engine
+from orthrus.decode.geometry import Geometry
 from orthrus.decode.options import Options
 from orthrus.decode.passes import Passes
 from orthrus.decode.runner import Eager, Recorded
@@ -24,7 +25,7 @@ from orthrus.model.traced import Kind, Recorder
 from orthrus.policy import steps
 from tests import reference
 from tests.decode.drive import decode, dual
-from tests.families import FAMILIES, MOE, tiny
+from tests.families import FAMILIES, HYBRID, MOE, tiny
 
 PROMPTS = [[5, 6, 7, 8] * 3, [9, 10, 11], [3]]
 ROW = slice(0, 1)
@@ -46,9 +47,9 @@ def recordings(model: PreTrainedModel) -> list[Kind]:
     return [kind for kind in recorder_of(model)._kinds.values() if kind.graph is not None]
 
 
-def passes_of(model: PreTrainedModel) -> Passes:
+def passes_of(model: PreTrainedModel, geometry: Geometry | None = None) -> Passes:
     """One text, read."""
-    passes = Passes(model, ScratchCache(rows=1, capacity=64))
+    passes = Passes(model, ScratchCache(rows=1, capacity=128), geometry)
     with torch.inference_mode():
         passes.prefill(ROW, PROMPTS[:1], chunk=64)
     return passes
@@ -74,6 +75,43 @@ def test_recorded_texts_are_those_of_the_plain_loop(family: str, plan: str) -> N
         assert row.token_ids == reference.greedy_text(tiny(family), prompt, 16)
     assert isinstance(engine.passes.runner, Recorded)
     assert len(recordings(model)) >= 2
+
+
+RECURRENT = [family for family in HYBRID if family in ("qwen3_5_text", "olmo_hybrid")]
+
+
+@pytest.mark.parametrize("family", RECURRENT)
+@pytest.mark.parametrize("plan", ["ar", "full", "tree:6", "onepass:2"])
+def test_so_are_those_of_hybrids(family: str, plan: str) -> None:
+    """States and terms are read and written where they lie, and terms grow between recorded passes."""
+    model = dual(family)
+    engine = Engine(model, rows=2, capacity=96, plan=steps.parse(plan))
+    for prompt, row in zip(PROMPTS, decode(engine, PROMPTS, Options(max_new_tokens=16)), strict=True):
+        assert row.token_ids == reference.greedy_text(tiny(family), prompt, 16)
+    assert isinstance(engine.passes.runner, Recorded)
+    assert recordings(model)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("fixed", [False, True])
+@pytest.mark.parametrize("family", RECURRENT)
+def test_a_recording_of_a_hybrid_leaves_the_states_of_eager_passes(
+    family: str, fixed: bool, dtype: torch.dtype
+) -> None:
+    """Bit for bit, at widths that are new, wider than any before, and over texts that go on.
+
+    With fixed shapes the rule goes token by token, and each width is recorded apart.
+    """
+    model, geometry = dual(family).to(dtype), None
+    if fixed:
+        geometry = Geometry(widths=(1, 4, 16), chunks=(32,), span=64, tails=(64,), chunk_tails=(64,), group=1)
+    made, plain = passes_of(model, geometry), passes_of(model, geometry)
+    plain.runner = Eager(model, plain.cache)
+    for width in (2, 5, 5, 5, 7, 3, 9, 9, 2, 1, 1, 1):
+        assert torch.equal(token(made, width), token(plain, width))
+        for one, other in zip(made.cache.states.buffers(), plain.cache.states.buffers(), strict=True):
+            assert torch.equal(one, other)
+    assert len(recordings(model)) == 2
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

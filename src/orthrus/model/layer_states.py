@@ -3,6 +3,7 @@
 The shapes are those of `orthrus.model.states`, which drives all layers.
 """
 
+import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -104,6 +105,18 @@ class LayerStates:
     def buffers(self) -> list[Tensor]:
         """Return all tensors, the rows first in each."""
         return [self.tail_RVC, self.state_RHND, *self.term_buffers()]
+
+    def over(self, buffers: Sequence[Tensor]) -> "LayerStates":
+        """Return a stand-in over other tensors, in the order of `buffers`."""
+        other = copy.copy(self)
+        other.tail_RVC, other.state_RHND, other.input_RKC, *terms = buffers
+        other.terms = delta.Terms(*terms)
+        return other
+
+    @property
+    def room(self) -> int:
+        """How many terms fit."""
+        return self.input_RKC.shape[1] if self.input_RKC.numel() else 0
 
     def term_buffers(self) -> list[Tensor]:
         """Return those of terms; none until a pass has left some."""

@@ -11,8 +11,10 @@ Shapes: R rows of the cache, B rows of a pass, T tokens, K terms that fit, G key
 D value dimension, C channels and V = W - 1 kept inputs of the convolution.
 """
 
-from collections.abc import Callable, Collection
+import copy
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import replace
+from itertools import islice
 from typing import Final
 
 from torch import Tensor
@@ -110,7 +112,7 @@ class RecurrentStates:
 
     def move(self, row_B1: Tensor, source_BM: Tensor, target_BM: Tensor) -> None:
         """Copy a few terms within rows; both are counted from the row's length."""
-        for buffer in [buffer for layer in self._layers.values() for buffer in layer.term_buffers()]:
+        for buffer in self.term_buffers():
             buffer[row_B1, target_BM] = buffer[row_B1, source_BM]
 
     def wipe(self, row: int) -> None:
@@ -145,6 +147,24 @@ class RecurrentStates:
     def buffers(self) -> list[Tensor]:
         """Return the buffers of all layers, the rows first in each."""
         return [buffer for layer in self._layers.values() for buffer in layer.buffers()]
+
+    def term_buffers(self) -> list[Tensor]:
+        """Return those of terms."""
+        return [buffer for layer in self._layers.values() for buffer in layer.term_buffers()]
+
+    @property
+    def kept(self) -> int | None:
+        """Terms that the pass that has begun leaves; None where there is no room for them yet."""
+        fits = all(layer.room >= self._span.kept for layer in self._layers.values())
+        return self._span.kept if fits else None
+
+    def over(self, buffers: Sequence[Tensor], kept: int) -> "RecurrentStates":
+        """Return a stand-in over other tensors, in the order of `buffers`, for a pass that leaves so many terms."""
+        other, given = copy.copy(self), iter(buffers)
+        counts = {index: len(layer.buffers()) for index, layer in self._layers.items()}
+        other._layers = {i: self._layers[i].over(list(islice(given, count))) for i, count in counts.items()}
+        other._span = replace(self._span, kept=kept)
+        return other
 
     @property
     def nbytes(self) -> int:

@@ -25,7 +25,6 @@ from orthrus.kernels.packed import watch_weights
 from orthrus.kernels.products import pays
 from orthrus.kernels.recorded import can_record, holders_of, holding, record
 from orthrus.kernels.watched import PLAIN, state_of
-from orthrus.model.attach import is_hybrid
 from orthrus.model.attachment import attachment_of
 from orthrus.model.cache import KeyStore, ScratchCache
 
@@ -87,6 +86,8 @@ class Recorder:
             self._state, self._kinds = state, {}
         self._passes += 1
         call = _Call(self._model, arguments)
+        if call.kept is None:
+            return None
         kind = self._kinds.setdefault(call.key, Kind())
         if kind.uses < USES or (kind.uses == USES and not call.has_room):
             kind.uses += kind.uses < USES
@@ -125,9 +126,9 @@ class Recorder:
         holders = holders_of(self._model)
         more = ([getattr(owner, name) for owner, name in holders],) if holders else ()
 
-        def run(given: Any, masks: Any, keys: Any, values: Any, weights: Sequence[Tensor] = ()) -> Tensor:
+        def run(given: Any, masks: Any, buffers: Any, weights: Sequence[Tensor] = ()) -> Tensor:
             with holding(holders, weights):
-                return call.run(given, masks, keys, values)
+                return call.run(given, masks, buffers)
 
         others = call.others()
         try:
@@ -147,6 +148,7 @@ class _Call:
     Attributes:
         key: tells kinds apart. One row and several take different kernels; other numbers of rows are sizes.
         inputs: for `run`.
+        kept: terms of recurrent states that it leaves; None where their buffers have to grow first.
     """
 
     def __init__(self, model: PreTrainedModel, arguments: dict[str, Any]) -> None:
@@ -158,27 +160,32 @@ class _Call:
         token_BT, keep, current = arguments[self._name], self._rest["logits_to_keep"], self._cache.current
         shown: LayerMasks = self._view.masks
         self._windows = sorted(shown.windowed)
-        kept = [keep] if isinstance(keep, Tensor) else []
+        picked = [keep] if isinstance(keep, Tensor) else []
+        self._paths = [name for name in ("path", "block_path") if getattr(self._view, name, None) is not None]
+        self.kept: int | None = self._cache.states.kept
         # Recordings read sizes anew, and no numbers: these are passed as sizes, of nothing.
         reach = torch.empty(current.span, current.start or 0, 0)
         masks: list[Any] = [shown.of(window) for window in (None, *self._windows)]
         stores: list[KeyStore] = list(self._cache.stores.values())
         self.inputs: tuple[Any, ...] = (
-            [token_BT, arguments["position_ids"], current.slot_BQ, reach, *kept],
+            [token_BT, arguments["position_ids"], current.slot_BQ, reach]
+            + [getattr(self._view, name) for name in self._paths]
+            + picked,
             masks,
-            [store.keys for store in stores],
-            [store.values for store in stores],
+            [store.keys for store in stores] + [store.values for store in stores] + self._cache.states.buffers(),
         )
         self._grows = token_BT.shape[1] > 1 and "tile" not in self._rest
         B, T = token_BT.shape[:2]
         rows = getattr(self._view, "rows", 0)
+        self._all_kept = self.kept == T
         self.key = (
             (type(self._view), rows, self._name),
             (T - rows == 1, T == 1) if self._grows else T,
             pays(stores[0].keys, T, current.span),
             tuple(self._windows),
             tuple((mask.shape[0], mask.shape[2] == 1) for mask in masks),
-            tuple(len(index) == 1 for index in kept),
+            tuple(len(index) == 1 for index in picked),
+            (*self._paths, None if self._all_kept else self.kept),
             tuple((name, value) for name, value in self._rest.items() if not isinstance(value, Tensor)),
             (B, current.first, current.last, current.start is None),
             (tuple(self._cache.stores), stores[0].keys.dtype, len(stores[0].keys)),
@@ -195,7 +202,8 @@ class _Call:
 
     def others(self) -> tuple[Any, ...]:
         """Return inputs of other sizes: other tokens, a slot further on and a row more, which see all before them."""
-        (token_BT, position_BT, slot_BT, reach, *kept), masks, *buffers = self.inputs
+        (token_BT, position_BT, slot_BT, reach, *more), masks, buffers = self.inputs
+        paths, picked = more[: len(self._paths)], more[len(self._paths) :]
         grows, (span, start, _) = int(self._grows), reach.shape
         token_BT = (
             (token_BT + 1) % self._model.get_input_embeddings().weight.shape[0]
@@ -204,18 +212,27 @@ class _Call:
         )
         tokens = [torch.cat([x, x[:, -1:] + 1], 1) if grows else x for x in (position_BT, slot_BT + 1)]
         token_BT = torch.cat([token_BT, token_BT[:, :1]], 1) if grows else token_BT
-        kept = [torch.cat([index, index.new_tensor([token_BT.shape[1] - 1])]) if grows else index for index in kept]
+        if grows:
+            picked = [torch.cat([index, index.new_tensor([token_BT.shape[1] - 1])]) for index in picked]
+            paths = [_one_more(_one_more(path, 2), 1, value=True) for path in paths]
+            terms = {id(buffer) for buffer in self._cache.states.term_buffers()}
+            buffers = [_one_more(buffer, 1) if id(buffer) in terms else buffer for buffer in buffers]
         start += self._cache.current.start is not None
         wider = [torch.nn.functional.pad(mask, (1 + grows, 0, 0, grows)) for mask in masks]
-        return ([token_BT, *tokens, torch.empty(span + 1 + grows, start, 0), *kept], wider, *buffers)
+        return ([token_BT, *tokens, torch.empty(span + 1 + grows, start, 0), *paths, *picked], wider, buffers)
 
-    def run(self, given: list[Tensor], masks: list[Tensor], keys: list[Tensor], values: list[Tensor]) -> Tensor:
+    def run(self, given: list[Tensor], masks: list[Tensor], buffers: list[Tensor]) -> Tensor:
         """Make the pass."""
-        token_BT, position_BT, slot_BT, reach, *kept = given
+        token_BT, position_BT, slot_BT, reach, *more = given
+        paths, picked = more[: len(self._paths)], more[len(self._paths) :]
         cache: ScratchCache = copy.copy(self._cache)
         cache.stores = {layer: copy.copy(store) for layer, store in cache.stores.items()}
-        for store, own_keys, own_values in zip(cache.stores.values(), keys, values, strict=True):
-            store.keys, store.values = own_keys, own_values
+        count = len(cache.stores)
+        for store, keys, values in zip(cache.stores.values(), buffers, buffers[count:], strict=False):
+            store.keys, store.values = keys, values
+        assert self.kept is not None
+        kept = token_BT.shape[1] if self._all_kept else self.kept
+        cache.states = cache.states.over(buffers[2 * count :], kept)
         start = None if cache.current.start is None else reach.shape[1]
         cache.current = dataclasses.replace(cache.current, slot_BQ=slot_BT, span=reach.shape[0], start=start)
         shown = LayerMasks(full=masks[0], windowed=dict(zip(self._windows, masks[1:], strict=True)))
@@ -223,10 +240,16 @@ class _Call:
             attention_mask=masks[0],
             position_ids=position_BT,
             past_key_values=cache,
-            view=dataclasses.replace(self._view, masks=shown),
-            **self._rest | {self._name: token_BT} | ({"logits_to_keep": kept[0]} if kept else {}),
+            view=dataclasses.replace(self._view, masks=shown, **dict(zip(self._paths, paths, strict=True))),
+            **self._rest | {self._name: token_BT} | ({"logits_to_keep": picked[0]} if picked else {}),
         ).logits
         return logits
+
+
+def _one_more(tensor: Tensor, dim: int, *, value: bool = False) -> Tensor:
+    """Return a tensor with one more entry along a dimension, all of this value."""
+    shape = (*tensor.shape[:dim], 1, *tensor.shape[dim + 1 :])
+    return torch.cat([tensor, tensor.new_full(shape, value)], dim=dim)
 
 
 @contextmanager
@@ -246,8 +269,7 @@ def recorder_for(model: PreTrainedModel) -> Recorder | None:
     """Return what records a model's passes; None where they are not recorded.
 
     They are on CPUs, for models whose layers all are torch's, transformers' or this package's and keep their weights in
-    memory as plain tensors. Not for those with experts, where Python goes by what a router says, nor for those with
-    recurrent states, which Python keeps.
+    memory as plain tensors. Not for those with experts, where Python goes by what a router says.
     """
     known: dict[object, Recorder] = attachment_of(model).memo("recorder")
     if not (can_record() and _is_recordable(model)):
@@ -260,7 +282,7 @@ def recorder_for(model: PreTrainedModel) -> Recorder | None:
 
 
 def _is_recordable(model: PreTrainedModel) -> bool:
-    if model.device.type != "cpu" or is_hybrid(model) or not all(map(_is_steady, model.modules())):
+    if model.device.type != "cpu" or not all(map(_is_steady, model.modules())):
         return False
     return all(type(parameter) in PLAIN for parameter in model.parameters())
 
