@@ -1,5 +1,7 @@
 """The attention function equals softmax attention written out in float64 with repeated keys."""
 
+from unittest.mock import patch
+
 import pytest
 import torch
 from hypothesis import given
@@ -152,17 +154,29 @@ def test_a_block_mask_gives_what_the_dense_mask_gives(softcap: float | None, sin
     softcap=st.sampled_from([None, 2.0]),
     sinks=st.booleans(),
     window=st.sampled_from([None, 2, 4]),
+    at_once=st.sampled_from([3, 6, 128]),
+    trained=st.booleans(),
     seed=st.integers(0, 9),
 )
 def test_in_blocks_equals_the_dense_mask(
-    groups: int, blocks: int, before: int, softcap: float | None, sinks: bool, window: int | None, seed: int
+    groups: int,
+    blocks: int,
+    before: int,
+    softcap: float | None,
+    sinks: bool,
+    window: int | None,
+    at_once: int,
+    trained: bool,
+    seed: int,
 ) -> None:
-    """A mask in blocks gives what the rule gives made dense, values and gradients; earlier keys get no gradient."""
+    """A mask in blocks gives what the rule gives made dense, values and gradients, however many blocks are taken at
+    once; earlier keys get gradients where they are trained."""
     K, generator = 3, torch.Generator().manual_seed(seed)
     rows = blocks * K
     query, key, value = random_heads(groups, rows, before + rows, seed=seed)
-    own = [x.requires_grad_() for x in (query, key[:, :, before:], value[:, :, before:])]
-    heads = [query, *(torch.cat([x[:, :, :before], y], dim=2) for x, y in zip((key, value), own[1:], strict=True))]
+    first = 0 if trained else before
+    own = [x.requires_grad_() for x in (query, key[:, :, first:], value[:, :, first:])]
+    heads = [query, *(torch.cat([x[:, :, :first], y], dim=2) for x, y in zip((key, value), own[1:], strict=True))]
     prefix_BQT = torch.rand(2, rows, before, generator=generator) < 0.6
     block_Q = torch.arange(rows) // K
     own_QQ = block_Q[:, None] == block_Q[None, :]
@@ -177,7 +191,9 @@ def test_in_blocks_equals_the_dense_mask(
     }
     options = {"scaling": SCALING, "softcap": softcap, "s_aux": torch.linspace(-1, 1, 2 * groups) if sinks else None}
     found = []
-    for layer_masks in (masks.layer_masks(allowed_BQS, **rule), masks.in_blocks(allowed_BQS, block=K, **rule)):  # type: ignore[arg-type]
+    with patch.multiple(masks, _ROWS=at_once, _KEYS=2):
+        blockwise = masks.in_blocks(allowed_BQS, block=K, trained=trained, **rule)  # type: ignore[arg-type]
+    for layer_masks in (masks.layer_masks(allowed_BQS, **rule), blockwise):  # type: ignore[arg-type]
         out, _ = attention(CAUSAL, *heads, layer_masks.of(window), **options)  # type: ignore[arg-type]
         found.append((out, *torch.autograd.grad(out.square().sum(), own)))
     for dense, inside in zip(*found, strict=True):

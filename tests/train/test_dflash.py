@@ -98,6 +98,14 @@ def test_the_packed_pass_is_the_drafter_s_own(variant: str, tmp_path: Path) -> N
             torch.testing.assert_close(hidden[:, n], expected, rtol=1e-4, atol=1e-5)
 
 
+def test_all_of_a_drafter_learns(tmp_path: Path) -> None:
+    """Gradients reach what makes keys of the context, too: on CPUs attention reads those with the blocks' own."""
+    task = DFlashTask(dflash_recipe(tmp_path))
+    task.loss(np.array([0]), 0).total.backward()  # type: ignore[no-untyped-call]
+    still = [name for name, p in task.trainable().items() if p.grad is None or not p.grad.any()]
+    assert not still
+
+
 LOSSES: dict[str, dict[str, Any]] = {
     "dflash": {"loss": "cross_entropy", "slot_decay": 7.0},
     "dspark": {"terms": {"cross_entropy": 0.1, "tv": 1.8}, "slot_decay": 4.0},

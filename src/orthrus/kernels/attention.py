@@ -18,7 +18,7 @@ from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.masking_utils import sdpa_mask
 
-from orthrus.kernels import products
+from orthrus.kernels import in_blocks, products
 from orthrus.kernels.masks import Behind, InBlocks
 
 NAME = "orthrus"
@@ -58,6 +58,8 @@ def attention(
     heads = key.shape[1]
     if isinstance(attention_mask, BlockMask):
         return _flex(query_BHQD, key, value, attention_mask, scaling, softcap, s_aux), None
+    if isinstance(attention_mask, InBlocks):
+        return _in_blocks(query_BHQD, key, value, attention_mask, scaling or D**-0.5, softcap, s_aux), None
     causal = getattr(module, "is_causal", True) if is_causal is None else is_causal
     if attention_mask is None and Q > 1 and causal:
         attention_mask = torch.ones(Q, key.shape[2], dtype=torch.bool, device=key.device).tril(key.shape[2] - Q)
@@ -65,9 +67,6 @@ def attention(
     grouped = query_BHQD.reshape(B, heads, -1, D)
     if isinstance(attention_mask, Behind):
         out = _split(grouped, key, value, attention_mask, scaling or D**-0.5, softcap, s_aux, Q, tile is not None)
-        return out.reshape(B, H, Q, value.shape[-1]).transpose(1, 2).contiguous(), None
-    if isinstance(attention_mask, InBlocks):
-        out = _in_blocks(grouped, key, value, attention_mask, scaling or D**-0.5, softcap, s_aux, Q)
         return out.reshape(B, H, Q, value.shape[-1]).transpose(1, 2).contiguous(), None
     mask = None if attention_mask is None else attention_mask[:, :, :, : key.shape[2]]
     if tile is None and softcap is None and s_aux is None and products.pays(query_BHQD, Q, key.shape[2]):
@@ -167,34 +166,30 @@ def _explicit(
 
 
 def _in_blocks(
-    grouped: Tensor,
+    query_BHQD: Tensor,
     key: Tensor,
     value: Tensor,
     mask: InBlocks,
     scaling: float,
     softcap: float | None,
     sink_H: Tensor | None,
-    queries: int,
 ) -> Tensor:
-    """Attend to the keys before all rows and to each row's own block, under one softmax.
-
-    The keys before are of an earlier pass: no gradient goes to them, so none is computed.
-    """
-    B, heads, rows, D = grouped.shape
-    before, K = key.shape[2] - queries, mask.block
-
-    def in_blocks(x: Tensor) -> Tensor:
-        return x[:, :, before:].reshape(B, heads, 1, -1, K, x.shape[3])
-
-    blocks = (B, heads, rows // queries, queries // K, K)
-    earlier_key, earlier_value = key[:, :, :before].detach(), value[:, :, :before].detach()
-    query = grouped * scaling
-    inside = query.view(*blocks, D) @ in_blocks(key).transpose(4, 5)
-    scores = torch.cat([query @ earlier_key.transpose(2, 3), inside.reshape(B, heads, rows, K)], dim=3)
-    scores = _masked(_capped(scores, softcap), _fold(mask.additive, rows // queries))
-    weights = _softmax(scores, sink_H, queries)
-    outside = weights[..., :before] @ earlier_value
-    return outside + (weights[..., before:].reshape(*blocks, K) @ in_blocks(value)).view_as(outside)
+    """Attend to earlier keys, which come first, and to each row's own block, under one softmax."""
+    dtype = mask.groups[0].additive.dtype  # under autocast some norms leave queries and keys in float32
+    query_BHQD, key, value = query_BHQD.to(dtype), key.to(dtype), value.to(dtype)
+    if softcap is None and sink_H is None:
+        out: Tensor = in_blocks.Attend.apply(query_BHQD, key, value, mask, scaling)  # type: ignore[no-untyped-call]
+        return out.transpose(1, 2).contiguous()
+    outs = []
+    for group in mask.groups:
+        query, keys, values = in_blocks.read(group, query_BHQD, key, value)
+        grouped, queries = query.reshape(1, len(keys), -1, query.shape[2]), query.shape[1]
+        seen = _fold(group.additive[None, None], len(query) // len(keys))
+        attended = _explicit(grouped, keys[None], values[None], seen, scaling, softcap, sink_H, queries)
+        outs.append(attended.view(len(query), queries, -1))
+    groups = len(outs) // len(query_BHQD)
+    rows = [torch.cat(outs[start : start + groups], dim=1) for start in range(0, len(outs), groups)]
+    return torch.stack(rows).transpose(1, 2).contiguous()
 
 
 def _softmax(scores: Tensor, sink_H: Tensor | None, queries: int) -> Tensor:

@@ -7,12 +7,16 @@ handed to FlexAttention as a block mask, which skips what nobody sees. Knows no 
 Shapes: B rows, Q query rows of a pass, S cache slots in view, T positions of a packed row, N blocks, K block length.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Final, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn.attention.flex_attention import BlockMask, create_block_mask
+
+_ROWS: Final = 128  # whose scores stay in fast memory
+_KEYS: Final = 64  # a group sees whole stretches of so many, since every new shape of a product costs milliseconds
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -33,17 +37,33 @@ class LayerMasks:
         return self.full if window is None else self.windowed[window]
 
 
+class Group(NamedTuple):
+    """Blocks of one packed row that stand side by side, and what they see.
+
+    Attributes:
+        row: index of the packed row.
+        queries: their rows of the pass.
+        keys: from the first to the last of the earlier keys that any of them sees.
+        additive: `[q, s + q]`, over those keys and over the blocks' own.
+    """
+
+    row: int
+    queries: slice
+    keys: slice
+    additive: Tensor
+
+
 @dataclass(frozen=True, slots=True)
 class InBlocks:
     """The mask of draft rows that see keys of an earlier pass and, of their own, no block but theirs.
 
     Attributes:
-        additive: `[B, 1, N*K, T + K]`, over the keys before and over the row's own block.
-        block: K.
+        groups: all rows, a few blocks at a time.
+        trained: whether the earlier keys get gradients too.
     """
 
-    additive: Tensor
-    block: int
+    groups: Sequence[Group]
+    trained: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,19 +180,31 @@ def in_blocks(
     key_position_BS: Tensor,
     windows: Iterable[int],
     dtype: torch.dtype,
+    trained: bool,
 ) -> LayerMasks:
     """Make the masks of a training pass from the same rule and with the same windows as `layer_masks`, in blocks.
 
     The last Q keys are the rows' own; what a row may see of them lies in its own block, so that attention need not look
-    at the others.
+    at the others. Of the earlier keys it reads no more than a few blocks see: least where blocks come in the order of
+    their anchors.
+
+    Args:
+        trained: whether the earlier keys get gradients too.
     """
-    _, Q, S = allowed_BQS.shape
+    B, Q, S = allowed_BQS.shape
+    before, blocks = S - Q, Q // block
+    rows = block * -(-blocks // -(-blocks // max(1, _ROWS // block)))
     distance_BQS = query_position_BQ[:, :, None] - key_position_BS[:, None, :]
 
+    def group(seen_QS: Tensor, row: int, queries: slice) -> Group:
+        reach = seen_QS[queries, :before].any(0).nonzero()[:, 0].tolist() or [0, -1]
+        keys = slice(reach[0] // _KEYS * _KEYS, min(before, -(-(reach[-1] + 1) // _KEYS) * _KEYS))
+        own = slice(before + queries.start, before + queries.stop)
+        return Group(row, queries, keys, additive(torch.cat([seen_QS[queries, keys], seen_QS[queries, own]], 1), dtype))
+
     def make(seen_BQS: Tensor) -> InBlocks:
-        own_BNKNK = seen_BQS[:, :, S - Q :].reshape(-1, Q // block, block, Q // block, block)
-        own_BQK = own_BNKNK.diagonal(dim1=1, dim2=3).movedim(-1, 1).flatten(1, 2)
-        return InBlocks(additive(torch.cat([seen_BQS[:, :, : S - Q], own_BQK], dim=2), dtype)[:, None], block)
+        parts = [slice(start, min(start + rows, Q)) for start in range(0, Q, rows)]
+        return InBlocks([group(seen_BQS[row], row, part) for row in range(B) for part in parts], trained)
 
     return LayerMasks(full=make(allowed_BQS), windowed={w: make(allowed_BQS & (distance_BQS < w)) for w in windows})
 

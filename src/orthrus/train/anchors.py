@@ -45,7 +45,7 @@ def sample(
     inside: bool = False,
     generators: Sequence[torch.Generator],
 ) -> Blocks:
-    """Draw distinct anchors for each row, uniformly over the places where a block can start.
+    """Draw distinct anchors for each row, uniformly over the places where a block can start, in ascending order.
 
     `inside` keeps to anchors that belong to an answer themselves: a block behind the backbone's row is never anchored
     at the prompt's last token, which that row reads.
@@ -63,9 +63,10 @@ def sample(
     key_BT = torch.where(starts_BT & answer_BT if inside else starts_BT, draws_BT, draws_BT - 2)
     count = min(blocks, document_BT.shape[1])
     best = key_BT.topk(count, dim=1)
+    ordered = best.indices.sort(dim=1)  # neighbours see much the same keys, which attention reads once for them
     pad = (0, blocks - count)
-    anchor_BN = torch.nn.functional.pad(best.indices, pad)
-    valid_BN = torch.nn.functional.pad(best.values >= 0, pad, value=False)
+    anchor_BN = torch.nn.functional.pad(ordered.values, pad)
+    valid_BN = torch.nn.functional.pad((best.values >= 0).gather(1, ordered.indices), pad, value=False)
     target_BNJ, scored_BNJ = targets(document_BT, answer_BT, anchor_BN, slots=block_length - 1)
     hidden_BNJ = torch.arange(block_length - 1, device=device) >= shown_BN[:, :, None]
     scored_BNJ = scored_BNJ & valid_BN[:, :, None] & hidden_BNJ

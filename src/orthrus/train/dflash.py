@@ -94,7 +94,7 @@ def _masks(
         return masks.block_masks(allowed, windows=drafter.windows, **positions)
     autocast = torch.is_autocast_enabled("cpu")
     dtype = torch.get_autocast_dtype("cpu") if autocast else drafter.body.dtype
-    return masks.in_blocks(allowed, block=block, windows=drafter.windows, dtype=dtype, **positions)
+    return masks.in_blocks(allowed, block=block, windows=drafter.windows, dtype=dtype, trained=True, **positions)
 
 
 class DFlashTask(DrafterTask[DFlash]):

@@ -227,8 +227,8 @@ def step_operations(recipe: Recipe, shapes: Shapes, answers: Answers = MOST) -> 
     M, scored = _computed(recipe), _scored(recipe)
     again = 2 if recipe.model.gradient_checkpointing else 1
     backward = shapes.upper / shapes.layers
-    # A slot reads a row and its own block. FlexAttention on CUDA skips what a mask hides: half of a causal row, and
-    # what follows an anchor. The row's keys are the frozen pass's and need no gradient.
+    # A slot reads a row and its own block: on CPUs as peers' budgets count it, on CUDA without what a mask hides, half
+    # of a causal row and what follows an anchor. The row's keys are the frozen pass's and need no gradient.
     seen = T / 2 if recipe.run.device == "cuda" else T
     block = recipe.model.block_size
     read = pair * M * (seen * (again + backward) + block * (again + 2 * backward))

@@ -226,7 +226,7 @@ class ViewTask:
             **({"input_ids": tokens} if view == "ar" else inputs_of(self.model, tokens)),
             position_ids=query,
             # The model's own mask, which a view's replaces: any mask that is one already saves it making its own.
-            attention_mask=full.additive if isinstance(full, masks.InBlocks) else full,
+            attention_mask=full.groups[0].additive[None, None] if isinstance(full, masks.InBlocks) else full,
             past_key_values=keys,
             use_cache=True,
             view=View(name=view, masks=layer_masks, both_ways=self._both_ways and view == "diffusion"),
@@ -243,7 +243,7 @@ class ViewTask:
         # FlexAttention has no backward pass on CPUs.
         if block is None or self.model.config._attn_implementation != attention.NAME:
             return masks.layer_masks(allowed, windows=self._windows, dtype=dtype, **positions)
-        return masks.in_blocks(allowed, block=block, windows=self._windows, dtype=dtype, **positions)
+        return masks.in_blocks(allowed, block=block, windows=self._windows, dtype=dtype, trained=False, **positions)
 
 
 def _report(name: str, done: int, whole: int) -> None:
