@@ -239,6 +239,24 @@ def dynamic_rope() -> PreTrainedModel:
     return tiny("llama", rope_parameters=rope)
 
 
+def long_rope() -> PreTrainedModel:
+    rope = {"rope_type": "longrope", "factor": 2.0, "rope_theta": 10000.0, "original_max_position_embeddings": 64}
+    return tiny("llama", rope_parameters={**rope, "short_factor": [1.0] * 6, "long_factor": [2.0] * 6})
+
+
+def chunked() -> PreTrainedModel:
+    config = AutoConfig.for_model(
+        "llama4_text", **TINY, num_hidden_layers=2, num_key_value_heads=2, num_local_experts=2,
+        intermediate_size_mlp=32, layer_types=["chunked_attention", "full_attention"],
+    )  # fmt: skip
+    return AutoModelForCausalLM.from_config(config)
+
+
+def called_otherwise() -> PreTrainedModel:
+    shape = {name: size for name, size in TINY.items() if name != "head_dim"}
+    return AutoModelForCausalLM.from_config(AutoConfig.for_model("gpt_neox", **shape, num_hidden_layers=2))
+
+
 @pytest.mark.parametrize(
     ("make", "reason"),
     [
@@ -253,6 +271,9 @@ def dynamic_rope() -> PreTrainedModel:
         (one_layer_short, "Qwen3ForCausalLM needs one attention module .* in each of its 2 layers, found 1"),
         (mixed_layers, "JambaForCausalLM"),
         (dynamic_rope, "dynamic rotary embeddings"),
+        (long_rope, "longrope rotary embeddings"),
+        (chunked, "Llama4ForCausalLM has layers of kind chunked_attention"),
+        (called_otherwise, "GPTNeoXForCausalLM needs .* found 0, and GPTNeoXAttention in the others"),
         (lambda: nn.Linear(2, 2), "needs a transformers PreTrainedModel, found Linear"),
     ],
 )

@@ -304,6 +304,18 @@ def test_a_second_turn_reads_only_what_is_new(server: Running) -> None:
     assert first.usage.prompt_tokens <= cached < second.usage.prompt_tokens
 
 
+def test_choices_of_one_prompt_read_it_once(server: Running) -> None:
+    """All join in one step; metrics count what was not read."""
+    found, asked = server.metric("prefix_cache_hits_total"), server.metric("prefix_cache_queries_total")
+    prompt = "another question, unlike all others"
+    made = server.client().completions.create(model="tiny", prompt=prompt, max_tokens=5, n=3)
+    assert len({choice.text for choice in made.choices}) == 1
+    assert made.usage is not None
+    length = made.usage.prompt_tokens
+    assert server.metric("prefix_cache_queries_total") - asked == 3 * length
+    assert server.metric("prefix_cache_hits_total") - found >= 2 * (length - 1)
+
+
 def _complete(client: OpenAI, prompt: str) -> str:
     return client.completions.create(model="tiny", prompt=prompt, max_tokens=4).choices[0].text
 
