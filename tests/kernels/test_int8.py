@@ -45,7 +45,7 @@ def group(*outputs: int, inputs: int = 72, bias: bool = False, smooth: bool = Fa
     model = nn.Sequential(*(nn.Linear(inputs, out, bias=bias) for out in outputs))
     rounding = Rounding(torch.rand(inputs) + 0.5 if smooth else None)
     layers = [layer for layer in model if isinstance(layer, nn.Linear)]
-    quantise(model, [layers], keep=lambda _: False, roundings=dict.fromkeys(layers, rounding))
+    quantise(model, [layers], roundings=dict.fromkeys(layers, rounding))
     return model
 
 
@@ -141,7 +141,7 @@ def test_results_are_near_those_of_the_weights() -> None:
 
 
 def in_int8() -> PreTrainedModel:
-    """A tiny model with a view, its backbone in int8."""
+    """A tiny model with a view, in int8."""
     return ready(dual(), compile=False, pack=None, eight=True)
 
 
@@ -161,19 +161,20 @@ def test_texts_equal_plain_decoding_under_every_plan(monkeypatch: pytest.MonkeyP
             assert texts(model, plan, batch=batch) == expected, (plan, batch)
 
 
-def test_the_backbone_s_linear_layers_are_in_int8_and_nothing_else() -> None:
-    """Queries, keys and values are multiplied as one, gate and up too; the view and what is no matrix is float32."""
+def test_linear_layers_are_in_int8_and_nothing_else() -> None:
+    """Those of the view too. Queries, keys and values are multiplied as one, gate and up too; the rest is float32."""
     model = ready(dual().to(torch.bfloat16), compile=False, pack=None, eight=True)
     names = {name for name, module in model.named_modules() if type(module) is Int8Linear}
     assert {name.split(".")[-1] for name in names} == {
         *("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj", "lm_head")
     }
-    assert not [name for name in names if ".diffusion." in name]
+    assert {name.split(".")[-1] for name in names if ".diffusion." in name} == {"q_proj", "k_proj", "v_proj", "o_proj"}
     kept = [p for name, p in model.named_parameters() if name.rpartition(".")[0] not in names]
     assert {p.dtype for p in kept} == {torch.float32}
     layer = model.model.layers[0]
     assert layer.mlp.gate_proj._shared is layer.mlp.up_proj._shared
-    assert layer.self_attn.ar.q_proj._shared is layer.self_attn.ar.v_proj._shared
+    for half in (layer.self_attn.ar, layer.self_attn.diffusion):
+        assert half.q_proj._shared is half.v_proj._shared
     assert (precision_of(model), quantization_of(model)) == ("int8", "orthrus int8")
     assert key_of(model) != key_of(dual())
 
@@ -182,7 +183,7 @@ def test_no_float_copy_of_the_weights_is_kept() -> None:
     """Those of a layer are let go as it is replaced, but for an embedding that is the head's too."""
     model = dual(tie_word_embeddings=True)
     layer = model.model.layers[0].mlp.up_proj
-    quantise(model, [], keep=lambda name: ".diffusion." in name)
+    quantise(model, [])
     assert layer._parameters == {}
     assert model.get_input_embeddings().weight.is_floating_point()
     assert type(model.lm_head) is Int8Linear
@@ -204,7 +205,7 @@ def test_memory_peaks_at_the_weights_and_one_layer(monkeypatch: pytest.MonkeyPat
 
     monkeypatch.setattr(int8, "quantised", noted)
     to_int8(model, None)
-    assert len(totals) == 2 * 7 + 1
+    assert len(totals) == 2 * (7 + 4) + 1
     assert max(totals) <= sum(sizes) + max(sizes)
     assert totals[-1] < totals[0]
 
@@ -246,14 +247,19 @@ def test_a_detached_backbone_stays_in_int8_and_takes_a_view_again() -> None:
     assert {tensor.dtype for tensor in twin_tensors(model).values()} == {torch.float32}
 
 
-def test_views_are_saved_and_load_with_the_plain_backbone(tmp_path: Path) -> None:
-    """The view is the same to the bit, the identity that of the plain backbone; whole models are refused."""
+def test_views_in_floating_point_are_saved_and_load_with_the_plain_backbone(tmp_path: Path) -> None:
+    """The view is the same to the bit, the identity that of the plain backbone. Views in int8 and whole models are not."""
     plain, model = dual(), in_int8()
     assert identity(model) == identity(plain)
-    orthrus.save(model, tmp_path)
+    with pytest.raises(UnsupportedModel, match="view in int8"):
+        orthrus.save(model, tmp_path / "view")
+    orthrus.save(plain, tmp_path / "plain")
+    with pytest.warns(UserWarning, match="orthrus int8"):
+        put_on(detach(model), tmp_path / "plain")
+    orthrus.save(model, tmp_path / "view")
     backbone = tiny("qwen3")
     with pytest.warns(UserWarning, match="orthrus int8"):
-        put_on(backbone, tmp_path)
+        put_on(backbone, tmp_path / "view")
     for name, tensor in twin_tensors(plain).items():
         assert torch.equal(twin_tensors(backbone)[name], tensor)
     with pytest.raises(UnsupportedModel, match="orthrus int8"):

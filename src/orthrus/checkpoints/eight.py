@@ -1,4 +1,4 @@
-"""A dual-view model's backbone in int8: which layers, and the few tokens by which their rounding is chosen."""
+"""A dual-view model in int8: which layers, and the few tokens by which their rounding is chosen."""
 
 from typing import Final
 
@@ -9,7 +9,6 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from orthrus.kernels import merged
 from orthrus.kernels.int8 import quantise
 from orthrus.kernels.smoothing import observed
-from orthrus.model.fingerprint import of_view
 
 TEXT: Final = '''The harbour lies north of the old town. Anna sold 12 apples on Monday and 3 times as many on Tuesday: \
 12 * 3 = 36, so she sold 12 + 36 = 48 in all.
@@ -25,14 +24,18 @@ _TOKENS: Final = 128
 
 
 def to_int8(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None) -> None:
-    """Turn the backbone's linear layers into int8 ones and the rest into float32, in place.
+    """Turn the linear layers of backbone and view into int8 ones and the rest into float32, in place.
 
     Without a tokenizer the tokens that layers are observed with are taken from all over the vocabulary.
     """
     groups = merged.groups(model)
     ids_1T = _tokens(model, tokenizer)
-    roundings = observed(model, groups, lambda: model(input_ids=ids_1T, use_cache=False))
-    quantise(model, groups, keep=of_view, roundings=roundings)
+
+    def run() -> None:
+        model(input_ids=ids_1T, use_cache=False)
+        model.base_model(input_ids=ids_1T, use_cache=False, view="diffusion")
+
+    quantise(model, groups, roundings=observed(model, groups, run))
     model.float()
 
 

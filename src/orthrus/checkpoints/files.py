@@ -79,12 +79,15 @@ def save(model: PreTrainedModel, path: str | Path, *, format: Format = "adapter"
 
     Raises:
         ConfigError: an unknown format, a file where the directory should be, or a model without a view.
-        UnsupportedModel: the official layout is defined for Qwen3 and Qwen3.5 backbones, and views like the paper's.
+        UnsupportedModel: a view in int8; the official layout is defined for Qwen3 and Qwen3.5 backbones, and views
+            like the paper's.
     """
     config_of(model)
     if format == "adapter":
-        described = _described(model)
         tensors = twin_tensors(model)
+        if any(tensor.dtype == torch.int8 for tensor in tensors.values()):
+            raise UnsupportedModel("a view in int8 is not saved: load the model in floating point")
+        described = _described(model)
         files = {CONFIG_FILE: described.to_dict()}
     elif format == "official":
         tensors = official_tensors(model)

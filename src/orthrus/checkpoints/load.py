@@ -36,7 +36,7 @@ from orthrus.zoo import BUNDLED, WEIGHTS
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 INT8: Final = "int8"
 PRECISIONS: Final = (*DTYPES, INT8)
-"""What models decode in, by name: the dtypes, and the backbone's linear layers in int8 with the rest in float32."""
+"""What models decode in, by name: the dtypes, and linear layers in int8 with the rest in float32."""
 
 
 def load(
@@ -59,8 +59,8 @@ def load(
             "chiennv/Orthrus-Qwen3-8B".
         revision: Hub revision of `name`.
         dtype: "float32", "bfloat16", "float16", a torch dtype, or "auto" for the checkpoint's own; None takes
-            float32 on the CPU and the checkpoint's own elsewhere. "int8" quantises the backbone's linear layers, for
-            CPUs; the rest and the view are float32.
+            float32 on the CPU and the checkpoint's own elsewhere. "int8" quantises the linear layers of backbone and
+            view, for CPUs; the rest is float32.
         device: where to put it; None takes CUDA if there is one.
         compile: whether decoding passes go through torch.compile, with CUDA graphs on CUDA; the first of each kind
             takes its time.
@@ -84,7 +84,7 @@ def load(
     eight = dtype == INT8
     _check(compile, pack, eight, drafter)
     if eight and quantization_config is not None:
-        raise ConfigError("dtype int8 quantises the backbone itself, found quantization_config beside it: drop one")
+        raise ConfigError("dtype int8 quantises the model itself, found quantization_config beside it: drop one")
     more = {} if quantization_config is None else {"quantization_config": quantization_config, "device_map": target}
     if offload_folder is not None:
         if more or eight or compile or pack:

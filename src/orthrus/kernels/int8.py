@@ -195,7 +195,6 @@ def quantise(
     model: nn.Module,
     groups: Sequence[Sequence[nn.Linear]],
     *,
-    keep: Callable[[str], bool],
     roundings: Mapping[nn.Linear, Rounding] = MappingProxyType({}),
 ) -> None:
     """Replace a model's linear layers by int8 ones, in place; their floating-point weights are let go.
@@ -203,13 +202,12 @@ def quantise(
     Args:
         model: takes the layers.
         groups: layers that read the same input, one after another in this order.
-        keep: tells by their names the layers that stay as they are.
         roundings: how layers round their inputs, the same for those of a group; others as they come.
     """
     made: dict[nn.Module, Int8Linear] = {}
     for name, layer in list(model.named_modules()):
         fits = type(layer) is nn.Linear and type(layer.weight) in PLAIN and layer.in_features <= _MOST_INPUTS
-        if isinstance(layer, nn.Linear) and fits and not keep(name):
+        if isinstance(layer, nn.Linear) and fits:
             made[layer] = Int8Linear(layer, roundings.get(layer, PLAINLY))
             layer._parameters.clear()
             model.set_submodule(name, made[layer])
