@@ -46,6 +46,20 @@ def test_products_are_attention_up_to_rounding(lengths: list[int], additive: boo
 
 @pytest.mark.usefixtures("few")
 @torch.inference_mode()
+def test_a_training_pass_takes_products_too() -> None:
+    """Causal documents of a packed row, by `masks.in_blocks`."""
+    document, position = torch.tensor([[0] * 5 + [1] * 7]), torch.tensor([[*range(5), *range(7)]])
+    query, key, value = random(1, 6, 12, 8).bfloat16(), random(1, 2, 12, 8).bfloat16(), random(1, 2, 12, 8).bfloat16()
+    allowed = masks.packed(document)
+    where = {"query_position_BQ": position, "key_position_BS": position}
+    packed = masks.in_blocks(allowed, block=1, windows=(), dtype=torch.bfloat16, trained=False, **where)
+    out, _ = attention(nn.Identity(), query, key, value, packed.full)
+    exact, _ = attention(nn.Identity(), query.float(), key.float(), value.float(), allowed[:, None])
+    torch.testing.assert_close(out.float(), exact, atol=0.03, rtol=0.03)
+
+
+@pytest.mark.usefixtures("few")
+@torch.inference_mode()
 def test_keys_that_later_rows_alone_see_change_no_bit_of_earlier_ones() -> None:
     query, key, value = random(1, 4, 10, 8).bfloat16(), cached(1, 2, 15, 8), cached(1, 2, 15, 8)
     mask = masks.additive(chain([5], 10, 15), torch.bfloat16)

@@ -1,4 +1,4 @@
-"""Attention of a training pass's blocks on CPUs: each row sees earlier keys and its own block (`masks.InBlocks`).
+"""Attention of a training pass on CPUs, whose rows see few of its keys (`masks.InBlocks`).
 
 Blocks are taken a few at a time, with those of the earlier keys that they see. Nothing of the scores is kept: the
 backward pass computes them again, which takes less time than torch's own and half the memory.
@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
+from orthrus.kernels import products
 from orthrus.kernels.masks import Group, InBlocks
 
 
@@ -26,15 +27,7 @@ class Attend(torch.autograd.Function):
         B, H, Q, _ = query.shape
         out = query.new_empty(B, Q, H, value.shape[3]).transpose(1, 2)
         for group in mask.groups:
-            query_HqD, key_NsD, value_NsD = read(group, query, key, value)
-            rows_of(out, group)[:] = scaled_dot_product_attention(
-                query_HqD[None],
-                key_NsD[None],
-                value_NsD[None],
-                attn_mask=group.additive[None, None],
-                scale=scaling,
-                enable_gqa=len(query_HqD) != len(key_NsD),
-            )[0]
+            rows_of(out, group)[:] = _attended(*read(group, query, key, value), group.additive, scaling)
         return out
 
     @staticmethod
@@ -56,6 +49,15 @@ class Attend(torch.autograd.Function):
             _add(grad_key, group, query, torch.bmm(score_Nrs[..., first:].mT, query_NrD))
             _add(grad_value, group, query, torch.bmm(weight_Nrs[..., first:].mT, grad_NrD))
         return grad_query, grad_key, grad_value, None, None
+
+
+def _attended(query_HqD: Tensor, key_NsD: Tensor, value_NsD: Tensor, mask: Tensor, scaling: float) -> Tensor:
+    one = (query_HqD[None], key_NsD[None], value_NsD[None], mask[None, None])
+    if products.pays(query_HqD, *mask.shape):
+        grouped = query_HqD.view(1, len(key_NsD), -1, *query_HqD.shape[1:])
+        return products.attend(grouped, *one[1:], scaling)[0].flatten(0, 1)
+    several = len(query_HqD) != len(key_NsD)
+    return scaled_dot_product_attention(*one, scale=scaling, enable_gqa=several)[0]
 
 
 def read(group: Group, query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -55,7 +55,7 @@ class Group(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class InBlocks:
-    """The mask of draft rows that see keys of an earlier pass and, of their own, no block but theirs.
+    """The mask of a training pass whose rows see much fewer keys than there are: a row's document, a block's text.
 
     Attributes:
         groups: all rows, a few blocks at a time.
@@ -184,11 +184,11 @@ def in_blocks(
 ) -> LayerMasks:
     """Make the masks of a training pass from the same rule and with the same windows as `layer_masks`, in blocks.
 
-    The last Q keys are the rows' own; what a row may see of them lies in its own block, so that attention need not look
-    at the others. Of the earlier keys it reads no more than a few blocks see: least where blocks come in the order of
-    their anchors.
+    The last Q keys are the rows' own; no row may see one behind its own block. Attention reads what a few blocks see at
+    a time: least where blocks come in the order of their anchors.
 
     Args:
+        block: rows of a block; 1 for causal attention.
         trained: whether the earlier keys get gradients too.
     """
     B, Q, S = allowed_BQS.shape
@@ -197,9 +197,9 @@ def in_blocks(
     distance_BQS = query_position_BQ[:, :, None] - key_position_BS[:, None, :]
 
     def group(seen_QS: Tensor, row: int, queries: slice) -> Group:
-        reach = seen_QS[queries, :before].any(0).nonzero()[:, 0].tolist() or [0, -1]
-        keys = slice(reach[0] // _KEYS * _KEYS, min(before, -(-(reach[-1] + 1) // _KEYS) * _KEYS))
         own = slice(before + queries.start, before + queries.stop)
+        reach = seen_QS[queries, : own.start].any(0).nonzero()[:, 0].tolist() or [0, -1]
+        keys = slice(reach[0] // _KEYS * _KEYS, min(own.start, -(-(reach[-1] + 1) // _KEYS) * _KEYS))
         return Group(row, queries, keys, additive(torch.cat([seen_QS[queries, keys], seen_QS[queries, own]], 1), dtype))
 
     def make(seen_BQS: Tensor) -> InBlocks:

@@ -1,4 +1,4 @@
-"""Muon, one attention head at a time: the heads of all layers that have one shape are orthogonalised in one batch.
+"""Muon, one attention head at a time: the heads of matrices that have one shape are orthogonalised in batches.
 
 torch's own takes whole matrices, one after another. A head of 64 rows takes a ninth of the operations of a matrix of
 nine such heads, and a batch keeps small matrices from being bound by overhead.
@@ -6,7 +6,7 @@ nine such heads, and a batch keeps small matrices from being bound by overhead.
 Shapes: L matrices, H heads, R rows, C columns.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final
 
 import torch
@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 _POLYNOMIAL: Final = (3.4445, -4.7750, 2.0315)  # torch.optim.Muon's
 _STEPS: Final = 5
+_AT_ONCE: Final = 1 << 19  # numbers of a batch on a CPU: they stay in fast memory
 _OUTPUT = "o_proj"  # whose heads are columns, in every architecture of transformers that `attach` serves
 
 
@@ -43,14 +44,19 @@ class Muon(torch.optim.Optimizer):
             parameters = [p for p in group["params"] if p.grad is not None]
             if not parameters:
                 continue
-            updates = [self._momentum(p, group["momentum"]) for p in parameters]
-            heads_LHRC = torch.stack([_cut(update, group["heads"]) for update in updates])
-            R, C = heads_LHRC.shape[2:]
-            heads_LHRC = orthogonal(heads_LHRC.flatten(0, 1)).view_as(heads_LHRC)
-            rate = group["lr"] * 0.2 * max(R, C) ** 0.5
-            for parameter, heads_HRC in zip(parameters, heads_LHRC, strict=True):
-                parameter.mul_(1 - group["lr"] * group["weight_decay"])
-                parameter.add_(_joined(heads_HRC, group["heads"]), alpha=-rate)
+            batch = max(1, _AT_ONCE // parameters[0].numel()) if parameters[0].is_cpu else len(parameters)
+            for first in range(0, len(parameters), batch):
+                self._move(parameters[first : first + batch], group)
+
+    def _move(self, parameters: Sequence[nn.Parameter], group: Mapping[str, Any]) -> None:
+        updates = [self._momentum(p, group["momentum"]) for p in parameters]
+        heads_LHRC = torch.stack([_cut(update.bfloat16(), group["heads"]) for update in updates])
+        R, C = heads_LHRC.shape[2:]
+        heads_LHRC = orthogonal(heads_LHRC.flatten(0, 1)).view_as(heads_LHRC)
+        rate = group["lr"] * 0.2 * max(R, C) ** 0.5
+        for parameter, heads_HRC in zip(parameters, heads_LHRC, strict=True):
+            parameter.mul_(1 - group["lr"] * group["weight_decay"])
+            parameter.add_(_joined(heads_HRC, group["heads"]), alpha=-rate)
 
     def _momentum(self, parameter: nn.Parameter, momentum: float) -> Tensor:
         gradient, state = parameter.grad, self.state[parameter]

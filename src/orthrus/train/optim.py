@@ -72,7 +72,8 @@ def build_optimizers(
             {"params": [p for p in rest if p.ndim <= 1], "weight_decay": 0.0},
         ]
         groups = [group for group in groups if group["params"]]
-        optimizers.append(torch.optim.AdamW(groups, lr=section.lr, betas=section.betas))
+        fused = True if all(p.is_cpu for p in rest) else None  # elsewhere torch chooses
+        optimizers.append(torch.optim.AdamW(groups, lr=section.lr, betas=section.betas, fused=fused))
     for optimizer in optimizers:
         for group in optimizer.param_groups:
             group["base_lr"] = group["lr"]

@@ -218,7 +218,7 @@ class ViewTask:
         allowed: Tensor,
         *,
         view: ViewName,
-        block: int | None = None,
+        block: int = 1,
     ) -> Tensor:
         layer_masks = self._masks(query, key, allowed, block)
         full = layer_masks.full
@@ -233,15 +233,15 @@ class ViewTask:
         ).last_hidden_state
         return hidden
 
-    def _masks(self, query: Tensor, key: Tensor, allowed: Tensor, block: int | None) -> masks.LayerMasks:
-        """Make a pass's masks; `block` is the length of its blocks, None for the backbone's own pass."""
+    def _masks(self, query: Tensor, key: Tensor, allowed: Tensor, block: int) -> masks.LayerMasks:
+        """Make a pass's masks; `block` is the length of its blocks, 1 for the backbone's own pass."""
         cast = torch.get_autocast_dtype(self._device.type) if torch.is_autocast_enabled(self._device.type) else None
         dtype = cast or self.model.dtype
         positions = {"query_position_BQ": query, "key_position_BS": key}
         if self._device.type == "cuda":
             return masks.block_masks(allowed, windows=self._windows, **positions)
         # FlexAttention has no backward pass on CPUs.
-        if block is None or self.model.config._attn_implementation != attention.NAME:
+        if self.model.config._attn_implementation != attention.NAME:
             return masks.layer_masks(allowed, windows=self._windows, dtype=dtype, **positions)
         return masks.in_blocks(allowed, block=block, windows=self._windows, dtype=dtype, trained=False, **positions)
 
