@@ -28,6 +28,21 @@ def emitted(verdict: accept.Verdict) -> list[list[int]]:
     return [tokens[: count + 1] for tokens, count in pairs]
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("vocabulary", [3, 256, 700, 768])
+@pytest.mark.parametrize("slots", [1, 9])
+def test_the_best_token_is_the_first_of_the_highest_or_none(dtype: torch.dtype, vocabulary: int, slots: int) -> None:
+    """Whatever the size: with scores of which many are equal, and rows of NaN, infinity, or nothing possible."""
+    score = torch.randint(5, (4, slots, vocabulary), generator=torch.Generator().manual_seed(0)).to(dtype)
+    score[1, 0, 1] = torch.nan
+    score[2, 0, 2] = torch.inf
+    score[3, 0] = -torch.inf
+    found, rows = accept.best(score).tolist(), score.float().tolist()
+    for b, q in itertools.product(range(4), range(slots)):
+        possible = q > 0 or b == 0
+        assert found[b][q] == (rows[b][q].index(max(rows[b][q])) if possible else accept.NONE)
+
+
 @given(st.data(), st.integers(1, 4), st.integers(0, 5))
 def test_greedy_equals_the_plain_loop(data: st.DataObject, rows: int, drafts: int) -> None:
     """Over a vocabulary of 2, so that long agreements, early breaks and none at all all occur."""

@@ -132,6 +132,11 @@ class Chooser:
         return self.processing(logits_B1V, [path], drafting=True)
 
     @property
+    def _as_they_are(self) -> bool:
+        """Whether tokens are chosen by the model's logits, in whatever precision these are."""
+        return not self.sampling.do_sample and self.sampling.repetition_penalty == 1.0 and self.processing is None
+
+    @property
     def _processes(self) -> bool:
         return self.processing is not None and self.processing.processors is not None
 
@@ -141,6 +146,8 @@ class Chooser:
 
     def judge(self, drafts: Drafts, logits_BM1V: Tensor, context: Context) -> Verdict:
         """Say which drafts stay and what comes after them."""
+        if self._as_they_are:
+            return accept.greedy(drafts.tokens_BM, logits_BM1V)
         if self.processing is not None and self._processes:
             scores = self.processing(logits_BM1V, chain(drafts.tokens_BM[0]))
         else:
@@ -182,6 +189,8 @@ class Chooser:
 
     def choices(self, logits_BPV: Tensor, context: Context, tree: Tree) -> Tensor:
         """Return what the backbone writes after each node of a tree: `[B, P]`."""
+        if self._as_they_are:
+            return accept.best(logits_BPV)
         seen_B1L = self._seen(context)
         seen = None
         if seen_B1L is not None:

@@ -73,7 +73,8 @@ class Prices:
         """
         share_SF = features_SF * np.exp(self._state[1:])
         price_S: NDArray[np.float64] = 1.0 + share_SF.sum(1)
-        slope_SF = np.insert(share_SF / price_S[:, None], 0, 1.0, axis=1)
+        slope_SF = np.ones((len(share_SF), len(self._state)))
+        np.divide(share_SF, price_S[:, None], out=slope_SF[:, 1:])
         variance_S = ((slope_SF @ self._errors) * slope_SF).sum(1)
         low_S: NDArray[np.float64] = price_S * np.exp(-optimism * np.sqrt(variance_S))
         return low_S

@@ -57,11 +57,13 @@ class Trees:
         Trees are deep where the view is sure, so the chains inside give about as much as one draft more would on
         average. Where they break off, the tree goes on.
         """
-        deep = min(self.deep[0] / self.deep[1] + 1, len(token_M) - 1)
-        inside = np.interp([deep - 1, deep], np.arange(len(token_M)), token_M)
-        more, breaks = self.more
+        longest = len(token_M) - 1
+        deep = min(float(self.deep[0] / self.deep[1]) + 1, longest)
+        whole = int(deep)
+        last, inside, after = (float(token_M[min(drafts, longest)]) for drafts in (whole - 1, whole, whole + 1))
+        more, breaks = map(float, self.more)
         gain = (more + OPTIMISM * more**0.5) / breaks
-        return float(inside[1] + gain * (rows - (inside[1] - inside[0])))
+        return inside + (deep - whole) * (after - inside) + gain * (rows - (inside - last))
 
 
 @dataclass(slots=True)

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from orthrus.bench.contenders import contenders
 from orthrus.bench.lines import results
@@ -15,7 +16,10 @@ from orthrus.bench.speed.run import Job, run
 from orthrus.bench.speed.tables import tables
 from orthrus.checkpoints.load import load
 from orthrus.data.records import read_records
+from orthrus.decode.passes import Passes
 from orthrus.errors import ConfigError, DataError
+from orthrus.model.cache import ScratchCache
+from tests.decode.drive import configure, dual
 
 
 def line(kind: str, width: int, seconds: float, **more: Any) -> dict[str, Any]:
@@ -147,6 +151,20 @@ def test_a_run_by_prices_counts_passes(job: dict[str, Any], model_folder: Path, 
             (head,) = [grid for grid in tables(read_report([output])) if "Speed" in grid.title]
             assert head.title.endswith("computed from prices.jsonl")
     assert texts["priced"] == texts["timed"]
+
+
+@pytest.mark.parametrize("anchor", ["twin", "backbone"])
+def test_a_draft_pass_costs_what_was_measured_of_as_many_drafts(anchor: str) -> None:
+    """Whoever reads the anchor: `bench passes` makes two drafts fewer than the width that it says."""
+    model = configure(dual(num_hidden_layers=1), anchor=anchor)
+    points = [line("verify", 1, 1.0), line("draft", 2, 2.0), line("draft", 6, 6.0)]
+    cache = ScratchCache(rows=1, capacity=32, device=model.device)
+    passes = Passes(model, cache)
+    passes.prefill(slice(0, 1), [[5, 6, 7]], chunk=8)
+    meter = Meter(Prices(points, None, where="here"))
+    priced = meter.engine()["passes"](model, cache, None)
+    priced.draft(slice(0, 1), torch.tensor([8]), 3)
+    assert meter.now == pytest.approx(5.0)
 
 
 def test_other_people_s_passes_have_no_price(job: dict[str, Any]) -> None:

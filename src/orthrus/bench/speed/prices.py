@@ -148,7 +148,8 @@ class _Priced(Passes):
         """Run a pass: AR rows cost what verifying does, one and a block what drafting does, others fused passes."""
         blocks = 0 if reading.stop_BS is None else reading.stop_BS.shape[1]
         kind = "verify" if not blocks else "draft" if reading.token_BQ.shape[1] == 1 else "fused"
-        self._charge(kind, rows, self.scratch(reading) - (kind == "draft"))  # of a draft pass its block was measured
+        # `bench passes` says of a draft pass how long the block is that an anchor of the view's would begin.
+        self._charge(kind, rows, reading.drafts + 2 if kind == "draft" else self.scratch(reading))
         return super().run(rows, reading)
 
 
