@@ -15,6 +15,7 @@ from orthrus.decode.engine import Engine
 from orthrus.decode.geometry import Geometry
 from orthrus.decode.options import Options
 from orthrus.decode.passes import Passes
+from orthrus.decode.prepared import record_passes
 from orthrus.decode.runner import Eager, Recorded
 from orthrus.kernels import attention, int8, products
 from orthrus.kernels.recorded import is_recording
@@ -158,6 +159,25 @@ def test_a_recording_of_products_serves_passes_of_several_blocks_of_rows(monkeyp
 
 
 @pytest.mark.skipif(not int8.is_exact(), reason="no exact products of 8-bit integers here")
+def test_a_server_of_known_rows_has_its_passes_recorded_before_the_first_request(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Of one row and of all: plain steps, verifications, drafts; none of them is met eagerly, and texts are as ever."""
+    monkeypatch.setattr(traced, "USES", 1000)
+    model = dual(num_hidden_layers=1)
+    record_passes(model, rows=3)
+    recorder = recorder_of(model)
+    assert len(recordings(model)) == 6
+    assert not recorder.at_once
+    plain = tiny("qwen3", num_hidden_layers=1)
+    for prompts, plan in ((PROMPTS, "full"), (PROMPTS[:1], "full"), (PROMPTS, "ar")):
+        engine = Engine(model, rows=3, capacity=96, plan=steps.parse(plan))
+        rows = decode(engine, prompts, Options(max_new_tokens=3))
+        assert [row.token_ids for row in rows] == [reference.greedy_text(plain, prompt, 3) for prompt in prompts]
+    assert {kind.uses for kind in recorder._kinds.values() if kind.graph is not None} == {1001}
+    assert sum(kind.used > 6 for kind in recordings(model)) >= 5
+
+
 def test_int8_passes_are_recorded() -> None:
     model = ready(dual(num_hidden_layers=2), compile=False, pack=None, eight=True)
     passes = passes_of(model)

@@ -52,7 +52,7 @@ def _highest(score_BQV: Tensor) -> tuple[Tensor, Tensor]:
     if score_BQV.device.type != "cpu" or B * Q < _MANY or V % _RUN:
         highest = score_BQV.max(dim=-1)
         return highest.values, highest.indices
-    runs_BQNR = score_BQV.unflatten(-1, (-1, _RUN))
+    runs_BQNR = score_BQV.view(B, Q, V // _RUN, _RUN)
     highest = runs_BQNR.amax(-1).max(-1)
     run_BQR = runs_BQNR.take_along_dim(highest.indices[..., None, None], dim=2)[:, :, 0]
     return highest.values, highest.indices * _RUN + run_BQR.argmax(-1)

@@ -51,11 +51,11 @@ class Recorded(Eager):
 
     def __init__(self, model: PreTrainedModel, cache: ScratchCache, recorder: traced.Recorder) -> None:
         super().__init__(model, cache)
-        self._recorder = recorder
+        self.recorder = recorder
 
     def logits(self, arguments: dict[str, Any], *, once: bool) -> Tensor:
         """Run the recording of such a pass, where there is one."""
-        logits = None if once or self.cache.empty else self._recorder.logits(arguments)
+        logits = None if once or self.cache.empty else self.recorder.logits(arguments)
         return super().logits(arguments, once=once) if logits is None else logits
 
 

@@ -60,7 +60,11 @@ class Kind:
 
 
 class Recorder:
-    """Record a model's passes by kind, and run them again."""
+    """Record a model's passes by kind, and run them again.
+
+    Attributes:
+        at_once: whether kinds are recorded when they are first met.
+    """
 
     def __init__(self, model: PreTrainedModel) -> None:
         self._model = model
@@ -72,6 +76,7 @@ class Recorder:
         self._state = self._now()
         self._kinds: dict[object, Kind] = {}
         self._passes = 0
+        self.at_once = False
 
     def fits(self) -> bool:
         """Tell whether the model has the layers that it had, and each its forward."""
@@ -89,6 +94,8 @@ class Recorder:
         if call.kept is None:
             return None
         kind = self._kinds.setdefault(call.key, Kind())
+        if self.at_once:
+            kind.uses = max(kind.uses, USES)
         if kind.uses < USES or (kind.uses == USES and not call.has_room):
             kind.uses += kind.uses < USES
             return None

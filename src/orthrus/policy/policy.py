@@ -11,6 +11,7 @@ Shapes: B rows, S steps, M slots.
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from math import sqrt
 from typing import Final
 
 import numpy as np
@@ -62,7 +63,7 @@ class Trees:
         whole = int(deep)
         last, inside, after = (float(token_M[min(drafts, longest)]) for drafts in (whole - 1, whole, whole + 1))
         more, breaks = map(float, self.more)
-        gain = (more + OPTIMISM * more**0.5) / breaks
+        gain = (more + OPTIMISM * sqrt(more)) / breaks
         return inside + (deep - whole) * (after - inside) + gain * (rows - (inside - last))
 
 

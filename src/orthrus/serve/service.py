@@ -18,7 +18,7 @@ from orthrus.decode.footprint import footprint
 from orthrus.decode.text import decode, encode
 from orthrus.errors import ConfigError
 from orthrus.model.room import free_memory
-from orthrus.policy.steps import Plan
+from orthrus.policy.steps import Plan, slots
 from orthrus.serve.calls import functions_of
 from orthrus.serve.errors import Refused
 from orthrus.serve.grammar import Grammars
@@ -96,7 +96,7 @@ class Service:
                 "ask for fewer rows or a shorter context"
             )
         self.limits = Limits(context=context or min(longest, CONTEXT, room), queue=queue, timeout=timeout)
-        self.metrics = Metrics(name, slots=block - 1)
+        self.metrics = Metrics(name, slots=slots(block))
 
         def engine(plan: Plan) -> Callable[[], Engine]:
             capacity = Engine.room(0, self.limits.context, plan.scratch(block))
