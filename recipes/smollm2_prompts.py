@@ -164,4 +164,6 @@ if __name__ == "__main__":
     if len(sys.argv) != 3:
         sys.exit(__doc__)
     lines = [json.dumps(record, ensure_ascii=False) for record in mix(Path(sys.argv[1]))]
-    Path(sys.argv[2]).write_text("\n".join(lines) + "\n", encoding="utf-8")
+    output = Path(sys.argv[2])
+    output.parent.mkdir(parents=True, exist_ok=True)
+    output.write_text("\n".join(lines) + "\n", encoding="utf-8")

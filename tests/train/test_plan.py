@@ -14,6 +14,7 @@ from orthrus.errors import CheckpointError
 from orthrus.model.attach import attach
 from orthrus.train.config import load_recipe, recipe_from_mapping
 from orthrus.train.packed import Answers, answers_of
+from orthrus.train.prepare import made_from
 from orthrus.train.plan import plan, shapes_of
 from orthrus.train.sections import ViewRecipe
 from tests.families import FAMILIES, tiny
@@ -208,12 +209,26 @@ def test_a_plan_counts_what_packed_rows_say_of_their_answers(tmp_path: Path) -> 
     recipe = load_recipe(ROOT / "recipes/peers/smollm2/eagle3.toml", [f"data.folder={tmp_path}", "model.backbone=nano"])
     assert answers_of(recipe) == Answers()
     (tmp_path / "train").mkdir()
-    said = {"rows": 4, "row_tokens": 100, "answer_tokens": 100, "tokens_distinct": 70}
+    said = {"rows": 4, "row_tokens": 100, "answer_tokens": 100, "tokens_distinct": 70, "about": made_from(recipe, None)}
     (tmp_path / "train" / "manifest.json").write_text(json.dumps(said))
     assert answers_of(recipe) == Answers(share=0.25, tokens=70)
     scored = 2 * 5 * recipe.data.row_tokens * recipe.objective.steps * shapes_of(recipe).hidden
     saved = plan(recipe).operations - plan(recipe, answers=answers_of(recipe)).operations
     assert saved == pytest.approx(scored * (shapes_of(recipe).vocabulary - 0.25 * 70))
+
+
+@pytest.mark.parametrize("change", ["data.row_tokens=256", "responses.max_new_tokens=7", "answers.thinking=off"])
+def test_rows_for_another_recipe_say_nothing(change: str, tmp_path: Path) -> None:
+    """They will be packed again."""
+    place = [f"data.folder={tmp_path}", "model.backbone=nano"]
+    before, recipe = (
+        load_recipe(ROOT / "recipes/peers/smollm2/eagle3.toml", [*place, *more]) for more in ([], [change])
+    )
+    (tmp_path / "train").mkdir()
+    said = {"rows": 4, "row_tokens": 100, "answer_tokens": 100, "about": made_from(before, None)}
+    (tmp_path / "train" / "manifest.json").write_text(json.dumps(said))
+    assert answers_of(before) == Answers(share=0.25)
+    assert answers_of(recipe) == Answers()
 
 
 def test_a_view_of_the_upper_layers_costs_less(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 from orthrus.checkpoints.files import read_object
 from orthrus.train.corpus import data_folder
+from orthrus.train.prepare import made_from
 from orthrus.train.sections import AnsweredRecipe, Recipe
 
 
@@ -21,13 +22,19 @@ class Answers:
 
 
 MOST = Answers()
-"""Before rows are packed: the most that a step can cost."""
+"""Before the recipe's rows are packed: the most that a step can cost."""
 
 
 def answers_of(recipe: Recipe) -> Answers:
-    """Return what the manifest of a recipe's rows says; the most where no rows are packed yet."""
+    """Return what the manifest of a recipe's rows says; the most where none are packed, or rows for another recipe.
+
+    Weights are not read here, so that rows of another backbone under the same recipe pass for its own.
+    """
     if not isinstance(recipe, AnsweredRecipe) or not (path := data_folder(recipe) / "train/manifest.json").is_file():
         return MOST
     values = read_object(path, missing="it is written beside packed rows")
+    asked = made_from(recipe, None)
+    if any(values["about"].get(name) != asked.get(name) for name in ("data", "responses", "answers")):
+        return MOST
     positions = values["rows"] * values["row_tokens"]
     return Answers(share=values["answer_tokens"] / positions, tokens=values.get("tokens_distinct"))
