@@ -46,8 +46,8 @@ class Attend(torch.autograd.Function):
             score_Nrs = torch._softmax_backward_data(score_Nrs, weight_Nrs, -1, weight_Nrs.dtype)
             rows_of(grad_query, group)[:] = torch.bmm(score_Nrs, key_NsD).mul_(ctx.scaling).view_as(query_HqD)
             first = 0 if ctx.mask.trained else s - len(group.additive)
-            _add(grad_key, group, query, torch.bmm(score_Nrs[..., first:].mT, query_NrD))
-            _add(grad_value, group, query, torch.bmm(weight_Nrs[..., first:].mT, grad_NrD))
+            _add(grad_key, group, query, torch.bmm(score_Nrs[..., first:].contiguous().mT, query_NrD))
+            _add(grad_value, group, query, torch.bmm(weight_Nrs[..., first:].contiguous().mT, grad_NrD))
         return grad_query, grad_key, grad_value, None, None
 
 
