@@ -248,7 +248,7 @@ def test_a_detached_backbone_stays_in_int8_and_takes_a_view_again() -> None:
 
 
 def test_views_in_floating_point_are_saved_and_load_with_the_plain_backbone(tmp_path: Path) -> None:
-    """The view is the same to the bit, the identity that of the plain backbone. Views in int8 and whole models are not."""
+    """The view to the bit, the identity of the plain backbone; views in int8 and whole models are refused."""
     plain, model = dual(), in_int8()
     assert identity(model) == identity(plain)
     with pytest.raises(UnsupportedModel, match="view in int8"):
