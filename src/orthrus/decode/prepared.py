@@ -11,6 +11,7 @@ from orthrus.model.attach import evaluating
 from orthrus.model.attachment import attachment_of
 from orthrus.model.cache import ScratchCache
 
+_LENGTH: Final = 16
 _ROOM: Final = 64
 
 
@@ -18,7 +19,7 @@ _ROOM: Final = 64
 def record_passes(model: PreTrainedModel, *, rows: int, drafts: bool = True) -> None:
     """Record what decoding makes of one row and of all rows: plain steps, verifications, draft passes.
 
-    Does nothing where passes are not recorded (`model.traced`). Takes about half a second for each kind.
+    Does nothing where passes are not recorded (`model.traced`). Takes a second or so for each kind.
 
     Args:
         model: a dual-view model.
@@ -31,16 +32,21 @@ def record_passes(model: PreTrainedModel, *, rows: int, drafts: bool = True) -> 
         return
     recorder = passes.runner.recorder
     with attachment_of(model).lock, evaluating(model):
-        recorder.at_once = True
         try:
             for count in sorted({1, rows}):
-                live, token_B = slice(0, count), torch.zeros(count, dtype=torch.long, device=model.device)
-                cache.set_lengths_of(live, [0] * count)
-                # Texts of several rows hardly ever stand level.
-                passes.prefill(live, [[0] * (1 + row) for row in range(count)], chunk=_ROOM)
-                passes.verify(live, token_B[:, None])
-                if drafts:
-                    passes.verify(live, token_B[:, None].expand(-1, 2))
-                    passes.draft(live, token_B, 2)
+                for recorder.at_once in (False, True):  # what is looked up at the first use cannot be recorded
+                    _decode(passes, slice(0, count), drafts=drafts)
         finally:
             recorder.at_once = False
+
+
+def _decode(passes: Passes, rows: slice, *, drafts: bool) -> None:
+    """Make each kind of pass over texts that do not stand level, as those of several rows hardly ever do."""
+    count, device = rows.stop, passes.cache.device
+    token_B = torch.zeros(count, dtype=torch.long, device=device)
+    passes.cache.set_lengths_of(rows, [0] * count)
+    passes.prefill(rows, [[0] * (_LENGTH + row) for row in range(count)], chunk=_ROOM)
+    passes.verify(rows, token_B[:, None])
+    if drafts:
+        passes.verify(rows, token_B[:, None].expand(-1, 2))
+        passes.draft(rows, token_B, 2)

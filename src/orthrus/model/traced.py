@@ -24,9 +24,10 @@ from orthrus.kernels.masks import LayerMasks
 from orthrus.kernels.packed import watch_weights
 from orthrus.kernels.products import pays
 from orthrus.kernels.recorded import can_record, holders_of, holding, record
-from orthrus.kernels.watched import PLAIN, state_of
+from orthrus.kernels.watched import PLAIN, state_of, watch
 from orthrus.model.attachment import attachment_of
 from orthrus.model.cache import KeyStore, ScratchCache
+from orthrus.model.markov import markov_of
 
 USES: Final = 64
 """Passes of a kind that are made eagerly before it is recorded: about as many as its recording has to save."""
@@ -72,6 +73,9 @@ class Recorder:
         self._hooks = [hooks for m in model.modules() for hooks in (m._forward_hooks, m._forward_pre_hooks)]
         self._hooks += _EVERYWHERE
         watch_weights(model)
+        correction = markov_of(model)
+        for factor in [] if correction is None else correction.parameters():
+            watch(factor)  # as its first use does, which would look like other weights
         self._weights = [held for m in model.modules() for held in (m._parameters, m._buffers) if held]
         self._state = self._now()
         self._kinds: dict[object, Kind] = {}
