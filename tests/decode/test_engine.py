@@ -248,8 +248,8 @@ def test_drafts_take_no_memory_of_their_own(length: int) -> None:
     for block in (1, BLOCK):
         for capacity in (Engine.room(length, 20, Step(block - 1).scratch), 160):
             engine = engine_of(MODEL, rows=2, capacity=capacity, block=block)
-            for _ in range(2):
-                engine.add([9] * length, Options(max_new_tokens=20))
+            for token in (9, 10):  # equal prompts would be read one after the other
+                engine.add([token] * length, Options(max_new_tokens=20))
             engine.step()
             assert len(engine.live) == 2
             buffers = {id(thing): thing for thing in held(engine) if isinstance(thing, torch.Tensor)}
