@@ -1,3 +1,5 @@
+from unittest.mock import patch
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -53,7 +55,9 @@ def test_a_training_pass_takes_products_too() -> None:
     allowed = masks.packed(document)
     where = {"query_position_BQ": position, "key_position_BS": position}
     packed = masks.in_blocks(allowed, block=1, windows=(), dtype=torch.bfloat16, trained=False, **where)
-    out, _ = attention(nn.Identity(), query, key, value, packed.full)
+    with patch.object(products, "attend", wraps=products.attend) as taken:
+        out, _ = attention(nn.Identity(), query, key, value, packed.full)
+    assert taken.called
     exact, _ = attention(nn.Identity(), query.float(), key.float(), value.float(), allowed[:, None])
     torch.testing.assert_close(out.float(), exact, atol=0.03, rtol=0.03)
 

@@ -172,7 +172,7 @@ def test_copies_of_the_factors_follow_their_data() -> None:
         torch.testing.assert_close(shifted[:, 0], correction(anchor))
 
 
-@pytest.mark.parametrize("shifted", [3, VOCAB // 2, VOCAB // 2 + 1, VOCAB])
+@pytest.mark.parametrize("shifted", [0, 3, VOCAB // 2, VOCAB // 2 + 1, VOCAB])
 def test_tokens_that_are_not_shifted_are_compared_once(shifted: int) -> None:
     """Chains and logits are those of a product over all tokens, whichever half of them a correction knows.
 

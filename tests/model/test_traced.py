@@ -129,6 +129,14 @@ def test_a_recording_has_the_bits_of_eager_passes_at_other_lengths_and_widths(dt
     assert len(recordings(model)) == 1, "one for several rows, whatever their number"
 
 
+def test_with_fixed_shapes_fillers_tell_no_recordings_apart() -> None:
+    geometry = Geometry(widths=(1, 4, 16), chunks=(32,), span=64, tails=(64,), chunk_tails=(64,), group=1)
+    passes = passes_of(dual(num_hidden_layers=1), geometry)
+    for width in (2, 3, 4, 2, 3, 4):
+        token(passes, width)
+    assert len(recordings(passes.model)) == 1
+
+
 def test_short_and_long_texts_are_recorded_apart_where_attention_differs(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(products, "_multiplies", lambda: True)
     monkeypatch.setattr(products, "_MANY", 6 * 40)
@@ -158,7 +166,6 @@ def test_a_recording_of_products_serves_passes_of_several_blocks_of_rows(monkeyp
     assert len(recordings(passes.model)) == 1
 
 
-@pytest.mark.skipif(not int8.is_exact(), reason="no exact products of 8-bit integers here")
 @pytest.mark.parametrize("rank", [0, 4])
 def test_a_server_of_known_rows_has_its_passes_recorded_before_the_first_request(
     rank: int, monkeypatch: pytest.MonkeyPatch
@@ -182,6 +189,14 @@ def test_a_server_of_known_rows_has_its_passes_recorded_before_the_first_request
     assert sum(kind.used > 6 for kind in recordings(model)) >= 5
 
 
+def test_of_a_model_that_another_drafter_serves_no_draft_pass_is_recorded() -> None:
+    model = dual(num_hidden_layers=1)
+    attachment_of(model).drafter = object()
+    record_passes(model, rows=3)
+    assert len(recordings(model)) == 4
+
+
+@pytest.mark.skipif(not int8.is_exact(), reason="no exact products of 8-bit integers here")
 def test_int8_passes_are_recorded() -> None:
     model = ready(dual(num_hidden_layers=2), compile=False, pack=None, eight=True)
     passes = passes_of(model)

@@ -24,7 +24,7 @@ def record_passes(model: PreTrainedModel, *, rows: int, drafts: bool = True) -> 
     Args:
         model: a dual-view model.
         rows: rows of the cache that it will decode in.
-        drafts: whether it will draft; plain steps alone otherwise.
+        drafts: whether it will draft; plain steps alone otherwise. Another drafter's model makes no draft pass.
     """
     cache = ScratchCache(rows=rows, capacity=_ROOM + rows, device=model.device)
     passes = Passes(model, cache)
@@ -49,4 +49,5 @@ def _decode(passes: Passes, rows: slice, *, drafts: bool) -> None:
     passes.verify(rows, token_B[:, None])
     if drafts:
         passes.verify(rows, token_B[:, None].expand(-1, 2))
-        passes.draft(rows, token_B, 2)
+        if attachment_of(passes.model).drafter is None:
+            passes.draft(rows, token_B, 2)

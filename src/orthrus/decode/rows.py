@@ -168,8 +168,8 @@ class Rows:
     def join(self, row: Row) -> int | None:
         """Give a completion a place behind the others, with the keys that any row has of its prompt's start.
 
-        Returns how many tokens these are. None, and the row is to be offered again in the next step, where another that
-        has no token yet will have the keys of half of what this one would have to read, or more.
+        Returns how many tokens these are; None where another row, which has no token yet, will have the keys of more
+        than half of what this one would read. It is to be offered again in the next step then.
 
         Keys of another row are copied once, here; a shared start (a system prompt, say) is so read once and not for
         every request. Where layers have a recurrent state, that must be there too (`ScratchCache.resumable`). The row

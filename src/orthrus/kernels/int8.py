@@ -221,7 +221,7 @@ def quantise(
 
 
 def _refused(*_: object, **__: object) -> None:
-    raise UnsupportedModel("weights in int8 are not saved: load the model in floating point, or save its view alone")
+    raise UnsupportedModel("weights in int8 are not saved: load the model in floating point")
 
 
 def is_quantised(model: nn.Module) -> bool:

@@ -101,7 +101,7 @@ class Markov(nn.Module):
             with torch.inference_mode(False), torch.no_grad():
                 after_RV = factors[1].float().t().contiguous()
                 shifted_K = after_RV.any(0).nonzero()[:, 0]
-                few = len(shifted_K) <= after_RV.shape[1] // 2
+                few = 0 < len(shifted_K) <= after_RV.shape[1] // 2
                 after_RK = after_RV[:, shifted_K].contiguous() if few else after_RV
                 self._copies = state, _Copies(factors[0].float(), after_RV, after_RK, shifted_K if few else None)
         return self._copies[1]

@@ -155,6 +155,8 @@ class RecurrentStates:
     @property
     def kept(self) -> int | None:
         """Terms that the pass that has begun leaves; None where there is no room for them yet."""
+        if not self._layers:
+            return 0
         fits = all(layer.room >= self._span.kept for layer in self._layers.values())
         return self._span.kept if fits else None
 

@@ -81,7 +81,7 @@ class Experience:
 
     usual: Acceptance
     prices: dict[int, Prices] = field(default_factory=dict)
-    trees: dict[int, "Trees"] = field(default_factory=dict)
+    trees: dict[int, Trees] = field(default_factory=dict)
     idle: int = 0
     wait: int = WAIT[0]
 

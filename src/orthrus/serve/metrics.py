@@ -20,7 +20,7 @@ class Metrics:
     """Count and time what a loop does, in a registry of its own."""
 
     def __init__(self, model: str, *, slots: int) -> None:
-        """Name the model; `slots` is the number of drafts a block has."""
+        """Name the model; `slots` is the number of drafts that a cycle has at most."""
         self.registry = CollectorRegistry()
         self._model = model
         count, time = self._counter, self._histogram
