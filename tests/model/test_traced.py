@@ -64,33 +64,25 @@ def token(passes: Passes, width: int = 1) -> Tensor:
     return logits
 
 
+RECURRENT = [family for family in HYBRID if family in ("qwen3_5_text", "olmo_hybrid")]
+
+
 @pytest.mark.parametrize(
     ("family", "plan"),
-    [*((f, "full") for f in DENSE), ("gemma3_text", "tree:6"), ("qwen3", "onepass:2"), ("llama", "ar")],
+    [
+        *((family, "full") for family in DENSE),
+        *(("gemma3_text", "tree:6"), ("qwen3", "onepass:2"), ("llama", "ar")),
+        *((family, plan) for family in RECURRENT for plan in ("ar", "full", "tree:6", "onepass:2")),
+    ],
 )
 def test_recorded_texts_are_those_of_the_plain_loop(family: str, plan: str) -> None:
-    """Windows, soft caps, norms of queries and keys, rows that join and leave: each dense family is recorded."""
+    """Windows, soft caps, norms of queries and keys, recurrent states, rows that join and leave: each is recorded."""
     model = dual(family)
     engine = Engine(model, rows=2, capacity=96, plan=steps.parse(plan))
     for prompt, row in zip(PROMPTS, decode(engine, PROMPTS, Options(max_new_tokens=16)), strict=True):
         assert row.token_ids == reference.greedy_text(tiny(family), prompt, 16)
     assert isinstance(engine.passes.runner, Recorded)
     assert len(recordings(model)) >= 2
-
-
-RECURRENT = [family for family in HYBRID if family in ("qwen3_5_text", "olmo_hybrid")]
-
-
-@pytest.mark.parametrize("family", RECURRENT)
-@pytest.mark.parametrize("plan", ["ar", "full", "tree:6", "onepass:2"])
-def test_so_are_those_of_hybrids(family: str, plan: str) -> None:
-    """States and terms are read and written where they lie, and terms grow between recorded passes."""
-    model = dual(family)
-    engine = Engine(model, rows=2, capacity=96, plan=steps.parse(plan))
-    for prompt, row in zip(PROMPTS, decode(engine, PROMPTS, Options(max_new_tokens=16)), strict=True):
-        assert row.token_ids == reference.greedy_text(tiny(family), prompt, 16)
-    assert isinstance(engine.passes.runner, Recorded)
-    assert recordings(model)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

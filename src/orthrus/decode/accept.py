@@ -14,7 +14,7 @@ from typing import Final, NamedTuple
 import torch
 from torch import Tensor
 
-_RUN: Final = 256  # scores, among which the place of the highest is looked for
+_RUN: Final = 128  # scores, among which the place of the highest is looked for; it divides long vocabularies
 _MANY: Final = 8  # choices, from which on two stages take less time
 NONE: Final = -1
 """What is chosen where nothing can be: logits that are not numbers, or every token forbidden."""
