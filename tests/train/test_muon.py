@@ -29,15 +29,29 @@ def moved_by_torch(start: Tensor, gradients: list[Tensor]) -> Tensor:
     return parameter.detach()
 
 
+@pytest.mark.parametrize("native", [True, False])
 @pytest.mark.parametrize("heads", [1, 3, -1, -4])
-def test_a_matrix_moves_as_its_heads_do_by_themselves(heads: int) -> None:
+def test_a_matrix_moves_as_its_heads_do_by_themselves(
+    monkeypatch: pytest.MonkeyPatch, heads: int, native: bool
+) -> None:
+    """In bfloat16 as torch's own, and in float32 where the CPU lacks products in bfloat16."""
+    monkeypatch.setattr("orthrus.train.muon.multiplies", lambda dtype: native)
     torch.manual_seed(0)
     start, gradients = torch.randn(24, 32), [torch.randn(24, 32) for _ in range(3)]
     dim = 0 if heads > 0 else 1
     parts = zip(start.chunk(abs(heads), dim), *(g.chunk(abs(heads), dim) for g in gradients), strict=True)
     alone = torch.cat([moved_by_torch(part, list(own)) for part, *own in parts], dim)
-    # bfloat16 inside: products of a batch and of one matrix are not rounded alike.
-    torch.testing.assert_close(moved(start, gradients, heads), alone, atol=2e-4, rtol=0)
+    # bfloat16 inside torch's: not rounded as products of a batch are, nor as those in float32.
+    torch.testing.assert_close(moved(start, gradients, heads), alone, atol=2e-4 if native else 6e-4, rtol=0)
+
+
+@pytest.mark.parametrize("native", [True, False])
+def test_steps_take_the_type_that_the_cpu_multiplies(monkeypatch: pytest.MonkeyPatch, native: bool) -> None:
+    monkeypatch.setattr("orthrus.train.muon.multiplies", lambda dtype: native)
+    taken = []
+    monkeypatch.setattr("orthrus.train.muon.orthogonal", lambda matrix: taken.append(matrix.dtype) or matrix)
+    moved(torch.randn(8, 4), [torch.randn(8, 4)], 1)
+    assert taken == [torch.bfloat16 if native else torch.float32]
 
 
 def test_heads_are_found_by_the_attentions_own_size() -> None:

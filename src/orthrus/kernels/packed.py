@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear
 
+from orthrus.kernels.native import multiplies
 from orthrus.kernels.recorded import is_recording, operator, recordable
 from orthrus.kernels.shared import Shared
 from orthrus.kernels.watched import PLAIN, may_change_unseen, state_of, unwatch, watch
@@ -24,6 +25,8 @@ _Layer = TypeVar("_Layer", bound=nn.Linear)
 _ROWS = 16  # what the layout is made for; any number of rows can be multiplied
 
 _AMPLE = 1 << 19  # elements; below AVX-512 a packed product of fewer costs more to call than it saves
+
+_TYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 _SAMPLE = 1 << 26  # elements timed by `tune`: more than caches hold, where a model has as many
 _TRIES = 5
@@ -117,17 +120,6 @@ def product(input, weight, bias: Optional[Tensor]):
     return torch.ops.mkldnn._linear_pointwise(input, weight, bias, "none", [], "")
 """
 
-_MULTIPLIES: dict[torch.dtype, Callable[[], bool]] = {
-    torch.float32: lambda: True,
-    torch.bfloat16: lambda: _has("_is_mkldnn_bf16_supported"),
-    torch.float16: lambda: _has("_is_mkldnn_fp16_supported"),
-}
-
-
-def _has(ability: str) -> bool:
-    check = getattr(torch.ops.mkldnn, ability, None)
-    return check is not None and bool(check())
-
 
 def copy_for(weight: Tensor) -> Copy | None:
     """Return the copy of a weight that makes products faster here; None where the weight itself is as good.
@@ -135,9 +127,9 @@ def copy_for(weight: Tensor) -> Copy | None:
     Its precision is the weight's own where the CPU multiplies in that, else float32. CPUs with AVX-512 get all weights
     packed, others the large ones.
     """
-    if type(weight) not in PLAIN or weight.device.type != "cpu" or weight.dtype not in _MULTIPLIES:
+    if type(weight) not in PLAIN or weight.device.type != "cpu" or weight.dtype not in _TYPES:
         return None
-    native = _MULTIPLIES[weight.dtype]()
+    native = multiplies(weight.dtype)
     can_pack = _product is not None and _reorder is not None and torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
     packed = can_pack and (torch.backends.cpu.get_cpu_capability() == "AVX512" or weight.numel() >= _AMPLE)
     return Copy(weight.dtype if native else torch.float32, packed) if packed or not native else None

@@ -48,23 +48,10 @@ def build_optimizers(
         raise ConfigError("at least one trainable parameter is required; found none")
     matrices = hidden_matrices(model, trainable) if section.name == "muon+adamw" else set()
     optimizers: list[torch.optim.Optimizer] = []
-    if matrices and section.muon_by == "head":
-        optimizers.append(
-            Muon(
-                heads_of(model, {name: trainable[name] for name in sorted(matrices)}),
-                lr=section.muon_lr or section.lr,
-                weight_decay=section.weight_decay,
-            )
-        )
-    elif matrices:
-        optimizers.append(
-            torch.optim.Muon(
-                [parameter for name, parameter in trainable.items() if name in matrices],
-                lr=section.muon_lr or section.lr,
-                weight_decay=section.weight_decay,
-                adjust_lr_fn="match_rms_adamw",
-            )
-        )
+    if matrices:
+        chosen = {name: trainable[name] for name in sorted(matrices)}
+        heads = heads_of(model, chosen) if section.muon_by == "head" else dict.fromkeys(chosen.values(), 1)
+        optimizers.append(Muon(heads, lr=section.muon_lr or section.lr, weight_decay=section.weight_decay))
     if rest := [parameter for name, parameter in trainable.items() if name not in matrices]:
         decayed = [p for p in rest if p.ndim > 1]
         groups = [
