@@ -12,6 +12,7 @@ import orthrus
 from orthrus.decode.engine import Engine
 from orthrus.decode.options import Options
 from orthrus.errors import UnsupportedModel
+from orthrus.kernels.int8 import is_exact
 from orthrus.model import delta
 from orthrus.model.attach import attach, duals
 from orthrus.model.config import OrthrusConfig
@@ -44,6 +45,7 @@ def folders(tmp_path: Path, characters: PreTrainedTokenizerFast) -> tuple[Path, 
     return tmp_path / "view", tmp_path / "backbone"
 
 
+@pytest.mark.skipif(not is_exact(), reason="needs VNNI instructions and oneDNN")
 def test_int8_layers_are_served(folders: tuple[Path, Path]) -> None:
     """Those inside recurrent layers as well; rows have the same bits at every width, so all plans write one text."""
     view, backbone = folders
