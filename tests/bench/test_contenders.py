@@ -3,8 +3,9 @@
 import pytest
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from orthrus.bench.contenders import ALONE, HF, OWN, Contender, contenders, decoders, fits
+from orthrus.bench.contenders import ALONE, HF, OWN, contenders, decoders, fits
 from orthrus.bench.peers import hf
+from orthrus.bench.race import Contender
 from orthrus.errors import ConfigError
 from orthrus.model.attach import is_attached
 

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from orthrus.bench.lines import results, take_up
+from orthrus.bench.lines import Result, take_up
 from orthrus.data.records import append, read_records
 from orthrus.errors import DataError
 from tests.bench.lines_of import result
@@ -17,12 +17,12 @@ def test_lines_come_back_as_they_went(tmp_path: Path) -> None:
     path = tmp_path / "deep" / "r.jsonl"
     given = [result(id="a\u2028b", domain="ä"), result(id="c", plan="full", mode="orthrus", right=True)]
     append(path, [line.to_record() for line in given])
-    assert results(read_records(path), where="r") == given
+    assert Result.read(read_records(path), where="r") == given
 
 
 def test_a_result_line_without_its_fields_is_named() -> None:
     with pytest.raises(DataError, match="must have the fields"):
-        results([{"kind": "result", "id": "x"}], where="f")
+        Result.read([{"kind": "result", "id": "x"}], where="f")
 
 
 def test_taking_up_keeps_whole_prompts_and_drops_parts(tmp_path: Path) -> None:
@@ -37,7 +37,7 @@ def test_taking_up_keeps_whole_prompts_and_drops_parts(tmp_path: Path) -> None:
         file.write('{"kind": "resu')
     done = take_up(path, "c", BOTH)
     assert done == {whole[0].prompt}
-    assert results(read_records(path), where="r") == [*whole, *foreign]
+    assert Result.read(read_records(path), where="r") == [*whole, *foreign]
     assert read_records(path)[0] == {"kind": "provenance", "id": "p"}
     assert path.read_text().endswith("}\n")
 

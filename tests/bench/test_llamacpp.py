@@ -22,9 +22,10 @@ from gguf import GGMLQuantizationType, GGUFReader, GGUFWriter, quants
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from orthrus import memory
-from orthrus.bench.contenders import Contender, contenders, decoders
-from orthrus.bench.lines import results
+from orthrus.bench.contenders import contenders, decoders
+from orthrus.bench.lines import Result
 from orthrus.bench.peers import ggufs, llamacpp
+from orthrus.bench.race import Contender
 from orthrus.bench.speed.report import read_report
 from orthrus.bench.speed.run import Job, run
 from orthrus.checkpoints.load import gguf_source
@@ -337,7 +338,7 @@ def test_a_run_says_which_weights_answered_and_reports_tell_them_apart(
     )
     output = tmp_path / "out.jsonl"
     run(job, output, load=lambda _: loaded, clock=ticks)
-    lines = results(read_records(output), where="out")
+    lines = Result.read(read_records(output), where="out")
     found = {line.plan: line.stats for line in lines if line.mode == "llama.cpp"}
     assert {plan: stats["quantisation"] for plan, stats in found.items()} == {"bf16": "BF16", "tiny": "F32"}
     assert found["tiny"]["gguf"] == "tiny.gguf"

@@ -4,8 +4,7 @@ from collections.abc import Sequence
 
 import pytest
 
-from orthrus.bench.contenders import Answer, Contender, Decoder
-from orthrus.bench.race import first_difference, race
+from orthrus.bench.race import Answer, Contender, Decoder, first_difference, race
 
 A, B, C = (Contender(name) for name in "abc")
 
@@ -76,4 +75,4 @@ def _noted(contender: Contender, called: list[str]) -> Decoder:
 
 
 def _answer(tokens: list[int]) -> Answer:
-    return Answer(token_ids=tokens, stats={}, proposed_per_position=[], accepted_at_position=[])
+    return Answer(token_ids=tokens, stats={})

@@ -3,31 +3,59 @@
 A file that an interrupted run left is taken up again.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Set
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Any, Final, TypeAlias
+from typing import Any, ClassVar, Final, Self, TypeAlias
 
+from orthrus.bench.race import Contender
 from orthrus.data.records import Record, read_records, rewrite
+from orthrus.decode.exact import Exact
 from orthrus.errors import DataError
 from orthrus.provenance import digest
 
 PROVENANCE: Final = "provenance"
-RESULT: Final = "result"
 PASS: Final = "pass"
 STEP: Final = "step"
-QUALITY: Final = "quality"
 
 _SAID: Final = {"id", "command", "commit", "dirty", "orthrus", "torch", "transformers", "device", "threads", "date"}
 
 Prompt: TypeAlias = tuple[str, str, int, str, str]
 """Configuration, dtype, batch, suite, id: what is measured, by whomever."""
-Who: TypeAlias = tuple[str, str | None, str | None]
-"""Mode, plan and exactness: who answers."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Result:
+class Line:
+    """A line of a file of results: its fields, under the name of its kind."""
+
+    kind: ClassVar[str]
+
+    def to_record(self) -> Record:
+        return {"kind": self.kind, **asdict(self)}
+
+    @classmethod
+    def of(cls, record: Record) -> Self:
+        """Return the line that a record holds; raises TypeError or KeyError where a field is missing."""
+        values = cls.values(record)
+        return cls(**{one.name: values[one.name] for one in fields(cls) if one.name in values})
+
+    @classmethod
+    def values(cls, record: Record) -> Record:
+        """Return a record's values by the names of fields."""
+        return record
+
+    @classmethod
+    def read(cls, records: Iterable[Record], *, where: str) -> list[Self]:
+        """Return the lines of this kind among records; raises DataError for one that is not of its format."""
+        try:
+            return [cls.of(record) for record in records if record.get("kind") == cls.kind]
+        except (KeyError, TypeError) as error:
+            names = [one.name for one in fields(cls)]
+            raise DataError(f"{where}: a {cls.kind} line must have the fields {names}: {error}") from None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Result(Line):
     """One prompt, answered by one contender at one batch size and precision.
 
     Attributes:
@@ -52,6 +80,8 @@ class Result:
         right: whether the answer is right; None where nothing can tell.
     """
 
+    kind: ClassVar[str] = "result"
+
     provenance: str
     configuration: str
     suite: str
@@ -59,7 +89,7 @@ class Result:
     domain: str
     mode: str
     plan: str | None
-    exact: str | None
+    exact: Exact | None
     dtype: str
     batch: int
     rows: int
@@ -81,30 +111,14 @@ class Result:
         return self.configuration, self.dtype, self.batch, self.suite, self.id
 
     @property
-    def contender(self) -> Who:
+    def contender(self) -> Contender:
         """Who answered."""
-        return self.mode, self.plan, self.exact
-
-    def to_record(self) -> Record:
-        return {"kind": RESULT, **asdict(self)}
+        return Contender(self.mode, self.plan, self.exact)
 
 
 def head(facts: Mapping[str, Any]) -> Record:
     """Return the record at the head of a run's lines, which name it by its id, with what the run was made with."""
     return {"kind": PROVENANCE, "id": digest(facts), **facts}
-
-
-def results(records: Iterable[Record], *, where: str) -> list[Result]:
-    """Return the result lines among records; raises DataError for one that is not of this format."""
-    names = {f.name for f in fields(Result)}
-    out = []
-    for record in records:
-        if record.get("kind") == RESULT:
-            try:
-                out.append(Result(**{name: value for name, value in record.items() if name in names}))
-            except TypeError as error:
-                raise DataError(f"{where}: a result line must have the fields {sorted(names)}: {error}") from None
-    return out
 
 
 def provenances(records: Iterable[Record], *, where: str) -> dict[str, Record]:
@@ -120,7 +134,7 @@ def provenances(records: Iterable[Record], *, where: str) -> dict[str, Record]:
     return out
 
 
-def take_up(path: Path, configuration: str, who: Mapping[int, set[Who]]) -> set[Prompt]:
+def take_up(path: Path, configuration: str, who: Mapping[int, Set[Contender]]) -> set[Prompt]:
     """Prepare a file to be written on: drop what an interrupted run left unfinished; return the prompts done.
 
     A prompt is done when each contender (of `who`, by batch size) has a line for it. Lines of unfinished
@@ -130,16 +144,11 @@ def take_up(path: Path, configuration: str, who: Mapping[int, set[Who]]) -> set[
     if not path.exists():
         return set()
     records = read_records(path)
-    answered_by: dict[Prompt, set[Who]] = {}
-    for line in results(records, where=str(path)):
+    answered_by: dict[Prompt, set[Contender]] = {}
+    for line in Result.read(records, where=str(path)):
         if line.configuration == configuration:
             answered_by.setdefault(line.prompt, set()).add(line.contender)
     done = {prompt for prompt, answered in answered_by.items() if answered >= who.get(prompt[2], set())}
     stale = answered_by.keys() - done
-    kept = [record for record in records if record.get("kind") != RESULT or _prompt_of(record) not in stale]
-    rewrite(path, kept)
+    rewrite(path, [r for r in records if r.get("kind") != Result.kind or Result.of(r).prompt not in stale])
     return done
-
-
-def _prompt_of(record: Record) -> Prompt:
-    return record["configuration"], record["dtype"], record["batch"], record["suite"], record["id"]

@@ -1,4 +1,4 @@
-"""Figures from results: pooled and mean, each with a bootstrap interval over prompts. Pure functions.
+"""Results in groups, and their figures: pooled and mean, each with a bootstrap interval over prompts. Pure functions.
 
 Prompts decoded together share their seconds, so what is drawn again is the batch (at batch 1: the prompt). Every figure
 but the median is a ratio of two sums over batches.
@@ -6,9 +6,10 @@ but the median is a ratio of two sums over batches.
 Shapes: N units drawn (batches), R resamples.
 """
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Final, TypeAlias
+from itertools import zip_longest
+from typing import Any, Final, TypeAlias, TypeVar, final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,15 +17,21 @@ from numpy.typing import NDArray
 from orthrus.bench.lines import Result
 from orthrus.errors import DataError
 
+ALL: Final = "all"
+"""What several domains or suites together are called."""
 RESAMPLES: Final = 2000
 LEVEL: Final = 0.95
 _CHUNK = 1_000_000  # numbers drawn at a time, so that thousands of prompts need no gigabytes
 
+R = TypeVar("R", bound=Result)
+T = TypeVar("T")
+K = TypeVar("K")
 Array: TypeAlias = NDArray[np.float64]
 Statistic: TypeAlias = Callable[[Array], Array]
 """From values of units `[..., N, F]` to a figure `[...]`."""
 
 
+@final
 @dataclass(frozen=True, slots=True)
 class Estimate:
     """A figure and its 95 % interval."""
@@ -34,6 +41,7 @@ class Estimate:
     high: float
 
 
+@final
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Ratio:
     """How much faster one contender is than another, from the same prompts in the same run.
@@ -49,6 +57,38 @@ class Ratio:
     least: float
 
 
+def split(items: Iterable[T], key: Callable[[T], K]) -> dict[K, list[T]]:
+    """Group items by a key, in the order in which keys first appear."""
+    groups: dict[K, list[T]] = {}
+    for item in items:
+        groups.setdefault(key(item), []).append(item)
+    return groups
+
+
+def sections(results: Sequence[R]) -> Iterator[tuple[tuple[str, str], list[R]]]:
+    """Yield each domain of each suite, each suite of several domains, and several suites together."""
+    suites = split(results, lambda r: r.suite)
+    for suite, of_suite in suites.items():
+        domains = split(of_suite, lambda r: r.domain)
+        for domain, part in domains.items():
+            yield (suite, domain), part
+        if len(domains) > 1:
+            yield (suite, ALL), of_suite
+    if len(suites) > 1:
+        yield (ALL, ALL), list(results)
+
+
+def section(suite: str, domain: str) -> str:
+    """Name a domain of a suite, and not twice where the suite's name says it."""
+    return suite if domain in suite else f"{suite} {domain}"
+
+
+def percentiles(values: Iterable[float | None], marks: Sequence[float]) -> list[float]:
+    """Return percentiles of the values that are known; none where none is."""
+    known = [value for value in values if value is not None]
+    return [float(value) for value in np.percentile(known, marks)] if known else []
+
+
 def bootstrap(values_NF: Array, statistic: Statistic, *, seed: int = 0) -> Estimate:
     """Return a statistic of units, and the interval it takes when units are drawn again with replacement.
 
@@ -60,7 +100,9 @@ def bootstrap(values_NF: Array, statistic: Statistic, *, seed: int = 0) -> Estim
         raise DataError("an interval needs at least one result, found none")
     random = np.random.default_rng(seed)
     drawn = []
-    for count in _chunks(RESAMPLES, max(1, _CHUNK // values_NF.size)):
+    size = max(1, _CHUNK // values_NF.size)
+    for start in range(0, RESAMPLES, size):
+        count = min(size, RESAMPLES - start)
         drawn.append(statistic(values_NF[random.integers(0, units, size=(count, units))]))
     tail = (1 - LEVEL) / 2
     low, high = np.nanquantile(np.concatenate(drawn), (tail, 1 - tail))
@@ -111,37 +153,34 @@ def share(results: Iterable[Result], of: Callable[[Result], bool | None]) -> flo
 
 def accepted_per_position(results: Iterable[Result]) -> list[float]:
     """Return how often slot j's draft was emitted, given that it was proposed, over all results."""
-    proposed: list[int] = []
-    accepted: list[int] = []
-    for result in results:
-        proposed = _add(proposed, result.proposed_per_position)
-        accepted = _add(accepted, result.accepted_at_position)
+    every = list(results)
+    proposed = map(sum, zip_longest(*(result.proposed_per_position for result in every), fillvalue=0))
+    accepted = map(sum, zip_longest(*(result.accepted_at_position for result in every), fillvalue=0))
     return [kept / tried if tried else 0.0 for kept, tried in zip(accepted, proposed, strict=True)]
 
 
 def faster(results: Sequence[Result], than: Sequence[Result]) -> Ratio | None:
     """Compare results with a baseline's for the same prompts; None when the two share none."""
     other = {result.prompt: result for result in than}
-    pairs = [(result, other[result.prompt]) for result in results if result.prompt in other]
-    if not pairs:
+    paired = [result for result in results if result.prompt in other]
+    if not paired:
         return None
-    units: dict[tuple[str, ...], list[tuple[float, ...]]] = {}
-    for drafted, base in pairs:
-        columns = drafted.stats["emitted"], drafted.seconds, base.stats["emitted"], base.seconds
-        units.setdefault(_unit(drafted), []).append(columns)
-    sums = np.array([np.sum(rows, axis=0) for rows in units.values()], dtype=float)
-    ratios = np.array([float(ratio_of_rates(np.array([row]))) for rows in units.values() for row in rows])
-    of_units = ratio_of_rates(sums[:, None])[:, None]
+
+    def columns(one: Result) -> tuple[float, ...]:
+        base = other[one.prompt]
+        return one.stats["emitted"], one.seconds, base.stats["emitted"], base.seconds
+
+    sums = _sums(paired, columns)
     return Ratio(
         totals=bootstrap(sums, ratio_of_rates),
-        median=bootstrap(of_units, middle),
-        least=float(ratios.min()),
+        median=bootstrap(ratio_of_rates(sums[:, None])[:, None], middle),
+        least=float(ratio_of_rates(np.array([[columns(one)] for one in paired])).min()),
     )
 
 
 def _ratio(results: Iterable[Result], of: Callable[[Result], tuple[float, float]]) -> Estimate | None:
     sums = _sums(results, of)
-    return bootstrap(sums, ratio_of_sums) if sums[:, 1].sum() else None
+    return bootstrap(sums, ratio_of_sums) if len(sums) and sums[:, 1].sum() else None
 
 
 def _counts(result: Result, name: str) -> tuple[float, float]:
@@ -159,26 +198,12 @@ def _share(counts: tuple[float, float]) -> tuple[float, float]:
     return (above / below, 1) if below else (0, 0)
 
 
-def _sums(results: Iterable[Result], of: Callable[[Result], tuple[float, float]]) -> Array:
-    """Add two numbers of each result up over the results of each batch: `[N, 2]`."""
-    sums: dict[tuple[str, ...], tuple[float, float]] = {}
-    for result in results:
-        above, below = of(result)
-        before = sums.get(_unit(result), (0.0, 0.0))
-        sums[_unit(result)] = before[0] + above, before[1] + below
-    return np.array(list(sums.values()), dtype=float).reshape(-1, 2)
+def _sums(results: Iterable[Result], of: Callable[[Result], tuple[float, ...]]) -> Array:
+    """Add numbers of each result up over the results of each batch: `[N, F]`."""
+    batches = split(results, _unit).values()
+    return np.array([np.sum([of(result) for result in batch], axis=0) for batch in batches], dtype=float)
 
 
 def _unit(result: Result) -> tuple[str, ...]:
     """Return what a result was decoded with: its batch; prompts of one batch are not independent."""
     return result.configuration, result.dtype, str(result.batch), result.suite, result.group
-
-
-def _add(total: list[int], more: Sequence[int]) -> list[int]:
-    width = max(len(total), len(more))
-    a, b = (list(counts) + [0] * (width - len(counts)) for counts in (total, more))
-    return [x + y for x, y in zip(a, b, strict=True)]
-
-
-def _chunks(total: int, size: int) -> list[int]:
-    return [min(size, total - start) for start in range(0, total, size)]

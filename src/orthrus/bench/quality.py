@@ -6,26 +6,27 @@ suite knows right answers, each precision also writes its own. Draws no table.
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, ClassVar, Final
 
 import numpy as np
 import torch
 from torch.nn.functional import cross_entropy
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from orthrus.bench import lines, metrics, session
-from orthrus.bench.contenders import Contender, Decoder, decoders
+from orthrus.bench import metrics, session
+from orthrus.bench.contenders import decoders
+from orthrus.bench.lines import Line
 from orthrus.bench.metrics import Estimate
-from orthrus.bench.session import Encoded, Loader
+from orthrus.bench.race import PLAIN, Decoder
+from orthrus.bench.session import Cut, Encoded, Loader, Outlook
 from orthrus.bench.suites import judge
 from orthrus.data.records import Record, append, read_records
 from orthrus.errors import DataError
 from orthrus.provenance import digest
 
 REFERENCE: Final = "float32"
-PLAIN: Final = Contender("ar", None, "distribution")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -36,7 +37,7 @@ class Job(session.Job):
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Quality:
+class Quality(Line):
     """One answer of plain decoding in float32, read in one precision.
 
     Attributes:
@@ -51,6 +52,8 @@ class Quality:
         right: whether the precision's own plain answer is right; None where nothing can tell.
     """
 
+    kind: ClassVar[str] = "quality"
+
     provenance: str
     configuration: str
     suite: str
@@ -62,9 +65,6 @@ class Quality:
     divergence: float
     agreed: int
     right: bool | None
-
-    def to_record(self) -> Record:
-        return {"kind": lines.QUALITY, **asdict(self)}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -96,18 +96,13 @@ class Summary:
         return asdict(self)
 
 
-def summaries(records: Iterable[Mapping[str, Any]], *, where: str = "", seed: int = 0) -> list[Summary]:
+def summaries(records: Iterable[Record], *, where: str = "", seed: int = 0) -> list[Summary]:
     """Return figures of every suite and precision; intervals are 95 %, by bootstrap over prompts.
 
     Raises DataError for a line that is not of this format, or without float32's line beside it.
     """
     groups: dict[tuple[str, str, str], dict[str, Quality]] = {}
-    for record in records:
-        if record.get("kind") != lines.QUALITY:
-            continue
-        if missing := [field.name for field in fields(Quality) if field.name not in record]:
-            raise DataError(f"{where}: a quality line must have the fields {missing}, found none of them")
-        line = Quality(**{field.name: record[field.name] for field in fields(Quality)})
+    for line in Quality.read(records, where=where):
         groups.setdefault((line.configuration, line.suite, line.dtype), {})[line.id] = line
     return [_summary(*key, of_dtype, groups, where, seed) for key, of_dtype in groups.items()]
 
@@ -147,7 +142,7 @@ def run(
     output: Path,
     *,
     load: Loader,
-    on_start: Callable[[int, int], None] = lambda *_: None,
+    on_start: Callable[[Outlook], None] = lambda _: None,
     on_lap: Callable[[], None] = lambda: None,
 ) -> str:
     """Measure what is not in the file yet, write it there prompt by prompt, and return the configuration's id.
@@ -156,7 +151,7 @@ def run(
         job: what is asked for.
         output: a file of JSON lines; those of the same configuration in it are kept and not made again.
         load: loads the model in a precision; the float32 one stays in memory beside the others.
-        on_start: told once how many prompts there are to read, each precision counted, and how many were done before.
+        on_start: told what is to be done, once.
         on_lap: called after each.
 
     Raises:
@@ -165,39 +160,33 @@ def run(
     """
     items = job.items()
     reference, tokenizer = load(REFERENCE)
-    prompts, _ = session.encoded(items, reference, tokenizer)
+    prompts, too_long = session.encoded(items, reference, tokenizer)
     settings = {
         **session.settings(job.model, reference, [PLAIN], max_new_tokens=job.max_new_tokens, rounds=1),
         "quality": True,
     }
-    done = _done(output, digest(settings))
-    dtypes = dict.fromkeys((REFERENCE, *job.dtypes))
-    left = {
-        dtype: [prompt for prompt in prompts if (dtype, prompt.item.suite, prompt.item.id) not in done]
-        for dtype in dtypes
-    }
-    todo = sum(map(len, left.values()))
-    on_start(todo, len(prompts) * len(dtypes) - todo)
-    if not todo:
+    dtypes = list(dict.fromkeys((REFERENCE, *job.dtypes)))
+    before = Quality.read(read_records(output) if output.exists() else [], where=str(output))
+    done = {(line.configuration, line.dtype, 1, line.suite, line.id) for line in before}
+    cuts = [Cut(dtype, (1,), 1) for dtype in dtypes]
+    outlook = session.outlook(prompts, cuts, digest(settings), done, laps=lambda _: 1, too_long=too_long)
+    on_start(outlook)
+    if not outlook.heats:
         return digest(settings)
-    labels = session.write_head(output, settings, dtypes=list(dtypes), device=reference.device)
+    labels = session.write_head(output, settings, dtypes=dtypes, device=reference.device)
     plain = _Writer(reference, tokenizer, job.max_new_tokens)
     answers: dict[str, list[int]] = {}
-    for dtype, pending in left.items():
-        if not pending:
-            continue
+    for dtype, heats in metrics.split(outlook.heats, lambda heat: heat.cut.dtype).items():
         model, writer = reference, plain  # lets go of the precision before
         model = reference if dtype == REFERENCE else load(dtype)[0]
         writer = plain if dtype == REFERENCE else _Writer(model, tokenizer, job.max_new_tokens)
-        for prompt in pending:
+        for prompt in (prompt for heat in heats for prompt in heat.prompts):
             key = f"{prompt.item.suite} {prompt.item.id}"
             answer = answers[key] if key in answers else answers.setdefault(key, plain.answer(prompt))
             loss, divergence, agreed = compared(reference, model, prompt.token_ids, answer)
             line = Quality(
                 **labels,
-                suite=prompt.item.suite,
-                id=prompt.item.id,
-                domain=prompt.item.domain,
+                **prompt.names,
                 dtype=dtype,
                 tokens=len(answer),
                 loss=loss,
@@ -249,12 +238,3 @@ class _Writer:
             return None
         token_ids = self.answer(prompt) if answer is None else answer
         return judge(prompt.item, self.tokenizer.decode(token_ids, skip_special_tokens=True))
-
-
-def _done(output: Path, configuration: str) -> set[tuple[str, str, str]]:
-    records = read_records(output) if output.exists() else []
-    return {
-        (record["dtype"], record["suite"], record["id"])
-        for record in records
-        if record.get("kind") == lines.QUALITY and record["configuration"] == configuration
-    }

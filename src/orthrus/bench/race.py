@@ -1,16 +1,83 @@
-"""Contenders timed against each other on one batch of prompts, one after another, again and again.
+"""Contenders, timed against each other on one batch of prompts, one after another, again and again.
 
 Interleaving spreads whatever else the machine does evenly over all of them; turning the order gives none of them the
 best place.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import TypeAlias
+from dataclasses import dataclass, field
+from typing import Any, Final, NamedTuple, TypeAlias
 
-from orthrus.bench.contenders import Answer, Contender, Decoder
+from orthrus.decode.exact import Exact
+from orthrus.decode.rows import Row
 
 Clock: TypeAlias = Callable[[], float]
+
+
+class Contender(NamedTuple):
+    """One way to decode.
+
+    Attributes:
+        mode: one of `contenders.MODES`, or a peer's label (`bench.peers.contest`).
+        plan: of `orthrus`; of llama.cpp, the label of its weights, None for the file that the backbone came from.
+        exact: of our own modes, how exact (`decode.exact`).
+    """
+
+    mode: str
+    plan: str | None = None
+    exact: Exact | None = None
+
+    @property
+    def name(self) -> str:
+        """Mode and plan in words."""
+        return " ".join(filter(None, self[:2]))
+
+    @property
+    def label(self) -> str:
+        """The contender in words."""
+        return f"{self.name} exact" if self.exact == "token" else self.name
+
+
+PLAIN: Final = Contender("ar", None, "distribution")
+"""Plain decoding, which others are compared with."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Answer:
+    """What a contender wrote to one prompt.
+
+    Attributes:
+        token_ids: the answer's tokens, the end-of-text token included where one was written.
+        stats: counts and ratios under the names of `orthrus.decode.output`; peers have `emitted`, `forwards`
+            and `tokens_per_forward` only, llama.cpp `drafted`, `accepted`, `first_token_seconds` and its weights too.
+        proposed_per_position: how often slot j was drafted.
+        accepted_at_position: how often slot j's draft was emitted.
+    """
+
+    token_ids: list[int]
+    stats: Mapping[str, Any]
+    proposed_per_position: list[int] = field(default_factory=list)
+    accepted_at_position: list[int] = field(default_factory=list)
+
+    @classmethod
+    def of(cls, row: Row, **more: float) -> "Answer":
+        """Return what the engine wrote; `more` goes to the statistics."""
+        return cls(
+            token_ids=row.token_ids,
+            stats=row.stats.to_dict() | more,
+            proposed_per_position=row.stats.proposed_per_position,
+            accepted_at_position=row.stats.accepted_at_position,
+        )
+
+    @classmethod
+    def counted(cls, token_ids: list[int], forwards: int, **more: Any) -> "Answer":
+        """Return what somebody else wrote, in so many passes; `more` goes to the statistics."""
+        stats = {"emitted": len(token_ids), "forwards": forwards, "tokens_per_forward": len(token_ids) / forwards}
+        return cls(token_ids=token_ids, stats=stats | more)
+
+
+Decoder: TypeAlias = Callable[[Sequence[Sequence[int]], int], list[Answer]]
+"""Answer all prompts of one batch, given as token ids, with at most so many new tokens each."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

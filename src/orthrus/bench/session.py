@@ -2,18 +2,17 @@
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
-from typing import Any, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from orthrus.bench import lines
-from orthrus.bench.contenders import Answer, Contender
-from orthrus.bench.lines import Result
+from orthrus.bench import lines, metrics
+from orthrus.bench.race import Answer, Contender
 from orthrus.bench.suites import Item, read_suites
 from orthrus.checkpoints.load import PRECISIONS
 from orthrus.data.records import append
@@ -51,9 +50,7 @@ class Job:
 
     def __post_init__(self) -> None:
         require_named(suites=self.suites, dtypes=self.dtypes)
-        for dtype in self.dtypes:
-            if dtype not in PRECISIONS:
-                raise ConfigError(f"a precision is one of {', '.join(PRECISIONS)}, found {dtype!r}")
+        require_precisions(self.dtypes)
         if self.max_new_tokens < 1:
             raise ConfigError(f"max_new_tokens must be at least 1, found {self.max_new_tokens}")
 
@@ -69,13 +66,25 @@ class Encoded:
     item: Item
     token_ids: list[int]
 
+    @property
+    def names(self) -> dict[str, str]:
+        """The prompt as lines name it."""
+        return {"suite": self.item.suite, "id": self.item.id, "domain": self.item.domain}
+
+
+class Cut(NamedTuple):
+    """How prompts are answered together: in a precision, at these batch sizes, so many before lines are written."""
+
+    dtype: str
+    batches: tuple[int, ...]
+    chunk: int
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Heat:
-    """Prompts of one suite that all contenders answer in turn."""
+    """Prompts of one suite that are answered together."""
 
-    dtype: str
-    batch: int
+    cut: Cut
     prompts: list[Encoded]
 
 
@@ -100,6 +109,12 @@ def require_named(**values: Sequence[Any]) -> None:
             raise ConfigError(f"{name} must name at least one, and each one once; found {list(listed)}")
 
 
+def require_precisions(dtypes: Sequence[str]) -> None:
+    """Refuse an unknown precision; raises ConfigError with its name."""
+    if unknown := [dtype for dtype in dtypes if dtype not in PRECISIONS]:
+        raise ConfigError(f"a precision is one of {', '.join(PRECISIONS)}, found {unknown[0]!r}")
+
+
 def encoded(
     items: Sequence[Item], model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
 ) -> tuple[list[Encoded], int]:
@@ -119,7 +134,7 @@ def settings(
     return {
         "model": name,
         "weights": weights_digest(model),
-        "contenders": [[c.mode, c.plan, c.exact] for c in contenders],
+        "contenders": [list(contender) for contender in contenders],
         "max_new_tokens": max_new_tokens,
         "rounds": rounds,
         "device": device_name(model.device),
@@ -127,15 +142,24 @@ def settings(
     }
 
 
-def heats(
-    prompts: Sequence[Encoded], *, dtype: str, batch: int, chunk: int, pending: Callable[[Encoded], bool]
-) -> list[Heat]:
-    """Cut the prompts that are still to be answered, suite by suite, into chunks."""
-    out: list[Heat] = []
-    for suite in dict.fromkeys(prompt.item.suite for prompt in prompts):
-        left = [prompt for prompt in prompts if prompt.item.suite == suite and pending(prompt)]
-        out += [Heat(dtype=dtype, batch=batch, prompts=left[cut : cut + chunk]) for cut in range(0, len(left), chunk)]
-    return out
+def outlook(
+    prompts: Sequence[Encoded],
+    cuts: Sequence[Cut],
+    configuration: str,
+    done: Set[lines.Prompt],
+    *,
+    laps: Callable[[Heat], int],
+    too_long: int,
+) -> Outlook:
+    """Cut the prompts that are still to be answered, suite by suite; `laps` says how many a heat takes."""
+    heats: list[Heat] = []
+    for cut in cuts:
+        labels = [(configuration, cut.dtype, batch) for batch in cut.batches]
+        for of_suite in metrics.split(prompts, lambda prompt: prompt.item.suite).values():
+            left = [p for p in of_suite if any((*label, p.item.suite, p.item.id) not in done for label in labels)]
+            heats += [Heat(cut=cut, prompts=left[at : at + cut.chunk]) for at in range(0, len(left), cut.chunk)]
+    todo = sum(len(heat.prompts) for heat in heats)
+    return Outlook(heats=heats, laps=sum(map(laps, heats)), done=len(prompts) * len(cuts) - todo, too_long=too_long)
 
 
 def write_head(
@@ -148,7 +172,7 @@ def write_head(
     return labels
 
 
-def result(
+def answered(
     labels: Mapping[str, str],
     heat: Heat,
     prompt: Encoded,
@@ -157,41 +181,26 @@ def result(
     *,
     batch: int,
     seconds: Sequence[float],
-    identical: bool | None,
-    diverges_at: int | None,
-    right: bool | None = None,
-) -> Result:
-    """Return the line of one answer; `seconds` are those of the prompt in each round."""
-    return Result(
+) -> dict[str, Any]:
+    """Return what the line of one answer says of it alone; `seconds` are those of the prompt in each round."""
+    return {
         **labels,
-        suite=prompt.item.suite,
-        id=prompt.item.id,
-        domain=prompt.item.domain,
-        mode=contender.mode,
-        plan=contender.plan,
-        exact=contender.exact,
-        dtype=heat.dtype,
-        batch=batch,
-        rows=min(batch, len(heat.prompts)),
-        group=heat.prompts[0].item.id,
-        prompt_tokens=len(prompt.token_ids),
-        seconds=median(seconds),
-        rounds_seconds=list(seconds),
-        stats=dict(answer.stats),
-        proposed_per_position=answer.proposed_per_position,
-        accepted_at_position=answer.accepted_at_position,
-        token_hash=token_hash(answer.token_ids),
-        identical=identical,
-        diverges_at=diverges_at,
-        right=right,
-    )
+        **prompt.names,
+        **contender._asdict(),
+        "dtype": heat.cut.dtype,
+        "batch": batch,
+        "rows": min(batch, len(heat.prompts)),
+        "group": heat.prompts[0].item.id,
+        "prompt_tokens": len(prompt.token_ids),
+        "seconds": median(seconds),
+        "rounds_seconds": list(seconds),
+        "stats": dict(answer.stats),
+        "proposed_per_position": answer.proposed_per_position,
+        "accepted_at_position": answer.accepted_at_position,
+        "token_hash": token_hash(answer.token_ids),
+    }
 
 
 def token_hash(token_ids: Sequence[int]) -> str:
     """Return a digest that tells texts apart by their tokens."""
     return hashlib.sha256(json.dumps(list(token_ids)).encode()).hexdigest()[:16]
-
-
-def who(contenders: Sequence[Contender]) -> set[lines.Who]:
-    """Return contenders as lines name them."""
-    return {(contender.mode, contender.plan, contender.exact) for contender in contenders}

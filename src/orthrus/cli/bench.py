@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from orthrus.cli import bench_peers, bench_quality, bench_serve, common, measuring
-from orthrus.cli.common import err, print_json, resumable, say
+from orthrus.cli.common import err, print_json, say
 from orthrus.cli.train import Recipe, Set
 from orthrus.errors import ConfigError
 
@@ -106,7 +106,7 @@ def run(
             ggufs,
         ),
         batches=_numbers(batch, "1", "--batch"),
-        dtypes=_dtypes(dtype),
+        dtypes=tuple(measuring.listed(dtype, "float32")),
         max_new_tokens=max_new_tokens,
         rounds=rounds,
         warmup=warmup,
@@ -117,14 +117,8 @@ def run(
         gguf_source=gguf_source(model, backbone),
     )
     measuring.set_threads(threads)
-    with resumable(), measuring.progress() as (start, lap):
-        bench.run(
-            job,
-            output,
-            load=measuring.loader(model, device, backbone=backbone, compile=compile, offload=offload),
-            on_start=lambda outlook: start(outlook.laps, measuring.words(outlook)),
-            on_lap=lap,
-        )
+    load = measuring.loader(model, device, backbone=backbone, compile=compile, offload=offload)
+    measuring.carried_out(bench.run, job, output, load=load)
     say(f"{output}: complete; orthrus bench report {output}", to=err)
 
 
@@ -172,13 +166,15 @@ def passes(
 ) -> None:
     """Time single passes (a plain step, drafts, verifications, fused ones) by width, context and batch."""
     from orthrus.bench import lines
+    from orthrus.bench.session import require_precisions
     from orthrus.bench.shapes import is_shape, shaped
     from orthrus.bench.speed.passes import ALL, costs, kinds
     from orthrus.data.records import append
     from orthrus.provenance import provenance
 
     measuring.set_threads(threads)
-    dtypes = _dtypes(dtype)
+    dtypes = measuring.listed(dtype, "float32")
+    require_precisions(dtypes)
     wide, long, many = (
         _numbers(widths, "1,2,4,8,16,32,64", "--width"),
         _numbers(contexts, "256", "--context"),
@@ -309,14 +305,3 @@ def _numbers(given: list[str] | None, otherwise: str, name: str) -> tuple[int, .
         if not text.isdecimal() or int(text) < 1:
             raise ConfigError(f"{name} must be whole numbers of at least 1, found {text!r}")
     return tuple(map(int, texts))
-
-
-def _dtypes(given: list[str] | None) -> tuple[str, ...]:
-    """Take the names of precisions; raises ConfigError for an unknown one before anything is measured."""
-    from orthrus.checkpoints.load import PRECISIONS
-
-    names = measuring.listed(given, "float32")
-    for name in names:
-        if name not in PRECISIONS:
-            raise ConfigError(f"--dtype must be one of {', '.join(PRECISIONS)}, found {name!r}")
-    return tuple(names)

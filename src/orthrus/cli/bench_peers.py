@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from orthrus.cli import common, measuring
-from orthrus.cli.common import err, resumable, say
+from orthrus.cli.common import err, say
 
 Peers = Annotated[
     list[str],
@@ -50,9 +50,9 @@ def peers(
 
     All drafters run in our engine, on the same backbone. Suites of the domain code execute the answers.
     """
-    from orthrus.bench.contenders import Contender
     from orthrus.bench.peers import table
     from orthrus.bench.peers.contest import Field, Peer
+    from orthrus.bench.race import PLAIN
     from orthrus.bench.speed import run as bench
     from orthrus.data.records import append
 
@@ -63,7 +63,7 @@ def peers(
         suites=tuple(suite),
         folder=data,
         limit=limit,
-        contenders=(Contender("ar", None, "distribution"), *(one.contender for one in asked)),
+        contenders=(PLAIN, *(one.contender for one in asked)),
         batches=tuple(batch or [1]),
         dtypes=(dtype,),
         max_new_tokens=max_new_tokens,
@@ -78,16 +78,8 @@ def peers(
         clock=clock,
         load=lambda source: measuring.loader(source, device, backbone=backbone),
     )
-    with resumable(), measuring.progress() as (start, lap):
-        labels = bench.run(
-            job,
-            output,
-            load=measuring.loader(model, device, backbone=backbone),
-            clock=clock,
-            on_start=lambda outlook: start(outlook.laps, measuring.words(outlook)),
-            on_lap=lap,
-            others=field.decoders,
-        )
+    load = measuring.loader(model, device, backbone=backbone)
+    labels = measuring.carried_out(bench.run, job, output, load=load, clock=clock, others=field.decoders)
     if labels:
         field.cost(job.batches)
         append(output, field.records(labels))

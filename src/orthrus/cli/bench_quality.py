@@ -5,7 +5,7 @@ from typing import Annotated
 import typer
 
 from orthrus.cli import common, measuring
-from orthrus.cli.common import err, resumable, say
+from orthrus.cli.common import err, say
 
 
 def quality(
@@ -39,12 +39,6 @@ def quality(
         model=model, suites=tuple(suite), folder=data, limit=limit, dtypes=named, max_new_tokens=max_new_tokens
     )
     measuring.set_threads(threads)
-    with resumable(), measuring.progress() as (start, lap):
-        bench.run(
-            job,
-            output,
-            load=measuring.loader(model, device, backbone=backbone),
-            on_start=lambda todo, done: start(todo, f"{todo} answers to read · {done} done before"),
-            on_lap=lap,
-        )
+    load = measuring.loader(model, device, backbone=backbone)
+    measuring.carried_out(bench.run, job, output, load=load, counted="precision")
     say(f"{output}: complete; orthrus bench report {output}", to=err)

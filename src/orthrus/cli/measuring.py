@@ -4,16 +4,18 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from time import monotonic
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeElapsedColumn, TimeRemainingColumn
 
-from orthrus.cli.common import err, out, say
+from orthrus.cli.common import err, out, resumable, say
 
 if TYPE_CHECKING:
     from orthrus.bench.session import Loader, Outlook
-    from orthrus.bench.speed.tables import Grid
+    from orthrus.bench.tables import Grid
+
+T = TypeVar("T")
 
 _PLAIN_LINES = 20  # progress reports where standard error is no terminal
 
@@ -60,7 +62,7 @@ def name_files(paths: Iterable[Path]) -> None:
         say(str(path), to=err)
 
 
-def words(outlook: "Outlook", *, counted: str = "batch size and precision") -> str:
+def words(outlook: "Outlook", *, counted: str) -> str:
     """Say what a measurement is about to do; `counted` names what prompts are answered anew for."""
     todo = sum(len(heat.prompts) for heat in outlook.heats)
     parts = [f"{todo} prompts to answer (each {counted} counted)"]
@@ -94,6 +96,18 @@ def loader(
     logging.disable_progress_bar()
     options: dict[str, Any] = {"backbone": backbone, "device": device, "compile": compile, "pack": pack}
     return lambda dtype: load(model, dtype=dtype, offload_folder=offload, **options)
+
+
+def carried_out(
+    run: Callable[..., T], job: Any, output: Path, *, counted: str = "batch size and precision", **more: Any
+) -> T:
+    """Run a job that writes a file of results, with progress; once stopped, it says that the same command goes on."""
+    with resumable(), progress() as (start, lap):
+
+        def begin(outlook: "Outlook") -> None:
+            start(outlook.laps, words(outlook, counted=counted))
+
+        return run(job, output, on_start=begin, on_lap=lap, **more)
 
 
 @contextmanager

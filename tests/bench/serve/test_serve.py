@@ -10,7 +10,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from orthrus.bench.serve.joining import join
 from orthrus.bench.serve.joining import table as joined_table
 from orthrus.bench.serve.load import Answered, Setting, Target, run
-from orthrus.bench.serve.report import answers, plot, summaries, table
+from orthrus.bench.serve.report import plot, summaries, table
 from orthrus.bench.suites import Item
 from orthrus.cli import main
 from orthrus.data.records import read_records
@@ -94,7 +94,7 @@ def test_a_summary_says_what_its_lines_say() -> None:
     assert plain.per_token == pytest.approx([0.2] * 3)
     grid = table([drafted, plain], "t")
     assert [len(row) for row in grid.rows] == [len(grid.header)] * 2
-    assert answers([one.to_record() for one in lines], where="f") == lines
+    assert Answered.read([one.to_record() for one in lines], where="f") == lines
 
 
 def test_the_command_writes_lines_a_table_and_plots(
@@ -109,7 +109,7 @@ def test_the_command_writes_lines_a_table_and_plots(
     assert [(s["mode"], s["concurrency"], s["failed"]) for s in printed["settings"]] == [
         ("orthrus", 1, 0), ("ar", 1, 0), ("orthrus", 2, 0), ("ar", 2, 0),
     ]  # fmt: skip
-    assert len(answers(read_records(results), where="r")) == 8
+    assert len(Answered.read(read_records(results), where="r")) == 8
     assert sorted(path.name for path in tmp_path.glob("*.png")) == [
         "serve-first-concurrency.png", "serve-per-token-concurrency.png", "serve-throughput-concurrency.png",
     ]  # fmt: skip

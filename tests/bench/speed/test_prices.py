@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from orthrus.bench.contenders import contenders
-from orthrus.bench.lines import results
+from orthrus.bench.lines import Result
 from orthrus.bench.speed.prices import Meter, Prices
 from orthrus.bench.speed.report import read_report
 from orthrus.bench.speed.run import Job, run
@@ -98,7 +98,7 @@ def test_a_report_computes_seconds_from_counts(job: dict[str, Any], model_folder
     prices_of = Prices(PLAIN, "float32", where="here")
     for summary in (plain, full):
         expected, emitted = 0.0, 0
-        for result in results(read_records(output), where="timed"):
+        for result in Result.read(read_records(output), where="timed"):
             if (result.mode == "ar") == (summary is plain):
                 prompt = prices_of.seconds("verify", result.prompt_tokens, batch=1, context=1)
                 stats = result.stats
@@ -137,7 +137,7 @@ def test_a_run_by_prices_counts_passes(job: dict[str, Any], model_folder: Path, 
     for name, more in (("priced", {}), ("timed", {"prices": None})):
         output = tmp_path / f"{name}.jsonl"
         run(Job(**{**job, **more}, contenders=who), output, load=lambda dtype: load(model_folder, dtype=dtype))
-        found = results(read_records(output), where=name)
+        found = Result.read(read_records(output), where=name)
         texts[name] = [(r.id, r.contender, r.token_hash) for r in found]
         if name == "priced":
             for r in found:

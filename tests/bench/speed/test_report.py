@@ -182,8 +182,7 @@ def test_runs_of_one_machine_are_one_table_and_the_last_counts() -> None:
 
 def test_curves_of_two_machines_are_two(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     drawn: dict[str, dict[str, list[tuple[int, float]]]] = {}
-    monkeypatch.setattr(plots, "_curves", lambda curves, title, **_: drawn.setdefault(title, curves))
-    monkeypatch.setattr(plots, "save", lambda path, draw: path)
+    monkeypatch.setattr(plots, "curves", lambda axes, curves, **_: drawn.setdefault(axes.get_title(), curves))
     other = [result(configuration="d", seconds=5.0, batch=batch) for batch in (1, 8)]
     own = [result(batch=batch, suite=suite) for batch in (1, 8) for suite in ("s", "t")]
     plot(_timed([*own, *other]), tmp_path)
@@ -199,8 +198,7 @@ def test_curves_of_two_machines_are_two(monkeypatch: pytest.MonkeyPatch, tmp_pat
 
 def test_curves_of_two_models_are_two(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     drawn: list[dict[str, list[tuple[int, float]]]] = []
-    monkeypatch.setattr(plots, "_curves", lambda curves, **_: drawn.append(curves))
-    monkeypatch.setattr(plots, "save", lambda path, draw: path)
+    monkeypatch.setattr(plots, "curves", lambda axes, curves, **_: drawn.append(curves))
     report = _timed(device="fast")
     report.passes[-2]["model"] = "small"
     plot(report, tmp_path)

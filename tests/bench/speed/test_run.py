@@ -8,8 +8,9 @@ from typing import Any
 import pytest
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from orthrus.bench.contenders import Answer, Contender, Decoder, contenders
-from orthrus.bench.lines import Result, results
+from orthrus.bench.contenders import contenders
+from orthrus.bench.lines import Result
+from orthrus.bench.race import Answer, Contender, Decoder
 from orthrus.bench.session import Outlook
 from orthrus.bench.speed import run as bench
 from orthrus.bench.speed.run import Job, run
@@ -47,7 +48,7 @@ def start(model_folder: Path, prompt_file: Path, ticks: Ticks, tmp_path: Path) -
         }
         output = tmp_path / "out.jsonl"
         run(Job(**given), output, load=_loader(model_folder), clock=ticks, on_lap=on_lap, on_start=on_start)
-        return results(read_records(output), where="out")
+        return Result.read(read_records(output), where="out")
 
     return go
 
@@ -90,7 +91,7 @@ def test_an_interrupted_run_is_taken_up_and_completed(start: Start, tmp_path: Pa
     with pytest.raises(Stop):
         start(on_lap=until_nine)
     output = tmp_path / "out.jsonl"
-    before = results(read_records(output), where="out")
+    before = Result.read(read_records(output), where="out")
     assert [line.id for line in before] == ["t/0", "t/0", "t/1", "t/1"]
     with output.open("a") as file:
         file.write('{"kind": "result", "id": "t/')

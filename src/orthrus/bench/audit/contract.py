@@ -44,8 +44,8 @@ class Contract:
             "epsilon": self.epsilon,
             "experts": self.experts,
             "texts": self.texts,
-            "ties": [_text(v) | {"at": v.result.diverges_at, "gap": v.gap} for v in self.ties],
-            "broken": [_text(v) | {"at": v.result.diverges_at, "gap": v.gap} for v in self.broken],
+            "ties": [_text(v) | {"at": v.diverges_at, "gap": v.gap} for v in self.ties],
+            "broken": [_text(v) | {"at": v.diverges_at, "gap": v.gap} for v in self.broken],
             "counted": self.counted,
             "wasteful": [_text(v) | {"tokens": v.tokens, "passes": v.passes} for v in self.wasteful],
         }
@@ -74,4 +74,4 @@ def contract(verdicts: Iterable[Verdict], *, epsilon: float = EPSILON, experts: 
 
 
 def _text(verdict: Verdict) -> dict[str, Any]:
-    return {**asdict(verdict.setting), "suite": verdict.result.suite, "id": verdict.result.id}
+    return {**asdict(verdict.setting), "suite": verdict.suite, "id": verdict.id}

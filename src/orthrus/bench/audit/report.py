@@ -14,8 +14,7 @@ import numpy as np
 from orthrus.bench import lines, metrics
 from orthrus.bench.audit.contract import EPSILON, Contract, contract
 from orthrus.bench.audit.verdicts import MARGINS, Divergence, Key, Reference, Setting, Verdict, read
-from orthrus.bench.metrics import Estimate
-from orthrus.bench.speed.report import sections, split
+from orthrus.bench.metrics import Estimate, sections, split
 from orthrus.data.records import Record, read_records
 from orthrus.errors import DataError
 
@@ -143,9 +142,9 @@ def read_audit(path: Path, configuration: str, *, epsilon: float = EPSILON) -> A
 
 def plain_summaries(references: Sequence[Reference], verdicts: Sequence[Verdict]) -> list[PlainSummary]:
     """Return what the references say, for each precision and promise."""
-    conditions = {(v.result.dtype, v.result.exact): v.conditions for v in verdicts}
+    conditions = {(v.dtype, str(v.exact)): v.conditions for v in verdicts}
     out = []
-    for (dtype, exact), part in split(references, lambda reference: (reference.dtype, reference.exact)):
+    for (dtype, exact), part in split(references, lambda reference: (reference.dtype, reference.exact)).items():
         positions = sum(reference.tokens for reference in part)
         counts = np.sum([reference.close for reference in part], axis=0)
         out.append(
@@ -166,12 +165,10 @@ def plain_summaries(references: Sequence[Reference], verdicts: Sequence[Verdict]
 def summaries(references: Sequence[Reference], verdicts: Sequence[Verdict]) -> list[Summary]:
     """Return figures for every setting, on each domain of each suite and on all together."""
     perplexities = {reference.key: reference.perplexity for reference in references}
-    verdict_of = {(v.result.prompt, v.result.contender): v for v in verdicts}
     order = _order(verdicts)
     out = []
-    for (suite, domain), results in sections([verdict.result for verdict in verdicts]):
-        section = [verdict_of[result.prompt, result.contender] for result in results]
-        by_setting = dict(split(section, lambda verdict: verdict.setting))
+    for (suite, domain), part in sections(verdicts):
+        by_setting = split(part, lambda verdict: verdict.setting)
         for setting in filter(by_setting.__contains__, order):
             plain = Setting(dtype=setting.dtype, exact=setting.exact, mode="ar", plan=None, batch=setting.batch)
             against = by_setting.get(plain, []) if setting.mode != "ar" else []
@@ -189,7 +186,7 @@ def _order(verdicts: Sequence[Verdict]) -> list[Setting]:
     """Return all settings as they first appear, those of one precision and promise together."""
     settings = dict.fromkeys(verdict.setting for verdict in verdicts)
     groups = split(settings, lambda setting: (setting.dtype, setting.exact))
-    return [setting for _, group in groups for setting in group]
+    return [setting for group in groups.values() for setting in group]
 
 
 def _summary(
@@ -200,24 +197,23 @@ def _summary(
     plain: Sequence[Verdict],
     perplexities: Mapping[Key, float],
 ) -> Summary:
-    results = [verdict.result for verdict in part]
-    cycles = metrics.pooled(results, "tokens_per_cycle")
-    forward = [r.stats["tokens_per_forward"] for r in results]
-    ratio = metrics.faster(results, [verdict.result for verdict in plain])
+    cycles = metrics.pooled(part, "tokens_per_cycle")
+    forward = [verdict.stats["tokens_per_forward"] for verdict in part]
+    ratio = metrics.faster(part, plain)
     return Summary(
         setting=setting,
         suite=suite,
         domain=domain,
         prompts=len(part),
-        identical=sum(r.diverges_at is None for r in results),
+        identical=sum(verdict.diverges_at is None for verdict in part),
         identical_to_hf=sum(verdict.hf is None for verdict in part),
         partings=[parting for v in part if (parting := v.parting) is not None],
         tokens_per_cycle=None if cycles is None else cycles.value,
-        tokens_per_forward=sum(r.stats["emitted"] for r in results) / sum(r.stats["forwards"] for r in results),
+        tokens_per_forward=sum(verdict.tokens for verdict in part) / sum(verdict.passes for verdict in part),
         least_tokens_per_forward=min(forward),
         below_one_token_per_forward=sum(value < 1 for value in forward),
         speed=None if ratio is None else ratio.totals,
-        by_perplexity=quantiles([(perplexities[v.key], v.result.diverges_at is None) for v in part]),
+        by_perplexity=quantiles([(perplexities[v.key], v.diverges_at is None) for v in part]),
     )
 
 

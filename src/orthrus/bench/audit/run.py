@@ -5,7 +5,7 @@ mode and plan at every batch size, one engine working through a whole chunk of p
 """
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from time import perf_counter
@@ -17,9 +17,10 @@ from transformers import PreTrainedModel
 from orthrus.bench import lines, session
 from orthrus.bench.audit.texts import Plain, Writer, perplexity
 from orthrus.bench.audit.verdicts import Divergence, Reference, Verdict, close, from_hf
-from orthrus.bench.contenders import Contender, answered, contenders
-from orthrus.bench.race import Clock
-from orthrus.bench.session import Encoded, Heat, Loader, Outlook
+from orthrus.bench.contenders import contenders
+from orthrus.bench.metrics import split
+from orthrus.bench.race import Answer, Clock, Contender
+from orthrus.bench.session import Cut, Encoded, Heat, Loader, Outlook
 from orthrus.data.records import append
 from orthrus.decode.exact import Exact, finding_for
 from orthrus.decode.learned import begin_anew
@@ -98,14 +99,15 @@ def run(
     scorer, tokenizer = load(SCORER)
     prompts, too_long = session.encoded(items, scorer, tokenizer)
     settings = configuration(job, scorer)
-    everyone = session.who(job.contenders())
-    done = lines.take_up(output, digest(settings), dict.fromkeys(job.batches, everyone))
-    outlook = _outlook(job, prompts, digest(settings), done, too_long)
+    done = lines.take_up(output, digest(settings), {batch: set(job.contenders()) for batch in job.batches})
+    cuts = [Cut(dtype, job.batches, job.chunk) for dtype in job.dtypes]
+    laps = 1 + len(job.exacts) + len(job.seats())
+    outlook = session.outlook(prompts, cuts, digest(settings), done, laps=lambda _: laps, too_long=too_long)
     on_start(outlook)
     if not outlook.heats:
         return digest(settings)
     labels = session.write_head(output, settings, dtypes=job.dtypes, device=scorer.device)
-    for dtype in dict.fromkeys(heat.dtype for heat in outlook.heats):
+    for dtype, heats in split(outlook.heats, lambda heat: heat.cut.dtype).items():
         model = scorer if dtype == SCORER else load(dtype)[0]
         begin_anew(model)
         writer = Writer(model, tokenizer, job.max_new_tokens)
@@ -118,9 +120,9 @@ def run(
             clock=clock,
             on_lap=on_lap,
         )
-        for turn, heat in enumerate(heat for heat in outlook.heats if heat.dtype == dtype):
+        for turn, heat in enumerate(heats):
             references, verdicts = audit.chunk(heat, turn)
-            new = [verdict for verdict in verdicts if verdict.result.prompt not in done]
+            new = [verdict for verdict in verdicts if verdict.prompt not in done]
             append(output, [*(r.to_record() for r in references), *(v.to_record() for v in new)])
     return digest(settings)
 
@@ -172,7 +174,7 @@ class _Audit:
         for exact in dict.fromkeys(who.exact for who in self.job.contenders() if who.exact is not None):
             plain[exact] = [self.writer.plain(prompt, exact) for prompt in ids]
             trios = zip(heat.prompts, plain[exact], hf, strict=True)
-            references += [self._reference(heat.dtype, exact, *trio) for trio in trios]
+            references += [self._reference(heat.cut.dtype, exact, *trio) for trio in trios]
             self.on_lap()
         verdicts: list[Verdict] = []
         seats = self.job.seats()
@@ -191,9 +193,7 @@ class _Audit:
     def _reference(self, dtype: str, exact: Exact, prompt: Encoded, plain: Plain, hf_ids: list[int]) -> Reference:
         return Reference(
             **self.labels,
-            suite=prompt.item.suite,
-            id=prompt.item.id,
-            domain=prompt.item.domain,
+            **prompt.names,
             dtype=dtype,
             exact=exact,
             tokens=len(plain.token_ids),
@@ -215,36 +215,12 @@ class _Audit:
         hf_ids: list[int],
     ) -> Verdict:
         parting = Divergence.of(row.token_ids, plain.token_ids, plain.gaps)
-        result = session.result(
-            self.labels,
-            heat,
-            prompt,
-            who,
-            answered(row),
-            batch=batch,
-            seconds=[seconds],
+        return Verdict(
+            **session.answered(self.labels, heat, prompt, who, Answer.of(row), batch=batch, seconds=[seconds]),
             identical=parting is None,
             diverges_at=None if parting is None else parting.at,
-        )
-        return Verdict(
-            result=result,
+            right=None,
             gap=None if parting is None else parting.gap,
             hf=from_hf(row.token_ids, hf_ids, plain.token_ids, plain.gaps),
             conditions=self.conditions[str(who.exact)],
         )
-
-
-def _outlook(
-    job: Job, prompts: Sequence[Encoded], configuration: str, done: set[lines.Prompt], too_long: int
-) -> Outlook:
-    heats: list[Heat] = []
-    for dtype in job.dtypes:
-
-        def pending(prompt: Encoded, dtype: str = dtype) -> bool:
-            suite, id = prompt.item.suite, prompt.item.id
-            return any((configuration, dtype, batch, suite, id) not in done for batch in job.batches)
-
-        heats += session.heats(prompts, dtype=dtype, batch=job.chunk, chunk=job.chunk, pending=pending)
-    wanted = len(prompts) * len(job.dtypes)
-    laps = len(heats) * (1 + len(job.exacts) + len(job.seats()))
-    return Outlook(heats=heats, laps=laps, done=wanted - sum(len(heat.prompts) for heat in heats), too_long=too_long)

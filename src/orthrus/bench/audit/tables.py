@@ -7,9 +7,8 @@ from typing import Final
 from orthrus.bench.audit.contract import COUNTED, Contract
 from orthrus.bench.audit.report import AuditReport, PlainSummary, Summary, widest
 from orthrus.bench.audit.verdicts import Verdict
-from orthrus.bench.speed.tables import Grid
+from orthrus.bench.tables import NONE, Grid, estimate, number, percent
 
-_NONE = "–"
 _SHOWN: Final = 20  # mismatches in a table; JSON has all of them
 
 
@@ -18,12 +17,8 @@ def tables(report: AuditReport) -> list[Grid]:
     title = f"{report.settings.get('model', '')}, at most {report.settings.get('max_new_tokens', '?')} tokens"
     grids = [_texts(title, report.summaries), _perplexity(title, widest(report.summaries)), _references(report.plain)]
     grids.append(_conditions(report.plain))
-    for name, mismatches in (("Broken", report.contract.broken), ("Ties", report.contract.ties)):
-        if mismatches:
-            grids.append(_mismatches(name, mismatches))
-    if report.contract.wasteful:
-        grids.append(_wasteful(report.contract.wasteful))
-    return grids
+    grids += [_mismatches("Broken", report.contract.broken), _mismatches("Ties", report.contract.ties)]
+    return [grid for grid in (*grids, _wasteful(report.contract.wasteful)) if grid.rows]
 
 
 def verdict(contract: Contract) -> str:
@@ -49,13 +44,13 @@ def _texts(title: str, summaries: Sequence[Summary]) -> Grid:
         [
             *(s.suite, s.domain, s.setting.dtype, s.setting.exact, s.setting.label),
             *(str(s.setting.batch), str(s.prompts)),
-            *(_percent(s.identical, s.prompts), _percent(s.identical_to_hf, s.prompts)),
-            _NONE if not s.partings else f"{median(parting.at for parting in s.partings):.0f}",
-            *((f"{median(s.gaps):.3g}", f"{max(s.gaps):.3g}") if s.gaps else (_NONE, _NONE)),
-            _NONE if s.tokens_per_cycle is None else f"{s.tokens_per_cycle:.2f}",
+            *(percent(s.identical / s.prompts), percent(s.identical_to_hf / s.prompts)),
+            number(median(parting.at for parting in s.partings) if s.partings else None, 0),
+            *((f"{median(s.gaps):.3g}", f"{max(s.gaps):.3g}") if s.gaps else (NONE, NONE)),
+            number(s.tokens_per_cycle, 2),
             f"{s.tokens_per_forward:.2f} (least {s.least_tokens_per_forward:.2f}, "
             f"{s.below_one_token_per_forward} below 1)",
-            _NONE if s.speed is None else f"{s.speed.value:.2f} ({s.speed.low:.2f} to {s.speed.high:.2f})",
+            estimate(s.speed),
         ]
         for s in summaries
     ]
@@ -67,7 +62,7 @@ def _perplexity(title: str, summaries: Sequence[Summary]) -> Grid:
     rows = [
         [
             *(s.setting.dtype, s.setting.exact, s.setting.label, str(s.setting.batch)),
-            *(f"{_percent(q.identical, q.prompts)} ({q.low:.2f} to {q.high:.2f})" for q in s.by_perplexity),
+            *(f"{percent(q.identical / q.prompts)} ({q.low:.2f} to {q.high:.2f})" for q in s.by_perplexity),
         ]
         for s in summaries
     ]
@@ -79,8 +74,8 @@ def _references(plain: Sequence[PlainSummary]) -> Grid:
     margins = list(plain[0].close) if plain else []
     rows = [
         [
-            *(p.dtype, p.exact, str(p.prompts), str(p.positions), _percent(p.identical_to_hf, p.prompts)),
-            *(f"{100 * p.close[margin]:.2f} %" for margin in margins),
+            *(p.dtype, p.exact, str(p.prompts), str(p.positions), percent(p.identical_to_hf / p.prompts)),
+            *(percent(p.close[margin], 2) for margin in margins),
         ]
         for p in plain
     ]
@@ -94,14 +89,14 @@ def _conditions(plain: Sequence[PlainSummary]) -> Grid:
         finding = p.conditions.get("finding")
         shape = finding and " ".join(f"{name} {value}" for name, value in finding["geometry"].items())
         broken = finding and ("; ".join(finding["broken"]) or "nothing")
-        row = [p.dtype, p.exact, *(str(p.conditions.get(name, _NONE)) for name in ("device", "attention", "threads"))]
-        rows.append([*row, shape or _NONE, broken or _NONE])
+        row = [p.dtype, p.exact, *(str(p.conditions.get(name, NONE)) for name in ("device", "attention", "threads"))]
+        rows.append([*row, shape or NONE, broken or NONE])
     header = ["dtype", "exact", "device", "attention", "threads", "fixed shapes", "what the probe found broken"]
     return Grid(title="Conditions", header=header, rows=rows, labels=7)
 
 
 def _mismatches(name: str, texts: Sequence[Verdict]) -> Grid:
-    rows = [[*_text(v), str(v.result.diverges_at), _NONE if v.gap is None else f"{v.gap:.3g}"] for v in texts[:_SHOWN]]
+    rows = [[*_text(v), str(v.diverges_at), NONE if v.gap is None else f"{v.gap:.3g}"] for v in texts[:_SHOWN]]
     title = f"{name}: {len(rows)} of {len(texts)} texts"
     return Grid(title=title, header=[*_TEXT, "parts at", "gap there"], rows=rows, labels=5)
 
@@ -117,9 +112,5 @@ _TEXT: Final = ("suite", "prompt", "dtype", "exact", "decoder", "batch")
 
 def _text(verdict: Verdict) -> list[str]:
     setting = verdict.setting
-    which = [verdict.result.suite, verdict.result.id]
+    which = [verdict.suite, verdict.id]
     return [*which, setting.dtype, setting.exact, setting.label, str(setting.batch)]
-
-
-def _percent(count: int, total: int) -> str:
-    return f"{100 * count / total:.1f} %"

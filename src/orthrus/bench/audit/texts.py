@@ -9,9 +9,9 @@ import torch
 from torch.nn.functional import cross_entropy
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from orthrus.bench.contenders import Contender
 from orthrus.bench.peers import hf
 from orthrus.bench.quality import answer_logits
+from orthrus.bench.race import Contender
 from orthrus.decode.api import engine_for
 from orthrus.decode.engine import Engine
 from orthrus.decode.exact import Exact

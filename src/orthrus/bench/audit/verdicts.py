@@ -5,16 +5,13 @@ them too.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
-from typing import Any, Final, TypeAlias
+from dataclasses import asdict, dataclass
+from typing import Any, ClassVar, Final, TypeAlias
 
-from orthrus.bench import lines
-from orthrus.bench.lines import Result
-from orthrus.bench.race import first_difference
+from orthrus.bench.lines import Line, Result
+from orthrus.bench.race import Contender, first_difference
 from orthrus.data.records import Record
-from orthrus.errors import DataError
 
-REFERENCE: Final = "reference"
 MARGINS: Final = (0.001, 0.01, 0.1, 0.5)
 """Gaps between the two best logits below which a recheck might look at a position again."""
 
@@ -43,7 +40,7 @@ class Divergence:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Reference:
+class Reference(Line):
     """Plain decoding of one prompt, alone, by this engine.
 
     Attributes:
@@ -56,6 +53,8 @@ class Reference:
         close: for each of `MARGINS`, the positions whose gap is below it.
         hf: where Hugging Face's `generate` of the untouched backbone leaves it; None where the texts are equal.
     """
+
+    kind: ClassVar[str] = "reference"
 
     provenance: str
     configuration: str
@@ -75,8 +74,10 @@ class Reference:
         """What the text is the reference of."""
         return self.dtype, self.exact, self.suite, self.id
 
-    def to_record(self) -> Record:
-        return {"kind": REFERENCE, **asdict(self)}
+    @classmethod
+    def values(cls, record: Record) -> Record:
+        """Return a record's values by the names of fields."""
+        return {**record, "hf": _parting(record["hf"])}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -97,21 +98,19 @@ class Setting:
     @property
     def label(self) -> str:
         """Mode and plan in words."""
-        return " ".join(filter(None, (self.mode, self.plan)))
+        return Contender(self.mode, self.plan).name
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Verdict:
-    """One measured text, compared.
+class Verdict(Result):
+    """One measured text, compared; "identical" and "diverges_at" of its line compare with the reference.
 
     Attributes:
-        result: the line as `orthrus bench` has it; "identical" and "diverges_at" compare with the reference.
         gap: the reference's gap where the texts part (`Divergence`).
         hf: where the text leaves Hugging Face's; gaps are the reference's, where it says the same up to there.
         conditions: device, attention function, threads, and the probe's finding (`orthrus.decode.exact`).
     """
 
-    result: Result
     gap: float | None
     hf: Divergence | None
     conditions: Mapping[str, Any]
@@ -119,32 +118,37 @@ class Verdict:
     @property
     def key(self) -> Key:
         """Which reference the text was compared with."""
-        return self.result.dtype, str(self.result.exact), self.result.suite, self.result.id
+        return self.dtype, str(self.exact), self.suite, self.id
 
     @property
     def setting(self) -> Setting:
         """Who wrote the text, and what was promised of it."""
-        r = self.result
-        return Setting(dtype=r.dtype, exact=str(r.exact), mode=r.mode, plan=r.plan, batch=r.batch)
+        return Setting(dtype=self.dtype, exact=str(self.exact), mode=self.mode, plan=self.plan, batch=self.batch)
 
     @property
     def parting(self) -> Divergence | None:
         """Where the text leaves the reference; None where the two are equal."""
-        return None if self.result.diverges_at is None else Divergence(self.result.diverges_at, self.gap)
+        return None if self.diverges_at is None else Divergence(self.diverges_at, self.gap)
 
     @property
     def tokens(self) -> int:
         """Tokens of the text."""
-        return int(self.result.stats["emitted"])
+        return int(self.stats["emitted"])
 
     @property
     def passes(self) -> int:
         """Passes that it took, the prompt's included."""
-        return int(self.result.stats["forwards"])
+        return int(self.stats["forwards"])
 
     def to_record(self) -> Record:
-        hf = None if self.hf is None else asdict(self.hf)
-        return {**self.result.to_record(), "audit": {"gap": self.gap, "hf": hf, "conditions": dict(self.conditions)}}
+        record = {"kind": self.kind, **asdict(self)}
+        added = {name: record.pop(name) for name in ("gap", "hf", "conditions")}
+        return {**record, "audit": added}
+
+    @classmethod
+    def values(cls, record: Record) -> Record:
+        """Return a record's values by the names of fields."""
+        return {**record, **record["audit"], "hf": _parting(record["audit"]["hf"])}
 
 
 def close(gaps: Sequence[float]) -> list[int]:
@@ -167,34 +171,9 @@ def read(records: Iterable[Record], configuration: str, *, where: str) -> tuple[
 
     Raises DataError for a line of a result or reference that no audit wrote.
     """
-    references: dict[Key, Reference] = {}
-    verdicts: list[Verdict] = []
-    for record in records:
-        if record.get("configuration") != configuration:
-            continue
-        if record.get("kind") == REFERENCE:
-            reference = _reference(record, where)
-            references[reference.key] = reference
-        elif record.get("kind") == lines.RESULT:
-            verdicts.append(_verdict(record, where))
-    return list(references.values()), verdicts
-
-
-def _reference(record: Record, where: str) -> Reference:
-    try:
-        values = {f.name: record[f.name] for f in fields(Reference)}
-        return Reference(**{**values, "hf": _parting(values["hf"])})
-    except (KeyError, TypeError) as error:
-        raise DataError(f"{where}: a reference line must have the fields of an audit, found {error}") from None
-
-
-def _verdict(record: Record, where: str) -> Verdict:
-    (result,) = lines.results([record], where=where)
-    try:
-        added = record["audit"]
-        return Verdict(result=result, gap=added["gap"], hf=_parting(added["hf"]), conditions=added["conditions"])
-    except (KeyError, TypeError) as error:
-        raise DataError(f"{where}: a result line must hold what an audit adds, found none of {error}") from None
+    mine = [record for record in records if record.get("configuration") == configuration]
+    references = {reference.key: reference for reference in Reference.read(mine, where=where)}
+    return list(references.values()), Verdict.read(mine, where=where)
 
 
 def _parting(value: Mapping[str, Any] | None) -> Divergence | None:

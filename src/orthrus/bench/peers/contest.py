@@ -15,10 +15,9 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from orthrus.bench.contenders import Answer, Contender, Decoder, answered
 from orthrus.bench.peers import hf
 from orthrus.bench.peers.watch import Watch
-from orthrus.bench.race import Clock
+from orthrus.bench.race import PLAIN, Answer, Clock, Contender, Decoder
 from orthrus.bench.session import Loader
 from orthrus.checkpoints.drafters import KINDS as DRAFTERS
 from orthrus.checkpoints.drafters import load_drafter
@@ -146,7 +145,7 @@ class Field:
     model: Any = None
 
     def __post_init__(self) -> None:
-        names = [" ".join(filter(None, (peer.label, peer.contender.plan))) for peer in self.peers]
+        names = [peer.contender.name for peer in self.peers]
         if twice := sorted({name for name in names if names.count(name) > 1}):
             raise ConfigError(
                 f"each peer must have a name of its own, found {', '.join(twice)} more than once: name each one once, "
@@ -169,14 +168,12 @@ class Field:
             )
         self.loaded, self.model = {}, model
         eos = Options.of(model.generation_config).eos_token_id
-        plain = Contender("ar", None, "distribution")
-        out: dict[Contender, Decoder] = {plain: _engine(model, tokenizer, eos, "ar", None, Watch(self.clock, model))}
+        self.made = {PLAIN: _engine(model, tokenizer, eos, "ar", None, Watch(self.clock, model))}
         for peer in self.peers:
             entrant = self._entrant(peer, model, tokenizer, eos)
             self.loaded[peer.contender] = entrant
-            out[peer.contender] = entrant.decode
-        self.made = out
-        return out
+            self.made[peer.contender] = entrant.decode
+        return self.made
 
     def cost(self, batches: Sequence[int]) -> None:
         """Time drafts and verifications after random prompts too."""
@@ -252,7 +249,7 @@ def _engine(
             rows[progress.row.id] = progress.row
         stores = [store for layer, store in engine.cache.stores.items() if layer >= len(layers_of(model))]
         watch.key_bytes = sum(store.nbytes for store in stores) // (engine.cache.rows * engine.cache.capacity)
-        return [answered(rows[id], first_token_seconds=first[id]) for id in ids]
+        return [Answer.of(rows[id], first_token_seconds=first[id]) for id in ids]
 
     return decode
 
@@ -270,13 +267,7 @@ def _transformers(peer: Peer, model: PreTrainedModel, eos: tuple[int, ...]) -> D
         small, _ = backbone_with_tokenizer(peer.source)
         more["assistant_model"] = small.to(device=model.device, dtype=model.dtype).eval()
 
-    def decode(prompts: Sequence[Sequence[int]], max_new_tokens: int) -> list[Answer]:
-        config = hf.settings(peer.kind, eos, max_new_tokens)
-        with hf.counted(backbone) as passes:
-            written = hf.generate(backbone, prompts, config, **more)
-        return [_counted(tokens, len(passes)) for tokens in written]
-
-    return decode
+    return hf.decoder(backbone, peer.kind, eos, **more)
 
 
 def _blocks(peer: Peer, model: PreTrainedModel, eos: tuple[int, ...]) -> tuple[Decoder, PreTrainedModel]:
@@ -287,18 +278,10 @@ def _blocks(peer: Peer, model: PreTrainedModel, eos: tuple[int, ...]) -> tuple[D
     how = Unmasking.parse(peer.how or "0.9")
 
     def decode(prompts: Sequence[Sequence[int]], max_new_tokens: int) -> list[Answer]:
-        answers = []
-        for prompt in prompts:
-            made = write(network, config, how, prompt, max_new_tokens=max_new_tokens, eos=eos)
-            answers.append(_counted(made.token_ids, made.forwards))
-        return answers
+        made = [write(network, config, how, prompt, max_new_tokens=max_new_tokens, eos=eos) for prompt in prompts]
+        return [Answer.counted(one.token_ids, one.forwards) for one in made]
 
     return decode, network
-
-
-def _counted(token_ids: list[int], forwards: int) -> Answer:
-    stats = {"emitted": len(token_ids), "forwards": forwards, "tokens_per_forward": len(token_ids) / forwards}
-    return Answer(token_ids=token_ids, stats=stats, proposed_per_position=[], accepted_at_position=[])
 
 
 def _sizes(network: nn.Module | None) -> dict[str, int]:

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from transformers import GenerationConfig, PreTrainedModel
 
+from orthrus.bench.race import Answer, Decoder
 from orthrus.decode.stop import until_end
 from orthrus.model.attach import detach
 
@@ -61,6 +62,21 @@ def generate(
     )
     rows: list[list[int]] = out[:, longest:].tolist()
     return [until_end(row, config.eos_token_id or []) for row in rows]
+
+
+def decoder(backbone: PreTrainedModel, mode: str, eos_token_id: Sequence[int], **more: Any) -> Decoder:
+    """Return a decoder in one of the modes of `settings`; `more` are transformers' own arguments."""
+
+    def decode(prompts: Sequence[Sequence[int]], max_new_tokens: int) -> list[Answer]:
+        config = settings(mode, eos_token_id, max_new_tokens)
+        if mode in ("hf", "hf-static"):
+            # One pass a token; a hook would stand in the way of a compiled forward.
+            return [Answer.counted(tokens, len(tokens)) for tokens in generate(backbone, prompts, config)]
+        with counted(backbone) as passes:
+            written = generate(backbone, prompts, config, **more)
+        return [Answer.counted(tokens, len(passes)) for tokens in written]
+
+    return decode
 
 
 @contextmanager

@@ -12,33 +12,20 @@ import json
 import multiprocessing
 import weakref
 from collections.abc import Sequence
-from dataclasses import dataclass
 from http.client import HTTPConnection
 from multiprocessing.connection import Connection
 from typing import Any, Final
 from urllib.parse import urlsplit
 
+import torch
+
 from orthrus.bench.peers.ggufs import Weights
+from orthrus.bench.race import Answer, Decoder
+from orthrus.decode.stop import until_end
 from orthrus.errors import ConfigError, DecodingError
 
 PACKAGE: Final = "xllamacpp"
 _PADDING: Final = 256  # llama.cpp rounds contexts up to it
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Written:
-    """What llama.cpp wrote to a prompt.
-
-    Attributes:
-        token_ids: its tokens, the end-of-text token included where one was written.
-        first_token_seconds: how long reading the prompt took, by llama.cpp's own clock.
-        drafted, accepted: lookup drafts, and how many of them the text got; both 0 without lookup.
-    """
-
-    token_ids: list[int]
-    first_token_seconds: float
-    drafted: int = 0
-    accepted: int = 0
 
 
 def check() -> None:
@@ -53,6 +40,16 @@ def build() -> dict[str, str]:
     """Return the package's version and the instructions that it was built for, as JSON values."""
     binding: Any = importlib.import_module(PACKAGE)
     return {PACKAGE: binding.__version__, "build": binding.get_system_info().strip(" |")}
+
+
+def decoder(weights: Weights, eos: Sequence[int], *, context: int, lookup: bool) -> Decoder:
+    """Return a decoder that has a server, with torch's number of threads; answers end with one of `eos`."""
+    server = Server(weights, threads=torch.get_num_threads(), context=context, lookup=lookup)
+
+    def decode(prompts: Sequence[Sequence[int]], max_new_tokens: int) -> list[Answer]:
+        return [server.answer(prompt, max_new_tokens, eos) for prompt in prompts]
+
+    return decode
 
 
 class Server:
@@ -89,8 +86,11 @@ class Server:
         self._weights = weights
         self._address = urlsplit(address)
 
-    def answer(self, prompt: Sequence[int], max_new_tokens: int) -> Written:
-        """Answer one prompt, greedily; raises DecodingError where llama.cpp refuses or reads other tokens."""
+    def answer(self, prompt: Sequence[int], max_new_tokens: int, eos: Sequence[int] = ()) -> Answer:
+        """Answer one prompt, greedily, up to one of `eos`; a pass counts for each token but those that a draft gave.
+
+        Raises DecodingError where llama.cpp refuses or reads other tokens.
+        """
         request = {
             "prompt": list(prompt),
             "n_predict": max_new_tokens,
@@ -104,11 +104,14 @@ class Server:
             raise DecodingError(
                 f"llama.cpp must read the prompt's own {len(prompt)} tokens, found that it read {timings['prompt_n']}"
             )
-        return Written(
-            token_ids=reply["tokens"],
-            first_token_seconds=timings["prompt_ms"] / 1000,
+        accepted = timings.get("draft_n_accepted", 0)
+        return Answer.counted(
+            until_end(reply["tokens"], eos),
+            len(reply["tokens"]) - accepted,
             drafted=timings.get("draft_n", 0),
-            accepted=timings.get("draft_n_accepted", 0),
+            accepted=accepted,
+            first_token_seconds=timings["prompt_ms"] / 1000,  # by llama.cpp's own clock
+            **self._weights.to_dict(),
         )
 
     def _ask(self, request: dict[str, Any]) -> dict[str, Any]:

@@ -2,21 +2,21 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from statistics import median
+from typing import Any, Final
 
 import numpy as np
 
-from orthrus.bench import lines, metrics
+from orthrus.bench import metrics
 from orthrus.bench.lines import Result
+from orthrus.bench.metrics import section, split
 from orthrus.bench.peers.contest import PEER
-from orthrus.bench.speed.plots import legend, save, section
-from orthrus.bench.speed.report import Summary, split, summaries
-from orthrus.bench.speed.tables import Grid
+from orthrus.bench.plots import Album, curves
+from orthrus.bench.race import Contender
+from orthrus.bench.speed.report import Summary, summaries
+from orthrus.bench.tables import NONE, Grid, estimate, number, percent
 from orthrus.data.records import read_records
 from orthrus.errors import DataError
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
 
 HEADER: Final = (
     "suite",
@@ -43,29 +43,26 @@ CAVEATS: Final = (
     "a converted model was trained on the backbone's answers: other training data would cost it more right answers",
     "equal compute at small budgets favours models that start from the backbone's weights",
 )
-_NONE = "–"
 
 
 def tables(path: Path) -> list[Grid]:
     """Read the file of a race; raises DataError where it holds no result."""
     records = read_records(path)
-    results = lines.results(records, where=str(path))
+    results = Result.read(records, where=str(path))
     if not results:
         raise DataError(f"{path}: at least one result line is required, found none")
     peers = {(r["configuration"], r["dtype"], r["mode"], r["plan"]): r for r in records if r.get("kind") == PEER}
-    every = summaries(results, baselines=("ar",))
     out = []
-    for setting in dict.fromkeys(summary.setting for summary in every):
-        part = [summary for summary in every if summary.setting == setting]
+    for setting, part in split(summaries(results, baselines=("ar",)), lambda summary: summary.setting).items():
         raced = [r for r in results if (r.configuration, r.dtype, r.batch) == setting]
         rows = [_row(summary, raced, peers.get((*setting[:2], summary.mode, summary.plan), {})) for summary in part]
         title = f"Peers: {setting[1]}, batch {setting[2]}, {len({r.prompt for r in raced})} prompts"
-        out.append(Grid(title=title, header=list(HEADER), rows=rows, labels=2))
+        out.append(Grid(title=title, header=HEADER, rows=rows, labels=2))
     return out
 
 
 def _row(summary: Summary, results: Sequence[Result], peer: Mapping[str, Any]) -> list[str]:
-    mine = [r for r in results if _is_in(r, summary) and r.contender == (summary.mode, summary.plan, summary.exact)]
+    mine = [r for r in results if _is_in(r, summary) and r.contender == summary.contender]
     plain = [r for r in results if _is_in(r, summary) and r.mode == "ar"]
     training = peer.get("training") or {}
     cost = _costs(peer).get((summary.setting[2], None), {})
@@ -78,20 +75,20 @@ def _row(summary: Summary, results: Sequence[Result], peer: Mapping[str, Any]) -
     return [
         section(summary.suite, summary.domain),
         " ".join(dict.fromkeys(summary.label.split())),
-        _number(parameters, 2, 1e6),
-        _NONE if "operations" not in training else f"{training['operations']:.2g}",
-        _number(training.get("rows"), 0),
-        _number(sum(r.stats.get("accepted", 0) for r in mine) / cycles if cycles else None, 2),
-        _NONE if cycle is None else f"{cycle.value:.2f}",
-        _NONE if forward is None else f"{forward.value:.2f}",
-        _number(drew / cycles if drew else None, 1),
+        number(parameters, 2, 1e6),
+        NONE if "operations" not in training else f"{training['operations']:.2g}",
+        number(training.get("rows"), 0),
+        number(sum(r.stats.get("accepted", 0) for r in mine) / cycles if cycles else None, 2),
+        number(cycle and cycle.value, 2),
+        number(forward and forward.value, 2),
+        number(drew / cycles if drew else None, 1),
         _drafting(cost),
-        _number(1000 * float(np.median(firsts)) if firsts else None, 1),
-        _NONE if ratio is None else f"{ratio.totals.value:.2f} ({ratio.totals.low:.2f} to {ratio.totals.high:.2f})",
-        _number(peer.get("weight_bytes"), 1, 1e6),
-        _number(peer.get("key_bytes_per_token"), 0),
-        _share(summary.identical),
-        _share(summary.right),
+        number(1000 * median(firsts) if firsts else None, 1),
+        estimate(ratio and ratio.totals),
+        number(peer.get("weight_bytes"), 1, 1e6),
+        number(peer.get("key_bytes_per_token"), 0),
+        percent(summary.identical),
+        percent(summary.right),
         _difference(mine, plain),
     ]
 
@@ -104,7 +101,7 @@ def costs(path: Path) -> list[Grid]:
         return []
     rows = [
         [
-            " ".join(filter(None, (peer["mode"], peer["plan"]))),
+            Contender(peer["mode"], peer["plan"]).name,
             *(_drafting(_costs(peer).get(where, {})) for where in settings),
         ]
         for peer in peers
@@ -120,7 +117,7 @@ def _costs(peer: Mapping[str, Any]) -> dict[tuple[int, int | None], Mapping[str,
 
 def _drafting(cost: Mapping[str, Any]) -> str:
     draft, verify = cost.get("draft_seconds"), cost.get("verify_seconds")
-    return _NONE if draft is None or verify is None else f"{draft / verify:.2f}"
+    return NONE if draft is None or verify is None else f"{draft / verify:.2f}"
 
 
 def _is_in(result: Result, summary: Summary) -> bool:
@@ -132,48 +129,27 @@ def _difference(mine: Sequence[Result], plain: Sequence[Result]) -> str:
     right = {r.prompt: r.right for r in plain}
     pairs = [(r.right, right[r.prompt]) for r in mine if r.right is not None and right.get(r.prompt) is not None]
     if not pairs or all(one == other for one, other in pairs):
-        return _NONE if not pairs else "0"
+        return NONE if not pairs else "0"
     values = np.array([[float(one) - float(other), 1.0] for one, other in pairs])  # type: ignore[arg-type]
     gain = metrics.bootstrap(values, metrics.ratio_of_sums)
     return f"{100 * gain.value:+.1f} ({100 * gain.low:+.1f} to {100 * gain.high:+.1f})"
 
 
-def _number(value: float | None, digits: int, unit: float = 1.0) -> str:
-    return _NONE if value is None else f"{value / unit:.{digits}f}"
-
-
-def _share(value: float | None) -> str:
-    return _NONE if value is None else f"{100 * value:.1f} %"
-
-
 def plot(path: Path, folder: Path) -> list[Path]:
     """Draw acceptance by position, and right answers over tokens per pass, for each batch; returns the files."""
-    results = lines.results(read_records(path), where=str(path))
-    out = []
-    for (dtype, batch), part in split(results, lambda r: (r.dtype, r.batch)):
-        by_peer = dict(split(part, lambda r: " ".join(filter(None, r.contender[:2]))))
-        curves = {name: metrics.accepted_per_position(raced) for name, raced in by_peer.items()}
-        points = {name: _point(raced) for name, raced in by_peer.items()}
-
-        def accepted(axes: "Axes", curves: Mapping[str, list[float]] = curves) -> None:
-            for name, shares in curves.items():
-                if shares:
-                    axes.plot(range(1, len(shares) + 1), shares, marker=".", label=name)
-            axes.set(xlabel="position after the anchor", ylabel="share of drafts accepted", ylim=(0, 1))
-            legend(axes)
-
-        def right(axes: "Axes", points: Mapping[str, tuple[float, float] | None] = points) -> None:
-            for name, point in points.items():
-                if point is not None:
-                    axes.plot(*point, marker="o", linestyle="", label=name)
-            axes.set(xlabel="tokens per pass", ylabel="share of answers that are right", ylim=(0, 1))
-            legend(axes)
-
-        out += [
-            save(folder / f"peers-accepted-{dtype}-batch{batch}.png", accepted),
-            save(folder / f"peers-right-{dtype}-batch{batch}.png", right),
-        ]
-    return out
+    album = Album(folder)
+    results = Result.read(read_records(path), where=str(path))
+    for (dtype, batch), part in split(results, lambda r: (r.dtype, r.batch)).items():
+        by_peer = split(part, lambda r: r.contender.name)
+        accepted = {name: metrics.accepted_per_position(raced) for name, raced in by_peer.items()}
+        labels = {"xlabel": "position after the anchor", "ylabel": "share of drafts accepted"}
+        with album.picture(f"peers-accepted-{dtype}-batch{batch}.png", ylim=(0, 1), **labels) as axes:
+            curves(axes, {name: list(enumerate(shares, start=1)) for name, shares in accepted.items() if shares})
+        points = {name: point for name, raced in by_peer.items() if (point := _point(raced)) is not None}
+        labels = {"xlabel": "tokens per pass", "ylabel": "share of answers that are right"}
+        with album.picture(f"peers-right-{dtype}-batch{batch}.png", ylim=(0, 1), **labels) as axes:
+            curves(axes, {name: [point] for name, point in points.items()}, line=False)
+    return album.files
 
 
 def _point(results: Sequence[Result]) -> tuple[float, float] | None:

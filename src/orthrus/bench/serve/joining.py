@@ -8,21 +8,21 @@ import itertools
 import time
 import uuid
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field, replace
-from typing import Any, Final
+from dataclasses import dataclass, field, replace
+from typing import ClassVar, Final
 
-import numpy as np
-
+from orthrus.bench.lines import Line
+from orthrus.bench.metrics import percentiles
 from orthrus.bench.serve.load import Answered, Mode, Setting, Target, ask, connected
-from orthrus.bench.speed.tables import Grid
 from orthrus.bench.suites import Item
+from orthrus.bench.tables import Grid, milliseconds
 from orthrus.errors import ConfigError
 
 JOIN: Final = "join"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Joined:
+class Joined(Line):
     """A prompt that joined running streams.
 
     Attributes:
@@ -34,6 +34,8 @@ class Joined:
         error: what went wrong with it; None where nothing did.
     """
 
+    kind: ClassVar[str] = JOIN
+
     mode: Mode
     concurrency: int
     prompt_tokens: int = 0
@@ -41,10 +43,6 @@ class Joined:
     during: list[float] = field(default_factory=list)
     otherwise: list[float] = field(default_factory=list)
     error: str | None = None
-
-    def to_record(self) -> dict[str, Any]:
-        """Return the line as plain JSON values."""
-        return {"kind": JOIN, **asdict(self)}
 
 
 def join(target: Target, items: Sequence[Item], setting: Setting, *, tokens: int) -> Joined:
@@ -122,13 +120,8 @@ def table(made: Sequence[Joined], title: str) -> Grid:
             one.mode if one.error is None else f"{one.mode}: {one.error}",
             str(one.prompt_tokens),
             f"{one.seconds:.2f}",
-            _milliseconds(one.during),
-            _milliseconds(one.otherwise),
+            *(milliseconds(percentiles(gaps, (50, 99, 100))) for gaps in (one.during, one.otherwise)),
         ]
         for one in made
     ]
     return Grid(title=f"{title} (p50 / p99 / most)", header=header, rows=rows, labels=2)
-
-
-def _milliseconds(gaps: Sequence[float]) -> str:
-    return " / ".join(f"{1000 * value:.0f}" for value in np.percentile(gaps, (50, 99, 100))) if gaps else "–"

@@ -10,18 +10,18 @@ import itertools
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import asdict, dataclass, field
-from typing import Any, Final, Literal, TypeAlias
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Final, Literal, TypeAlias
 
 import numpy as np
 from openai import APIError, AsyncOpenAI
 
+from orthrus.bench.lines import Line
 from orthrus.bench.suites import Item
 from orthrus.errors import ConfigError
 
 Mode: TypeAlias = Literal["orthrus", "ar", "server"]
 MODES: Final = ("orthrus", "ar", "server")
-REQUEST: Final = "request"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -38,14 +38,9 @@ class Setting:
     concurrency: int | None = None
     rate: float | None = None
 
-    @property
-    def label(self) -> str:
-        """The load in words."""
-        return f"{self.concurrency} at a time" if self.concurrency is not None else f"{self.rate:g} a second"
-
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Answered:
+class Answered(Line):
     """One request, as its client saw it.
 
     Attributes:
@@ -61,6 +56,8 @@ class Answered:
         text_hash: digest of the text.
         stats: the server's statistics of drafts, where it tells them.
     """
+
+    kind: ClassVar[str] = "request"
 
     mode: Mode
     concurrency: int | None
@@ -84,10 +81,6 @@ class Answered:
         if self.first is None or self.tokens < 2:
             return None
         return (self.seconds - self.first) / (self.tokens - 1)
-
-    def to_record(self) -> dict[str, Any]:
-        """Return the line as plain JSON values."""
-        return {"kind": REQUEST, **asdict(self)}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

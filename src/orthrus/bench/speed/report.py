@@ -1,24 +1,21 @@
 """From files of results to figures: one summary per suite, domain and contender."""
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any, Final, TypeAlias, TypeVar
+from typing import Any, Final, TypeAlias
 
 from orthrus.bench import lines, metrics, quality
 from orthrus.bench.contenders import LLAMA, MODES, OWN
 from orthrus.bench.lines import Result
-from orthrus.bench.metrics import Estimate, Ratio
+from orthrus.bench.metrics import Estimate, Ratio, sections, split
+from orthrus.bench.race import Contender
 from orthrus.bench.speed.prices import Prices
 from orthrus.data.records import Record, read_records
-from orthrus.decode.exact import EXACT
+from orthrus.decode.exact import EXACT, Exact
 from orthrus.errors import ConfigError, DataError
 
-ALL: Final = "all"
 BASELINES: Final = ("ar", "hf", "hf-static")
-
-T = TypeVar("T")
-K = TypeVar("K")
 
 Setting: TypeAlias = tuple[str, str, int]
 """Configuration, dtype and batch: results that share them come from comparable runs."""
@@ -48,7 +45,7 @@ class Summary:
     domain: str
     mode: str
     plan: str | None
-    exact: str | None
+    exact: Exact | None
     prompts: int
     tokens_per_second: Estimate
     against: dict[str, Ratio]
@@ -59,9 +56,14 @@ class Summary:
     accepted_per_position: list[float]
 
     @property
+    def contender(self) -> Contender:
+        """Who."""
+        return Contender(self.mode, self.plan, self.exact)
+
+    @property
     def label(self) -> str:
         """The contender in words."""
-        return " ".join(filter(None, (self.mode, self.plan, "exact" if self.exact == "token" else None)))
+        return self.contender.label
 
     def to_dict(self) -> dict[str, Any]:
         configuration, dtype, batch = self.setting
@@ -133,30 +135,22 @@ def read_report(paths: Sequence[Path], *, baselines: Sequence[str] = BASELINES, 
         DataError: a file cannot be read, a line of it is not of this format, or there is nothing to report.
         ConfigError: a baseline that is no mode.
     """
-    provenances: dict[str, Record] = {}
-    passes: list[Record] = []
-    steps: list[Record] = []
-    read: list[Record] = []
-    answered: dict[tuple[lines.Prompt, lines.Who], Result] = {}
-    for path in paths:
-        records = read_records(path)
-        provenances |= lines.provenances(records, where=str(path))
-        passes += [r for r in records if r.get("kind") == lines.PASS]
-        steps += [r for r in records if r.get("kind") == lines.STEP]
-        read += [r for r in records if r.get("kind") == lines.QUALITY]
-        # The same line of two files (or of one, given twice) counts once.
-        answered |= {(r.prompt, r.contender): r for r in lines.results(records, where=str(path))}
+    where = ", ".join(map(str, paths))
+    records = [record for path in paths for record in read_records(path)]
+    # The same line of two files (or of one, given twice) counts once.
+    answered = {(r.prompt, r.contender): r for r in Result.read(records, where=where)}
     results = list(answered.values()) if prices is None else _priced(answered.values(), Prices.read(prices, None))
-    if not (results or passes or steps or read):
-        raise DataError(f"{', '.join(map(str, paths))}: at least one result line is required, found none")
-    return Report(
-        provenances=list(provenances.values()),
+    report = Report(
+        provenances=list(lines.provenances(records, where=where).values()),
         summaries=summaries(results, baselines=baselines),
-        passes=passes,
-        steps=steps,
-        qualities=quality.summaries(read, where=", ".join(map(str, paths))),
+        passes=[record for record in records if record.get("kind") == lines.PASS],
+        steps=[record for record in records if record.get("kind") == lines.STEP],
+        qualities=quality.summaries(records, where=where),
         prices=None if prices is None else prices.name,
     )
+    if not (report.summaries or report.passes or report.steps or report.qualities):
+        raise DataError(f"{where}: at least one result line is required, found none")
+    return report
 
 
 def _priced(results: Iterable[Result], prices: Prices) -> list[Result]:
@@ -170,16 +164,16 @@ def _priced(results: Iterable[Result], prices: Prices) -> list[Result]:
 def summaries(results: Sequence[Result], *, baselines: Sequence[str] = BASELINES) -> list[Summary]:
     """Return figures for every setting, each domain of each suite and all together, and every contender."""
     out = []
-    for setting, of_setting in split(results, lambda r: (r.configuration, r.dtype, r.batch)):
+    for setting, of_setting in split(results, lambda r: (r.configuration, r.dtype, r.batch)).items():
         for (suite, domain), part in sections(of_setting):
-            by_contender = dict(split(part, lambda r: r.contender))
+            by_contender = split(part, lambda r: r.contender)
             bases = {name: by_contender[who] for name in baselines if (who := _baseline(name)) in by_contender}
             for one in by_contender.values():
                 out.append(_summary(setting, suite, domain, one, bases))
     return out
 
 
-def _baseline(name: str) -> lines.Who:
+def _baseline(name: str) -> Contender:
     """Return who a baseline's name stands for; of our own modes the faster kind, unless it is asked for by `@token`."""
     who, _, exact = name.partition("@")
     mode, _, plan = who.partition(":")
@@ -190,7 +184,8 @@ def _baseline(name: str) -> lines.Who:
             f"a baseline is one of {', '.join(MODES)}, orthrus with a plan (orthrus:full), llama.cpp with its weights "
             f"too (llama.cpp:q8_0), our own modes exact to the token too (ar@token); found {name!r}"
         )
-    return mode, plan or None, (exact or "distribution") if ours else None
+    promised: Exact = next((one for one in EXACT if one == exact), "distribution")
+    return Contender(mode, plan or None, promised if ours else None)
 
 
 def _summary(
@@ -209,9 +204,7 @@ def _summary(
         setting=setting,
         suite=suite,
         domain=domain,
-        mode=results[0].mode,
-        plan=results[0].plan,
-        exact=results[0].exact,
+        **results[0].contender._asdict(),
         prompts=len(results),
         tokens_per_second=metrics.speed(results),
         against={name: ratio for name, ratio in ratios.items() if ratio is not None},
@@ -221,24 +214,3 @@ def _summary(
         right=metrics.share(results, lambda r: r.right),
         accepted_per_position=metrics.accepted_per_position(results),
     )
-
-
-def sections(results: Sequence[Result]) -> Iterator[tuple[tuple[str, str], list[Result]]]:
-    """Yield each domain of each suite, each suite of several domains, and several suites together."""
-    suites = list(split(results, lambda r: r.suite))
-    for suite, of_suite in suites:
-        domains = list(split(of_suite, lambda r: r.domain))
-        for domain, part in domains:
-            yield (suite, domain), part
-        if len(domains) > 1:
-            yield (suite, ALL), of_suite
-    if len(suites) > 1:
-        yield (ALL, ALL), list(results)
-
-
-def split(items: Iterable[T], key: Callable[[T], K]) -> Iterable[tuple[K, list[T]]]:
-    """Group items by a key, in the order in which keys first appear."""
-    groups: dict[K, list[T]] = {}
-    for item in items:
-        groups.setdefault(key(item), []).append(item)
-    return groups.items()

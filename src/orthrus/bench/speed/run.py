@@ -12,11 +12,12 @@ from typing import Any, TypeAlias
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from orthrus.bench import lines, session
-from orthrus.bench.contenders import ALONE, LLAMA, OWN, Contender, Decoder, decoders, fits
+from orthrus.bench.contenders import ALONE, LLAMA, OWN, decoders, fits
 from orthrus.bench.lines import Result
+from orthrus.bench.metrics import split
 from orthrus.bench.peers import ggufs, llamacpp
-from orthrus.bench.race import Clock, Laps, first_difference, race
-from orthrus.bench.session import Encoded, Heat, Loader, Outlook
+from orthrus.bench.race import PLAIN, Clock, Contender, Decoder, Laps, first_difference, race
+from orthrus.bench.session import Cut, Heat, Loader, Outlook
 from orthrus.bench.speed.prices import Meter, Prices
 from orthrus.bench.suites import judge
 from orthrus.data.records import append
@@ -115,36 +116,32 @@ def run(
         described = {label or "own": file.to_dict() for label, file in weights.items()}
         settings |= {"llama.cpp": llamacpp.build(), "gguf": described}
     context = max(len(prompt.token_ids) for prompt in prompts) + job.max_new_tokens
-    done = lines.take_up(output, digest(settings), {b: session.who(job.contenders_at(b)) for b in job.batches})
-    outlook = _outlook(job, prompts, digest(settings), done, too_long)
+    done = lines.take_up(output, digest(settings), {batch: set(job.contenders_at(batch)) for batch in job.batches})
+    cuts = [Cut(dtype, (batch,), batch) for dtype in job.dtypes for batch in job.batches]
+
+    def laps(heat: Heat) -> int:
+        return len(job.contenders_at(heat.cut.chunk)) * job.rounds
+
+    outlook = session.outlook(prompts, cuts, digest(settings), done, laps=laps, too_long=too_long)
     on_start(outlook)
     if not outlook.heats:
         return {}
     if others is not None:
         others(model, tokenizer)  # who cannot be loaded is refused before anything is written
     labels = session.write_head(output, settings, dtypes=job.dtypes, device=model.device)
-    for dtype in job.dtypes:
-        if dtype != job.dtypes[0]:
-            model, tokenizer = _loaded(job, load, dtype)
-        for batch in job.batches:
-            heats = [heat for heat in outlook.heats if (heat.dtype, heat.batch) == (dtype, batch)]
-            if not heats:
-                continue
-            meter = Meter(prices[dtype]) if dtype in prices else None
-            runners = (
-                others(model, tokenizer)
-                if others
-                else decoders(
-                    model,
-                    tokenizer,
-                    job.contenders_at(batch),
-                    engine=meter.engine() if meter else {},
-                    weights=weights,
-                    context=context,
-                )
-            )
-            runners = {contender: runners[contender] for contender in job.contenders_at(batch)}
-            _race_all(job, heats, runners, model, tokenizer, output, labels, clock=meter or clock, on_lap=on_lap)
+    at = job.dtypes[0]
+    for (dtype, _, batch), heats in split(outlook.heats, lambda heat: heat.cut).items():
+        if dtype != at:
+            (model, tokenizer), at = _loaded(job, load, dtype), dtype
+        meter = Meter(prices[dtype]) if dtype in prices else None
+        if others is not None:
+            runners = others(model, tokenizer)
+        else:
+            engine = meter.engine() if meter else {}
+            everyone = job.contenders_at(batch)
+            runners = decoders(model, tokenizer, everyone, engine=engine, weights=weights, context=context)
+        runners = {contender: runners[contender] for contender in job.contenders_at(batch)}
+        _race_all(job, heats, runners, model, tokenizer, output, labels, clock=meter or clock, on_lap=on_lap)
     return labels
 
 
@@ -174,26 +171,6 @@ def configuration(job: Job, model: PreTrainedModel) -> dict[str, Any]:
     }
 
 
-def _outlook(
-    job: Job, prompts: Sequence[Encoded], configuration: str, done: set[lines.Prompt], too_long: int
-) -> Outlook:
-    heats: list[Heat] = []
-    for dtype in job.dtypes:
-        for batch in job.batches:
-
-            def pending(prompt: Encoded, dtype: str = dtype, batch: int = batch) -> bool:
-                return (configuration, dtype, batch, prompt.item.suite, prompt.item.id) not in done
-
-            heats += session.heats(prompts, dtype=dtype, batch=batch, chunk=batch, pending=pending)
-    wanted = len(prompts) * len(job.dtypes) * len(job.batches)
-    return Outlook(
-        heats=heats,
-        laps=sum(len(job.contenders_at(heat.batch)) * job.rounds for heat in heats),
-        done=wanted - sum(len(heat.prompts) for heat in heats),
-        too_long=too_long,
-    )
-
-
 def _race_all(
     job: Job,
     heats: Sequence[Heat],
@@ -221,41 +198,25 @@ def _race_all(
 def _results(
     heat: Heat, laps: Mapping[Contender, Laps], tokenizer: PreTrainedTokenizerBase, labels: Mapping[str, str]
 ) -> list[Result]:
+    """Return a line for each prompt and contender."""
     out = []
     for index, prompt in enumerate(heat.prompts):
         verdicts: dict[str, bool | None] = {}
         for contender, lap in laps.items():
-            text = tokenizer.decode(lap.answers[0][index].token_ids, skip_special_tokens=True)
+            answer = lap.answers[0][index]
+            text = tokenizer.decode(answer.token_ids, skip_special_tokens=True)
             if text not in verdicts:  # equal texts are judged once: judging code runs it
                 verdicts[text] = judge(prompt.item, text)
-            plain = laps.get(Contender("ar", None, contender.exact or "distribution"))
-            reference = None if plain is None else plain.tokens(index)
-            out.append(_result(heat, index, contender, lap, reference, right=verdicts[text], labels=labels))
+            plain = laps.get(PLAIN._replace(exact=contender.exact or PLAIN.exact))
+            pairs = zip(lap.tokens(index), plain.tokens(index) if plain else [], strict=False)
+            differences = [place for pair in pairs if (place := first_difference(*pair)) is not None]
+            seconds = [of_round / len(heat.prompts) for of_round in lap.seconds]
+            out.append(
+                Result(
+                    **session.answered(labels, heat, prompt, contender, answer, batch=heat.cut.chunk, seconds=seconds),
+                    identical=None if plain is None else not differences,
+                    diverges_at=min(differences, default=None),
+                    right=verdicts[text],
+                )
+            )
     return out
-
-
-def _result(
-    heat: Heat,
-    index: int,
-    contender: Contender,
-    lap: Laps,
-    reference: list[list[int]] | None,
-    *,
-    right: bool | None,
-    labels: Mapping[str, str],
-) -> Result:
-    texts = lap.tokens(index)
-    pairs = zip(texts, reference or [], strict=False)
-    differences = [d for text, plain in pairs if (d := first_difference(text, plain)) is not None]
-    return session.result(
-        labels,
-        heat,
-        heat.prompts[index],
-        contender,
-        lap.answers[0][index],
-        batch=heat.batch,
-        seconds=[seconds / len(heat.prompts) for seconds in lap.seconds],
-        identical=None if reference is None else not differences,
-        diverges_at=min(differences, default=None),
-        right=right,
-    )
