@@ -31,7 +31,7 @@ def test_a_grid_gives_plans_to_orthrus_and_exactness_to_both_own_modes() -> None
     [
         (["vllm"], ["full"], ["token"], "vllm"),
         (["ar", "ar"], ["full"], ["token"], "once"),
-        ([], ["full"], ["token"], "at least once"),
+        ([], ["full"], ["token"], "at least one"),
         (["orthrus"], ["fixed:x"], ["token"], "fixed:x"),
         (["orthrus"], ["full"], ["nearly"], "nearly"),
     ],

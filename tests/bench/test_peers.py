@@ -128,7 +128,10 @@ def test_peers_are_told_apart_by_samples_of_their_weights(tmp_path: Path) -> Non
 
 def test_two_peers_of_one_name_are_refused() -> None:
     with pytest.raises(ConfigError, match="found eagle3 full more than once"):
-        Field(peers=[Peer.parse("eagle3=runs/one/eagle3/model"), Peer.parse("eagle3=runs/two/eagle3/model")])
+        Field(
+            peers=[Peer.parse("eagle3=runs/one/eagle3/model"), Peer.parse("eagle3=runs/two/eagle3/model")],
+            load=lambda source: pytest.fail(source),
+        )
 
 
 @pytest.mark.parametrize(

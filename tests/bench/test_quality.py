@@ -12,9 +12,12 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from orthrus.bench import quality
 from orthrus.bench.quality import compared, summaries
+from orthrus.bench.session import Job
 from orthrus.bench.suites import read_suite
+from orthrus.bench.texts import Writer
 from orthrus.cli import main
 from orthrus.data.records import read_records
+from orthrus.decode.text import encode
 from orthrus.errors import ConfigError, DataError
 
 Loaded = tuple[PreTrainedModel, PreTrainedTokenizerBase]
@@ -92,16 +95,16 @@ def test_answers_that_nothing_can_judge_are_not_written(
     loaded: Loaded, prompt_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Other precisions only read then."""
-    written: list[str] = []
-    original: Callable[..., list[int]] = quality._Writer.answer
+    written: list[list[int]] = []
+    original: Callable[..., list[int]] = Writer.greedy
 
-    def answer(self: Any, prompt: Any) -> list[int]:
-        written.append(prompt.item.id)
+    def greedy(self: Any, prompt: list[int]) -> list[int]:
+        written.append(prompt)
         return original(self, prompt)
 
-    monkeypatch.setattr(quality._Writer, "answer", answer)
-    job = quality.Job(model="tiny", suites=(str(prompt_file),), limit=1, dtypes=("bfloat16",), max_new_tokens=3)
+    monkeypatch.setattr(Writer, "greedy", greedy)
+    job = Job(model="tiny", suites=(str(prompt_file),), limit=1, dtypes=("bfloat16",), max_new_tokens=3)
     quality.run(job, tmp_path / "out.jsonl", load=lambda _: loaded)
-    assert written == [read_suite(str(prompt_file))[0].id]
+    assert written == [encode(loaded[1], read_suite(str(prompt_file))[0].messages)]
     with pytest.raises(ConfigError, match="int9"):
-        quality.Job(model="tiny", suites=("synthetic:maths",), dtypes=("int9",))
+        Job(model="tiny", suites=("synthetic:maths",), dtypes=("int9",))

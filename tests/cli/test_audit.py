@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from orthrus.bench.audit import texts
+from orthrus.bench import texts
 from orthrus.decode.rows import Row
 from tests.cli.conftest import Ran
 

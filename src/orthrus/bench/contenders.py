@@ -12,6 +12,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from orthrus.bench.peers import hf, llamacpp
 from orthrus.bench.peers.ggufs import Weights, label
 from orthrus.bench.race import Answer, Contender, Decoder
+from orthrus.bench.session import require_named
 from orthrus.decode.api import engine_for
 from orthrus.decode.exact import EXACT
 from orthrus.decode.options import Options
@@ -36,16 +37,10 @@ def contenders(
 
     Raises ConfigError for an unknown or repeated mode, plan or exactness, or for none at all.
     """
-    for name, asked, allowed in (
-        ("a mode", modes, MODES),
-        ("exact", exacts, EXACT),
-        ("a plan", plans_asked, None),
-    ):
-        if not asked or len(set(asked)) < len(asked):
-            raise ConfigError(f"{name} must be named at least once, and each one once; found {list(asked)}")
-        for one in asked:
-            if allowed is not None and one not in allowed:
-                raise ConfigError(f"{name} is one of {', '.join(allowed)}, found {one!r}")
+    require_named(modes=modes, exact=exacts, plans=plans_asked)
+    for name, asked, allowed in (("a mode", modes, MODES), ("exact", exacts, EXACT)):
+        if unknown := [one for one in asked if one not in allowed]:
+            raise ConfigError(f"{name} is one of {', '.join(allowed)}, found {unknown[0]!r}")
     for plan in plans_asked:
         plans.parse(plan)
     if ggufs and not set(modes) & set(LLAMA):

@@ -3,16 +3,18 @@
 A file that an interrupted run left is taken up again.
 """
 
-from collections.abc import Iterable, Mapping, Set
+from collections.abc import Iterable, Mapping, Sequence, Set
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, ClassVar, Final, Self, TypeAlias
+
+import torch
 
 from orthrus.bench.race import Contender
 from orthrus.data.records import Record, read_records, rewrite
 from orthrus.decode.exact import Exact
 from orthrus.errors import DataError
-from orthrus.provenance import digest
+from orthrus.provenance import digest, provenance
 
 PROVENANCE: Final = "provenance"
 PASS: Final = "pass"
@@ -116,8 +118,9 @@ class Result(Line):
         return Contender(self.mode, self.plan, self.exact)
 
 
-def head(facts: Mapping[str, Any]) -> Record:
+def head(*, dtypes: Sequence[str], device: torch.device | str = "cpu", **more: Any) -> Record:
     """Return the record at the head of a run's lines, which name it by its id, with what the run was made with."""
+    facts = {**provenance(dtypes=dtypes, device=device), **more}
     return {"kind": PROVENANCE, "id": digest(facts), **facts}
 
 

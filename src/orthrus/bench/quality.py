@@ -6,34 +6,27 @@ suite knows right answers, each precision also writes its own. Draws no table.
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Final
+from typing import ClassVar, Final
 
 import numpy as np
 import torch
 from torch.nn.functional import cross_entropy
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel
 
 from orthrus.bench import metrics, session
-from orthrus.bench.contenders import decoders
 from orthrus.bench.lines import Line
 from orthrus.bench.metrics import Estimate
-from orthrus.bench.race import PLAIN, Decoder
-from orthrus.bench.session import Cut, Encoded, Loader, Outlook
+from orthrus.bench.race import PLAIN
+from orthrus.bench.session import Cut, Loader, Outlook
 from orthrus.bench.suites import judge
+from orthrus.bench.texts import Writer, answer_logits
 from orthrus.data.records import Record, append, read_records
 from orthrus.errors import DataError
 from orthrus.provenance import digest
 
 REFERENCE: Final = "float32"
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Job(session.Job):
-    """What is asked for; float32 is always measured with the precisions that are named."""
-
-    dtypes: tuple[str, ...] = (REFERENCE, "bfloat16")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -92,9 +85,6 @@ class Summary:
     agreement: float
     right: float | None
 
-    def to_dict(self) -> dict[str, Any]:
-        return asdict(self)
-
 
 def summaries(records: Iterable[Record], *, where: str = "", seed: int = 0) -> list[Summary]:
     """Return figures of every suite and precision; intervals are 95 %, by bootstrap over prompts.
@@ -138,7 +128,7 @@ def _summary(
 
 
 def run(
-    job: Job,
+    job: session.Job,
     output: Path,
     *,
     load: Loader,
@@ -148,7 +138,7 @@ def run(
     """Measure what is not in the file yet, write it there prompt by prompt, and return the configuration's id.
 
     Args:
-        job: what is asked for.
+        job: what is asked for; float32 is always measured with the precisions that are named.
         output: a file of JSON lines; those of the same configuration in it are kept and not made again.
         load: loads the model in a precision; the float32 one stays in memory beside the others.
         on_start: told what is to be done, once.
@@ -174,15 +164,19 @@ def run(
     if not outlook.heats:
         return digest(settings)
     labels = session.write_head(output, settings, dtypes=dtypes, device=reference.device)
-    plain = _Writer(reference, tokenizer, job.max_new_tokens)
+    plain = Writer(reference, tokenizer, job.max_new_tokens)
     answers: dict[str, list[int]] = {}
     for dtype, heats in metrics.split(outlook.heats, lambda heat: heat.cut.dtype).items():
         model, writer = reference, plain  # lets go of the precision before
         model = reference if dtype == REFERENCE else load(dtype)[0]
-        writer = plain if dtype == REFERENCE else _Writer(model, tokenizer, job.max_new_tokens)
+        writer = plain if dtype == REFERENCE else Writer(model, tokenizer, job.max_new_tokens)
         for prompt in (prompt for heat in heats for prompt in heat.prompts):
             key = f"{prompt.item.suite} {prompt.item.id}"
-            answer = answers[key] if key in answers else answers.setdefault(key, plain.answer(prompt))
+            if key not in answers:
+                answers[key] = plain.greedy(prompt.token_ids)
+            answer = own = answers[key]
+            if writer is not plain:  # whose own answers are written only where they can be judged
+                own = writer.greedy(prompt.token_ids) if prompt.item.judged else []
             loss, divergence, agreed = compared(reference, model, prompt.token_ids, answer)
             line = Quality(
                 **labels,
@@ -192,7 +186,7 @@ def run(
                 loss=loss,
                 divergence=divergence,
                 agreed=agreed,
-                right=writer.right(prompt, answer if model is reference else None),
+                right=judge(prompt.item, tokenizer.decode(own, skip_special_tokens=True)),
             )
             append(output, [line.to_record()])
             on_lap()
@@ -210,31 +204,3 @@ def compared(
     theirs_TV = ours_TV if model is reference else answer_logits(reference, prompt, answer).log_softmax(-1)
     divergence = (theirs_TV.exp() * (theirs_TV - ours_TV)).sum(-1).mean()
     return cross_entropy(logits_TV, target_T).item(), divergence.item(), int((logits_TV.argmax(-1) == target_T).sum())
-
-
-def answer_logits(model: PreTrainedModel, prompt: Sequence[int], answer: Sequence[int]) -> torch.Tensor:
-    """Return the backbone's logits for each token of an answer `[T, V]` in float32, the text read in one pass."""
-    ids = torch.tensor([[*prompt, *answer]], device=model.device)
-    logits: torch.Tensor = model(input_ids=ids, logits_to_keep=len(answer) + 1, use_cache=False).logits
-    return logits[0, :-1].float()
-
-
-class _Writer:
-    """One precision of the model, which answers prompts plainly."""
-
-    def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, max_new_tokens: int) -> None:
-        self.tokenizer = tokenizer
-        self.max_new_tokens = max_new_tokens
-        self.context: int = model.config.get_text_config().max_position_embeddings
-        self.decode: Decoder = decoders(model, tokenizer, [PLAIN])[PLAIN]
-
-    def answer(self, prompt: Encoded) -> list[int]:
-        limit = min(self.max_new_tokens, self.context - len(prompt.token_ids))
-        return self.decode([prompt.token_ids], limit)[0].token_ids
-
-    def right(self, prompt: Encoded, answer: list[int] | None) -> bool | None:
-        """Judge an answer; without one the writer's own, which is written only where it can be judged."""
-        if prompt.item.problem is None and prompt.item.number is None:
-            return None
-        token_ids = self.answer(prompt) if answer is None else answer
-        return judge(prompt.item, self.tokenizer.decode(token_ids, skip_special_tokens=True))

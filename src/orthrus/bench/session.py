@@ -19,7 +19,7 @@ from orthrus.data.records import append
 from orthrus.decode.text import encode
 from orthrus.errors import ConfigError, PromptError
 from orthrus.model.fingerprint import weights_digest
-from orthrus.provenance import device_name, digest, provenance
+from orthrus.provenance import device_name, digest
 
 Loader: TypeAlias = Callable[[str], tuple[PreTrainedModel, PreTrainedTokenizerBase]]
 """Load the model that is measured in the precision of that name."""
@@ -166,7 +166,7 @@ def write_head(
     output: Path, settings: Mapping[str, Any], *, dtypes: Sequence[str], device: torch.device
 ) -> dict[str, str]:
     """Write what a run was made with; returns the ids of that and of its settings, for each of its lines."""
-    head = lines.head({**provenance(dtypes=dtypes, device=device), "settings": settings})
+    head = lines.head(dtypes=dtypes, device=device, settings=settings)
     labels = {"provenance": head["id"], "configuration": digest(settings)}
     append(output, [{**head, "configuration": labels["configuration"]}])
     return labels

@@ -42,6 +42,11 @@ class Item:
     problem: Problem | None = None
     number: str | None = None
 
+    @property
+    def judged(self) -> bool:
+        """Whether anything can tell right answers from wrong ones."""
+        return self.problem is not None or self.number is not None
+
 
 def read_suite(name: str, *, folder: Path | None = None, limit: int | None = None) -> list[Item]:
     """Read a suite's prompts.

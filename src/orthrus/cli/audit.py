@@ -14,8 +14,6 @@ from orthrus.cli.common import err, print_json, say
 
 if TYPE_CHECKING:
     from orthrus.bench.audit.report import AuditReport
-    from orthrus.bench.audit.run import Job
-    from orthrus.bench.session import Loader
 
 _SUITES = [f"synthetic:{domain}" for domain in ("maths", "code", "table", "json")]
 
@@ -65,10 +63,11 @@ def audit(
     domain and by how surprising the text is, where the others part and how close the choice was there, agreement with
     Hugging Face's generate, tokens per cycle and speed.
     """
-    from orthrus.bench.audit.run import Job
+    from orthrus.bench.audit import run
+    from orthrus.bench.audit.report import read_audit
 
     measuring.set_threads(threads)
-    job = Job(
+    job = run.Job(
         model=model,
         suites=tuple(suite or _SUITES),
         folder=data,
@@ -80,28 +79,19 @@ def audit(
         max_new_tokens=max_new_tokens,
     )
     with TemporaryDirectory() as folder:
-        report = _run(
-            job, output or Path(folder) / "run.jsonl", measuring.loader(model, device, backbone=backbone), epsilon
-        )
+        path = output or Path(folder) / "run.jsonl"
+        with measuring.progress() as (start, lap):
+            configuration = run.run(
+                job,
+                path,
+                load=measuring.loader(model, device, backbone=backbone),
+                on_start=lambda outlook: start(outlook.laps, measuring.words(outlook, counted="precision")),
+                on_lap=lap,
+            )
+        report = read_audit(path, configuration, epsilon=epsilon)
     _show(report, plots, json)
     if not report.contract.holds:
         raise typer.Exit(1)
-
-
-def _run(job: "Job", output: Path, load: "Loader", epsilon: float) -> "AuditReport":
-    """Audit with progress on the terminal; the report is on all that the file holds of this configuration."""
-    from orthrus.bench.audit import run
-    from orthrus.bench.audit.report import read_audit
-
-    with measuring.progress() as (start, lap):
-        configuration = run.run(
-            job,
-            output,
-            load=load,
-            on_start=lambda outlook: start(outlook.laps, measuring.words(outlook, counted="precision")),
-            on_lap=lap,
-        )
-    return read_audit(output, configuration, epsilon=epsilon)
 
 
 def _show(report: "AuditReport", plots: Path | None, json: bool) -> None:

@@ -105,7 +105,7 @@ def run(
             measuring.listed(exact, "distribution"),
             ggufs,
         ),
-        batches=_numbers(batch, "1", "--batch"),
+        batches=tuple(measuring.numbers(batch, "1", "--batch", int)),
         dtypes=tuple(measuring.listed(dtype, "float32")),
         max_new_tokens=max_new_tokens,
         rounds=rounds,
@@ -170,17 +170,15 @@ def passes(
     from orthrus.bench.shapes import is_shape, shaped
     from orthrus.bench.speed.passes import ALL, costs, kinds
     from orthrus.data.records import append
-    from orthrus.provenance import provenance
 
     measuring.set_threads(threads)
     dtypes = measuring.listed(dtype, "float32")
     require_precisions(dtypes)
-    wide, long, many = (
-        _numbers(widths, "1,2,4,8,16,32,64", "--width"),
-        _numbers(contexts, "256", "--context"),
-        _numbers(batch, "1", "--batch"),
-    )
-    fused = [ALL if text == "all" else _numbers([text], "", "--stops")[0] for text in measuring.listed(stops, "")]
+    wide = measuring.numbers(widths, "1,2,4,8,16,32,64", "--width", int)
+    long = measuring.numbers(contexts, "256", "--context", int)
+    many = measuring.numbers(batch, "1", "--batch", int)
+    asked = ",".join(str(ALL) if text == "all" else text for text in measuring.listed(stops))
+    fused = measuring.numbers(None, asked, "--stops", int)
     head: dict[str, Any] = {}
     with measuring.progress() as (start, lap):
         start(len(dtypes) * len(long) * len(many) * len(kinds(wide, fused, floor=floor, prompt=prompt)) * repeats, "")
@@ -192,7 +190,7 @@ def passes(
             if positions is not None:
                 loaded.config.get_text_config().max_position_embeddings = positions
             if not head:
-                head = lines.head(provenance(dtypes=dtypes, device=loaded.device))
+                head = lines.head(dtypes=dtypes, device=loaded.device)
                 append(output, [head])
             kind = f"{name} compiled" if compile else f"{name} unpacked" if pack is False else name
             labels = {"kind": lines.PASS, "provenance": head["id"], "model": model, "dtype": kind}
@@ -225,7 +223,6 @@ def train(
     from orthrus.bench import lines
     from orthrus.bench.speed.tables import steps as table
     from orthrus.data.records import append
-    from orthrus.provenance import provenance
     from orthrus.train.config import load_recipe
     from orthrus.train.measure import measure
     from orthrus.train.sections import ViewRecipe
@@ -237,8 +234,8 @@ def train(
     with measuring.progress() as (start, lap):
         start(warmup + steps, "")
         cost = measure(checked, steps=steps, warmup=warmup, on_step=lap)
-    facts = provenance(dtypes=[checked.run.dtype], device=checked.run.device)
-    head = lines.head(facts) | {"recipe": checked.model_dump(mode="json")}
+    head = lines.head(dtypes=[checked.run.dtype], device=checked.run.device)
+    head |= {"recipe": checked.model_dump(mode="json")}
     record = {
         "kind": lines.STEP,
         "provenance": head["id"],
@@ -246,7 +243,7 @@ def train(
         "backbone": checked.model.backbone,
         "device": checked.run.device,
         "dtype": checked.run.dtype,
-        "threads": facts["threads"],
+        "threads": head["threads"],
         "batch_rows": checked.run.batch_rows,
         "row_tokens": checked.data.row_tokens,
         **cost.to_dict(),
@@ -297,11 +294,3 @@ def report(
         print_json(read.to_dict())
     else:
         measuring.show(tables(read), markdown=markdown)
-
-
-def _numbers(given: list[str] | None, otherwise: str, name: str) -> tuple[int, ...]:
-    texts = measuring.listed(given, otherwise)
-    for text in texts:
-        if not text.isdecimal() or int(text) < 1:
-            raise ConfigError(f"{name} must be whole numbers of at least 1, found {text!r}")
-    return tuple(map(int, texts))

@@ -33,11 +33,10 @@ def quality(
     execute what the model writes (see `orthrus.data.synthetic`).
     """
     from orthrus.bench import quality as bench
+    from orthrus.bench.session import Job
 
     named = tuple(measuring.listed(dtype, "bfloat16"))
-    job = bench.Job(
-        model=model, suites=tuple(suite), folder=data, limit=limit, dtypes=named, max_new_tokens=max_new_tokens
-    )
+    job = Job(model=model, suites=tuple(suite), folder=data, limit=limit, dtypes=named, max_new_tokens=max_new_tokens)
     measuring.set_threads(threads)
     load = measuring.loader(model, device, backbone=backbone)
     measuring.carried_out(bench.run, job, output, load=load, counted="precision")

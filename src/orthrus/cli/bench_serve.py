@@ -59,7 +59,6 @@ def serve(
     from orthrus.bench import lines
     from orthrus.bench.suites import read_suites
     from orthrus.data.records import append
-    from orthrus.provenance import provenance
 
     settings = _settings(modes, concurrency, rate)
     items = read_suites(suite, folder=data, limit=limit)
@@ -67,8 +66,7 @@ def serve(
     answered, joined = [], []
     if join is not None and any(setting.concurrency is None for setting in settings):
         raise ConfigError("--join needs --concurrency and no --rate: a number of streams that run meanwhile")
-    facts = provenance(dtypes=[])
-    head = lines.head(facts)
+    head = lines.head(dtypes=[])
     if output is not None:
         append(output, [head])
     with measuring.progress() as (start, lap):
@@ -87,6 +85,7 @@ def serve(
     summaries = report.summaries(answered)
     measuring.name_files(report.plot(summaries, plots) if plots is not None else ())
     if json:
+        facts = {name: value for name, value in head.items() if name not in ("kind", "id")}
         made_json = {"provenance": facts, "settings": [asdict(one) for one in summaries]}
         print_json(made_json | ({"joined": [asdict(one) for one in joined]} if joined else {}))
         return
@@ -103,19 +102,6 @@ def _settings(modes: list[str] | None, concurrency: list[str] | None, rate: list
     for name in names:
         if name not in MODES:
             raise ConfigError(f"--modes must be among {', '.join(MODES)}, found {name!r}")
-    closed = [_number(text, "--concurrency") for text in measuring.listed(concurrency, "" if rate else "1,2,4,8")]
-    opened = [_number(text, "--rate") for text in measuring.listed(rate)]
-    if any(n != int(n) for n in closed):
-        raise ConfigError(f"--concurrency must be whole numbers, found {concurrency}")
-    loads = [(int(n), None) for n in closed] + [(None, x) for x in opened]
+    closed = measuring.numbers(concurrency, "" if rate else "1,2,4,8", "--concurrency", int)
+    loads = [(n, None) for n in closed] + [(None, x) for x in measuring.numbers(rate, "", "--rate", float)]
     return [Setting(mode=mode, concurrency=n, rate=x) for n, x in loads for mode in names]  # type: ignore[arg-type]
-
-
-def _number(text: str, option: str) -> float:
-    try:
-        value = float(text)
-    except ValueError:
-        value = 0.0
-    if not 0 < value < float("inf"):
-        raise ConfigError(f"{option} must be numbers above 0, found {text!r}")
-    return value

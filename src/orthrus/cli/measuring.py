@@ -1,7 +1,7 @@
 """What verbs that measure share: options, a progress display, loading, and how tables are printed."""
 
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from time import monotonic
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
@@ -10,12 +10,14 @@ import typer
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeElapsedColumn, TimeRemainingColumn
 
 from orthrus.cli.common import err, out, resumable, say
+from orthrus.errors import ConfigError
 
 if TYPE_CHECKING:
     from orthrus.bench.session import Loader, Outlook
     from orthrus.bench.tables import Grid
 
 T = TypeVar("T")
+N = TypeVar("N", int, float)
 
 _PLAIN_LINES = 20  # progress reports where standard error is no terminal
 
@@ -45,6 +47,16 @@ Threads = Annotated[int | None, typer.Option(min=1, help="Threads of torch on th
 def listed(given: list[str] | None, otherwise: str = "") -> list[str]:
     """Take an option's values, repeated or with commas between them."""
     return [part.strip() for value in given or [otherwise] for part in value.split(",") if part.strip()]
+
+
+def numbers(given: list[str] | None, otherwise: str, name: str, of: type[N]) -> list[N]:
+    """Take an option's numbers; raises ConfigError unless all of them are of that type, and above 0."""
+    texts = listed(given, otherwise)
+    with suppress(ValueError):
+        values = [of(text) for text in texts]
+        if all(0 < value < float("inf") for value in values):
+            return values
+    raise ConfigError(f"{name} must be {'whole numbers' if of is int else 'numbers'} above 0, found {', '.join(texts)}")
 
 
 def show(grids: "Iterable[Grid]", *, markdown: bool = False) -> None:

@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from orthrus.bench.audit import run, texts
+from orthrus.bench import texts
+from orthrus.bench.audit import run
 from orthrus.bench.audit.contract import contract
 from orthrus.bench.audit.report import AuditReport, quantiles, read_audit, summaries
 from orthrus.bench.audit.run import Job

@@ -15,12 +15,12 @@ import torch
 from transformers import PreTrainedModel
 
 from orthrus.bench import lines, session
-from orthrus.bench.audit.texts import Plain, Writer, perplexity
 from orthrus.bench.audit.verdicts import Divergence, Reference, Verdict, close, from_hf
 from orthrus.bench.contenders import contenders
 from orthrus.bench.metrics import split
 from orthrus.bench.race import Answer, Clock, Contender
 from orthrus.bench.session import Cut, Encoded, Heat, Loader, Outlook
+from orthrus.bench.texts import Plain, Writer, perplexity
 from orthrus.data.records import append
 from orthrus.decode.exact import Exact, finding_for
 from orthrus.decode.learned import begin_anew

@@ -6,7 +6,7 @@ from typing import Final
 
 from orthrus.bench.audit.contract import COUNTED, Contract
 from orthrus.bench.audit.report import AuditReport, PlainSummary, Summary, widest
-from orthrus.bench.audit.verdicts import Verdict
+from orthrus.bench.audit.verdicts import Setting, Verdict
 from orthrus.bench.tables import NONE, Grid, estimate, number, percent
 
 _SHOWN: Final = 20  # mismatches in a table; JSON has all of them
@@ -38,12 +38,11 @@ def verdict(contract: Contract) -> str:
 
 
 def _texts(title: str, summaries: Sequence[Summary]) -> Grid:
-    header = ["suite", "domain", "dtype", "exact", "decoder", "batch", "prompts", "identical", "= HF"]
+    header = ["suite", "domain", *_SETTING, "prompts", "identical", "= HF"]
     header += ["parts at", "gap there", "at most", "tokens per cycle", "tokens per forward", "× ar"]
     rows = [
         [
-            *(s.suite, s.domain, s.setting.dtype, s.setting.exact, s.setting.label),
-            *(str(s.setting.batch), str(s.prompts)),
+            *(s.suite, s.domain, *_setting(s.setting), str(s.prompts)),
             *(percent(s.identical / s.prompts), percent(s.identical_to_hf / s.prompts)),
             number(median(parting.at for parting in s.partings) if s.partings else None, 0),
             *((f"{median(s.gaps):.3g}", f"{max(s.gaps):.3g}") if s.gaps else (NONE, NONE)),
@@ -61,12 +60,12 @@ def _perplexity(title: str, summaries: Sequence[Summary]) -> Grid:
     most = max(len(summary.by_perplexity) for summary in summaries)
     rows = [
         [
-            *(s.setting.dtype, s.setting.exact, s.setting.label, str(s.setting.batch)),
+            *_setting(s.setting),
             *(f"{percent(q.identical / q.prompts)} ({q.low:.2f} to {q.high:.2f})" for q in s.by_perplexity),
         ]
         for s in summaries
     ]
-    header = ["dtype", "exact", "decoder", "batch", *(f"quantile {i + 1}" for i in range(most))]
+    header = [*_SETTING, *(f"quantile {i + 1}" for i in range(most))]
     return Grid(title=f"The same by perplexity of plain decoding's text: {title}", header=header, rows=rows, labels=3)
 
 
@@ -107,10 +106,13 @@ def _wasteful(texts: Sequence[Verdict]) -> Grid:
     return Grid(title=title, header=[*_TEXT, "tokens", "passes"], rows=rows, labels=5)
 
 
-_TEXT: Final = ("suite", "prompt", "dtype", "exact", "decoder", "batch")
+_SETTING: Final = ("dtype", "exact", "decoder", "batch")
+_TEXT: Final = ("suite", "prompt", *_SETTING)
 
 
 def _text(verdict: Verdict) -> list[str]:
-    setting = verdict.setting
-    which = [verdict.suite, verdict.id]
-    return [*which, setting.dtype, setting.exact, setting.label, str(setting.batch)]
+    return [verdict.suite, verdict.id, *_setting(verdict.setting)]
+
+
+def _setting(setting: Setting) -> list[str]:
+    return [setting.dtype, setting.exact, setting.label, str(setting.batch)]

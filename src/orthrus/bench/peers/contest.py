@@ -6,6 +6,7 @@ Parameters, training, memory and the cost of a draft go into a separate record p
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import product
 from pathlib import Path
 from random import Random
 from time import perf_counter
@@ -110,16 +111,9 @@ class Peer:
 class Entrant:
     """A loaded peer: its decoder, and the facts of its record."""
 
-    peer: Peer
     decode: Decoder
     facts: dict[str, Any]
     watch: Watch | None = None
-
-    def record(self, labels: Mapping[str, Any]) -> dict[str, Any]:
-        """Return the peer's record."""
-        who = self.peer.contender
-        costs = {} if self.watch is None else self.watch.to_dict()
-        return {"kind": PEER, **labels, "mode": who.mode, "plan": who.plan, **self.facts, **costs}
 
 
 @dataclass(kw_only=True, slots=True)
@@ -128,20 +122,18 @@ class Field:
 
     Attributes:
         peers: the participants.
+        load: returns a loader of a source with another view.
         contexts: lengths of random prompts after which drafts are timed too.
         clock: returns seconds.
-        load: returns a loader of a source with another view.
         loaded: the peers of the current model.
-        made: their decoders, and that of plain decoding.
         model: the current model.
     """
 
     peers: Sequence[Peer]
+    load: Callable[[str], Loader]
     contexts: Sequence[int] = ()
     clock: Clock = perf_counter
-    load: Callable[[str], Loader] | None = None
     loaded: dict[Contender, Entrant] = field(default_factory=dict)
-    made: dict[Contender, Decoder] = field(default_factory=dict)
     model: Any = None
 
     def __post_init__(self) -> None:
@@ -153,14 +145,12 @@ class Field:
             )
 
     def decoders(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> dict[Contender, Decoder]:
-        """Load every peer for a model, once; plain decoding is among the decoders.
+        """Load every peer for a model; plain decoding is among the decoders.
 
         Raises:
             ConfigError: the model's context is too short for `contexts`.
             CheckpointError: weights of a peer are missing or damaged.
         """
-        if self.loaded and self.model is model:
-            return self.made
         context = model.config.get_text_config().max_position_embeddings
         if max(self.contexts, default=0) + COSTED > context:
             raise ConfigError(
@@ -168,47 +158,44 @@ class Field:
             )
         self.loaded, self.model = {}, model
         eos = Options.of(model.generation_config).eos_token_id
-        self.made = {PLAIN: _engine(model, tokenizer, eos, "ar", None, Watch(self.clock, model))}
         for peer in self.peers:
-            entrant = self._entrant(peer, model, tokenizer, eos)
-            self.loaded[peer.contender] = entrant
-            self.made[peer.contender] = entrant.decode
-        return self.made
+            self.loaded[peer.contender] = self._entrant(peer, model, tokenizer, eos)
+        plain = _engine(model, tokenizer, eos, "ar", None, Watch(self.clock, model))
+        return {PLAIN: plain, **{who: entrant.decode for who, entrant in self.loaded.items()}}
 
     def cost(self, batches: Sequence[int]) -> None:
         """Time drafts and verifications after random prompts too."""
         vocabulary = self.model.get_input_embeddings().weight.shape[0]
-        timed = [entrant for entrant in self.loaded.values() if entrant.watch is not None]
-        for batch in batches:
-            for context in self.contexts:
-                random = Random(context)
-                prompts = [[random.randrange(vocabulary) for _ in range(context)] for _ in range(batch)]
-                for entrant in timed:
-                    assert entrant.watch is not None
-                    entrant.watch.context = context
-                    entrant.decode(prompts, COSTED)
-                    entrant.watch.context = None
+        timed = [(entrant.decode, entrant.watch) for entrant in self.loaded.values() if entrant.watch is not None]
+        for batch, context in product(batches, self.contexts):
+            random = Random(context)
+            prompts = [[random.randrange(vocabulary) for _ in range(context)] for _ in range(batch)]
+            for decode, watch in timed:
+                watch.context = context
+                decode(prompts, COSTED)
+                watch.context = None
 
     def records(self, labels: Mapping[str, Any]) -> list[dict[str, Any]]:
         """Return the peers' records."""
-        return [entrant.record({**labels, "dtype": _name_of(self.model.dtype)}) for entrant in self.loaded.values()]
+        out = []
+        for who, entrant in self.loaded.items():
+            named = {"dtype": _name_of(self.model.dtype), "mode": who.mode, "plan": who.plan}
+            costs = {} if entrant.watch is None else entrant.watch.to_dict()
+            out.append({"kind": PEER, **labels, **named, **entrant.facts, **costs})
+        return out
 
     def _entrant(
         self, peer: Peer, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, eos: tuple[int, ...]
     ) -> Entrant:
         facts: dict[str, Any] = {"training": _training(peer.source)}
         if peer.kind in HF:
-            return Entrant(peer=peer, decode=_transformers(peer, model, eos), facts=facts)
+            return Entrant(decode=_transformers(peer, model, eos), facts=facts)
         if peer.kind == BLOCKS:
             decode, network = _blocks(peer, model, eos)
-            return Entrant(peer=peer, decode=decode, facts=facts | _sizes(network))
-        watch = Watch(self.clock, model)
+            return Entrant(decode=decode, facts=facts | _sizes(network))
         if peer.kind == VIEW:
             if peer.source is not None:
-                if self.load is None:
-                    raise ConfigError(f"no other view can be loaded here, found {peer.source}")
                 model, _ = self.load(peer.source)(_name_of(model.dtype))
-                watch = Watch(self.clock, model)
             parts = [dual.diffusion for dual in duals(model)] + [markov_of(model)]
             facts |= _sizes(nn.ModuleList([part for part in parts if part is not None]))
             facts |= {"key_bytes_per_token": 0}
@@ -218,8 +205,9 @@ class Field:
         else:
             drafter = load_drafter(f"{peer.kind}:{peer.source}", model)
             facts |= _sizes(next((part for part in vars(drafter).values() if isinstance(part, nn.Module)), None))
+        watch = Watch(self.clock, model)
         decode = _engine(model, tokenizer, eos, str(peer.contender.plan), drafter, watch)
-        return Entrant(peer=peer, decode=decode, facts=facts, watch=watch)
+        return Entrant(decode=decode, facts=facts, watch=watch)
 
 
 def _engine(

@@ -117,7 +117,7 @@ class Report:
             "summaries": [summary.to_dict() for summary in self.summaries],
             "passes": self.passes,
             "steps": self.steps,
-            "quality": [summary.to_dict() for summary in self.qualities],
+            "quality": [asdict(summary) for summary in self.qualities],
         }
 
 

@@ -126,21 +126,19 @@ def run(
     on_start(outlook)
     if not outlook.heats:
         return {}
-    if others is not None:
-        others(model, tokenizer)  # who cannot be loaded is refused before anything is written
+    given = others and others(model, tokenizer)  # who cannot be loaded is refused before anything is written
     labels = session.write_head(output, settings, dtypes=job.dtypes, device=model.device)
     at = job.dtypes[0]
     for (dtype, _, batch), heats in split(outlook.heats, lambda heat: heat.cut).items():
         if dtype != at:
             (model, tokenizer), at = _loaded(job, load, dtype), dtype
+            given = others and others(model, tokenizer)
         meter = Meter(prices[dtype]) if dtype in prices else None
-        if others is not None:
-            runners = others(model, tokenizer)
+        everyone, engine = job.contenders_at(batch), meter.engine() if meter else {}
+        if given:
+            runners = {contender: given[contender] for contender in everyone}
         else:
-            engine = meter.engine() if meter else {}
-            everyone = job.contenders_at(batch)
             runners = decoders(model, tokenizer, everyone, engine=engine, weights=weights, context=context)
-        runners = {contender: runners[contender] for contender in job.contenders_at(batch)}
         _race_all(job, heats, runners, model, tokenizer, output, labels, clock=meter or clock, on_lap=on_lap)
     return labels
 

@@ -1,8 +1,9 @@
-"""The texts that an audit compares: the engine's in every mode, Hugging Face's, and how sure plain decoding was."""
+"""Texts that are compared: the engine's in every mode, Hugging Face's, and how sure plain decoding was."""
 
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -10,8 +11,7 @@ from torch.nn.functional import cross_entropy
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from orthrus.bench.peers import hf
-from orthrus.bench.quality import answer_logits
-from orthrus.bench.race import Contender
+from orthrus.bench.race import PLAIN, Contender
 from orthrus.decode.api import engine_for
 from orthrus.decode.engine import Engine
 from orthrus.decode.exact import Exact
@@ -64,11 +64,14 @@ class Writer:
         self.tokenizer = tokenizer
         self.options = Options.of(model.generation_config, max_new_tokens=max_new_tokens)
         self.context: int = model.config.get_text_config().max_position_embeddings
-        self._backbone = hf.plain(model)
+
+    def greedy(self, prompt: list[int]) -> list[int]:
+        """Answer by plain steps, alone."""
+        return self.answers([prompt], PLAIN, 1)[0].token_ids
 
     def plain(self, prompt: list[int], exact: Exact) -> Plain:
-        """Answer by plain steps, alone, in an engine that has seen nothing else."""
-        engine = self._engine([prompt], Contender("ar", None, exact), 1, passes=Margins)
+        """Answer by plain steps, alone, and note how far each token was ahead."""
+        engine = self._engine([prompt], PLAIN._replace(exact=exact), 1, passes=Margins)
         (row,) = engine.finish([prompt], self.options, tokenizer=self.tokenizer)
         assert isinstance(engine.passes, Margins)
         return Plain(row.token_ids, engine.passes.gaps)
@@ -83,9 +86,20 @@ class Writer:
         settings = hf.settings("hf", self.options.eos_token_id, limit)
         return hf.generate(self._backbone, [prompt], settings)[0]
 
+    @cached_property
+    def _backbone(self) -> PreTrainedModel:
+        return hf.plain(self.model)
+
     def _engine(self, prompts: list[list[int]], who: Contender, rows: int, **more: Any) -> Engine:
         plan, exact = plans.parse(who.plan or "ar"), who.exact or "distribution"
         return engine_for(self.model, prompts, self.options, plan, rows=min(rows, len(prompts)), exact=exact, **more)
+
+
+def answer_logits(model: PreTrainedModel, prompt: Sequence[int], answer: Sequence[int]) -> torch.Tensor:
+    """Return the backbone's logits for each token of an answer `[T, V]` in float32, the text read in one pass."""
+    ids = torch.tensor([[*prompt, *answer]], device=model.device)
+    logits: torch.Tensor = model(input_ids=ids, logits_to_keep=len(answer) + 1, use_cache=False).logits
+    return logits[0, :-1].float()
 
 
 @torch.inference_mode()
