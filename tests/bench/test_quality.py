@@ -37,7 +37,7 @@ def test_figures_are_summed_over_tokens_and_compared_with_float32_s_on_the_same_
         line("int8", "a", loss=0.7, divergence=0.4, agreed=1, right=True),
         line("int8", "b", tokens=6, loss=0.2, divergence=0.2, agreed=6, right=False),
     ]
-    base, found = summaries([*plain, *eight])
+    base, found = summaries([*plain, *eight], where="f")
     assert (base.ratio.value, base.divergence, base.agreement, base.right) == (1, 0, 1, 1)
     assert found.perplexity == pytest.approx(math.exp((2 * 0.7 + 6 * 0.2) / 8))
     assert found.ratio.value == pytest.approx(found.perplexity / base.perplexity)
@@ -48,11 +48,11 @@ def test_figures_are_summed_over_tokens_and_compared_with_float32_s_on_the_same_
 
 def test_lines_without_float32_s_or_without_a_field_are_errors() -> None:
     with pytest.raises(DataError, match="float32"):
-        summaries([line("int8", "a")])
+        summaries([line("int8", "a")], where="f")
     broken = line("int8", "a")
     del broken["loss"]
     with pytest.raises(DataError, match="loss"):
-        summaries([broken])
+        summaries([broken], where="f")
 
 
 def test_a_model_is_compared_token_by_token_with_the_whole_text_read(loaded: Loaded) -> None:

@@ -122,11 +122,6 @@ def ratio_of_rates(values: Array) -> Array:
     return np.asarray(sums[..., 0] / sums[..., 1] / (sums[..., 2] / sums[..., 3]))
 
 
-def middle(values: Array) -> Array:
-    """Return the median of the only column."""
-    return np.asarray(np.median(values[..., 0], axis=-1))
-
-
 def speed(results: Iterable[Result]) -> Estimate:
     """Return tokens per second, over all results."""
     return bootstrap(_sums(results, lambda r: (r.stats["emitted"], r.seconds)), ratio_of_sums)
@@ -173,7 +168,7 @@ def faster(results: Sequence[Result], than: Sequence[Result]) -> Ratio | None:
     sums = _sums(paired, columns)
     return Ratio(
         totals=bootstrap(sums, ratio_of_rates),
-        median=bootstrap(ratio_of_rates(sums[:, None])[:, None], middle),
+        median=bootstrap(ratio_of_rates(sums[:, None])[:, None], lambda of_units: np.median(of_units[..., 0], axis=-1)),
         least=float(ratio_of_rates(np.array([[columns(one)] for one in paired])).min()),
     )
 

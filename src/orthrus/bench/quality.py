@@ -5,7 +5,7 @@ suite knows right answers, each precision also writes its own. Draws no table.
 """
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar, Final
@@ -86,45 +86,37 @@ class Summary:
     right: float | None
 
 
-def summaries(records: Iterable[Record], *, where: str = "", seed: int = 0) -> list[Summary]:
+def summaries(records: Iterable[Record], *, where: str) -> list[Summary]:
     """Return figures of every suite and precision; intervals are 95 %, by bootstrap over prompts.
 
     Raises DataError for a line that is not of this format, or without float32's line beside it.
     """
-    groups: dict[tuple[str, str, str], dict[str, Quality]] = {}
-    for line in Quality.read(records, where=where):
-        groups.setdefault((line.configuration, line.suite, line.dtype), {})[line.id] = line
-    return [_summary(*key, of_dtype, groups, where, seed) for key, of_dtype in groups.items()]
-
-
-def _summary(
-    configuration: str,
-    suite: str,
-    dtype: str,
-    of_dtype: Mapping[str, Quality],
-    groups: Mapping[tuple[str, str, str], Mapping[str, Quality]],
-    where: str,
-    seed: int,
-) -> Summary:
-    base = groups.get((configuration, suite, REFERENCE), {})
-    if alone := of_dtype.keys() - base.keys():
-        raise DataError(f"{where}: {dtype} of {suite} needs a line in {REFERENCE} beside each, found none of {alone}")
-    every = list(of_dtype.values())
-    total = sum(line.tokens for line in every)
-    more_N2 = np.array([[(line.loss - base[line.id].loss) * line.tokens, line.tokens] for line in every])
-    judged = [line.right for line in every if line.right is not None]
-    return Summary(
-        configuration=configuration,
-        suite=suite,
-        dtype=dtype,
-        prompts=len(every),
-        tokens=total,
-        perplexity=math.exp(sum(line.loss * line.tokens for line in every) / total),
-        ratio=metrics.bootstrap(more_N2, lambda values: np.exp(metrics.ratio_of_sums(values)), seed=seed),
-        divergence=sum(line.divergence * line.tokens for line in every) / total,
-        agreement=sum(line.agreed for line in every) / total,
-        right=sum(judged) / len(judged) if judged else None,
-    )
+    every = {(line.configuration, line.suite, line.dtype, line.id): line for line in Quality.read(records, where=where)}
+    groups = metrics.split(every.values(), lambda line: (line.configuration, line.suite, line.dtype))
+    out = []
+    for (configuration, suite, dtype), part in groups.items():
+        base = {line.id: line for line in groups.get((configuration, suite, REFERENCE), ())}
+        if alone := {line.id for line in part} - base.keys():
+            raise DataError(
+                f"{where}: {dtype} of {suite} needs a line in {REFERENCE} beside each, found none of {alone}"
+            )
+        total = sum(line.tokens for line in part)
+        more_N2 = np.array([[(line.loss - base[line.id].loss) * line.tokens, line.tokens] for line in part])
+        judged = [line.right for line in part if line.right is not None]
+        summary = Summary(
+            configuration=configuration,
+            suite=suite,
+            dtype=dtype,
+            prompts=len(part),
+            tokens=total,
+            perplexity=math.exp(sum(line.loss * line.tokens for line in part) / total),
+            ratio=metrics.bootstrap(more_N2, lambda values: np.exp(metrics.ratio_of_sums(values))),
+            divergence=sum(line.divergence * line.tokens for line in part) / total,
+            agreement=sum(line.agreed for line in part) / total,
+            right=sum(judged) / len(judged) if judged else None,
+        )
+        out.append(summary)
+    return out
 
 
 def run(
@@ -151,10 +143,7 @@ def run(
     items = job.items()
     reference, tokenizer = load(REFERENCE)
     prompts, too_long = session.encoded(items, reference, tokenizer)
-    settings = {
-        **session.settings(job.model, reference, [PLAIN], max_new_tokens=job.max_new_tokens, rounds=1),
-        "quality": True,
-    }
+    settings = {**session.settings(job, reference, [PLAIN]), "quality": True}
     dtypes = list(dict.fromkeys((REFERENCE, *job.dtypes)))
     before = Quality.read(read_records(output) if output.exists() else [], where=str(output))
     done = {(line.configuration, line.dtype, 1, line.suite, line.id) for line in before}

@@ -6,6 +6,7 @@ best place.
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import zip_longest
 from typing import Any, Final, NamedTuple, TypeAlias
 
 from orthrus.decode.exact import Exact
@@ -118,7 +119,5 @@ def race(
 
 def first_difference(left: Sequence[int], right: Sequence[int]) -> int | None:
     """Return the first position at which two texts differ (an end counts); None when they are equal."""
-    for index, (a, b) in enumerate(zip(left, right, strict=False)):
-        if a != b:
-            return index
-    return None if len(left) == len(right) else min(len(left), len(right))
+    pairs = enumerate(zip_longest(left, right))
+    return next((index for index, (one, other) in pairs if one != other), None)

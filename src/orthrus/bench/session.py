@@ -127,15 +127,13 @@ def encoded(
     return short, len(every) - len(short)
 
 
-def settings(
-    name: str, model: PreTrainedModel, contenders: Sequence[Contender], *, max_new_tokens: int, rounds: int
-) -> dict[str, Any]:
+def settings(job: Job, model: PreTrainedModel, contenders: Sequence[Contender], *, rounds: int = 1) -> dict[str, Any]:
     """Return what all figures depend on, as JSON values."""
     return {
-        "model": name,
+        "model": job.model,
         "weights": weights_digest(model),
         "contenders": [list(contender) for contender in contenders],
-        "max_new_tokens": max_new_tokens,
+        "max_new_tokens": job.max_new_tokens,
         "rounds": rounds,
         "device": device_name(model.device),
         "threads": torch.get_num_threads(),

@@ -30,17 +30,9 @@ def audit(
     ] = None,
     data: measuring.Data = None,
     limit: measuring.Limit = None,
-    dtype: Annotated[
-        list[str] | None,
-        typer.Option(metavar="DTYPE", help="Precision, may be repeated; float32 and bfloat16 unless given."),
-    ] = None,
-    exact: Annotated[
-        list[str] | None,
-        typer.Option(metavar="EXACT", help="distribution or token, may be repeated; both unless given."),
-    ] = None,
-    plan: Annotated[
-        list[str] | None, typer.Option(metavar="PLAN", help="Drafts per cycle, may be repeated; auto unless given.")
-    ] = None,
+    dtype: measuring.Dtypes = None,
+    exact: measuring.Exacts = None,
+    plan: measuring.Plans = None,
     batch_size: Annotated[
         list[int] | None, typer.Option(min=1, help="Rows at once, may be repeated; 1 and 4 unless given.")
     ] = None,
@@ -59,6 +51,8 @@ def audit(
 ) -> None:
     """Compare the text of every plan, batch size and precision with plain decoding's; exit code 1 if a promise breaks.
 
+    Both promises are audited in float32 and bfloat16, under auto, unless options say otherwise.
+
     Promised are float32, and at any precision exact="token". The rest is reported: how many texts are identical, by
     domain and by how surprising the text is, where the others part and how close the choice was there, agreement with
     Hugging Face's generate, tokens per cycle and speed.
@@ -72,9 +66,9 @@ def audit(
         suites=tuple(suite or _SUITES),
         folder=data,
         limit=limit,
-        dtypes=tuple(dtype or ("float32", "bfloat16")),
-        exacts=tuple(exact or ("distribution", "token")),
-        plans=tuple(plan or ("auto",)),
+        dtypes=tuple(measuring.listed(dtype, "float32,bfloat16")),
+        exacts=tuple(measuring.listed(exact, "distribution,token")),
+        plans=tuple(measuring.listed(plan, "auto")),
         batches=tuple(batch_size or (1, 4)),
         max_new_tokens=max_new_tokens,
     )

@@ -14,10 +14,6 @@ from orthrus.cli.train import Recipe, Set
 from orthrus.errors import ConfigError
 
 _ADDED = typer.Option("--output", "-o", metavar="FILE", help="A file of JSON lines; added to.")
-Dtypes = Annotated[
-    list[str] | None,
-    typer.Option("--dtype", metavar="DTYPE,…", help="Precisions: float32, bfloat16, float16, int8."),
-]
 Batches = Annotated[
     list[str] | None, typer.Option("--batch", metavar="N,…", help="Prompts decoded together; 1 unless given.")
 ]
@@ -50,14 +46,8 @@ def run(
             help="ar, orthrus, hf, hf-static, hf-lookup, llama.cpp, llama.cpp-lookup; ar,orthrus unless given.",
         ),
     ] = None,
-    plans: Annotated[
-        list[str] | None,
-        typer.Option("--plans", metavar="PLAN,…", help="Of mode orthrus: auto, full, fixed:K, tree:N, …."),
-    ] = None,
-    exact: Annotated[
-        list[str] | None,
-        typer.Option("--exact", metavar="EXACT,…", help="Of our modes: distribution, token."),
-    ] = None,
+    plans: measuring.Plans = None,
+    exact: measuring.Exacts = None,
     gguf: Annotated[
         list[str] | None,
         typer.Option(
@@ -68,7 +58,7 @@ def run(
         ),
     ] = None,
     batch: Batches = None,
-    dtype: Dtypes = None,
+    dtype: measuring.Dtypes = None,
     limit: measuring.Limit = None,
     max_new_tokens: common.MaxNewTokens = 256,
     rounds: Annotated[int, typer.Option(min=1, help="How often everyone answers every prompt.")] = 3,
@@ -145,7 +135,7 @@ def passes(
         typer.Option("--context", metavar="N,…", help="Tokens in the cache; 256 unless given."),
     ] = None,
     batch: Batches = None,
-    dtype: Dtypes = None,
+    dtype: measuring.Dtypes = None,
     repeats: Annotated[int, typer.Option(min=1, help="How often every pass is timed.")] = 20,
     floor: Annotated[
         bool, typer.Option("--floor", help="Time a pass's matrix products alone, a read of keys, a copy of bytes.")

@@ -1,9 +1,5 @@
 """`orthrus bench quality`: what a precision costs in quality. Options and printing only."""
 
-from typing import Annotated
-
-import typer
-
 from orthrus.cli import common, measuring
 from orthrus.cli.common import err, say
 
@@ -14,20 +10,13 @@ def quality(
     model: common.ModelArgument = common.DEFAULT,
     backbone: common.Backbone = None,
     data: measuring.Data = None,
-    dtype: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--dtype",
-            metavar="DTYPE,…",
-            help="Precisions: bfloat16, float16, int8; bfloat16 unless given. float32 always runs beside them.",
-        ),
-    ] = None,
+    dtype: measuring.Dtypes = None,
     limit: measuring.Limit = None,
     max_new_tokens: common.MaxNewTokens = 256,
     threads: measuring.Threads = None,
     device: common.Device = None,
 ) -> None:
-    """Compare precisions with float32: perplexity, divergence and agreement on its own answers; right answers.
+    """Compare precisions (bfloat16 unless given) with float32: perplexity, divergence and agreement; right answers.
 
     float32 answers plainly, and every precision reads these answers; run again to continue. Suites of the domain code
     execute what the model writes (see `orthrus.data.synthetic`).

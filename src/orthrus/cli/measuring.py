@@ -32,6 +32,17 @@ Suites = Annotated[
     ),
 ]
 Data = Annotated[Path | None, typer.Option("--data", metavar="DIR", help="Where suites are looked for by name.")]
+Dtypes = Annotated[
+    list[str] | None,
+    typer.Option("--dtype", metavar="DTYPE,…", help="Precisions: float32, bfloat16, float16, int8."),
+]
+Plans = Annotated[
+    list[str] | None,
+    typer.Option("--plan", "--plans", metavar="PLAN,…", help="Of mode orthrus: auto, full, fixed:K, tree:N, …."),
+]
+Exacts = Annotated[
+    list[str] | None, typer.Option("--exact", metavar="EXACT,…", help="Of our modes: distribution, token.")
+]
 Limit = Annotated[
     int | None,
     typer.Option(min=1, help="Prompts of each suite; all of a file and 100 problems unless given."),

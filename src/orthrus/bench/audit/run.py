@@ -130,7 +130,7 @@ def run(
 def configuration(job: Job, model: PreTrainedModel) -> dict[str, Any]:
     """Return all that verdicts depend on, as JSON values, but for what each line says by itself."""
     return {
-        **session.settings(job.model, model, job.contenders(), max_new_tokens=job.max_new_tokens, rounds=1),
+        **session.settings(job, model, job.contenders()),
         "audit": True,
         "experts": has_experts(model),
     }

@@ -8,7 +8,7 @@ import asyncio
 import hashlib
 import itertools
 import time
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Final, Literal, TypeAlias
@@ -118,26 +118,24 @@ def run(
     """
     if not items:
         raise ConfigError("a load needs prompts, found none")
-    return asyncio.run(_run(target, items, setting, requests, seed, on_answer))
 
+    async def send() -> list[Answered]:
+        async with connected(target) as (client, model):
+            started = time.perf_counter()
 
-async def _run(
-    target: Target, items: Sequence[Item], setting: Setting, requests: int, seed: int, on_answer: Callable[[], None]
-) -> list[Answered]:
-    async with connected(target) as (client, model):
-        started = time.perf_counter()
+            async def one(number: int) -> Answered:
+                made = await ask(client, model, target, items[number % len(items)], setting, started)
+                on_answer()
+                return made
 
-        async def one(number: int) -> Answered:
-            made = await ask(client, model, target, items[number % len(items)], setting, started)
-            on_answer()
-            return made
+            if setting.concurrency is not None:
+                return await _closed(one, requests, setting.concurrency)
+            if setting.rate is None:
+                raise ConfigError("a load needs a concurrency or a rate, found neither")
+            waits = np.random.default_rng(seed).exponential(1 / setting.rate, requests)
+            return await _open(one, waits.cumsum().tolist(), started)
 
-        if setting.concurrency is not None:
-            return await _closed(one, requests, setting.concurrency)
-        if setting.rate is None:
-            raise ConfigError("a load needs a concurrency or a rate, found neither")
-        waits = np.random.default_rng(seed).exponential(1 / setting.rate, requests)
-        return await _open(one, waits.cumsum().tolist(), started)
+    return asyncio.run(send())
 
 
 @asynccontextmanager
@@ -155,7 +153,7 @@ async def connected(target: Target) -> AsyncIterator[tuple[AsyncOpenAI, str]]:
         yield client, target.model or listed[0]
 
 
-async def _closed(one: Callable[[int], Any], requests: int, concurrency: int) -> list[Answered]:
+async def _closed(one: Callable[[int], Awaitable[Answered]], requests: int, concurrency: int) -> list[Answered]:
     made: dict[int, Answered] = {}
     numbers = iter(range(requests))
 
@@ -167,11 +165,10 @@ async def _closed(one: Callable[[int], Any], requests: int, concurrency: int) ->
     return [made[number] for number in sorted(made)]
 
 
-async def _open(one: Callable[[int], Any], times: Sequence[float], started: float) -> list[Answered]:
+async def _open(one: Callable[[int], Awaitable[Answered]], times: Sequence[float], started: float) -> list[Answered]:
     async def later(number: int, at: float) -> Answered:
         await asyncio.sleep(max(0.0, started + at - time.perf_counter()))
-        made: Answered = await one(number)
-        return made
+        return await one(number)
 
     return list(await asyncio.gather(*(later(number, at) for number, at in enumerate(times))))
 

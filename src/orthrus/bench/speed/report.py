@@ -96,8 +96,7 @@ class Report:
 
     def settings_of(self, configuration: str) -> Mapping[str, Any]:
         """Return the settings that a configuration's id stands for; empty where no provenance record says."""
-        settings = [p["settings"] for p in self.provenances if p.get("configuration") == configuration]
-        return settings[0] if settings else {}
+        return next((p["settings"] for p in self.provenances if p.get("configuration") == configuration), {})
 
     def machines(self) -> Machines:
         """Say where each run timed its passes: on which device, and with which threads and torch if these differ."""

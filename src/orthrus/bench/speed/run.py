@@ -160,7 +160,7 @@ def _loaded(job: Job, load: Loader, dtype: str) -> tuple[PreTrainedModel, PreTra
 def configuration(job: Job, model: PreTrainedModel) -> dict[str, Any]:
     """Return all that figures depend on, as JSON values, but for what each line says by itself."""
     return {
-        **session.settings(job.model, model, job.contenders, max_new_tokens=job.max_new_tokens, rounds=job.rounds),
+        **session.settings(job, model, job.contenders, rounds=job.rounds),
         "warmup": job.warmup,
         **job.settings,
         **({"compile": True} if job.compile else {}),

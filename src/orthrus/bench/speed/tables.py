@@ -107,9 +107,9 @@ def _passes(passes: Sequence[Record], machines: Machines) -> Grid:
                 copy = _rate(last["copy"]) if "copy" in last else 0
                 row.append(percent(rates[-1] / copy if copy and any(rates) else None))
             rows.append(row)
-    header = [*_head(machines), "width", *(f"{kind} ms" for kind in kinds)]
+    header = ["width", *(f"{kind} ms" for kind in kinds)]
     header += ["cycle / floor"] * ("matmul" in kinds) + ["of bandwidth"] * copied
-    return Grid(title="Cost of passes", header=header, rows=rows, labels=_labels(machines))
+    return _timed("Cost of passes", header, rows, machines)
 
 
 def _rate(record: Record) -> float:
@@ -124,8 +124,8 @@ def _prompts(passes: Sequence[Record], machines: Machines) -> Grid:
     for where, there in split(read, lambda record: _where(record, machines)).items():
         times = {min(record["width"], 2): 1000 * record["seconds"] for record in there}
         rows.append([*where, *(number(times.get(kind), 1) for kind in (0, 1, 2))])
-    header = [*_head(machines), "backbone alone ms", "plainly ms", "first block drafted ms"]
-    return Grid(title="Time to the first token", header=header, rows=rows, labels=_labels(machines))
+    header = ["backbone alone ms", "plainly ms", "first block drafted ms"]
+    return _timed("Time to the first token", header, rows, machines)
 
 
 def _fused(passes: Sequence[Record], machines: Machines) -> Grid:
@@ -146,8 +146,8 @@ def _fused(passes: Sequence[Record], machines: Machines) -> Grid:
                     number(fused / sum(both) if all(both) else None, 2),
                 ]
             )
-    header = [*_head(machines), "verified", "stops", "rows", "ms", "plain passes", "× draft and verify"]
-    return Grid(title="Cost of fused passes", header=header, rows=rows, labels=_labels(machines))
+    header = ["verified", "stops", "rows", "ms", "plain passes", "× draft and verify"]
+    return _timed("Cost of fused passes", header, rows, machines)
 
 
 def steps(records: Sequence[Record]) -> Grid:
@@ -191,17 +191,15 @@ def _step(record: Record) -> dict[str, str]:
 
 
 def _where(record: Record, machines: Machines) -> tuple[str, ...]:
-    """Return what a pass was timed on, as `_head` heads it."""
+    """Return what a pass was timed on, as `_timed` heads it."""
     device = [machines[record.get("provenance")]] if machines else []
     return (*device, *(str(record[name]) for name in _WHERE))
 
 
-def _head(machines: Machines) -> list[str]:
-    return [*["device"] * bool(machines), *_WHERE]
-
-
-def _labels(machines: Machines) -> int:
-    return 2 + bool(machines)
+def _timed(title: str, header: Sequence[str], rows: list[list[str]], machines: Machines) -> Grid:
+    """Return a table whose rows begin with what passes were timed on."""
+    where = [*["device"] * bool(machines), *_WHERE]
+    return Grid(title=title, header=[*where, *header], rows=rows, labels=2 + bool(machines))
 
 
 def _runs(provenances: Iterable[Record]) -> Grid:
