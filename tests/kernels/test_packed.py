@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from orthrus.kernels import packed, watched
+from orthrus.kernels import fbgemm, packed, watched
 from orthrus.kernels.native import multiplies
 from orthrus.kernels.packed import AsIs, Copy, PackedLinear, copy_for, kernels_of, pack, pays, tune, unpack
 from orthrus.kernels.recorded import operator
@@ -151,8 +151,9 @@ def test_detaching_a_view_unpacks() -> None:
         assert torch.equal(model(ids).logits, expected)
 
 
-def processor(patch: pytest.MonkeyPatch, *, vectors: str, halves: bool) -> None:
-    """Pretend to be another processor: with these vector instructions, with or without products in 16 bits."""
+def processor(patch: pytest.MonkeyPatch, *, vectors: str, halves: bool, reads: bool = False) -> None:
+    """Pretend to be another: with these vector instructions, with products in 16 bits or FBGEMM, or neither."""
+    patch.setattr(fbgemm, "can_half", lambda: reads)
     patch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: vectors)
     for name in ("_is_mkldnn_bf16_supported", "_is_mkldnn_fp16_supported"):
         patch.setattr(torch.ops.mkldnn, name, lambda: halves)
@@ -162,28 +163,33 @@ F32, BF16, F16 = torch.float32, torch.bfloat16, torch.float16
 
 
 @pytest.mark.parametrize(
-    ("vectors", "halves", "dtype", "small", "large"),
+    ("vectors", "halves", "reads", "dtype", "small", "large"),
     [
-        ("AVX512", True, F32, Copy(F32, True), Copy(F32, True)),
-        ("AVX512", True, BF16, Copy(BF16, True), Copy(BF16, True)),
-        ("AVX512", True, F16, Copy(F16, True), Copy(F16, True)),
-        ("AVX512", False, BF16, Copy(F32, True), Copy(F32, True)),
-        ("AVX2", False, F32, None, Copy(F32, True)),
-        ("AVX2", False, BF16, Copy(F32, False), Copy(F32, True)),
-        ("AVX2", False, F16, Copy(F32, False), Copy(F32, True)),
-        ("AVX2", True, BF16, None, Copy(BF16, True)),
+        ("AVX512", True, False, F32, Copy(F32, True), Copy(F32, True)),
+        ("AVX512", True, False, BF16, Copy(BF16, True), Copy(BF16, True)),
+        ("AVX512", True, False, F16, Copy(F16, True), Copy(F16, True)),
+        ("AVX512", False, False, BF16, Copy(F32, True), Copy(F32, True)),
+        ("AVX2", False, False, F32, None, Copy(F32, True)),
+        ("AVX2", False, False, BF16, Copy(F32, False), Copy(F32, True)),
+        ("AVX2", False, False, F16, Copy(F32, False), Copy(F32, True)),
+        ("AVX2", True, False, BF16, None, Copy(BF16, True)),
+        ("AVX2", False, True, BF16, Copy(F16, True), Copy(F16, True)),
+        ("AVX2", False, True, F16, Copy(F16, True), Copy(F16, True)),
+        ("AVX2", False, True, F32, None, Copy(F32, True)),
+        ("AVX512", True, True, BF16, Copy(BF16, True), Copy(BF16, True)),
     ],
 )
 def test_the_copy_is_what_the_processor_reads_best(
     monkeypatch: pytest.MonkeyPatch,
     vectors: str,
     halves: bool,
+    reads: bool,
     dtype: torch.dtype,
     small: Copy | None,
     large: Copy | None,
 ) -> None:
-    """In float32 where it cannot multiply in 16 bits; packed with AVX-512, or where there is much to multiply."""
-    processor(monkeypatch, vectors=vectors, halves=halves)
+    """In float16 or float32 where it cannot multiply in 16 bits; packed with AVX-512, or where there is much to do."""
+    processor(monkeypatch, vectors=vectors, halves=halves, reads=reads)
     assert copy_for(torch.empty(1024, 511, dtype=dtype)) == small
     assert copy_for(torch.empty(1024, 512, dtype=dtype)) == large
     assert pays(layer(dtype)) is (small is not None)
@@ -220,6 +226,41 @@ def test_without_16_bit_products_they_are_made_in_float32(
         else:
             torch.testing.assert_close(found.float(), wide, rtol=2**-7, atol=1e-5)
     assert widths == [2, 16]
+
+
+@pytest.mark.skipif(not fbgemm.can_half(), reason="needs a torch with FBGEMM")
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_without_16_bit_products_weights_are_read_in_16_bits(
+    monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype, bias: bool
+) -> None:
+    """For one row too; products are those of float32, rounded once."""
+    processor(monkeypatch, vectors="AVX2", halves=False, reads=True)
+    model = layer(dtype, bias=bias)
+    wide = copy.deepcopy(model).float()
+    pack(model)
+    for rows in ((2,), (1, 16), (1,), (1, 1), (3, 2)):
+        x = torch.randn(*rows, 48, dtype=dtype)
+        with torch.inference_mode():
+            found, expected = model(x), wide(x.float())
+        assert model[0]._shared.copy.itemsize == 2
+        assert found.dtype == dtype
+        torch.testing.assert_close(found.float(), expected, rtol=2**-7, atol=1e-5)
+
+
+@pytest.mark.skipif(not fbgemm.can_half(), reason="needs a torch with FBGEMM")
+@pytest.mark.parametrize("value", [1e6, 1e-7, torch.inf])
+def test_weights_beyond_float16_are_copied_in_float32(monkeypatch: pytest.MonkeyPatch, value: float) -> None:
+    """Too large for it, or a row of numbers too small."""
+    processor(monkeypatch, vectors="AVX2", halves=False, reads=True)
+    model = layer(torch.bfloat16, bias=False)
+    model[0].weight.data[3] = value
+    wide = copy.deepcopy(model).float()
+    pack(model)
+    x = torch.rand(4, 48, dtype=torch.bfloat16)
+    with torch.inference_mode():
+        torch.testing.assert_close(model(x), wide(x.float()).to(torch.bfloat16))
+    assert model[0]._shared.copy.itemsize == 4
 
 
 class Stopwatch:
@@ -348,7 +389,8 @@ def test_layers_that_read_the_same_input_have_one_product(
     monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype, bias: bool
 ) -> None:
     """Whichever is called first with an input makes all, and a change of any weight is met."""
-    processor(monkeypatch, vectors="AVX512", halves=multiplies(dtype))
+    own = {"halves": multiplies(torch.bfloat16), "reads": fbgemm.can_half()}
+    processor(monkeypatch, vectors="AVX512", **own)
     layers = nn.ModuleList(nn.Linear(48, size, bias=bias, dtype=dtype) for size in (32, 16, 16)).requires_grad_(False)
     alone = copy.deepcopy(layers)
     pack(alone)
@@ -364,8 +406,7 @@ def test_layers_that_read_the_same_input_have_one_product(
                 x = torch.randn(*rows, 48, dtype=dtype)
                 calls.clear()
                 found = [layer(x) for layer in layers]
-                # One row is multiplied by its own weights where their copy is wider.
-                assert len(calls) == (rows != (1, 1) or multiplies(dtype))
+                assert len(calls) == 1
                 for own, layer in zip(found, alone, strict=True):
                     torch.testing.assert_close(own, layer(x))
         torch.testing.assert_close(layers[1](x * 2), alone[1](x * 2))

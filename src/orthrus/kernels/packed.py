@@ -2,7 +2,8 @@
 
 A plain linear layer hands its weights to the matrix product as they are stored, and the kernel rearranges them in every
 pass. For the few rows of a decoding pass that is a good part of its time; oneDNN takes weights laid out once. Many
-CPUs cannot multiply in 16 bits, and torch then takes every row of a pass by itself: they get the weights in float32.
+CPUs cannot multiply in 16 bits, and torch then takes every row of a pass by itself: FBGEMM reads weights in float16
+there and multiplies in float32, which float32 copies replace where it is missing.
 `tune` measures where the weights themselves are read faster. Knows layers; knows no pass.
 """
 
@@ -15,6 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear
 
+from orthrus.kernels import fbgemm
 from orthrus.kernels.native import multiplies
 from orthrus.kernels.recorded import is_recording, operator, recordable
 from orthrus.kernels.shared import Shared
@@ -35,7 +37,7 @@ _CLEARLY = 0.9  # of the copy's time, that the weights themselves must stay belo
 
 
 class Copy(NamedTuple):
-    """How the second copy of a weight is kept: in which precision, and whether packed for oneDNN."""
+    """How the second copy of a weight is kept: in which precision, and whether packed (float16 by FBGEMM or oneDNN)."""
 
     dtype: torch.dtype
     packed: bool
@@ -84,16 +86,16 @@ class _Shared(Shared[PackedLinear]):
 
     def __init__(self, layers: Sequence[PackedLinear]) -> None:
         super().__init__(layers, [layer.out_features for layer in layers])
-        self.copy: Tensor | None = None
+        self.copy: Tensor | fbgemm.Weights | None = None
         self._state: list[tuple[int, ...]] = []
 
     def takes(self, input: Tensor, *, several: bool, again: bool) -> bool:
         """Tell whether the copy serves an input; it is brought up to date unless that was done for this one."""
         if not (again and self._input is input):
             self._refresh()
-        copy, dtype = self.copy, self.layers[0].weight.dtype
+        copy, weight = self.copy, self.layers[0].weight
         # Where a copy is wider, the time of one row is that of reading weights: the fewer bytes win.
-        return copy is not None and input.dtype == dtype and (several or copy.dtype == dtype)
+        return copy is not None and input.dtype == weight.dtype and (several or copy.itemsize <= weight.itemsize)
 
     def product(self, input: Tensor) -> Tensor:
         """Return the outputs of all layers, one after another."""
@@ -124,22 +126,26 @@ def product(input, weight, bias: Optional[Tensor]):
 def copy_for(weight: Tensor) -> Copy | None:
     """Return the copy of a weight that makes products faster here; None where the weight itself is as good.
 
-    Its precision is the weight's own where the CPU multiplies in that, else float32. CPUs with AVX-512 get all weights
-    packed, others the large ones.
+    Its precision is the weight's own where the CPU multiplies in that, else float16 by FBGEMM, or float32. CPUs with
+    AVX-512 get all weights packed, others the large ones.
     """
     if type(weight) not in PLAIN or weight.device.type != "cpu" or weight.dtype not in _TYPES:
         return None
     native = multiplies(weight.dtype)
+    if not native and fbgemm.can_half():
+        return Copy(torch.float16, packed=True)
     can_pack = _product is not None and _reorder is not None and torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
     packed = can_pack and (torch.backends.cpu.get_cpu_capability() == "AVX512" or weight.numel() >= _AMPLE)
     return Copy(weight.dtype if native else torch.float32, packed) if packed or not native else None
 
 
-def _copied(weights: Sequence[Tensor]) -> Tensor | None:
+def _copied(weights: Sequence[Tensor]) -> Tensor | fbgemm.Weights | None:
     whole = torch.cat([weight.detach() for weight in weights]) if len(weights) > 1 else weights[0].detach()
     kind = copy_for(whole)
     if kind is None:
         return None
+    if kind.dtype == torch.float16 and not multiplies(whole.dtype):
+        return fbgemm.in_half(whole) or whole.float()
     dense = whole.to(kind.dtype).contiguous()
     if not kind.packed or _reorder is None:
         return dense
@@ -147,7 +153,10 @@ def _copied(weights: Sequence[Tensor]) -> Tensor | None:
     return packed
 
 
-def _multiply(input: Tensor, copy: Tensor, bias: Tensor | None) -> Tensor:
+def _multiply(input: Tensor, copy: Tensor | fbgemm.Weights, bias: Tensor | None) -> Tensor:
+    if isinstance(copy, fbgemm.Weights):
+        wide = copy(input)
+        return wide if bias is None else wide.add_(bias)
     if not copy.is_mkldnn or _product is None:
         return linear(input, copy, bias)
     if is_recording():

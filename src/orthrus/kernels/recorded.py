@@ -65,6 +65,18 @@ def recordable(source: str) -> Callable[..., Tensor]:
     return function
 
 
+def bound(source: str, weight: object) -> Callable[..., Tensor]:
+    """Return the function `product(input, weight)` of a TorchScript source, with a weight that is no tensor in it."""
+    graph = _jit.CompilationUnit(source).product.graph.copy()
+    _, given = graph.inputs()
+    graph.setInsertPoint(next(iter(graph.nodes())))
+    given.replaceAllUsesWith(graph.insertConstant(weight))
+    graph.eraseInput(1)
+    parts: Any = torch._C
+    function: Callable[..., Tensor] = parts._create_function_from_graph("product", graph)
+    return function
+
+
 def holders_of(model: nn.Module) -> list[Holder]:
     """Return what holds weights in oneDNN's layout in a model, in the order of its layers."""
     owners = [owner for module in model.modules() for owner in (module, module.__dict__.get("_shared"))]

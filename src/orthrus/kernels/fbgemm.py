@@ -1,0 +1,118 @@
+"""Weights as FBGEMM reads them, for x86 CPUs that multiply in neither 16 bits nor, without saturating, in 8.
+
+They are read in 16 bits and multiplied in float32, or read in 8 and multiplied as integers. Torch keeps them in objects
+that are no tensors. Knows weights; knows no layer.
+"""
+
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import cache, cached_property
+from typing import Any, Final
+
+import torch
+from torch import Tensor
+
+from orthrus.kernels.recorded import bound, is_recording, operator
+
+LARGEST: Final = 64
+"""Of the integers that 8-bit weights are multiplied by: pairs of products then fit into 16 bits."""
+
+_RECORDED = """
+def product(input, weight: __torch__.torch.classes.quantized.LinearPackedParamsBase):
+    return torch.ops.quantized.{}
+"""
+
+_HALF: Final = "linear_dynamic_fp16"
+_EIGHT: Final = "linear_with_input_q_dq_qweight_dq_output_fp32"
+_half, _pack_half = operator("quantized", _HALF), operator("quantized", "linear_prepack_fp16")
+_eight, _pack_eight = operator("quantized", _EIGHT), operator("quantized", "linear_prepack")
+
+
+class Weights:
+    """Weights `[out, in]` that give the products of an input `[..., in]`, both in float32.
+
+    Attributes:
+        itemsize: bytes that each weight is read in.
+        dtype: of inputs and products.
+    """
+
+    dtype: Final = torch.float32
+
+    def __init__(self, packed: object, *, itemsize: int) -> None:
+        """Take what torch has packed, of 2 bytes or 1 each."""
+        self._packed, self.itemsize = packed, itemsize
+
+    def __call__(self, input: Tensor) -> Tensor:
+        """Return `input @ weight.T`; for weights of 8 bits inputs are integers up to `LARGEST`, and rounded to such."""
+        if is_recording():
+            return self._recorded(input)
+        assert _half is not None
+        assert _eight is not None
+        out: Tensor = _half(input, self._packed) if self.itemsize == 2 else _eight(input, 1.0, LARGEST, self._packed)
+        return out
+
+    @cached_property
+    def _recorded(self) -> Callable[..., Tensor]:
+        half, eight = f"{_HALF}(input, weight)", f"{_EIGHT}(input, 1.0, {LARGEST}, weight)"
+        return bound(_RECORDED.format(half if self.itemsize == 2 else eight), self._packed)
+
+
+def in_half(weight: Tensor) -> Weights | None:
+    """Return a weight in 16 bits; None where they do not hold it as well as bfloat16 would.
+
+    float16 has more digits than bfloat16 and a smaller range: what is tiny beside a row's largest number may round.
+    """
+    wide = weight.detach().float().contiguous()
+    lost = (wide.half().float() - wide).abs().amax(-1)
+    if _pack_half is None or not bool((lost <= wide.abs().amax(-1) * 2**-12).all()):
+        return None
+    with _engine():
+        return Weights(_pack_half(wide, None), itemsize=2)
+
+
+def in_eight(weight: Tensor, scale: Tensor) -> Weights:
+    """Return a weight of integers from -127 to 127 `[out, in]`, times a scale `[out]` in float32."""
+    assert _pack_eight is not None
+    with _engine(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of such tensors' future
+        zero = torch.zeros(len(scale), dtype=torch.long)
+        quantised = torch._make_per_channel_quantized_tensor(weight, scale.double(), zero, 0)
+        return Weights(_pack_eight(quantised, None), itemsize=1)
+
+
+def can_half() -> bool:
+    """Tell whether weights can be read in 16 bits here."""
+    return _half is not None and _pack_half is not None and _is_here()
+
+
+@cache
+def is_exact() -> bool:
+    """Tell whether products of weights in 8 bits with integers up to `LARGEST` are exact here."""
+    if _eight is None or _pack_eight is None or not hasattr(torch, "_make_per_channel_quantized_tensor"):
+        return False
+    if not _is_here():
+        return False
+    weight = torch.tensor([127, -127], dtype=torch.int8)[:, None].expand(2, 64).contiguous()
+    rows = torch.tensor([[LARGEST], [-LARGEST]]).expand(2, 64).float().contiguous()
+    try:
+        sums = in_eight(weight, torch.ones(2))(rows)
+    except RuntimeError:
+        return False
+    return torch.equal(sums, rows @ weight.float().T)
+
+
+def _is_here() -> bool:
+    return "fbgemm" in torch.backends.quantized.supported_engines
+
+
+@contextmanager
+def _engine() -> Iterator[None]:
+    """Let torch pack for FBGEMM meanwhile."""
+    engines: Any = torch.backends.quantized
+    before = engines.engine
+    engines.engine = "fbgemm"
+    try:
+        yield
+    finally:
+        engines.engine = before
