@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 
 from orthrus.errors import ConfigError
+from orthrus.kernels import packed
 from orthrus.train.config import changed_keys, load_recipe
 from orthrus.train.sections import BackboneRecipe, ViewRecipe
 from orthrus.train.sources import JsonlSource, SyntheticSource
@@ -54,6 +55,25 @@ def test_overrides_are_toml_values_and_bare_strings_are_strings() -> None:
     assert recipe.run.output == "a b"
     assert recipe.optimizer.betas == (0.8, 0.9)
     assert recipe.model.tie_word_embeddings is False
+
+
+@pytest.mark.parametrize(
+    ("overrides", "native", "warned"),
+    [
+        (["run.dtype=bfloat16"], False, True),
+        (["run.dtype=bfloat16"], True, False),
+        (["run.dtype=bfloat16", "run.device=cuda"], False, False),
+        (["run.dtype=float32"], False, False),
+    ],
+)
+def test_bfloat16_on_a_cpu_that_does_not_multiply_in_it_is_warned_of(
+    overrides: list[str], native: bool, warned: bool, monkeypatch: pytest.MonkeyPatch, recwarn: pytest.WarningsRecorder
+) -> None:
+    """And honoured."""
+    monkeypatch.setattr(packed, "multiplies", lambda _: native)
+    recipe = load_recipe(NANO, overrides)
+    assert recipe.run.dtype == overrides[0].removeprefix("run.dtype=")
+    assert [("--set run.dtype=float32" in str(one.message)) for one in recwarn] == [True] * warned
 
 
 def test_an_integer_is_a_good_float() -> None:

@@ -4,6 +4,7 @@ import difflib
 import json
 import tomllib
 import typing
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,8 @@ KINDS: typing.Final[Mapping[str, type[Recipe]]] = {
 def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     """Read a recipe with everything it `extends`, apply `section.key=value` overrides and check it.
 
+    Warns of a dtype that this CPU does not multiply in.
+
     Raises:
         ConfigError: the file or an override cannot be read, or a key is unknown, missing, of the wrong type
             or out of bounds; all faults of a recipe are named at once.
@@ -34,7 +37,23 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     raw = _read_with_parents(Path(path), seen=())
     for override in overrides:
         raw = _merge(raw, _parse_override(override))
-    return recipe_from_mapping(raw, origin=str(path))
+    recipe = recipe_from_mapping(raw, origin=str(path))
+    if recipe.run.device == "cpu" and recipe.run.dtype == "bfloat16":
+        _warn_of_bfloat16()
+    return recipe
+
+
+def _warn_of_bfloat16() -> None:
+    import torch
+
+    from orthrus.kernels.packed import multiplies
+
+    if not multiplies(torch.bfloat16):
+        warnings.warn(
+            "run.dtype is bfloat16, found a CPU without products in bfloat16: steps and answers take many times as "
+            "long as in float32; train with --set run.dtype=float32",
+            stacklevel=3,
+        )
 
 
 def recipe_from_mapping(raw: Mapping[str, Any], *, origin: str = "recipe") -> Recipe:
