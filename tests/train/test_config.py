@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from orthrus.errors import ConfigError
-from orthrus.kernels import packed
+from orthrus.kernels import native
 from orthrus.train.config import changed_keys, load_recipe
 from orthrus.train.sections import BackboneRecipe, ViewRecipe
 from orthrus.train.sources import JsonlSource, SyntheticSource
@@ -70,7 +70,7 @@ def test_bfloat16_on_a_cpu_that_does_not_multiply_in_it_is_warned_of(
     overrides: list[str], native: bool, warned: bool, monkeypatch: pytest.MonkeyPatch, recwarn: pytest.WarningsRecorder
 ) -> None:
     """And honoured."""
-    monkeypatch.setattr(packed, "multiplies", lambda _: native)
+    monkeypatch.setattr(native, "multiplies", lambda _: native)
     recipe = load_recipe(NANO, overrides)
     assert recipe.run.dtype == overrides[0].removeprefix("run.dtype=")
     assert [("--set run.dtype=float32" in str(one.message)) for one in recwarn] == [True] * warned

@@ -46,7 +46,7 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
 def _warn_of_bfloat16() -> None:
     import torch
 
-    from orthrus.kernels.packed import multiplies
+    from orthrus.kernels.native import multiplies
 
     if not multiplies(torch.bfloat16):
         warnings.warn(
