@@ -58,7 +58,7 @@ def test_overrides_are_toml_values_and_bare_strings_are_strings() -> None:
 
 
 @pytest.mark.parametrize(
-    ("overrides", "native", "warned"),
+    ("overrides", "multiplies", "warned"),
     [
         (["run.dtype=bfloat16"], False, True),
         (["run.dtype=bfloat16"], True, False),
@@ -67,10 +67,14 @@ def test_overrides_are_toml_values_and_bare_strings_are_strings() -> None:
     ],
 )
 def test_bfloat16_on_a_cpu_that_does_not_multiply_in_it_is_warned_of(
-    overrides: list[str], native: bool, warned: bool, monkeypatch: pytest.MonkeyPatch, recwarn: pytest.WarningsRecorder
+    overrides: list[str],
+    multiplies: bool,
+    warned: bool,
+    monkeypatch: pytest.MonkeyPatch,
+    recwarn: pytest.WarningsRecorder,
 ) -> None:
     """And honoured."""
-    monkeypatch.setattr(native, "multiplies", lambda _: native)
+    monkeypatch.setattr(native, "multiplies", lambda _: multiplies)
     recipe = load_recipe(NANO, overrides)
     assert recipe.run.dtype == overrides[0].removeprefix("run.dtype=")
     assert [("--set run.dtype=float32" in str(one.message)) for one in recwarn] == [True] * warned

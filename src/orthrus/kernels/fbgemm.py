@@ -18,6 +18,8 @@ from orthrus.kernels.recorded import bound, is_recording, operator
 LARGEST: Final = 64
 """Of the integers that 8-bit weights are multiplied by: pairs of products then fit into 16 bits."""
 
+_ROWS: Final = 1024  # of a weight that are looked at together
+
 _RECORDED = """
 def product(input, weight: __torch__.torch.classes.quantized.LinearPackedParamsBase):
     return torch.ops.quantized.{}
@@ -63,12 +65,17 @@ def in_half(weight: Tensor) -> Weights | None:
 
     float16 has more digits than bfloat16 and a smaller range: what is tiny beside a row's largest number may round.
     """
-    wide = weight.detach().float().contiguous()
-    lost = (wide.half().float() - wide).abs().amax(-1)
-    if _pack_half is None or not bool((lost <= wide.abs().amax(-1) * 2**-12).all()):
+    weight = weight.detach()
+    if _pack_half is None or not all(map(_fits_half, weight.split(_ROWS))):
         return None
     with _engine():
-        return Weights(_pack_half(wide, None), itemsize=2)
+        return Weights(_pack_half(weight.float().contiguous(), None), itemsize=2)
+
+
+def _fits_half(weight: Tensor) -> bool:
+    wide = weight.float()
+    lost = (wide.half().float() - wide).abs().amax(-1)
+    return bool((lost <= wide.abs().amax(-1) * 2**-12).all())
 
 
 def in_eight(weight: Tensor, scale: Tensor) -> Weights:
