@@ -66,7 +66,7 @@ def in_half(weight: Tensor) -> Weights | None:
     float16 has more digits than bfloat16 and a smaller range: what is tiny beside a row's largest number may round.
     """
     weight = weight.detach()
-    if _pack_half is None or not all(map(_fits_half, weight.split(_ROWS))):
+    if _pack_half is None or not all(map(_fits_half, torch.split(weight, _ROWS))):
         return None
     with _engine():
         return Weights(_pack_half(weight.float().contiguous(), None), itemsize=2)
