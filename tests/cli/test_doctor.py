@@ -43,6 +43,11 @@ def test_everything_is_told_as_data(cli: Cli, bundled: Path) -> None:
     assert facts["threads"] == torch.get_num_threads()
     assert facts["memory"] == {"folder": None, "files": 0}
     assert facts["dtypes"]["cpu"]["float32"] is True
+    assert facts["multiplies"].keys() == facts["dtypes"]["cpu"].keys()
+    assert facts["multiplies"]["float32"] == "natively"
+    (ratio,) = facts["fastest"]["others"].values()
+    assert {facts["fastest"]["dtype"], *facts["fastest"]["others"]} == {"float32", "bfloat16"}
+    assert ratio >= 1
     assert (facts["bundled"]["present"], facts["bundled"]["block_size"]) == (True, BLOCK)
     assert facts["bundled"]["view_parameters"] > 0
     for products in facts["bundled"]["products"].values():
@@ -61,7 +66,13 @@ def test_everything_is_told_as_data(cli: Cli, bundled: Path) -> None:
 def test_everything_is_told_in_words(cli: Cli, bundled: Path) -> None:
     ran = cli("doctor")
     assert ran.code == 0
-    for words in (f"orthrus       {__version__}", "24 of 24 texts identical", "verify 8", "decoding is lossless here"):
+    for words in (
+        f"orthrus       {__version__}",
+        "24 of 24 texts identical",
+        "verify 8",
+        "--dtype ",
+        "decoding is lossless here",
+    ):
         assert words in ran.out
 
 

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 import orthrus
+from orthrus.checkpoints import eight
 from orthrus.checkpoints.eight import to_int8
 from orthrus.checkpoints.load import dtype_of, load, put_on, ready
 from orthrus.decode import exact
@@ -21,8 +22,17 @@ from orthrus.decode.engine import Engine
 from orthrus.decode.exact import finding_for
 from orthrus.decode.options import Options
 from orthrus.errors import ConfigError, OrthrusError, UnsupportedModel
-from orthrus.kernels import int8
-from orthrus.kernels.int8 import Int8Linear, is_exact, is_quantised, quantise, quantised, rounded
+from orthrus.kernels import fbgemm, int8
+from orthrus.kernels.int8 import (
+    Int8Linear,
+    in_parts,
+    is_exact,
+    is_quantised,
+    quantise,
+    quantised,
+    rounded,
+    rounds_inputs,
+)
 from orthrus.kernels.smoothing import Rounding
 from orthrus.model.attach import attach, detach
 from orthrus.model.fingerprint import identity, key_of, precision_of, quantization_of, twin_tensors
@@ -31,12 +41,24 @@ from orthrus.policy import steps
 from tests.decode.drive import BLOCK, decode, dual
 from tests.families import tiny
 
-pytestmark = pytest.mark.skipif(not is_exact(), reason="needs VNNI instructions and oneDNN")
+pytestmark = pytest.mark.skipif(not is_exact(), reason="needs VNNI instructions and oneDNN, or FBGEMM")
+FORMS = [(True, int8.rounds_inputs()), (False, fbgemm.is_exact())]
 
 PROMPTS = [[5, 6, 7], [*range(30, 43)], [8], [9, 10, 11, 12, 13], [*range(60, 70)]]
 PLANS = ("full", "fixed:3", "tree:6", "onepass", "lookup", "auto")
 WIDTHS = (1, 2, 3, 5, 8, 16, 17, 32)
 ROUNDINGS = pytest.mark.parametrize("rounding", [{}, {"smooth": True}], ids=["plain", "smooth"])
+
+
+@pytest.fixture(
+    autouse=True,
+    params=[rounds for rounds, works in FORMS if works],
+    ids=lambda rounds: "inputs in 8 bits" if rounds else "in two parts",
+)
+def form(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every form that this processor computes exactly."""
+    monkeypatch.setattr(int8, "rounds_inputs", lambda: request.param)
+    monkeypatch.setattr(eight, "rounds_inputs", lambda: request.param)
 
 
 def group(*outputs: int, inputs: int = 72, bias: bool = False, smooth: bool = False) -> nn.Module:
@@ -61,8 +83,16 @@ def specification(model: nn.Module, x: Tensor) -> Tensor:
         assert isinstance(layer, Int8Linear)
         wide = x.float() if layer.factor is None else x.float() * layer.factor
         most = wide.abs().amax(-1, keepdim=True)
-        row = (wide * torch.tensor(127.0).div(most)).round().nan_to_num(0).long()
-        wide = (row @ layer.weight.long().T).float() * (layer.scale / 127) * most
+        weight = layer.weight.long().T
+        if int8.rounds_inputs():
+            row = (wide * torch.tensor(127.0).div(most)).round().nan_to_num(0).long()
+            wide = (row @ weight).float() * (layer.scale / 127) * most
+        else:
+            wide = wide * torch.tensor(64.0).div(most)
+            coarse = wide.round()
+            both = [part.round().nan_to_num(0).long() @ weight for part in (coarse, (wide - coarse) * 128)]
+            coarse, fine = [sums.float() * (layer.scale / 64) for sums in both]
+            wide = (coarse + fine / 128) * most
         parts.append(wide if layer.bias is None else wide + layer.bias)
     return torch.cat(parts, dim=-1).to(x.dtype)
 
@@ -117,6 +147,15 @@ def test_a_row_is_rounded_to_the_nearest_of_255_integers() -> None:
     assert row.min() >= 1
 
 
+def test_two_parts_leave_little_of_a_row_out() -> None:
+    """A 16,384th of its largest magnitude at most, and no integer is beyond what multiplies exactly."""
+    x = torch.randn(5, 300) * torch.logspace(-30, 30, 5)[:, None]
+    parts, most = in_parts(x)
+    assert parts.abs().max() <= fbgemm.LARGEST
+    coarse, fine = parts.round().double() / 64
+    assert float(((coarse + fine / 128) * most - x.double()).abs().div(most).max()) <= 1 / 16384 + 1e-6
+
+
 @ROUNDINGS
 def test_what_is_not_finite_stays_so(rounding: dict[str, Any]) -> None:
     """And leaves its neighbours alone."""
@@ -130,7 +169,7 @@ def test_what_is_not_finite_stays_so(rounding: dict[str, Any]) -> None:
 
 
 def test_results_are_near_those_of_the_weights() -> None:
-    """Both roundings together move random products by about a hundredth."""
+    """All rounding together moves random products by about a hundredth."""
     torch.manual_seed(0)
     plain, x = nn.Linear(512, 256), torch.randn(16, 512)
     layer = Int8Linear(plain)
@@ -295,18 +334,20 @@ def test_what_does_not_go_with_int8_is_refused_by_name(options: dict[str, Any], 
 
 def test_a_processor_whose_sums_saturate_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     """As those without VNNI instructions do, and a torch without oneDNN."""
-    int8.is_exact.cache_clear()
+    monkeypatch.setattr(int8, "rounds_inputs", rounds_inputs)
+    monkeypatch.setattr(fbgemm, "is_exact", lambda: False)
+    rounds_inputs.cache_clear()
     product = int8._product
     assert product is not None
     try:
         monkeypatch.setattr(int8, "_product", lambda *args: product(*args).clamp(-(2**15), 2**15))
         with pytest.raises(ConfigError, match="VNNI"):
             dtype_of("int8", torch.device("cpu"))
-        int8.is_exact.cache_clear()
+        rounds_inputs.cache_clear()
         monkeypatch.setattr(int8, "_product", None)
         assert not is_exact()
     finally:
-        int8.is_exact.cache_clear()
+        rounds_inputs.cache_clear()
 
 
 def test_layers_do_not_leave_the_cpu() -> None:

@@ -3,12 +3,12 @@
 from typing import Final
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from orthrus.kernels import merged
-from orthrus.kernels.int8 import quantise
-from orthrus.kernels.smoothing import observed
+from orthrus.kernels.int8 import quantise, rounds_inputs
+from orthrus.kernels.smoothing import Rounding, observed
 
 TEXT: Final = '''The harbour lies north of the old town. Anna sold 12 apples on Monday and 3 times as many on Tuesday: \
 12 * 3 = 36, so she sold 12 + 36 = 48 in all.
@@ -26,17 +26,24 @@ _TOKENS: Final = 128
 def to_int8(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None) -> None:
     """Turn the linear layers of backbone and view into int8 ones and the rest into float32, in place.
 
-    Without a tokenizer the tokens that layers are observed with are taken from all over the vocabulary.
+    Where inputs have 8 bits, layers are observed over a few tokens; without a tokenizer these are taken from all over
+    the vocabulary.
     """
     groups = merged.groups(model)
+    quantise(model, groups, roundings=_roundings(model, groups, tokenizer) if rounds_inputs() else {})
+    model.float()
+
+
+def _roundings(
+    model: PreTrainedModel, groups: list[list[nn.Linear]], tokenizer: PreTrainedTokenizerBase | None
+) -> dict[nn.Linear, Rounding]:
     ids_1T = _tokens(model, tokenizer)
 
     def run() -> None:
         model(input_ids=ids_1T, use_cache=False)
         model.base_model(input_ids=ids_1T, use_cache=False, view="diffusion")
 
-    quantise(model, groups, roundings=observed(model, groups, run))
-    model.float()
+    return observed(model, groups, run)
 
 
 def _tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None) -> Tensor:

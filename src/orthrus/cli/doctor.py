@@ -36,6 +36,7 @@ def doctor(json: common.Json = False) -> None:
         "devices": _devices(),
         "threads": torch.get_num_threads(),
         "dtypes": {device: _dtypes(device) for device in _device_names()},
+        "multiplies": _multiplies(),
         "memory": _memory(),
         "bundled": _bundled(),
     }
@@ -44,6 +45,7 @@ def doctor(json: common.Json = False) -> None:
     facts |= {
         "checks": [check.to_dict() for check in checks],
         "costs": facts["bundled"].pop("costs", []),
+        "fastest": _fastest(facts["bundled"].get("seconds", {})),
         "passed": passed,
         "verdict": _verdict(checks, passed),
     }
@@ -107,6 +109,25 @@ def _dtypes(device: str) -> dict[str, bool]:
     return works
 
 
+def _multiplies() -> dict[str, str]:
+    """Tell how linear layers are multiplied on the CPU, by precision."""
+    from orthrus.checkpoints.load import DTYPES, INT8
+    from orthrus.kernels import fbgemm, int8, native
+
+    wide = "in float32, weights read in float16" if fbgemm.can_half() else "in float32, one row by itself"
+    how = {name: "natively" if native.multiplies(dtype) else wide for name, dtype in DTYPES.items()}
+    inputs = "inputs in 8 bits" if int8.rounds_inputs() else "inputs in two parts of 7 bits"
+    return how | {INT8: f"as integers, {inputs}" if int8.is_exact() else "not here"}
+
+
+def _fastest(seconds: dict[str, float]) -> dict[str, Any]:
+    """Name the precision whose plain step and widest verification take the least time, and what others take of it."""
+    if not seconds:
+        return {}
+    best = min(seconds, key=lambda dtype: seconds[dtype])
+    return {"dtype": best, "others": {k: v / seconds[best] for k, v in seconds.items() if k != best}}
+
+
 def _bundled() -> dict[str, Any]:
     """Describe the bundled model by its files: present or not, and how large."""
     from orthrus.checkpoints import files
@@ -158,7 +179,9 @@ def _check_bundled(bundled: dict[str, Any], dtype: str) -> Check:
             prompts=max(1, _PROMPTS // share),
             max_new_tokens=max(1, _TOKENS // share),
         )
-        bundled.setdefault("costs", []).extend(_costs(bundled["name"], model, dtype))
+        costs = _costs(bundled["name"], model, dtype)
+        bundled.setdefault("costs", []).extend(costs)
+        bundled.setdefault("seconds", {})[dtype] = sum(cost["seconds"] for cost in (costs[0], costs[-1]))
     return check
 
 
@@ -214,6 +237,11 @@ def _show(facts: dict[str, Any]) -> None:
         say(f"{'cache':<14}{dtype}: {thousand:.1f} MB for a text of 1,000 tokens")
     for dtype, products in facts["bundled"].get("products", {}).items():
         say(f"{'products':<14}{dtype}: one row by {products['one']}, several by {products['several']}")
+    for dtype, how in facts["multiplies"].items():
+        say(f"{'multiplies':<14}{dtype}: {how}")
+    if fastest := facts["fastest"]:
+        others = ", ".join(f"{dtype} takes {ratio:.1f} times as long" for dtype, ratio in fastest["others"].items())
+        say(f"{'fastest':<14}--dtype {fastest['dtype']}: {others} for a plain step and a verification")
     say(facts["verdict"], style="bold green" if facts["passed"] else "bold red")
 
 

@@ -2,8 +2,9 @@
 
 Each row of the input has a scale of its own and so has each output; products are added up as integers, which does not
 round. What a row gives therefore does not depend on how many rows are multiplied with it, nor on which, nor on the
-number of threads. Layers that read the same input are multiplied as one. How inputs are rounded best is observed
-elsewhere (`orthrus.kernels.smoothing`). Knows layers; knows no pass.
+number of threads. Where oneDNN's sums saturate, FBGEMM multiplies inputs in two parts of 7 bits each, which leaves
+little of them out. Layers that read the same input are multiplied as one. How inputs of 8 bits are rounded best is
+observed elsewhere (`orthrus.kernels.smoothing`). Knows layers; knows no pass.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -15,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from orthrus.errors import ConfigError, UnsupportedModel
+from orthrus.kernels import fbgemm
 from orthrus.kernels.recorded import is_recording, operator, recordable
 from orthrus.kernels.shared import Shared
 from orthrus.kernels.smoothing import PLAINLY, Rounding
@@ -27,6 +29,7 @@ _MOST_INPUTS: Final = (2**31 - 1) // (_LARGEST * 255)
 # Added to a float32 number below 2**22 this rounds it to an integer, whose sum with 128 is in the lowest byte.
 _ROUND: Final = torch.tensor(2.0**23 + 128)
 _FULL: Final = torch.tensor(float(_LARGEST))
+_PARTS: Final = torch.tensor(float(fbgemm.LARGEST))
 _TINY: Final = torch.finfo(torch.float32).tiny
 
 _product, _prepack = operator("onednn", "qlinear_pointwise"), operator("onednn", "qlinear_prepack")
@@ -57,6 +60,18 @@ def rounded(input: Tensor) -> tuple[Tensor, Tensor]:
     # The other way to the same integers takes longer, but can be recorded.
     integer = shifted.to(torch.int32) if is_recording() else shifted.view(torch.int32)
     return integer.to(torch.uint8), most
+
+
+def in_parts(input: Tensor) -> tuple[Tensor, Tensor]:
+    """Round rows `[..., in]` to 64ths of their largest magnitude, and what is left to 128ths of those.
+
+    Returns both as integers in float32 `[2, ..., in]`, and each row's largest magnitude `[..., 1]`.
+    """
+    wide = input.float()
+    most = wide.abs().amax(-1, keepdim=True)
+    wide = wide * (_PARTS / most)
+    coarse = wide.round()
+    return torch.stack([coarse, wide.sub_(coarse).mul_(2 * fbgemm.LARGEST).round_()]), most
 
 
 class Int8Linear(nn.Module):
@@ -130,7 +145,7 @@ class _Shared(Shared["Int8Linear"]):
 
     def __init__(self, layers: Sequence[Int8Linear]) -> None:
         super().__init__(layers, [layer.out_features for layer in layers])
-        self.packed: Tensor | None = None
+        self.packed: Tensor | fbgemm.Weights | None = None
 
     def product(self, input: Tensor) -> Tensor:
         if input.requires_grad and torch.is_grad_enabled():
@@ -138,19 +153,27 @@ class _Shared(Shared["Int8Linear"]):
         if self.packed is None:
             self.pack()
         assert self.packed is not None
-        row, most = rounded(input if self.factor is None else input * self.factor)
-        wide = multiplied(row, self.packed, self.scale, self.zero)
-        wide.mul_(most)
+        smooth = input if self.factor is None else input * self.factor
+        if isinstance(self.packed, fbgemm.Weights):
+            parts, most = in_parts(smooth)
+            coarse, fine = self.packed(parts)
+            wide = coarse.add_(fine, alpha=1 / (2 * fbgemm.LARGEST)).mul_(most)
+        else:
+            row, most = rounded(smooth)
+            wide = multiplied(row, self.packed, self.scale, self.zero).mul_(most)
         return (wide if self.bias is None else wide.add_(self.bias)).to(input.dtype)
 
     def pack(self) -> None:
-        assert _prepack is not None
         weight = torch.cat([layer.weight.detach() for layer in self.layers])
-        self.scale = torch.cat([layer.scale for layer in self.layers]) / _LARGEST
+        scale = torch.cat([layer.scale for layer in self.layers])
         self.factor = self.layers[0].factor
-        self.zero = torch.zeros(len(weight), dtype=torch.int32)
         biases = [layer.bias.detach().float() for layer in self.layers if layer.bias is not None]
         self.bias = torch.cat(biases) if biases else None
+        if not rounds_inputs():
+            self.packed = fbgemm.in_eight(weight, scale / fbgemm.LARGEST)
+            return
+        assert _prepack is not None
+        self.scale, self.zero = scale / _LARGEST, torch.zeros(len(weight), dtype=torch.int32)
         self.packed = _prepack(weight, None)
 
 
@@ -163,9 +186,17 @@ def multiplied(row: Tensor, weight: Tensor, scale: Tensor, zero: Tensor) -> Tens
     return wide
 
 
-@cache
 def is_exact() -> bool:
-    """Tell whether products of 8-bit integers are exact on this CPU: without VNNI instructions, sums saturate."""
+    """Tell whether int8 layers compute exactly on this CPU."""
+    return rounds_inputs() or fbgemm.is_exact()
+
+
+@cache
+def rounds_inputs() -> bool:
+    """Tell whether oneDNN adds products of 8-bit integers exactly here: without VNNI instructions, sums saturate.
+
+    Then inputs have 8 bits, and otherwise two parts of 7.
+    """
     if _product is None or _prepack is None or not torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]
         return False
     weight = torch.tensor([_LARGEST, -_LARGEST], dtype=torch.int8)[:, None].expand(2, 64).contiguous()
@@ -186,8 +217,8 @@ def require(device: torch.device) -> None:
         )
     if not is_exact():
         raise ConfigError(
-            "dtype int8 requires a CPU that adds products of 8-bit integers exactly (VNNI instructions) and a torch "
-            "with oneDNN, found none: choose bfloat16 or float32"
+            "dtype int8 requires a CPU that adds products of integers exactly, by VNNI instructions and a torch with "
+            "oneDNN, or on x86 a torch with FBGEMM; found neither: choose bfloat16 or float32"
         )
 
 
