@@ -157,7 +157,7 @@ class _Shared(Shared["Int8Linear"]):
         if isinstance(self.packed, fbgemm.Weights):
             parts, most = in_parts(smooth)
             coarse, fine = self.packed(parts)
-            wide = coarse.add_(fine, alpha=1 / (2 * fbgemm.LARGEST)).mul_(most)
+            wide: Tensor = coarse.add_(fine, alpha=1 / (2 * fbgemm.LARGEST)).mul_(most)
         else:
             row, most = rounded(smooth)
             wide = multiplied(row, self.packed, self.scale, self.zero).mul_(most)
