@@ -11,10 +11,12 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from orthrus.checkpoints.load import ready
+from orthrus.decode import tree
 from orthrus.decode.engine import Engine
+from orthrus.decode.frames import Reading
 from orthrus.decode.geometry import Geometry
 from orthrus.decode.options import Options
-from orthrus.decode.passes import Passes
+from orthrus.decode.passes import Logits, Passes
 from orthrus.decode.prepared import record_passes
 from orthrus.decode.runner import Eager, Recorded
 from orthrus.kernels import attention, int8, products
@@ -25,7 +27,7 @@ from orthrus.model.cache import ScratchCache
 from orthrus.model.traced import Kind, Recorder
 from orthrus.policy import steps
 from tests import reference
-from tests.decode.drive import decode, dual
+from tests.decode.drive import configure, decode, dual
 from tests.families import FAMILIES, HYBRID, MOE, tiny
 
 PROMPTS = [[5, 6, 7, 8] * 3, [9, 10, 11], [3]]
@@ -121,6 +123,95 @@ def test_a_recording_has_the_bits_of_eager_passes_at_other_lengths_and_widths(dt
     assert len(recordings(model)) == 1, "one for several rows, whatever their number"
 
 
+def grown(texts: int) -> Reading:
+    """A tree for each of so many texts."""
+    scores = torch.randn(texts, 3, 50, generator=torch.Generator().manual_seed(texts))
+    made = tree.grow(scores, nodes=6, anchor_B=torch.arange(texts))
+    token_BP = torch.cat([torch.arange(texts)[:, None], made.token_BN], dim=1)
+    return Reading(token_BQ=token_BP, depth_BQ=made.depth_BP, ancestor_BQQ=made.ancestor_BPP)
+
+
+def each_kind(passes: Passes, rows: slice) -> list[Tensor | None]:
+    """The logits of one pass of each kind over these rows."""
+    B = rows.stop - rows.start
+    anchor_B, token_BQ = torch.arange(B) + 7, torch.arange(4 * B).view(B, 4)
+    stop_BS = torch.tensor([[0, 2]]).expand(B, -1)
+    made = [
+        Logits(passes.verify(rows, token_BQ[:, :1])),
+        Logits(passes.verify(rows, token_BQ)),
+        Logits(*passes.draft(rows, anchor_B, 3)[:2]),
+        passes.run(rows, grown(B)),
+        passes.run(rows, Reading(token_BQ=token_BQ, stop_BS=stop_BS, drafts=3)),
+    ]
+    return [logits for pair in made for logits in pair]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(
+    ("family", "pack"), [("qwen3", True), *((family, False) for family in ("qwen3", "gemma3_text", *RECURRENT))]
+)
+@torch.inference_mode()
+def test_a_recording_of_three_texts_serves_any_number_of_them(family: str, pack: bool, dtype: torch.dtype) -> None:
+    """Bit for bit, whichever rows of the cache they stand in, level or not; and keys are those of eager passes.
+
+    One text has recordings of its own. None touches the rows beside the pass's, when it is made or when it is run.
+    """
+    model = ready(dual(family).to(dtype), compile=False, pack=pack)
+    made, plain = (Passes(model, ScratchCache(rows=9, capacity=96)) for _ in range(2))
+    plain.runner = Eager(model, plain.cache)
+    places = [(0, 3), (0, 3), (0, 2), (2, 6), (1, 8), (0, 1), (0, 1), (0, 9), (4, 5), (6, 8)]
+    for first, last in places:
+        rows = slice(first, last)
+        for one, other in zip(each_kind(made, rows), each_kind(plain, rows), strict=True):
+            assert one is other is None or torch.equal(one, other)
+        for passes in (made, plain):
+            passes.verify(rows, torch.full((last - first, 2), 9))
+            passes.cache.commit(rows, [1 + row % 2 for row in range(first, last)] if first else [1] * (last - first))
+        for name in ("keys", "values"):
+            assert all(map(torch.equal, getattr(made.cache, name), getattr(plain.cache, name)))
+    kinds = recorder_of(model)._kinds
+    assert [key for key, kind in kinds.items() if kind.graph is None] == []
+    assert len(kinds) == 2 * (5 if family in RECURRENT else 4), "trees are verified as chains are, but by hybrids"
+
+
+def test_each_number_of_texts_is_recorded_apart_where_attention_takes_them_in_turn(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(products, "_multiplies", lambda: True)
+    monkeypatch.setattr(products, "_MANY", 0)
+    passes = Passes(dual(num_hidden_layers=1).to(torch.bfloat16), ScratchCache(rows=4, capacity=96))
+    eager = Passes(passes.model, passes.cache)
+    eager.runner = Eager(passes.model, passes.cache)
+    with torch.inference_mode():
+        passes.prefill(slice(0, 4), [[5] * (3 + row) for row in range(4)], chunk=64)
+        for count in (3, 2, 4) * 3:
+            token_BQ = torch.arange(2 * count).view(count, 2)
+            expected = eager.verify(slice(0, count), token_BQ)
+            assert torch.equal(passes.verify(slice(0, count), token_BQ), expected)
+    assert len(recordings(passes.model)) == 3
+
+
+@pytest.mark.parametrize("anchor", ["twin", "backbone"])
+@pytest.mark.parametrize("plan", ["fixed:3", "auto", "tree:6"])
+def test_a_server_whose_load_changes_makes_no_more_recordings(plan: str, anchor: str) -> None:
+    """From one stream to eight and back: whatever their number, all passes were recorded before the first request."""
+    model = configure(dual(num_hidden_layers=1), anchor=anchor)
+    record_passes(model, rows=8)
+    before = recordings(model)
+    engine = Engine(model, rows=8, capacity=96, plan=steps.parse(plan))
+    seen = set()
+    for prompt in range(8):
+        engine.add([5 + prompt] * (3 + prompt), Options(max_new_tokens=28))
+        engine.step()
+        seen.add(len(engine.live))
+    while engine.busy:
+        engine.step()
+        seen.add(len(engine.live))
+    assert seen >= set(range(1, 8))
+    assert recordings(model) == before
+    assert all(kind in before for kind in recorder_of(model)._kinds.values()), "none is on its way"
+
+
 def test_with_fixed_shapes_fillers_tell_no_recordings_apart() -> None:
     geometry = Geometry(widths=(1, 4, 16), chunks=(32,), span=64, tails=(64,), chunk_tails=(64,), group=1)
     passes = passes_of(dual(num_hidden_layers=1), geometry)
@@ -162,8 +253,8 @@ def test_a_recording_of_products_serves_passes_of_several_blocks_of_rows(monkeyp
 def test_a_server_of_known_rows_has_its_passes_recorded_before_the_first_request(
     rank: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Of one row and of all: plain steps, verifications, drafts; texts are as ever, and no draft is taken for a change
-    of weights.
+    """Of one row and of several: plain steps, verifications, drafts; texts are as ever, and no draft is taken for a
+    change of weights.
     """
     monkeypatch.setattr(traced, "USES", 1000)
     model = dual(num_hidden_layers=1)
@@ -172,13 +263,14 @@ def test_a_server_of_known_rows_has_its_passes_recorded_before_the_first_request
     recorder = recorder_of(model)
     assert len(recordings(model)) == 6
     assert not recorder.at_once
+    before = recorder._passes
     plain = tiny("qwen3", num_hidden_layers=1)
     for prompts, plan in ((PROMPTS, "full"), (PROMPTS[:1], "full"), (PROMPTS, "ar")):
         engine = Engine(model, rows=3, capacity=96, plan=steps.parse(plan))
         rows = decode(engine, prompts, Options(max_new_tokens=3))
         assert [row.token_ids for row in rows] == [reference.greedy_text(plain, prompt, 3) for prompt in prompts]
     assert [kind.uses for kind in recordings(model)] == [1001] * 6
-    assert sum(kind.used > 6 for kind in recordings(model)) >= 5
+    assert sum(kind.used > before for kind in recordings(model)) >= 5
 
 
 def test_of_a_model_that_another_drafter_serves_no_draft_pass_is_recorded() -> None:
@@ -398,21 +490,23 @@ def test_hooks_are_called() -> None:
     assert recordings(model)
 
 
-def test_what_takes_a_size_for_fixed_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
-    """An attention function that goes by the number of keys in Python: its passes stay eager, and right."""
+@pytest.mark.parametrize("of_texts", [False, True])
+def test_what_takes_a_size_for_fixed_is_not_used(of_texts: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An attention function that goes by the number of keys, or texts, in Python: its passes stay eager, and right."""
     plain = attention.attention
 
     def odd(module: Any, query: Tensor, key: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, None]:
         out, nothing = plain(module, query, key, *args, **kwargs)
-        return out * float(int(key.shape[2])), nothing
+        return out * float(int(key.shape[0 if of_texts else 2])), nothing
 
     monkeypatch.setattr(attention, "attention", odd)
     attention.register()
     try:
         model = dual(num_hidden_layers=1)
-        passes = passes_of(model)
-        for _ in range(4):
-            token(passes)
+        passes = Passes(model, ScratchCache(rows=2, capacity=96))
+        with torch.inference_mode():
+            for _ in range(4):
+                passes.verify(slice(0, 2), torch.ones(2, 1, dtype=torch.long))
         assert recordings(model) == []
     finally:
         monkeypatch.undo()

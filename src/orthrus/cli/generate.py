@@ -106,8 +106,10 @@ def generate(
 def report(job: Job, mode: Literal["orthrus", "ar", "compare"], *, name: str, json: bool) -> None:
     """Run a job and print what came of it; exit code 1 where a text fails or a comparison breaks the promise."""
     runs.check(job)
-    common.look_at_kernels(job.model, job.exact, rows=min(job.batch_size, len(job.records)))
+    rows = min(job.batch_size, len(job.records))
+    common.look_at_kernels(job.model, job.exact, rows=rows)
     if mode == "compare":
+        common.record(job.model, job.exact, rows=rows, drafts=job.plan != "ar")
         runs.warm_up(job, ("ar", "orthrus"))
         plain = runs.run(job, "ar")
         made = runs.run(job, "orthrus")

@@ -64,7 +64,6 @@ def serve(
     except ImportError as error:
         raise ConfigError(f"serving needs the package {error.name!r}: pip install 'orthrus-lm[serve]'") from error
     from orthrus.decode.api import plan_of
-    from orthrus.decode.prepared import record_passes
 
     plan_of("orthrus", plan)
     listening = http.listen(host, port)  # before the model is loaded: a port in use shows at once
@@ -85,8 +84,7 @@ def serve(
             queue=queue,
             timeout=timeout or None,
         )
-        if exact == "distribution":  # whose passes may have any shape
-            record_passes(loaded, rows=rows, drafts=plan != "ar")
+        common.record(loaded, exact, rows=rows, drafts=plan != "ar")
         return service, loaded
 
     # By a thread that ends: OpenMP keeps workers for each thread that has computed, and where they are more than the

@@ -1,4 +1,7 @@
-"""Passes recorded before anybody waits for them, by whoever knows how many rows there will be."""
+"""Passes recorded before anybody waits for them: by a server, and before decoding is timed.
+
+`generate` and `chat` leave it: recording first would delay their first token by seconds, on the way it costs no more.
+"""
 
 from typing import Final
 
@@ -17,23 +20,25 @@ _ROOM: Final = 64
 
 @torch.inference_mode()
 def record_passes(model: PreTrainedModel, *, rows: int, drafts: bool = True) -> None:
-    """Record what decoding makes of one row and of all rows: plain steps, verifications, draft passes.
+    """Record what `exact="distribution"` makes of one row and of several: plain steps, verifications, draft passes.
 
-    Does nothing where passes are not recorded (`model.traced`). Takes a second or so for each kind.
+    Does nothing where passes are not recorded (`model.traced`). Takes a second or so for each of the eight kinds.
+    Passes of `onepass`, and of a hybrid's trees, are recorded when they have been met often.
 
     Args:
         model: a dual-view model.
-        rows: rows of the cache that it will decode in.
+        rows: how many it will decode at most.
         drafts: whether it will draft; plain steps alone otherwise. Another drafter's model makes no draft pass.
     """
-    cache = ScratchCache(rows=rows, capacity=_ROOM + rows, device=model.device)
+    counts = range(1, min(rows, 2) + 1)
+    cache = ScratchCache(rows=counts[-1], capacity=_ROOM, device=model.device)
     passes = Passes(model, cache)
     if not isinstance(passes.runner, Recorded):
         return
     recorder = passes.runner.recorder
     with attachment_of(model).lock, evaluating(model):
         try:
-            for count in sorted({1, rows}):
+            for count in counts:
                 for recorder.at_once in (False, True):  # what is looked up at the first use cannot be recorded
                     _decode(passes, slice(0, count), drafts=drafts)
         finally:
@@ -50,4 +55,5 @@ def _decode(passes: Passes, rows: slice, *, drafts: bool) -> None:
     if drafts:
         passes.verify(rows, token_B[:, None].expand(-1, 2))
         if attachment_of(passes.model).drafter is None:
+            passes.draft(rows, token_B, 1)
             passes.draft(rows, token_B, 2)

@@ -237,7 +237,7 @@ def windows(
     sees_BTE = torch.nn.functional.pad(path_BTM, (V, 0), value=True)
     order_E = torch.arange(sees_BTE.shape[2], device=path_BTM.device)
     last_BTW = torch.where(sees_BTE, order_E, -1).topk(V + 1, dim=-1).values.flip(-1)
-    return every_BEC[torch.arange(len(every_BEC), device=path_BTM.device)[:, None, None], last_BTW]
+    return every_BEC[torch.arange(every_BEC.shape[0], device=path_BTM.device)[:, None, None], last_BTW]
 
 
 def convolve(window_BTWC: Tensor, weight_CW: Tensor) -> Tensor:

@@ -160,12 +160,12 @@ class RecurrentStates:
         fits = all(layer.room >= self._span.kept for layer in self._layers.values())
         return self._span.kept if fits else None
 
-    def over(self, buffers: Sequence[Tensor], kept: int) -> "RecurrentStates":
-        """Return a stand-in over other tensors, in the order of `buffers`, for a pass that leaves so many terms."""
+    def over(self, buffers: Sequence[Tensor], rows: slice, kept: int) -> "RecurrentStates":
+        """Return a stand-in over other tensors, in the order of `buffers`, for a pass that leaves `kept` terms."""
         other, given = copy.copy(self), iter(buffers)
         counts = {index: len(layer.buffers()) for index, layer in self._layers.items()}
         other._layers = {i: self._layers[i].over(list(islice(given, count))) for i, count in counts.items()}
-        other._span = replace(self._span, kept=kept)
+        other._span = replace(self._span, rows=rows, kept=kept)
         return other
 
     @property

@@ -22,6 +22,7 @@ from orthrus.bench.speed.prices import Meter, Prices
 from orthrus.bench.suites import judge
 from orthrus.data.records import append
 from orthrus.decode.learned import begin_anew
+from orthrus.decode.prepared import record_passes
 from orthrus.errors import ConfigError
 from orthrus.provenance import digest, digest_of
 
@@ -36,7 +37,8 @@ class Job(session.Job):
         contenders: who takes part.
         batches: how many prompts are decoded together.
         rounds: how often every contender answers every prompt.
-        warmup: rounds before the first batch of each size and precision that are not measured.
+        warmup: rounds before the first batch of each size and precision that are not measured. Passes that are recorded
+            on CPUs are recorded before them (`decode.prepared`), but those of `exact="token"`.
         compile: whether our decoding passes are compiled.
         offload: whether the backbone's layers are read from disk in every pass.
         prices: a file of measured passes (`orthrus bench passes`) whose seconds count in place of the clock's.
@@ -135,6 +137,9 @@ def run(
             given = others and others(model, tokenizer)
         meter = Meter(prices[dtype]) if dtype in prices else None
         everyone, engine = job.contenders_at(batch), meter.engine() if meter else {}
+        own = [c for c in everyone if c.mode in OWN and c.exact != "token"]
+        if own and not (given or meter):
+            record_passes(model, rows=batch, drafts=any(c.mode != "ar" for c in own))
         if given:
             runners = {contender: given[contender] for contender in everyone}
         else:
