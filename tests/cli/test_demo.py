@@ -53,14 +53,14 @@ def test_no_pass_is_recorded_while_texts_are_timed(
 ) -> None:
     """It takes about a second, which the one that meets a kind of pass often would pay for both."""
     first, plain = [], Recorder._record
-    monkeypatch.setattr(traced, "USES", 1)
+    monkeypatch.setattr(traced, "USES", 3)
 
     def note(self: Recorder, kind: traced.Kind, call: Call) -> None:
         first.append(self.at_once)
         plain(self, kind, call)
 
     monkeypatch.setattr(Recorder, "_record", note)
-    assert cli(*command, "-m", model_dir, "--max-new-tokens", 8).code == 0
+    assert cli(*command, "-m", model_dir, "--max-new-tokens", 16).code == 0
     assert first == [True] * 3
 
 

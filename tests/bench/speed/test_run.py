@@ -81,7 +81,7 @@ def test_no_pass_is_recorded_while_the_clock_runs(
 ) -> None:
     """Those of all plans without fused passes, at every batch size."""
     first, plain = [], Recorder._record
-    monkeypatch.setattr(traced, "USES", 1)
+    monkeypatch.setattr(traced, "USES", 3)
 
     def note(self: Recorder, kind: traced.Kind, call: Call) -> None:
         first.append(self.at_once)
