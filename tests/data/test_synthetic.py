@@ -8,9 +8,8 @@ from typing import Any
 
 import pytest
 
-from orthrus.data.synthetic import DOMAINS, Domain, Problem, Split, _drawn, is_right, problem, problems
+from orthrus.data.synthetic import DOMAINS, FAMILIES, Domain, Problem, Split, _drawn, is_right, problem, problems
 from orthrus.data.synthetic.draw import Draw, phrasings, with_articles
-from orthrus.data.synthetic.families import FAMILIES
 from orthrus.errors import DataError
 
 SPLITS: tuple[Split, ...] = ("train", "heldout", "phrasing")

@@ -8,17 +8,34 @@ import json
 import re
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import count as count_from
-from typing import Final
+from types import ModuleType
+from typing import Final, Literal, TypeAlias
 
+from orthrus.data.synthetic import code, maths, objects, tables
 from orthrus.data.synthetic.draw import Draft, Draw, Split
-from orthrus.data.synthetic.families import FAMILIES, Domain
 from orthrus.errors import DataError
 
-__all__ = ["DOMAINS", "Domain", "Problem", "Split", "is_right", "problem", "problems"]
+__all__ = ["DOMAINS", "FAMILIES", "Domain", "Problem", "Split", "is_right", "problem", "problems"]
 
+Domain = Literal["maths", "code", "table", "json"]
+Family: TypeAlias = Callable[[Draw], Draft]
+
+
+def _families(module: ModuleType) -> dict[str, Family]:
+    """Return a module's own public functions by name, as `phrases.toml` has them; their order may not change."""
+    own = {name: value for name, value in vars(module).items() if not name.startswith("_")}
+    return {name: value for name, value in own.items() if getattr(value, "__module__", "") == module.__name__}
+
+
+FAMILIES: Final[Mapping[Domain, Mapping[str, Family]]] = {
+    "maths": _families(maths),
+    "code": _families(code),
+    "table": _families(tables),
+    "json": _families(objects),
+}
 DOMAINS: Final[tuple[Domain, ...]] = tuple(FAMILIES)
 _CODE_SECONDS: Final = 5.0
 _ALL_PASSED: Final = 43  # an exit code that Python itself does not use

@@ -6,7 +6,7 @@ Every value stands in the question; an answer is one fixed sentence and the JSON
 import json
 
 from orthrus.data.synthetic.draw import Draft, Draw
-from orthrus.data.synthetic.records import listed, ordered, people
+from orthrus.data.synthetic.records import listed, names_of, ordered
 from orthrus.data.synthetic.words import ADJECTIVES, CITIES, COLOURS, EVENTS, LANGUAGES, MONTHS, STREETS
 
 
@@ -18,7 +18,7 @@ def _json_draft(draw: Draw, value: dict[str, object]) -> Draft:
     return Draft(prompt=ordered(draw, head, facts), answer=answer, check=check)
 
 
-def contact_json(draw: Draw) -> Draft:
+def contact(draw: Draw) -> Draft:
     """A person with an address."""
     name, city = draw.name(), draw.choice("city", CITIES)
     street = draw.choice("street", STREETS)
@@ -27,7 +27,7 @@ def contact_json(draw: Draw) -> Draft:
     return _json_draft(draw, {"name": name, "age": age, "street": address, "city": city, "phone": str(phone)})
 
 
-def order_json(draw: Draw) -> Draft:
+def order(draw: Draw) -> Draft:
     """An order with two items."""
     customer, first, second = draw.name(), draw.thing("a"), draw.thing("b")
     number, n, m = draw.number("number", 100, 999), draw.number("n", 2, 60), draw.number("m", 2, 60)
@@ -36,7 +36,7 @@ def order_json(draw: Draw) -> Draft:
     return _json_draft(draw, {"order": number, "customer": customer, "city": city, "items": items})
 
 
-def event_json(draw: Draw) -> Draft:
+def event(draw: Draw) -> Draft:
     """An event with a date, a place and a host."""
     title = draw.choice("title", EVENTS)
     city, month, host = draw.choice("city", CITIES), draw.choice("month", MONTHS), draw.name()
@@ -54,7 +54,7 @@ def event_json(draw: Draw) -> Draft:
     return _json_draft(draw, value)
 
 
-def settings_json(draw: Draw) -> Draft:
+def settings(draw: Draw) -> Draft:
     """The settings of a program."""
     theme, language = draw.choice("theme", COLOURS), draw.choice("language", LANGUAGES)
     size, volume = draw.number("size", 8, 40), draw.number("volume", 0, 100)
@@ -70,7 +70,7 @@ def settings_json(draw: Draw) -> Draft:
     return _json_draft(draw, value)
 
 
-def book_json(draw: Draw) -> Draft:
+def book(draw: Draw) -> Draft:
     """A book in a library."""
     author = draw.name()
     draw.thing()
@@ -83,9 +83,9 @@ def book_json(draw: Draw) -> Draft:
     return _json_draft(draw, value)
 
 
-def team_json(draw: Draw) -> Draft:
+def team(draw: Draw) -> Draft:
     """A team with a list of members."""
-    members, team = people(draw, 3), draw.choice("colour", COLOURS)
+    members, team = names_of(draw, 3), draw.choice("colour", COLOURS)
     city, wins, losses = draw.choice("city", CITIES), draw.number("wins", 2, 40), draw.number("losses", 2, 40)
     value = {"team": team, "city": city, "members": members, "wins": wins, "losses": losses}
     return _json_draft(draw, value)

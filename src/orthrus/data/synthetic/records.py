@@ -16,6 +16,6 @@ def ordered(draw: Draw, head: str, facts: str) -> str:
     return f"{first} {second}".replace("\n ", "\n").replace(" \n", "\n").strip()
 
 
-def people(draw: Draw, count: int) -> list[str]:
+def names_of(draw: Draw, count: int) -> list[str]:
     """That many different names, in the slots `name0`, `name1` and so on."""
     return [draw.name(f"name{index}") for index in range(count)]

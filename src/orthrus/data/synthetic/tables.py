@@ -6,7 +6,7 @@ Every value stands in the question or is a sum of two that do; an answer is one 
 from collections.abc import Sequence
 
 from orthrus.data.synthetic.draw import Draft, Draw
-from orthrus.data.synthetic.records import listed, ordered, people
+from orthrus.data.synthetic.records import listed, names_of, ordered
 from orthrus.data.synthetic.words import CITIES, COLOURS, CURRENCIES, PLURAL, SUBJECTS, THINGS, WEEKDAYS
 
 
@@ -38,16 +38,16 @@ def _table_draft(draw: Draw, facts: str, rows: Sequence[Sequence[object]], *, mo
     return Draft(prompt=ordered(draw, head, facts), answer=answer, check=tuple(lines))
 
 
-def people_table(draw: Draw) -> Draft:
+def people(draw: Draw) -> Draft:
     """People with an age and a city."""
-    names = people(draw, 3)
+    names = names_of(draw, 3)
     rows = _rows(draw, 3, age=(6, 90), city=CITIES)
     facts = _facts(draw, [row | {"name": name} for row, name in zip(rows, names, strict=True)])
     body = [(name, row["age"], row["city"]) for row, name in zip(rows, names, strict=True)]
     return _table_draft(draw, facts, [("Name", "Age", "City"), *body])
 
 
-def order_table(draw: Draw) -> Draft:
+def order(draw: Draw) -> Draft:
     """Things with a quantity and a price."""
     count = 3 + draw.coin()
     rows = _rows(draw, count, item=THINGS, quantity=(2, 60), price=(2, 40))
@@ -57,9 +57,9 @@ def order_table(draw: Draw) -> Draft:
     return _table_draft(draw, facts, [("Item", "Quantity", "Price"), *body])
 
 
-def score_table(draw: Draw) -> Draft:
+def scores(draw: Draw) -> Draft:
     """Two scores each, and their sum."""
-    names = people(draw, 3)
+    names = names_of(draw, 3)
     rows = _rows(draw, 3, first=(2, 60), second=(2, 39))
     facts = _facts(draw, [row | {"name": name} for row, name in zip(rows, names, strict=True)])
     sums = [int(row["first"]) + int(row["second"]) for row in rows]
@@ -68,7 +68,7 @@ def score_table(draw: Draw) -> Draft:
     return _table_draft(draw, facts, [("Name", "First", "Second", "Total"), *body], more=more)
 
 
-def schedule_table(draw: Draw) -> Draft:
+def schedule(draw: Draw) -> Draft:
     """What happens when and where."""
     rows = _rows(draw, 3, subject=SUBJECTS, day=WEEKDAYS, hour=(8, 20), room=(1, 60))
     facts = _facts(draw, rows)
@@ -76,7 +76,7 @@ def schedule_table(draw: Draw) -> Draft:
     return _table_draft(draw, facts, [("Class", "Day", "Time", "Room"), *body])
 
 
-def stock_table(draw: Draw) -> Draft:
+def stock(draw: Draw) -> Draft:
     """Coloured things on shelves, and their number."""
     rows = _rows(draw, 3, item=THINGS, colour=COLOURS, shelf=(1, 30), number=(2, 80))
     facts = _facts(draw, [row | {"items": PLURAL[str(row["item"])]} for row in rows])
