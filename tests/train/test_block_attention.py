@@ -9,7 +9,7 @@ from transformers import PreTrainedTokenizerFast
 from orthrus.checkpoints import files
 from orthrus.model.attach import config_of
 from orthrus.model.head import output_head
-from orthrus.train import anchors
+from orthrus.train import anchors, frozen
 from orthrus.train.loop import train
 from orthrus.train.view import TeacherKeys, ViewTask
 from tests.train.tiny import drafted, one_row, saved_backbone, view_recipe
@@ -27,9 +27,9 @@ def test_the_training_pass_is_the_decoders_draft_pass(
     blocks = anchors.sample(
         document, answer, blocks=6, block_length=6, blind_share=0.5, generators=[torch.Generator().manual_seed(0)]
     )
-    keys = TeacherKeys()
+    keys = TeacherKeys(document)
     with torch.no_grad():
-        task._teacher(keys, token, document, position)
+        frozen.read(task.model, token, document, position, keys=keys)
         logits = output_head(task.model)(task._student(keys, token, document, position, blocks, 6))
     mask = config_of(task.model).mask
     for n, anchor in enumerate(blocks.anchor_BN[0].tolist()):

@@ -97,8 +97,8 @@ def test_the_softmax_over_the_answers_tokens_leaves_out_all_others(tmp_path: Pat
     rows = few._data.rows
     index = torch.arange(1).numpy()
     tokens = torch.from_numpy(np.unique(rows.token_ids[rows.answer])).long()
-    assert few._tokens is not None
-    assert torch.equal(few._tokens, tokens)
+    assert few._answer_tokens is not None
+    assert torch.equal(few._answer_tokens, tokens)
     assert len(tokens) < few._backbone.lm_head.weight.shape[0]
     found, whole = few.loss(index, 0), few._loss(rows, index)
     others = torch.ones(few._backbone.lm_head.weight.shape[0], dtype=torch.bool)

@@ -16,7 +16,7 @@ from orthrus.model.attach import attach, config_of
 from orthrus.model.config import OrthrusConfig
 from orthrus.model.head import output_head
 from orthrus.model.markov import Before, Markov, markov_of
-from orthrus.train import anchors, objective, scoring
+from orthrus.train import anchors, frozen, objective, scoring
 from orthrus.train.drafting import drafting
 from orthrus.train.loop import train
 from orthrus.train.start import load_backbone
@@ -76,9 +76,9 @@ def test_what_is_scored_is_what_decoding_draws_from(backbone: Path, tmp_path: Pa
         document, answer, blocks=12, block_length=6, blind_share=0.5, generators=[torch.Generator().manual_seed(0)]
     )
     before = scoring.before(token, blocks, markov, None)
-    keys = TeacherKeys()
+    keys = TeacherKeys(document)
     with torch.no_grad():
-        task._teacher(keys, token, document, position)
+        frozen.read(task.model, token, document, position, keys=keys)
         hidden = task._student(keys, token, document, position, blocks, 6)[:, :, :-1]
         scored = blocks.scored_BNJ
         shifted = torch.zeros(*scored.shape, 300)

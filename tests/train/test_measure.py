@@ -18,9 +18,11 @@ from orthrus.errors import ConfigError
 from orthrus.train import measure as module
 from orthrus.train.anchors import starts
 from orthrus.train.measure import PHASES, StepCost, measure, random_rows
-from orthrus.train.plan import plan, shapes_of, step_operations
+from orthrus.train.plan import plan
 from orthrus.train.ranks import Ranks
-from orthrus.train.step import accumulate
+from orthrus.train.shapes import shapes_of
+from orthrus.train.step import Training
+from orthrus.train.work import step_operations
 from tests.train.tiny import saved_backbone, tiny_tokenizer, view_recipe
 
 ROOT = Path(__file__).parents[2]
@@ -75,7 +77,7 @@ def test_the_operations_are_those_that_torch_counts(backbone: Path, tmp_path: Pa
     laps = module._Laps(perf_counter, torch.device("cpu"))
     task = module._TimedTask(recipe, random_rows(recipe, vocabulary=shapes.vocabulary), laps)
     with FlopCounterMode(display=False) as counter:
-        accumulate(task, recipe, Ranks("cpu"), step=0, parts=1)
+        Training(task, recipe, Ranks("cpu")).accumulate(0, parts=1)
     counts = counter.get_flop_counts()["Global"]
     counted = sum(count for operation, count in counts.items() if operation is not torch.ops.aten.bmm)
     assert 0.95 < counted / planned <= 1

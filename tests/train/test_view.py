@@ -19,7 +19,7 @@ from orthrus.model.attach import attach, config_of
 from orthrus.model.config import OrthrusConfig
 from orthrus.model.head import output_head
 from orthrus.policy import steps
-from orthrus.train import view
+from orthrus.train import answered, frozen, view
 from orthrus.train.heldout import decoded_for_real
 from orthrus.train.loop import train
 from orthrus.train.prepare import train_prompts
@@ -68,9 +68,9 @@ def test_the_training_pass_is_the_decoders_draft_pass(
         generators=[torch.Generator().manual_seed(0)],
     )
     assert blocks.shown_BN.any()
-    keys = TeacherKeys()
+    keys = TeacherKeys(document)
     with torch.no_grad():
-        task._teacher(keys, token, document, position)
+        frozen.read(task.model, token, document, position, keys=keys)
         hidden = task._student(keys, token, document, position, blocks, 6)
         logits = output_head(model)(hidden)
     for n in range(10):
@@ -243,8 +243,8 @@ def test_a_process_has_its_device_before_the_backbone_goes_there(
         order.append("backbone")
         raise Loaded
 
-    monkeypatch.setattr(view, "Ranks", lambda device: order.append("ranks"))
-    monkeypatch.setattr(view, "device_of", lambda device: order.append("device"))
+    monkeypatch.setattr(answered, "Ranks", lambda device: order.append("ranks"))
+    monkeypatch.setattr(answered, "device_of", lambda device: order.append("device"))
     monkeypatch.setattr(view, "load_backbone", load)
     with pytest.raises(Loaded):
         ViewTask(view_recipe(tmp_path, tmp_path / "run"))

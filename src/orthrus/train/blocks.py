@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
+from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from orthrus.checkpoints.load import DTYPES
 from orthrus.data.packing import PackedRows
@@ -19,12 +20,11 @@ from orthrus.model.attach import detach
 from orthrus.model.head import output_head
 from orthrus.peers import blocks
 from orthrus.peers.blocks import BlocksConfig, Unmasking
-from orthrus.train import objective
+from orthrus.train import frozen, objective
+from orthrus.train.answered import AnsweredTask
 from orthrus.train.batch import batch
-from orthrus.train.heldout import evaluated
 from orthrus.train.peer_sections import BlocksRecipe
-from orthrus.train.prepare import Prepared, prepare
-from orthrus.train.ranks import Ranks
+from orthrus.train.prepare import Prepared
 from orthrus.train.start import frozen_backbone, mask_token
 from orthrus.train.step import Loss, Rows, row_generator
 
@@ -64,43 +64,21 @@ def begins(*parts_BT: Tensor) -> Tensor:
     return torch.where(new_BT, index_T, 0).cummax(1).values
 
 
-class BlocksTask:
+class BlocksTask(AnsweredTask[BlocksRecipe]):
     """The loop's task for a recipe of the kind "blocks"; rows and answers are made as a view's."""
 
+    model: PreTrainedModel
+
     def __init__(self, recipe: BlocksRecipe, *, data: Prepared | None = None) -> None:
-        self._recipe = recipe
-        ranks = Ranks(recipe.run.device)
-        if recipe.run.threads is not None:
-            torch.set_num_threads(recipe.run.threads)
-        model, self._tokenizer = frozen_backbone(recipe, dtype=torch.float32)
-        mask = mask_token(recipe.model.mask_token, self._tokenizer, backbone=recipe.model.backbone)
-        self._data = data or prepare(recipe, self._tokenizer, model, ranks=ranks)
-        self.row_count = len(self._data.rows)
-        self.model = detach(model).requires_grad_(True)
+        super().__init__(recipe, data=data)
+        self.model = detach(self._backbone).requires_grad_(True)
         self.model.set_attn_implementation("sdpa")
         blocks.require_full_attention(self.model)
         self._config = BlocksConfig(
             block_size=recipe.model.block_size,
             shift=recipe.model.shift,
-            mask=self.model.get_input_embeddings().weight.shape[0] - 1 if mask is None else mask,
+            mask=mask_token(recipe.model, self._tokenizer, self.model),
             backbone=recipe.model.backbone,
-        )
-
-    def trainable(self) -> dict[str, nn.Parameter]:
-        """All parameters; a head that is the embedding counts once."""
-        return dict(self.model.named_parameters())
-
-    def loss(self, rows: Rows, step: int) -> Loss:
-        """Cross-entropy of freshly masked tokens."""
-        return self._loss(self._data.rows, rows, step)
-
-    def evaluate(self, step: int) -> dict[str, float]:
-        """Loss, agreement and tokens a pass per held-out source."""
-        return evaluated(
-            self._data,
-            lambda packed, rows: self._loss(packed, rows, -1),
-            self._decoded,
-            prompts=self._recipe.responses.eval_prompts,
         )
 
     def save(self, path: Path) -> None:
@@ -110,6 +88,9 @@ class BlocksTask:
         published.load_state_dict(state)
         blocks.save(published, self._config, path)
         self._tokenizer.save_pretrained(path)
+
+    def _loaded(self) -> tuple[PreTrainedModel, PreTrainedTokenizerFast]:
+        return frozen_backbone(self._recipe, dtype=torch.float32)  # it is trained itself
 
     def _decoded(self, prompts: list[list[int]]) -> dict[str, float]:
         with torch.autocast(self.model.device.type, enabled=False):
@@ -125,7 +106,7 @@ class BlocksTask:
 
     def _loss(self, packed: PackedRows, index: Rows, step: int) -> Loss:
         goal, K = self._recipe.objective, self._config.block_size
-        document_BT, position_BT, token_BT, answer_BT = batch(packed, index, self.model.device)
+        document_BT, position_BT, token_BT, answer_BT = batch(packed, index, self._device)
         block_BT = torch.zeros_like(position_BT) if K is None else position_BT // K
         noise = draw(
             begins(document_BT, block_BT) if goal.noise == "block" else begins(document_BT),
@@ -175,11 +156,7 @@ class BlocksTask:
         hidden: Tensor = self.model.base_model(
             input_ids=token_BU,
             position_ids=position_BU,
-            attention_mask=masks.additive(allowed_BUU, self._dtype())[:, None],
+            attention_mask=masks.additive(allowed_BUU, frozen.dtype_on(self._device, self.model.dtype))[:, None],
             use_cache=False,
         ).last_hidden_state
         return hidden
-
-    def _dtype(self) -> torch.dtype:
-        kind = self.model.device.type
-        return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else self.model.dtype

@@ -21,9 +21,8 @@ from orthrus.peers.dflash import DFlash, DFlashConfig
 from orthrus.peers.dflash_drafter import DFlashDrafter
 from orthrus.train import anchors, frozen, scoring
 from orthrus.train.anchors import Blocks
+from orthrus.train.answered import AnsweredTask
 from orthrus.train.batch import batch
-from orthrus.train.drafter_task import DrafterTask
-from orthrus.train.heldout import decoded_by, evaluated, rates
 from orthrus.train.peer_sections import DFlashRecipe
 from orthrus.train.prepare import Prepared
 from orthrus.train.start import mask_token
@@ -74,63 +73,44 @@ def filled(
     position_BN = position_BT.gather(1, blocks.anchor_BN)
     position_BM = (position_BN[:, :, None] + torch.arange(config.block_size, device=device)).flatten(1)
     position = torch.cat([position_BT, position_BM], 1)
-    full, sliding = (
-        _masks(drafter, document_BT, blocks, position_BM, position, causal=causal)
-        for causal in (config.causal, config.sliding_causal)
-    )
-    dtype = drafter.body.dtype
+    K, dtype = config.block_size, drafter.body.dtype
+
+    def masks_of(causal: bool) -> masks.LayerMasks:
+        allowed = masks.training(document_BT, blocks.anchor_BN, blocks.valid_BN, block=K, causal=causal)
+        return frozen.pass_masks(
+            allowed, position_BM, position, windows=drafter.windows, dtype=dtype, block=K, trained=True
+        )
+
     embedded_BMC = drafter.embedded(backbone, token_BNK.flatten(1)).to(dtype)
-    hidden_BMC: Tensor = drafter(embedded_BMC, context_BTF.to(dtype), position, full, sliding)
+    hidden_BMC: Tensor = drafter(
+        embedded_BMC, context_BTF.to(dtype), position, masks_of(config.causal), masks_of(config.sliding_causal)
+    )
     return hidden_BMC.view(B, N, config.block_size, -1)
 
 
-def _masks(
-    drafter: DFlash, document_BT: Tensor, blocks: Blocks, query_BM: Tensor, key: Tensor, *, causal: bool
-) -> masks.LayerMasks:
-    block = drafter.config.block_size
-    allowed = masks.training(document_BT, blocks.anchor_BN, blocks.valid_BN, block=block, causal=causal)
-    positions = {"query_position_BQ": query_BM, "key_position_BS": key}
-    if key.device.type == "cuda":
-        return masks.block_masks(allowed, windows=drafter.windows, **positions)
-    autocast = torch.is_autocast_enabled("cpu")
-    dtype = torch.get_autocast_dtype("cpu") if autocast else drafter.body.dtype
-    return masks.in_blocks(allowed, block=block, windows=drafter.windows, dtype=dtype, trained=True, **positions)
-
-
-class DFlashTask(DrafterTask[DFlash]):
+class DFlashTask(AnsweredTask[DFlashRecipe]):
     """The loop's task for a recipe of the kind "dflash"; rows and answers are made as a view's."""
 
+    model: DFlash
+
     def __init__(self, recipe: DFlashRecipe, *, data: Prepared | None = None) -> None:
-        super().__init__(recipe, data)
-        self._recipe = recipe
-        mask = mask_token(recipe.model.mask_token, self._tokenizer, backbone=recipe.model.backbone)
-        mask = self._backbone.get_input_embeddings().weight.shape[0] - 1 if mask is None else mask
-        self.model = drafter_of(recipe, self._backbone, mask=mask).to(self._backbone.device)
-        self._tokens = None
-        if recipe.objective.vocabulary == "answers":
-            self._tokens = scoring.tokens_of_answers(self._data.rows, self.model.markov, self._backbone.device)
-
-    def loss(self, rows: Rows, step: int) -> Loss:
-        """The weighted loss of the drafts of freshly drawn blocks."""
-        return self._loss(self._data.rows, rows, step=step)
-
-    def evaluate(self, step: int) -> dict[str, float]:
-        """Loss and agreement per held-out source, and what real decoding of its prompts gives."""
-        drafter, most = DFlashDrafter(self._backbone, copy.deepcopy(self.model)), self._recipe.responses
-        return evaluated(
-            self._data,
-            lambda packed, rows: self._loss(packed, rows, step=-1),
-            lambda prompts: rates(decoded_by(self._backbone, prompts, most.eval_tokens, drafter)),
-            prompts=most.eval_prompts,
+        super().__init__(recipe, data=data)
+        mask = mask_token(recipe.model, self._tokenizer, self._backbone)
+        self.model = drafter_of(recipe, self._backbone, mask=mask).to(self._device)
+        self._answer_tokens = scoring.softmax_tokens(
+            recipe.objective.vocabulary, self._data.rows, self._device, markov=self.model.markov
         )
 
     def save(self, path: Path) -> None:
         """Write the drafter in the published layout, in the run's dtype."""
         dflash_files.save(copy.deepcopy(self.model).to(self._backbone.dtype), path)
 
-    def _loss(self, packed: PackedRows, index: Rows, *, step: int) -> Loss:
+    def _drafter(self) -> DFlashDrafter:
+        return DFlashDrafter(self._backbone, copy.deepcopy(self.model))
+
+    def _loss(self, packed: PackedRows, index: Rows, step: int) -> Loss:
         goal, config = self._recipe.objective, self.model.config
-        document_BT, position_BT, token_BT, answer_BT = batch(packed, index, self._backbone.device)
+        document_BT, position_BT, token_BT, answer_BT = batch(packed, index, self._device)
         blocks = anchors.sample(
             document_BT,
             answer_BT,
@@ -143,7 +123,7 @@ class DFlashTask(DrafterTask[DFlash]):
         student_BNKC = filled(
             self.model, self._backbone, torch.cat(read.tapped, -1), token_BT, document_BT, position_BT, blocks
         )
-        tokens = self._tokens if step >= 0 else None  # held-out answers hold others too
+        tokens = self._answer_tokens if step >= 0 else None  # held-out answers hold others too
         return scoring.score(
             goal,
             student_BNKC[:, :, config.block_size - config.proposals :],

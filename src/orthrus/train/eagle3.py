@@ -19,9 +19,8 @@ from orthrus.peers import eagle3_model
 from orthrus.peers.eagle3 import Eagle3Drafter
 from orthrus.peers.eagle3_model import Eagle3, Eagle3Config
 from orthrus.train import anchors, frozen, objective, scoring
+from orthrus.train.answered import AnsweredTask
 from orthrus.train.batch import batch
-from orthrus.train.drafter_task import DrafterTask
-from orthrus.train.heldout import decoded_by, evaluated, rates
 from orthrus.train.peer_sections import Eagle3Recipe
 from orthrus.train.prepare import Prepared
 from orthrus.train.step import Loss, Rows
@@ -84,12 +83,13 @@ def _for_heads(states_BNQD: Tensor, heads: int) -> Tensor:
     return states_BNQD.repeat_interleave(heads // states_BNQD.shape[1], dim=1)
 
 
-class Eagle3Task(DrafterTask[Eagle3]):
+class Eagle3Task(AnsweredTask[Eagle3Recipe]):
     """The loop's task for a recipe of the kind "eagle3"; rows and answers are made as a view's."""
 
+    model: Eagle3
+
     def __init__(self, recipe: Eagle3Recipe, *, data: Prepared | None = None) -> None:
-        super().__init__(recipe, data)
-        self._recipe = recipe
+        super().__init__(recipe, data=data)
         config = Eagle3Config.of(
             self._backbone,
             taps=recipe.model.taps,
@@ -97,35 +97,24 @@ class Eagle3Task(DrafterTask[Eagle3]):
             backbone=recipe.model.backbone,
             drafts=recipe.objective.steps,
         )
-        self.model = Eagle3(config).to(self._backbone.device)
-        self._tokens = None
-        if recipe.objective.vocabulary == "answers":
-            self._tokens = scoring.tokens_of_answers(self._data.rows, None, self._backbone.device)
-
-    def loss(self, rows: Rows, step: int) -> Loss:
-        """Sum the steps' mean losses over the tokens of answers; later steps weigh less."""
-        return self._loss(self._data.rows, rows, tokens=self._tokens)
-
-    def evaluate(self, step: int) -> dict[str, float]:
-        """Loss and kept drafts per held-out source, and what real decoding of its prompts gives."""
-        drafter, most = Eagle3Drafter(self._backbone, self._decoding()), self._recipe.responses
-        return evaluated(
-            self._data,
-            self._loss,
-            lambda prompts: rates(decoded_by(self._backbone, prompts, most.eval_tokens, drafter)),
-            prompts=most.eval_prompts,
-        )
+        self.model = Eagle3(config).to(self._device)
+        self._answer_tokens = scoring.softmax_tokens(recipe.objective.vocabulary, self._data.rows, self._device)
 
     def save(self, path: Path) -> None:
         """Write the drafter as `speculators` reads it, in the run's dtype."""
         eagle3_model.save(self._decoding(), self._backbone, path)
 
+    def _drafter(self) -> Eagle3Drafter:
+        return Eagle3Drafter(self._backbone, self._decoding())
+
     def _decoding(self) -> Eagle3:
         return copy.deepcopy(self.model).to(self._backbone.dtype).eval()
 
-    def _loss(self, packed: PackedRows, index: Rows, *, tokens: Tensor | None = None) -> Loss:
+    def _loss(self, packed: PackedRows, index: Rows, step: int) -> Loss:
+        """Sum the steps' mean losses over the tokens of answers; later steps weigh less."""
         goal = self._recipe.objective
-        document_BT, position_BT, token_BT, answer_BT = batch(packed, index, self._backbone.device)
+        tokens = self._answer_tokens if step >= 0 else None  # held-out answers hold others too
+        document_BT, position_BT, token_BT, answer_BT = batch(packed, index, self._device)
         read = frozen.read(self._backbone, token_BT, document_BT, position_BT, self.model.config.taps)
         embedded_BTH = self._backbone.get_input_embeddings()(token_BT)
         steps = unrolled(self.model, embedded_BTH, self.model.fuse(read.tapped), document_BT, goal.steps)
@@ -134,7 +123,7 @@ class Eagle3Task(DrafterTask[Eagle3]):
         scored_BT, kept_BT = begins_BT, begins_BT
         loss = objective.mixture({goal.loss: 1.0}, lk_decay=goal.lk_decay)
         head, starts = output_head(self._backbone, tokens), begins_BT.sum()
-        hidden_RC, taught = read.hidden_BTC.flatten(0, 1), goal.loss in objective.NEEDS_TEACHER
+        hidden_RC = read.hidden_BTC.flatten(0, 1)
         total, accepted, agreed = embedded_BTH.new_zeros((), dtype=torch.float32), starts * 0, starts * 0
         for drafted in steps:
             target_BT = token_BT.roll(-drafted.shift - 1, 1)
@@ -146,7 +135,7 @@ class Eagle3Task(DrafterTask[Eagle3]):
             scores = objective.chunked(
                 loss,
                 self.model.norm(drafted.output_BTH)[scored_BT],
-                objective.Teacher(hidden_RC, row_M) if taught else None,
+                objective.Teacher(hidden_RC, row_M) if goal.needs_teacher else None,
                 target_M if tokens is None else torch.searchsorted(tokens, target_M),
                 head=head,
             )

@@ -3,26 +3,14 @@
 Parts add up to the same step, up to rounding, so nothing but memory depends on their number.
 """
 
-from collections.abc import Sequence
-
 import torch
 from accelerate.utils.memory import clear_device_cache, should_reduce_batch_size
 
 from orthrus.errors import ConfigError
-from orthrus.train.ranks import Ranks
-from orthrus.train.sections import Recipe
-from orthrus.train.step import Task, accumulate
+from orthrus.train.step import Training
 
 
-def parts_of_step(
-    task: Task,
-    recipe: Recipe,
-    ranks: Ranks,
-    optimizers: Sequence[torch.optim.Optimizer],
-    *,
-    step: int,
-    at_least: int = 1,
-) -> int:
+def parts_of_step(training: Training, *, step: int, at_least: int = 1) -> int:
     """Return `run.grad_accumulation`, or, where that is "auto", the first of 1, 2, 4, … whose parts fit everywhere.
 
     Each is tried by computing the gradients of `step` and throwing them away.
@@ -33,19 +21,21 @@ def parts_of_step(
     Raises:
         ConfigError: not even the smallest parts fit, or rows cannot be shared by the processes.
     """
+    recipe, ranks = training.recipe, training.ranks
     run = recipe.run
     if run.grad_accumulation != "auto":
         return run.grad_accumulation
     choices = [parts for parts in doublings(run.batch_rows, ranks.count) if parts >= at_least]
     for parts in choices:
-        if not ranks.any(not _fits(task, recipe, ranks, optimizers, step=step, parts=parts)):
+        if not ranks.any(not _fits(training, step=step, parts=parts)):
             return parts
+    tried = ", ".join(map(str, choices))
     remedies = ["data.row_tokens"]
     for section, key in (("objective", "blocks_per_row"), ("model", "gradient_checkpointing")):
         if hasattr(getattr(recipe, section, None), key):
             remedies.append(f"{section}.{key}")
     raise ConfigError(
-        f"run.grad_accumulation = 'auto': a step that fits in memory is required, but neither {_listed(choices)} "
+        f"run.grad_accumulation = 'auto': a step that fits in memory is required, but neither {tried} "
         f"part(s) of {run.batch_rows} rows do on {ranks.count} process(es): change {', '.join(remedies)}, or take a "
         "device with more memory"
     )
@@ -67,32 +57,20 @@ def doublings(rows: int, processes: int) -> list[int]:
     return chosen if chosen[-1] == possible[-1] else [*chosen, possible[-1]]
 
 
-def _fits(
-    task: Task,
-    recipe: Recipe,
-    ranks: Ranks,
-    optimizers: Sequence[torch.optim.Optimizer],
-    *,
-    step: int,
-    parts: int,
-) -> bool:
+def _fits(training: Training, *, step: int, parts: int) -> bool:
     """Whether this process can compute the gradients of a step beside what its optimizers keep from the first on."""
-    kept = () if any(optimizer.state for optimizer in optimizers) else task.trainable().values()
+    kept = () if any(optimizer.state for optimizer in training.optimizers) else training.trainable.values()
     room = []
     try:
         room = [torch.empty_like(parameter) for parameter in kept for _ in range(2)]
-        accumulate(task, recipe, ranks, step=step, parts=parts)
+        training.accumulate(step, parts=parts)
     except RuntimeError as error:
         if not should_reduce_batch_size(error):
             raise
         fits = False
     else:
         fits = True
-    task.model.zero_grad(set_to_none=True)
+    training.task.model.zero_grad(set_to_none=True)
     room.clear()
     clear_device_cache(garbage_collection=True)  # behind the handler: the error holds on to the pass that failed
     return fits
-
-
-def _listed(choices: Sequence[int]) -> str:
-    return ", ".join(map(str, choices))

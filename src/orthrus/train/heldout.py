@@ -1,18 +1,16 @@
-"""Evaluation on held-out rows and prompts: losses, and real decoding, also under plans that `auto` does not take.
+"""Real decoding of held-out prompts, also under plans that `auto` does not take.
 
 Shapes: B rows, M drafts, V vocabulary.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from orthrus.data.packing import PackedRows
 from orthrus.decode.api import engine_for
 from orthrus.decode.drafters import Drafter, ViewDrafter
 from orthrus.decode.frames import Reading
@@ -22,35 +20,7 @@ from orthrus.decode.passes import Passes, Proposal
 from orthrus.decode.rows import Row
 from orthrus.model.markov import markov_of
 from orthrus.policy.steps import parse
-from orthrus.train.prepare import Prepared
 from orthrus.train.start import in_one_dtype
-from orthrus.train.step import Loss, Rows
-
-ROWS = 16
-"""Rows of each source whose loss is taken, at most."""
-
-
-def evaluated(
-    data: Prepared,
-    loss: Callable[[PackedRows, Rows], Loss],
-    decode: Callable[[list[list[int]]], dict[str, float]],
-    *,
-    prompts: int,
-) -> dict[str, float]:
-    """Return losses and what decoding gives, by source, as `heldout/SOURCE/NAME`.
-
-    Args:
-        data: held-out rows and prompts.
-        loss: the loss of some rows.
-        decode: decodes prompts for real and returns named figures.
-        prompts: of each source, at most.
-    """
-    figures: dict[str, float] = {}
-    for source, rows in data.heldout.items():
-        losses = loss(rows, np.arange(min(len(rows), ROWS))).means()
-        decoded = decode(data.heldout_prompts[source][:prompts])
-        figures |= {f"heldout/{source}/{name}": value for name, value in (losses | decoded).items()}
-    return figures
 
 
 def rates(stats: Stats, prefix: str = "") -> dict[str, float]:

@@ -9,27 +9,24 @@ import json
 import shutil
 import signal
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from types import FrameType
 
 import torch
-from torch import nn
 
 from orthrus.provenance import provenance
 from orthrus.train.card import write_card
-from orthrus.train.checkpoints import Checkpoint, load_latest, save_checkpoint
+from orthrus.train.checkpoints import load_latest, save_checkpoint
 from orthrus.train.config import flat
 from orthrus.train.fit import parts_of_step
 from orthrus.train.journal import Journal, evaluation_at
-from orthrus.train.optim import build_optimizers
 from orthrus.train.plan import notes
 from orthrus.train.ranks import Ranks
 from orthrus.train.sections import AnsweredRecipe, Recipe
-from orthrus.train.sharding import gathered, part, part_of_state, whole
-from orthrus.train.step import Task, autocast, one_step
+from orthrus.train.sharding import gathered
+from orthrus.train.step import Task, Training, autocast
 from orthrus.train.trackers import trackers
 from orthrus.writing import replacing
 
@@ -66,14 +63,15 @@ def train(task: Task, recipe: Recipe, *, resume: bool = True) -> TrainResult:
     if run.threads is not None:
         torch.set_num_threads(run.threads)
     ranks = Ranks(run.device)
-    trainable = task.trainable()
-    optimizers = build_optimizers(task.model, trainable, recipe.optimizer)
+    training = Training(task, recipe, ranks)
     if not resume and ranks.main:
         shutil.rmtree(checkpoints, ignore_errors=True)
     ranks.wait()
     before = load_latest(checkpoints, recipe)
-    step = first = _restore(before, trainable, optimizers)
-    parts = parts_of_step(task, recipe, ranks, optimizers, step=step, at_least=before.parts if before else 1)
+    if before is not None:
+        training.restore(before)
+    step = first = 0 if before is None else before.step
+    parts = parts_of_step(training, step=step, at_least=1 if before is None else before.parts)
     metrics: dict[str, float] = {}
     evaluates = ranks.main or run.sharding != "none"  # passes of a sharded model need all processes
     tables = recipe.model_dump(mode="json")
@@ -86,21 +84,15 @@ def train(task: Task, recipe: Recipe, *, resume: bool = True) -> TrainResult:
         journal.write_start(step, {"provenance": about, "grad_accumulation": parts, "recipe": tables})
         stopping = False
         while step < recipe.schedule.steps and not stopping:
-            journal.add(one_step(task, recipe, ranks, trainable, optimizers, step=step, parts=parts))
+            journal.add(training.step(step, parts=parts))
             step += 1
-            stopping = ranks.any(stop.requested)
+            stopping = ranks.any(stop.is_set())
             last = step == recipe.schedule.steps
             if step % run.log_every == 0 or last:
                 journal.write_step(step)
             # Before the evaluation: where that fails, the steps are kept.
             if step % run.checkpoint_every == 0 or last or stopping:
-                kept = {name: parameter.detach() for name, parameter in trainable.items()}
-                state = Checkpoint(
-                    step=step,
-                    parts=parts,
-                    trainable=whole(kept, here=ranks.main),
-                    optimizers=whole([optimizer.state_dict() for optimizer in optimizers], here=ranks.main),
-                )
+                state = training.checkpoint(step, parts=parts)
                 if ranks.main:
                     save_checkpoint(checkpoints, state, recipe)
             if evaluates and step % run.eval_every == 0 and not last:
@@ -128,21 +120,6 @@ def _evaluate(task: Task, recipe: Recipe, step: int, journal: Journal) -> dict[s
     return metrics
 
 
-def _restore(
-    checkpoint: Checkpoint | None,
-    trainable: Mapping[str, nn.Parameter],
-    optimizers: list[torch.optim.Optimizer],
-) -> int:
-    if checkpoint is None:
-        return 0
-    with torch.no_grad():
-        for name, parameter in trainable.items():
-            parameter.copy_(part(checkpoint.trainable[name], parameter))
-    for optimizer, state in zip(optimizers, checkpoint.optimizers, strict=True):
-        optimizer.load_state_dict(part_of_state(state, optimizer))
-    return checkpoint.step
-
-
 def _save_model(task: Task, recipe: Recipe, path: Path) -> None:
     with replacing(path) as temporary:
         temporary.mkdir()
@@ -151,22 +128,14 @@ def _save_model(task: Task, recipe: Recipe, path: Path) -> None:
             (temporary / "training.json").write_text(json.dumps(notes(recipe), indent=2) + "\n", encoding="utf-8")
 
 
-@dataclass(slots=True)
-class _Stop:
-    requested: bool = False
-
-    def __call__(self, signum: int, frame: FrameType | None) -> None:
-        self.requested = True
-
-
 @contextmanager
-def _stop_signals() -> Iterator[_Stop]:
+def _stop_signals() -> Iterator[threading.Event]:
     """Turn SIGTERM and SIGINT into a request to stop after the step at hand; the main thread alone can."""
-    stop = _Stop()
+    stop = threading.Event()
     if threading.current_thread() is not threading.main_thread():
         yield stop
         return
-    before = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGINT)}
+    before = {number: signal.signal(number, lambda *_: stop.set()) for number in (signal.SIGTERM, signal.SIGINT)}
     try:
         yield stop
     finally:

@@ -22,12 +22,11 @@ from orthrus.checkpoints.load import DTYPES, device_of
 from orthrus.data.packing import PackedRows
 from orthrus.errors import ConfigError
 from orthrus.train.fit import parts_of_step
-from orthrus.train.optim import build_optimizers
 from orthrus.train.plan import plan
 from orthrus.train.prepare import Prepared
 from orthrus.train.ranks import Ranks
 from orthrus.train.sections import ViewRecipe
-from orthrus.train.step import Loss, Rows, one_step
+from orthrus.train.step import Loss, Rows, Training
 from orthrus.train.view import ViewTask
 
 Clock: TypeAlias = Callable[[], float]
@@ -46,7 +45,7 @@ class StepCost:
     Attributes:
         phases_seconds: each measured step's seconds by phase (`PHASES`); they add up to the step.
         rates: operations per second of the matrix product after each measured step.
-        operations: of one step (`plan.step_operations`).
+        operations: of one step (`work.step_operations`).
         tokens: read by the frozen pass of one step.
         slots: read by its block pass, anchors included.
         parts: how many equal parts a step was computed in.
@@ -134,15 +133,14 @@ def measure(
     planned = plan(recipe)
     laps = _Laps(clock, device)
     task = _TimedTask(recipe, random_rows(recipe, vocabulary=planned.shapes.vocabulary), laps)
-    trainable = task.trainable()
-    optimizers = build_optimizers(task.model, trainable, recipe.optimizer)
-    optimizers[0].register_step_pre_hook(lambda *_: laps.end("backward"))
-    parts = parts_of_step(task, recipe, ranks, optimizers, step=0)
+    training = Training(task, recipe, ranks)
+    training.optimizers[0].register_step_pre_hook(lambda *_: laps.end("backward"))
+    parts = parts_of_step(training, step=0)
     phases_seconds, rates, memory = [], [], 0
     for step in range(warmup + steps):
         _forget_peak(device)
         laps.begin()
-        one_step(task, recipe, ranks, trainable, optimizers, step=step, parts=parts)
+        training.step(step, parts=parts)
         laps.end("optimizer")
         peak = _peak(device)
         rate = matmul_rate(DTYPES[run.dtype], device, clock=clock)

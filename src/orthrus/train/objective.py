@@ -48,7 +48,6 @@ def likely_kept(student_MV: Tensor, teacher_MV: Tensor, target_M: Tensor, *, dec
 
 
 LOSSES: dict[str, SlotLoss] = {"kl": forward_kl, "cross_entropy": cross_entropy, "tv": total_variation}
-NEEDS_TEACHER = frozenset({"kl", "tv", "lk"})
 
 
 def mixture(terms: Mapping[str, float], *, lk_decay: float) -> SlotLoss:

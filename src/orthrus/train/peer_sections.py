@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from orthrus.model.config import BlockAttention
-from orthrus.train.sections import AnsweredModel, AnsweredRecipe, BlockObjective, LossName, Vocabulary
+from orthrus.train.sections import NEEDS_TEACHER, AnsweredModel, AnsweredRecipe, BlockObjective, LossName, Vocabulary
 from orthrus.train.sources import Positive, Section
 
 
@@ -38,6 +38,11 @@ class Eagle3Objective(Section):
         default=0.8, description="step i has weight step_decay^(i-1)"
     )
     vocabulary: Vocabulary = "all"
+
+    @property
+    def needs_teacher(self) -> bool:
+        """Whether the backbone's logits are computed."""
+        return self.loss in NEEDS_TEACHER
 
 
 class Eagle3Recipe(_PeerRecipe):

@@ -58,18 +58,21 @@ def prepare(
         DataError: sources or answers that cannot be read or do not fit together, or data made by another recipe.
         ConfigError: a thinking setting that the chat template does not know.
     """
-    make, fits = partial(_packed, recipe, tokenizer, model, ranks, on_progress), _how(recipe).fits
+    making = _Making(recipe, tokenizer, model, ranks, on_progress)
     heldout = {
-        source_name(source): _heldout_prompts(recipe, tokenizer, source)
+        source_name(source): _prompts(
+            recipe, tokenizer, zip(heldout_documents(source, seed=recipe.data.seed), itertools.count())
+        )
         for source in recipe.data.sources
         if source.heldout
     }
     return Prepared(
-        rows=make("train", lambda: train_prompts(recipe, tokenizer)),
-        heldout={name: make(f"heldout-{name}", partial(list, prompts)) for name, prompts in heldout.items()},
+        rows=making.packed("train", lambda: train_prompts(recipe, tokenizer)),
+        heldout={name: making.packed(f"heldout-{name}", partial(list, prompts)) for name, prompts in heldout.items()},
         # Those that are packed, in the documents' order: the first few are decoded, not the shortest.
         heldout_prompts={
-            name: [prompt.token_ids for prompt in prompts if fits(prompt)] for name, prompts in heldout.items()
+            name: [prompt.token_ids for prompt in prompts if making.how.fits(prompt)]
+            for name, prompts in heldout.items()
         },
     )
 
@@ -78,11 +81,11 @@ def train_prompts(recipe: AnsweredRecipe, tokenizer: PreTrainedTokenizerFast) ->
     """Take prompts from each source by its weight, `responses.prompts` in all; sources start over at their end."""
     data = recipe.data
     whole = sum(source.weight for source in data.sources)
-    prompts: list[Prompt] = []
-    for source in data.sources:
-        share = round(recipe.responses.prompts * source.weight / whole)
-        prompts += _prompts(recipe, tokenizer, itertools.islice(_again(source, seed=data.seed), share))
-    _check(recipe, prompts)
+    documents = (
+        itertools.islice(_again(source, seed=data.seed), round(recipe.responses.prompts * source.weight / whole))
+        for source in data.sources
+    )
+    prompts = _prompts(recipe, tokenizer, itertools.chain.from_iterable(documents))
     random.Random(data.seed).shuffle(prompts)
     return prompts
 
@@ -119,95 +122,84 @@ def _how_asked(recipe: AnsweredRecipe) -> dict[str, Any] | None:
     return None if how == AnswersSection() else how.model_dump(mode="json", exclude={"url", "view"})
 
 
-def _packed(
-    recipe: AnsweredRecipe,
-    tokenizer: PreTrainedTokenizerFast,
-    model: PreTrainedModel | None,
-    ranks: Ranks,
-    on_progress: OnProgress | None,
-    name: str,
-    ask: Callable[[], list[Prompt]],
-) -> PackedRows:
-    """Return packed answers, or have them written, all processes together, and packed by the first."""
-    path = data_folder(recipe) / name
-    about = made_from(recipe, model)
-    if ranks.any(not are_about(path, about)):
-        prompts = ask()
-        if recipe.answers.by == "given":
-            if ranks.main:
-                documents = list(responses.given_answers(tokenizer, prompts, _how(recipe)))
-                _pack(recipe, tokenizer, prompts, documents, path, about, {})
-            ranks.wait()
-            return load_rows(path, tokenizer=tokenizer, about=about)
+@dataclass(frozen=True, slots=True)
+class _Making:
+    """What packed sets of one recipe are made by and of; all processes of a run do it together."""
+
+    recipe: AnsweredRecipe
+    tokenizer: PreTrainedTokenizerFast
+    model: PreTrainedModel | None
+    ranks: Ranks
+    on_progress: OnProgress | None
+
+    @property
+    def how(self) -> Answering:
+        """How answers are written."""
+        asked, row_tokens = self.recipe.responses, self.recipe.data.row_tokens
+        return Answering(max_new_tokens=asked.max_new_tokens, rows=asked.rows, row_tokens=row_tokens)
+
+    def packed(self, name: str, ask: Callable[[], list[Prompt]]) -> PackedRows:
+        """Return packed answers, or have them written, by all processes, and packed by the first."""
+        path = data_folder(self.recipe) / name
         folder = path.with_name(path.name + "-answers")
-        spent = Stats(forwards=0)
-        with drafting(model, recipe.answers.view) as decode:
+        about = made_from(self.recipe, self.model)
+        if self.ranks.any(not are_about(path, about)):
+            prompts, given = ask(), self.recipe.answers.by == "given"
+            gain = {} if given else self._write(folder, name, prompts)
+            self.ranks.wait()
+            if self.ranks.main:
+                documents = (
+                    list(responses.given_answers(self.tokenizer, prompts, self.how))
+                    if given
+                    else shards.read_answers(folder, prompts)
+                )
+                self._pack(path, prompts, documents, about, gain)
+            self.ranks.wait()
+        return load_rows(path, tokenizer=self.tokenizer, about=about)
+
+    def _write(self, folder: Path, name: str, prompts: Sequence[Prompt]) -> dict[str, Any]:
+        """Write this process's share of the answers; returns what drafting saved, as far as it wrote any just now."""
+        spent, view = Stats(forwards=0), self.recipe.answers.view
+        with drafting(self.model, view) as decode:
             shards.write_answers(
                 folder,
                 prompts,
-                _writer(recipe, tokenizer, model, decode, spent),
-                about=answered_by(recipe, model),
-                share=(ranks.index, ranks.count),
-                on_progress=None if on_progress is None else partial(on_progress, name),
+                self._writer(decode, spent),
+                about=answered_by(self.recipe, self.model),
+                share=(self.ranks.index, self.ranks.count),
+                on_progress=None if self.on_progress is None else partial(self.on_progress, name),
             )
-        ranks.wait()
-        if ranks.main:
-            documents = shards.read_answers(folder, prompts)
-            _pack(recipe, tokenizer, prompts, documents, path, about, _gain(recipe, spent))
-        ranks.wait()
-    return load_rows(path, tokenizer=tokenizer, about=about)
+        if view is None or not spent.forwards:
+            return {}
+        return {"drafted_by": view, "tokens_per_forward": round(spent.tokens_per_forward, 3)}
 
+    def _writer(self, decode: str, spent: Stats) -> shards.Writer:
+        model, answers = self.model, self.recipe.answers
+        if answers.by == "server":
+            server = Server(url=str(answers.url), model=answers.served_as or self.recipe.model.backbone)
+            return lambda prompts: served_answers(server, self.tokenizer, prompts, self.how)
+        if model is None:
+            raise DataError("answers.by = 'backbone' needs the backbone, found none loaded; give prepare() the model")
+        return lambda prompts: responses.answer(model, prompts, self.how, decode=decode, spent=spent)
 
-def _gain(recipe: AnsweredRecipe, spent: Stats) -> dict[str, Any]:
-    """What drafting saved, as far as answers were written by this process just now."""
-    if recipe.answers.view is None or not spent.forwards:
-        return {}
-    return {"drafted_by": recipe.answers.view, "tokens_per_forward": round(spent.tokens_per_forward, 3)}
-
-
-def _writer(
-    recipe: AnsweredRecipe,
-    tokenizer: PreTrainedTokenizerFast,
-    model: PreTrainedModel | None,
-    decode: str,
-    spent: Stats,
-) -> shards.Writer:
-    how = _how(recipe)
-    if recipe.answers.by == "server":
-        served_as = recipe.answers.served_as or recipe.model.backbone
-        server = Server(url=str(recipe.answers.url), model=served_as)
-        return lambda prompts: served_answers(server, tokenizer, prompts, how)
-    if model is None:
-        raise DataError("answers.by = 'backbone' needs the backbone, found none loaded; give prepare() the model")
-    return lambda prompts: responses.answer(model, prompts, how, decode=decode, spent=spent)
-
-
-def _how(recipe: AnsweredRecipe) -> Answering:
-    return Answering(
-        max_new_tokens=recipe.responses.max_new_tokens,
-        rows=recipe.responses.rows,
-        row_tokens=recipe.data.row_tokens,
-    )
-
-
-def _pack(
-    recipe: AnsweredRecipe,
-    tokenizer: PreTrainedTokenizerFast,
-    prompts: Sequence[Prompt],
-    documents: list[EncodedDocument],
-    path: Path,
-    about: dict[str, Any],
-    gain: dict[str, Any],
-) -> None:
-    if not documents:
-        raise DataError(
-            f"{path}: a prompt shorter than data.row_tokens ({recipe.data.row_tokens}) is required; "
-            f"found none of {len(prompts)}; make rows longer"
-        )
-    notes = _notes(recipe, tokenizer, prompts, documents) | gain
-    random.Random(recipe.data.seed).shuffle(documents)
-    rows = pack(documents, row_tokens=recipe.data.row_tokens, pad_id=int(tokenizer.pad_token_id or 0))
-    save_rows(rows, path, tokenizer=tokenizer, about=about, notes=notes)
+    def _pack(
+        self,
+        path: Path,
+        prompts: Sequence[Prompt],
+        documents: list[EncodedDocument],
+        about: dict[str, Any],
+        gain: dict[str, Any],
+    ) -> None:
+        data = self.recipe.data
+        if not documents:
+            raise DataError(
+                f"{path}: a prompt shorter than data.row_tokens ({data.row_tokens}) is required; "
+                f"found none of {len(prompts)}; make rows longer"
+            )
+        notes = _notes(self.recipe, self.tokenizer, prompts, documents) | gain
+        random.Random(data.seed).shuffle(documents)
+        rows = pack(documents, row_tokens=data.row_tokens, pad_id=int(self.tokenizer.pad_token_id or 0))
+        save_rows(rows, path, tokenizer=self.tokenizer, about=about, notes=notes)
 
 
 def _notes(
@@ -246,26 +238,15 @@ def _source_note(source: Source) -> dict[str, Any]:
     return note
 
 
-def _heldout_prompts(recipe: AnsweredRecipe, tokenizer: PreTrainedTokenizerFast, source: Source) -> list[Prompt]:
-    documents = heldout_documents(source, seed=recipe.data.seed)
-    prompts = _prompts(recipe, tokenizer, zip(documents, itertools.count()))
-    _check(recipe, prompts)
-    return prompts
-
-
-def _check(recipe: AnsweredRecipe, prompts: Iterable[Prompt]) -> None:
-    if recipe.answers.by == "given":
-        responses.check_given(prompts, thinking=recipe.answers.enable_thinking)
-
-
 def _prompts(
     recipe: AnsweredRecipe, tokenizer: PreTrainedTokenizerFast, documents: Iterable[tuple[Document, int]]
 ) -> list[Prompt]:
-    """Prompts of documents, each with the number that picks its turn."""
-    return [
-        prompt_of(tokenizer, document, choice=choice, thinking=recipe.answers.enable_thinking)
-        for document, choice in documents
-    ]
+    """Prompts of documents, each with the number that picks its turn; given answers are checked."""
+    thinking = recipe.answers.enable_thinking
+    prompts = [prompt_of(tokenizer, document, choice=choice, thinking=thinking) for document, choice in documents]
+    if recipe.answers.by == "given":
+        responses.check_given(prompts, thinking=thinking)
+    return prompts
 
 
 def _again(source: Source, *, seed: int) -> Iterator[tuple[Document, int]]:
@@ -274,9 +255,8 @@ def _again(source: Source, *, seed: int) -> Iterator[tuple[Document, int]]:
     So a chat answers at the next of its turns in the next pass, however many documents there are.
     """
     for again in itertools.count():
-        empty = True
+        number = -1
         for number, document in enumerate(train_documents(source, seed=seed)):
-            empty = False
             yield document, number + again
-        if empty:
+        if number < 0:
             raise DataError(f"{source_name(source)}: no document is left to train on; lower `heldout` or drop it")

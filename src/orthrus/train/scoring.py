@@ -12,7 +12,7 @@ from orthrus.model.markov import Before, Markov
 from orthrus.train import objective
 from orthrus.train.anchors import Blocks
 from orthrus.train.objective import Head
-from orthrus.train.sections import BlockObjective
+from orthrus.train.sections import BlockObjective, Vocabulary
 from orthrus.train.step import Loss
 
 MOST_LOGITS = 1 << 26
@@ -49,13 +49,12 @@ def score(
     few = tokens is not None and len(target_M) * len(tokens) <= MOST_LOGITS
     if tokens is not None:
         target_M = torch.searchsorted(tokens, target_M)
-    terms = goal.mixture
     teacher = None
-    if goal.acceptance == "overlap" or objective.NEEDS_TEACHER & terms.keys():
+    if goal.needs_teacher:
         first_B11 = torch.arange(len(token_BT), device=token_BT.device)[:, None, None] * token_BT.shape[1]
         teacher = objective.Teacher(teacher_BTC.flatten(0, 1), (first_B11 + blocks.target_BNJ - 1)[scored])
     scores = objective.chunked(
-        objective.mixture(terms, lk_decay=goal.lk_decay),
+        objective.mixture(goal.mixture, lk_decay=goal.lk_decay),
         student_BNJC[scored],
         teacher,
         target_M,
@@ -91,8 +90,15 @@ def before(token_BT: Tensor, blocks: Blocks, markov: Markov, tokens: Tensor | No
     return Before(token_BNJ[blocks.scored_BNJ], markov, tokens)
 
 
-def tokens_of_answers(rows: PackedRows, markov: Markov | None, device: torch.device) -> Tensor:
-    """Return the tokens of all training answers in ascending order; zero the correction's rows of all others."""
+def softmax_tokens(
+    vocabulary: Vocabulary, rows: PackedRows, device: torch.device, *, markov: Markov | None = None
+) -> Tensor | None:
+    """Return the tokens of a softmax in ascending order, None for all.
+
+    Where they are those of the training answers, the correction's rows of all others become zero.
+    """
+    if vocabulary == "all":
+        return None
     tokens = torch.from_numpy(np.unique(rows.token_ids[rows.answer])).long().to(device)
     if markov is not None:
         others_V = torch.ones(len(markov.after_VR), dtype=torch.bool, device=device)

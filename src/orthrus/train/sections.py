@@ -3,7 +3,7 @@
 A recipe is frozen: a run can be compared with the checkpoint that it resumes.
 """
 
-from typing import Annotated, Literal
+from typing import Annotated, Final, Literal
 
 from pydantic import Field, model_validator
 
@@ -12,6 +12,8 @@ from orthrus.train.sources import DataSection, Positive, Section
 
 Share = Annotated[float, Field(ge=0, le=1)]
 LossName = Literal["kl", "cross_entropy", "tv", "lk"]
+NEEDS_TEACHER: Final = frozenset({"kl", "tv", "lk"})
+"""Losses that look at the backbone's distribution, and not at its token alone."""
 Vocabulary = Annotated[
     Literal["all", "answers"],
     Field(description="tokens that a softmax runs over: all, or those of the training answers (approximate)"),
@@ -104,6 +106,11 @@ class ViewModel(AnsweredModel):
     markov_rank: int = Field(default=0, ge=0, description="rank of the correction by the token before a slot; 0: none")
     gradient_checkpointing: bool = Field(default=False, description="compute the block pass again, layer by layer")
 
+    @property
+    def chosen_layers(self) -> str | tuple[int, ...] | None:
+        """The layers with a twin as `OrthrusConfig` has them."""
+        return tuple(self.layers) if isinstance(self.layers, list) else self.layers
+
 
 class BlockObjective(Section):
     """Loss over the slots of blocks anchored inside answers, whoever fills them."""
@@ -127,6 +134,11 @@ class BlockObjective(Section):
     def mixture(self) -> dict[str, float]:
         """Losses by name with their weights: `terms`, or `loss` alone."""
         return {self.loss: 1.0} if self.terms is None else {str(name): weight for name, weight in self.terms.items()}
+
+    @property
+    def needs_teacher(self) -> bool:
+        """Whether the backbone's logits are computed."""
+        return self.acceptance == "overlap" or bool(NEEDS_TEACHER & self.mixture.keys())
 
 
 class ViewObjective(BlockObjective):

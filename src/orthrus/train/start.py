@@ -1,9 +1,10 @@
 """Where training a view starts: the frozen backbone, with an untrained view or with one to train further."""
 
+import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
-from typing import Any
+from typing import Final
 
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
@@ -17,7 +18,15 @@ from orthrus.model.config import OrthrusConfig
 from orthrus.model.markov import install, untrained
 from orthrus.model.mixer import DualMixer
 from orthrus.model.twin import require_gradients
-from orthrus.train.sections import AnsweredRecipe, ViewRecipe
+from orthrus.train.peer_sections import BlocksModel, DFlashModel
+from orthrus.train.sections import AnsweredRecipe, ViewModel, ViewRecipe
+
+_OF_RECIPE: Final = {
+    "block_size", "backbone", "block_attention", "block_recurrence", "markov_rank", "anchor", "trained_mask",
+}  # fmt: skip
+"""What a recipe says of a view in the words of its configuration, whether it begins or goes on."""
+_BEGUN_LATER: Final = {("anchor", "twin"), ("markov_rank", 0), ("trained_mask", False)}
+"""What a view may be without and learn when it is trained further; masks can learn to start a block."""
 
 
 def load_backbone(recipe: ViewRecipe, device: torch.device) -> tuple[PreTrainedModel, PreTrainedTokenizerFast]:
@@ -58,16 +67,18 @@ def frozen_backbone(recipe: AnsweredRecipe, *, dtype: torch.dtype) -> tuple[PreT
     return model.requires_grad_(False).to(device=device_of(recipe.run.device), dtype=dtype).eval(), tokenizer
 
 
-def mask_token(wanted: str | None, tokenizer: PreTrainedTokenizerFast, *, backbone: str) -> int | None:
-    """Return the token that stands for what is not written yet: the one asked for, or <|mask|>; None without either.
+def mask_token(
+    section: ViewModel | DFlashModel | BlocksModel, tokenizer: PreTrainedTokenizerFast, model: PreTrainedModel
+) -> int:
+    """Return the token that stands for what is not written yet: the one asked for, <|mask|>, or the last there is.
 
     Raises:
         ConfigError: the tokenizer has no such token.
     """
-    vocabulary: dict[str, int] = tokenizer.get_vocab()
+    wanted, vocabulary = section.mask_token, tokenizer.get_vocab()
     if wanted is not None and wanted not in vocabulary:
-        raise ConfigError(f"model.mask_token must be a token of {backbone}, found {wanted!r}")
-    return vocabulary.get(wanted or "<|mask|>")
+        raise ConfigError(f"model.mask_token must be a token of {section.backbone}, found {wanted!r}")
+    return int(vocabulary.get(wanted or "<|mask|>", model.get_input_embeddings().weight.shape[0] - 1))
 
 
 @contextmanager
@@ -85,65 +96,37 @@ def in_one_dtype(model: PreTrainedModel) -> Iterator[None]:
 
 def _in_float32(recipe: ViewRecipe) -> tuple[PreTrainedModel, PreTrainedTokenizerFast]:
     wanted = recipe.model
-    if wanted.start_from is not None:
-        backbone = wanted.backbone if is_adapter(locate(wanted.start_from)) else None  # or it holds its own
-        model, tokenizer = load(wanted.start_from, dtype="float32", device="cpu", backbone=backbone, pack=False)
-        started = config_of(model)
-        for name in ("anchor", "layers"):
-            before, now = (_settled(config, model)[name] for config in (started, _described(recipe, tokenizer)))
-            if before != now and (before, now) != ("twin", "backbone"):  # whose masks can learn to start a block
-                raise ConfigError(
-                    f"model.{name} must be {before!r}, as {wanted.start_from} has it, found {now!r}: set it, or start "
-                    "from another view"
-                )
-        if started.markov_rank not in (0, wanted.markov_rank):
-            raise ConfigError(
-                f"model.markov_rank must be {started.markov_rank}, as {wanted.start_from} has it, found "
-                f"{wanted.markov_rank}: set it, or start from another view"
-            )
-        if started.markov_rank == 0:
-            install(model, untrained(model, wanted.markov_rank))
-        if started.trained_mask and not wanted.trained_mask:
-            raise ConfigError(
-                f"model.trained_mask must be true, as {wanted.start_from} has it, found false: set it, or start from "
-                "another view"
-            )
-        if wanted.trained_mask and not started.trained_mask:
-            mask_row.install(model, mask_row.untrained(model, started.mask))
-        attachment_of(model).config = replace(
-            started,
-            block_size=wanted.block_size,
-            backbone=wanted.backbone,
-            block_attention=wanted.block_attention,
-            block_recurrence=wanted.block_recurrence,
-            markov_rank=wanted.markov_rank,
-            anchor=wanted.anchor,
-            trained_mask=wanted.trained_mask,
+    described = wanted.model_dump(include=_OF_RECIPE)
+    if wanted.start_from is None:
+        model, tokenizer = backbone_with_tokenizer(wanted.backbone)
+        mask = mask_token(wanted, tokenizer, model)
+        config = OrthrusConfig(**described, mask_token_id=mask, layers=wanted.chosen_layers)
+        return attach(model, config, attn_implementation="orthrus"), tokenizer
+    backbone = wanted.backbone if is_adapter(locate(wanted.start_from)) else None  # or it holds its own
+    model, tokenizer = load(wanted.start_from, dtype="float32", device="cpu", backbone=backbone, pack=False)
+    started = config_of(model)
+    mask_token(wanted, tokenizer, model)  # checked alone: a view keeps its own
+    _check_start(started, replace(started, **described, layers=wanted.chosen_layers), model, wanted.start_from)
+    if started.markov_rank == 0:
+        install(model, untrained(model, wanted.markov_rank))
+    if wanted.trained_mask and not started.trained_mask:
+        mask_row.install(model, mask_row.untrained(model, started.mask))
+    attachment_of(model).config = replace(started, **described)
+    return model, tokenizer
+
+
+def _check_start(started: OrthrusConfig, wanted: OrthrusConfig, model: PreTrainedModel, source: str) -> None:
+    """Refuse to go on with a view whose tensors, or what it reads, are others than the recipe's."""
+    mixers = [isinstance(dual, DualMixer) for dual in duals(model)]
+    for name in ("anchor", "layers", "markov_rank", "trained_mask"):
+        before, now = (
+            config.layers_of(mixers) if name == "layers" else getattr(config, name) for config in (started, wanted)
         )
-        return model, tokenizer
-    model, tokenizer = backbone_with_tokenizer(wanted.backbone)
-    return attach(model, _described(recipe, tokenizer), attn_implementation="orthrus"), tokenizer
-
-
-def _described(recipe: ViewRecipe, tokenizer: PreTrainedTokenizerFast) -> OrthrusConfig:
-    """Return the configuration of the view that a recipe asks for."""
-    wanted = recipe.model
-    return OrthrusConfig(
-        block_size=wanted.block_size,
-        mask_token_id=mask_token(wanted.mask_token, tokenizer, backbone=wanted.backbone),
-        backbone=wanted.backbone,
-        block_attention=wanted.block_attention,
-        block_recurrence=wanted.block_recurrence,
-        markov_rank=wanted.markov_rank,
-        anchor=wanted.anchor,
-        trained_mask=wanted.trained_mask,
-        layers=tuple(wanted.layers) if isinstance(wanted.layers, list) else wanted.layers,
-    )
-
-
-def _settled(config: OrthrusConfig, model: PreTrainedModel) -> dict[str, Any]:
-    """Return what decides which tensors a view has and what it reads."""
-    return {"anchor": config.anchor, "layers": config.layers_of([isinstance(dual, DualMixer) for dual in duals(model)])}
+        if before != now and (name, before) not in _BEGUN_LATER:
+            raise ConfigError(
+                f"model.{name} must be {json.dumps(before)}, as {source} has it, found {json.dumps(now)}: set it, or "
+                "start from another view"
+            )
 
 
 def _check_rows(model: PreTrainedModel, recipe: AnsweredRecipe) -> None:

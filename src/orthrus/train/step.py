@@ -6,7 +6,7 @@ A `Task` gives the loss of some rows. All randomness is a pure function of (seed
 
 import hashlib
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
@@ -17,10 +17,12 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from orthrus.errors import DataError, OrthrusError
-from orthrus.train.optim import learning_rate_factor, set_learning_rate
+from orthrus.train.checkpoints import Checkpoint
+from orthrus.train.optim import build_optimizers, learning_rate_factor, set_learning_rate
 from orthrus.train.ranks import Ranks, Sums
 from orthrus.train.sections import Recipe
-from orthrus.train.sharding import whole
+from orthrus.train.sharding import part as part_of
+from orthrus.train.sharding import part_of_state, whole
 
 Rows = NDArray[np.int64]
 
@@ -88,61 +90,83 @@ def rows_of_step(step: int, *, row_count: int, batch_rows: int, seed: int) -> Ro
     return rows
 
 
-def one_step(
-    task: Task,
-    recipe: Recipe,
-    ranks: Ranks,
-    trainable: Mapping[str, nn.Parameter],
-    optimizers: Sequence[torch.optim.Optimizer],
-    *,
-    step: int,
-    parts: int,
-) -> Sums:
-    """Make one optimizer step, computed in so many parts; returns (sum, count) pairs for the journal.
+class Training:
+    """The optimizer steps of a task by its recipe, of which this process computes a share.
 
-    A step without a single target moves nothing but what the optimizers do by themselves.
-
-    Raises:
-        OrthrusError: the loss is no longer finite.
+    Attributes:
+        trainable: the parameters that move, by name.
+        optimizers: what moves them.
     """
-    started = time.perf_counter()
-    factor = learning_rate_factor(step, recipe.schedule)
-    set_learning_rate(optimizers, factor)
-    sums = ranks.add(accumulate(task, recipe, ranks, step=step, parts=parts))
-    ranks.add_gradients(trainable.values())
-    total, weight = sums["loss"]
-    if not np.isfinite(total):
-        raise OrthrusError(f"step {step}: the loss must be finite, found {total}; lower the learning rates")
-    for parameter in trainable.values():
-        if parameter.grad is not None:
-            parameter.grad.div_(weight or 1.0)
-    norm = nn.utils.clip_grad_norm_(trainable.values(), recipe.optimizer.clip or float("inf"))
-    for optimizer in optimizers:
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
-    seconds = time.perf_counter() - started
-    return {
-        **sums,
-        "grad_norm": (float(whole(norm, here=True)), 1.0),
-        "lr_factor": (factor, 1.0),
-        "step_seconds": (seconds, 1.0),
-    }
 
+    def __init__(self, task: Task, recipe: Recipe, ranks: Ranks) -> None:
+        self.task, self.recipe, self.ranks = task, recipe, ranks
+        self.trainable = task.trainable()
+        self.optimizers = build_optimizers(task.model, self.trainable, recipe.optimizer)
 
-def accumulate(task: Task, recipe: Recipe, ranks: Ranks, *, step: int, parts: int) -> Sums:
-    """Add up gradients of this process's share of the step; returns the (sum, count) pairs of loss and metrics."""
-    run = recipe.run
-    rows = rows_of_step(step, row_count=task.row_count, batch_rows=run.batch_rows, seed=run.seed)
-    sums: Sums = {}
-    task.model.train()
-    for part in np.split(rows, parts):
-        with autocast(recipe):
-            loss = task.loss(ranks.share(part), step)
-        loss.total.backward()  # type: ignore[no-untyped-call]
-        for name, (total, count) in {"loss": (loss.total, loss.weight), **loss.metrics}.items():
-            before = sums.get(name, (0.0, 0.0))
-            sums[name] = (before[0] + float(total.detach()), before[1] + float(count))
-    return sums
+    def step(self, step: int, *, parts: int) -> Sums:
+        """Make one optimizer step, computed in so many parts; returns (sum, count) pairs for the journal.
+
+        A step without a single target moves nothing but what the optimizers do by themselves.
+
+        Raises:
+            OrthrusError: the loss is no longer finite.
+        """
+        started = time.perf_counter()
+        factor = learning_rate_factor(step, self.recipe.schedule)
+        set_learning_rate(self.optimizers, factor)
+        sums = self.ranks.add(self.accumulate(step, parts=parts))
+        self.ranks.add_gradients(self.trainable.values())
+        total, weight = sums["loss"]
+        if not np.isfinite(total):
+            raise OrthrusError(f"step {step}: the loss must be finite, found {total}; lower the learning rates")
+        for parameter in self.trainable.values():
+            if parameter.grad is not None:
+                parameter.grad.div_(weight or 1.0)
+        norm = nn.utils.clip_grad_norm_(self.trainable.values(), self.recipe.optimizer.clip or float("inf"))
+        for optimizer in self.optimizers:
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+        seconds = time.perf_counter() - started
+        return {
+            **sums,
+            "grad_norm": (float(whole(norm, here=True)), 1.0),
+            "lr_factor": (factor, 1.0),
+            "step_seconds": (seconds, 1.0),
+        }
+
+    def accumulate(self, step: int, *, parts: int) -> Sums:
+        """Add up gradients of this process's share of the step; returns (sum, count) pairs of loss and metrics."""
+        run = self.recipe.run
+        rows = rows_of_step(step, row_count=self.task.row_count, batch_rows=run.batch_rows, seed=run.seed)
+        sums: Sums = {}
+        self.task.model.train()
+        for part in np.split(rows, parts):
+            with autocast(self.recipe):
+                loss = self.task.loss(self.ranks.share(part), step)
+            loss.total.backward()  # type: ignore[no-untyped-call]
+            for name, (total, count) in {"loss": (loss.total, loss.weight), **loss.metrics}.items():
+                before = sums.get(name, (0.0, 0.0))
+                sums[name] = (before[0] + float(total.detach()), before[1] + float(count))
+        return sums
+
+    def restore(self, checkpoint: Checkpoint) -> None:
+        """Take up a run again where a checkpoint was written."""
+        with torch.no_grad():
+            for name, parameter in self.trainable.items():
+                parameter.copy_(part_of(checkpoint.trainable[name], parameter))
+        for optimizer, state in zip(self.optimizers, checkpoint.optimizers, strict=True):
+            optimizer.load_state_dict(part_of_state(state, optimizer))
+
+    def checkpoint(self, step: int, *, parts: int) -> Checkpoint:
+        """Return the state after so many steps, whole in the main process; all processes call it together."""
+        kept = {name: parameter.detach() for name, parameter in self.trainable.items()}
+        states = [optimizer.state_dict() for optimizer in self.optimizers]
+        return Checkpoint(
+            step=step,
+            parts=parts,
+            trainable=whole(kept, here=self.ranks.main),
+            optimizers=whole(states, here=self.ranks.main),
+        )
 
 
 def autocast(recipe: Recipe) -> torch.autocast:

@@ -11,24 +11,23 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
+from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from orthrus.checkpoints.files import save
-from orthrus.checkpoints.load import device_of
 from orthrus.data.packing import PackedRows
-from orthrus.data.shards import SHARD
-from orthrus.kernels import attention, masks
-from orthrus.model.attach import layers_of, windows_of
-from orthrus.model.dual import View, ViewName
+from orthrus.kernels import masks
+from orthrus.model.attach import layers_of
+from orthrus.model.dual import View
 from orthrus.model.head import output_head
 from orthrus.model.markov import markov_of
 from orthrus.model.mask_row import inputs_of, mask_of
-from orthrus.train import anchors, scoring
+from orthrus.train import anchors, frozen, scoring
 from orthrus.train.anchors import Blocks
+from orthrus.train.answered import AnsweredTask
 from orthrus.train.batch import batch
-from orthrus.train.heldout import decoded_for_real, evaluated, rates
-from orthrus.train.prepare import Prepared, prepare
-from orthrus.train.ranks import Ranks
+from orthrus.train.heldout import decoded_for_real, rates
+from orthrus.train.prepare import Prepared
 from orthrus.train.recompute import recomputed
 from orthrus.train.recurrence import OverBlocks, OverRows
 from orthrus.train.sections import ViewRecipe
@@ -37,17 +36,17 @@ from orthrus.train.start import in_one_dtype, load_backbone
 from orthrus.train.step import Loss, Rows, row_generator
 
 
-class TeacherKeys:
-    """Keys and values of the frozen pass, kept for the block pass; stands in for a cache by duck typing.
+class TeacherKeys(frozen.Rows):
+    """Keys and values of the frozen pass, kept for the block pass.
 
     Of recurrent layers it keeps what blocks need to start from any token (`orthrus.train.recurrence`).
     """
 
-    def __init__(self) -> None:
+    def __init__(self, document_BT: Tensor) -> None:
+        super().__init__(document_BT)
         self._kept: dict[int, tuple[Tensor, Tensor]] = {}
         self._read: dict[int, OverRows] = {}
         self._anchor_BN: Tensor | None = None
-        self.document_BT = torch.empty(0)
 
     def start_blocks(self, anchor_BN: Tensor) -> None:
         """End the frozen pass: what comes now are blocks that start at these anchors."""
@@ -64,64 +63,39 @@ class TeacherKeys:
     def recurrence(self, layer_idx: int) -> OverRows | OverBlocks:
         """Return what a recurrent layer reads packed rows by, or the blocks."""
         if self._anchor_BN is None:
-            self._read[layer_idx] = OverRows(self.document_BT)
+            self._read[layer_idx] = super().recurrence(layer_idx)
             return self._read[layer_idx]
         return OverBlocks(self._read[layer_idx], self._anchor_BN)
 
-    def get_seq_length(self, layer_idx: int = 0) -> int:
-        """Return 0: both passes are given their positions."""
-        return 0
 
-
-class ViewTask:
+class ViewTask(AnsweredTask[ViewRecipe]):
     """The loop's task for a view recipe; `orthrus.train.prepare` makes its rows, unless they are given."""
 
+    model: PreTrainedModel
+
     def __init__(self, recipe: ViewRecipe, *, data: Prepared | None = None) -> None:
-        self._recipe = recipe
-        ranks = Ranks(recipe.run.device)  # before the device is touched: it gives each process its own
-        self._device = device_of(recipe.run.device)
-        if recipe.run.threads is not None:
-            torch.set_num_threads(recipe.run.threads)
-        sharded = recipe.run.sharding != "none"
-        # A device need not hold a model that is shared out before its first pass.
-        home = torch.device("cpu") if sharded and recipe.answers.by != "backbone" else self._device
-        self.model, self._tokenizer = load_backbone(recipe, home)
+        super().__init__(recipe, data=data)
+        self.model = self._backbone
         self._causal = recipe.model.block_attention == "causal"
         self._both_ways = recipe.model.block_recurrence == "bidirectional"
         self._behind = recipe.model.anchor == "backbone"
-        self._windows = windows_of(self.model)
         self._layers = layers_of(self.model) if recipe.model.gradient_checkpointing else []
-        self._data = data or prepare(recipe, self._tokenizer, self.model, ranks=ranks, on_progress=_report)
-        self.row_count = len(self._data.rows)
-        self._answer_tokens = None
-        if recipe.objective.vocabulary == "answers":
-            self._answer_tokens = scoring.tokens_of_answers(self._data.rows, markov_of(self.model), self._device)
-        if sharded:
-            shard(self.model, device=self._device, processes=ranks.count)
-
-    def trainable(self) -> dict[str, nn.Parameter]:
-        """The twin's parameters."""
-        return {name: p for name, p in self.model.named_parameters() if p.requires_grad}
-
-    def loss(self, rows: Rows, step: int) -> Loss:
-        """The weighted loss of the masked slots of freshly drawn blocks."""
-        self.model.eval()
-        return self._loss(self._data.rows, rows, block_length=self._block_length(step), step=step)
-
-    def evaluate(self, step: int) -> dict[str, float]:
-        """Loss and agreement per held-out source, and what real decoding of its prompts gives."""
-        block = self._recipe.model.block_size
-        return evaluated(
-            self._data,
-            lambda packed, rows: self._loss(packed, rows, block_length=block, step=-1),
-            self._decoded,
-            prompts=self._recipe.responses.eval_prompts,
+        self._answer_tokens = scoring.softmax_tokens(
+            recipe.objective.vocabulary, self._data.rows, self._device, markov=markov_of(self.model)
         )
+        if recipe.run.sharding != "none":
+            shard(self.model, device=self._device, processes=self._ranks.count)
 
     def save(self, path: Path) -> None:
         """Write the view as an adapter, in the run's dtype; the backbone is named, not copied."""
         with in_one_dtype(self.model):
             save(self.model, path, format="adapter")
+
+    def _loaded(self) -> tuple[PreTrainedModel, PreTrainedTokenizerFast]:
+        recipe = self._recipe
+        # A device need not hold a model that is shared out before its first pass.
+        waits = recipe.run.sharding != "none" and recipe.answers.by != "backbone"
+        return load_backbone(recipe, torch.device("cpu") if waits else self._device)
 
     def _decoded(self, prompts: list[list[int]]) -> dict[str, float]:
         most, goal = self._recipe.responses.eval_tokens, self._recipe.objective
@@ -133,11 +107,14 @@ class ViewTask:
         return figures
 
     def _block_length(self, step: int) -> int:
+        if step < 0:
+            return self._recipe.model.block_size
         lengths = self._recipe.objective.block_lengths
         return random.Random(f"{self._recipe.run.seed}/{step}").choice(lengths)
 
-    def _loss(self, packed: PackedRows, index: Rows, *, block_length: int, step: int) -> Loss:
-        goal = self._recipe.objective
+    def _loss(self, packed: PackedRows, index: Rows, step: int) -> Loss:
+        self.model.eval()
+        goal, block_length = self._recipe.objective, self._block_length(step)
         document_BT, position_BT, token_BT, answer_BT = batch(packed, index, self._device)
         blocks = anchors.sample(
             document_BT,
@@ -149,9 +126,8 @@ class ViewTask:
             inside=self._behind,
             generators=[row_generator(self._recipe.run.seed, step, int(row)) for row in index],
         )
-        keys = TeacherKeys()
-        with torch.no_grad():
-            teacher_BTC = self._teacher(keys, token_BT, document_BT, position_BT)
+        keys = TeacherKeys(document_BT)
+        teacher_BTC = frozen.read(self.model, token_BT, document_BT, position_BT, keys=keys).hidden_BTC
         # The last slot of a block predicts nothing. Masks behind the backbone's row have none such, and in a causal
         # block no other slot sees it.
         unseen = self._behind or (self._causal and not self._both_ways)
@@ -169,12 +145,6 @@ class ViewTask:
             tokens=tokens,
             apart=not self._behind,
         )
-
-    def _teacher(self, keys: TeacherKeys, token_BT: Tensor, document_BT: Tensor, position_BT: Tensor) -> Tensor:
-        """Run the frozen view over packed rows, keeping its keys; returns hidden states `[B, T, C]`."""
-        keys.document_BT = document_BT
-        allowed = masks.packed(document_BT)
-        return self._forward(keys, token_BT, position_BT, position_BT, allowed, view="ar")
 
     def _student(
         self,
@@ -197,55 +167,11 @@ class ViewTask:
         position_BM = (position_BN[:, :, None] + torch.arange(K, device=self._device)).flatten(1)
         allowed = masks.training(document_BT, blocks.anchor_BN, blocks.valid_BN, block=K, causal=self._causal)
         keys.start_blocks(blocks.anchor_BN)
+        layer_masks = frozen.masks_of(
+            self.model, allowed, position_BM, torch.cat([position_BT, position_BM], 1), block=K
+        )
+        view = View(name="diffusion", masks=layer_masks, both_ways=self._both_ways)
         with recomputed(self._layers if torch.is_grad_enabled() else ()):
-            hidden_BMC = self._forward(
-                keys,
-                token_BNK.flatten(1),
-                position_BM,
-                torch.cat([position_BT, position_BM], 1),
-                allowed,
-                view="diffusion",
-                block=K,
-            )
+            inputs = inputs_of(self.model, token_BNK.flatten(1))
+            hidden_BMC = frozen.run(self.model, inputs, position_BM, keys, view)
         return hidden_BMC.view(B, N, K, -1)
-
-    def _forward(
-        self,
-        keys: TeacherKeys,
-        tokens: Tensor,
-        query: Tensor,
-        key: Tensor,
-        allowed: Tensor,
-        *,
-        view: ViewName,
-        block: int = 1,
-    ) -> Tensor:
-        layer_masks = self._masks(query, key, allowed, block)
-        full = layer_masks.full
-        hidden: Tensor = self.model.base_model(
-            **({"input_ids": tokens} if view == "ar" else inputs_of(self.model, tokens)),
-            position_ids=query,
-            # The model's own mask, which a view's replaces: any mask that is one already saves it making its own.
-            attention_mask=full.groups[0].additive[None, None] if isinstance(full, masks.InBlocks) else full,
-            past_key_values=keys,
-            use_cache=True,
-            view=View(name=view, masks=layer_masks, both_ways=self._both_ways and view == "diffusion"),
-        ).last_hidden_state
-        return hidden
-
-    def _masks(self, query: Tensor, key: Tensor, allowed: Tensor, block: int) -> masks.LayerMasks:
-        """Make a pass's masks; `block` is the length of its blocks, 1 for the backbone's own pass."""
-        cast = torch.get_autocast_dtype(self._device.type) if torch.is_autocast_enabled(self._device.type) else None
-        dtype = cast or self.model.dtype
-        positions = {"query_position_BQ": query, "key_position_BS": key}
-        if self._device.type == "cuda":
-            return masks.block_masks(allowed, windows=self._windows, **positions)
-        # FlexAttention has no backward pass on CPUs.
-        if self.model.config._attn_implementation != attention.NAME:
-            return masks.layer_masks(allowed, windows=self._windows, dtype=dtype, **positions)
-        return masks.in_blocks(allowed, block=block, windows=self._windows, dtype=dtype, trained=False, **positions)
-
-
-def _report(name: str, done: int, whole: int) -> None:
-    if done % SHARD == 0 or done == whole:
-        print(f"{name}: {done} of {whole} prompts answered", flush=True)

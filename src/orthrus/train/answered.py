@@ -1,0 +1,85 @@
+"""What tasks share that train on a frozen backbone's answers: loading, rows, loss, evaluation."""
+
+from abc import abstractmethod
+from typing import Generic, TypeVar
+
+import numpy as np
+import torch
+from torch import nn
+from transformers import PreTrainedModel, PreTrainedTokenizerFast
+
+from orthrus.checkpoints.load import DTYPES, device_of
+from orthrus.data.packing import PackedRows
+from orthrus.data.shards import SHARD
+from orthrus.decode.drafters import Drafter
+from orthrus.train.heldout import decoded_by, rates
+from orthrus.train.prepare import Prepared, prepare
+from orthrus.train.ranks import Ranks
+from orthrus.train.sections import AnsweredRecipe
+from orthrus.train.start import frozen_backbone
+from orthrus.train.step import Loss, Rows
+
+EVALUATION_ROWS = 16
+"""Rows of each source whose loss is taken, at most."""
+
+_Recipe = TypeVar("_Recipe", bound=AnsweredRecipe)
+
+
+class AnsweredTask(Generic[_Recipe]):
+    """The loop's task for a recipe of answers; a subclass makes `model` and says what its loss is.
+
+    Args:
+        recipe: of one of these kinds.
+        data: packed rows; None makes what is missing of them (`orthrus.train.prepare`).
+    """
+
+    model: nn.Module
+
+    def __init__(self, recipe: _Recipe, *, data: Prepared | None = None) -> None:
+        self._recipe = recipe
+        self._ranks = Ranks(recipe.run.device)  # before the device is touched: it gives each process its own
+        self._device = device_of(recipe.run.device)
+        if recipe.run.threads is not None:
+            torch.set_num_threads(recipe.run.threads)
+        self._backbone, self._tokenizer = self._loaded()
+        self._data = data or prepare(recipe, self._tokenizer, self._backbone, ranks=self._ranks, on_progress=_report)
+        self.row_count = len(self._data.rows)
+        torch.manual_seed(recipe.run.seed)
+
+    def trainable(self) -> dict[str, nn.Parameter]:
+        """The model's parameters that are not frozen; a head that is the embedding counts once."""
+        return {name: p for name, p in self.model.named_parameters() if p.requires_grad}
+
+    def loss(self, rows: Rows, step: int) -> Loss:
+        """The weighted loss of what is drawn for these rows at a step."""
+        return self._loss(self._data.rows, rows, step)
+
+    def evaluate(self, step: int) -> dict[str, float]:
+        """Losses, and what real decoding gives, of held-out rows and prompts, as `heldout/SOURCE/NAME`."""
+        figures: dict[str, float] = {}
+        for source, rows in self._data.heldout.items():
+            losses = self._loss(rows, np.arange(min(len(rows), EVALUATION_ROWS)), -1).means()
+            decoded = self._decoded(self._data.heldout_prompts[source][: self._recipe.responses.eval_prompts])
+            figures |= {f"heldout/{source}/{name}": value for name, value in (losses | decoded).items()}
+        return figures
+
+    def _loaded(self) -> tuple[PreTrainedModel, PreTrainedTokenizerFast]:
+        """Load the backbone, which also writes the answers, and its tokenizer."""
+        return frozen_backbone(self._recipe, dtype=DTYPES[self._recipe.run.dtype])
+
+    @abstractmethod
+    def _loss(self, packed: PackedRows, index: Rows, step: int) -> Loss:
+        """The loss of packed rows at a step, or, at step -1, of held-out ones."""
+
+    def _decoded(self, prompts: list[list[int]]) -> dict[str, float]:
+        """Decode prompts with the model's own drafts; returns figures by name."""
+        return rates(decoded_by(self._backbone, prompts, self._recipe.responses.eval_tokens, self._drafter()))
+
+    def _drafter(self) -> Drafter:
+        """Return the model as the engine asks for drafts."""
+        raise NotImplementedError
+
+
+def _report(name: str, done: int, whole: int) -> None:
+    if done % SHARD == 0 or done == whole:
+        print(f"{name}: {done} of {whole} prompts answered", flush=True)
