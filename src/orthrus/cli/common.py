@@ -125,16 +125,8 @@ def generation_options(
     from orthrus.decode.api import plan_of
     from orthrus.decode.options import Options
 
-    sampling = {
-        name: value
-        for name, value in (
-            ("temperature", temperature),
-            ("top_k", top_k),
-            ("top_p", top_p),
-            ("min_p", min_p),
-        )
-        if value is not None
-    }
+    given = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "min_p": min_p}
+    sampling = {name: value for name, value in given.items() if value is not None}
     if sampling.get("temperature") == 0:
         del sampling["temperature"]
         if sampling:

@@ -8,7 +8,7 @@ import dataclasses
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -18,8 +18,6 @@ from orthrus.errors import CheckpointError, ConfigError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
-
-    from orthrus.model.config import OrthrusConfig
 
 CARD_FILE = "README.md"
 MODEL_FILES = (
@@ -86,6 +84,7 @@ def convert(
     layout: Literal["adapter", "official"] = "official" if format == "official" else "adapter"
     if push:
         hub.check_repository(push, patterns=MODEL_FILES, force=force)
+    from orthrus.checkpoints.card import model_card
     from orthrus.checkpoints.remote import custom_generate
     from orthrus.model.attach import config_of
 
@@ -96,9 +95,13 @@ def convert(
         _settle_backbone(loaded, backbone, with_backbone=with_backbone, shared=shared)
         origin = origin if with_backbone else config_of(loaded)
     address = push or f"./{out.resolve().name}"
-    card = _card(model, loaded, tokenizer, origin, layout, address=address, with_backbone=with_backbone)
-    beside = custom_generate(push or str(out.resolve())) if layout == "adapter" else {}
-    written = _write(loaded, tokenizer, out, layout, card, beside, with_backbone=with_backbone)
+    card = model_card(
+        loaded, tokenizer, origin, format=layout, address=address, with_backbone=with_backbone, **_said_of(model)
+    )
+    texts = custom_generate(push or str(out.resolve())) if layout == "adapter" else {}
+    if not (out / CARD_FILE).exists():
+        texts[CARD_FILE] = card
+    written = _write(loaded, tokenizer, out, layout, texts, with_backbone=with_backbone)
     for stale in _model_files(out) - written:
         (out / stale).unlink()
         with suppress(OSError):
@@ -170,33 +173,15 @@ def _settle_backbone(model: "PreTrainedModel", backbone: str | None, *, with_bac
     attachment_of(model).config = config
 
 
-def _card(
-    source: str,
-    model: "PreTrainedModel",
-    tokenizer: "PreTrainedTokenizerBase",
-    origin: "OrthrusConfig",
-    format: Literal["adapter", "official"],
-    *,
-    address: str,
-    with_backbone: bool,
-) -> str:
-    """Write the card; the source's own says the licence, a finished run's (`RUN.md`) how it was trained."""
-    from orthrus.checkpoints.card import licence_of, model_card, tables_of
+def _said_of(source: str) -> dict[str, Any]:
+    """Return what a card says beside the view: the licence of the source's own, and how a finished run trained it."""
+    from orthrus.checkpoints.card import licence_of, tables_of
     from orthrus.checkpoints.load import locate
 
     home = locate(source)
     runs = [home, home.parent] if home.name == "model" else [home]
     run_card = next(filter(None, (_text(folder / "RUN.md") for folder in runs)), "")
-    return model_card(
-        model,
-        tokenizer,
-        origin,
-        format=format,
-        address=address,
-        with_backbone=with_backbone,
-        licence=licence_of(_text(home / CARD_FILE)),
-        training=tables_of(run_card),
-    )
+    return {"licence": licence_of(_text(home / CARD_FILE)), "training": tables_of(run_card)}
 
 
 def _text(file: Path) -> str:
@@ -207,27 +192,21 @@ def _write(
     model: "PreTrainedModel",
     tokenizer: "PreTrainedTokenizerBase",
     out: Path,
-    format: Literal["adapter", "official"],
-    card: str,
-    beside: Mapping[str, str],
+    layout: Literal["adapter", "official"],
+    texts: Mapping[str, str],
     *,
     with_backbone: bool,
 ) -> set[str]:
-    """Write everything under a temporary name, move it into place, and return the names of the files.
-
-    A card that is there already stays.
-    """
+    """Write everything under a temporary name, move it into place, and return the names of the files."""
     from orthrus.checkpoints.files import names_in, replacing, save
     from orthrus.model.attach import detach
 
     with replacing(out) as scratch:
-        save(model, scratch, format=format)
+        save(model, scratch, format=layout)
         tokenizer.save_pretrained(scratch)
         if with_backbone:
             detach(model).save_pretrained(scratch)
-        if not (out / CARD_FILE).exists():
-            (scratch / CARD_FILE).write_text(card, encoding="utf-8")
-        for name, text in beside.items():
+        for name, text in texts.items():
             (scratch / name).parent.mkdir(exist_ok=True)
             (scratch / name).write_text(text, encoding="utf-8")
         return names_in(scratch)

@@ -5,6 +5,7 @@ The lossless check is in `cli.selfcheck`.
 
 import os
 import platform
+from collections.abc import Iterable
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
@@ -30,17 +31,17 @@ def doctor(json: common.Json = False) -> None:
     """Report versions, devices and precisions, and check on this machine that decoding is lossless."""
     import torch
 
-    installed = {name: version(name) for name in _PACKAGES}
+    installed, devices = {name: version(name) for name in _PACKAGES}, _devices()
     facts: dict[str, Any] = {
         "versions": {"orthrus": __version__, "python": platform.python_version(), **installed},
-        "devices": _devices(),
+        "devices": devices,
         "threads": torch.get_num_threads(),
-        "dtypes": {device: _dtypes(device) for device in _device_names()},
+        "dtypes": {device: _dtypes(device) for device in devices},
         "multiplies": _multiplies(),
         "memory": _memory(),
         "bundled": _bundled(),
     }
-    checks = _checks(facts["bundled"])
+    checks = _checks(facts["bundled"], devices)
     passed = bool(checks) and all(check.passed for check in checks) and "error" not in facts["bundled"]
     facts |= {
         "checks": [check.to_dict() for check in checks],
@@ -66,14 +67,8 @@ def _memory() -> dict[str, Any]:
     return {"folder": None if home is None else str(home), "files": kept}
 
 
-def _device_names() -> list[str]:
-    import torch
-
-    names = ["cpu", *(f"cuda:{index}" for index in range(torch.cuda.device_count()))]
-    return [*names, "mps"] if torch.backends.mps.is_available() else names
-
-
 def _devices() -> dict[str, str]:
+    """Describe the devices by their names."""
     import torch
 
     from orthrus.provenance import device_name
@@ -141,10 +136,10 @@ def _bundled() -> dict[str, Any]:
     return {"name": name, "present": True, "megabytes": size / 1e6}
 
 
-def _checks(bundled: dict[str, Any]) -> list[Check]:
+def _checks(bundled: dict[str, Any], devices: Iterable[str]) -> list[Check]:
     """Run the lossless checks; what the bundled model turns out to be is added to its description."""
     with err().status("checking that decoding is lossless here …"):
-        checks = [selfcheck.check_random(device) for device in _device_names() if device != "mps"]
+        checks = [selfcheck.check_random(device) for device in devices if device != "mps"]
     if not bundled["present"]:
         return checks
     try:
@@ -171,14 +166,9 @@ def _check_bundled(bundled: dict[str, Any], dtype: str) -> Check:
     bundled.setdefault("cache", {})[dtype] = {"position_bytes": bytes_of.position, "state_bytes": bytes_of.states}
     bundled.setdefault("products", {})[dtype] = _products(model)
     share = 1 if bundled["name"] == "nano" else 4  # a model of a real size takes its time
+    prompts, tokens = _PROMPTS // share, _TOKENS // share
     with err().status(f"checking {bundled['name']} in {dtype} …"):
-        check = selfcheck.check_loaded(
-            bundled["name"],
-            model,
-            tokenizer,
-            prompts=max(1, _PROMPTS // share),
-            max_new_tokens=max(1, _TOKENS // share),
-        )
+        check = selfcheck.check_loaded(bundled["name"], model, tokenizer, prompts=prompts, max_new_tokens=tokens)
         costs = _costs(bundled["name"], model, dtype)
         bundled.setdefault("costs", []).extend(costs)
         bundled.setdefault("seconds", {})[dtype] = sum(cost["seconds"] for cost in (costs[0], costs[-1]))

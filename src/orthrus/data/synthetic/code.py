@@ -8,7 +8,7 @@ from collections.abc import Callable
 from typing import Final
 
 from orthrus.data.synthetic.draw import Draft, Draw
-from orthrus.data.synthetic.function import added, compared, function, named, number_lists
+from orthrus.data.synthetic.function import added, collecting, compared, function, named, number_lists
 from orthrus.data.synthetic.words import COLLECTIONS, KEYS, NOUNS, WORD_LISTS, WORDS
 
 
@@ -17,13 +17,7 @@ def count_where(draw: Draw) -> Draft:
     noun = named(draw, ("count", "count_some", "number_of", "how_many", "count_these", "tally"), NOUNS)
     sign, limit, meaning, words = compared(draw)
     task = draw.phrase("task")
-    body = [
-        "count = 0",
-        f"for value in {noun}:",
-        f"    if value {sign} {limit}:",
-        "        count += 1",
-        "return count",
-    ]
+    body = collecting("count", "0", f"value in {noun}", f"value {sign} {limit}", "count += 1")
     lists = number_lists(draw, limit)
     examples = [([values], sum(meaning(value, limit) for value in values)) for values in lists]
     working = f"it counts {[value for value in lists[0] if meaning(value, limit)]}, so "
@@ -49,13 +43,7 @@ def sum_where(draw: Draw) -> Draft:
     noun = named(draw, ("sum", "add", "total", "add_up", "sum_some", "total_of"), NOUNS)
     sign, limit, meaning, words = compared(draw)
     task = draw.phrase("task")
-    body = [
-        "total = 0",
-        f"for value in {noun}:",
-        f"    if value {sign} {limit}:",
-        "        total += value",
-        "return total",
-    ]
+    body = collecting("total", "0", f"value in {noun}", f"value {sign} {limit}", "total += value")
     lists = number_lists(draw, limit)
     examples = [([values], sum(value for value in values if meaning(value, limit))) for values in lists]
     working = added([value for value in lists[0] if meaning(value, limit)])
@@ -89,10 +77,7 @@ def sum_multiples(draw: Draw) -> Draft:
     draw.slots["params"] = letter = draw.choice("letter", ("n", "end", "limit", "top", "last", "stop"))
     k = draw.number("k", 2, 12)
     task = draw.phrase("task")
-    body = [
-        "total = 0", f"for number in range(1, {letter} + 1):", f"    if number % {k} == 0:",
-        "        total += number", "return total",
-    ]  # fmt: skip
+    body = collecting("total", "0", f"number in range(1, {letter} + 1)", f"number % {k} == 0", "total += number")
     ends = [draw.number("end", k, 3 * k + k - 1), *draw.unseen(2, 1, 90)]
     examples = [([end], sum(range(k, end + 1, k))) for end in ends]
     working = added(list(range(k, ends[0] + 1, k)))
@@ -157,13 +142,7 @@ def pick_word(draw: Draw) -> Draft:
         words = draw.choices("w", 3, WORDS)
     task = draw.phrase("task")
     chosen, sign = (max, ">") if which == "longest" else (min, "<")
-    body = [
-        f"best = {noun}[0]",
-        f"for text in {noun}:",
-        f"    if len(text) {sign} len(best):",
-        "        best = text",
-        "return best",
-    ]
+    body = collecting("best", f"{noun}[0]", f"text in {noun}", f"len(text) {sign} len(best)", "best = text")
     examples = [([given], chosen(given, key=len)) for given in (words, words[::-1], ["a", "bb", "ccc", "bb"])]
     return function(draw, task, doc=f"Return the {which} of the {noun}.", body=body, examples=examples)
 
@@ -174,14 +153,7 @@ def words_by_letter(draw: Draw) -> Draft:
     letter, words = draw.choice("letter", "abcdefghiklmoprstw"), draw.choices("w", 3, WORDS)
     draw.slots["place"] = side = draw.choice("where", ("start", "end"))
     task = draw.phrase("task")
-    method = f"{side}swith"
-    body = [
-        "result = []",
-        f"for text in {noun}:",
-        f'    if text.{method}("{letter}"):',
-        "        result.append(text)",
-        "return result",
-    ]
+    body = collecting("result", "[]", f"text in {noun}", f'text.{side}swith("{letter}")', "result.append(text)")
     passes: Callable[[str], bool] = (
         (lambda text: text[:1] == letter) if side == "start" else (lambda text: text[-1:] == letter)
     )
@@ -295,13 +267,7 @@ def dictionary_where(draw: Draw) -> Draft:
     sign, limit, meaning, words = compared(draw)
     names, values = draw.choices("w", 3, WORDS), draw.numbers("v", 3, max(1, limit - 20), limit + 20)
     task = draw.phrase("task")
-    body = [
-        "result = []",
-        f"for key, value in {noun}.items():",
-        f"    if value {sign} {limit}:",
-        "        result.append(key)",
-        "return result",
-    ]
+    body = collecting("result", "[]", f"key, value in {noun}.items()", f"value {sign} {limit}", "result.append(key)")
     mappings = [dict(zip(names, values, strict=True)), {"a": limit, "b": limit + 1, "c": limit - 1}, {}]
     examples = [([mapping], [key for key, value in mapping.items() if meaning(value, limit)]) for mapping in mappings]
     doc = f"Return the keys whose value is {words}."

@@ -74,6 +74,11 @@ def number_lists(draw: Draw, around: int) -> list[list[int]]:
     return [shown, draw.unseen(6, 1, 60), [around, around + 1, around - 1]]
 
 
+def collecting(result: str, start: str, each: str, test: str, then: str) -> list[str]:
+    """The lines of a function that begins with some result and does something about each item that passes a test."""
+    return [f"{result} = {start}", f"for {each}:", f"    if {test}:", f"        {then}", f"return {result}"]
+
+
 def added(values: Sequence[int]) -> str:
     """The working of a sum, for the sentence about the example."""
     return f"it adds {' + '.join(map(str, values)) or 'nothing'}, so "
