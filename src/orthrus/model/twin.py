@@ -7,7 +7,7 @@ memory, a disk) are copied to where they are computed with, and stay there.
 import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +15,8 @@ from transformers import PreTrainedConfig
 
 from orthrus.errors import UnsupportedModel
 from orthrus.kernels.int8 import Int8Linear
+
+_Module = TypeVar("_Module", bound=nn.Module)
 
 OF_HOOKS = ("_hf_hook", "_old_forward", "forward")  # what accelerate sets on a module
 
@@ -114,6 +116,17 @@ def require_gradients(model: nn.Module) -> None:
                 f"gradients do not pass through {name} ({type(module).__name__} of {type(weight).__name__}): no view "
                 "can be trained on this backbone: train it on the unquantised one, and load it on this"
             )
+
+
+def in_dtype(module: _Module, dtype: torch.dtype) -> _Module:
+    """Turn a module's weights into a dtype, in place; buffers keep theirs: rounded rotary frequencies shift positions.
+
+    Packed weights stay as they are.
+    """
+    for parameter in module.parameters():
+        if parameter.is_floating_point() and parameter.dtype.itemsize > 1:
+            parameter.data = parameter.data.to(dtype)
+    return module
 
 
 def _library(tensor: Tensor) -> str:

@@ -21,6 +21,7 @@ from orthrus.errors import ConfigError
 from orthrus.kernels import masks
 from orthrus.model.attach import layers_of
 from orthrus.model.cache import CacheAbove, ScratchCache
+from orthrus.model.twin import in_dtype
 from orthrus.peers.dflash import DFlash
 from orthrus.peers.dflash_files import read
 
@@ -49,7 +50,7 @@ class DFlashDrafter:
                 f"a drafter of {config.shape.vocab_size} tokens with mask {config.mask_token_id} needs a backbone of "
                 f"as many, found {rows}: it belongs to another"
             )
-        self.drafter = drafter.to(model.device, model.dtype).requires_grad_(False).eval()
+        self.drafter = in_dtype(drafter, model.dtype).to(model.device).requires_grad_(False).eval()
         self.taps: Sequence[int] = config.taps
         self.proposals: int | None = config.proposals
         self.markov = drafter.markov

@@ -22,6 +22,7 @@ from orthrus.model.config import OrthrusConfig
 from orthrus.model.dual import View
 from orthrus.model.head import output_head
 from orthrus.model.markov import Markov
+from orthrus.model.twin import in_dtype
 from orthrus.peers.serial import Reader, Window, unread
 
 CHUNK = 512
@@ -121,4 +122,4 @@ def load(source: str, model: PreTrainedModel) -> DraftModel:
     small, tokenizer = backbone_with_tokenizer(source)
     if tokenizer_of(other).get_vocab() != tokenizer.get_vocab():
         raise ConfigError(f"a draft model with the tokenizer of {other} is required, found another in {source}")
-    return DraftModel(model, small.to(device=model.device, dtype=model.dtype))
+    return DraftModel(model, in_dtype(small, model.dtype).to(model.device))

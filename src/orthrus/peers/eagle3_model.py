@@ -24,6 +24,7 @@ from transformers.models.qwen3.modeling_qwen3 import Qwen3MLP
 from orthrus.checkpoints import files
 from orthrus.errors import CheckpointError, ConfigError
 from orthrus.model.head import output_head
+from orthrus.model.twin import in_dtype
 from orthrus.peers.shape import FIELDS, shape_of
 
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
@@ -278,7 +279,7 @@ def load(path: Path, backbone: PreTrainedModel) -> Eagle3:
             f"{path}: a drafter of this backbone is required; these tensors differ: {wrong or 'size'}"
         )
     drafter.load_state_dict(tensors)
-    return drafter.to(device=backbone.device, dtype=backbone.dtype).eval()
+    return in_dtype(drafter, backbone.dtype).to(backbone.device).eval()
 
 
 def head_of(backbone: PreTrainedModel) -> tuple[Callable[[Tensor], Tensor], int]:

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from orthrus.data.packing import PackedRows
 from orthrus.model.head import output_head
+from orthrus.model.twin import in_dtype
 from orthrus.peers import eagle3_model
 from orthrus.peers.eagle3 import Eagle3Drafter
 from orthrus.peers.eagle3_model import Eagle3, Eagle3Config
@@ -108,7 +109,7 @@ class Eagle3Task(AnsweredTask[Eagle3Recipe]):
         return Eagle3Drafter(self._backbone, self._decoding())
 
     def _decoding(self) -> Eagle3:
-        return copy.deepcopy(self.model).to(self._backbone.dtype).eval()
+        return in_dtype(copy.deepcopy(self.model), self._backbone.dtype).eval()
 
     def _loss(self, packed: PackedRows, index: Rows, step: int) -> Loss:
         """Sum the steps' mean losses over the tokens of answers; later steps weigh less."""

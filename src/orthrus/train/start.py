@@ -17,7 +17,7 @@ from orthrus.model.attachment import attachment_of
 from orthrus.model.config import OrthrusConfig
 from orthrus.model.markov import install, untrained
 from orthrus.model.mixer import DualMixer
-from orthrus.model.twin import require_gradients
+from orthrus.model.twin import in_dtype, require_gradients
 from orthrus.train.peer_sections import BlocksModel, DFlashModel
 from orthrus.train.sections import AnsweredRecipe, ViewModel, ViewRecipe
 
@@ -64,7 +64,7 @@ def frozen_backbone(recipe: AnsweredRecipe, *, dtype: torch.dtype) -> tuple[PreT
     config = OrthrusConfig(backbone=recipe.model.backbone, layers=() if recipe.answers.view is None else None)
     attach(model, config, attn_implementation="orthrus")
     _check_rows(model, recipe)
-    return model.requires_grad_(False).to(device=device_of(recipe.run.device), dtype=dtype).eval(), tokenizer
+    return in_dtype(model.requires_grad_(False), dtype).to(device_of(recipe.run.device)).eval(), tokenizer
 
 
 def mask_token(
