@@ -100,11 +100,11 @@ def test_the_softmax_over_the_answers_tokens_leaves_out_all_others(tmp_path: Pat
     assert few._answer_tokens is not None
     assert torch.equal(few._answer_tokens, tokens)
     assert len(tokens) < few._backbone.lm_head.weight.shape[0]
-    found, whole = few.loss(index, 0), few._loss(rows, index)
+    found, whole = few.loss(index, 0), few._loss(rows, index, -1)
     others = torch.ones(few._backbone.lm_head.weight.shape[0], dtype=torch.bool)
     others[tokens] = False
     few._backbone.lm_head.register_forward_hook(lambda _, __, out: out.masked_fill(others, -1e9))
-    masked = few._loss(rows, index)
+    masked = few._loss(rows, index, -1)
     torch.testing.assert_close(found.total, masked.total)
     assert float(found.total.detach()) < float(whole.total.detach())
 
