@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from unittest.mock import patch
 
 import pytest
 import torch
@@ -239,6 +240,19 @@ def test_no_logits_are_computed_in_vain() -> None:
         passes.draft(ALL, torch.tensor([40, 43, 46]), drafts=5)
         passes.verify(ALL, torch.tensor(BLOCK))
     assert seen == [1 + 5, 3]
+
+
+@torch.no_grad()
+def test_prompts_that_begin_level_are_read_without_a_mask() -> None:
+    """Only the block behind them has one: an anchor, three drafts and the last mask."""
+    model, made = dual(), []
+    passes = Passes(model, ScratchCache(rows=3, capacity=48))
+    additive = masks.additive
+    with patch("orthrus.kernels.masks.additive", lambda *given: made.append(given[0].shape[1]) or additive(*given)):
+        passes.prefill(slice(0, 2), [[*range(3, 20)], [*range(4, 20)]], chunk=8)
+        assert made == []
+        passes.prefill(slice(2, 3), [[*range(3, 15)]], chunk=8, anchors=[40], drafts=3)
+    assert made == [5]
 
 
 @pytest.mark.parametrize(("attention", "anchor"), VIEWS)

@@ -1,5 +1,6 @@
 """The attention function equals softmax attention written out in float64 with repeated keys."""
 
+from contextlib import nullcontext
 from unittest.mock import patch
 
 import pytest
@@ -63,6 +64,41 @@ def test_without_a_mask_it_is_causal(queries: int, keys: int) -> None:
     both_ways = reference.attention(query, key, value, lambda *_: True, scaling=SCALING)
     out, _ = attention(CAUSAL, query, key, value, None, scaling=SCALING, is_causal=False)
     torch.testing.assert_close(out.double(), both_ways, rtol=0, atol=2e-6)
+
+
+@pytest.mark.parametrize("start", [0, 5])
+@pytest.mark.parametrize("behind", [0, 2])
+@pytest.mark.parametrize("softcap", [None, 2.0])
+@torch.no_grad()
+def test_a_chain_sees_what_its_dense_mask_would_show(start: int, behind: int, softcap: float | None) -> None:
+    """Behind a text or not, rows behind it or not; torch's kernel for CPUs takes it in one or two parts, no mask."""
+    rows, keys = 3, start + 3 + behind
+    query, key, _ = random_heads(3, rows + behind, keys)
+    value = key.flip(2)
+
+    def sees(_: int, q: int, s: int) -> bool:
+        return s <= start + q if q < rows else s % 3 != 1
+
+    dense = torch.tensor([[sees(0, q, s) for s in range(keys)] for q in range(rows + behind)])
+    rest = masks.additive(dense[None, None, rows:], torch.float32) if behind else None
+    with patch("torch.ones", side_effect=AssertionError) if softcap is None else nullcontext():
+        out, _ = attention(CAUSAL, query, key, value, masks.Chain(start, rows, rest), scaling=SCALING, softcap=softcap)
+    expected = reference.attention(query, key, value, sees, scaling=SCALING, softcap=softcap)
+    torch.testing.assert_close(out.double(), expected, rtol=0, atol=2e-6)
+
+
+def test_a_chain_behind_a_text_has_gradients() -> None:
+    """The sums by which its two parts are weighed have none: the kernel takes a mask then."""
+    query, key, _ = random_heads(1, 3, 5)
+    key.requires_grad_()
+    attention(CAUSAL, query, key, key, None, scaling=SCALING)[0].square().sum().backward()
+    expected = torch.autograd.functional.jacobian(
+        lambda k: attention(CAUSAL, query, k, k, torch.ones(3, 5).bool().tril(2)[None, None], scaling=SCALING)[0]
+        .square()
+        .sum(),
+        key.detach(),
+    )
+    torch.testing.assert_close(key.grad, expected)
 
 
 @pytest.mark.parametrize("softcap", [None, 2.0])

@@ -169,6 +169,15 @@ class Frame:
             text_BSS = ar_BRS.gather(1, reading.stop_BS[:, :, None].expand(-1, -1, self.span))
         return masks.ahead(text_BSS, self._start_B, rows=layout.rows, block=layout.block, causal=causal)
 
+    def chain(self, start: int, reading: Reading, layout: Layout, *, causal: bool) -> masks.LayerMasks:
+        """Make the masks of a prompt's pass behind texts of one length, which no window narrows."""
+        rest = None
+        if reading.stop_BS is not None:
+            blocks_BMS = self.blocks(reading, layout, self.ar(reading, layout.rows), causal=causal)
+            rest = masks.additive(blocks_BMS, self.dtype)[:, None]
+        seen = masks.Chain(start, layout.rows, rest)
+        return masks.LayerMasks(full=seen, windowed=dict.fromkeys(self.windows, seen))
+
     def masks(self, allowed_BQS: Tensor, layout: Layout, *, moved: bool) -> masks.LayerMasks:
         """Make the masks of a pass from who sees whom.
 

@@ -17,7 +17,7 @@ from orthrus.decode.frames import Frame, Layout, Reading, lay_out, paths
 from orthrus.decode.geometry import Geometry
 from orthrus.decode.runner import runner_for, splits
 from orthrus.errors import ConfigError
-from orthrus.kernels import masks
+from orthrus.kernels import attention, masks
 from orthrus.model.attach import config_of, is_hybrid, require_reach, windows_of
 from orthrus.model.cache import ScratchCache
 from orthrus.model.dual import FusedView, View
@@ -86,6 +86,7 @@ class Passes:
         self.runner = runner_for(model, cache)
         self._splits = splits(model, cache)
         self._windows = windows_of(model)
+        self._chains = cache.device.type == "cpu" and model.config._attn_implementation == attention.NAME
         self._hybrid = is_hybrid(model)
         self._last_position: int = model.config.get_text_config().max_position_embeddings - 1
         if model.config._attn_implementation not in _DENSE_MASKS:
@@ -249,15 +250,14 @@ class Passes:
         width = self.width(reading) if not prefill or fixed is None else fixed.chunk(Q)
         layout = lay_out(reading, length_B, mask=self._mask, last=self._last, width=width, ar=ar)
         frame = self._begin(rows, reading, layout, read)
-        view = self._view(frame, reading, layout)
+        view = self._view(frame, reading, layout, chain=prefill and fixed is None)
         shown = view.masks
         assert shown is not None
-        assert isinstance(shown.full, Tensor | masks.Behind)
         masked = reading.stop_BS is not None
         arguments: dict[str, Any] = inputs_of(self.model, layout.token_BT) if masked else {"input_ids": layout.token_BT}
         arguments |= {
             # Any mask that the model takes for one saves it making its own: each view brings its own.
-            "attention_mask": shown.full if isinstance(shown.full, Tensor) else shown.full.self_BQW[:, None],
+            "attention_mask": shown.full if isinstance(shown.full, Tensor) else layout.position_BT[:, None, None],
             # Fillers and drafts may stand past the context, where learned position embeddings have no row.
             "position_ids": layout.position_BT.clamp_max(self._last_position),
             "past_key_values": self.cache,
@@ -300,22 +300,27 @@ class Passes:
             length_B=cache.length_R[rows], span=span, split=split, windows=self._windows, dtype=self.model.dtype
         )
 
-    def _view(self, frame: Frame, reading: Reading, layout: Layout) -> View | FusedView:
-        """Say who sees whom, and so which half of the attention each row takes."""
+    def _view(self, frame: Frame, reading: Reading, layout: Layout, *, chain: bool) -> View | FusedView:
+        """Say who sees whom, and so which half of the attention each row takes; a `chain` needs no mask of its own."""
         R, start = layout.rows, self.cache.current.start
-        ar_BRS = frame.ar(reading, R)
         path, block_path = paths(reading, layout) if self._hybrid else (None, None)
-        if reading.stop_BS is not None:
-            allowed_BQS = torch.cat([ar_BRS, frame.blocks(reading, layout, ar_BRS, causal=self.causal)], dim=1)
-            seen = frame.masks(allowed_BQS, layout, moved=True)
-            both_ways = self._both_ways
-            return FusedView(rows=R, masks=seen, path=path, block_path=block_path, both_ways=both_ways)
-        if R == 1 and start is not None and not frame.split and frame.span <= min(self._windows, default=frame.span):
+        if frame.split or frame.span > min(self._windows, default=frame.span):
+            start = None
+        if start is not None and chain and self._chains:
+            seen = frame.chain(start, reading, layout, causal=self.causal)
+        elif start is not None and R == layout.token_BT.shape[1] == 1:
             device = layout.token_BT.device
             seen = masks.alike(start + 1, span=frame.span, windows=self._windows, dtype=frame.dtype, device=device)
         else:
-            seen = frame.masks(ar_BRS, layout, moved=reading.depth_BQ is not None)
-        return View(name="ar", masks=seen, path=path)
+            allowed_BQS = frame.ar(reading, R)
+            if reading.stop_BS is not None:
+                blocks_BQS = frame.blocks(reading, layout, allowed_BQS, causal=self.causal)
+                allowed_BQS = torch.cat([allowed_BQS, blocks_BQS], dim=1)
+            moved = reading.depth_BQ is not None or reading.stop_BS is not None
+            seen = frame.masks(allowed_BQS, layout, moved=moved)
+        if reading.stop_BS is None:
+            return View(name="ar", masks=seen, path=path)
+        return FusedView(rows=R, masks=seen, path=path, block_path=block_path, both_ways=self._both_ways)
 
 
 def _joined(parts: Sequence[Tensor]) -> Tensor:

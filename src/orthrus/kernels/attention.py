@@ -8,8 +8,9 @@ Shapes: B rows, H query heads, G queries per key/value head, Q query rows, S key
 """
 
 from collections.abc import Callable
+from functools import partial
 from importlib.util import find_spec
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -19,7 +20,7 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.masking_utils import sdpa_mask
 
 from orthrus.kernels import in_blocks, products
-from orthrus.kernels.masks import Behind, InBlocks
+from orthrus.kernels.masks import Behind, Chain, InBlocks
 
 NAME = "orthrus"
 
@@ -34,7 +35,7 @@ def attention(
     query_BHQD: Tensor,
     key: Tensor,
     value: Tensor,
-    attention_mask: Tensor | BlockMask | InBlocks | Behind | None,
+    attention_mask: Tensor | BlockMask | InBlocks | Behind | Chain | None,
     scaling: float | None = None,
     dropout: float = 0.0,
     softcap: float | None = None,
@@ -47,8 +48,8 @@ def attention(
 
     Args:
         attention_mask: additive or boolean, `[B, 1, Q, S]`, or FlexAttention's block mask (training on CUDA), or one in
-            blocks (training on CPUs), or in parts (decoding on CUDA); None means causal for several queries, all for
-            one.
+            blocks (training on CPUs), or in parts (decoding on CUDA), or a chain (prompts on CPUs); None means causal
+            for several queries, all for one.
         softcap: scores become `softcap * tanh(score / softcap)` before the mask (Gemma 2).
         s_aux: one sink logit per head, which takes part in the softmax and in nothing else (gpt-oss).
         tile: keys are taken so many at a time, or `BLOCK` by the CPU's kernel, by operations whose shapes and order do
@@ -62,8 +63,18 @@ def attention(
         return _in_blocks(query_BHQD, key, value, attention_mask, scaling or D**-0.5, softcap, s_aux), None
     causal = getattr(module, "is_causal", True) if is_causal is None else is_causal
     if attention_mask is None and Q > 1 and causal:
-        attention_mask = torch.ones(Q, key.shape[2], dtype=torch.bool, device=key.device).tril(key.shape[2] - Q)
-        attention_mask = attention_mask[None, None]
+        attention_mask = Chain(key.shape[2] - Q, Q)
+    if isinstance(attention_mask, Chain):
+        start, rows, rest = attention_mask.start, attention_mask.rows, attention_mask.rest
+        attend = partial(attention, module, scaling=scaling, dropout=dropout, softcap=softcap, s_aux=s_aux, tile=tile)
+        chain = (query_BHQD[:, :, :rows], key[:, :, : start + rows], value[:, :, : start + rows])
+        if dropout == 0 and softcap is None and s_aux is None and tile is None and _chains(*chain):
+            out = _chain(*chain, start, scaling or D**-0.5).transpose(1, 2).contiguous()
+        else:
+            seen = torch.ones(rows, start + rows, dtype=torch.bool, device=key.device).tril(start)
+            out = attend(*chain, seen[None, None])[0]
+        behind = [] if rest is None else [attend(query_BHQD[:, :, rows:], key, value, rest)[0]]
+        return torch.cat([out, *behind], dim=1) if behind else out, None
     grouped = query_BHQD.reshape(B, heads, -1, D)
     if isinstance(attention_mask, Behind):
         out = _split(grouped, key, value, attention_mask, scaling or D**-0.5, softcap, s_aux, Q, tile is not None)
@@ -142,6 +153,25 @@ def _flex(
         out = out * torch.sigmoid(more.lse - sink_H[None, :, None])[..., None].to(out.dtype)
     attended: Tensor = out.transpose(1, 2).contiguous()
     return attended
+
+
+def _chains(query: Tensor, key: Tensor, value: Tensor) -> bool:
+    """Tell whether torch's kernel for CPUs takes a chain without a mask, and faster than plain products do."""
+    alike = query.device.type == "cpu" and query.dtype == key.dtype == value.dtype and query.shape[3] == value.shape[3]
+    return alike and not torch.is_grad_enabled() and not products.pays(query, query.shape[2], key.shape[2])
+
+
+def _chain(query_BHRD: Tensor, key: Tensor, value: Tensor, start: int, scaling: float) -> Tensor:
+    """Attend to the rows' own keys, causally, and to all before them, and weigh the two by their sums."""
+    B, H, R, D = query_BHRD.shape
+    flash = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
+    own_BHRD, own_BHR = flash(query_BHRD, key[:, :, start:], value[:, :, start:], is_causal=True, scale=scaling)
+    if start == 0:
+        return cast(Tensor, own_BHRD)
+    grouped = query_BHRD.reshape(B, key.shape[1], -1, D)
+    text, sums = flash(grouped, key[:, :, :start], value[:, :, :start], scale=scaling)
+    share_BHR = torch.sigmoid(sums.reshape(B, H, R) - own_BHR)
+    return torch.lerp(own_BHRD, text.reshape(B, H, R, D), share_BHR[..., None].to(own_BHRD.dtype))
 
 
 def _fold(mask_B1QS: Tensor, groups: int) -> Tensor:

@@ -83,11 +83,31 @@ class Behind:
     first_BQ: Tensor | None = None
 
 
-Mask = Tensor | BlockMask | InBlocks | Behind
+@dataclass(frozen=True, slots=True)
+class Chain:
+    """The mask of a pass that reads prompts, as many tokens of each: a chain behind texts of one length, in no window.
+
+    Attributes:
+        start: the slot of the chain's first row, which sees all slots up to its own.
+        rows: rows of the chain.
+        rest: what rows behind them see, additive; None where there are none.
+    """
+
+    start: int
+    rows: int
+    rest: Tensor | None = None
 
 
-def rows_of(mask: Mask, part: slice) -> Tensor | Behind:
-    """Return the mask of some of a decoding pass's query rows."""
+Mask = Tensor | BlockMask | InBlocks | Behind | Chain
+
+
+def rows_of(mask: Mask, part: slice) -> Tensor | Behind | Chain:
+    """Return the mask of some of a decoding pass's query rows, of the chain's or of those behind it where it is one."""
+    if isinstance(mask, Chain):
+        if part.start is None:
+            return Chain(mask.start, mask.rows)
+        assert mask.rest is not None
+        return mask.rest
     if isinstance(mask, Behind):
         first_BQ = None if mask.first_BQ is None else mask.first_BQ[:, part]
         return Behind(mask.length_B, mask.self_BQW[:, part].contiguous(), first_BQ)
