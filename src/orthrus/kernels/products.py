@@ -1,7 +1,6 @@
 """Attention in bfloat16 on CPUs where there are many scores: plain matrix products, one head after another.
 
-Torch's kernel for CPUs multiplies there no faster than in float32. Batched products copy the keys of a cache, in which
-heads lie side by side; those of one head read them where they are. Knows tensors alone.
+Torch's kernel for CPUs multiplies there no faster than in float32. Knows tensors alone.
 
 Shapes: B rows, N key/value heads, G queries per key/value head, Q query rows, S keys, D head dimension.
 """
