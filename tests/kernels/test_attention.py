@@ -93,9 +93,11 @@ def test_a_chain_behind_a_text_has_gradients() -> None:
     key.requires_grad_()
     attention(CAUSAL, query, key, key, None, scaling=SCALING)[0].square().sum().backward()
     expected = torch.autograd.functional.jacobian(
-        lambda k: attention(CAUSAL, query, k, k, torch.ones(3, 5).bool().tril(2)[None, None], scaling=SCALING)[0]
-        .square()
-        .sum(),
+        lambda k: (
+            attention(CAUSAL, query, k, k, torch.ones(3, 5).bool().tril(2)[None, None], scaling=SCALING)[0]
+            .square()
+            .sum()
+        ),
         key.detach(),
     )
     torch.testing.assert_close(key.grad, expected)
