@@ -178,6 +178,15 @@ class Frame:
         seen = masks.Chain(start, layout.rows, rest)
         return masks.LayerMasks(full=seen, windowed=dict.fromkeys(self.windows, seen))
 
+    def dense(self, reading: Reading, layout: Layout, *, causal: bool) -> masks.LayerMasks:
+        """Make the masks of any pass."""
+        allowed_BQS = self.ar(reading, layout.rows)
+        if reading.stop_BS is not None:
+            blocks_BMS = self.blocks(reading, layout, allowed_BQS, causal=causal)
+            allowed_BQS = torch.cat([allowed_BQS, blocks_BMS], dim=1)
+        moved = reading.depth_BQ is not None or reading.stop_BS is not None
+        return self.masks(allowed_BQS, layout, moved=moved)
+
     def masks(self, allowed_BQS: Tensor, layout: Layout, *, moved: bool) -> masks.LayerMasks:
         """Make the masks of a pass from who sees whom.
 

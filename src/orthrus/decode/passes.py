@@ -312,12 +312,7 @@ class Passes:
             device = layout.token_BT.device
             seen = masks.alike(start + 1, span=frame.span, windows=self._windows, dtype=frame.dtype, device=device)
         else:
-            allowed_BQS = frame.ar(reading, R)
-            if reading.stop_BS is not None:
-                blocks_BQS = frame.blocks(reading, layout, allowed_BQS, causal=self.causal)
-                allowed_BQS = torch.cat([allowed_BQS, blocks_BQS], dim=1)
-            moved = reading.depth_BQ is not None or reading.stop_BS is not None
-            seen = frame.masks(allowed_BQS, layout, moved=moved)
+            seen = frame.dense(reading, layout, causal=self.causal)
         if reading.stop_BS is None:
             return View(name="ar", masks=seen, path=path)
         return FusedView(rows=R, masks=seen, path=path, block_path=block_path, both_ways=self._both_ways)
