@@ -44,7 +44,7 @@ def test_everything_is_told_as_data(cli: Cli, bundled: Path) -> None:
     assert facts["memory"] == {"folder": None, "files": 0}
     assert facts["dtypes"]["cpu"]["float32"] is True
     assert facts["multiplies"].keys() == facts["dtypes"]["cpu"].keys()
-    assert facts["multiplies"]["float32"] == "natively"
+    assert facts["multiplies"]["float32"] == "by oneDNN"
     (ratio,) = facts["fastest"]["others"].values()
     assert {facts["fastest"]["dtype"], *facts["fastest"]["others"]} == {"float32", "bfloat16"}
     assert ratio >= 1

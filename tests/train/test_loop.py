@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -255,6 +256,21 @@ def test_a_checkpoint_older_than_a_key_resumes(prepared: Path, whole: tuple[Path
     assert run(tiny_recipe(prepared))[0].finished
     with pytest.raises(ConfigError, match=r"these keys changed: schedule\.kind;"):
         run(tiny_recipe(prepared, schedule={"kind": "constant"}))
+
+
+@pytest.mark.parametrize("of_torch", [lambda groups: groups[:1], lambda groups: [{**g, "heads": 2} for g in groups]])
+def test_a_checkpoint_of_other_optimizers_is_refused_and_kept(
+    prepared: Path, whole: tuple[Path, dict[str, Tensor]], of_torch: Any
+) -> None:
+    """As those that versions before kept in one group, or cut into other heads."""
+    shutil.copytree(whole[0] / "checkpoints", prepared / "checkpoints")
+    file = checkpoint_paths(prepared / "checkpoints")[-1] / "state.pt"
+    state = torch.load(file, weights_only=True)
+    state["optimizers"][0]["param_groups"] = of_torch(state["optimizers"][0]["param_groups"])
+    torch.save(state, file)
+    with pytest.raises(CheckpointError, match=r"found others at step 8: .* or begin anew with --no-resume"):
+        run(tiny_recipe(prepared))
+    assert file.exists()
 
 
 def test_a_damaged_checkpoint_is_refused_and_kept(prepared: Path, whole: tuple[Path, dict[str, Tensor]]) -> None:

@@ -110,7 +110,7 @@ def _multiplies() -> dict[str, str]:
     from orthrus.kernels import fbgemm, int8, native
 
     wide = "in float32, weights read in float16" if fbgemm.can_half() else "in float32, one row by itself"
-    how = {name: "natively" if native.multiplies(dtype) else wide for name, dtype in DTYPES.items()}
+    how = {name: "by oneDNN" if native.multiplies(dtype) else wide for name, dtype in DTYPES.items()}
     inputs = "inputs in 8 bits" if int8.rounds_inputs() else "inputs in two parts of 7 bits"
     return how | {INT8: f"as integers, {inputs}" if int8.is_exact() else "not here"}
 

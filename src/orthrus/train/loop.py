@@ -86,7 +86,7 @@ def train(task: Task, recipe: Recipe, *, resume: bool = True) -> TrainResult:
         while step < recipe.schedule.steps and not stopping:
             journal.add(training.step(step, parts=parts))
             step += 1
-            stopping = ranks.any(stop.is_set())
+            stopping = ranks.any(bool(stop))
             last = step == recipe.schedule.steps
             if step % run.log_every == 0 or last:
                 journal.write_step(step)
@@ -129,13 +129,16 @@ def _save_model(task: Task, recipe: Recipe, path: Path) -> None:
 
 
 @contextmanager
-def _stop_signals() -> Iterator[threading.Event]:
-    """Turn SIGTERM and SIGINT into a request to stop after the step at hand; the main thread alone can."""
-    stop = threading.Event()
+def _stop_signals() -> Iterator[list[int]]:
+    """Collect SIGTERM and SIGINT, which ask to stop after the step at hand; the main thread alone can."""
+    stop: list[int] = []  # no event: a second signal inside its `set` would wait for the first
     if threading.current_thread() is not threading.main_thread():
         yield stop
         return
-    before = {number: signal.signal(number, lambda *_: stop.set()) for number in (signal.SIGTERM, signal.SIGINT)}
+    before = {
+        number: signal.signal(number, lambda number, _: stop.append(number))
+        for number in (signal.SIGTERM, signal.SIGINT)
+    }
     try:
         yield stop
     finally:

@@ -6,17 +6,17 @@ A `Task` gives the loss of some rows. All randomness is a pure function of (seed
 
 import hashlib
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from orthrus.errors import DataError, OrthrusError
+from orthrus.errors import CheckpointError, DataError, OrthrusError
 from orthrus.train.checkpoints import Checkpoint
 from orthrus.train.optim import build_optimizers, learning_rate_factor, set_learning_rate
 from orthrus.train.ranks import Ranks, Sums
@@ -150,7 +150,17 @@ class Training:
         return sums
 
     def restore(self, checkpoint: Checkpoint) -> None:
-        """Take up a run again where a checkpoint was written."""
+        """Take up a run again where a checkpoint was written.
+
+        Raises:
+            CheckpointError: its optimizers keep their parameters in other groups, as other versions did.
+        """
+        states = [state["param_groups"] for state in checkpoint.optimizers]
+        if list(map(_groups, states)) != [_groups(optimizer.param_groups) for optimizer in self.optimizers]:
+            raise CheckpointError(
+                f"a checkpoint of this version's optimizers is required, found others at step {checkpoint.step}: end "
+                "the run with the version that began it, or begin anew with --no-resume"
+            )
         with torch.no_grad():
             for name, parameter in self.trainable.items():
                 parameter.copy_(part_of(checkpoint.trainable[name], parameter))
@@ -172,3 +182,8 @@ class Training:
 def autocast(recipe: Recipe) -> torch.autocast:
     """Compute in the recipe's dtype; weights stay in float32."""
     return torch.autocast(recipe.run.device, dtype=torch.bfloat16, enabled=recipe.run.dtype == "bfloat16")
+
+
+def _groups(groups: Sequence[Mapping[str, Any]]) -> list[tuple[int, object]]:
+    """Return how many parameters each of an optimizer's groups has, and the heads that Muon cuts them into."""
+    return [(len(group["params"]), group.get("heads")) for group in groups]
