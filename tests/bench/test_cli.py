@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from orthrus.cli import main
+from orthrus.cli import main, measuring
 from orthrus.data.records import read_records
 
 Bench = Callable[..., tuple[int, str, str]]
@@ -93,6 +93,43 @@ def test_passes_are_added_to_a_file_that_a_killed_run_left(bench: Bench, model_f
         words = " ".join(bench(verb, "--help")[1].replace("│", " ").split())
         assert ("taken up where it ended" in words) is is_taken_up
         assert "A file of JSON lines; added to" in words
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "said"),
+    [
+        ("--stops", "all,0", "--stops must be whole numbers above 0 or all, found '0'"),
+        ("--stops", "1,every", "found 'every'"),
+        ("--batch", "1,1_6,x", "--batch must be whole numbers above 0, found '1_6'"),
+        ("--batch", "+4", "found '+4'"),
+        ("--width", "4.5", "found '4.5'"),
+        ("--context", "1e400", "found '1e400'"),
+    ],
+)
+def test_of_several_numbers_the_one_that_is_none_is_named(
+    bench: Bench, model_folder: Path, tmp_path: Path, option: str, value: str, said: str
+) -> None:
+    code, _, errors = bench("passes", model_folder, option, value, "--output", tmp_path / "passes.jsonl")
+    assert code == 2
+    assert said in " ".join(errors.split())
+
+
+@pytest.mark.parametrize(
+    ("verb", "said"),
+    [
+        (["bench", "quality"], ["beside float32, which always runs", "bfloat16 unless given"]),
+        (["audit"], ["float32,bfloat16 unless given", "both unless given", "auto unless given"]),
+    ],
+)
+def test_help_states_defaults(verb: list[str], said: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    main([*verb, "--help"])
+    words = " ".join(capsys.readouterr().out.replace("│", " ").split())
+    assert [text for text in said if text not in words] == []
+
+
+def test_whole_numbers_may_be_written_as_decimals() -> None:
+    assert measuring.numbers(["4.0,8", "16"], "", "--concurrency", int) == [4, 8, 16]
+    assert measuring.numbers([".5,1e-1,2"], "", "--rate", float) == [0.5, 0.1, 2.0]
 
 
 @pytest.mark.parametrize(

@@ -21,8 +21,11 @@ def test_lines_come_back_as_they_went(tmp_path: Path) -> None:
 
 
 def test_a_result_line_without_its_fields_is_named() -> None:
-    with pytest.raises(DataError, match="must have the fields"):
-        Result.read([{"kind": "result", "id": "x"}], where="f")
+    """And only those that are missing; fields with a default may be."""
+    record = result().to_record()
+    del record["seconds"], record["right"], record["proposed_per_position"]
+    with pytest.raises(DataError, match=r"^f: a result line must have the fields \['seconds', 'right'\], found one"):
+        Result.read([result().to_record(), record], where="f")
 
 
 def test_taking_up_keeps_whole_prompts_and_drops_parts(tmp_path: Path) -> None:

@@ -1,13 +1,15 @@
 """`orthrus bench peers` end to end on tiny untrained peers: texts are plain decoding's, records say what each is."""
 
+import copy
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from orthrus.bench.peers import table
+from orthrus.bench.peers import contest, table
 from orthrus.bench.peers.contest import Field, Peer
 from orthrus.cli import main
 from orthrus.data.records import read_records
@@ -89,6 +91,21 @@ def test_all_kinds_race_and_none_changes_a_text(
     assert main(arguments) == 0
     assert len(read_records(output)) == len(records)
     assert table.CAVEATS[0] in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("peer", ["hf-draft={}/small", "hf-dflash={}/dflash"])
+def test_drafters_in_transformers_loop_keep_rotary_frequencies_in_float32(
+    peer: str, weights: Path, loaded: Loaded, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Rounded ones shift positions; weights are in the model's dtype."""
+    taken: dict[str, Any] = {}
+    monkeypatch.setattr(contest.hf, "decoder", lambda *_, **more: taken.update(more))
+    model = copy.deepcopy(loaded[0]).to(torch.bfloat16)
+    contest._transformers(Peer.parse(peer.format(weights)), model, ())
+    small = taken["assistant_model"]
+    assert {parameter.dtype for parameter in small.parameters()} == {torch.bfloat16}
+    assert {buffer.dtype for buffer in small.buffers()} == {torch.float32}
+    assert not small.training
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from orthrus.bench import quality
-from orthrus.bench.quality import compared, summaries
+from orthrus.bench.quality import Quality, Summary, compared
 from orthrus.bench.session import Job
 from orthrus.bench.suites import read_suite
 from orthrus.bench.texts import Writer
@@ -30,6 +30,10 @@ def line(dtype: str, id: str, **more: Any) -> dict[str, Any]:
     return {**labels, "dtype": dtype, "id": id, **figures, **more}
 
 
+def summaries(records: list[dict[str, Any]]) -> list[Summary]:
+    return quality.summaries(Quality.read(records, where="f"), where="f")
+
+
 def test_figures_are_summed_over_tokens_and_compared_with_float32_s_on_the_same_answers() -> None:
     """Long answers weigh more; the ratio is of perplexities."""
     plain = [line("float32", "a", right=True), line("float32", "b", tokens=6, loss=0.1, agreed=6, right=True)]
@@ -37,7 +41,7 @@ def test_figures_are_summed_over_tokens_and_compared_with_float32_s_on_the_same_
         line("int8", "a", loss=0.7, divergence=0.4, agreed=1, right=True),
         line("int8", "b", tokens=6, loss=0.2, divergence=0.2, agreed=6, right=False),
     ]
-    base, found = summaries([*plain, *eight], where="f")
+    base, found = summaries([*plain, *eight])
     assert (base.ratio.value, base.divergence, base.agreement, base.right) == (1, 0, 1, 1)
     assert found.perplexity == pytest.approx(math.exp((2 * 0.7 + 6 * 0.2) / 8))
     assert found.ratio.value == pytest.approx(found.perplexity / base.perplexity)
@@ -48,11 +52,11 @@ def test_figures_are_summed_over_tokens_and_compared_with_float32_s_on_the_same_
 
 def test_lines_without_float32_s_or_without_a_field_are_errors() -> None:
     with pytest.raises(DataError, match="float32"):
-        summaries([line("int8", "a")], where="f")
+        summaries([line("int8", "a")])
     broken = line("int8", "a")
     del broken["loss"]
     with pytest.raises(DataError, match="loss"):
-        summaries([broken], where="f")
+        summaries([broken])
 
 
 def test_a_model_is_compared_token_by_token_with_the_whole_text_read(loaded: Loaded) -> None:

@@ -48,6 +48,19 @@ def test_an_audit_of_two_precisions(cli: Callable[..., Ran], model_dir: Path, tm
     assert "Texts equal to plain decoding's" in again.out
 
 
+@pytest.mark.parametrize("kept", [True, False])
+def test_a_stopped_audit_says_that_it_can_go_on_where_its_file_is_kept(
+    kept: bool, cli: Callable[..., Ran], model_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stopped(*_: object, **__: object) -> str:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("orthrus.bench.audit.run.run", stopped)
+    ran = cli("audit", model_dir, *ASKED, *(["--output", tmp_path / "audit.jsonl"] if kept else []))
+    assert ran.code == (3 if kept else 130)
+    assert ("the same command goes on from there" in ran.err) is kept
+
+
 def test_a_broken_promise_is_an_error_with_the_prompts_named(
     cli: Callable[..., Ran], model_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

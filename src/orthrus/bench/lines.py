@@ -4,7 +4,7 @@ A file that an interrupted run left is taken up again.
 """
 
 from collections.abc import Iterable, Mapping, Sequence, Set
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import MISSING, asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, ClassVar, Final, Self, TypeAlias
 
@@ -37,8 +37,11 @@ class Line:
 
     @classmethod
     def of(cls, record: Record) -> Self:
-        """Return the line that a record holds; raises TypeError or KeyError where a field is missing."""
+        """Return the line that a record holds; raises KeyError with the fields that are missing."""
         values = cls.values(record)
+        required = [one.name for one in fields(cls) if one.default is MISSING and one.default_factory is MISSING]
+        if missing := [name for name in required if name not in values]:
+            raise KeyError(*missing)
         return cls(**{one.name: values[one.name] for one in fields(cls) if one.name in values})
 
     @classmethod
@@ -51,9 +54,11 @@ class Line:
         """Return the lines of this kind among records; raises DataError for one that is not of its format."""
         try:
             return [cls.of(record) for record in records if record.get("kind") == cls.kind]
-        except (KeyError, TypeError) as error:
-            names = [one.name for one in fields(cls)]
-            raise DataError(f"{where}: a {cls.kind} line must have the fields {names}: {error}") from None
+        except KeyError as error:
+            missing = list(error.args)
+            raise DataError(f"{where}: a {cls.kind} line must have the fields {missing}, found one without") from None
+        except TypeError as error:
+            raise DataError(f"{where}: a {cls.kind} line of its format is required: {error}") from None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -130,9 +135,7 @@ def provenances(records: Iterable[Record], *, where: str) -> dict[str, Record]:
     for record in records:
         if record.get("kind") == PROVENANCE:
             if missing := sorted(_SAID - record.keys()):
-                raise DataError(
-                    f"{where}: a provenance line must have the fields {sorted(_SAID)}, found none of {missing}"
-                )
+                raise DataError(f"{where}: a provenance line must have the fields {missing}, found one without")
             out[record["id"]] = record
     return out
 

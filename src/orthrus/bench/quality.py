@@ -22,7 +22,7 @@ from orthrus.bench.race import PLAIN
 from orthrus.bench.session import Cut, Loader, Outlook
 from orthrus.bench.suites import judge
 from orthrus.bench.texts import Writer, answer_logits
-from orthrus.data.records import Record, append, read_records
+from orthrus.data.records import append, read_records
 from orthrus.errors import DataError
 from orthrus.provenance import digest
 
@@ -86,12 +86,12 @@ class Summary:
     right: float | None
 
 
-def summaries(records: Iterable[Record], *, where: str) -> list[Summary]:
+def summaries(lines: Iterable[Quality], *, where: str) -> list[Summary]:
     """Return figures of every suite and precision; intervals are 95 %, by bootstrap over prompts.
 
-    Raises DataError for a line that is not of this format, or without float32's line beside it.
+    Raises DataError for a line without float32's beside it.
     """
-    every = {(line.configuration, line.suite, line.dtype, line.id): line for line in Quality.read(records, where=where)}
+    every = {(line.configuration, line.suite, line.dtype, line.id): line for line in lines}
     groups = metrics.split(every.values(), lambda line: (line.configuration, line.suite, line.dtype))
     out = []
     for (configuration, suite, dtype), part in groups.items():

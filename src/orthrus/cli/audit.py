@@ -30,9 +30,24 @@ def audit(
     ] = None,
     data: measuring.Data = None,
     limit: measuring.Limit = None,
-    dtype: measuring.Dtypes = None,
-    exact: measuring.Exacts = None,
-    plan: measuring.Plans = None,
+    dtype: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--dtype",
+            metavar="DTYPE,…",
+            help="Precisions: float32, bfloat16, float16, int8; float32,bfloat16 unless given.",
+        ),
+    ] = None,
+    exact: Annotated[
+        list[str] | None,
+        typer.Option("--exact", metavar="EXACT,…", help="Promises: distribution, token; both unless given."),
+    ] = None,
+    plan: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--plan", "--plans", metavar="PLAN,…", help="Of mode orthrus: auto, full, fixed:K, …; auto unless given."
+        ),
+    ] = None,
     batch_size: Annotated[
         list[int] | None, typer.Option(min=1, help="Rows at once, may be repeated; 1 and 4 unless given.")
     ] = None,
@@ -50,8 +65,6 @@ def audit(
     device: common.Device = None,
 ) -> None:
     """Compare the text of every plan, batch size and precision with plain decoding's; exit code 1 if a promise breaks.
-
-    Both promises are audited in float32 and bfloat16, under auto, unless options say otherwise.
 
     Promised are float32, and at any precision exact="token". The rest is reported: how many texts are identical, by
     domain and by how surprising the text is, where the others part and how close the choice was there, agreement with
@@ -74,14 +87,10 @@ def audit(
     )
     with TemporaryDirectory() as folder:
         path = output or Path(folder) / "run.jsonl"
-        with measuring.progress() as (start, lap):
-            configuration = run.run(
-                job,
-                path,
-                load=measuring.loader(model, device, backbone=backbone),
-                on_start=lambda outlook: start(outlook.laps, measuring.words(outlook, counted="precision")),
-                on_lap=lap,
-            )
+        load = measuring.loader(model, device, backbone=backbone)
+        configuration = measuring.carried_out(
+            run.run, job, path, load=load, counted="precision", kept=output is not None
+        )
         report = read_audit(path, configuration, epsilon=epsilon)
     _show(report, plots, json)
     if not report.contract.holds:

@@ -167,8 +167,7 @@ def passes(
     wide = measuring.numbers(widths, "1,2,4,8,16,32,64", "--width", int)
     long = measuring.numbers(contexts, "256", "--context", int)
     many = measuring.numbers(batch, "1", "--batch", int)
-    asked = ",".join(str(ALL) if text == "all" else text for text in measuring.listed(stops))
-    fused = measuring.numbers(None, asked, "--stops", int)
+    fused = measuring.numbers(stops, "", "--stops", int, words={"all": ALL})
     head: dict[str, Any] = {}
     with measuring.progress() as (start, lap):
         start(len(dtypes) * len(long) * len(many) * len(kinds(wide, fused, floor=floor, prompt=prompt)) * repeats, "")

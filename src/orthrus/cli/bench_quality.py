@@ -1,5 +1,9 @@
 """`orthrus bench quality`: what a precision costs in quality. Options and printing only."""
 
+from typing import Annotated
+
+import typer
+
 from orthrus.cli import common, measuring
 from orthrus.cli.common import err, say
 
@@ -10,7 +14,14 @@ def quality(
     model: common.ModelArgument = common.DEFAULT,
     backbone: common.Backbone = None,
     data: measuring.Data = None,
-    dtype: measuring.Dtypes = None,
+    dtype: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--dtype",
+            metavar="DTYPE,…",
+            help="Precisions beside float32, which always runs: bfloat16, float16, int8; bfloat16 unless given.",
+        ),
+    ] = None,
     limit: measuring.Limit = None,
     max_new_tokens: common.MaxNewTokens = 256,
     threads: measuring.Threads = None,

@@ -1,7 +1,8 @@
 """What verbs that measure share: options, a progress display, loading, and how tables are printed."""
 
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager, suppress
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from time import monotonic
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 N = TypeVar("N", int, float)
 
+_NUMBER = re.compile(r"\d*\.?\d+(e-?\d+)?", re.ASCII)
 _PLAIN_LINES = 20  # progress reports where standard error is no terminal
 
 Suites = Annotated[
@@ -60,14 +62,19 @@ def listed(given: list[str] | None, otherwise: str = "") -> list[str]:
     return [part.strip() for value in given or [otherwise] for part in value.split(",") if part.strip()]
 
 
-def numbers(given: list[str] | None, otherwise: str, name: str, of: type[N]) -> list[N]:
-    """Take an option's numbers; raises ConfigError unless all of them are of that type, and above 0."""
-    texts = listed(given, otherwise)
-    with suppress(ValueError):
-        values = [of(text) for text in texts]
-        if all(0 < value < float("inf") for value in values):
-            return values
-    raise ConfigError(f"{name} must be {'whole numbers' if of is int else 'numbers'} above 0, found {', '.join(texts)}")
+def numbers(
+    given: list[str] | None, otherwise: str, name: str, of: type[N], *, words: Mapping[str, N] | None = None
+) -> list[N]:
+    """Take an option's numbers above 0, or words that stand for some; raises ConfigError for the first that is none."""
+    values: list[N] = []
+    named: Mapping[str, N] = words or {}
+    for text in listed(given, otherwise):
+        number = float(text) if _NUMBER.fullmatch(text) else 0.0
+        if text not in named and not (0 < number < float("inf") and of(number) == number):
+            kind = "whole numbers" if of is int else "numbers"
+            raise ConfigError(f"{name} must be {' or '.join([f'{kind} above 0', *named])}, found {text!r}")
+        values.append(named[text] if text in named else of(number))
+    return values
 
 
 def show(grids: "Iterable[Grid]", *, markdown: bool = False) -> None:
@@ -122,10 +129,19 @@ def loader(
 
 
 def carried_out(
-    run: Callable[..., T], job: Any, output: Path, *, counted: str = "batch size and precision", **more: Any
+    run: Callable[..., T],
+    job: Any,
+    output: Path,
+    *,
+    counted: str = "batch size and precision",
+    kept: bool = True,
+    **more: Any,
 ) -> T:
-    """Run a job that writes a file of results, with progress; once stopped, it says that the same command goes on."""
-    with resumable(), progress() as (start, lap):
+    """Run a job that writes a file of results, with progress; once stopped, it says that the same command goes on.
+
+    It does not where the file is not `kept`.
+    """
+    with resumable() if kept else nullcontext(), progress() as (start, lap):
 
         def begin(outlook: "Outlook") -> None:
             start(outlook.laps, words(outlook, counted=counted))

@@ -1,6 +1,7 @@
 """Passes recorded before anybody waits for them: by a server, and before decoding is timed.
 
-`generate` and `chat` leave it: recording first would delay their first token by seconds, on the way it costs no more.
+`chat`, and `generate` without `--compare`, leave it: recording first would delay their first token by seconds, and on
+the way it costs no more.
 """
 
 from typing import Final
@@ -22,8 +23,8 @@ _ROOM: Final = 64
 def record_passes(model: PreTrainedModel, *, rows: int, drafts: bool = True) -> None:
     """Record what `exact="distribution"` makes of one row and of several: plain steps, verifications, draft passes.
 
-    Does nothing where passes are not recorded (`model.traced`). Takes a second or so for each of the eight kinds.
-    Passes of `onepass`, and of a hybrid's trees, are recorded when they have been met often.
+    Does nothing where passes are not recorded (`model.traced`). Takes a second or so for each of the eight kinds (six
+    for views with `anchor="twin"`). Passes of `onepass`, and of a hybrid's trees, are recorded when met often.
 
     Args:
         model: a dual-view model.

@@ -25,7 +25,7 @@ class LayerMasks:
 
     Attributes:
         full: `[B, 1, Q, S]`, 0 where a query may look and the dtype's lowest value where it may not; or the same
-            as a block mask, or in blocks.
+            as a block mask, in blocks, in parts, or as a chain.
         windowed: the same, narrowed to each window length.
     """
 

@@ -1,6 +1,7 @@
-"""Calls recorded as TorchScript graphs, which run the same operations without Python; and oneDNN's operators in them.
+"""Calls recorded as TorchScript graphs, which run the same operations without Python.
 
 Weights in oneDNN's own layout cannot be constants of a graph: they are handed in, in the place of what holds them.
+FBGEMM's are no tensors: each is a constant of a small graph that a recording calls (`bound`).
 This rests on private parts of torch; where a version lacks them nothing is recorded. Knows tensors and who holds them.
 """
 
@@ -53,7 +54,7 @@ def record(call: Callable[..., Tensor], inputs: tuple[Any, ...]) -> Callable[...
 
 
 def operator(namespace: str, name: str) -> Callable[..., Any] | None:
-    """Return one of oneDNN's operators; None where a build of torch comes without it."""
+    """Return an operator of oneDNN or FBGEMM; None where a build of torch comes without it."""
     found = getattr(getattr(torch.ops, namespace), name, None)
     return None if found is None else found.default
 

@@ -83,7 +83,7 @@ def mask_token(
 
 @contextmanager
 def in_one_dtype(model: PreTrainedModel) -> Iterator[None]:
-    """Decode as a loaded model does: inside, the view's tensors are in the backbone's dtype, and as before behind."""
+    """Decode as a loaded model does: inside, the view's tensors are in the backbone's dtype, afterwards as before."""
     masters = {p: p.data for p in model.parameters() if p.dtype != model.dtype}
     try:
         for parameter, tensor in masters.items():

@@ -108,8 +108,20 @@ def test_a_provenance_line_without_its_fields_is_named(tmp_path: Path) -> None:
     path = tmp_path / "r.jsonl"
     head = {name: value for name, value in _provenance().items() if name not in ("id", "date")}
     append(path, [head, *(line.to_record() for line in RESULTS)])
-    with pytest.raises(DataError, match=r"r\.jsonl: a provenance line must have .* none of \['date', 'id'\]"):
+    with pytest.raises(DataError, match=r"r\.jsonl: a provenance line must have the fields \['date', 'id'\]"):
         read_report([path])
+
+
+@pytest.mark.parametrize(
+    ("record", "fault"),
+    [({"kind": "result"}, "a result line"), ({"kind": "quality"}, "a quality"), ({"kind": "provenance"}, "a prov")],
+)
+def test_of_several_files_the_one_with_a_bad_line_is_named(record: dict[str, Any], fault: str, tmp_path: Path) -> None:
+    good, bad = tmp_path / "good.jsonl", tmp_path / "bad.jsonl"
+    append(good, [_provenance(), *(line.to_record() for line in RESULTS)])
+    append(bad, [record])
+    with pytest.raises(DataError, match=f"^{bad}: {fault}"):
+        read_report([good, bad])
 
 
 def test_a_report_is_json_and_has_the_names_of_the_design() -> None:

@@ -30,6 +30,7 @@ from orthrus.decode.options import Options
 from orthrus.errors import ConfigError
 from orthrus.model.attach import duals, layers_of
 from orthrus.model.markov import markov_of
+from orthrus.model.twin import in_dtype
 from orthrus.policy import steps as plans
 from orthrus.provenance import digest_of
 
@@ -249,12 +250,11 @@ def _transformers(peer: Peer, model: PreTrainedModel, eos: tuple[int, ...]) -> D
     if peer.kind == "hf-dflash":
         from orthrus.peers.dflash_files import for_transformers
 
-        body = for_transformers(locate(str(peer.source)))
-        more["assistant_model"] = body.to(device=model.device, dtype=model.dtype)
+        small = for_transformers(locate(str(peer.source)))
     elif peer.source is not None:
         small, _ = backbone_with_tokenizer(peer.source)
-        more["assistant_model"] = small.to(device=model.device, dtype=model.dtype).eval()
-
+    if peer.source is not None:
+        more["assistant_model"] = in_dtype(small, model.dtype).to(model.device).eval()
     return hf.decoder(backbone, peer.kind, eos, **more)
 
 

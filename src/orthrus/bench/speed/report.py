@@ -134,21 +134,24 @@ def read_report(paths: Sequence[Path], *, baselines: Sequence[str] = BASELINES, 
         DataError: a file cannot be read, a line of it is not of this format, or there is nothing to report.
         ConfigError: a baseline that is no mode.
     """
-    where = ", ".join(map(str, paths))
-    records = [record for path in paths for record in read_records(path)]
-    # The same line of two files (or of one, given twice) counts once.
-    answered = {(r.prompt, r.contender): r for r in Result.read(records, where=where)}
+    files = {str(path): read_records(path) for path in paths}
+    records = [record for read in files.values() for record in read]
+    # The same line of two files counts once.
+    answered = {(r.prompt, r.contender): r for where, read in files.items() for r in Result.read(read, where=where)}
+    compared = [line for where, read in files.items() for line in quality.Quality.read(read, where=where)]
+    heads = {id: head for where, read in files.items() for id, head in lines.provenances(read, where=where).items()}
+    everywhere = ", ".join(files)
     results = list(answered.values()) if prices is None else _priced(answered.values(), Prices.read(prices, None))
     report = Report(
-        provenances=list(lines.provenances(records, where=where).values()),
+        provenances=list(heads.values()),
         summaries=summaries(results, baselines=baselines),
         passes=[record for record in records if record.get("kind") == lines.PASS],
         steps=[record for record in records if record.get("kind") == lines.STEP],
-        qualities=quality.summaries(records, where=where),
+        qualities=quality.summaries(compared, where=everywhere),
         prices=None if prices is None else prices.name,
     )
     if not (report.summaries or report.passes or report.steps or report.qualities):
-        raise DataError(f"{where}: at least one result line is required, found none")
+        raise DataError(f"{everywhere}: at least one result line is required, found none")
     return report
 
 

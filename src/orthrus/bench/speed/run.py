@@ -38,7 +38,8 @@ class Job(session.Job):
         batches: how many prompts are decoded together.
         rounds: how often every contender answers every prompt.
         warmup: rounds before the first batch of each size and precision that are not measured. Passes that are recorded
-            on CPUs are recorded before them (`decode.prepared`), but those of `exact="token"`.
+            on CPUs are recorded before them (`decode.prepared`), but not those of `exact="token"`, and none where peers
+            take part or prices count.
         compile: whether our decoding passes are compiled.
         offload: whether the backbone's layers are read from disk in every pass.
         prices: a file of measured passes (`orthrus bench passes`) whose seconds count in place of the clock's.
