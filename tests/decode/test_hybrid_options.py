@@ -45,7 +45,7 @@ def folders(tmp_path: Path, characters: PreTrainedTokenizerFast) -> tuple[Path, 
     return tmp_path / "view", tmp_path / "backbone"
 
 
-@pytest.mark.skipif(not is_exact(), reason="needs VNNI instructions and oneDNN")
+@pytest.mark.skipif(not is_exact(), reason="needs VNNI instructions and oneDNN, or FBGEMM")
 def test_int8_layers_are_served(folders: tuple[Path, Path]) -> None:
     """Those inside recurrent layers as well; rows have the same bits at every width, so all plans write one text."""
     view, backbone = folders

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 from unittest.mock import patch
 
 import pytest
@@ -244,15 +245,19 @@ def test_no_logits_are_computed_in_vain() -> None:
 
 @torch.no_grad()
 def test_prompts_that_begin_level_are_read_without_a_mask() -> None:
-    """Only the block behind them has one: an anchor, three drafts and the last mask."""
+    """Only the block behind them has one: an anchor, three drafts and the last mask, all behind one row."""
     model, made = dual(), []
     passes = Passes(model, ScratchCache(rows=3, capacity=48))
-    additive = masks.additive
-    with patch("orthrus.kernels.masks.additive", lambda *given: made.append(given[0].shape[1]) or additive(*given)):
+
+    def noted(name: str) -> Any:
+        plain = getattr(masks, name)
+        return lambda rows, *rest, **more: made.append((name, rows.shape[1])) or plain(rows, *rest, **more)
+
+    with patch.multiple(masks, additive=noted("additive"), up_to=noted("up_to")):
         passes.prefill(slice(0, 2), [[*range(3, 20)], [*range(4, 20)]], chunk=8)
         assert made == []
         passes.prefill(slice(2, 3), [[*range(3, 15)]], chunk=8, anchors=[40], drafts=3)
-    assert made == [5]
+    assert made == [("up_to", 1), ("additive", 5)]
 
 
 @pytest.mark.parametrize(("attention", "anchor"), VIEWS)

@@ -87,6 +87,17 @@ def test_a_chain_sees_what_its_dense_mask_would_show(start: int, behind: int, so
     torch.testing.assert_close(out.double(), expected, rtol=0, atol=2e-6)
 
 
+@torch.no_grad()
+def test_the_parts_of_a_chain_in_bfloat16_are_put_together_in_float32() -> None:
+    """All keys weigh alike, and each part is a number that bfloat16 holds: the result is rounded once."""
+    query, key, _ = (x.bfloat16() for x in random_heads(1, 3, 8))
+    value = torch.ones_like(key)
+    value[:, :, 5:] = -1
+    out, _ = attention(CAUSAL, torch.zeros_like(query), key, value, masks.Chain(5, 3), scaling=SCALING)
+    expected = torch.tensor([4 / 6, 3 / 7, 2 / 8]).bfloat16()
+    assert torch.equal(out, expected[None, :, None, None].expand_as(out))
+
+
 def test_a_chain_behind_a_text_has_gradients() -> None:
     """The sums by which its two parts are weighed have none: the kernel takes a mask then."""
     query, key, _ = random_heads(1, 3, 5)

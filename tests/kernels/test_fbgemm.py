@@ -1,6 +1,7 @@
 """Weights as FBGEMM reads them: exact where that is said, close where it is not, recorded to the bit."""
 
 from collections.abc import Callable
+from threading import Thread
 
 import pytest
 import torch
@@ -64,3 +65,13 @@ def test_packing_leaves_torch_s_engine_as_it_was() -> None:
     half(torch.randn(4, 8))
     eight(torch.randn(4, 8))
     assert torch.backends.quantized.engine == before
+
+
+def test_threads_pack_in_turn() -> None:
+    """Or the one that ends last would leave the other's engine behind."""
+    other = Thread(target=half, args=(torch.randn(4, 8),))
+    with fbgemm._engine():
+        other.start()
+        other.join(0.2)
+        assert other.is_alive()
+    other.join()

@@ -28,7 +28,7 @@ def layer(dtype: torch.dtype = torch.float32, *, bias: bool = True) -> nn.Sequen
     return nn.Sequential(nn.Linear(48, 32, bias=bias)).to(dtype)
 
 
-@pytest.mark.parametrize("rows", [(1,), (1, 1), (3, 16), (200,)])
+@pytest.mark.parametrize("rows", [(), (1,), (1, 1), (3, 16), (200,)])
 @pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize(("dtype", "within"), [(torch.float32, 1e-5), (torch.bfloat16, 2e-2)])
 def test_results_are_those_of_plain_layers(
@@ -165,18 +165,18 @@ F32, BF16, F16 = torch.float32, torch.bfloat16, torch.float16
 @pytest.mark.parametrize(
     ("vectors", "halves", "reads", "dtype", "small", "large"),
     [
-        ("AVX512", True, False, F32, Copy(F32, True), Copy(F32, True)),
-        ("AVX512", True, False, BF16, Copy(BF16, True), Copy(BF16, True)),
-        ("AVX512", True, False, F16, Copy(F16, True), Copy(F16, True)),
-        ("AVX512", False, False, BF16, Copy(F32, True), Copy(F32, True)),
-        ("AVX2", False, False, F32, None, Copy(F32, True)),
-        ("AVX2", False, False, BF16, Copy(F32, False), Copy(F32, True)),
-        ("AVX2", False, False, F16, Copy(F32, False), Copy(F32, True)),
-        ("AVX2", True, False, BF16, None, Copy(BF16, True)),
-        ("AVX2", False, True, BF16, Copy(F16, True), Copy(F16, True)),
-        ("AVX2", False, True, F16, Copy(F16, True), Copy(F16, True)),
-        ("AVX2", False, True, F32, None, Copy(F32, True)),
-        ("AVX512", True, True, BF16, Copy(BF16, True), Copy(BF16, True)),
+        ("AVX512", True, False, F32, Copy(F32, "oneDNN"), Copy(F32, "oneDNN")),
+        ("AVX512", True, False, BF16, Copy(BF16, "oneDNN"), Copy(BF16, "oneDNN")),
+        ("AVX512", True, False, F16, Copy(F16, "oneDNN"), Copy(F16, "oneDNN")),
+        ("AVX512", False, False, BF16, Copy(F32, "oneDNN"), Copy(F32, "oneDNN")),
+        ("AVX2", False, False, F32, None, Copy(F32, "oneDNN")),
+        ("AVX2", False, False, BF16, Copy(F32, "torch"), Copy(F32, "oneDNN")),
+        ("AVX2", False, False, F16, Copy(F32, "torch"), Copy(F32, "oneDNN")),
+        ("AVX2", True, False, BF16, None, Copy(BF16, "oneDNN")),
+        ("AVX2", False, True, BF16, Copy(F16, "FBGEMM"), Copy(F16, "FBGEMM")),
+        ("AVX2", False, True, F16, Copy(F16, "FBGEMM"), Copy(F16, "FBGEMM")),
+        ("AVX2", False, True, F32, None, Copy(F32, "oneDNN")),
+        ("AVX512", True, True, BF16, Copy(BF16, "oneDNN"), Copy(BF16, "oneDNN")),
     ],
 )
 def test_the_copy_is_what_the_processor_reads_best(
@@ -239,7 +239,7 @@ def test_without_16_bit_products_weights_are_read_in_16_bits(
     model = layer(dtype, bias=bias)
     wide = copy.deepcopy(model).float()
     pack(model)
-    for rows in ((2,), (1, 16), (1,), (1, 1), (3, 2)):
+    for rows in ((2,), (1, 16), (1,), (1, 1), (3, 2), ()):
         x = torch.randn(*rows, 48, dtype=dtype)
         with torch.inference_mode():
             found, expected = model(x), wide(x.float())
@@ -249,10 +249,13 @@ def test_without_16_bit_products_weights_are_read_in_16_bits(
 
 
 @pytest.mark.skipif(not fbgemm.can_half(), reason="needs a torch with FBGEMM")
+@pytest.mark.parametrize(("vectors", "laid_out"), [("AVX2", False), ("AVX512", True)])
 @pytest.mark.parametrize("value", [1e6, 1e-7, torch.inf])
-def test_weights_beyond_float16_are_copied_in_float32(monkeypatch: pytest.MonkeyPatch, value: float) -> None:
-    """Too large for it, or a row of numbers too small."""
-    processor(monkeypatch, vectors="AVX2", halves=False, reads=True)
+def test_weights_beyond_float16_are_copied_in_float32(
+    monkeypatch: pytest.MonkeyPatch, value: float, vectors: str, laid_out: bool
+) -> None:
+    """Too large for it, or a row of numbers too small; laid out for oneDNN where that reads float32 faster."""
+    processor(monkeypatch, vectors=vectors, halves=False, reads=True)
     model = layer(torch.bfloat16, bias=False)
     model[0].weight.data[3] = value
     wide = copy.deepcopy(model).float()
@@ -261,6 +264,7 @@ def test_weights_beyond_float16_are_copied_in_float32(monkeypatch: pytest.Monkey
     with torch.inference_mode():
         torch.testing.assert_close(model(x), wide(x.float()).to(torch.bfloat16))
     assert model[0]._shared.copy.itemsize == 4
+    assert model[0]._shared.copy.is_mkldnn is laid_out
 
 
 class Stopwatch:
@@ -368,7 +372,7 @@ def test_where_no_copy_helps_layers_are_left_alone(monkeypatch: pytest.MonkeyPat
             assert pays(layer())
             patch.setattr(packed, missing, None)
             check(layer())
-            assert copy_for(layer(torch.bfloat16)[0].weight) == Copy(torch.float32, packed=False)
+            assert copy_for(layer(torch.bfloat16)[0].weight) == Copy(torch.float32, "torch")
     assert operator("mkldnn", "_no_such_operator") is None
     assert not multiplies(torch.float64)
 

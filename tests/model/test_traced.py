@@ -3,6 +3,7 @@
 import copy
 import gc
 import weakref
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -24,6 +25,7 @@ from orthrus.kernels.recorded import is_recording
 from orthrus.model import markov, traced
 from orthrus.model.attachment import attachment_of
 from orthrus.model.cache import ScratchCache
+from orthrus.model.call import Call
 from orthrus.model.traced import Kind, Recorder
 from orthrus.policy import steps
 from tests import reference
@@ -191,6 +193,38 @@ def test_each_number_of_texts_is_recorded_apart_where_attention_takes_them_in_tu
     assert len(recordings(passes.model)) == 3
 
 
+def test_recordings_of_fixed_shapes_serve_any_number_of_texts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Attention never takes these in turn, however many scores there are."""
+    monkeypatch.setattr(products, "_multiplies", lambda: True)
+    monkeypatch.setattr(products, "_MANY", 0)
+    geometry = Geometry(widths=(1, 4, 16), chunks=(32,), span=64, tails=(64,), chunk_tails=(64,), group=4)
+    passes = Passes(dual(num_hidden_layers=1).to(torch.bfloat16), ScratchCache(rows=4, capacity=96), geometry)
+    eager = Passes(passes.model, passes.cache, geometry)
+    eager.runner = Eager(passes.model, passes.cache)
+    with torch.inference_mode():
+        passes.prefill(slice(0, 4), [[5] * (3 + row) for row in range(4)], chunk=32)
+        for count in (4, 2) * 2:
+            token_BQ = torch.arange(2 * count).view(count, 2)
+            expected = eager.verify(slice(0, count), token_BQ)
+            assert torch.equal(passes.verify(slice(0, count), token_BQ), expected)
+    assert len(recordings(passes.model)) == 1
+
+
+def test_recordings_are_checked_over_a_cache_that_is_laid_out_alike(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Head by head, as torch's attention reads keys faster: elsewhere sums may be associated otherwise."""
+    plain, strides = Call.others, []
+
+    def noted(self: Call) -> Any:
+        given = plain(self)
+        strides.extend(buffer.transpose(1, 2).is_contiguous() for buffer in given[2])
+        return given
+
+    monkeypatch.setattr(Call, "others", noted)
+    recorded()
+    assert strides
+    assert all(strides)
+
+
 @pytest.mark.parametrize("anchor", ["twin", "backbone"])
 @pytest.mark.parametrize("plan", ["fixed:3", "auto", "tree:6"])
 def test_a_server_whose_load_changes_makes_no_more_recordings(plan: str, anchor: str) -> None:
@@ -275,9 +309,19 @@ def test_a_server_of_known_rows_has_its_passes_recorded_before_the_first_request
 
 def test_of_a_model_that_another_drafter_serves_no_draft_pass_is_recorded() -> None:
     model = dual(num_hidden_layers=1)
-    attachment_of(model).drafter = object()
+    attachment_of(model).drafter = SimpleNamespace(taps=())
     record_passes(model, rows=3)
     assert len(recordings(model)) == 4
+
+
+@pytest.mark.parametrize(("more", "count"), [({}, 2), ({"plain": False}, 0), ({"plain": False, "drafts": False}, 2)])
+def test_what_a_drafter_reads_hidden_states_of_is_not_recorded(more: dict[str, bool], count: int) -> None:
+    """Hooks would keep its recordings from being run; plain decoding, which has none, is recorded if it is wanted."""
+    model = dual(num_hidden_layers=1)
+    attachment_of(model).drafter = SimpleNamespace(taps=(0,))
+    record_passes(model, rows=3, **more)
+    made = attachment_of(model).memo("recorder")
+    assert len(recordings(model) if made else []) == count
 
 
 @pytest.mark.skipif(not int8.is_exact(), reason="no exact products of 8-bit integers here")

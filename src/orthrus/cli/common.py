@@ -176,13 +176,13 @@ def look_at_kernels(model: "PreTrainedModel", exact: ExactName, *, rows: int) ->
             finding_for(model, width=config_of(model).proposals + 1, rows=rows)
 
 
-def record(model: "PreTrainedModel", exact: ExactName, *, rows: int, drafts: bool = True) -> None:
+def record(model: "PreTrainedModel", exact: ExactName, *, rows: int, drafts: bool = True, plain: bool = True) -> None:
     """Record passes on CPUs before anybody waits for them, with a sign of life on the terminal: it takes seconds."""
     from orthrus.decode.prepared import record_passes
 
     if exact == "distribution":  # whose passes may have any shape
         with err().status("recording passes …"):
-            record_passes(model, rows=rows, drafts=drafts)
+            record_passes(model, rows=rows, drafts=drafts, plain=plain)
 
 
 def precision(model: "PreTrainedModel") -> str:

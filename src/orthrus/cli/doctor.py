@@ -46,7 +46,7 @@ def doctor(json: common.Json = False) -> None:
     facts |= {
         "checks": [check.to_dict() for check in checks],
         "costs": facts["bundled"].pop("costs", []),
-        "fastest": _fastest(facts["bundled"].get("seconds", {})),
+        "fastest": _fastest(facts["bundled"].get("seconds", {}), facts["bundled"].get("device", "")),
         "passed": passed,
         "verdict": _verdict(checks, passed),
     }
@@ -115,12 +115,13 @@ def _multiplies() -> dict[str, str]:
     return how | {INT8: f"as integers, {inputs}" if int8.is_exact() else "not here"}
 
 
-def _fastest(seconds: dict[str, float]) -> dict[str, Any]:
+def _fastest(seconds: dict[str, float], device: str) -> dict[str, Any]:
     """Name the precision whose plain step and widest verification take the least time, and what others take of it."""
-    if not seconds:
+    if len(seconds) < 2:
         return {}
     best = min(seconds, key=lambda dtype: seconds[dtype])
-    return {"dtype": best, "others": {k: v / seconds[best] for k, v in seconds.items() if k != best}}
+    others = {dtype: taken / seconds[best] for dtype, taken in seconds.items() if dtype != best}
+    return {"device": device, "dtype": best, "others": others}
 
 
 def _bundled() -> dict[str, Any]:
@@ -158,6 +159,7 @@ def _check_bundled(bundled: dict[str, Any], dtype: str) -> Check:
     model, tokenizer = common.load(bundled["name"], dtype=dtype)
     twin = sum(tensor.numel() for tensor in twin_tensors(model).values())
     bundled |= {
+        "device": str(model.device),
         "backbone_parameters": sum(p.numel() for p in model.parameters()) - twin,
         "view_parameters": twin,
         "block_size": config_of(model).block_size,
@@ -231,7 +233,8 @@ def _show(facts: dict[str, Any]) -> None:
         say(f"{'multiplies':<14}{dtype}: {how}")
     if fastest := facts["fastest"]:
         others = ", ".join(f"{dtype} takes {ratio:.1f} times as long" for dtype, ratio in fastest["others"].items())
-        say(f"{'fastest':<14}--dtype {fastest['dtype']}: {others} for a plain step and a verification")
+        where = f"--dtype {fastest['dtype']} on {fastest['device']}"
+        say(f"{'fastest':<14}{where}: {others} for a plain step and a verification")
     say(facts["verdict"], style="bold green" if facts["passed"] else "bold red")
 
 

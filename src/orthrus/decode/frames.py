@@ -160,12 +160,13 @@ class Frame:
         row_R = torch.arange(rows, device=self.length_B.device)
         return masks.up_to(self._start_B[:, None] + row_R, span=self.span)
 
-    def blocks(self, reading: Reading, layout: Layout, ar_BRS: Tensor, *, causal: bool) -> Tensor:
+    def blocks(self, reading: Reading, layout: Layout, *, causal: bool) -> Tensor:
         """Let each block see what the row before it sees, and its own slots: `[B, S*K, span]`."""
         assert reading.stop_BS is not None
         if reading.ancestor_BQQ is None:
             text_BSS = masks.up_to(self._start_B[:, None] + reading.stop_BS, span=self.span)
         else:
+            ar_BRS = self.ar(reading, layout.rows)
             text_BSS = ar_BRS.gather(1, reading.stop_BS[:, :, None].expand(-1, -1, self.span))
         return masks.ahead(text_BSS, self._start_B, rows=layout.rows, block=layout.block, causal=causal)
 
@@ -173,7 +174,7 @@ class Frame:
         """Make the masks of a prompt's pass behind texts of one length, which no window narrows."""
         rest = None
         if reading.stop_BS is not None:
-            blocks_BMS = self.blocks(reading, layout, self.ar(reading, layout.rows), causal=causal)
+            blocks_BMS = self.blocks(reading, layout, causal=causal)
             rest = masks.additive(blocks_BMS, self.dtype)[:, None]
         seen = masks.Chain(start, layout.rows, rest)
         return masks.LayerMasks(full=seen, windowed=dict.fromkeys(self.windows, seen))
@@ -182,8 +183,7 @@ class Frame:
         """Make the masks of any pass."""
         allowed_BQS = self.ar(reading, layout.rows)
         if reading.stop_BS is not None:
-            blocks_BMS = self.blocks(reading, layout, allowed_BQS, causal=causal)
-            allowed_BQS = torch.cat([allowed_BQS, blocks_BMS], dim=1)
+            allowed_BQS = torch.cat([allowed_BQS, self.blocks(reading, layout, causal=causal)], dim=1)
         moved = reading.depth_BQ is not None or reading.stop_BS is not None
         return self.masks(allowed_BQS, layout, moved=moved)
 

@@ -256,7 +256,8 @@ class Passes:
         masked = reading.stop_BS is not None
         arguments: dict[str, Any] = inputs_of(self.model, layout.token_BT) if masked else {"input_ids": layout.token_BT}
         arguments |= {
-            # Any mask that the model takes for one saves it making its own: each view brings its own.
+            # Any tensor of four dimensions saves the model making a mask, which no layer reads: views bring their own.
+            # Where those are no tensors (chains, parts on CUDA) the positions serve, an input of each pass already.
             "attention_mask": shown.full if isinstance(shown.full, Tensor) else layout.position_BT[:, None, None],
             # Fillers and drafts may stand past the context, where learned position embeddings have no row.
             "position_ids": layout.position_BT.clamp_max(self._last_position),

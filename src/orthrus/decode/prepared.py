@@ -20,7 +20,7 @@ _ROOM: Final = 64
 
 
 @torch.inference_mode()
-def record_passes(model: PreTrainedModel, *, rows: int, drafts: bool = True) -> None:
+def record_passes(model: PreTrainedModel, *, rows: int, drafts: bool = True, plain: bool = True) -> None:
     """Record what `exact="distribution"` makes of one row and of several: plain steps, verifications, draft passes.
 
     Does nothing where passes are not recorded (`model.traced`). Takes a second or so for each of the eight kinds (six
@@ -29,8 +29,15 @@ def record_passes(model: PreTrainedModel, *, rows: int, drafts: bool = True) -> 
     Args:
         model: a dual-view model.
         rows: how many it will decode at most.
-        drafts: whether it will draft; plain steps alone otherwise. Another drafter's model makes no draft pass.
+        drafts: whether it will draft; plain steps alone otherwise. Another drafter's model makes no draft pass. Where
+            the drafter reads hidden states, its hooks keep recordings from being run, and plain steps are left.
+        plain: whether it will decode without drafts as well.
     """
+    drafter = attachment_of(model).drafter
+    if drafts and drafter is not None and drafter.taps:
+        if not plain:
+            return
+        drafts = False
     counts = range(1, min(rows, 2) + 1)
     cache = ScratchCache(rows=counts[-1], capacity=_ROOM, device=model.device)
     passes = Passes(model, cache)

@@ -171,7 +171,9 @@ def _chain(query_BHRD: Tensor, key: Tensor, value: Tensor, start: int, scaling: 
     grouped = query_BHRD.reshape(B, key.shape[1], -1, D)
     text, sums = flash(grouped, key[:, :, :start], value[:, :, :start], scale=scaling)
     share_BHR = torch.sigmoid(sums.reshape(B, H, R) - own_BHR)
-    return torch.lerp(own_BHRD, text.reshape(B, H, R, D), share_BHR[..., None].to(own_BHRD.dtype))
+    wide = share_BHR.dtype  # the kernel's sums are not rounded to bfloat16, and what is made of them is rounded once
+    both = torch.lerp(own_BHRD.to(wide), text.reshape(B, H, R, D).to(wide), share_BHR[..., None])
+    return both.to(own_BHRD.dtype)
 
 
 def _fold(mask_B1QS: Tensor, groups: int) -> Tensor:

@@ -8,6 +8,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cache, cached_property
+from threading import Lock
 from typing import Any, Final
 
 import torch
@@ -19,6 +20,8 @@ LARGEST: Final = 64
 """Of the integers that 8-bit weights are multiplied by: pairs of products then fit into 16 bits."""
 
 _ROWS: Final = 1024  # of a weight that are looked at together
+
+_one_at_a_time = Lock()  # torch has one engine for all threads
 
 _RECORDED = """
 def product(input, weight: __torch__.torch.classes.quantized.LinearPackedParamsBase):
@@ -32,7 +35,7 @@ _eight, _pack_eight = operator("quantized", _EIGHT), operator("quantized", "line
 
 
 class Weights:
-    """Weights `[out, in]` that give the products of an input `[..., in]`, both in float32.
+    """Weights `[out, in]` that give the products of an input `[..., rows, in]`, both in float32.
 
     Attributes:
         itemsize: bytes that each weight is read in.
@@ -117,9 +120,10 @@ def _is_here() -> bool:
 def _engine() -> Iterator[None]:
     """Let torch pack for FBGEMM meanwhile."""
     engines: Any = torch.backends.quantized
-    before = engines.engine
-    engines.engine = "fbgemm"
-    try:
-        yield
-    finally:
-        engines.engine = before
+    with _one_at_a_time:
+        before = engines.engine
+        engines.engine = "fbgemm"
+        try:
+            yield
+        finally:
+            engines.engine = before

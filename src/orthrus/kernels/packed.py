@@ -9,7 +9,7 @@ there and multiplies in float32, which float32 copies replace where it is missin
 
 from collections.abc import Callable, Sequence
 from time import perf_counter
-from typing import NamedTuple, TypeVar
+from typing import Literal, NamedTuple, TypeVar
 
 import psutil
 import torch
@@ -37,10 +37,10 @@ _CLEARLY = 0.9  # of the copy's time, that the weights themselves must stay belo
 
 
 class Copy(NamedTuple):
-    """How the second copy of a weight is kept: in which precision, and whether packed (float16 by FBGEMM or oneDNN)."""
+    """How the second copy of a weight is kept: in which precision, and laid out for whose kernels."""
 
     dtype: torch.dtype
-    packed: bool
+    layout: Literal["torch", "oneDNN", "FBGEMM"]
 
 
 class AsIs(NamedTuple):
@@ -94,8 +94,10 @@ class _Shared(Shared[PackedLinear]):
         if not (again and self._input is input):
             self._refresh()
         copy, weight = self.copy, self.layers[0].weight
+        if copy is None or input.dtype != weight.dtype or input.dim() < 2:  # FBGEMM takes no vectors
+            return False
         # Where a copy is wider, the time of one row is that of reading weights: the fewer bytes win.
-        return copy is not None and input.dtype == weight.dtype and (several or copy.itemsize <= weight.itemsize)
+        return several or copy.itemsize <= weight.itemsize
 
     def product(self, input: Tensor) -> Tensor:
         """Return the outputs of all layers, one after another."""
@@ -123,31 +125,34 @@ def product(input, weight, bias: Optional[Tensor]):
 """
 
 
-def copy_for(weight: Tensor) -> Copy | None:
+def copy_for(weight: Tensor, *, half: bool = True) -> Copy | None:
     """Return the copy of a weight that makes products faster here; None where the weight itself is as good.
 
-    Its precision is the weight's own where the CPU multiplies in that, else float16 by FBGEMM, or float32. CPUs with
-    AVX-512 get all weights packed, others the large ones.
+    Its precision is the weight's own where the CPU multiplies in that, else float16 by FBGEMM (`half`: where it holds
+    the weight), or float32. CPUs with AVX-512 get all weights laid out for oneDNN, others the large ones.
     """
     if type(weight) not in PLAIN or weight.device.type != "cpu" or weight.dtype not in _TYPES:
         return None
     native = multiplies(weight.dtype)
-    if not native and fbgemm.can_half():
-        return Copy(torch.float16, packed=True)
+    if half and not native and fbgemm.can_half():
+        return Copy(torch.float16, "FBGEMM")
     can_pack = _product is not None and _reorder is not None and torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
-    packed = can_pack and (torch.backends.cpu.get_cpu_capability() == "AVX512" or weight.numel() >= _AMPLE)
-    return Copy(weight.dtype if native else torch.float32, packed) if packed or not native else None
+    if can_pack and (torch.backends.cpu.get_cpu_capability() == "AVX512" or weight.numel() >= _AMPLE):
+        return Copy(weight.dtype if native else torch.float32, "oneDNN")
+    return None if native else Copy(torch.float32, "torch")
 
 
 def _copied(weights: Sequence[Tensor]) -> Tensor | fbgemm.Weights | None:
     whole = torch.cat([weight.detach() for weight in weights]) if len(weights) > 1 else weights[0].detach()
     kind = copy_for(whole)
+    if kind is not None and kind.layout == "FBGEMM":
+        if (halves := fbgemm.in_half(whole)) is not None:
+            return halves
+        kind = copy_for(whole, half=False)
     if kind is None:
         return None
-    if kind.dtype == torch.float16 and not multiplies(whole.dtype):
-        return fbgemm.in_half(whole) or whole.float()
     dense = whole.to(kind.dtype).contiguous()
-    if not kind.packed or _reorder is None:
+    if kind.layout != "oneDNN" or _reorder is None:
         return dense
     packed: Tensor = _reorder(dense, _ROWS)
     return packed

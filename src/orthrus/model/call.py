@@ -51,7 +51,7 @@ class Call:
             [store.keys for store in stores] + [store.values for store in stores] + self._cache.states.buffers(),
         )
         self._grows = T > 1 and "tile" not in self._rest
-        by_head = pays(stores[0].keys, T, current.span)  # a product for each head of each text
+        by_head = self._by_head(T, current.span)
         self._joins = B > 1 and not by_head
         rows = getattr(self._view, "rows", 0)
         self._all_kept = self.kept == T
@@ -73,8 +73,11 @@ class Call:
     def has_room(self) -> bool:
         """Whether attention computes the pass over `others` in the same way."""
         rows, span, more = self._cache.current.slot_BQ.shape[1], self._cache.current.span, 1 + self._grows
-        keys = self.inputs[2][0]
-        return pays(keys, rows, span) == pays(keys, rows + self._grows, span + more)
+        return self._by_head(rows, span) == self._by_head(rows + self._grows, span + more)
+
+    def _by_head(self, rows: int, span: int) -> bool:
+        """Tell whether attention makes a product for each head of each text."""
+        return "tile" not in self._rest and pays(self.inputs[2][0], rows, span)
 
     def others(self) -> tuple[Any, ...]:
         """Return inputs of other sizes, over a cache of their own: other tokens, which see all slots before them.
@@ -99,9 +102,9 @@ class Call:
         wider = [pad(mask, (1 + grows, 0, 0, grows))[texts] for mask in masks]
         stored = 2 * len(self._cache.stores)
         kinds = [(index < stored // 2, buffer.shape, buffer.dtype) for index, buffer in enumerate(buffers[:stored])]
-        # One cache for all layers of a shape, which are called in turn.
-        different = dict(zip(kinds, buffers, strict=False))
-        slots = {kind: pad(buffer[rows, :span], (0, 0, 0, 0, 0, 1 + grows)) for kind, buffer in different.items()}
+        # One cache for all layers of a shape, which are called in turn; slots lie as they do in the cache.
+        different = {kind: buffer.transpose(1, 2) for kind, buffer in zip(kinds, buffers, strict=False)}
+        slots = {k: pad(x[rows, :, :span], (0, 0, 0, 1 + grows)).transpose(1, 2) for k, x in different.items()}
         terms = {id(buffer) for buffer in self._cache.states.term_buffers()} if grows else set()
         states = [_one_more(x[rows], 1) if id(x) in terms else x[rows] for x in buffers[stored:]]
         reach = torch.empty(span + 1 + grows, 1, start + (self._start is not None), 0)
