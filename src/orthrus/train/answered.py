@@ -1,6 +1,6 @@
 """What tasks share that train on a frozen backbone's answers: loading, rows, loss, evaluation."""
 
-from abc import abstractmethod
+from abc import ABC, abstractmethod
 from typing import Generic, TypeVar
 
 import numpy as np
@@ -25,7 +25,7 @@ EVALUATION_ROWS = 16
 _Recipe = TypeVar("_Recipe", bound=AnsweredRecipe)
 
 
-class AnsweredTask(Generic[_Recipe]):
+class AnsweredTask(ABC, Generic[_Recipe]):
     """The loop's task for a recipe of answers; a subclass makes `model` and says what its loss is.
 
     Args:
@@ -71,13 +71,13 @@ class AnsweredTask(Generic[_Recipe]):
     def _loss(self, packed: PackedRows, index: Rows, step: int) -> Loss:
         """The loss of packed rows at a step, or, at step -1, of held-out ones."""
 
+    @abstractmethod
     def _decoded(self, prompts: list[list[int]]) -> dict[str, float]:
-        """Decode prompts with the model's own drafts; returns figures by name."""
-        return rates(decoded_by(self._backbone, prompts, self._recipe.responses.eval_tokens, self._drafter()))
+        """Decode prompts with the model; returns figures by name."""
 
-    def _drafter(self) -> Drafter:
-        """Return the model as the engine asks for drafts."""
-        raise NotImplementedError
+    def _drafted(self, prompts: list[list[int]], drafter: Drafter) -> dict[str, float]:
+        """Decode prompts by the backbone with a drafter; returns figures by name."""
+        return rates(decoded_by(self._backbone, prompts, self._recipe.responses.eval_tokens, drafter))
 
 
 def _report(name: str, done: int, whole: int) -> None:

@@ -16,6 +16,7 @@ from transformers import PreTrainedModel
 from orthrus.data.packing import PackedRows
 from orthrus.kernels import masks
 from orthrus.model.head import output_head
+from orthrus.model.twin import in_dtype
 from orthrus.peers import dflash_files
 from orthrus.peers.dflash import DFlash, DFlashConfig
 from orthrus.peers.dflash_drafter import DFlashDrafter
@@ -103,7 +104,10 @@ class DFlashTask(AnsweredTask[DFlashRecipe]):
 
     def save(self, path: Path) -> None:
         """Write the drafter in the published layout, in the run's dtype."""
-        dflash_files.save(copy.deepcopy(self.model).to(self._backbone.dtype), path)
+        dflash_files.save(in_dtype(copy.deepcopy(self.model), self._backbone.dtype), path)
+
+    def _decoded(self, prompts: list[list[int]]) -> dict[str, float]:
+        return self._drafted(prompts, self._drafter())
 
     def _drafter(self) -> DFlashDrafter:
         return DFlashDrafter(self._backbone, copy.deepcopy(self.model))

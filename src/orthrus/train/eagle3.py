@@ -105,6 +105,9 @@ class Eagle3Task(AnsweredTask[Eagle3Recipe]):
         """Write the drafter as `speculators` reads it, in the run's dtype."""
         eagle3_model.save(self._decoding(), self._backbone, path)
 
+    def _decoded(self, prompts: list[list[int]]) -> dict[str, float]:
+        return self._drafted(prompts, self._drafter())
+
     def _drafter(self) -> Eagle3Drafter:
         return Eagle3Drafter(self._backbone, self._decoding())
 
