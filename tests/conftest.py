@@ -16,6 +16,9 @@ from hypothesis import HealthCheck, settings
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
+from orthrus.model import traced
+from orthrus.model.call import Call
+from orthrus.model.traced import Recorder
 from tests.families import VOCAB
 
 torch.set_num_threads(1)
@@ -43,6 +46,20 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         for item in items:
             if item.get_closest_marker("slow"):
                 item.add_marker(pytest.mark.skip(reason="slow: pytest -m slow runs it"))
+
+
+@pytest.fixture
+def recordings(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
+    """The passes recorded so far: whether each was before it was needed; else it is when it was met three times."""
+    made, record = [], Recorder._record
+    monkeypatch.setattr(traced, "USES", 3)
+
+    def note(self: Recorder, kind: traced.Kind, call: Call) -> None:
+        made.append(self.at_once)
+        record(self, kind, call)
+
+    monkeypatch.setattr(Recorder, "_record", note)
+    return made
 
 
 SPECIAL = ["<pad>", "<bos>", "<eos>"]

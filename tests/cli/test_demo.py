@@ -13,9 +13,6 @@ from orthrus.cli import common, demo
 from orthrus.cli.questions import questions
 from orthrus.decode import accept
 from orthrus.decode.accept import Verdict
-from orthrus.model import traced
-from orthrus.model.call import Call
-from orthrus.model.traced import Recorder
 from tests.cli.conftest import Ran
 
 Cli = Callable[..., Ran]
@@ -49,19 +46,11 @@ def test_figures_are_of_the_built_in_prompts(
 
 @pytest.mark.parametrize("command", [("demo", "--prompts", 2), ("generate", "Hello", "--compare")])
 def test_no_pass_is_recorded_while_texts_are_timed(
-    command: tuple[object, ...], cli: Cli, model_dir: Path, monkeypatch: pytest.MonkeyPatch
+    command: tuple[object, ...], cli: Cli, model_dir: Path, recordings: list[bool]
 ) -> None:
     """It takes about a second, which the one that meets a kind of pass often would pay for both."""
-    first, plain = [], Recorder._record
-    monkeypatch.setattr(traced, "USES", 3)
-
-    def note(self: Recorder, kind: traced.Kind, call: Call) -> None:
-        first.append(self.at_once)
-        plain(self, kind, call)
-
-    monkeypatch.setattr(Recorder, "_record", note)
     assert cli(*command, "-m", model_dir, "--max-new-tokens", 16).code == 0
-    assert first == [True] * 3
+    assert recordings == [True] * 3
 
 
 def test_the_terminal_gets_texts_then_one_table_and_a_legend(cli: Cli, model_dir: Path) -> None:

@@ -118,13 +118,14 @@ def require_gradients(model: nn.Module) -> None:
             )
 
 
-def in_dtype(module: _Module, dtype: torch.dtype) -> _Module:
+def in_dtype(module: _Module, dtype: torch.dtype, *, trained: bool = True) -> _Module:
     """Turn a module's weights into a dtype, in place; buffers keep theirs: rounded rotary frequencies shift positions.
 
-    Packed weights stay as they are.
+    Packed weights stay as they are, and so do those that are `trained`, where these are left out.
     """
     for parameter in module.parameters():
-        if parameter.is_floating_point() and parameter.dtype.itemsize > 1:
+        wanted = trained or not parameter.requires_grad
+        if wanted and parameter.is_floating_point() and parameter.dtype.itemsize > 1:
             parameter.data = parameter.data.to(dtype)
     return module
 

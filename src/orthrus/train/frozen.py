@@ -24,7 +24,7 @@ class Frozen(NamedTuple):
     tapped: list[Tensor]
 
 
-class Rows:
+class PackedKeys:
     """A stand-in for a cache: keys pass through, and recurrent layers start anew with every document."""
 
     def __init__(self, document_BT: Tensor) -> None:
@@ -51,7 +51,7 @@ def read(
     position_BT: Tensor,
     taps: Sequence[int] = (),
     *,
-    keys: Rows | None = None,
+    keys: PackedKeys | None = None,
 ) -> Frozen:
     """Run the AR view over packed documents, which do not see each other; `keys` stands in for its cache."""
     seen: dict[int, Tensor] = {}
@@ -64,7 +64,7 @@ def read(
     allowed = masks_of(model, masks.packed(document_BT), position_BT, position_BT)
     try:
         hidden = run(
-            model, {"input_ids": token_BT}, position_BT, keys or Rows(document_BT), View(name="ar", masks=allowed)
+            model, {"input_ids": token_BT}, position_BT, keys or PackedKeys(document_BT), View(name="ar", masks=allowed)
         )
     finally:
         for hook in hooks:
@@ -72,7 +72,7 @@ def read(
     return Frozen(hidden, [seen[tap] for tap in taps])
 
 
-def run(model: PreTrainedModel, inputs: Mapping[str, Tensor], position: Tensor, keys: Rows, view: View) -> Tensor:
+def run(model: PreTrainedModel, inputs: Mapping[str, Tensor], position: Tensor, keys: PackedKeys, view: View) -> Tensor:
     """Run one view over tokens at these positions; returns its last hidden states."""
     assert view.masks is not None
     full = view.masks.full

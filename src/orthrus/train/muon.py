@@ -17,8 +17,8 @@ from orthrus.kernels.native import multiplies
 
 _POLYNOMIAL: Final = (3.4445, -4.7750, 2.0315)  # torch.optim.Muon's
 _STEPS: Final = 5
-_AT_ONCE: Final = {"cpu": 1 << 19}  # numbers of a batch: on a CPU they stay in fast memory
-_AT_ONCE_ELSEWHERE: Final = 1 << 26
+_AT_ONCE: Final = 1 << 19  # numbers of a batch on a CPU: they stay in fast memory
+_AT_ONCE_ON_GPU: Final = 1 << 26
 _OUTPUT = "o_proj"  # whose heads are columns, in every architecture of transformers that `attach` serves
 
 
@@ -48,7 +48,7 @@ class Muon(torch.optim.Optimizer):
             parameters = [p for p in group["params"] if p.grad is not None]
             if not parameters:
                 continue
-            most = _AT_ONCE.get(parameters[0].device.type, _AT_ONCE_ELSEWHERE)
+            most = _AT_ONCE if parameters[0].is_cpu else _AT_ONCE_ON_GPU
             batch = max(1, most // parameters[0].numel())
             for first in range(0, len(parameters), batch):
                 self._move(parameters[first : first + batch], group)

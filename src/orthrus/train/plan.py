@@ -81,7 +81,7 @@ def plan(recipe: Recipe, *, devices: int = 1, answers: Answers = MOST) -> Plan:
     shapes = shapes_of(recipe)
     work = work_of(recipe, shapes, answers)
     steps, rows = recipe.schedule.steps, recipe.run.batch_rows
-    operations = float(work.operations * rows)
+    operations = step_operations(recipe, shapes, answers)
     parts = 1 if recipe.run.grad_accumulation == "auto" else recipe.run.grad_accumulation
     seconds = {name: operations / (hw.rate * hw.share * devices) for name, hw in HARDWARE.items()}
     return Plan(

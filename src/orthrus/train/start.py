@@ -41,11 +41,8 @@ def load_backbone(recipe: ViewRecipe, device: torch.device) -> tuple[PreTrainedM
     """
     model, tokenizer = _in_float32(recipe)
     _check_rows(model, recipe)
-    whole = recipe.run.sharding == "none"  # FSDP2 gathers weights of one dtype
-    for parameter in model.parameters():
-        numbers = parameter.is_floating_point() and parameter.dtype.itemsize > 1  # other forms pack them
-        if whole and numbers and not parameter.requires_grad:
-            parameter.data = parameter.data.to(DTYPES[recipe.run.dtype])
+    if recipe.run.sharding == "none":  # FSDP2 gathers weights of one dtype
+        in_dtype(model, DTYPES[recipe.run.dtype], trained=False)
     model = model.to(device).eval()
     require_gradients(model)
     return model, tokenizer

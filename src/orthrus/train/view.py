@@ -36,7 +36,7 @@ from orthrus.train.start import in_one_dtype, load_backbone
 from orthrus.train.step import Loss, Rows, row_generator
 
 
-class TeacherKeys(frozen.Rows):
+class TeacherKeys(frozen.PackedKeys):
     """Keys and values of the frozen pass, kept for the block pass.
 
     Of recurrent layers it keeps what blocks need to start from any token (`orthrus.train.recurrence`).

@@ -18,10 +18,7 @@ from orthrus.checkpoints.load import load
 from orthrus.data.records import read_records
 from orthrus.decode.output import Stats
 from orthrus.errors import ConfigError, PromptError
-from orthrus.model import traced
-from orthrus.model.call import Call
 from orthrus.model.fingerprint import weights_digest
-from orthrus.model.traced import Recorder
 from tests.bench.conftest import Ticks
 
 Start = Callable[..., list[Result]]
@@ -77,21 +74,13 @@ def test_statistics_have_the_engine_s_names(start: Start) -> None:
 
 @pytest.mark.parametrize("batches", [(1,), (1, 3)])
 def test_no_pass_is_recorded_while_the_clock_runs(
-    batches: tuple[int, ...], start: Start, monkeypatch: pytest.MonkeyPatch
+    batches: tuple[int, ...], start: Start, recordings: list[bool]
 ) -> None:
     """Those of all plans without fused passes, at every batch size."""
-    first, plain = [], Recorder._record
-    monkeypatch.setattr(traced, "USES", 3)
-
-    def note(self: Recorder, kind: traced.Kind, call: Call) -> None:
-        first.append(self.at_once)
-        plain(self, kind, call)
-
-    monkeypatch.setattr(Recorder, "_record", note)
     who = contenders(["ar", "orthrus"], ["full", "auto", "tree:4"])
     start(contenders=who, batches=batches, limit=4, max_new_tokens=16, warmup=0)
-    assert all(first)
-    assert len(first) == 3 * len(batches)
+    assert all(recordings)
+    assert len(recordings) == 3 * len(batches)
 
 
 def test_a_second_run_finds_everything_done(start: Start, ticks: Ticks) -> None:
