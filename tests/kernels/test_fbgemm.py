@@ -23,8 +23,8 @@ def half(weight: Tensor) -> Weights:
     return packed
 
 
-def eight(weight: Tensor) -> Weights:
-    return in_eight(torch.full_like(weight, 127).to(torch.int8) * weight.sign().to(torch.int8), torch.ones(len(weight)))
+def eight(weight: Tensor, largest: int = fbgemm.LARGEST) -> Weights:
+    return in_eight(127 * weight.sign().to(torch.int8), torch.ones(len(weight)), largest)
 
 
 @pytest.mark.parametrize("shape", SHAPES)
@@ -37,13 +37,15 @@ def test_products_of_weights_in_16_bits_are_those_of_float32(shape: tuple[int, i
         torch.testing.assert_close(packed(x[:, ::2]), x[:, ::2] @ weight.float().T, rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.skipif(not fbgemm.is_exact(), reason="no exact products here")
+@pytest.mark.parametrize("largest", [fbgemm.LARGEST, 127])
 @pytest.mark.parametrize("shape", SHAPES)
-def test_products_of_integers_are_exact(shape: tuple[int, int]) -> None:
-    """The largest too, which saturate where rows have eight bits."""
-    packed = eight(torch.randn(shape))
+def test_products_of_integers_are_exact(shape: tuple[int, int], largest: int) -> None:
+    """The largest too, which saturate where rows have eight bits and there is no VNNI."""
+    if not fbgemm.is_exact(largest):
+        pytest.skip("no exact products of such integers here")
+    packed = eight(torch.randn(shape), largest)
     weight = torch.stack([packed(row) for row in torch.eye(shape[1])[:, None]], -1)[0]
-    for most in (3, fbgemm.LARGEST):
+    for most in (3, largest):
         x = torch.randint(-most, most + 1, (32, shape[1])).float()
         x[0], x[1] = most, -most * weight[0].sign()
         expected = (x.long() @ weight.long().T).float()

@@ -14,7 +14,6 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 import orthrus
-from orthrus.checkpoints import eight
 from orthrus.checkpoints.eight import to_int8
 from orthrus.checkpoints.load import dtype_of, load, put_on, ready
 from orthrus.decode import exact
@@ -25,13 +24,13 @@ from orthrus.errors import ConfigError, OrthrusError, UnsupportedModel
 from orthrus.kernels import fbgemm, int8
 from orthrus.kernels.int8 import (
     Int8Linear,
+    by_onednn,
     in_parts,
     is_exact,
     is_quantised,
     quantise,
     quantised,
     rounded,
-    rounds_inputs,
 )
 from orthrus.kernels.smoothing import Rounding
 from orthrus.model.attach import attach, detach
@@ -42,7 +41,11 @@ from tests.decode.drive import BLOCK, decode, dual
 from tests.families import tiny
 
 pytestmark = pytest.mark.skipif(not is_exact(), reason="needs VNNI instructions and oneDNN, or FBGEMM")
-FORMS = [(True, int8.rounds_inputs()), (False, fbgemm.is_exact())]
+FORMS = {
+    "oneDNN": ({"by_fbgemm": False, "by_onednn": True}, int8.by_onednn()),
+    "FBGEMM": ({"by_fbgemm": True, "by_onednn": False}, fbgemm.is_exact(127)),
+    "in two parts": ({"by_fbgemm": False, "by_onednn": False}, fbgemm.is_exact()),
+}
 
 PROMPTS = [[5, 6, 7], [*range(30, 43)], [8], [9, 10, 11, 12, 13], [*range(60, 70)]]
 PLANS = ("full", "fixed:3", "tree:6", "onepass", "lookup", "auto")
@@ -52,13 +55,12 @@ ROUNDINGS = pytest.mark.parametrize("rounding", [{}, {"smooth": True}], ids=["pl
 
 @pytest.fixture(
     autouse=True,
-    params=[rounds for rounds, works in FORMS if works],
-    ids=lambda rounds: "inputs in 8 bits" if rounds else "in two parts",
+    params=[name for name, (_, works) in FORMS.items() if works],
 )
 def form(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """Every form that this processor computes exactly."""
-    monkeypatch.setattr(int8, "rounds_inputs", lambda: request.param)
-    monkeypatch.setattr(eight, "rounds_inputs", lambda: request.param)
+    for name, serves in FORMS[request.param][0].items():
+        monkeypatch.setattr(int8, name, lambda serves=serves: serves)
 
 
 def group(*outputs: int, inputs: int = 72, bias: bool = False, smooth: bool = False) -> nn.Module:
@@ -334,20 +336,21 @@ def test_what_does_not_go_with_int8_is_refused_by_name(options: dict[str, Any], 
 
 def test_a_processor_whose_sums_saturate_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     """As those without VNNI instructions do, and a torch without oneDNN."""
-    monkeypatch.setattr(int8, "rounds_inputs", rounds_inputs)
-    monkeypatch.setattr(fbgemm, "is_exact", lambda: False)
-    rounds_inputs.cache_clear()
+    monkeypatch.setattr(int8, "by_onednn", by_onednn)
+    monkeypatch.setattr(int8, "by_fbgemm", lambda: False)
+    monkeypatch.setattr(fbgemm, "is_exact", lambda *_: False)
+    by_onednn.cache_clear()
     product = int8._product
     assert product is not None
     try:
         monkeypatch.setattr(int8, "_product", lambda *args: product(*args).clamp(-(2**15), 2**15))
         with pytest.raises(ConfigError, match="VNNI"):
             dtype_of("int8", torch.device("cpu"))
-        rounds_inputs.cache_clear()
+        by_onednn.cache_clear()
         monkeypatch.setattr(int8, "_product", None)
         assert not is_exact()
     finally:
-        rounds_inputs.cache_clear()
+        by_onednn.cache_clear()
 
 
 def test_layers_do_not_leave_the_cpu() -> None:

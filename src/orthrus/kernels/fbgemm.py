@@ -1,4 +1,4 @@
-"""Weights as FBGEMM reads them, for x86 CPUs that multiply in neither 16 bits nor, without saturating, in 8.
+"""Weights as FBGEMM reads them, on x86 CPUs.
 
 They are read in 16 bits and multiplied in float32, or read in 8 and multiplied as integers. Torch keeps them in objects
 that are no tensors. Knows weights; knows no layer.
@@ -17,7 +17,7 @@ from torch import Tensor
 from orthrus.kernels.recorded import bound, is_recording, operator
 
 LARGEST: Final = 64
-"""Of the integers that 8-bit weights are multiplied by: pairs of products then fit into 16 bits."""
+"""Of the integers that 8-bit weights are multiplied by without VNNI: pairs of products then fit into 16 bits."""
 
 _ROWS: Final = 1024  # of a weight that are looked at together
 
@@ -39,28 +39,36 @@ class Weights:
 
     Attributes:
         itemsize: bytes that each weight is read in.
+        largest: integer that weights of 8 bits are multiplied by; 0 for those of 16.
         dtype: of inputs and products.
     """
 
     dtype: Final = torch.float32
 
-    def __init__(self, packed: object, *, itemsize: int) -> None:
-        """Take what torch has packed, of 2 bytes or 1 each."""
-        self._packed, self.itemsize = packed, itemsize
+    def __init__(self, packed: object, *, largest: int = 0) -> None:
+        """Take what torch has packed."""
+        self._packed, self.largest, self.itemsize = packed, largest, 1 if largest else 2
 
     def __call__(self, input: Tensor) -> Tensor:
-        """Return `input @ weight.T`; for weights of 8 bits inputs are integers up to `LARGEST`, and rounded to such."""
+        """Return `input @ weight.T`; weights of 8 bits round inputs to integers up to `largest`."""
         if is_recording():
             return self._recorded(input)
         assert _half is not None
         assert _eight is not None
-        out: Tensor = _half(input, self._packed) if self.itemsize == 2 else _eight(input, 1.0, LARGEST, self._packed)
+        if not self.largest:
+            out: Tensor = _half(input, self._packed)
+        else:
+            out = _eight(input, 1.0, self._zero, self._packed)
         return out
+
+    @property
+    def _zero(self) -> int:
+        return -(-self.largest // 64) * 64  # a power of 2, to which all integers can be added in 8 bits
 
     @cached_property
     def _recorded(self) -> Callable[..., Tensor]:
-        half, eight = f"{_HALF}(input, weight)", f"{_EIGHT}(input, 1.0, {LARGEST}, weight)"
-        return bound(_RECORDED.format(half if self.itemsize == 2 else eight), self._packed)
+        call = f"{_EIGHT}(input, 1.0, {self._zero}, weight)" if self.largest else f"{_HALF}(input, weight)"
+        return bound(_RECORDED.format(call), self._packed)
 
 
 def in_half(weight: Tensor) -> Weights | None:
@@ -72,7 +80,7 @@ def in_half(weight: Tensor) -> Weights | None:
     if _pack_half is None or not all(map(_fits_half, torch.split(weight, _ROWS))):
         return None
     with _engine():
-        return Weights(_pack_half(weight.float().contiguous(), None), itemsize=2)
+        return Weights(_pack_half(weight.float().contiguous(), None))
 
 
 def _fits_half(weight: Tensor) -> bool:
@@ -81,14 +89,17 @@ def _fits_half(weight: Tensor) -> bool:
     return bool((lost <= wide.abs().amax(-1) * 2**-12).all())
 
 
-def in_eight(weight: Tensor, scale: Tensor) -> Weights:
-    """Return a weight of integers from -127 to 127 `[out, in]`, times a scale `[out]` in float32."""
+def in_eight(weight: Tensor, scale: Tensor, largest: int = LARGEST) -> Weights:
+    """Return a weight of integers from -127 to 127 `[out, in]`, times a scale `[out]` in float32.
+
+    It is multiplied by integers up to `largest`, at most 127.
+    """
     assert _pack_eight is not None
     with _engine(), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of such tensors' future
         zero = torch.zeros(len(scale), dtype=torch.long)
         quantised = torch._make_per_channel_quantized_tensor(weight, scale.double(), zero, 0)
-        return Weights(_pack_eight(quantised, None), itemsize=1)
+        return Weights(_pack_eight(quantised, None), largest=largest)
 
 
 def can_half() -> bool:
@@ -97,16 +108,16 @@ def can_half() -> bool:
 
 
 @cache
-def is_exact() -> bool:
-    """Tell whether products of weights in 8 bits with integers up to `LARGEST` are exact here."""
+def is_exact(largest: int = LARGEST) -> bool:
+    """Tell whether products of weights in 8 bits with integers up to this one are exact here."""
     if _eight is None or _pack_eight is None or not hasattr(torch, "_make_per_channel_quantized_tensor"):
         return False
     if not _is_here():
         return False
     weight = torch.tensor([127, -127], dtype=torch.int8)[:, None].expand(2, 64).contiguous()
-    rows = torch.tensor([[LARGEST], [-LARGEST]]).expand(2, 64).float().contiguous()
+    rows = torch.tensor([[largest], [-largest]]).expand(2, 64).float().contiguous()
     try:
-        sums = in_eight(weight, torch.ones(2))(rows)
+        sums = in_eight(weight, torch.ones(2), largest)(rows)
     except RuntimeError:
         return False
     return torch.equal(sums, rows @ weight.float().T)

@@ -2,9 +2,10 @@
 
 Each row of the input has a scale of its own and so has each output; products are added up as integers, which does not
 round. What a row gives therefore does not depend on how many rows are multiplied with it, nor on which, nor on the
-number of threads. Where oneDNN's sums saturate, FBGEMM multiplies inputs in two parts of 7 bits each, which leaves
-little of them out. Layers that read the same input are multiplied as one. How inputs of 8 bits are rounded best is
-observed elsewhere (`orthrus.kernels.smoothing`). Knows layers; knows no pass.
+number of threads. FBGEMM multiplies, or oneDNN where it has tiles (AMX) for that: of integers, both give the same bits.
+Where sums of 8-bit integers saturate, FBGEMM multiplies inputs in two parts of 7 bits each, which leaves little of them
+out. Layers that read the same input are multiplied as one. How inputs of 8 bits are rounded best is observed elsewhere
+(`orthrus.kernels.smoothing`). Knows layers; knows no pass.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -17,6 +18,7 @@ from torch import Tensor, nn
 
 from orthrus.errors import ConfigError, UnsupportedModel
 from orthrus.kernels import fbgemm
+from orthrus.kernels.native import has_tiles
 from orthrus.kernels.recorded import is_recording, operator, recordable
 from orthrus.kernels.shared import Shared
 from orthrus.kernels.smoothing import PLAINLY, Rounding
@@ -48,15 +50,21 @@ def quantised(weight: Tensor) -> tuple[Tensor, Tensor]:
     return (wide / scale[:, None]).round_().to(torch.int8), scale
 
 
+def scaled(input: Tensor, largest: Tensor) -> tuple[Tensor, Tensor]:
+    """Return rows `[..., in]` in float32 by a scale that makes `largest` of each row's largest magnitude, and those."""
+    wide = input.float()
+    most = wide.abs().amax(-1, keepdim=True)
+    return wide * (largest / most), most
+
+
 def rounded(input: Tensor) -> tuple[Tensor, Tensor]:
     """Round rows `[..., in]` to integers from -127 to 127, kept as uint8 with 128 added.
 
     Returns them and each row's largest magnitude `[..., 1]` in float32, which 127 stands for. Rows of zeros have any
     integers, and rows that are not finite a magnitude that is not.
     """
-    wide = input.float()
-    most = wide.abs().amax(-1, keepdim=True)
-    shifted = (wide * (_FULL / most)).add_(_ROUND)
+    wide, most = scaled(input, _FULL)
+    shifted = wide.add_(_ROUND)
     # The other way to the same integers takes longer, but can be recorded.
     integer = shifted.to(torch.int32) if is_recording() else shifted.view(torch.int32)
     return integer.to(torch.uint8), most
@@ -67,9 +75,7 @@ def in_parts(input: Tensor) -> tuple[Tensor, Tensor]:
 
     Returns both as integers in float32 `[2, ..., in]`, and each row's largest magnitude `[..., 1]`.
     """
-    wide = input.float()
-    most = wide.abs().amax(-1, keepdim=True)
-    wide = wide * (_PARTS / most)
+    wide, most = scaled(input, _PARTS)
     coarse = wide.round()
     return torch.stack([coarse, wide.sub_(coarse).mul_(2 * fbgemm.LARGEST).round_()]), most
 
@@ -154,13 +160,17 @@ class _Shared(Shared["Int8Linear"]):
             self.pack()
         assert self.packed is not None
         smooth = input if self.factor is None else input * self.factor
-        if isinstance(self.packed, fbgemm.Weights):
+        if not isinstance(self.packed, fbgemm.Weights):
+            row, most = rounded(smooth)
+            wide = multiplied(row, self.packed, self.scale, self.zero)
+        elif self.packed.largest == _LARGEST:
+            row, most = scaled(smooth, _FULL)
+            wide = self.packed(row.round_())  # whose own rounding adds 128 first
+        else:
             parts, most = in_parts(smooth)
             coarse, fine = self.packed(parts)
-            wide: Tensor = coarse.add_(fine, alpha=1 / (2 * fbgemm.LARGEST)).mul_(most)
-        else:
-            row, most = rounded(smooth)
-            wide = multiplied(row, self.packed, self.scale, self.zero).mul_(most)
+            wide = coarse.add_(fine, alpha=1 / (2 * fbgemm.LARGEST))
+        wide = wide.mul_(most)
         return (wide if self.bias is None else wide.add_(self.bias)).to(input.dtype)
 
     def pack(self) -> None:
@@ -169,8 +179,9 @@ class _Shared(Shared["Int8Linear"]):
         self.factor = self.layers[0].factor
         biases = [layer.bias.detach().float() for layer in self.layers if layer.bias is not None]
         self.bias = torch.cat(biases) if biases else None
-        if not rounds_inputs():
-            self.packed = fbgemm.in_eight(weight, scale / fbgemm.LARGEST)
+        if not rounds_inputs() or by_fbgemm():
+            largest = _LARGEST if rounds_inputs() else fbgemm.LARGEST
+            self.packed = fbgemm.in_eight(weight, scale / largest, largest)
             return
         assert _prepack is not None
         self.scale, self.zero = scale / _LARGEST, torch.zeros(len(weight), dtype=torch.int32)
@@ -191,12 +202,22 @@ def is_exact() -> bool:
     return rounds_inputs() or fbgemm.is_exact()
 
 
-@cache
 def rounds_inputs() -> bool:
-    """Tell whether oneDNN adds products of 8-bit integers exactly here: without VNNI instructions, sums saturate.
+    """Tell whether products of 8-bit integers are added exactly here: without VNNI instructions, sums saturate.
 
     Then inputs have 8 bits, and otherwise two parts of 7.
     """
+    return by_fbgemm() or by_onednn()
+
+
+def by_fbgemm() -> bool:
+    """Tell whether FBGEMM adds such products exactly, and no tiles make oneDNN the faster."""
+    return not has_tiles() and fbgemm.is_exact(_LARGEST)
+
+
+@cache
+def by_onednn() -> bool:
+    """Tell whether oneDNN adds such products exactly."""
     if _product is None or _prepack is None or not torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]
         return False
     weight = torch.tensor([_LARGEST, -_LARGEST], dtype=torch.int8)[:, None].expand(2, 64).contiguous()

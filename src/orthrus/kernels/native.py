@@ -1,4 +1,4 @@
-"""Which floating-point types the CPU at hand multiplies in; torch computes the others many times slower."""
+"""What the CPU at hand multiplies in: torch computes in other floating-point types many times slower."""
 
 import torch
 
@@ -10,3 +10,9 @@ def multiplies(dtype: torch.dtype) -> bool:
     name = {torch.bfloat16: "_is_mkldnn_bf16_supported", torch.float16: "_is_mkldnn_fp16_supported"}.get(dtype)
     check = getattr(torch.ops.mkldnn, name, None) if name else None
     return check is not None and bool(check())
+
+
+def has_tiles() -> bool:
+    """Tell whether this CPU multiplies tiles of matrices (AMX)."""
+    abilities: dict[str, object] = getattr(torch.cpu, "get_capabilities", dict)()  # torch 2.13
+    return bool(abilities.get("amx_tile"))
