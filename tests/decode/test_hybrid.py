@@ -200,11 +200,13 @@ def test_completions_of_one_prompt_go_on_from_its_end(chunk: int | None) -> None
 
 
 def test_prompts_that_join_together_are_read_once() -> None:
-    """Completions of one prompt, and prompts with most of their start in common."""
-    prompt, system = [*range(20, 60)], [*range(60, 60 + 2 * prefixes.BLOCK + 4)]
+    """Completions of one prompt, prompts with most of their start in common, and such as part at two lengths."""
+    prompt, system, B = [*range(20, 60)], [*range(60, 60 + 2 * prefixes.BLOCK + 4)], prefixes.BLOCK
+    long = [3 + (7 * i) % 80 for i in range(6 * B + 5)]
     for prompts, expected in (
         ([prompt] * 3, [0, 39, 39]),
-        ([[*system, 5, 6], [*system, 7, 8], [*system, 9, 10]], [0, 2 * prefixes.BLOCK, 2 * prefixes.BLOCK]),
+        ([[*system, 5, 6], [*system, 7, 8], [*system, 9, 10]], [0, 2 * B, 2 * B]),
+        ([long, [*long[: 4 * B + 3], 5, 6], [*long[: 2 * B + 3], 7, 8]], [0, 4 * B, 2 * B]),
     ):
         rows = decode(engine("full", rows=3), prompts, Options(max_new_tokens=20))
         assert [row.token_ids for row in rows] == [continued(tuple(one), 20) for one in prompts]

@@ -40,6 +40,11 @@ def expected(text: list[int]) -> tuple[Tensor, Tensor]:
     return outs[0, -1], (window.T * WEIGHT).sum(1)
 
 
+def closest_behind(lengths: set[int]) -> int:
+    """The length that is closest behind another, or behind nothing read; the first of several."""
+    return min(sorted(lengths), key=lambda length: length - max({0, *lengths} & {*range(length)}))
+
+
 class StatesMachine(RuleBasedStateMachine):
     """Drive a cache of two layers, of which one keeps states, as an engine does."""
 
@@ -114,7 +119,7 @@ class StatesMachine(RuleBasedStateMachine):
                 if len(self.texts[row]) < taken <= length:
                     self.copied[row].add(taken)
                     if len(self.copied[row]) > MOST:
-                        self.copied[row].remove(sorted(self.copied[row])[1])
+                        self.copied[row].remove(closest_behind(self.copied[row]))
             self.known[row] = {length, length + more}
             self.texts[row] = self.texts[row] + own[: count + more]
 

@@ -17,6 +17,7 @@ from orthrus.decode.batching import batch_of, outcomes_of
 from orthrus.decode.cycle import Outcome, cycle
 from orthrus.decode.drafters import Drafter, ViewDrafter, tapped
 from orthrus.decode.exact import Exact, finding_for
+from orthrus.decode.footprint import require_states
 from orthrus.decode.geometry import Geometry
 from orthrus.decode.learned import experience_of
 from orthrus.decode.noise import stream_of
@@ -98,6 +99,7 @@ class Engine:
         self.capacity = capacity
         geometry = None if self.finding is None else self.finding.geometry
         room = capacity if geometry is None else geometry.capacity(capacity)
+        require_states(model, rows=rows, capacity=room, terms=self.policy.scratch)
         self.cache = lend(model, rows=rows, capacity=room, borrower=self)
         self.passes = passes(model, self.cache, geometry)
         if self.drafter.taps and self.passes.runner.compiled:

@@ -9,9 +9,11 @@ import torch
 from transformers import PreTrainedModel
 
 from orthrus.decode.passes import Passes
-from orthrus.model.attach import evaluating
+from orthrus.model.attach import evaluating, is_hybrid
 from orthrus.model.attachment import attachment_of
 from orthrus.model.cache import ScratchCache
+from orthrus.model.fingerprint import key_of
+from orthrus.model.room import require_memory
 from orthrus.model.snapshots import MOST
 
 
@@ -37,7 +39,22 @@ class Footprint:
 
 
 def footprint(model: PreTrainedModel, *, terms: int) -> Footprint:
-    """Measure what a row takes where passes keep at most `terms` tokens (`Plan.scratch` is enough)."""
+    """Measure, once in a process, what a row takes where passes keep at most `terms` tokens (`Plan.scratch` is enough)."""
+    known: dict[object, Footprint] = attachment_of(model).memo("footprint")
+    key = (terms, *key_of(model))
+    if key not in known:
+        known[key] = _measure(model, terms)
+    return known[key]
+
+
+def require_states(model: PreTrainedModel, *, rows: int, capacity: int, terms: int) -> None:
+    """Raise CacheFull where a hybrid's rows take more memory than is free; keys alone are counted at the first pass."""
+    if is_hybrid(model):
+        needed = rows * footprint(model, terms=terms).row(capacity)
+        require_memory(needed, model.device, rows=rows, capacity=capacity)
+
+
+def _measure(model: PreTrainedModel, terms: int) -> Footprint:
     cache = ScratchCache(rows=1, capacity=terms, device=model.device)
     with torch.inference_mode(), attachment_of(model).lock, evaluating(model):
         Passes(model, cache).verify(slice(0, 1), torch.zeros(1, terms, dtype=torch.long, device=model.device))

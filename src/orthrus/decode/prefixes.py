@@ -4,7 +4,7 @@ A text is a path of whole blocks through a tree of dictionaries, so looking a pr
 many rows there are. Only behind the last whole block in common are tokens compared one by one.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from itertools import takewhile
 from typing import Final
 
@@ -87,18 +87,18 @@ class Prefixes:
         return -best[2], best[0]
 
 
-def resume_lengths(prompt: int, shared: int) -> set[int]:
+def resume_lengths(prompt: int, shared: Collection[int]) -> set[int]:
     """Return after how many tokens of a prompt others likely go on: they need a recurrent state there.
 
     At its end (more completions of it), a block border 8 to 23 tokens before (a chat's next turn, where the template
-    writes the opening of an answer otherwise once it has ended), and the last border of what it shares with another.
+    writes the opening of an answer otherwise once it has ended), and the last border of what it shares with each other.
 
     Args:
         prompt: its tokens, without the last one, which is the first anchor.
-        shared: how many of them another text begins with.
+        shared: how many of them others begin with.
     """
     before_the_end = max(prompt - BLOCK // 2, 0)
-    return {prompt, *(length // BLOCK * BLOCK for length in (before_the_end, shared))} - {0}
+    return {prompt, *(length // BLOCK * BLOCK for length in (before_the_end, *shared))} - {0}
 
 
 def _block(token_ids: Sequence[int], number: int) -> tuple[int, ...]:

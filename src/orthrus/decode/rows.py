@@ -50,6 +50,7 @@ class Row:
         error: what went wrong.
         cached: tokens of the prompt whose keys were there when it joined.
         behind: the row that begins with most of this prompt, while this one waits for its keys.
+        shared: after how many tokens of its prompt others go another way.
     """
 
     id: int
@@ -69,6 +70,7 @@ class Row:
     error: Exception | None = None
     cached: int = 0
     behind: "Row | None" = None
+    shared: set[int] = field(default_factory=set)
 
     @property
     def anchor(self) -> int:
@@ -180,10 +182,10 @@ class Rows:
         index, wanted = len(self._taken), row.prompt_ids[:-1]
         for other in range(index):
             self._note(other)
-        source, common, shared = index, 0, 0
+        source, common = index, 0
         if self._reuse:
             source, common = self._prefixes.longest(wanted, prefer=index, resumable=self._resumable)
-            shared = self._prefixes.longest(wanted, prefer=index)[1]
+            row.shared = {self._prefixes.longest(wanted, prefer=index)[1]}
             row.behind = self._ahead_of(wanted, common)
             if row.behind is not None:
                 return None
@@ -196,7 +198,7 @@ class Rows:
         self._prefixes.cut(index, 0)
         self._prefixes.extend(index, wanted)  # what is still to be read as well, so that others find it
         self.cache.set_length(index, common)
-        self.cache.take_snapshots(index, resume_lengths(len(wanted), shared) if self._reuse else ())
+        self.cache.take_snapshots(index, resume_lengths(len(wanted), row.shared) if self._reuse else ())
         self._joined[index] = row.id
         self._taken.append(row)
         return common
@@ -214,7 +216,8 @@ class Rows:
             return None
         row = self._taken[index]
         if common < (end := len(row.prompt_ids) - 1):
-            self.cache.take_snapshots(index, resume_lengths(end, common))
+            row.shared.add(common)
+            self.cache.take_snapshots(index, resume_lengths(end, row.shared))
         return row
 
     def _resumable(self, index: int, common: int) -> int:

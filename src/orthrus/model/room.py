@@ -16,9 +16,9 @@ def free_memory(device: torch.device) -> int:
 
 
 def require_memory(needed: int, device: torch.device, *, rows: int, capacity: int) -> None:
-    """Raise CacheFull where the keys and values of so many rows take more bytes than are free."""
+    """Raise CacheFull where a cache of so many rows takes more bytes than are free."""
     if needed > (free := free_memory(device)):
         raise CacheFull(
-            f"keys and values of {rows} rows of {capacity} positions take {needed / 1e9:.3g} GB, found "
-            f"{free / 1e9:.3g} GB free on {device}: take fewer rows (prompts at once) or positions (max_new_tokens)"
+            f"a cache of {rows} rows of {capacity} positions takes {needed / 1e9:.3g} GB, found {free / 1e9:.3g} GB "
+            f"free on {device}: take fewer rows (prompts at once) or positions (max_new_tokens)"
         )

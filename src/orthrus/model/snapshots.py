@@ -5,6 +5,7 @@ beforehand. A copy is never written to, so rows share it. Rows are numbered as i
 """
 
 from collections.abc import Collection, Mapping
+from itertools import pairwise
 from typing import Final
 
 from torch import Tensor
@@ -24,8 +25,8 @@ class Snapshots:
         self._kept: list[dict[int, Snapshot]] = [{} for _ in range(rows)]
 
     def ask(self, row: int, lengths: Collection[int]) -> None:
-        """Ask for snapshots at these lengths, in place of those asked for before."""
-        self._asked[row] = frozenset(lengths)
+        """Ask for snapshots at these lengths, `MOST` of them, in place of those asked for before."""
+        self._asked[row] = few(lengths)
 
     def due(self, row: int, length: int, read: int) -> tuple[int, ...]:
         """Return which tokens of a pass, counted from its start, a row is to have a snapshot behind."""
@@ -33,11 +34,9 @@ class Snapshots:
         return tuple(sorted(count for count in due if 0 < count <= read))
 
     def keep(self, row: int, length: int, snapshot: Snapshot) -> None:
-        """Keep a snapshot. Of too many the second shortest goes; the shortest serves most texts."""
-        kept = self._kept[row]
-        kept[length] = snapshot
-        if len(kept) > MOST:
-            del kept[sorted(kept)[1]]
+        """Keep a snapshot; of too many one goes."""
+        kept = {**self._kept[row], length: snapshot}
+        self._kept[row] = {length: kept[length] for length in few(kept)}
 
     def longest(self, row: int, length: int) -> int:
         """Return the most tokens, `length` at most, that a row has a snapshot behind; 0 for none."""
@@ -66,3 +65,12 @@ class Snapshots:
         """Bytes of all snapshots, shared ones once."""
         layers = {id(layer): layer for kept in self._kept for snapshot in kept.values() for layer in snapshot.values()}
         return sum(tail_VC.nbytes + state_HND.nbytes for tail_VC, state_HND in layers.values())
+
+
+def few(lengths: Collection[int]) -> frozenset[int]:
+    """Return `MOST` of these lengths: those closest behind another go, whose texts then read least again."""
+    kept = sorted(lengths)
+    while len(kept) > MOST:
+        gaps = [after - before for before, after in pairwise([0, *kept])]
+        del kept[gaps.index(min(gaps))]
+    return frozenset(kept)
