@@ -166,29 +166,33 @@ def fixed(step: Step, accept: Accept, price: Price, tokens: int) -> float:
 
 
 def simulate_rows(
-    accept: Accept, *, price: Callable[[int, Step], float], rows: Sequence[int], chooser: Policy
+    accept: Accept, *, price: Callable[[int, Step, bool], float], rows: Sequence[int], chooser: Policy, ready: int = 0
 ) -> list[tuple[Step, float, int]]:
     """Decode with so many rows in each step; returns the steps, the seconds they took and the tokens they wrote.
 
     Args:
         accept: how many of the view's drafts would be right at a position; rows are far apart.
-        price: what a step over so many rows takes, draft pass and all.
+        price: what a step over so many rows takes, and whether it has to draft first.
         rows: how many there are in each step.
         chooser: the policy.
+        ready: drafts that the pass over the prompts has made.
     """
     states = [chooser.new_row() for _ in range(max(rows))]
+    for state in states:
+        state.ready = ready
     at = [2000 * row for row in range(max(rows))]
     made = []
     for count in rows:
         step = chooser.choose(states[:count])
         source: Source | None = "text" if step.lookup else "view" if step.drafts else None
-        outcomes = []
+        outcomes, drew = [], source == "view" and not all(state.serves(step) for state in states[:count])
         for row in range(count):
             kept = min(accept(at[row]), step.drafts) if source == "view" else 0
             at[row] += kept + 1
             inside = (kept, step.drafts) if step.nodes else None
-            outcomes.append(RowOutcome(source, step.drafts, kept, drew=source == "view", chain=inside))
-        took = price(count, step)
+            outcomes.append(RowOutcome(source, step.drafts, kept, drew=drew, chain=inside))
+            states[row].ready = 0
+        took = price(count, step, drew)
         chooser.learn(step, outcomes, took)
         made.append((step, took, sum(outcome.kept + 1 for outcome in outcomes)))
     return made

@@ -176,13 +176,16 @@ def look_at_kernels(model: "PreTrainedModel", exact: ExactName, *, rows: int) ->
             finding_for(model, width=config_of(model).proposals + 1, rows=rows)
 
 
-def record(model: "PreTrainedModel", exact: ExactName, *, rows: int, drafts: bool = True, plain: bool = True) -> None:
+def record(model: "PreTrainedModel", exact: ExactName, *, rows: int, plan: str | None, plain: bool = True) -> None:
     """Record passes on CPUs before anybody waits for them, with a sign of life on the terminal: it takes seconds."""
-    from orthrus.decode.prepared import record_passes
+    from orthrus.decode.api import plan_of
+    from orthrus.decode.prepared import learn_prices, record_passes
 
+    chosen = plan_of("orthrus", plan)
     if exact == "distribution":  # whose passes may have any shape
         with err().status("recording passes …"):
-            record_passes(model, rows=rows, drafts=drafts, plain=plain)
+            record_passes(model, rows=rows, drafts=chosen.name != "ar", plain=plain)
+            learn_prices(model, rows=rows, plan=chosen)
 
 
 def precision(model: "PreTrainedModel") -> str:

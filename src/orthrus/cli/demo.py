@@ -50,7 +50,7 @@ def demo(
     settled = plan_of("orthrus", plan).name
     set_threads(threads)
     loaded, tokenizer = common.load(model, backbone=backbone, dtype=dtype, device=device)
-    common.record(loaded, exact, rows=1, drafts=settled != "ar")  # or the first texts of either would pay for it
+    common.record(loaded, exact, rows=1, plan=plan)  # or the first texts of either would pay for it
     chosen = _asked(model, prompts)
     for mode in ("ar", "orthrus"):
         warm = min(_WARM_UP_TOKENS, max_new_tokens)

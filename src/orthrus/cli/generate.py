@@ -109,7 +109,7 @@ def report(job: Job, mode: Literal["orthrus", "ar", "compare"], *, name: str, js
     rows = min(job.batch_size, len(job.records))
     common.look_at_kernels(job.model, job.exact, rows=rows)
     if mode == "compare":
-        common.record(job.model, job.exact, rows=rows, drafts=job.plan != "ar")
+        common.record(job.model, job.exact, rows=rows, plan=job.plan)
         runs.warm_up(job, ("ar", "orthrus"))
         plain = runs.run(job, "ar")
         made = runs.run(job, "orthrus")

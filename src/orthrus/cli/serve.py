@@ -84,7 +84,7 @@ def serve(
             queue=queue,
             timeout=timeout or None,
         )
-        common.record(loaded, exact, rows=rows, drafts=plan != "ar", plain=False)
+        common.record(loaded, exact, rows=rows, plan=plan, plain=False)
         return service, loaded
 
     # By a thread that ends: OpenMP keeps workers for each thread that has computed, and where they are more than the

@@ -171,6 +171,10 @@ class Policy:
             if outcome.chain is not None:
                 experience.trees[step.nodes].learn(outcome.kept, outcome.chain)
 
+    def price(self, step: Step, rows: int, seconds: float) -> None:
+        """Learn what a step over so many rows takes whose drafts take a pass of their own."""
+        self._prices(rows).observe(features(step, drew=True, block=self.block), seconds)
+
     @staticmethod
     def _asks_view(step: Step) -> bool:
         return step.drafts > 0 and not step.lookup
