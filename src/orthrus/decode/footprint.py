@@ -39,7 +39,7 @@ class Footprint:
 
 
 def footprint(model: PreTrainedModel, *, terms: int) -> Footprint:
-    """Measure, once in a process, what a row takes where passes keep at most `terms` tokens (`Plan.scratch` is enough)."""
+    """Measure, once, what a row takes where passes keep at most `terms` tokens (`Plan.scratch` is enough)."""
     known: dict[object, Footprint] = attachment_of(model).memo("footprint")
     key = (terms, *key_of(model))
     if key not in known:
