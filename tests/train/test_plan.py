@@ -25,7 +25,10 @@ ROOT = Path(__file__).parents[2]
 RACES: dict[str, tuple[tuple[str, ...], dict[str, Any], Answers]] = {
     # Recipes, the shape of a backbone that is not bundled, and what the manifests of the races' rows said.
     "peers": (
-        ("view", "eagle3", "blockdiff", "sdar", "dflash", "dflash2", "dspark", "jetspec"),
+        (
+            "view", "view-ours", "eagle3", "dflash", "dflash2", "dspark", "jetspec", "draft",
+            "blockdiff", "blockdiff32", "sdar", "dream",
+        ),
         {},
         Answers(share=0.557, tokens=1_112),
     ),

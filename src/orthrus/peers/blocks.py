@@ -202,14 +202,14 @@ def _pass(model: PreTrainedModel, cache: ScratchCache, tokens: Sequence[int], st
     return logits[0]
 
 
-def require_full_attention(model: PreTrainedModel) -> None:
-    """Raise UnsupportedModel for windows and recurrent layers: a block must see all text before it."""
+def require_full_attention(model: PreTrainedModel, what: str = "a block-diffusion model") -> None:
+    """Raise UnsupportedModel for windows and recurrent layers, which `what` cannot have."""
     text = model.config.get_text_config()
     kinds = set(getattr(text, "layer_types", None) or ()) - {"full_attention"}
     if kinds or (getattr(text, "sliding_window", None) and not getattr(text, "layer_types", None)):
         held = ", ".join(sorted(kinds)) or "sliding windows"
         raise UnsupportedModel(
-            f"a block-diffusion model needs full attention in every layer, found {held} in {type(model).__name__}"
+            f"{what} needs full attention in every layer, found {held} in {type(model).__name__}"
         )
 
 

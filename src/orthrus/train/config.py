@@ -13,13 +13,14 @@ from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
 from orthrus.errors import ConfigError
-from orthrus.train.peer_sections import BlocksRecipe, DFlashRecipe, Eagle3Recipe
+from orthrus.train.peer_sections import BlocksRecipe, DFlashRecipe, DraftRecipe, Eagle3Recipe
 from orthrus.train.sections import BackboneRecipe, Recipe, ViewRecipe
 
 KINDS: typing.Final[Mapping[str, type[Recipe]]] = {
     "backbone": BackboneRecipe,
     "view": ViewRecipe,
     "eagle3": Eagle3Recipe,
+    "draft": DraftRecipe,
     "blocks": BlocksRecipe,
     "dflash": DFlashRecipe,
 }

@@ -82,6 +82,19 @@ class DFlashRecipe(_PeerRecipe):
     objective: BlockObjective
 
 
+class DraftModel(AnsweredModel):
+    """The backbone whose first layers a draft model starts from."""
+
+    layers: Positive = Field(default=1, description="decoder layers of the draft model")
+
+
+class DraftRecipe(_PeerRecipe):
+    """Train a small draft model on a backbone's answers, by cross-entropy."""
+
+    kind: Literal["draft"]
+    model: DraftModel
+
+
 class BlocksModel(AnsweredModel):
     """The backbone to convert to a block-diffusion language model, and how the result predicts."""
 

@@ -12,6 +12,7 @@ TASKS: Final = {
     "view": ("orthrus.train.view", "ViewTask"),
     "eagle3": ("orthrus.train.eagle3", "Eagle3Task"),
     "dflash": ("orthrus.train.dflash", "DFlashTask"),
+    "draft": ("orthrus.train.draft", "DraftTask"),
     "blocks": ("orthrus.train.blocks", "BlocksTask"),
 }
 """Tasks of recipes of answers by their kind, imported on use."""

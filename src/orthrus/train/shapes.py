@@ -13,7 +13,7 @@ from orthrus.model.attach import attach, duals
 from orthrus.model.config import OrthrusConfig
 from orthrus.model.markov import markov_of
 from orthrus.train.backbone import backbone_config
-from orthrus.train.peer_sections import DFlashRecipe, Eagle3Recipe
+from orthrus.train.peer_sections import DFlashRecipe, DraftRecipe, Eagle3Recipe
 from orthrus.train.sections import BackboneRecipe, Recipe, ViewRecipe
 
 
@@ -99,6 +99,11 @@ def _trained(recipe: Recipe, model: nn.Module) -> nn.Module:
 
         with torch.device("meta"):
             return drafter_of(recipe, model, mask=0)
+    if isinstance(recipe, DraftRecipe):
+        from orthrus.train.draft import shortened
+
+        with torch.device("meta"):
+            return AutoModelForCausalLM.from_config(shortened(_config(recipe), recipe.model.layers))
     if not isinstance(recipe, Eagle3Recipe):
         return model
     from orthrus.peers.eagle3_model import Eagle3, Eagle3Config

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from orthrus.model.delta import CHUNK
 from orthrus.train.packed import MOST, Answers
-from orthrus.train.peer_sections import BlocksRecipe, DFlashRecipe, Eagle3Recipe
+from orthrus.train.peer_sections import BlocksRecipe, DFlashRecipe, DraftRecipe, Eagle3Recipe
 from orthrus.train.sections import BlockObjective, Recipe, ViewRecipe
 from orthrus.train.shapes import Shapes
 
@@ -38,6 +38,8 @@ def work_of(recipe: Recipe, shapes: Shapes, answers: Answers = MOST) -> Work:
             return _eagle3(recipe, shapes, answers)
         case DFlashRecipe():
             return _dflash(recipe, shapes, answers)
+        case DraftRecipe():
+            return _draft(recipe, shapes, answers)
         case BlocksRecipe():
             return _blocks(recipe, shapes)
     T = recipe.data.row_tokens
@@ -90,6 +92,14 @@ def _eagle3(recipe: Eagle3Recipe, shapes: Shapes, answers: Answers) -> Work:
     passes = (3 + 2 * goal.needs_teacher) * goal.steps
     logits = 2 * _tokens(goal.vocabulary, shapes, answers) * shapes.hidden * passes * T * answers.share
     return Work(_frozen(shapes, T) + drafter + logits, T, T * goal.steps, goal.steps / shapes.layers)
+
+
+def _draft(recipe: DraftRecipe, shapes: Shapes, answers: Answers) -> Work:
+    T, depth = recipe.data.row_tokens, recipe.model.layers / shapes.layers
+    scored = T * answers.share
+    body = depth * (6 * shapes.active * T + 3 * shapes.pair * T * T)
+    # Logits are computed again in the backward pass, and the head is trained.
+    return Work(body + 8 * shapes.head * scored, T, round(scored), depth)
 
 
 def _blocks(recipe: BlocksRecipe, shapes: Shapes) -> Work:
