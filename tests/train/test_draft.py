@@ -54,7 +54,10 @@ def test_the_loss_is_that_of_the_answers_tokens_document_by_document(tmp_path: P
     total, count = 0.0, 0
     for document in sorted(set(rows.document[0].tolist()) - {-1}):
         own = torch.from_numpy(rows.document[0] == document)
-        ids, answer = torch.from_numpy(rows.token_ids[0].copy()).long()[own], torch.from_numpy(rows.answer[0].copy())[own]
+        ids, answer = (
+            torch.from_numpy(rows.token_ids[0].copy()).long()[own],
+            torch.from_numpy(rows.answer[0].copy())[own],
+        )
         with torch.no_grad():
             logp = task.model(ids[None]).logits[0].log_softmax(-1)
         for place in range(1, len(ids)):

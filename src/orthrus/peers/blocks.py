@@ -208,9 +208,7 @@ def require_full_attention(model: PreTrainedModel, what: str = "a block-diffusio
     kinds = set(getattr(text, "layer_types", None) or ()) - {"full_attention"}
     if kinds or (getattr(text, "sliding_window", None) and not getattr(text, "layer_types", None)):
         held = ", ".join(sorted(kinds)) or "sliding windows"
-        raise UnsupportedModel(
-            f"{what} needs full attention in every layer, found {held} in {type(model).__name__}"
-        )
+        raise UnsupportedModel(f"{what} needs full attention in every layer, found {held} in {type(model).__name__}")
 
 
 def save(model: PreTrainedModel, config: BlocksConfig, path: Path) -> None:

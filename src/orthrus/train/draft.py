@@ -73,9 +73,9 @@ class DraftTask(AnsweredTask[DraftRecipe]):
         hidden_BTC = self.model.base_model(
             input_ids=token_BT,
             position_ids=position_BT,
-            attention_mask=masks.additive(
-                masks.packed(document_BT), frozen.dtype_on(self._device, self.model.dtype)
-            )[:, None],
+            attention_mask=masks.additive(masks.packed(document_BT), frozen.dtype_on(self._device, self.model.dtype))[
+                :, None
+            ],
             use_cache=False,
         ).last_hidden_state
         scored_BT = anchors.starts(document_BT, answer_BT)
@@ -87,6 +87,4 @@ class DraftTask(AnsweredTask[DraftRecipe]):
             head=output_head(self.model),
         )
         count = scored_BT.sum()
-        return Loss(
-            total=scores.loss_M.sum(), weight=count, metrics={"agreement": (scores.agrees_M.sum(), count)}
-        )
+        return Loss(total=scores.loss_M.sum(), weight=count, metrics={"agreement": (scores.agrees_M.sum(), count)})
