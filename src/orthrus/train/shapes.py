@@ -103,7 +103,8 @@ def _trained(recipe: Recipe, model: nn.Module) -> nn.Module:
         from orthrus.train.draft import shortened
 
         with torch.device("meta"):
-            return AutoModelForCausalLM.from_config(shortened(_config(recipe), recipe.model.layers))
+            small: nn.Module = AutoModelForCausalLM.from_config(shortened(_config(recipe), recipe.model.layers))
+        return small
     if not isinstance(recipe, Eagle3Recipe):
         return model
     from orthrus.peers.eagle3_model import Eagle3, Eagle3Config
