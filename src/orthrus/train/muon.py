@@ -12,8 +12,10 @@ from typing import Any, Final
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 from orthrus.kernels.native import multiplies
+from orthrus.train.sharding import part
 
 _POLYNOMIAL: Final = (3.4445, -4.7750, 2.0315)  # torch.optim.Muon's
 _STEPS: Final = 5
@@ -56,13 +58,13 @@ class Muon(torch.optim.Optimizer):
     def _move(self, parameters: Sequence[nn.Parameter], group: Mapping[str, Any]) -> None:
         dtype = _dtype_on(parameters[0].device)
         updates = [self._momentum(p, group["momentum"]) for p in parameters]
-        heads_LHRC = torch.stack([_cut(update.to(dtype), group["heads"]) for update in updates])
+        heads_LHRC = torch.stack([_cut(_whole(update.to(dtype)), group["heads"]) for update in updates])
         R, C = heads_LHRC.shape[2:]
         heads_LHRC = orthogonal(heads_LHRC.flatten(0, 1)).view_as(heads_LHRC)
         rate = group["lr"] * 0.2 * max(R, C) ** 0.5
         for parameter, heads_HRC in zip(parameters, heads_LHRC, strict=True):
             parameter.mul_(1 - group["lr"] * group["weight_decay"])
-            parameter.add_(_joined(heads_HRC, group["heads"]), alpha=-rate)
+            parameter.add_(part(_joined(heads_HRC, group["heads"]), parameter), alpha=-rate)
 
     def _momentum(self, parameter: nn.Parameter, momentum: float) -> Tensor:
         gradient, state = parameter.grad, self.state[parameter]
@@ -104,6 +106,11 @@ def heads_of(model: nn.Module, matrices: Mapping[str, nn.Parameter]) -> dict[nn.
         count = 1 if size is None or length % size else length // size
         heads[parameter] = -count if columns else count
     return heads
+
+
+def _whole(matrix_RC: Tensor) -> Tensor:
+    """Gather a matrix that processes share: their parts may end in the middle of a head."""
+    return matrix_RC.full_tensor() if isinstance(matrix_RC, DTensor) else matrix_RC
 
 
 def _cut(matrix_RC: Tensor, heads: int) -> Tensor:
