@@ -98,6 +98,14 @@ def test_a_higher_threshold_takes_more_passes() -> None:
     assert passes[0] < passes[-2] == passes[-1] == 22
 
 
+def test_unmasking_is_read_from_its_text() -> None:
+    """Dream's order by entropy and Fast-dLLM v2's parts of a block too."""
+    assert Unmasking.parse("0.9") == Unmasking()
+    assert Unmasking.parse("1:entropy") == Unmasking(threshold=None, order="entropy")
+    assert Unmasking.parse("0.95:8") == Unmasking(threshold=0.95, part=8)
+    assert Unmasking.parse("2:entropy:4") == Unmasking(threshold=None, least=2, order="entropy", part=4)
+
+
 def test_a_model_is_read_as_it_was_written(tmp_path: Path) -> None:
     """With its tokens a block; anything else is refused, windows too."""
     config = BlocksConfig(block_size=4, shift=False, mask=MASK, backbone="some")
@@ -123,7 +131,9 @@ def test_a_model_is_read_as_it_was_written(tmp_path: Path) -> None:
         blocks.require_full_attention(tiny("qwen3_5_text"))
 
 
-@pytest.mark.parametrize("text", ["0", "-1", "1.5", "all", "nan"])
+@pytest.mark.parametrize(
+    "text", ["", "0", "0.0", "-1", "1.5", "all", "nan", "inf", "0.9:", "0.9:0", "0.9:8:8", "0.9:x"]
+)
 def test_what_says_nothing_of_unmasking_is_refused(text: str) -> None:
     with pytest.raises(ConfigError, match="a threshold between 0 and 1"):
         Unmasking.parse(text)

@@ -15,7 +15,7 @@ Peers = Annotated[
         metavar="KIND[=SOURCE][@HOW]",
         help="orthrus, dflash=DIR, eagle3=DIR, draft=DIR, lookup, hf-lookup, hf-draft=DIR, hf-dflash=DIR, or "
         "blocks=DIR (block diffusion); HOW is a plan (full, fixed:K, tree:N), for blocks a threshold or tokens "
-        "per pass; may be repeated.",
+        "per pass, with :entropy for that order, :N for parts; may be repeated.",
         show_default=False,
     ),
 ]

@@ -9,6 +9,7 @@ Shapes: K tokens of a block, V vocabulary, S cached positions.
 """
 
 import json
+import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -26,6 +27,7 @@ from orthrus.kernels import masks
 from orthrus.model.cache import ScratchCache
 
 CONFIG: Final = "blocks.json"
+_UNMASKING: Final = re.compile(r"(?P<number>0?\.\d+|[1-9]\d*)(?P<entropy>:entropy)?(:(?P<part>[1-9]\d*))?")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -72,16 +74,22 @@ class Unmasking:
 
     @classmethod
     def parse(cls, text: str) -> "Unmasking":
-        """Read a threshold below 1, or a number of tokens per pass; raises ConfigError for anything else."""
-        try:
-            number = float(text)
-        except ValueError:
-            number = -1.0
-        if 0 < number < 1:
-            return cls(threshold=number)
-        if number >= 1 and number == int(number):
-            return cls(threshold=None, least=int(number))
-        raise ConfigError(f"unmasking is a threshold between 0 and 1, or a number of tokens a pass, found {text!r}")
+        """Read a threshold below 1 or a number of tokens per pass, then `:entropy` for that order, `:N` for parts.
+
+        Raises ConfigError for anything else.
+        """
+        found = _UNMASKING.fullmatch(text)
+        if found is None or not (number := float(found["number"])):
+            raise ConfigError(
+                "unmasking is a threshold between 0 and 1 or a number of tokens a pass, then :entropy for the order and "
+                f":N for parts of N tokens, found {text!r}"
+            )
+        return cls(
+            threshold=number if number < 1 else None,
+            least=max(1, int(number)),
+            order="entropy" if found["entropy"] else "probability",
+            part=int(found["part"]) if found["part"] else None,
+        )
 
     def choose(self, logits_KV: Tensor, masked_K: Tensor) -> Tensor:
         """Return which masked tokens to fix now, `[K]` boolean."""
