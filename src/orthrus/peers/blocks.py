@@ -81,7 +81,7 @@ class Unmasking:
         found = _UNMASKING.fullmatch(text)
         if found is None or not (number := float(found["number"])):
             raise ConfigError(
-                "unmasking is a threshold between 0 and 1 or a number of tokens a pass, then :entropy for the order and "
+                "unmasking is a threshold between 0 and 1 or a number of tokens a pass, then :entropy for its order, "
                 f":N for parts of N tokens, found {text!r}"
             )
         return cls(
