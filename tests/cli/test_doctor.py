@@ -100,6 +100,9 @@ def test_how_the_cpu_multiplies_is_told(
     monkeypatch.setattr(int8, "rounds_inputs", lambda: rounds)
     told = {"float32": "by oneDNN", "bfloat16": words, "float16": words, "int8": integers}
     assert doctor._multiplies() == told
+    monkeypatch.setattr(int8, "own_operator", lambda: print)
+    own = ", by an operator compiled here" if exact else ""
+    assert doctor._multiplies() == told | {"int8": integers + own}
 
 
 def test_the_fastest_precision_is_named_with_its_device() -> None:

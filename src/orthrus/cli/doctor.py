@@ -112,7 +112,8 @@ def _multiplies() -> dict[str, str]:
     wide = "in float32, weights read in float16" if fbgemm.can_half() else "in float32, one row by itself"
     how = {name: "by oneDNN" if native.multiplies(dtype) else wide for name, dtype in DTYPES.items()}
     inputs = "inputs in 8 bits" if int8.rounds_inputs() else "inputs in two parts of 7 bits"
-    return how | {INT8: f"as integers, {inputs}" if int8.is_exact() else "not here"}
+    own = ", by an operator compiled here" if int8.is_exact() and int8.own_operator() is not None else ""
+    return how | {INT8: f"as integers, {inputs}{own}" if int8.is_exact() else "not here"}
 
 
 def _fastest(seconds: dict[str, float], device: str) -> dict[str, Any]:

@@ -4,7 +4,8 @@ Each row of the input has a scale of its own and so has each output; products ar
 round. What a row gives therefore does not depend on how many rows are multiplied with it, nor on which, nor on the
 number of threads. FBGEMM multiplies, or oneDNN where it has tiles (AMX) for that: of integers, both give the same bits.
 Where sums of 8-bit integers saturate, FBGEMM multiplies inputs in two parts of 7 bits each, which leaves little of them
-out. Layers that read the same input are multiplied as one. How inputs of 8 bits are rounded best is observed elsewhere
+out. One operator of our own does all of that, with the same bits, where it is compiled (`orthrus.kernels.compiled`).
+Layers that read the same input are multiplied as one. How inputs of 8 bits are rounded best is observed elsewhere
 (`orthrus.kernels.smoothing`). Knows layers; knows no pass.
 """
 
@@ -15,9 +16,11 @@ from typing import Any, Final
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import pad
 
 from orthrus.errors import ConfigError, UnsupportedModel
 from orthrus.kernels import fbgemm
+from orthrus.kernels.compiled import instructions, linear_int8
 from orthrus.kernels.native import has_tiles
 from orthrus.kernels.recorded import is_recording, operator, recordable
 from orthrus.kernels.shared import Shared
@@ -32,6 +35,8 @@ _MOST_INPUTS: Final = (2**31 - 1) // (_LARGEST * 255)
 _ROUND: Final = torch.tensor(2.0**23 + 128)
 _FULL: Final = torch.tensor(float(_LARGEST))
 _PARTS: Final = torch.tensor(float(fbgemm.LARGEST))
+_BLOCK, _SIDE = 16, 4  # outputs, and inputs of each, that lie side by side for our own operator
+_OWN_TYPES: Final = (torch.float32, torch.bfloat16)
 _TINY: Final = torch.finfo(torch.float32).tiny
 
 _product, _prepack = operator("onednn", "qlinear_pointwise"), operator("onednn", "qlinear_prepack")
@@ -152,6 +157,7 @@ class _Shared(Shared["Int8Linear"]):
     def __init__(self, layers: Sequence[Int8Linear]) -> None:
         super().__init__(layers, [layer.out_features for layer in layers])
         self.packed: Tensor | fbgemm.Weights | None = None
+        self.own: Callable[..., Tensor] | None = None
 
     def product(self, input: Tensor) -> Tensor:
         if input.requires_grad and torch.is_grad_enabled():
@@ -159,6 +165,9 @@ class _Shared(Shared["Int8Linear"]):
         if self.packed is None:
             self.pack()
         assert self.packed is not None
+        if self.own is not None:
+            narrow = input if input.dtype in _OWN_TYPES else input.float()
+            return self.own(narrow, self.packed, self.zero, self.scale, self.factor, self.bias).to(input.dtype)
         smooth = input if self.factor is None else input * self.factor
         if not isinstance(self.packed, fbgemm.Weights):
             row, most = rounded(smooth)
@@ -179,13 +188,32 @@ class _Shared(Shared["Int8Linear"]):
         self.factor = self.layers[0].factor
         biases = [layer.bias.detach().float() for layer in self.layers if layer.bias is not None]
         self.bias = torch.cat(biases) if biases else None
-        if not rounds_inputs() or by_fbgemm():
-            largest = _LARGEST if rounds_inputs() else fbgemm.LARGEST
-            self.packed = fbgemm.in_eight(weight, scale / largest, largest)
-            return
-        assert _prepack is not None
-        self.scale, self.zero = scale / _LARGEST, torch.zeros(len(weight), dtype=torch.int32)
-        self.packed = _prepack(weight, None)
+        largest = _LARGEST if rounds_inputs() else fbgemm.LARGEST
+        self.scale, self.own = scale / largest, own_operator()
+        if self.own is not None and weight.shape[1] % _SIDE == 0:
+            self.zero = weight.sum(1, dtype=torch.int32) * (largest + largest % 2)  # 128 or 64
+            self.packed = in_blocks(weight)
+        elif not rounds_inputs() or by_fbgemm():
+            self.packed, self.own = fbgemm.in_eight(weight, self.scale, largest), None
+        else:
+            assert _prepack is not None
+            self.zero = torch.zeros(len(weight), dtype=torch.int32)
+            self.packed, self.own = _prepack(weight, None), None
+
+
+def in_blocks(weight: Tensor) -> Tensor:
+    """Return a weight `[out, in]` in blocks `[out / 16, in / 4, 16, 4]`; outputs are filled up with zeros."""
+    outputs, inputs = weight.shape
+    filled = pad(weight, (0, 0, 0, -outputs % _BLOCK))
+    return filled.view(-1, _BLOCK, inputs // _SIDE, _SIDE).transpose(1, 2).contiguous()
+
+
+def own_operator() -> Callable[..., Tensor] | None:
+    """Return the operator of our own where it is compiled and rounds as the others do here; none beside tiles."""
+    name = instructions()
+    if has_tiles() or name is None or (name != "avx2") != rounds_inputs():
+        return None
+    return linear_int8()
 
 
 def multiplied(row: Tensor, weight: Tensor, scale: Tensor, zero: Tensor) -> Tensor:

@@ -1,0 +1,206 @@
+// Products of rows and weights in 8-bit integers, in one operation: rows are rounded, multiplied, scaled and cast.
+//
+// The same integers and the same order of float32 operations as in int8.py, so the results have the same bits. Compiled
+// and loaded by compiled.py, with -ffp-contract=off.
+//
+// Shapes: R rows, N outputs, K inputs; blocks of 16 outputs, 4 inputs of each side by side: [N / 16, K / 4, 16, 4].
+
+#include <ATen/Parallel.h>
+#include <ATen/core/Tensor.h>
+#include <ATen/ops/empty.h>
+#include <immintrin.h>
+#include <torch/library.h>
+
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+#include <optional>
+#include <vector>
+
+namespace {
+
+using at::Tensor;
+
+constexpr int64_t BLOCK = 16;          // outputs
+constexpr int64_t AT_ONCE = 1 << 17;  // weights that a thread takes at least
+
+// Vectors of sums, to which products of four inputs each are added; how many blocks and rows fit into registers.
+#if defined(__AVX512VNNI__)
+constexpr int LANES = 16, WIDE = 4;
+using Vector = __m512i;
+inline Vector zeros() { return _mm512_setzero_si512(); }
+inline Vector load(const void* p) { return _mm512_loadu_si512(p); }
+inline Vector repeated(int32_t four) { return _mm512_set1_epi32(four); }
+inline Vector dot(Vector sum, Vector row, Vector weight) { return _mm512_dpbusd_epi32(sum, row, weight); }
+inline void store(int32_t* p, Vector v) { _mm512_storeu_si512(p, v); }
+#else
+constexpr int LANES = 8, WIDE = 1;
+using Vector = __m256i;
+inline Vector zeros() { return _mm256_setzero_si256(); }
+inline Vector load(const void* p) { return _mm256_loadu_si256((const __m256i*)p); }
+inline Vector repeated(int32_t four) { return _mm256_set1_epi32(four); }
+inline void store(int32_t* p, Vector v) { _mm256_storeu_si256((__m256i*)p, v); }
+#if defined(__AVXVNNI__)
+inline Vector dot(Vector sum, Vector row, Vector weight) { return _mm256_dpbusd_avx_epi32(sum, row, weight); }
+#else
+inline Vector dot(Vector sum, Vector row, Vector weight) {  // pairs of products must fit into 16 bits
+  return _mm256_add_epi32(sum, _mm256_madd_epi16(_mm256_maddubs_epi16(row, weight), _mm256_set1_epi16(1)));
+}
+#endif
+#endif
+constexpr int MOST = 4;  // rows
+
+// Without VNNI, rows come in two parts: 64ths of their largest magnitude, and 128ths of those.
+#if defined(__AVX512VNNI__) || defined(__AVXVNNI__)
+constexpr int SPLIT = 1, LARGEST = 127, ZERO = 128;
+#else
+constexpr int SPLIT = 2, LARGEST = 64, ZERO = 64;
+#endif
+constexpr int PARTS = BLOCK / LANES;
+
+inline float bits(uint32_t u) {
+  float f;
+  std::memcpy(&f, &u, sizeof f);
+  return f;
+}
+
+inline uint32_t bits(float f) {
+  uint32_t u;
+  std::memcpy(&u, &f, sizeof u);
+  return u;
+}
+
+inline float wide(float x) { return x; }
+inline float wide(uint16_t x) { return bits((uint32_t)x << 16); }
+inline void narrow(float x, float* out) { *out = x; }
+inline void narrow(float x, uint16_t* out) {  // to the nearest bfloat16, ties to even
+  uint32_t u = bits(x), rounded = (u + 0x7fff + ((u >> 16) & 1)) >> 16;
+  *out = (u & 0x7fffffff) > 0x7f800000 ? 0x7fc0 : (uint16_t)rounded;
+}
+
+// Rounds a row to integers, with ZERO added, [SPLIT, K]; returns its largest magnitude, which LARGEST stands for.
+template <typename Type>
+float rounded(const Type* row, const float* factor, int64_t K, float* scratch, uint8_t* out) {
+  int32_t most = 0;  // as bits, whose order is that of magnitudes; NaN is beyond all
+  for (int64_t k = 0; k < K; k++) {
+    float x = factor ? wide(row[k]) * factor[k] : wide(row[k]);
+    scratch[k] = x;
+    int32_t magnitude = bits(x) & 0x7fffffff;
+    most = magnitude > most ? magnitude : most;
+  }
+  float scale = LARGEST / bits((uint32_t)most);
+  // Added to a number below 2**22 this rounds it to an integer, whose sum with ZERO is in the lowest byte.
+  const float round = 8388608.0f + ZERO;
+  for (int64_t k = 0; k < K; k++) {
+    float x = scratch[k] * scale, integer = x + round;
+    out[k] = (uint8_t)bits(integer);
+    if (SPLIT == 2) out[K + k] = (uint8_t)bits((x - (integer - round)) * 128 + round);
+  }
+  return bits((uint32_t)most);
+}
+
+// Sums of products of some rows with some blocks, [rows, blocks * 16].
+template <int ROWS, int BLOCKS>
+void sums(const uint8_t* row, const int8_t* weight, int64_t K, int32_t* out) {
+  Vector sum[ROWS][BLOCKS * PARTS];
+  for (int r = 0; r < ROWS; r++)
+    for (int b = 0; b < BLOCKS * PARTS; b++) sum[r][b] = zeros();
+  for (int64_t k = 0; k < K; k += 4) {
+    Vector some[BLOCKS * PARTS];
+    for (int b = 0; b < BLOCKS * PARTS; b++)
+      some[b] = load(weight + (b / PARTS) * K * BLOCK + k * BLOCK + (b % PARTS) * LANES * 4);
+    for (int b = 0; b < BLOCKS; b++)  // those of the next blocks: without, memory waits at the start of each matrix
+      _mm_prefetch((const char*)weight + (b + BLOCKS) * K * BLOCK + k * BLOCK, _MM_HINT_T1);
+    for (int r = 0; r < ROWS; r++) {
+      int32_t four;
+      std::memcpy(&four, row + r * K + k, 4);
+      Vector each = repeated(four);
+      for (int b = 0; b < BLOCKS * PARTS; b++) sum[r][b] = dot(sum[r][b], each, some[b]);
+    }
+  }
+  for (int r = 0; r < ROWS; r++)
+    for (int b = 0; b < BLOCKS * PARTS; b++) store(out + (r * BLOCKS * PARTS + b) * LANES, sum[r][b]);
+}
+
+template <int BLOCKS>
+void sums(int64_t rows, const uint8_t* row, const int8_t* weight, int64_t K, int32_t* out) {
+  switch (rows) {
+    case 1: return sums<1, BLOCKS>(row, weight, K, out);
+    case 2: return sums<2, BLOCKS>(row, weight, K, out);
+    case 3: return sums<3, BLOCKS>(row, weight, K, out);
+    case 4: return sums<4, BLOCKS>(row, weight, K, out);
+  }
+}
+
+template <typename Type>
+void multiply(const Type* input, const int8_t* weight, const int32_t* zero, const float* scale, const float* factor,
+              const float* bias, int64_t R, int64_t N, int64_t K, Type* out) {
+  std::vector<uint8_t> row(R * SPLIT * K);
+  std::vector<float> scratch(K), most(R);
+  for (int64_t r = 0; r < R; r++) most[r] = rounded(input + r * K, factor, K, scratch.data(), &row[r * SPLIT * K]);
+  constexpr int64_t each = MOST / SPLIT;
+  int64_t blocks = (N + BLOCK - 1) / BLOCK;
+  int64_t grain = std::max<int64_t>(WIDE, AT_ONCE / (K * BLOCK) + 1);
+  at::parallel_for(0, blocks, grain, [&](int64_t start, int64_t stop) {
+    int32_t total[MOST * WIDE * BLOCK];
+    for (int64_t b = start, some; b < stop; b += some) {
+      some = stop - b >= WIDE ? WIDE : 1;
+      int64_t first = b * BLOCK, width = some * BLOCK, here = std::min(width, N - first);
+      for (int64_t r0 = 0; r0 < R; r0 += each) {
+        int64_t rows = std::min(each, R - r0);
+        const int8_t* from = weight + first * K;
+        const uint8_t* those = &row[r0 * SPLIT * K];
+        (some == WIDE ? sums<WIDE> : sums<1>)(rows * SPLIT, those, from, K, total);
+        for (int64_t r = 0; r < rows; r++) {
+          const int32_t* sum = total + r * SPLIT * width;
+          Type* to = out + (r0 + r) * N + first;
+          for (int64_t n = 0; n < here; n++) {
+            float x = (float)(sum[n] - zero[first + n]) * scale[first + n];
+            if (SPLIT == 2) x += (float)(sum[width + n] - zero[first + n]) * scale[first + n] / 128;
+            x *= most[r0 + r];
+            narrow(bias ? x + bias[first + n] : x, to + n);
+          }
+        }
+      }
+    }
+  });
+}
+
+template <typename Type>
+const Type* at_start(const std::optional<Tensor>& tensor) {
+  return tensor.has_value() ? (const Type*)tensor->const_data_ptr() : nullptr;
+}
+
+// input [..., K] in float32 or bfloat16, weight [blocks, K / 4, 16, 4], zero [N]: ZERO times the sums of weights.
+Tensor linear(const Tensor& input, const Tensor& weight, const Tensor& zero, const Tensor& scale,
+              const std::optional<Tensor>& factor, const std::optional<Tensor>& bias) {
+  Tensor given = input.contiguous();
+  int64_t K = given.size(-1), N = scale.size(0), R = K ? given.numel() / K : 0;
+  TORCH_CHECK(K == weight.size(1) * 4, "inputs must be ", weight.size(1) * 4, " wide, found ", K);
+  std::vector<int64_t> sizes = given.sizes().vec();
+  sizes.back() = N;
+  Tensor out = at::empty(sizes, given.options());
+  auto run = [&](auto type) {
+    using Type = decltype(type);
+    multiply<Type>((const Type*)given.const_data_ptr(), (const int8_t*)weight.const_data_ptr(),
+                   zero.const_data_ptr<int32_t>(), scale.const_data_ptr<float>(), at_start<float>(factor),
+                   at_start<float>(bias), R, N, K, (Type*)out.mutable_data_ptr());
+  };
+  if (given.scalar_type() == at::kFloat) {
+    run(float());
+  } else {
+    TORCH_CHECK(given.scalar_type() == at::kBFloat16, "inputs must be float32 or bfloat16");
+    run(uint16_t());
+  }
+  return out;
+}
+
+}  // namespace
+
+#define TEXT(name) #name
+#define AS_TEXT(name) TEXT(name)
+
+TORCH_LIBRARY_FRAGMENT(orthrus, library) {
+  library.def(AS_TEXT(NAME) "(Tensor input, Tensor weight, Tensor zero, Tensor scale, Tensor? factor, Tensor? bias) -> Tensor",
+              &linear);
+}

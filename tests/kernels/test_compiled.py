@@ -1,0 +1,143 @@
+"""The operator in C++: the bits of what it stands in for, and a compiler that nobody waits for."""
+
+import logging
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from orthrus.kernels import compiled, fbgemm, int8
+from orthrus.kernels.compiled import INSTRUCTIONS, command, instructions, linear_int8, loaded
+from orthrus.kernels.recorded import record
+from tests.kernels.test_int8 import WIDTHS, group, products, threads
+
+Operator = Callable[..., Tensor]
+
+HERE = [name for name in dict.fromkeys((instructions(), "avx2")) if name is not None]
+pytestmark = pytest.mark.skipif(
+    instructions() is None or compiled._compiler() is None, reason="needs Linux on an x86 CPU, and a compiler"
+)
+
+
+@pytest.fixture(scope="module", params=HERE)
+def own(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Operator]:
+    """The operator, compiled for a set of instructions that this CPU has."""
+    file = tmp_path_factory.mktemp("compiled") / "int8.so"
+    subprocess.run(["sh", "-c", command(request.param, file)], check=True)
+    assert [path.name for path in file.parent.iterdir()] == [file.name], "nothing else is left there"
+    operator = loaded(request.param, file)
+    assert operator is not None
+    return request.param, operator
+
+
+@pytest.fixture
+def use(own: tuple[str, Operator], monkeypatch: pytest.MonkeyPatch) -> Callable[[bool], None]:
+    """Let layers that are made from now on have the operator, or what it stands in for."""
+    name, operator = own
+    works = fbgemm.is_exact(127) if name != "avx2" else fbgemm.is_exact()
+    if not works:
+        pytest.skip("no other product to compare with")
+    monkeypatch.setattr(int8, "by_onednn", lambda: False)
+    monkeypatch.setattr(int8, "by_fbgemm", lambda: name != "avx2")
+    return lambda ours: monkeypatch.setattr(int8, "own_operator", lambda: operator if ours else None)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("smooth", [False, True])
+@pytest.mark.parametrize("outputs", [(48, 24, 25), (1,), (1000,)])
+@pytest.mark.parametrize("inputs", [72, 1536])
+def test_bits_are_those_of_the_product_it_stands_in_for(
+    use: Callable[[bool], None], inputs: int, outputs: tuple[int, ...], smooth: bool, dtype: torch.dtype
+) -> None:
+    """At every width, with one thread and two; rows of zeros and such as are not finite too."""
+    x = (torch.randn(32, inputs) * torch.logspace(-3, 3, 32)[:, None]).to(dtype)
+    x[3], x[4, 0], x[5, 1] = 0, torch.inf, torch.nan
+    use(False)
+    expected = products(group(*outputs, inputs=inputs, bias=smooth, smooth=smooth), x)
+    use(True)
+    model = group(*outputs, inputs=inputs, bias=smooth, smooth=smooth)
+    for count in (1, 2):
+        with threads(count):
+            for width in WIDTHS:
+                found = products(model, x[:width])
+                assert found.dtype == dtype
+                finite = x[:width].isfinite().all(-1)
+                assert torch.equal(found[finite], expected[:width][finite])
+                assert not found[~finite].isfinite().any()
+    assert products(model, x[:0]).shape == (0, sum(outputs))
+
+
+def test_inputs_that_do_not_come_in_fours_are_left_to_others(use: Callable[[bool], None]) -> None:
+    use(True)
+    model, x = group(40, inputs=71), torch.randn(3, 71)
+    use(False)
+    assert torch.equal(products(model, x), products(group(40, inputs=71), x))
+
+
+def test_recordings_have_the_same_bits(use: Callable[[bool], None]) -> None:
+    use(True)
+    model, x = group(40, 24), torch.randn(5, 72)
+    expected = products(model, x)
+    recorded = record(lambda x: products(model, x), (torch.zeros(2, 72),))
+    assert torch.equal(recorded(x), expected)
+
+
+def test_another_width_than_the_weights_is_refused(own: tuple[str, Operator]) -> None:
+    blocks, scale = int8.in_blocks(torch.ones(16, 8, dtype=torch.int8)), torch.ones(16)
+    with pytest.raises(RuntimeError, match="8 wide"):
+        own[1](torch.ones(1, 12), blocks, scale.int(), scale, None, None)
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("ORTHRUS_CACHE", str(tmp_path))
+    return tmp_path / "compiled"
+
+
+def test_the_compiler_runs_beside_and_once(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What it makes is taken once it is whole; a compiler that fails is not tried again at every load."""
+    made: list[Path] = []
+    monkeypatch.setattr(compiled, "command", lambda name, file: made.append(file) or "echo no")
+    assert linear_int8() is None
+    assert linear_int8() is None
+    compiled._running[-1].wait()
+    (file,) = made
+    assert file.with_suffix(".log").read_text() == "no\n"
+    assert linear_int8() is None
+    assert len(made) == 1
+    file.write_text("not a library")
+    assert linear_int8() is None
+
+
+def test_a_file_that_cannot_be_loaded_is_told_of(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    (tmp_path / "damaged.so").write_text("nothing")
+    with caplog.at_level(logging.INFO):
+        assert loaded("avx2", tmp_path / "damaged.so") is None
+    assert "damaged.so cannot be loaded" in caplog.text
+
+
+@pytest.mark.parametrize("lack", ["folder", "instructions", "compiler", "room"])
+def test_nothing_is_compiled_without(lack: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    if lack == "folder":
+        monkeypatch.setenv("ORTHRUS_CACHE", "")
+    elif lack == "room":
+        folder.write_text("a file where the folder would be")
+    else:
+        monkeypatch.setattr(compiled, "instructions" if lack == "instructions" else "_compiler", lambda: None)
+    before = len(compiled._running)
+    assert linear_int8() is None
+    assert len(compiled._running) == before
+
+
+def test_tiles_and_other_rounding_leave_the_operator_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(int8, "linear_int8", lambda: "ours")
+    monkeypatch.setattr(int8, "rounds_inputs", lambda: True)
+    for name in INSTRUCTIONS:
+        monkeypatch.setattr(int8, "instructions", lambda name=name: name)
+        monkeypatch.setattr(int8, "has_tiles", lambda: False)
+        assert int8.own_operator() == (None if name == "avx2" else "ours")
+        monkeypatch.setattr(int8, "has_tiles", lambda: True)
+        assert int8.own_operator() is None
