@@ -75,7 +75,7 @@ def test_every_plan_writes_what_generate_does(plan: str) -> None:
     assert texts(engine(plan, rows=1, prefill_chunk=5)) == generated()
 
 
-@pytest.mark.parametrize("plan", ["full", "tree:12", "onepass:2"])
+@pytest.mark.parametrize("plan", PLANS)
 @pytest.mark.parametrize("family", [family for family in HYBRID if family != FAMILY])
 def test_so_does_every_family(family: str, plan: str) -> None:
     assert texts(engine(plan, family=family)) == generated(family)
@@ -124,11 +124,15 @@ def test_acceptance_may_stop_anywhere(chance: float, nodes: int) -> None:
     assert kept >= ({BLOCK - 1} if chance == 1.0 else set(range(4)))
 
 
-@pytest.mark.parametrize("seed", range(4))
-def test_rows_of_all_kinds_share_passes(seed: int) -> None:
-    """Plain steps between chains, copies, trees and one-pass steps, drawn at random."""
+@pytest.mark.parametrize(("seed", "family"), [*enumerate(HYBRID)])
+def test_rows_of_all_kinds_share_passes(seed: int, family: str) -> None:
+    """Plain steps between chains, copies, trees and one-pass steps, drawn at random; greedy and sampled rows."""
     chance = random.Random(seed)
-    made = engine("auto", rows=4)
+    sampled = [Options(max_new_tokens=14, sampling=Sampling(do_sample=True, temperature=0.9), seed=i) for i in (3, 4)]
+    prompts, asked = [*PROMPTS, *PROMPTS[:2]], [*ASKED, *sampled]
+    expected = [row.token_ids for row in decode(engine("ar", family=family), prompts, asked)]
+    assert expected[: len(PROMPTS)] == generated(family)
+    made = engine("auto", family=family, rows=4)
     kinds = [
         Step(),
         Step(7),
@@ -139,7 +143,7 @@ def test_rows_of_all_kinds_share_passes(seed: int) -> None:
         Step(7, nodes=9, stops=2),
     ]
     scripted(made, lambda *_: chance.choice(kinds))
-    assert texts(made) == generated()
+    assert [row.token_ids for row in decode(made, prompts, asked)] == expected
 
 
 @pytest.mark.parametrize("plan", ["full", "tree:12", "onepass:2"])
@@ -252,12 +256,15 @@ def test_rows_leave_and_others_join_at_any_time() -> None:
     assert 0 < len(ended) < len(asked)
 
 
+@pytest.mark.parametrize("family", [FAMILY, "olmo_hybrid"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_exact_tokens_are_plain_decoding_s_bit_for_bit(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_exact_tokens_are_plain_decoding_s_bit_for_bit(
+    dtype: torch.dtype, family: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Alone and three at once; fewer shapes are tried than usual."""
     monkeypatch.setattr(exact, "_CHUNKS", (32,))
     monkeypatch.setattr(exact, "_WIDTHS", (4, 8))
-    model = dual(FAMILY).to(dtype)
+    model = dual(family).to(dtype)
 
     def written(plan: str, rows: int) -> list[list[int]]:
         return texts(Engine(model, rows=rows, capacity=200, plan=steps.parse(plan), exact="token"))
