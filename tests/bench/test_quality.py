@@ -8,10 +8,12 @@ from typing import Any
 
 import pytest
 import torch
+from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from orthrus.bench import quality
 from orthrus.bench.quality import Quality, Summary, compared
+from orthrus.bench.rounding import in_blocks, round_as
 from orthrus.bench.session import Job
 from orthrus.bench.suites import read_suite
 from orthrus.bench.texts import Writer
@@ -93,6 +95,35 @@ def test_the_command_measures_reports_and_continues(
     assert main(["bench", "report", str(output)]) == 0
     assert "Quality" in capsys.readouterr().out
     assert main([*arguments, "int9"]) == 2
+
+
+def test_forms_of_llama_cpp_are_lines_like_precisions(tmp_path: Path) -> None:
+    """Each from the float32 model, whose own lines stay; coarser forms are further from it."""
+    pytest.importorskip("gguf")
+    output = tmp_path / "quality.jsonl"
+    arguments = ["bench", "quality", "nano", "--suite", "synthetic:maths", "--limit", "1"]
+    arguments += ["--max-new-tokens", "5", "-o", str(output), "--dtype", "float32", "--form"]
+    assert main([*arguments, "q8_0,q4_0"]) == 0
+    found = {r["dtype"]: r["divergence"] for r in read_records(output) if r["kind"] == "quality"}
+    assert found["float32"] == 0 < found["q8_0"] < found["q4_0"]
+    assert main([*arguments, "q9_9"]) == 2
+
+
+def test_a_form_rounds_weights_and_inputs_as_gguf_does() -> None:
+    """In blocks of 32; inputs in float16 scales, too, rows of zeros to zeros."""
+    quants = pytest.importorskip("gguf").quants
+    kind = pytest.importorskip("gguf").GGMLQuantizationType.Q8_0
+    model, x = nn.Sequential(nn.Linear(64, 8)), torch.randn(3, 64) * torch.logspace(-2, 2, 3)[:, None]
+    x[1, :32] = 0
+    rounded = torch.from_numpy(quants.dequantize(quants.quantize(x.numpy(), kind), kind))
+    torch.testing.assert_close(in_blocks(x), rounded, rtol=1e-6, atol=0)
+    weight = model[0].weight.detach().clone()
+    round_as("q8_0", model)
+    assert 0 < float((model[0].weight - weight).abs().max()) < float(weight.abs().max()) / 200
+    with torch.inference_mode():
+        assert torch.equal(model(x), nn.functional.linear(in_blocks(x), model[0].weight, model[0].bias))
+    with pytest.raises(ConfigError, match="blocks of 32"):
+        round_as("q8_0", nn.Sequential(nn.Linear(72, 8)))
 
 
 def test_answers_that_nothing_can_judge_are_not_written(

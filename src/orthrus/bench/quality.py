@@ -19,6 +19,7 @@ from orthrus.bench import metrics, session
 from orthrus.bench.lines import Line
 from orthrus.bench.metrics import Estimate
 from orthrus.bench.race import PLAIN
+from orthrus.bench.rounding import require_forms, round_as
 from orthrus.bench.session import Cut, Loader, Outlook
 from orthrus.bench.suites import judge
 from orthrus.bench.texts import Writer, answer_logits
@@ -37,7 +38,7 @@ class Quality(Line):
         provenance: id of the run's provenance record, in the same file.
         configuration: id of all settings that figures depend on.
         suite, id, domain: the prompt.
-        dtype: precision by name.
+        dtype: precision by name, or a form of llama.cpp's.
         tokens: length of the answer.
         loss: nats per token of the answer.
         divergence: Kullback-Leibler divergence from float32's next-token distribution, in nats per token.
@@ -124,6 +125,7 @@ def run(
     output: Path,
     *,
     load: Loader,
+    forms: Sequence[str] = (),
     on_start: Callable[[Outlook], None] = lambda _: None,
     on_lap: Callable[[], None] = lambda: None,
 ) -> str:
@@ -133,6 +135,7 @@ def run(
         job: what is asked for; float32 is always measured with the precisions that are named.
         output: a file of JSON lines; those of the same configuration in it are kept and not made again.
         load: loads the model in a precision; the float32 one stays in memory beside the others.
+        forms: of llama.cpp's, to be measured like precisions (`orthrus.bench.rounding`).
         on_start: told what is to be done, once.
         on_lap: called after each.
 
@@ -140,11 +143,12 @@ def run(
         ConfigError, DataError: what is asked for cannot be had, or the file is not one of results.
         PromptError: all prompts are longer than the model's context.
     """
+    require_forms(forms)
     items = job.items()
     reference, tokenizer = load(REFERENCE)
     prompts, too_long = session.encoded(items, reference, tokenizer)
     settings = {**session.settings(job, reference, [PLAIN]), "quality": True}
-    dtypes = list(dict.fromkeys((REFERENCE, *job.dtypes)))
+    dtypes = list(dict.fromkeys((REFERENCE, *job.dtypes, *forms)))
     before = Quality.read(read_records(output) if output.exists() else [], where=str(output))
     done = {(line.configuration, line.dtype, 1, line.suite, line.id) for line in before}
     cuts = [Cut(dtype, (1,), 1) for dtype in dtypes]
@@ -157,7 +161,9 @@ def run(
     answers: dict[str, list[int]] = {}
     for dtype, heats in metrics.split(outlook.heats, lambda heat: heat.cut.dtype).items():
         model, writer = reference, plain  # lets go of the precision before
-        model = reference if dtype == REFERENCE else load(dtype)[0]
+        model = reference if dtype == REFERENCE else load(REFERENCE if dtype in forms else dtype)[0]
+        if dtype in forms:
+            round_as(dtype, model)
         writer = plain if dtype == REFERENCE else Writer(model, tokenizer, job.max_new_tokens)
         for prompt in (prompt for heat in heats for prompt in heat.prompts):
             key = f"{prompt.item.suite} {prompt.item.id}"

@@ -22,6 +22,15 @@ def quality(
             help="Precisions beside float32, which always runs: bfloat16, float16, int8; bfloat16 unless given.",
         ),
     ] = None,
+    forms: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--form",
+            metavar="FORM,…",
+            help="Forms of llama.cpp's to measure, too (q8_0, q4_1, …): weights and inputs rounded to blocks, in "
+            "float32; none unless given.",
+        ),
+    ] = None,
     limit: measuring.Limit = None,
     max_new_tokens: common.MaxNewTokens = 256,
     threads: measuring.Threads = None,
@@ -39,5 +48,6 @@ def quality(
     job = Job(model=model, suites=tuple(suite), folder=data, limit=limit, dtypes=named, max_new_tokens=max_new_tokens)
     measuring.set_threads(threads)
     load = measuring.loader(model, device, backbone=backbone)
-    measuring.carried_out(bench.run, job, output, load=load, counted="precision")
+    rounded = tuple(measuring.listed(forms))
+    measuring.carried_out(bench.run, job, output, load=load, forms=rounded, counted="precision")
     say(f"{output}: complete; orthrus bench report {output}", to=err)
