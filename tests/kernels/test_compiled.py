@@ -1,5 +1,6 @@
 """The operator in C++: the bits of what it stands in for, and a compiler that nobody waits for."""
 
+import copy
 import logging
 import subprocess
 from collections.abc import Callable
@@ -7,9 +8,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from orthrus.kernels import compiled, fbgemm, int8
+from orthrus.kernels import compiled, fbgemm, int8, packed
 from orthrus.kernels.compiled import INSTRUCTIONS, command, instructions, linear_int8, loaded
 from orthrus.kernels.recorded import record
 from tests.kernels.test_int8 import WIDTHS, group, products, threads
@@ -25,12 +26,19 @@ pytestmark = pytest.mark.skipif(
 @pytest.fixture(scope="module", params=HERE)
 def own(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Operator]:
     """The operator, compiled for a set of instructions that this CPU has."""
-    file = tmp_path_factory.mktemp("compiled") / "int8.so"
+    file = tmp_path_factory.mktemp("compiled") / "linear.so"
     subprocess.run(["sh", "-c", command(request.param, file)], check=True)
     assert [path.name for path in file.parent.iterdir()] == [file.name], "nothing else is left there"
-    operator = loaded(request.param, file)
+    operator = loaded(f"linear_int8_{request.param}", file)
     assert operator is not None
     return request.param, operator
+
+
+@pytest.fixture(scope="module")
+def one(own: tuple[str, Operator]) -> Operator:
+    """The operator for one row, of the same file."""
+    found: Operator = getattr(torch.ops.orthrus, f"linear_one_{own[0]}").default
+    return found
 
 
 @pytest.fixture
@@ -91,6 +99,67 @@ def test_another_width_than_the_weights_is_refused(own: tuple[str, Operator]) ->
         own[1](torch.ones(1, 12), blocks, scale.int(), scale, None, None)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(("outputs", "inputs"), [(1, 16), (7, 48), (1000, 576)])
+def test_one_row_is_multiplied_by_weights_as_they_are(
+    one: Operator, outputs: int, inputs: int, dtype: torch.dtype
+) -> None:
+    """Sums are made in float32 and rounded once; the number of threads changes no bit."""
+    weight, bias = torch.randn(outputs, inputs, dtype=dtype), torch.randn(outputs, dtype=dtype)
+    row = torch.randn(1, 1, inputs, dtype=dtype)
+    for b in (None, bias):
+        expected = nn.functional.linear(row.double(), weight.double(), None if b is None else b.double())
+        found = one(row, weight, b)
+        assert found.dtype == dtype
+        torch.testing.assert_close(found.double(), expected, rtol=2**-8 if dtype == torch.bfloat16 else 1e-5, atol=1e-4)
+        with threads(2):
+            assert torch.equal(one(row, weight, b), found)
+
+
+@pytest.mark.parametrize(("row", "weight"), [((1, 24), (5, 32)), ((2, 32), (5, 32)), ((1, 36), (5, 36))])
+def test_what_is_not_one_row_of_such_weights_is_refused(
+    one: Operator, row: tuple[int, ...], weight: tuple[int, ...]
+) -> None:
+    with pytest.raises(RuntimeError, match="a row must be"):
+        one(torch.ones(row), torch.ones(weight), None)
+    with pytest.raises(RuntimeError, match="type"):
+        one(torch.ones(1, 32), torch.ones(5, 32, dtype=torch.bfloat16), None)
+
+
+def test_packed_layers_take_it_where_it_is_measured_to_be_faster(
+    one: Operator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One row alone; several rows, other types and widths have the kernels that they had, and copies have none."""
+    calls: list[int] = []
+
+    def counted(*arguments: Tensor) -> Tensor:
+        calls.append(1)
+        return one(*arguments)
+
+    for faster in (True, False):
+        monkeypatch.setattr(packed, "_tuned", {})
+        monkeypatch.setattr(packed, "linear_one", lambda: counted)
+        monkeypatch.setattr(packed, "_faster_as_is", lambda layers, rows, own, clock, faster=faster: faster)
+        model = nn.Sequential(nn.Linear(1024, 640), nn.Linear(640, 1000, bias=False), nn.Linear(1000, 1024))
+        plain = copy.deepcopy(model)
+        packed.pack(model)
+        packed.tune(model)
+        assert packed.kernels_of(model) == {packed.AsIs(one=faster, several=faster, own=faster)}
+        for rows, taken in ((1, 2), (3, 0)):
+            x = torch.randn(1, rows, 1024)
+            calls.clear()
+            with torch.inference_mode():
+                torch.testing.assert_close(model(x), plain(x))
+            assert len(calls) == faster * taken
+        again = copy.deepcopy(model)
+        calls.clear()
+        with torch.inference_mode():
+            again(torch.randn(1, 1, 1024))
+        assert not calls
+        packed.unpack(model)
+        assert all("_own" not in layer.__dict__ for layer in model)
+
+
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("ORTHRUS_CACHE", str(tmp_path))
@@ -115,7 +184,7 @@ def test_the_compiler_runs_beside_and_once(folder: Path, monkeypatch: pytest.Mon
 def test_a_file_that_cannot_be_loaded_is_told_of(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     (tmp_path / "damaged.so").write_text("nothing")
     with caplog.at_level(logging.INFO):
-        assert loaded("avx2", tmp_path / "damaged.so") is None
+        assert loaded("linear_one_avx2", tmp_path / "damaged.so") is None
     assert "damaged.so cannot be loaded" in caplog.text
 
 

@@ -183,7 +183,8 @@ def _products(model: "PreTrainedModel") -> dict[str, str]:
     from orthrus.kernels.packed import AsIs, kernels_of
 
     kernels = next(iter(kernels_of(model)), AsIs(one=True, several=True))
-    return {rows: "weights" if as_is else "copies" for rows, as_is in kernels._asdict().items()}
+    one = "weights, by an operator compiled here" if kernels.own else "weights" if kernels.one else "copies"
+    return {"one": one, "several": "weights" if kernels.several else "copies"}
 
 
 def _costs(name: str, model: "PreTrainedModel", dtype: str) -> list[dict[str, Any]]:

@@ -1,7 +1,7 @@
-"""An operator in C++ (`int8.cpp`), compiled where it runs, if a compiler is found there.
+"""Operators in C++ (`linear.cpp`), compiled where they run, if a compiler is found there.
 
-The first model that could use it starts the compiler in the background, at the lowest priority, and does without.
-Models loaded once it is done, in this process or another, have it. What was compiled is kept in `orthrus.memory`'s
+The first model that could use them starts the compiler in the background, at the lowest priority, and does without.
+Models loaded once it is done, in this process or another, have them. What was compiled is kept in `orthrus.memory`'s
 folder, for a version of torch and a set of instructions. Without a folder nothing is compiled. Knows files; knows no
 layer.
 """
@@ -27,12 +27,12 @@ from orthrus.provenance import digest_of, processor
 
 INSTRUCTIONS: Final = {
     "avx512_vnni": ("avx512f", "avx512bw", "avx512vl", "avx512_vnni"),
-    "avx_vnni": ("avx2", "avx_vnni"),
-    "avx2": ("avx2",),
+    "avx_vnni": ("avx2", "fma", "avx_vnni"),
+    "avx2": ("avx2", "fma"),
 }
-"""Sets of instructions that there is a form of the operator for, by what Linux calls each; the fastest first."""
+"""Sets of instructions that there is a form of the operators for, by what Linux calls each; the fastest first."""
 
-_SOURCE: Final = Path(__file__).with_name("int8.cpp")
+_SOURCE: Final = Path(__file__).with_name("linear.cpp")
 _AGAIN: Final = 86400  # seconds after which a compiler that failed is tried again
 
 _running: list[subprocess.Popen[bytes]] = []  # which outlive this process
@@ -47,12 +47,22 @@ def instructions() -> str | None:
 
 
 def linear_int8() -> Callable[..., Tensor] | None:
-    """Return the operator where it is compiled; else None, and the compiler is started where there is one."""
+    """Return the product of rows and weights in 8-bit integers where it is compiled (`_operator`)."""
+    return _operator("linear_int8")
+
+
+def linear_one() -> Callable[..., Tensor] | None:
+    """Return the product of one row and weights as they are where it is compiled (`_operator`)."""
+    return _operator("linear_one")
+
+
+def _operator(kind: str) -> Callable[..., Tensor] | None:
+    """Return an operator where it is compiled; else None, and the compiler is started where there is one."""
     name, file = instructions(), _file()
     if name is None or file is None:
         return None
     if file.exists():
-        return loaded(name, file)
+        return loaded(f"{kind}_{name}", file)
     log = file.with_suffix(".log")
     if _compiler() is not None and not (log.exists() and time() - log.stat().st_mtime < _AGAIN):
         with suppress(OSError):
@@ -65,10 +75,10 @@ def linear_int8() -> Callable[..., Tensor] | None:
 
 @cache
 def loaded(name: str, file: Path) -> Callable[..., Tensor] | None:
-    """Load the operator for a set of instructions from a file; None if it cannot be loaded."""
+    """Return an operator by its name from a file; None if that cannot be loaded."""
     try:
         torch.ops.load_library(file)  # type: ignore[no-untyped-call]
-        operator: Callable[..., Tensor] = getattr(torch.ops.orthrus, f"linear_int8_{name}").default
+        operator: Callable[..., Tensor] = getattr(torch.ops.orthrus, name).default
     except (OSError, RuntimeError, AttributeError) as error:
         _log.info("%s cannot be loaded: %s", file, error)
         return None
@@ -76,11 +86,11 @@ def loaded(name: str, file: Path) -> Callable[..., Tensor] | None:
 
 
 def command(name: str, file: Path) -> str:
-    """Return a command line of the shell that compiles the operator for a set of instructions, whole or not at all."""
+    """Return a command line of the shell that compiles the operators for a set of instructions, whole or not at all."""
     home = Path(torch.__file__).parent
     flags = [f"-m{each.replace('_vnni', 'vnni')}" for each in INSTRUCTIONS[name]]
     # Without multiplications and additions in one, which round otherwise than torch's.
-    options = ["-O3", "-std=c++20", "-fPIC", "-ffp-contract=off", f"-DNAME=linear_int8_{name}", *flags]
+    options = ["-O3", "-std=c++20", "-fPIC", "-ffp-contract=off", f"-DNAME={name}", *flags]
     object, library = (file.with_suffix(f".{os.getpid()}{suffix}") for suffix in (".o", ".so"))
     compiler: list[Any] = ["nice", "-n", "19", _compiler()]
     # OpenMP is left out of the link: it has to be torch's own, or there are twice as many threads.
@@ -95,7 +105,7 @@ def _file() -> Path | None:
     if folder is None or not sys.platform.startswith("linux"):
         return None
     about = digest_of(_SOURCE.read_text(encoding="utf-8") + torch.__version__ + torch.__config__.show())
-    return folder / "compiled" / f"int8-{instructions()}-{about}.so"
+    return folder / "compiled" / f"linear-{instructions()}-{about}.so"
 
 
 def _compiler() -> str | None:

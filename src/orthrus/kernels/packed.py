@@ -4,7 +4,8 @@ A plain linear layer hands its weights to the matrix product as they are stored,
 pass. For the few rows of a decoding pass that is a good part of its time; oneDNN takes weights laid out once. Many
 CPUs cannot multiply in 16 bits, and torch then takes every row of a pass by itself: FBGEMM reads weights in float16
 there and multiplies in float32, which float32 copies replace where it is missing.
-`tune` measures where the weights themselves are read faster. Knows layers; knows no pass.
+`tune` measures where the weights themselves are read faster, one row's by an operator of our own where it is compiled
+(`orthrus.kernels.compiled`). Knows layers; knows no pass.
 """
 
 from collections.abc import Callable, Sequence
@@ -17,6 +18,7 @@ from torch import Tensor, nn
 from torch.nn.functional import linear
 
 from orthrus.kernels import fbgemm
+from orthrus.kernels.compiled import linear_one
 from orthrus.kernels.native import multiplies
 from orthrus.kernels.recorded import is_recording, operator, recordable
 from orthrus.kernels.shared import Shared
@@ -44,11 +46,19 @@ class Copy(NamedTuple):
 
 
 class AsIs(NamedTuple):
-    """Which products are made with the weights as they are, in spite of a copy: those of one row, of several rows."""
+    """Which products are made with the weights as they are, in spite of a copy: those of one row, of several rows.
+
+    Those of one row by an operator of our own (`own`), where it is compiled.
+    """
 
     one: bool = False
     several: bool = False
+    own: bool = False
 
+
+_OF_ITS_OWN = ("_shared", "_index", "_own")  # attributes of a packed layer that its copies make anew
+_OWN_TYPES = (torch.float32, torch.bfloat16)  # of our own operator, which multiplies so many inputs at once:
+_WIDTH = 16
 
 _tuned: dict[tuple[object, ...], AsIs] = {}
 
@@ -65,6 +75,7 @@ class PackedLinear(nn.Linear):
     _shared: "_Shared | None" = None
     _index = 0
     as_is = AsIs()
+    _own: Callable[..., Tensor] | None = None
 
     def forward(self, input: Tensor) -> Tensor:
         """Return `input @ weight.T + bias`."""
@@ -72,13 +83,16 @@ class PackedLinear(nn.Linear):
             if self._shared is None:
                 self._shared, self._index = _Shared([self]), 0
             several = input.numel() != input.shape[-1]
+            weight = self.weight
+            if self._own is not None and not several and weight.is_cpu and input.dtype == weight.dtype in _OWN_TYPES:
+                return self._own(input, weight, self.bias)
             if not self.as_is[several] and self._shared.takes(input, several=several, again=self._index > 0):
                 return self._shared.output(self._index, input)
         return linear(input, self._parameters["weight"], self._parameters["bias"])  # type: ignore[arg-type]
 
     def __getstate__(self) -> dict[str, object]:
         """Leave the copied weights out of copies of the layer, which make their own."""
-        return {name: value for name, value in self.__dict__.items() if name not in ("_shared", "_index")}
+        return {name: value for name, value in self.__dict__.items() if name not in _OF_ITS_OWN}
 
 
 class _Shared(Shared[PackedLinear]):
@@ -198,8 +212,8 @@ def tune(model: nn.Module, *, clock: Callable[[], float] = perf_counter) -> None
     """Let packed layers multiply by the weights as they are wherever that is clearly faster here, as measured.
 
     One row and several are timed apart, over layer after layer, so that weights come from as far away as in a pass. If
-    neither gains by the copies, they are dropped. Measured once a process for layers of these shapes, so that models
-    loaded alike compute alike.
+    neither gains by the copies, they are dropped, unless one row is multiplied by an operator of our own. Measured once
+    a process for layers of these shapes, so that models loaded alike compute alike.
 
     Args:
         model: one that was packed.
@@ -213,16 +227,27 @@ def tune(model: nn.Module, *, clock: Callable[[], float] = perf_counter) -> None
     if not layers:
         return
     key = (torch.get_num_threads(), *((tuple(layer.weight.shape), layer.weight.dtype) for layer in layers))
+    own = linear_one()
     if key not in _tuned:
-        _tuned[key] = AsIs(*(_faster_as_is(layers, rows, clock) for rows in (1, _ROWS)))
+        one, several = (_faster_as_is(layers, rows, own, clock) for rows in (1, _ROWS))
+        _tuned[key] = AsIs(one, several, one and own is not None)
     for layer in _of_class(model, PackedLinear):
         layer.as_is = _tuned[key]
-    if all(_tuned[key]):
+        layer._own = own if _tuned[key].own and _takes_own(layer) else None
+    if _tuned[key] == AsIs(one=True, several=True):
         unpack(model)
 
 
+def _takes_own(layer: PackedLinear) -> bool:
+    """Tell whether our own operator multiplies by a layer's weights."""
+    alike = layer.bias is None or layer.bias.dtype == layer.weight.dtype
+    return alike and layer.weight.dtype in _OWN_TYPES and layer.in_features % _WIDTH == 0
+
+
 @torch.inference_mode()
-def _faster_as_is(layers: Sequence[PackedLinear], rows: int, clock: Callable[[], float]) -> bool:
+def _faster_as_is(
+    layers: Sequence[PackedLinear], rows: int, own: Callable[..., Tensor] | None, clock: Callable[[], float]
+) -> bool:
     """Tell whether layers multiply so many rows clearly faster by their weights than by their copies."""
     zeros = {layer.in_features: layer.weight.new_zeros(1, rows, layer.in_features) for layer in layers}
     inputs = [zeros[layer.in_features] for layer in layers]
@@ -234,6 +259,7 @@ def _faster_as_is(layers: Sequence[PackedLinear], rows: int, clock: Callable[[],
         for as_is, times in seconds.items():
             for layer in layers:
                 layer.as_is = as_is
+                layer._own = own if as_is.one and _takes_own(layer) else None
             started = clock()
             for layer, input in zip(layers, inputs, strict=True):
                 layer(input)
@@ -248,7 +274,7 @@ def unpack(model: nn.Module) -> None:
     for module in _of_class(model, PackedLinear):
         module.__class__ = nn.Linear  # type: ignore[assignment]
         unwatch(module.weight)
-        for name in ("_shared", "_index", "as_is"):
+        for name in (*_OF_ITS_OWN, "as_is"):
             module.__dict__.pop(name, None)
 
 

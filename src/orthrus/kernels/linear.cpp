@@ -1,7 +1,8 @@
-// Products of rows and weights in 8-bit integers, in one operation: rows are rounded, multiplied, scaled and cast.
+// Products for decoding, each in one operation: rows and weights in 8-bit integers; one row and weights as they are.
 //
-// The same integers and the same order of float32 operations as in int8.py, so the results have the same bits. Compiled
-// and loaded by compiled.py, with -ffp-contract=off.
+// Of integers: rows are rounded, multiplied, scaled and cast with the same integers and the same order of float32
+// operations as in int8.py, so the results have the same bits. Compiled and loaded by compiled.py, with
+// -ffp-contract=off.
 //
 // Shapes: R rows, N outputs, K inputs; blocks of 16 outputs, 4 inputs of each side by side: [N / 16, K / 4, 16, 4].
 
@@ -176,6 +177,7 @@ Tensor linear(const Tensor& input, const Tensor& weight, const Tensor& zero, con
               const std::optional<Tensor>& factor, const std::optional<Tensor>& bias) {
   Tensor given = input.contiguous();
   int64_t K = given.size(-1), N = scale.size(0), R = K ? given.numel() / K : 0;
+  TORCH_CHECK(given.is_cpu() && weight.is_cpu(), "rows and weights must be on the CPU");
   TORCH_CHECK(K == weight.size(1) * 4, "inputs must be ", weight.size(1) * 4, " wide, found ", K);
   std::vector<int64_t> sizes = given.sizes().vec();
   sizes.back() = N;
@@ -195,12 +197,85 @@ Tensor linear(const Tensor& input, const Tensor& weight, const Tensor& zero, con
   return out;
 }
 
+// One row times weights as they are, [N, K], summed in float32: read as fast as memory gives them.
+#if defined(__AVX512VNNI__)
+using Floats = __m512;
+inline Floats none() { return _mm512_setzero_ps(); }
+inline Floats floats(const float* p) { return _mm512_loadu_ps(p); }
+inline Floats floats(const uint16_t* p) {
+  return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i*)p)), 16));
+}
+inline Floats plus(Floats sum, Floats a, Floats b) { return _mm512_fmadd_ps(a, b, sum); }
+inline float total(Floats sum) { return _mm512_reduce_add_ps(sum); }
+#else
+using Floats = __m256;
+inline Floats none() { return _mm256_setzero_ps(); }
+inline Floats floats(const float* p) { return _mm256_loadu_ps(p); }
+inline Floats floats(const uint16_t* p) {
+  return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(_mm_loadu_si128((const __m128i*)p)), 16));
+}
+inline Floats plus(Floats sum, Floats a, Floats b) { return _mm256_fmadd_ps(a, b, sum); }
+inline float total(Floats sum) {
+  alignas(32) float each[8];
+  _mm256_store_ps(each, sum);
+  return ((each[0] + each[4]) + (each[2] + each[6])) + ((each[1] + each[5]) + (each[3] + each[7]));
+}
+#endif
+constexpr int64_t SOME = 4, AHEAD = 2;  // outputs whose sums are made together; how many times as many are fetched before
+
+template <typename Type>
+void multiply_one(const Type* input, const Type* weight, const Type* bias, int64_t N, int64_t K, Type* out) {
+  std::vector<float> row(K);
+  for (int64_t k = 0; k < K; k++) row[k] = wide(input[k]);
+  int64_t grain = std::max<int64_t>(1, AT_ONCE / (K * SOME)), groups = (N + SOME - 1) / SOME;
+  at::parallel_for(0, groups, grain, [&](int64_t start, int64_t stop) {
+    for (int64_t g = start; g < stop; g++) {
+      const Type* of[SOME];
+      Floats sum[SOME];
+      for (int64_t i = 0; i < SOME; i++) of[i] = weight + std::min(g * SOME + i, N - 1) * K, sum[i] = none();
+      for (int64_t k = 0; k < K; k += LANES) {
+        Floats x = floats(&row[k]);
+        for (int64_t i = 0; i < SOME; i++) {
+          _mm_prefetch((const char*)(of[i] + AHEAD * SOME * K + k), _MM_HINT_T1);
+          sum[i] = plus(sum[i], x, floats(of[i] + k));
+        }
+      }
+      for (int64_t i = 0; i < SOME && g * SOME + i < N; i++) {
+        float x = total(sum[i]);
+        narrow(bias ? x + wide(bias[g * SOME + i]) : x, out + g * SOME + i);
+      }
+    }
+  });
+}
+
+// input [..., 1, K], weight [N, K] and bias [N] in float32, or all in bfloat16.
+Tensor linear_one(const Tensor& input, const Tensor& weight, const std::optional<Tensor>& bias) {
+  Tensor given = input.contiguous(), those = weight.contiguous();
+  int64_t K = those.size(1), N = those.size(0);
+  TORCH_CHECK(given.numel() == K && K % LANES == 0, "a row must be ", K, " wide, a multiple of ", LANES, ", found ",
+              given.sizes());
+  bool served = given.scalar_type() == at::kFloat || given.scalar_type() == at::kBFloat16;
+  TORCH_CHECK(served && given.scalar_type() == those.scalar_type(), "a row must have its weights' type");
+  TORCH_CHECK(given.is_cpu() && those.is_cpu(), "a row and its weights must be on the CPU");
+  std::vector<int64_t> sizes = given.sizes().vec();
+  sizes.back() = N;
+  Tensor out = at::empty(sizes, given.options());
+  auto run = [&](auto type) {
+    using Type = decltype(type);
+    multiply_one<Type>((const Type*)given.const_data_ptr(), (const Type*)those.const_data_ptr(), at_start<Type>(bias),
+                       N, K, (Type*)out.mutable_data_ptr());
+  };
+  given.scalar_type() == at::kFloat ? run(float()) : run(uint16_t());
+  return out;
+}
+
 }  // namespace
 
 #define TEXT(name) #name
 #define AS_TEXT(name) TEXT(name)
 
 TORCH_LIBRARY_FRAGMENT(orthrus, library) {
-  library.def(AS_TEXT(NAME) "(Tensor input, Tensor weight, Tensor zero, Tensor scale, Tensor? factor, Tensor? bias) -> Tensor",
-              &linear);
+  library.def("linear_int8_" AS_TEXT(NAME)
+              "(Tensor input, Tensor weight, Tensor zero, Tensor scale, Tensor? factor, Tensor? bias) -> Tensor", &linear);
+  library.def("linear_one_" AS_TEXT(NAME) "(Tensor input, Tensor weight, Tensor? bias) -> Tensor", &linear_one);
 }
