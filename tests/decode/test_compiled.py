@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from orthrus.decode import exact
 from orthrus.decode.engine import Engine
 from orthrus.decode.options import Options
 from orthrus.decode.passes import Passes
@@ -105,6 +106,7 @@ def in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
     """Masks of decoding passes are in parts, as on CUDA."""
     monkeypatch.setattr(functions, "can_split", lambda _: True)
     monkeypatch.setattr(functions, "_split", densely)
+    monkeypatch.setattr(exact, "_ALIKE", {})
 
 
 @pytest.fixture

@@ -251,6 +251,12 @@ def test_fused_passes_are_taken_only_where_they_leave_the_bits_alone() -> None:
         assert [row.token_ids] == texts(model, "ar", count=1)
 
 
+def disturb(monkeypatch: pytest.MonkeyPatch, moving: Callable[..., Tensor]) -> None:
+    """Put another attention in place, of which nothing is known yet."""
+    monkeypatch.setattr(functions, "_by_blocks", moving)
+    monkeypatch.setattr(exact, "_ALIKE", {})
+
+
 def test_noise_by_reach_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
     """Attention that moves with the number of slots it is handed, masked ones included, cannot verify drafts."""
     real = functions._by_blocks
@@ -258,7 +264,7 @@ def test_noise_by_reach_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
     def moving(grouped: Tensor, key: Tensor, *rest: Any) -> Tensor:
         return real(grouped, key, *rest) * (1 + 1e-3 * key.shape[2])
 
-    monkeypatch.setattr(functions, "_by_blocks", moving)
+    disturb(monkeypatch, moving)
     finding = exact.probe(dual(), width=BLOCK)
     assert finding.broken[0] == "a token's logits depend on masked cache slots in reach"
     assert (finding.holds, finding.geometry.group) == (False, 1)
@@ -307,7 +313,7 @@ def test_noise_by_reach_within_a_span_is_found(from_slots: int, monkeypatch: pyt
 
     clean = exact.probe(dual(), width=BLOCK).geometry
     assert clean.tails[0] == clean.chunk_tails[0] == 64
-    monkeypatch.setattr(functions, "_by_blocks", moving)
+    disturb(monkeypatch, moving)
     finding = exact.probe(dual(), width=BLOCK)
     assert finding.geometry.tails == tuple(tail for tail in clean.tails if tail >= from_slots)
     assert finding.geometry.chunk_tails == tuple(tail for tail in clean.chunk_tails if tail >= from_slots)
@@ -326,7 +332,7 @@ def test_noise_by_reach_is_found_for_decoding_and_for_reading_apart(
         return real(grouped, key, *rest) * (1.01 if moved else 1)
 
     clean = exact.probe(dual(), width=BLOCK).geometry
-    monkeypatch.setattr(functions, "_by_blocks", moving)
+    disturb(monkeypatch, moving)
     geometry = exact.probe(dual(), width=BLOCK).geometry
     few, many = (clean.tails, (SPAN,)) if fewest > 1 else ((SPAN,), clean.chunk_tails)
     assert (geometry.tails, geometry.chunk_tails) == (few, many)
@@ -339,7 +345,7 @@ def test_noise_by_reach_beyond_a_span_is_found(monkeypatch: pytest.MonkeyPatch) 
     def moving(grouped: Tensor, key: Tensor, *rest: Any) -> Tensor:
         return real(grouped, key, *rest) * (1.01 if SPAN < key.shape[2] < 2 * SPAN else 1)
 
-    monkeypatch.setattr(functions, "_by_blocks", moving)
+    disturb(monkeypatch, moving)
     finding = exact.probe(dual(), width=BLOCK)
     assert (finding.holds, finding.geometry.tails, finding.geometry.chunk_tails) == (True, (SPAN,), (SPAN,))
 

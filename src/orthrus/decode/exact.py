@@ -185,14 +185,14 @@ def can_fuse(model: PreTrainedModel, finding: Finding, *, rows: int, drafts: int
 
 
 def _alike(trials: Trials, tail: int, tokens: Sequence[int], numbers: int) -> bool:
-    """Return what `attends_alike` finds, found out once per state of a model: no number of rows changes it."""
-    alike: dict[object, bool] = attachment_of(trials.model).memo("alike")
-    state = (tail, *tokens, numbers, *key_of(trials.model))
-    if state not in alike:
-        alike[state] = trials.attends_alike(tail, tokens, numbers)
-    return alike[state]
+    """Return what `attends_alike` finds, once a process: weights and numbers of rows do not change it."""
+    state = (tail, *tokens, numbers, *trials.attends, attention.attention, *key_of(trials.model))
+    if state not in _ALIKE:
+        _ALIKE[state] = trials.attends_alike(tail, tokens, numbers)
+    return _ALIKE[state]
 
 
+_ALIKE: Final[dict[object, bool]] = {}
 _ROOMS = ("decode", "kernels", "model")
 
 

@@ -124,6 +124,13 @@ class Trials:
         self._rewind()
         return read
 
+    @property
+    def attends(self) -> tuple[int, *tuple[tuple[int, int, int], ...]]:
+        """Query heads, then the shapes of layers: key heads, numbers of a key, numbers of a value."""
+        layers = zip(self.cache.keys, self.cache.values, strict=True)
+        shapes = {(keys.shape[2], keys.shape[3], values.shape[3]) for keys, values in layers}
+        return (self.model.config.get_text_config().num_attention_heads, *sorted(shapes))
+
     def attends_alike(self, tail: int, widths: Sequence[int], numbers: int) -> bool:
         """Tell whether attention over so many slots gives tokens at their end the bits that it does over a whole span.
 
@@ -131,11 +138,9 @@ class Trials:
         results each, since bfloat16 rounds nearly all differences between sums associated otherwise away; wide passes,
         whose queries are taken in blocks of the same sizes, make up for fewer by their number.
         """
-        heads: int = self.model.config.get_text_config().num_attention_heads
-        layers = zip(self.cache.keys, self.cache.values, strict=True)
-        shapes = {(*keys.shape[2:], values.shape[3]) for keys, values in layers}
+        heads, *shapes = self.attends
         like = self.cache.keys[0]
-        for (key_heads, size, out), width, before in itertools.product(sorted(shapes), widths, (0, SPAN)):
+        for (key_heads, size, out), width, before in itertools.product(shapes, widths, (0, SPAN)):
             if width > before + tail:
                 continue  # no pass looks at fewer slots than it has tokens
             texts = min(-(-numbers // (heads * width * out)), _DRAWN)
