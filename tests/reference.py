@@ -377,7 +377,8 @@ class Trace:
 
 def trace(length: int, drafts: int, right: Callable[[int], bool]) -> Trace:
     """Count a text of `length` tokens decoded with drafts whose token at place i is right when `right(i)` says so."""
-    out = Trace(proposed_at=[0] * drafts, accepted_at=[0] * drafts)
+    slots = drafts if length else 0
+    out = Trace(proposed_at=[0] * slots, accepted_at=[0] * slots)
     while out.emitted < length:
         out.cycles += 1
         agreed = 0

@@ -136,9 +136,9 @@ def test_chunks_join_to_the_completion(name: str, model: PreTrainedModel, charac
     assert chunks[-1].stats == out.stats
     counts = list(accumulate(len(chunk.token_ids) for chunk in chunks))
     assert [chunk.stats.emitted for chunk in chunks] == counts
-    for chunk in chunks:
+    for index, chunk in enumerate(chunks):
         first = len(chunk.first_text)
-        assert first == (name != "ar")
+        assert first == (name != "ar" and index != 1)  # the prompt's pass has drafted for it
         assert characters.decode(chunk.token_ids[:first]) == chunk.first_text
         assert characters.decode(chunk.token_ids[first : first + chunk.accepted]) == chunk.draft_text
         assert characters.decode(chunk.token_ids[first + chunk.accepted :]) == chunk.bonus_text

@@ -1,5 +1,6 @@
 """The engine's text is the untouched backbone's own, whatever the family, the batch and the blocks."""
 
+import itertools
 from collections.abc import Sequence
 from functools import cache
 from typing import Any
@@ -19,7 +20,7 @@ from orthrus.policy import steps
 from orthrus.policy.steps import Step
 from tests import reference
 from tests.decode.drive import BLOCK, decode, dual, engine_of, finish, held
-from tests.families import FAMILIES, VOCAB, WINDOWED, tiny
+from tests.families import FAMILIES, VOCAB, WINDOWED, perturb, tiny
 
 PROMPTS = [[5, 6, 7], [8], [30, 31, 32, 33, 34, 35, 36, 37, 38, 39, 40, 41, 42], [9, 10, 11, 12, 13], [8, 9]]
 COUNTS = [20, 9, 14, 1, 20]
@@ -296,39 +297,67 @@ def test_learned_positions_end_with_the_context(kind: str) -> None:
 
 @pytest.mark.parametrize("name", ["full", "tree:6", "onepass:1", "onepass", "auto"])
 def test_the_pass_that_reads_the_prompt_makes_the_first_drafts(name: str) -> None:
-    """A text's first cycle takes one pass, that of verifying.
-
-    A prompt of one token has no pass to draft in; `auto`, which knows nothing yet, then begins with a plain step.
-    """
-    prompts = [PROMPTS[2], PROMPTS[0], [8]]
-    for prompt, passes in zip(prompts, (1, 1, 1 if name == "auto" else 2), strict=True):
+    """It gives a text's first token too, which is told at once; the first cycle takes one pass, that of verifying."""
+    for prompt in (PROMPTS[2], PROMPTS[0], [8]):
         begin_anew(MODEL)
         engine = Engine(MODEL, rows=1, capacity=200, plan=steps.parse(name))
         engine.add(prompt, Options(max_new_tokens=20))
         (progress,) = engine.step()
-        assert progress.row.stats.forwards == 1 + passes
+        text = reference.greedy_text(tiny("qwen3"), prompt, 20)
+        assert (progress.token_ids, progress.accepted, progress.row.stats.forwards) == (text[:1], 0, 1)
+        (progress,) = engine.step()
+        assert progress.row.stats.forwards == 2
         finish(engine)
-        assert progress.row.token_ids == reference.greedy_text(tiny("qwen3"), prompt, 20)
+        assert progress.row.token_ids == text
 
 
-def test_rows_that_join_have_drafts_where_the_others_have() -> None:
-    """All stops are drafted for, so no row ever waits for a draft pass; where others need one, nobody is drafted for.
+def test_rows_that_join_have_drafts_whether_or_not_the_others_have() -> None:
+    """All stops are drafted for, so no row ever waits for a draft pass; with one stop a row may miss it, and pays."""
+    for name, more in (("onepass", 1), ("onepass:1", 2)):
+        engine = Engine(MODEL, rows=2, capacity=200, plan=steps.parse(name))
+        engine.add(PROMPTS[2], Options(max_new_tokens=20))
+        engine.step()
+        engine.step()
+        if more == 2:
+            engine.live[0].ready = None
+        engine.add(PROMPTS[0], Options(max_new_tokens=20))
+        begun, first, second = engine.step()
+        assert begun.row is second.row
+        assert (first.row.stats.forwards, second.row.stats.forwards) == (1 + 1 + more, 1 + 1)
 
-    With one stop, which a row of an untrained view may miss, both rows then draft together.
-    """
-    engine = Engine(MODEL, rows=2, capacity=200, plan=steps.parse("onepass"))
-    engine.add(PROMPTS[2], Options(max_new_tokens=20))
-    engine.step()
-    engine.add(PROMPTS[0], Options(max_new_tokens=20))
-    first, second = engine.step()
-    assert (first.row.stats.forwards, second.row.stats.forwards) == (1 + 1 + 1, 1 + 1)
-    engine = Engine(MODEL, rows=2, capacity=200, plan=steps.parse("onepass:1"))
-    engine.add(PROMPTS[2], Options(max_new_tokens=20))
-    engine.step()
-    engine.live[0].ready = None
-    engine.add(PROMPTS[0], Options(max_new_tokens=20))
-    first, second = engine.step()
-    assert (first.row.stats.forwards, second.row.stats.forwards) == (1 + 1 + 2, 1 + 2)
+
+@pytest.mark.parametrize("exactness", ["distribution", "token"])
+@pytest.mark.parametrize("name", ["ar", "full", "tree:6", "lookup", "onepass:2", "auto"])
+def test_a_text_may_end_with_the_prompt_s_own_token(name: str, exactness: exact.Exact) -> None:
+    """By its length, its end token or a criterion: one pass in all, and rows beside it are whole."""
+    ends = [
+        Options(max_new_tokens=1),
+        Options(max_new_tokens=20, eos_token_id=(TEXTS[tuple(PROMPTS[1])][0],)),
+        Options(max_new_tokens=20, stopping_criteria=(lambda ids, _: torch.ones(len(ids), dtype=torch.bool),)),
+    ]
+    prompts, options = [PROMPTS[0], PROMPTS[2], PROMPTS[1], PROMPTS[2]], [ends[0], Options(max_new_tokens=9), *ends[1:]]
+    engine = Engine(MODEL, rows=3, capacity=200, plan=steps.parse(name), exact=exactness)
+    for row, prompt, count in zip(decode(engine, prompts, options), prompts, (1, 9, 1, 1), strict=True):
+        assert row.token_ids == TEXTS[tuple(prompt)][:count]
+        if count == 1:
+            assert (row.stats.emitted, row.stats.forwards, row.stats.cycles, row.stats.plain_steps) == (1, 1, 0, 0)
+
+
+@pytest.mark.parametrize("name", ["ar", "full", "fixed:4", "tree:6", "onepass:2", "lookup", "auto"])
+def test_no_text_takes_more_passes_than_tokens(name: str) -> None:
+    """Of any length, alone or beside others, whatever it ends with: a first token, a draft or a bonus."""
+    for seed, rows in itertools.product(range(3), (1, 4)):
+        model = dual()
+        perturb(model, scale=float(seed), seed=seed)
+        engine = Engine(model, rows=rows, capacity=200, plan=steps.parse(name))
+        options = [
+            Options(max_new_tokens=1 + count, eos_token_id=(TEXTS[tuple(prompt)][count],) if count % 2 else ())
+            for count in range(11)
+            for prompt in PROMPTS
+        ]
+        for row in decode(engine, PROMPTS * 11, options):
+            assert row.stats.forwards <= row.stats.emitted
+            assert name != "ar" or row.stats.tokens_per_forward == 1.0
 
 
 def test_no_other_plan_drafts_while_it_reads(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -345,7 +374,7 @@ def test_no_other_plan_drafts_while_it_reads(monkeypatch: pytest.MonkeyPatch) ->
 
         monkeypatch.setattr(engine.passes, "prefill", spy)
         decode(engine, PROMPTS[2:3], Options(max_new_tokens=5))
-        assert asked == [{"chunk": 512}]
+        assert asked == [{"chunk": 512, "anchors": PROMPTS[2][-1:], "drafts": 0}]
 
 
 # ---------------------------------------------------------------- what is read again

@@ -229,7 +229,7 @@ def test_noise_by_tokens_leaves_passes_of_one_width() -> None:
     )
     apart = "32, 48, 64, 80, 96, 128, 160, 192, 256"
     assert f"a token's keys depend on the width of its prefill pass: not {apart} tokens at once" in finding.broken
-    assert (finding.geometry.widths, finding.geometry.chunks, finding.reads_ahead) == ((BLOCK,), (BLOCK,), False)
+    assert (finding.geometry.widths, finding.geometry.chunks) == ((BLOCK,), (BLOCK,))
     assert exact.probe(noisy(by_rows), width=BLOCK).geometry.chunks == (BLOCK, *exact._CHUNKS)
 
 

@@ -208,7 +208,8 @@ def test_stops_and_drafts_never_show_in_the_text(double: str, choice: str, monke
         for row in decode(engine, PROMPTS, [Options(max_new_tokens=count) for count in COUNTS]):
             assert row.token_ids == TEXTS[tuple(row.prompt_ids)][: row.options.max_new_tokens]
             assert row.stats.emitted == row.options.max_new_tokens
-            assert 1 + row.stats.cycles < row.stats.forwards <= 1 + 2 * row.stats.cycles
+            cycles = row.stats.cycles  # none behind a prompt's own token
+            assert min(cycles, 1) + cycles < row.stats.forwards <= 1 + 2 * cycles
 
 
 @pytest.mark.parametrize("choice", STOPS)
@@ -231,8 +232,8 @@ def greedy_texts(family: str) -> list[list[int]]:
 
 
 def expected_forwards(length: int, right: Callable[[int], bool], hit: Callable[[int], bool]) -> int:
-    """Count by hand: one prefill; each cycle one pass, and one more where the pass before had not drafted for it."""
-    forwards, done, ready = 1, 0, False
+    """Count by hand: a prefill, which gives a token; a pass each cycle, and one more where none before has drafted."""
+    forwards, done, ready = 1, 1, False
     while done < length:
         forwards += 1 if ready else 2
         accepted = 0
@@ -266,7 +267,7 @@ def test_forwards_are_counted(double: str, name: str, hit: Callable[[int], bool]
         engine = ahead.serve(Engine(MODEL, rows=1, capacity=110, plan=steps.parse(name), drafter=ahead))
         row = decode(engine, [prompt], Options(max_new_tokens=23))[0]
         at = lambda place, row=row: right(row, place)  # noqa: E731
-        trace = reference.trace(23, BLOCK - 1, at)
+        trace = reference.trace(22, BLOCK - 1, lambda place, at=at: at(place + 1))
         assert row.stats.forwards == expected_forwards(23, at, hit)
         assert (row.stats.cycles, row.stats.accepted, row.stats.emitted) == (trace.cycles, trace.accepted, 23)
         assert row.stats.accepted_at_position == trace.accepted_at
@@ -301,18 +302,18 @@ def test_only_drafts_made_for_the_very_stop_are_used(double: str, monkeypatch: p
     for prompt in PROMPTS[:3]:
         row = decode(engine, [prompt], Options(max_new_tokens=24))[0]
         at = lambda place, row=row: right(row, place)  # noqa: E731
-        trace = reference.trace(24, BLOCK - 1, at)
+        trace = reference.trace(23, BLOCK - 1, lambda place, at=at: at(place + 1))
         assert row.stats.forwards == expected_forwards(24, at, lambda accepted: accepted in (5, 2, 7))
         assert row.stats.accepted_at_position == trace.accepted_at
 
 
 def test_a_trace_counted_by_hand() -> None:
-    """24 tokens in blocks of 8 from an oracle: a prefill, a draft, three fused passes; 24 tokens for 5 forwards."""
+    """25 tokens in blocks of 8 from an oracle: a prefill, a draft, three fused passes; 25 tokens for 5 forwards."""
     ahead = Ahead(TEXTS, DOUBLES["always right"])
     engine = ahead.serve(Engine(MODEL, rows=1, capacity=110, plan=steps.parse("onepass"), drafter=ahead))
-    stats = decode(engine, PROMPTS[:1], Options(max_new_tokens=24))[0].stats
+    stats = decode(engine, PROMPTS[:1], Options(max_new_tokens=25))[0].stats
     assert (stats.forwards, stats.cycles, stats.drafted, stats.accepted) == (5, 3, 21, 21)
-    assert stats.tokens_per_forward == 24 / 5
+    assert stats.tokens_per_forward == 25 / 5
 
 
 def test_chains_use_what_was_drafted_ahead(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -336,13 +337,13 @@ def test_chains_use_what_was_drafted_ahead(monkeypatch: pytest.MonkeyPatch) -> N
     assert (row.stats.cycles, row.stats.forwards) == (3, 1 + 2 + 1 + 2)
 
 
-def test_rows_beside_one_that_missed_draft_again_with_it() -> None:
-    """One row always right, one never, only stop 0 drafted for: the pair takes two passes until the first is done."""
+def test_rows_beside_one_that_missed_take_no_draft_pass_with_it() -> None:
+    """One row always right, one never, only stop 0 drafted for: the first takes two passes, and what it draws alone."""
     ahead = Ahead(TEXTS, lambda row, _: row.prompt_ids == PROMPTS[0])
     engine = ahead.serve(Engine(MODEL, rows=2, capacity=110, plan=steps.parse("onepass:1"), drafter=ahead))
     right, wrong = decode(engine, PROMPTS[:2], [Options(max_new_tokens=16), Options(max_new_tokens=7)])
     assert (right.stats.cycles, right.stats.forwards) == (2, 1 + 2 + 2)
-    assert (wrong.stats.cycles, wrong.stats.forwards) == (7, 1 + 2 + 2 + 5)
+    assert (wrong.stats.cycles, wrong.stats.forwards) == (6, 1 + 2 + 5)
 
 
 def test_fixed_shapes_leave_one_pass_to_a_cycle() -> None:
@@ -436,7 +437,7 @@ def test_what_was_drafted_ahead_dies_with_its_row() -> None:
         for progress in engine.step():
             row = progress.row
             assert row.token_ids == TEXTS[tuple(prompt_of[row.id])][: len(row.token_ids)]
-            assert len(progress.token_ids) == BLOCK or row.finish_reason is not None
+            assert len(progress.token_ids) in (1, BLOCK) or row.finish_reason is not None
         if chance.random() < 0.3 and engine.live:
             engine.abort(chance.choice(engine.live).id)
     assert (engine.live, engine.rows.reading) == ([], [])

@@ -264,7 +264,7 @@ def test_a_processor_that_raises_ends_its_row_where_plain_decoding_would(plan: s
 
 
 def test_verified_slots_are_processed_once_each() -> None:
-    """One call chooses the first token; M drafts behind it cost M to draft and M + 1 to verify; a plain step one."""
+    """One call chooses a prompt's token; M drafts cost M to draft and M + 1 to verify; a plain step one."""
     calls: list[int] = []
 
     def counting(input_ids: Tensor, scores: Tensor) -> Tensor:
@@ -272,7 +272,7 @@ def test_verified_slots_are_processed_once_each() -> None:
         return scores
 
     options = Options.of(max_new_tokens=5, logits_processor=[counting])
-    for plan, most in (("ar", [[5], [6], [7], [8], [9]]), ("fixed:3", [[5, 6, 6, 7]])):
+    for plan, most in (("ar", [[5], [6], [7], [8], [9]]), ("fixed:3", [[5], [6, 6, 7]])):
         calls.clear()
         engine = Engine(MODEL, rows=1, capacity=60, plan=steps.parse(plan))
         engine.add(PROMPT, options)

@@ -17,7 +17,7 @@ from tests.decode.drive import BLOCK, decode, dual, scripted
 from tests.families import tiny
 
 MODEL, PLAIN = dual(num_hidden_layers=1), tiny("qwen3", num_hidden_layers=1)
-PROMPTS = [[5, 6, 7, 8] * 4, [9, 10, 11], [3], [5, 6, 7, 20, 21, 5, 6, 7]]
+PROMPTS = [[5, 6, 7, 8] * 4, [3, 4] * 8, [3], [5, 6, 7, 20, 21, 5, 6, 7]]
 
 
 def searched(text: list[int], count: int) -> tuple[int, int, list[int]]:

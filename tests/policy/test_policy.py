@@ -302,7 +302,7 @@ def test_ready_drafts_make_a_step_cheaper() -> None:
     simulate(geometric(0.45), price=linear(1.5), tokens=600, chooser=chooser)
     row = chooser.new_row()
     assert chooser.choose([row]) == Step()
-    row.ready = 15
+    row.ready, row.blind = 15, True
     assert chooser.choose([row]).kind == "chain"
     row.ready = 2
     assert chooser.choose([row]).drafts <= 2

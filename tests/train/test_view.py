@@ -269,7 +269,8 @@ def test_two_steps_take_three_passes_a_cycle(
 
         monkeypatch.setattr(Passes, "draft", draft)
         two = decoded_for_real(task.model, prompts, task._recipe.responses.eval_tokens, steps=2)
-    assert two.forwards == len(prompts) + 3 * two.cycles
+    most = len(prompts) + 3 * two.cycles
+    assert most - len(prompts) <= two.forwards <= most  # a text that ends on a first token is not verified there
     for (made, nothing), (_, shown_BJ) in zip(passes[::2], passes[1::2], strict=True):
         assert nothing is None
         assert shown_BJ is not None

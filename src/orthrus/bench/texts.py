@@ -18,7 +18,7 @@ from orthrus.decode.exact import Exact
 from orthrus.decode.frames import Reading
 from orthrus.decode.geometry import Geometry
 from orthrus.decode.options import Options
-from orthrus.decode.passes import Logits, Passes
+from orthrus.decode.passes import Logits, Passes, Proposal
 from orthrus.decode.rows import Row
 from orthrus.model.cache import ScratchCache
 from orthrus.policy import steps as plans
@@ -33,7 +33,7 @@ class Plain:
 
 
 class Margins(Passes):
-    """Passes that note, with every verification, how far the last slot's best logit is ahead.
+    """Passes that note, with every token they give, how far its logit is ahead.
 
     For an engine of one row that decodes plainly.
     """
@@ -45,9 +45,19 @@ class Margins(Passes):
     def run(self, rows: slice, reading: Reading) -> Logits:
         """Run a pass, as `Passes.run` does."""
         logits = super().run(rows, reading)
-        best, second = logits.ar_BQV[0, -1].float().topk(2).values.tolist()
-        self.gaps.append(best - second)
+        self._note(logits.ar_BQV[0, -1])
         return logits
+
+    def prefill(self, rows: slice, pending: Sequence[Sequence[int]], **how: Any) -> Proposal | None:
+        """Read a prompt, as `Passes.prefill` does."""
+        made = super().prefill(rows, pending, **how)
+        if made is not None and made.first_B1V is not None:
+            self._note(made.first_B1V[0, 0])
+        return made
+
+    def _note(self, logits_V: torch.Tensor) -> None:
+        best, second = logits_V.float().topk(2).values.tolist()
+        self.gaps.append(best - second)
 
 
 class Writer:

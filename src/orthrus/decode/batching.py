@@ -19,32 +19,40 @@ from orthrus.policy.steps import Step
 
 
 def batch_of(
-    rows: Sequence[Row], cache: ScratchCache, step: Step, *, coupled: bool, whole: bool, trusted: bool = True
+    rows: Sequence[Row],
+    cache: ScratchCache,
+    step: Step,
+    *,
+    start: int = 0,
+    coupled: bool,
+    whole: bool,
+    trusted: bool = True,
 ) -> Batch:
-    """Describe rows to the cycle; they stand at the cache's front, in this order.
+    """Describe rows to the cycle.
 
     Args:
-        rows: those that decode.
-        cache: where their keys are.
+        rows: those that decode, or some that stand side by side.
+        cache: where their keys are, in this order.
+        start: the first one's place.
         step: what is to be done.
         coupled: whether drafts and text share their noise.
         whole: whether a draft pass over some of the rows takes them all: no graph for each number of rows.
         trusted: as in `Batch`.
     """
-    device, all_of_them = cache.device, slice(0, len(rows))
-    ready = [row.ready.proposal.cut(step.drafts) if row.ready and row.state.serves(step) else None for row in rows]
-    lacking = [index for index, proposal in enumerate(ready) if proposal is None]
+    device, where = cache.device, slice(start, start + len(rows))
+    ready = [row.ready.cut(step.drafts) if row.ready and row.state.serves(step) else None for row in rows]
+    lacking = [index for index, logits_MV in enumerate(ready) if logits_MV is None]
     drawing = slice(lacking[0], lacking[-1] + 1) if lacking and step.drafts and not step.lookup else slice(0, 0)
     if drawing.stop and whole:
-        drawing = all_of_them
+        drawing = slice(0, len(rows))
     copied_BM = None
     if step.lookup:
         copied_BM = torch.tensor([row.lookup.drafts(step.drafts) for row in rows], device=device)
     stream_B = torch.tensor([row.stream for row in rows], device=device)
     return Batch(
-        rows=all_of_them,
+        rows=where,
         anchor_B=torch.tensor([row.anchor for row in rows], device=device),
-        context=Context(stream_B, cache.length_R[all_of_them], _seen(rows, device)),
+        context=Context(stream_B, cache.length_R[where], _seen(rows, device)),
         groups=_groups(rows, coupled, device),
         drawing=drawing,
         ready=ready,
@@ -81,17 +89,18 @@ def outcomes_of(rows: Sequence[Row], step: Step, batch: Batch, outcome: Outcome)
 
 
 def _outcome(row: Row, index: int, step: Step, batch: Batch, outcome: Outcome) -> RowOutcome:
-    tokens, first, chain = outcome.tokens[index], outcome.has_first[index], None
-    if outcome.inside is not None:
-        kept, longest = outcome.inside[index]
-        chain = (kept + first, longest + first)  # of drafts, a first token counted as one
+    tokens, chain = outcome.tokens[index], None
     drew = batch.drawing.start <= index < batch.drawing.stop
     source: Source = "text" if step.lookup else "ahead" if row.state.blind and not drew else "view"
+    led = source == "view" and step.kind != "plain" and not drew  # by a first token, which the prompt's pass has given
+    if outcome.inside is not None:
+        first, (kept, longest) = led or outcome.has_first[index], outcome.inside[index]
+        chain = (kept + first, longest + first)  # of drafts, a first token counted as one
     return RowOutcome(
         source=None if step.kind == "plain" or outcome.broken[index] else source,
         drafted=step.drafts,
-        kept=max(len(tokens) - 1, 0),
+        kept=max(len(tokens) - 1, 0) + led,
         drew=drew,
         chain=chain,
-        copy_kept=row.lookup.agreement(tokens) if row.state.match and not step.lookup and tokens else None,
+        copy_kept=row.lookup.agreement(tokens) if row.state.match and tokens and not (step.lookup or led) else None,
     )

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from orthrus.decode import tree
 from orthrus.decode.accept import NONE, Verdict, sound
-from orthrus.decode.drafters import VIEW, Drafter, TreeDrafter
+from orthrus.decode.drafters import Drafter, TreeDrafter
 from orthrus.decode.frames import Reading
 from orthrus.decode.passes import Passes, Proposal
 from orthrus.decode.sampling import Chooser, Context, Drafts
@@ -35,7 +35,7 @@ class Batch:
         context: noise streams, positions, tokens seen.
         groups: choosers and the rows each one serves; None for all of them.
         drawing: the rows that a draft pass is needed for, as the batch numbers them.
-        ready: what a pass before has proposed already, `[M, V]` and `[1, V]`, for each row outside `drawing`.
+        ready: logits `[M, V]` of the drafts that a pass before has made already, for each row outside `drawing`.
         copied_BM: drafts that each row's own text supplies, for a step that copies.
         states: what the drafter keeps of each row.
         trusted: whether an AR row has the same bits in a draft pass as in any other (`decode.exact`); where not, its
@@ -49,7 +49,7 @@ class Batch:
     context: Context
     groups: list[tuple[Chooser, Tensor | None]]
     drawing: slice
-    ready: Sequence[Proposal | None] = ()
+    ready: Sequence[Tensor | None] = ()
     copied_BM: Tensor | None = None
     states: Sequence[Any] = ()
     trusted: bool = True
@@ -65,9 +65,9 @@ class Outcome(NamedTuple):
         broken: whether the row cannot go on after them: its logits are no numbers, and there is no bonus.
         has_first: for each row, whether a draft pass gave its first token.
         drafted: drafts that were proposed to each row.
-        forwards: passes of the backbone it took.
-        draft_passes: passes of another drafter than the view.
-        ready_BMV: draft logits for the next cycle, from a fused pass; None otherwise.
+        forwards: passes of the backbone it took beside those that drafted,
+        draft_passes: and these, over the rows in `Batch.drawing`.
+        ready_BMV: draft logits for the next cycle, from a pass that has drafted too; None otherwise.
         ranks: for each row, the number of the fused pass's stop at which acceptance stopped; the number of stops
             where it was none of them.
         inside: for each row, how many drafts of the chain inside its tree are kept, and how many there are.
@@ -87,12 +87,19 @@ class Outcome(NamedTuple):
 def cycle(passes: Passes, batch: Batch, step: Step, *, drafter: Drafter) -> Outcome:
     """Advance every row by one step and commit what it keeps."""
     if step.kind == "plain" or step.lookup:
-        copied_BM = batch.anchor_B.new_empty(len(batch.anchor_B), 0) if batch.copied_BM is None else batch.copied_BM
-        return _verify(passes, batch, Drafts(copied_BM, None))
+        return _verify(passes, batch, _none(batch) if batch.copied_BM is None else Drafts(batch.copied_BM, None))
     outcome, drew = _drafted(passes, batch, step, drafter)
-    if drafter.name == VIEW:
-        return outcome._replace(forwards=outcome.forwards + drew)
     return outcome._replace(draft_passes=drew)
+
+
+def begin(passes: Passes, batch: Batch, made: Proposal) -> Outcome:
+    """Write the first token of texts whose last prompt token a pass has read; that pass is the prompts' own."""
+    assert made.first_B1V is not None
+    gains, _ = _commit(passes, batch, _judge(batch, _none(batch), made.first_B1V))
+    if not made.logits_BMV.shape[1]:
+        return Outcome(*gains, 0, 0)
+    has_first = [not lost for lost in gains.broken]
+    return Outcome(gains.tokens, gains.broken, has_first, 0, 0, ready_BMV=made.logits_BMV)
 
 
 def _drafted(passes: Passes, batch: Batch, step: Step, drafter: Drafter) -> tuple[Outcome, int]:
@@ -116,36 +123,30 @@ def _propose(passes: Passes, batch: Batch, step: Step, drafter: Drafter) -> tupl
     Where the backbone has given the first token, the batch returned goes on from there.
     """
     B, start, stop = len(batch.anchor_B), batch.drawing.start, batch.drawing.stop
-    each = list(batch.ready) or [None] * B
+    each, first_B1V = list(batch.ready) or [None] * B, None
     if start < stop:
         rows = slice(batch.rows.start + start, batch.rows.start + stop)
         anchor_B, states = batch.anchor_B[batch.drawing], batch.states[batch.drawing]
         made = drafter.propose(passes, rows, anchor_B, step.drafts, states)
         drawn = Proposal(made) if isinstance(made, Tensor) else made if batch.trusted else made.unverified()
+        first_B1V = drawn.first_B1V
         if stop - start == B:
-            has_first = [drawn.first_B1V is not None] * B
-            return (
-                _after_first(passes, batch, drawn.first_B1V, has_first),
-                drawn.logits_BMV[:, : step.drafts],
-                drawn.passes,
-            )
-        each[start:stop] = drawn.rows()
-    given = [one for one in each if one is not None]
-    slots = min(step.drafts, *(len(one.logits_BMV) for one in given))
-    logits_BMV = torch.stack([one.logits_BMV[:slots] for one in given])
-    firsts = [one.first_B1V for one in given]
-    some = next((first_1V for first_1V in firsts if first_1V is not None), None)
-    first_B1V = None if some is None else torch.stack([some if one is None else one for one in firsts])
-    has_first = [first_1V is not None for first_1V in firsts]
-    return _after_first(passes, batch, first_B1V, has_first), logits_BMV, int(start < stop)
+            return _after_first(passes, batch, first_B1V), drawn.logits_BMV[:, : step.drafts], drawn.passes
+        each[start:stop] = drawn.logits_BMV
+    given = [logits_MV for logits_MV in each if logits_MV is not None]
+    slots = min(step.drafts, *map(len, given))
+    logits_BMV = torch.stack([logits_MV[:slots] for logits_MV in given])
+    return _after_first(passes, batch, first_B1V), logits_BMV, int(start < stop)
 
 
-def _after_first(passes: Passes, batch: Batch, first_B1V: Tensor | None, has_first: Sequence[bool]) -> Batch:
+def _after_first(passes: Passes, batch: Batch, first_B1V: Tensor | None) -> Batch:
     """Write the backbone's own token after each anchor that was read with its draft, and go on from there."""
     if first_B1V is None:
         return batch
-    none_B0 = batch.anchor_B.new_empty(len(batch.anchor_B), 0)
-    first_B = _judge(batch, Drafts(none_B0, None), first_B1V).tokens_BM1[:, 0]
+    B, start, stop = len(batch.anchor_B), batch.drawing.start, batch.drawing.stop
+    has_first = [start <= row < stop for row in range(B)]
+    first_B1V = torch.nn.functional.pad(first_B1V, (0, 0, 0, 0, start, B - stop))
+    first_B = _judge(batch, _none(batch), first_B1V).tokens_BM1[:, 0]
     if not all(has_first):
         first_B = torch.where(torch.tensor(has_first, device=first_B.device), first_B, batch.anchor_B)
     passes.cache.commit(batch.rows, [int(one) for one in has_first])
@@ -278,6 +279,10 @@ def _grouped(batch: Batch, of: Callable[[Chooser, Tensor | None], Tensor]) -> Te
     for index, part in parts:
         out[index] = part
     return out
+
+
+def _none(batch: Batch) -> Drafts:
+    return Drafts(batch.anchor_B.new_empty(len(batch.anchor_B), 0), None)
 
 
 def _take(value: Tensor, index: Tensor | None) -> Tensor:

@@ -14,8 +14,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from orthrus.decode.allowed import bit_for_bit, block_of, drafted_by, drafter_for
 from orthrus.decode.batching import batch_of, outcomes_of
-from orthrus.decode.cycle import Outcome, cycle
-from orthrus.decode.drafters import Drafter, ViewDrafter, tapped
+from orthrus.decode.cycle import Batch, Outcome, begin, cycle
+from orthrus.decode.drafters import VIEW, Drafter, ViewDrafter, tapped
 from orthrus.decode.exact import Exact, finding_for
 from orthrus.decode.footprint import require_states
 from orthrus.decode.geometry import Geometry
@@ -40,6 +40,8 @@ from orthrus.policy.steps import Plan, Step
 @dataclass(frozen=True, slots=True)
 class Progress:
     """What one step added to one row: a first token where a draft pass gave one, accepted drafts, and the bonus.
+
+    The first of all is alone: a prompt's own pass has given it.
 
     `kept` holds their logits where the options ask for them.
     """
@@ -113,7 +115,7 @@ class Engine:
         # clock, on the rows beside it, or (trees) on noise still to come; none of them may decide what a seed gives, so
         # these texts are what plain sampling draws with the same noise, and trees find far more of them that way.
         self.coupled = exact == "token" or {step.kind for step in self.policy.steps} != {"chain"}
-        ahead = not self.passes.runner.captured and (self.finding is None or self.finding.reads_ahead)
+        ahead = not self.passes.runner.compiled and (self.finding is None or self.finding.drafts_exact)
         ahead = ahead and isinstance(self.drafter, ViewDrafter) and self.drafter.ahead
         policy = self.policy if ahead else None
         self.reader = Reader(self.rows, self.passes, chunk=prefill_chunk, most=prefill_slice, policy=policy)
@@ -244,25 +246,44 @@ class Engine:
 
     def _step(self) -> list[Progress]:
         self._admit()
-        self.reader.step()
+        waiting = not self.live  # for a first token, which is told at once
+        progress = [one for where, made in self.reader.step() for one in self._begin(where, made)]
+        self._remove_ended()
         rows = self.live
-        if not rows:
-            return []
+        if waiting or not rows:
+            return progress
         for row in rows:
             row.observe(copies=self.policy.copies)
         step = self.policy.choose([row.state for row in rows])
         started = self.clock()
-        trusted = self.finding is None or self.finding.drafts_exact
-        whole = self.passes.runner.compiled
-        batch = batch_of(rows, self.cache, step, coupled=self.coupled, whole=whole, trusted=trusted)
+        batch = self._batch(rows, step)
         outcome = cycle(self.passes, batch, step, drafter=self.drafter)
         self.policy.learn(step, outcomes_of(rows, step, batch, outcome), self.clock() - started)
-        progress = [self._keep(row, index, step, outcome) for index, row in enumerate(rows)]
-        for row in rows:
-            if row.finish_reason is not None:
-                self.rows.remove(row)
+        progress += self._keep(rows, batch, step, outcome)
+        self._remove_ended()
+        return progress
+
+    def _begin(self, where: slice, made: Proposal) -> list[Progress]:
+        """Write the first token of rows whose prompts have been read."""
+        rows = self.rows.at(where)
+        batch = self._batch(rows, Step(), start=where.start)
+        return self._keep(rows, batch, Step(), begin(self.passes, batch, made))
+
+    def _batch(self, rows: Sequence[Row], step: Step, *, start: int = 0) -> Batch:
+        trusted = self.finding is None or self.finding.drafts_exact
+        whole = self.passes.runner.compiled
+        return batch_of(rows, self.cache, step, start=start, coupled=self.coupled, whole=whole, trusted=trusted)
+
+    def _keep(self, rows: Sequence[Row], batch: Batch, step: Step, outcome: Outcome) -> list[Progress]:
+        """Give rows what a cycle made of them."""
+        progress = [_kept(row, index, step, batch, outcome, self.drafter.name) for index, row in enumerate(rows)]
         self.drafter.accepted(batch.states, [len(tokens) for tokens in outcome.tokens])
         return progress
+
+    def _remove_ended(self) -> None:
+        for row in self.live:
+            if row.finish_reason is not None:
+                self.rows.remove(row)
 
     def _admit(self) -> None:
         """Let waiting completions join; a place stays free for each that waits for another's keys."""
@@ -277,22 +298,25 @@ class Engine:
                 row.cached = cached
                 row.drafting = self.drafter.reset(row)
 
-    def _keep(self, row: Row, index: int, step: Step, outcome: Outcome) -> Progress:
-        """Give a row what a cycle made of it."""
-        tokens, broken = outcome.tokens[index], outcome.broken[index]
-        met = outcome.ranks is not None and outcome.ranks[index] < step.stops
-        made = Proposal(outcome.ready_BMV[index]) if met and outcome.ready_BMV is not None else None
-        row.ready = None if made is None else Ready(made, blind=True)
-        kept, logits = row.keep(tokens, broken=broken)
-        first = outcome.has_first[index]
-        accepted = max(min(len(kept), len(tokens) if broken else len(tokens) - 1) - first, 0)
-        row.stats.record(
-            drafted=outcome.drafted,
-            accepted=accepted,
-            emitted=len(kept),
-            forwards=outcome.forwards,
-            first=first,
-            drafter=self.drafter.name if outcome.draft_passes else None,
-            draft_passes=outcome.draft_passes,
-        )
-        return Progress(row, kept, accepted, logits, first=first)
+
+def _kept(row: Row, index: int, step: Step, batch: Batch, outcome: Outcome, drafter: str) -> Progress:
+    """Give a row what a cycle made of it."""
+    tokens, broken, blind = outcome.tokens[index], outcome.broken[index], outcome.ranks is not None
+    met = outcome.ranks is None or outcome.ranks[index] < step.stops
+    row.ready = Ready(outcome.ready_BMV[index], blind) if met and outcome.ready_BMV is not None else None
+    kept, logits = row.keep(tokens, broken=broken)
+    first = outcome.has_first[index]
+    accepted = max(min(len(kept), len(tokens) if broken else len(tokens) - 1) - first, 0)
+    drew = outcome.draft_passes if batch.drawing.start <= index < batch.drawing.stop else 0
+    own = drafter == VIEW
+    verified = not (drew and first and row.finish_reason and len(kept) == 1)  # a text that ends there needs no more
+    row.stats.record(
+        drafted=outcome.drafted,
+        accepted=accepted,
+        emitted=len(kept),
+        forwards=drew * own + outcome.forwards * verified,
+        first=first,
+        drafter=drafter if drew and not own else None,
+        draft_passes=drew,
+    )
+    return Progress(row, kept, accepted, logits, first=first)

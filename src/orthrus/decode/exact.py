@@ -45,7 +45,6 @@ class Finding:
 
     Attributes:
         geometry: the shapes under which a token's logits depend on its own text alone.
-        reads_ahead: whether the pass that reads the end of a prompt may draft as well.
         holds: False when not even single rows at fixed width are independent of their place in the block; drafts
             then cannot be verified exactly, and plain steps are the fallback: rows alone, texts read from their start.
         drafts_exact: whether an AR row in a draft pass has the bits of one in any other pass.
@@ -53,7 +52,6 @@ class Finding:
     """
 
     geometry: Geometry
-    reads_ahead: bool
     holds: bool
     drafts_exact: bool
     broken: tuple[str, ...]
@@ -67,9 +65,8 @@ def probe(model: PreTrainedModel, *, width: int, rows: int = _GROUPS[-1]) -> Fin
 
     Compares passes over random texts with passes over one text, `width` tokens at a time: one token and fillers in each
     of them, or half as many tokens, so that states take up several at once; more masked slots in reach; the text among
-    2, 4, 8 and 16 rows, up to `rows`; narrower passes; keys written by wide prefill passes, and by those that draft as
-    well; draft passes; and, of attention alone, fewer masked slots in reach, for decoding passes and for prefill
-    passes.
+    2, 4, 8 and 16 rows, up to `rows`; narrower passes; keys written by wide prefill passes; draft passes; and, of
+    attention alone, fewer masked slots in reach, for decoding passes and for prefill passes.
     """
     with torch.inference_mode():
         trials = Trials(model, width, _groups(rows))
@@ -102,7 +99,6 @@ def probe(model: PreTrainedModel, *, width: int, rows: int = _GROUPS[-1]) -> Fin
         drafts_exact = holds and all(trials.agrees(narrowest, tokens=1, group=size, drafts=drafts) for size in groups)
         if holds and not drafts_exact:
             broken.append("a token's logits depend on the drafts beside it: its successor is verified like them")
-        reads_ahead = holds and all(torch.equal(keys, trials.keys(c, drafts=drafts)) for c in chunks)
         # Elsewhere tiles are filled up, and every number of slots is a shape of its own to compile.
         few = holds and model.device.type == "cpu"
         tails, chunk_tails = (
@@ -119,7 +115,6 @@ def probe(model: PreTrainedModel, *, width: int, rows: int = _GROUPS[-1]) -> Fin
     )
     return Finding(
         geometry=geometry if holds else trials.fixed,
-        reads_ahead=reads_ahead,
         holds=holds,
         drafts_exact=drafts_exact,
         broken=tuple(broken),

@@ -63,6 +63,7 @@ class Layout(NamedTuple):
         rows: R.
         block: K; 0 without blocks.
         predicting: rows whose logits are wanted, AR rows first; 0 for all.
+        drafting: those of them in blocks.
     """
 
     token_BT: Tensor
@@ -71,11 +72,10 @@ class Layout(NamedTuple):
     rows: int
     block: int
     predicting: Tensor | int
+    drafting: Tensor
 
 
-def lay_out(
-    reading: Reading, length_B: Tensor, *, mask: int, last: bool, width: int = 0, ar: Sequence[int] | None = None
-) -> Layout:
+def lay_out(reading: Reading, length_B: Tensor, *, mask: int, last: bool, width: int = 0) -> Layout:
     """Lay a pass's rows out behind texts of these lengths.
 
     Args:
@@ -83,15 +83,14 @@ def lay_out(
         length_B: cached tokens of each text.
         mask: the mask token.
         last: whether blocks end with a mask that predicts nothing, which the others see.
-        width: AR rows, fillers included, at least.
-        ar: AR rows whose logits are wanted; None for all, fillers included (another number is another shape).
+        width: AR rows, fillers included, at least. Logits of all are wanted (another number is another shape).
     """
     B, Q = reading.token_BQ.shape
     R, length_B1 = max(width, Q), length_B[:, None]
     token_BT = torch.nn.functional.pad(reading.token_BQ, (0, R - Q))
     row_R = torch.arange(R, device=length_B.device)
     position_BT = length_B1 + (row_R if reading.depth_BQ is None else reading.depth_BQ)
-    wanted, K = [row_R if ar is None else torch.tensor(ar, device=length_B.device)], 0
+    drafting, K = row_R[:0], 0
     if reading.stop_BS is not None:
         S, J = reading.stop_BS.shape[1], reading.skip
         K = J + reading.drafts + last
@@ -104,11 +103,11 @@ def lay_out(
         token_BT = torch.cat([token_BT, block_BK.repeat(1, S)], dim=1)
         position_BT = torch.cat([position_BT, position_BSK.flatten(1)], dim=1)
         slot_M = torch.arange(J, J + reading.drafts, device=length_B.device)
-        wanted.append((R + K * torch.arange(S, device=length_B.device)[:, None] + slot_M).flatten())
+        drafting = (R + K * torch.arange(S, device=length_B.device)[:, None] + slot_M).flatten()
     T = token_BT.shape[1]
-    predicting = torch.cat(wanted)
+    predicting = torch.cat([row_R, drafting])
     slot_BT = length_B1 + torch.arange(T, device=length_B.device)
-    return Layout(token_BT, position_BT, slot_BT, R, K, 0 if len(predicting) == T else predicting)
+    return Layout(token_BT, position_BT, slot_BT, R, K, 0 if len(predicting) == T else predicting, drafting)
 
 
 def paths(reading: Reading, layout: Layout) -> tuple[Tensor | None, Tensor | None]:

@@ -19,10 +19,11 @@ class Stats:
     Attributes:
         cycles: draft + verify cycles.
         plain_steps: forward passes that carried no draft.
-        forwards: passes of the backbone: one prefill (however many chunks it took), two per cycle (one where a
-            pass before has drafted ahead), one per plain step (the paper's denominator, equation 9).
+        forwards: passes of the backbone up to the one that wrote the last token: the prompt's (however many it
+            took), which gives a token, two per cycle (one where a pass before has drafted ahead), one per plain step
+            (the paper's denominator, equation 9).
         draft_passes: passes of other drafters than the model's own view, by their names.
-        first_tokens: tokens after the anchor that draft passes gave: the backbone's own, no drafts.
+        first_tokens: tokens that passes which draft gave before their drafts: the backbone's own, no drafts.
         drafted: draft tokens proposed.
         accepted: draft tokens emitted. Drafts the backbone agreed with past the end of the text do not count.
         emitted: tokens of the completion.
@@ -58,8 +59,8 @@ class Stats:
             drafted: drafts proposed.
             accepted: drafts emitted.
             emitted: tokens emitted in all.
-            forwards: passes it took.
-            first: whether a draft pass gave the first token. A plain step has neither this nor drafts.
+            forwards: passes it took; none where the prompt's own, which is counted, has given a token.
+            first: whether a pass that drafts gave the first token. A plain step has neither this nor drafts.
             drafter: another drafter than the model's own view, where one has made the drafts, and
             draft_passes: how many passes of its own it took.
         """
@@ -68,9 +69,9 @@ class Stats:
         if drafter is not None:
             self.draft_passes[drafter] = self.draft_passes.get(drafter, 0) + draft_passes
         if drafted == 0 and not first:
-            self.plain_steps += 1
+            self.plain_steps += forwards
             return
-        self.cycles += 1
+        self.cycles += forwards > 0
         self.first_tokens += first
         self.drafted += drafted
         self.accepted += accepted

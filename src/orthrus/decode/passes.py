@@ -21,6 +21,7 @@ from orthrus.kernels import attention, masks
 from orthrus.model.attach import config_of, is_hybrid, require_reach, windows_of
 from orthrus.model.cache import ScratchCache
 from orthrus.model.dual import FusedView, View
+from orthrus.model.head import projecting
 from orthrus.model.markov import markov_of
 from orthrus.model.mask_row import inputs_of, mask_of
 
@@ -48,25 +49,11 @@ class Proposal(NamedTuple):
     first_B1V: Tensor | None = None
     passes: int = 1
 
-    @property
-    def tokens(self) -> int:
-        """Tokens that are proposed to a row, the first one counted."""
-        return len(self.logits_BMV) + (self.first_B1V is not None)
-
     def unverified(self) -> "Proposal":
         """Take the first token for a draft like the others."""
         if self.first_B1V is None:
             return self
         return Proposal(torch.cat([self.first_B1V, self.logits_BMV], dim=1), passes=self.passes)
-
-    def cut(self, tokens: int) -> "Proposal":
-        """Return a row's own with so many tokens at most, its first one counted."""
-        return Proposal(self.logits_BMV[: tokens - (self.first_B1V is not None)], self.first_B1V)
-
-    def rows(self) -> list["Proposal"]:
-        """Return each row's own, `[M, V]` and `[1, V]`."""
-        firsts = [None] * len(self.logits_BMV) if self.first_B1V is None else self.first_B1V
-        return [Proposal(logits_MV, first_1V) for logits_MV, first_1V in zip(self.logits_BMV, firsts, strict=True)]
 
 
 class Passes:
@@ -156,16 +143,16 @@ class Passes:
 
         Args:
             rows: where the rows stand in the cache.
-            pending: tokens of each row; some for every row where anchors are given.
+            pending: tokens of each row.
             chunk: positions per pass at most, where shapes are not fixed.
-            anchors: the tokens after the pending ones. With them the last pass is a draft pass too; it commits no
-                anchor.
-            drafts: how many drafts it makes, at least one.
+            anchors: the tokens after the pending ones, where shapes are not fixed. The last pass reads them too, says
+                what follows, and commits no anchor.
+            drafts: how many drafts it makes then.
 
         Returns:
             What `draft` would; None without anchors.
         """
-        fixed, proposals = self.geometry, []
+        fixed, made = self.geometry, []
         parts = self._level(rows) if fixed is None else [slice(i, i + 1) for i in range(rows.start, rows.stop)]
         chunk = chunk if fixed is None else fixed.chunks[-1]
         for part in parts:
@@ -180,24 +167,13 @@ class Passes:
                     pieces = [[*piece, anchor] for piece, anchor in zip(pieces, anchors[texts], strict=True)]
                 width = max(map(len, pieces))
                 token_BQ = torch.tensor([p + [0] * (width - len(p)) for p in pieces], device=self.cache.device)
-                if last:
-                    reading = self._behind(token_BQ, torch.tensor(read, device=self.cache.device), drafts)
-                    proposals.append(self._proposed(part, reading, read))
-                else:
-                    self._call(part, Reading(token_BQ=token_BQ), read=read, ar=())
+                reading, anchor_B = Reading(token_BQ=token_BQ), torch.tensor(read, device=self.cache.device)
+                if last and drafts:
+                    reading = self._behind(token_BQ, anchor_B, drafts)
+                logits = self._call(part, reading, read=read, anchor_B=anchor_B if last else None)
+                made += [logits] if last else []
                 self.cache.commit(part, read)
-        if not proposals:
-            return None
-        logits, firsts, _ = zip(*proposals, strict=True)
-        return Proposal(_joined(logits), _joined(firsts))
-
-    def _proposed(self, rows: slice, reading: Reading, anchor: list[int]) -> Proposal:
-        """Read a prompt's end and draft behind the anchors, which stand in these rows."""
-        ar = sorted(set(anchor))
-        index_B = torch.tensor([ar.index(row) for row in anchor], device=self.cache.device)
-        logits_BTV = self._call(rows, reading, read=anchor, ar=ar)
-        first_BV = logits_BTV[torch.arange(len(anchor), device=logits_BTV.device), index_B]
-        return Proposal(logits_BTV[:, len(ar) :], first_BV[:, None])
+        return Proposal(_joined(made)[:, 1:], _joined(made)[:, :1]) if made else None
 
     def move_slots(self, rows: slice, source_BM: Tensor, target_BM: Tensor) -> None:
         """Copy a few slots within each row, as `ScratchCache.move_slots` does: a tree's accepted path to its place."""
@@ -239,17 +215,18 @@ class Passes:
         return Logits(logits_BTV[:, :Q], logits_BTV[:, R:].view(B, S, reading.drafts, -1))
 
     def _call(
-        self, rows: slice, reading: Reading, *, read: Sequence[int] | None = None, ar: Sequence[int] | None = None
+        self, rows: slice, reading: Reading, *, read: Sequence[int] | None = None, anchor_B: Tensor | None = None
     ) -> Tensor:
-        """Call the model once; returns the logits of those AR rows and of the blocks' drafts (none: hidden states).
+        """Call the model once; returns the logits of the AR rows and of the blocks' drafts.
 
-        `read` says how many tokens of each row's prompt the pass reads, where it reads prompts.
+        `read` says how many tokens of each row's prompt the pass reads, where it reads prompts. Of such AR rows it
+        gives the anchors' logits alone, where they stand, and hidden states without any.
         """
         fixed, length_B, prefill = self.geometry, self.cache.length_R[rows], read is not None
         Q = reading.token_BQ.shape[1]
         width = self.width(reading) if not prefill or fixed is None else fixed.chunk(Q)
-        layout = lay_out(reading, length_B, mask=self._mask, last=self._last, width=width, ar=ar)
-        frame = self._begin(rows, reading, layout, read)
+        layout = lay_out(reading, length_B, mask=self._mask, last=self._last, width=width)
+        frame = self._begin(rows, layout, read, kept=Q if not prefill else int(anchor_B is not None))
         view = self._view(frame, reading, layout, chain=prefill and fixed is None)
         shown = view.masks
         assert shown is not None
@@ -267,12 +244,16 @@ class Passes:
         }
         if fixed is not None:
             arguments["tile"] = fixed.span
-        if ar is not None and not ar:
+        if not prefill:
+            return self.runner.logits(arguments | {"logits_to_keep": layout.predicting}, once=False)
+        if anchor_B is None:
             hidden: Tensor = self.model.base_model(**arguments).last_hidden_state
             return hidden
-        return self.runner.logits(arguments | {"logits_to_keep": layout.predicting}, once=prefill)
+        drafted = layout.drafting[None].expand(len(anchor_B), -1)
+        with projecting(self.model, torch.cat([anchor_B[:, None], drafted], dim=1)):
+            return self.runner.logits(arguments, once=True)
 
-    def _begin(self, rows: slice, reading: Reading, layout: Layout, read: Sequence[int] | None) -> Frame:
+    def _begin(self, rows: slice, layout: Layout, read: Sequence[int] | None, *, kept: int) -> Frame:
         """Point the cache at a pass's slots; returns what its masks are made over."""
         cache, T, prefill = self.cache, layout.token_BT.shape[1], read is not None
         lengths = cache.lengths[rows]
@@ -291,8 +272,7 @@ class Passes:
             end=end,
             start=start,
             position_BQ=layout.position_BT,
-            # Behind a prompt that is read, only an anchor may be kept later.
-            kept=int(reading.stop_BS is not None) if prefill else reading.token_BQ.shape[1],
+            kept=kept,
             read=read,
             in_order=self.geometry is not None,
         )

@@ -6,9 +6,11 @@ Shapes: B rows, M drafts, V vocabulary.
 from collections.abc import Sequence
 from typing import Final
 
+import torch
+
 from orthrus.decode.options import Options
-from orthrus.decode.passes import Passes
-from orthrus.decode.rows import Ready, Rows
+from orthrus.decode.passes import Passes, Proposal
+from orthrus.decode.rows import Rows
 from orthrus.errors import CacheFull, PromptError
 from orthrus.policy.policy import Policy
 
@@ -68,37 +70,32 @@ class Reader:
         self.most = most or SLICE.get(device, SLICE["cpu"])
         self.policy = policy
 
-    def step(self) -> None:
-        """Read as much as rows that decode can wait for, or all of it; rows whose prompts are read begin to decode."""
-        decoding = bool(self.rows.live)
-        if decoding:
-            self._begin()  # before others are read, who may have to wait
-        if self.rows.reading:
-            self._read(self.most if decoding else None)
-        self._begin()
+    def step(self) -> list[tuple[slice, Proposal]]:
+        """Read as much as rows that decode can wait for, or all of it; rows whose prompts are read begin to decode.
 
-    def _begin(self) -> None:
-        for row in self.rows.reading:
-            if not self.rows.pending(row):
-                self.rows.begin(row)
+        Returns their places, and what the pass that has read their last tokens says: what follows, and the first
+        drafts where they are wanted. It is the pass that ends a prompt. Where shapes are fixed, and behind a prompt
+        whose keys were there, it is one like those of decoding.
+        """
+        drafts = 0 if self.policy is None else max(self.policy.prefill_drafts - 1, 0)
+        begun = self._read(self.most if self.rows.live else None, drafts)
+        if rest := [row for row in self.rows.reading if not self.rows.pending(row)]:
+            where = self.rows.begin(rest)
+            anchor_B = torch.tensor([row.anchor for row in rest], device=self.rows.cache.device)
+            begun.append((where, self.passes.draft(where, anchor_B, drafts)))
+        return begun
 
-    def _read(self, most: int | None) -> None:
-        """Read prompts, so many positions at most; where drafts will be wanted next, the last pass makes the first."""
+    def _read(self, most: int | None, drafts: int) -> list[tuple[slice, Proposal]]:
+        """Read prompts, so many positions at most."""
         geometry = self.passes.geometry
         where, pieces = self.rows.next_to_read(most, unit=1 if geometry is None else geometry.chunks[-1])
         if not any(pieces):
-            return
+            return []
         rows = self.rows.at(where)
-        to_the_end = all(piece and piece == self.rows.pending(row) for row, piece in zip(rows, pieces, strict=True))
-        wanted = to_the_end and all(row.ready for row in self.rows.live)
-        drafts = self.policy.prefill_drafts if wanted and self.policy is not None else 0
-        if drafts < 2:
+        if geometry is not None or pieces != [self.rows.pending(row) for row in rows]:
             self.passes.prefill(where, pieces, chunk=self.chunk)
-            return
+            return []
         anchors = [row.anchor for row in rows]
-        made = self.passes.prefill(where, pieces, chunk=self.chunk, anchors=anchors, drafts=drafts - 1)
+        made = self.passes.prefill(where, pieces, chunk=self.chunk, anchors=anchors, drafts=drafts)
         assert made is not None
-        if geometry is not None:  # of which prefill passes have another
-            made = made.unverified()
-        for row, proposal in zip(rows, made.rows(), strict=True):
-            row.ready = Ready(proposal, blind=False)
+        return [(self.rows.begin(rows), made)]

@@ -4,12 +4,14 @@ Rows that decode stand at the front, so that a cycle runs over exactly them; tho
 stand behind, and free ones, which keep the keys of ended texts, at the end. Knows the cache; runs no pass.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
+from torch import Tensor
+
 from orthrus.decode.options import Options
 from orthrus.decode.output import FinishReason, Stats
-from orthrus.decode.passes import Proposal
 from orthrus.decode.prefixes import Prefixes, resume_lengths
 from orthrus.decode.processing import Kept, Processing
 from orthrus.decode.stop import Stopper
@@ -20,10 +22,19 @@ from orthrus.policy.lookup import Lookup
 
 
 class Ready(NamedTuple):
-    """What an earlier pass has proposed for a row, and whether it did not know the anchor."""
+    """Logits `[M, V]` of drafts that an earlier pass has made for a row, and whether it did not know the anchor."""
 
-    proposal: Proposal
+    logits_MV: Tensor
     blind: bool
+
+    @property
+    def tokens(self) -> int:
+        """How many tokens a step is asked for to take all of them; where it is known, the anchor is the first."""
+        return len(self.logits_MV) + (not self.blind)
+
+    def cut(self, tokens: int) -> Tensor:
+        """Return the drafts for a step of so many tokens."""
+        return self.logits_MV[: tokens - (not self.blind)]
 
 
 @dataclass(kw_only=True, slots=True, eq=False)
@@ -112,7 +123,7 @@ class Row:
 
     def observe(self, *, copies: bool) -> None:
         """Bring what the policy goes by up to date; `copies` says whether it needs the text's matches."""
-        self.state.ready, self.state.blind = (0, False) if self.ready is None else (self.ready[0].tokens, self.ready[1])
+        self.state.ready, self.state.blind = (self.ready.tokens, self.ready.blind) if self.ready else (0, False)
         if copies:
             self.lookup.extend(self.prompt_ids[len(self.lookup) :])
             self.lookup.extend(self.token_ids[len(self.lookup) - len(self.prompt_ids) :])
@@ -223,10 +234,13 @@ class Rows:
     def _resumable(self, index: int, common: int) -> int:
         return 0 if self._begins(index) else self.cache.resumable(index, common)
 
-    def begin(self, row: Row) -> None:
-        """Let a row whose prompt is read decode."""
-        self._swap(self._taken.index(row), self._decoding)
-        self._decoding += 1
+    def begin(self, rows: Sequence[Row]) -> slice:
+        """Let rows whose prompts are read decode, in the order of their places; returns the new ones."""
+        start = self._decoding
+        for row in rows:
+            self._swap(self._taken.index(row), self._decoding)
+            self._decoding += 1
+        return slice(start, self._decoding)
 
     def remove(self, row: Row) -> None:
         """Free a row's place and keep its keys there, but for those of one that failed."""
@@ -255,10 +269,11 @@ class Rows:
             unit: what is read of a longer prompt is a multiple of this, the unit itself at least.
         """
         first, last = self._decoding, len(self._taken)
-        if most is None:
+        unread = [index for index in range(first, last) if self.pending(self._taken[index])]
+        if most is None or not unread:
             return slice(first, last), [self.pending(row) for row in self.reading]
         most = max(most // unit, 1) * unit
-        start = min(range(first, last), key=lambda index: self._taken[index].id)
+        start = min(unread, key=lambda index: self._taken[index].id)
         pieces = [self.pending(self._taken[start])[:most]]
         longest = len(pieces[0])
         for index in range(start + 1, last):

@@ -109,16 +109,11 @@ class Trials:
         self._rewind()
         return torch.cat(logits, dim=1)
 
-    def keys(self, chunk: int, *, drafts: int = 0) -> Tensor:
-        """Return the last layer's keys and values of a text, and states, when it is read `chunk` tokens at a time.
-
-        With `drafts` the last pass makes these too.
-        """
+    def keys(self, chunk: int) -> Tensor:
+        """Return the last layer's keys and values of a text, and states, when it is read `chunk` tokens at a time."""
         row = self.cache.rows - 1  # whose keys no other trial looks at
-        anchors = [int(self.tokens[0, _PREFIX])] if drafts else None
         passes = Passes(self.model, self.cache, dataclasses.replace(self.fixed, chunks=(chunk,)))
-        text = self.tokens[:1, :_READ].tolist()
-        passes.prefill(slice(row, row + 1), text, chunk=chunk, anchors=anchors, drafts=drafts)
+        passes.prefill(slice(row, row + 1), self.tokens[:1, :_READ].tolist(), chunk=chunk)
         written = [buffers[-1][row, :_READ] for buffers in (self.cache.keys, self.cache.values)]
         read = torch.cat([part.flatten().float() for part in (*written, *self.cache.states.of(row))])
         self._rewind()

@@ -3,11 +3,12 @@
 Knows the few scalings that architectures put around their output head; refuses those it does not know.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.functional import linear
 from transformers import PreTrainedModel
 
@@ -34,6 +35,20 @@ def output_head(model: PreTrainedModel, tokens: Tensor | None = None) -> Callabl
     if cap is None:
         return head  # type: ignore[no-any-return]
     return lambda hidden: torch.tanh(head(hidden) / cap) * cap
+
+
+@contextmanager
+def projecting(model: PreTrainedModel, index_BN: Tensor) -> Iterator[None]:
+    """Let a model compute the logits `[B, N, V]` of some rows alone, each text's own, inside the block."""
+
+    def some(_: nn.Module, given: tuple[Tensor, ...]) -> tuple[Tensor]:
+        return (given[0].gather(1, index_BN[:, :, None].expand(-1, -1, given[0].shape[2])),)
+
+    hook = model.get_output_embeddings().register_forward_pre_hook(some)
+    try:
+        yield
+    finally:
+        hook.remove()
 
 
 def _linear(weight: Tensor, bias: Tensor | None, hidden: Tensor) -> Tensor:

@@ -196,6 +196,7 @@ class Policy:
         if all(row.ready for row in rows):
             served_S = np.array([all(row.serves(step) for row in rows) for step in self.steps])
             feature_SF = np.where(served_S[:, None], self._given_SF, feature_SF)
+            token_S = token_S - served_S * sum(not row.blind for row in rows)  # the first tokens are there already
         return token_S, self._prices(len(rows)).of(feature_SF, OPTIMISM)
 
     def _of_view(self, token_M: NDArray[np.float64], rows: int) -> NDArray[np.float64]:

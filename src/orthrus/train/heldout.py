@@ -69,7 +69,7 @@ class Twice(ViewDrafter):
         half = max(drafts // 2, 1)
         shown_BJ = torch.cat([made.first_B1V, made.logits_BMV], dim=1)[:, :half].argmax(-1)
         rest_BMV = passes.draft(rows, anchor_B, drafts - half, shown_BJ=shown_BJ).logits_BMV
-        return Proposal(torch.cat([made.logits_BMV[:, : half - 1], rest_BMV], dim=1), made.first_B1V)
+        return Proposal(torch.cat([made.logits_BMV[:, : half - 1], rest_BMV], dim=1), made.first_B1V, passes=2)
 
 
 def decoded_for_real(
@@ -87,8 +87,6 @@ def decoded_for_real(
     stats = decoded_by(model, prompts, most, drafter, rows=len(prompts) if onepass else 8)
     if onepass:
         stats.forwards = stats.cycles + len(prompts)  # a pass per cycle, and the prefill, which drafts as well
-    if steps == 2:
-        stats.forwards += stats.cycles
     return stats
 
 

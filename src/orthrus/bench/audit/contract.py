@@ -21,7 +21,7 @@ class Contract:
         texts: how many texts were promised to equal their reference.
         ties: promised texts that part within epsilon, experts only.
         broken: promised texts that part otherwise.
-        counted: texts under `full`, whose passes are promised to be no more than plain decoding's.
+        counted: texts under `full`, whose passes are promised to be no more than plain decoding's: one per token.
         wasteful: of them, those that took more.
     """
 
@@ -54,8 +54,7 @@ class Contract:
 def contract(verdicts: Iterable[Verdict], *, epsilon: float = EPSILON, experts: bool = False) -> Contract:
     """Compare texts with the promises: all texts in float32, and with exact="token" at any precision.
 
-    Under the plan `full` passes are counted too, at any precision: one for the prompt and one per token. A text that
-    ends on a first token may have one pass more, whose drafts are not needed.
+    Under the plan `full` passes are counted too, at any precision: one per token, the prompt's among them.
     """
     every = list(verdicts)
     promised = [verdict for verdict in every if verdict.setting.claimed]
@@ -69,7 +68,7 @@ def contract(verdicts: Iterable[Verdict], *, epsilon: float = EPSILON, experts: 
         ties=ties,
         broken=[verdict for verdict in parted if verdict not in ties],
         counted=len(counted),
-        wasteful=[verdict for verdict in counted if verdict.passes > 1 + verdict.tokens + 1],
+        wasteful=[verdict for verdict in counted if verdict.passes > verdict.tokens],
     )
 
 

@@ -225,22 +225,19 @@ def _read(passes: Passes, rows: slice, context: int, width: int, backbone: PreTr
         backbone(input_ids=token_BT, logits_to_keep=1).logits.argmax(-1).tolist()
         return
     passes.cache.set_lengths_of(rows, [0] * batch)
-    anchor_B = torch.ones(batch, dtype=torch.long, device=device)
     pending, chunk = [[1] * (context - 1)] * batch, prompts.CHUNK.get(device.type, prompts.CHUNK["cpu"])
-    if width <= 2:
-        passes.prefill(rows, pending, chunk=chunk)
-        passes.verify(rows, anchor_B[:, None]).argmax(-1).tolist()
-        passes.cache.pretend(rows, [context] * batch)
-        return
-    if passes.runner.captured:
-        passes.prefill(rows, pending, chunk=chunk)
-        made = passes.draft(rows, anchor_B, width - 2)
-    else:
-        read = passes.prefill(rows, pending, chunk=chunk, anchors=[1] * batch, drafts=width - 2)
-        assert read is not None
-        made = read
+    drafts = 0 if passes.runner.compiled else max(width - 2, 0)
+    made = passes.prefill(rows, pending, chunk=chunk, anchors=[1] * batch, drafts=drafts)
+    assert made is not None
     assert made.first_B1V is not None
+    made.first_B1V.argmax(-1).tolist()
     passes.cache.commit(rows, [1] * batch)
+    if width <= 2:
+        return
+    if not drafts:
+        made = passes.draft(rows, made.first_B1V[:, 0].argmax(-1), width - 2)
+        passes.cache.commit(rows, [1] * batch)
+    assert made.first_B1V is not None
     token_BM = torch.cat([made.first_B1V, made.logits_BMV], dim=1).argmax(-1)
     passes.verify(rows, token_BM).argmax(-1).tolist()
     passes.cache.pretend(rows, [context] * batch)

@@ -138,7 +138,7 @@ class _Priced(Passes):
 
     def prefill(self, rows: slice, pending: Sequence[Sequence[int]], *, chunk: int, **more: Any) -> Proposal | None:
         """Read prompts: each chunk costs what verifying as many positions does, those that draft included."""
-        longest = max(map(len, pending))
+        longest = max(map(len, pending)) + bool(more.get("anchors"))
         for start in range(0, longest, chunk):
             drafts = more.get("drafts", 0) if start + chunk >= longest else 0
             self._charge("verify", rows, min(chunk, longest - start) + (drafts + 2 if drafts else 0))
