@@ -181,6 +181,11 @@ def test_the_compiler_runs_beside_and_once(folder: Path, monkeypatch: pytest.Mon
     assert linear_int8() is None
 
 
+def test_a_compiler_may_be_named_with_options(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CXX", "ccache 'my c++' -O1")
+    assert command("avx2", Path("a.so")).startswith("nice -n 19 ccache 'my c++' -O1 -O3 ")
+
+
 def test_a_file_that_cannot_be_loaded_is_told_of(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     (tmp_path / "damaged.so").write_text("nothing")
     with caplog.at_level(logging.INFO):

@@ -92,7 +92,7 @@ def command(name: str, file: Path) -> str:
     # Without multiplications and additions in one, which round otherwise than torch's.
     options = ["-O3", "-std=c++20", "-fPIC", "-ffp-contract=off", f"-DNAME={name}", *flags]
     object, library = (file.with_suffix(f".{os.getpid()}{suffix}") for suffix in (".o", ".so"))
-    compiler: list[Any] = ["nice", "-n", "19", _compiler()]
+    compiler: list[Any] = ["nice", "-n", "19", *shlex.split(_compiler() or "c++")]  # CXX may hold options
     # OpenMP is left out of the link: it has to be torch's own, or there are twice as many threads.
     compile = [*compiler, *options, "-fopenmp", f"-I{home}/include", "-c", _SOURCE, "-o", object]
     link = [*compiler, "-shared", object, "-o", library, f"-L{home}/lib", "-ltorch_cpu", "-lc10"]
