@@ -170,7 +170,8 @@ def test_recorded_texts_are_those_of_the_plain_loop(
     if not options:  # the probe of exactness records passes over caches of its own
         assert len(recorded) == len(made)
     if name == "full":
-        assert 0 < len(made) <= 4, "drafts and verifications, of one row and of two"
+        assert 0 < len(made) <= 6, "drafts, verifications and ends of prompts met before, of one row and of two"
+        assert all(start == 0 for _, start, *_ in (kind for kind, *_ in made))
 
 
 def test_a_pass_that_does_not_fit_is_refused_before_it_is_run_again(recorded: list[object]) -> None:
