@@ -171,7 +171,17 @@ def test_recorded_texts_are_those_of_the_plain_loop(
         assert len(recorded) == len(made)
     if name == "full":
         assert 0 < len(made) <= 6, "drafts, verifications and ends of prompts met before, of one row and of two"
-        assert all(start == 0 for _, start, *_ in (kind for kind, *_ in made))
+
+
+def test_rows_that_begin_behind_others_leave_no_recordings(recorded: list[object]) -> None:
+    """Their numbers are too many; here a prompt that was read before joins a text that is being written."""
+    engine = Engine(marked(dual()), rows=2, capacity=96, plan=steps.parse("full"))
+    decode(engine, PROMPTS[:1], Options(max_new_tokens=4))
+    engine.add(PROMPTS[1], Options(max_new_tokens=40))
+    engine.step()
+    engine.add(PROMPTS[0], Options(max_new_tokens=4))
+    assert len(engine.step()) == 3
+    assert {key[1] for key, *_ in recordings_of(engine.cache).made} == {0}
 
 
 def test_a_pass_that_does_not_fit_is_refused_before_it_is_run_again(recorded: list[object]) -> None:
