@@ -71,6 +71,18 @@ def test_the_folder_is_where_caches_are(tmp_path: Path, monkeypatch: pytest.Monk
     assert memory.folder() == tmp_path / "caches" / "orthrus"
 
 
+def test_a_user_without_a_home_keeps_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As in a container under a number that nobody knows."""
+
+    def unknown(path: Path) -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.delenv("ORTHRUS_CACHE")
+    monkeypatch.setattr(Path, "expanduser", unknown)
+    assert memory.folder() is None
+    assert memory.recall("kind", ABOUT) is None
+
+
 def test_a_machine_is_told_by_all_that_chooses_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
     """As JSON values, the same when asked again, others with other threads, precision or settings of a library."""
     cpu = torch.device("cpu")

@@ -25,10 +25,13 @@ _log = logging.getLogger(__name__)
 
 
 def folder() -> Path | None:
-    """Return where files are kept; None where none are."""
+    """Return where files are kept; None where none are, as for a user without a home."""
     caches = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
     named = os.environ.get(FOLDER, f"{caches}/orthrus")
-    return Path(named).expanduser() if named else None
+    try:
+        return Path(named).expanduser() if named else None
+    except RuntimeError:  # it is not known where `~` is
+        return None
 
 
 def recall(kind: str, about: Mapping[str, Any]) -> Any:

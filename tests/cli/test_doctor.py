@@ -14,7 +14,7 @@ from orthrus.cli import doctor, selfcheck
 from orthrus.cli.selfcheck import random_model
 from orthrus.decode import accept
 from orthrus.decode.accept import Verdict
-from orthrus.kernels import fbgemm, int8, native
+from orthrus.kernels import compiled, fbgemm, int8, native
 from tests.cli.conftest import BLOCK, Ran
 
 Cli = Callable[..., Ran]
@@ -103,6 +103,12 @@ def test_how_the_cpu_multiplies_is_told(
     monkeypatch.setattr(int8, "own_operator", lambda: print)
     own = ", by an operator compiled here" if exact else ""
     assert doctor._multiplies() == told | {"int8": integers + own}
+
+
+def test_a_compiler_that_failed_is_told_of(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(int8, "is_exact", lambda: True)
+    monkeypatch.setattr(compiled, "failure", lambda: Path("linear.log"))
+    assert doctor._multiplies()["int8"].endswith(" (the compiler of operators failed: linear.log)")
 
 
 def test_the_fastest_precision_is_named_with_its_device() -> None:

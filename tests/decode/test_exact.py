@@ -147,6 +147,25 @@ def test_the_next_process_looks_in_brief_at_what_was_found(probed: list[int], no
     assert len(probed) == 5
 
 
+def test_what_was_found_is_looked_at_alone_and_beside_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One row by itself may have another kernel in the next process."""
+    groups, finding = set[int](), clean_finding()
+
+    def note(trials: exact.Trials, width: int, *, group: int = 0, **_: object) -> bool:
+        groups.add(group)
+        return True
+
+    monkeypatch.setattr(exact.Trials, "agrees", note)
+    monkeypatch.setattr(exact.Trials, "keys", lambda trials, chunk: torch.zeros(1))
+    assert exact._confirmed(dual(), finding, width=BLOCK, rows=2)
+    assert groups == {0, 1, finding.geometry.group}
+
+
+def test_the_code_of_operators_is_of_what_a_finding_rests_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(exact, "digest_of", lambda code: code)
+    assert b"TORCH_LIBRARY_FRAGMENT" in exact._code.__wrapped__()
+
+
 def mixed(model: PreTrainedModel) -> PreTrainedModel:
     """Let one row be multiplied by the weights and several by copies, as where that was measured to be faster."""
     packed.pack(model)

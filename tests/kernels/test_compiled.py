@@ -2,9 +2,13 @@
 
 import copy
 import logging
+import os
+import shutil
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
+from time import time
+from typing import Any
 
 import pytest
 import torch
@@ -19,7 +23,7 @@ Operator = Callable[..., Tensor]
 
 HERE = [name for name in dict.fromkeys((instructions(), "avx2")) if name is not None]
 pytestmark = pytest.mark.skipif(
-    instructions() is None or compiled._compiler() is None, reason="needs Linux on an x86 CPU, and a compiler"
+    instructions() is None or not compiled._compiler(), reason="needs Linux on an x86 CPU, and a compiler"
 )
 
 
@@ -27,7 +31,9 @@ pytestmark = pytest.mark.skipif(
 def own(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Operator]:
     """The operator, compiled for a set of instructions that this CPU has."""
     file = tmp_path_factory.mktemp("compiled") / "linear.so"
-    subprocess.run(["sh", "-c", command(request.param, file)], check=True)
+    scratch = file.with_name("scratch")
+    scratch.mkdir()
+    subprocess.run(["sh", "-c", command(request.param, file, scratch)], check=True)
     assert [path.name for path in file.parent.iterdir()] == [file.name], "nothing else is left there"
     operator = loaded(f"linear_int8_{request.param}", file)
     assert operator is not None
@@ -63,6 +69,7 @@ def test_bits_are_those_of_the_product_it_stands_in_for(
     """At every width, with one thread and two; rows of zeros and such as are not finite too."""
     x = (torch.randn(32, inputs) * torch.logspace(-3, 3, 32)[:, None]).to(dtype)
     x[3], x[4, 0], x[5, 1] = 0, torch.inf, torch.nan
+    x[6] *= 1e-36
     use(False)
     expected = products(group(*outputs, inputs=inputs, bias=smooth, smooth=smooth), x)
     use(True)
@@ -99,6 +106,55 @@ def test_another_width_than_the_weights_is_refused(own: tuple[str, Operator]) ->
         own[1](torch.ones(1, 12), blocks, scale.int(), scale, None, None)
 
 
+@pytest.mark.parametrize(
+    ("name", "wrong"),
+    [
+        ("weight", torch.ones(1, 2, 16, 4)),
+        ("weight", torch.ones(2, 2, 16, 4, dtype=torch.int8)),
+        ("zero", torch.ones(16)),
+        ("scale", torch.ones(16).double()),
+        ("factor", torch.ones(7)),
+        ("bias", torch.ones(32)[::2]),
+    ],
+)
+def test_what_does_not_belong_to_the_weights_is_refused(own: tuple[str, Operator], name: str, wrong: Tensor) -> None:
+    blocks, scale = int8.in_blocks(torch.ones(16, 8, dtype=torch.int8)), torch.ones(16)
+    given: dict[str, Any] = {"weight": blocks, "zero": scale.int(), "scale": scale, "factor": None, "bias": None}
+    with pytest.raises(RuntimeError, match=f"{name} must be"):
+        own[1](torch.ones(1, 8), **given | {name: wrong})
+
+
+def test_without_inputs_the_bias_is_left(own: tuple[str, Operator], one: Operator) -> None:
+    bias, blocks = torch.arange(16.0), torch.empty(1, 0, 16, 4, dtype=torch.int8)
+    found = own[1](torch.ones(2, 0), blocks, bias.int() * 0, bias, None, bias)
+    assert torch.equal(found, bias.expand(2, 16))
+    assert torch.equal(one(torch.ones(1, 0), torch.ones(16, 0), bias), bias[None])
+
+
+def test_an_operator_of_other_bits_is_not_used(
+    own: tuple[str, Operator], use: Callable[[bool], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As a compiler makes it that was told to compute as it likes."""
+    name, operator = own
+    monkeypatch.setattr(int8, "instructions", lambda: name)
+    monkeypatch.setattr(int8, "has_tiles", lambda: False)
+    for found, expected in ((operator, operator), (lambda *given: operator(*given) * (1 + 2**-20), None)):
+        monkeypatch.setattr(int8, "linear_int8", lambda found=found: found)
+        assert int8.own_operator() is expected
+
+
+def test_a_process_keeps_its_first_library(
+    own: tuple[str, Operator], folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A second one, of another source or in another folder, would register the same operators, which ends Python."""
+    name, operator = own
+    folder.mkdir()
+    monkeypatch.setattr(compiled, "instructions", lambda: name)
+    monkeypatch.setattr(compiled, "_library", [folder / "first.so"])
+    assert linear_int8() is operator
+    assert loaded(f"linear_int8_{name}", folder / "second.so") is operator
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize(("outputs", "inputs"), [(1, 16), (7, 48), (1000, 576)])
 def test_one_row_is_multiplied_by_weights_as_they_are(
@@ -124,6 +180,9 @@ def test_what_is_not_one_row_of_such_weights_is_refused(
         one(torch.ones(row), torch.ones(weight), None)
     with pytest.raises(RuntimeError, match="type"):
         one(torch.ones(1, 32), torch.ones(5, 32, dtype=torch.bfloat16), None)
+    for bias in (torch.ones(4), torch.ones(5, dtype=torch.bfloat16), torch.ones(10)[::2]):
+        with pytest.raises(RuntimeError, match="bias must be"):
+            one(torch.ones(1, 32), torch.ones(5, 32), bias)
 
 
 def test_packed_layers_take_it_where_it_is_measured_to_be_faster(
@@ -138,13 +197,17 @@ def test_packed_layers_take_it_where_it_is_measured_to_be_faster(
 
     for faster in (True, False):
         monkeypatch.setattr(packed, "_tuned", {})
-        monkeypatch.setattr(packed, "linear_one", lambda: counted)
+        monkeypatch.setattr(packed, "linear_one", lambda **_: counted)
         monkeypatch.setattr(packed, "_faster_as_is", lambda layers, rows, own, clock, faster=faster: faster)
         model = nn.Sequential(nn.Linear(1024, 640), nn.Linear(640, 1000, bias=False), nn.Linear(1000, 1024))
         plain = copy.deepcopy(model)
         packed.pack(model)
+        with torch.inference_mode():
+            model(torch.randn(1, 3, 1024))
         packed.tune(model)
-        assert packed.kernels_of(model) == {packed.AsIs(one=faster, several=faster, own=faster)}
+        without = packed.AsIs(one=faster, several=faster)
+        assert packed.kernels_of(model) == {without, without._replace(own=faster)}, "the last is of another width"
+        assert all((layer._shared.copy is None) >= faster for layer in model), "copies that nothing reads are dropped"
         for rows, taken in ((1, 2), (3, 0)):
             x = torch.randn(1, rows, 1024)
             calls.clear()
@@ -156,8 +219,20 @@ def test_packed_layers_take_it_where_it_is_measured_to_be_faster(
         with torch.inference_mode():
             again(torch.randn(1, 1, 1024))
         assert not calls
+        assert packed.kernels_of(again) == {without}
         packed.unpack(model)
         assert all("_own" not in layer.__dict__ for layer in model)
+
+
+def test_the_compiler_starts_behind_what_is_timed(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[str] = []
+    monkeypatch.setattr(packed, "_tuned", {})
+    monkeypatch.setattr(packed, "linear_one", lambda *, start=True: seen.append("started") if start else None)
+    monkeypatch.setattr(packed, "_faster_as_is", lambda *_: bool(seen.append("timed")))
+    model = nn.Sequential(nn.Linear(1024, 640))
+    packed.pack(model)
+    packed.tune(model)
+    assert seen == ["timed", "timed", "started"]
 
 
 @pytest.fixture
@@ -169,38 +244,93 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_the_compiler_runs_beside_and_once(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What it makes is taken once it is whole; a compiler that fails is not tried again at every load."""
     made: list[Path] = []
-    monkeypatch.setattr(compiled, "command", lambda name, file: made.append(file) or "echo no")
+    monkeypatch.setattr(compiled, "command", lambda name, file, scratch: made.append(file) or "echo failed")
+    monkeypatch.setattr(compiled, "instructions", lambda: "nowhere")
+    monkeypatch.setitem(INSTRUCTIONS, "nowhere", ())
     assert linear_int8() is None
     assert linear_int8() is None
     compiled._running[-1].wait()
     (file,) = made
-    assert file.with_suffix(".log").read_text() == "no\n"
-    assert linear_int8() is None
-    assert len(made) == 1
+    log = file.with_suffix(".log")
+    assert log.read_text() == "failed\n"
+    assert compiled.failure() == log
+    for told, seconds, again in (("failed\n", 700, 0), ("", 500, 0), ("", 700, 1), ("failed\n", 90000, 1)):
+        made.clear()
+        log.write_text(told)
+        os.utime(log, (time() - seconds,) * 2)
+        assert linear_int8() is None
+        assert len(made) == again
+        compiled._running[-1].wait()
     file.write_text("not a library")
+    file.chmod(0o644)
     assert linear_int8() is None
+    assert not file.exists()
+    assert compiled.failure() == log
 
 
-def test_a_compiler_may_be_named_with_options(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("CXX", "ccache 'my c++' -O1")
-    assert command("avx2", Path("a.so")).startswith("nice -n 19 ccache 'my c++' -O1 -O3 ")
+def test_a_compiler_that_fails_says_so_and_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CXX", "false")
+    (scratch := tmp_path / "scratch").mkdir()
+    line = command("avx2", tmp_path / "linear.so", scratch)
+    assert subprocess.run(["sh", "-c", line], capture_output=True, text=True, check=True).stdout == "failed\n"
+    assert not [*tmp_path.iterdir()]
+
+
+def test_what_others_may_write_to_is_not_loaded(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    file = compiled._file(HERE[0])
+    assert file is not None
+    folder.mkdir(mode=0o755)
+    file.write_text("not a library")
+    file.chmod(0o644)
+    for path in (file, folder):
+        before = path.stat().st_mode
+        path.chmod(0o777)
+        caplog.clear()
+        with caplog.at_level(logging.INFO):
+            assert linear_int8() is None
+        assert "others than this user may write" in caplog.text
+        path.chmod(before)
+    assert file.exists()
+
+
+def test_a_compiler_may_be_named_with_options(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Which are of the library's key; those that change bits are taken back."""
+    before = compiled._file("avx2")
+    monkeypatch.setenv("CXX", "ccache 'my c++' -Ofast")
+    line = command("avx2", Path("a.so"), Path("scratch"))
+    assert line.startswith("ccache 'my c++' -Ofast -O3 ")
+    assert line.count("-fno-fast-math -ffp-contract=off") == 2
+    assert compiled._file("avx2") != before
 
 
 def test_a_file_that_cannot_be_loaded_is_told_of(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     (tmp_path / "damaged.so").write_text("nothing")
     with caplog.at_level(logging.INFO):
-        assert loaded("linear_one_avx2", tmp_path / "damaged.so") is None
+        assert loaded("linear_one_nowhere", tmp_path / "damaged.so") is None
     assert "damaged.so cannot be loaded" in caplog.text
 
 
-@pytest.mark.parametrize("lack", ["folder", "instructions", "compiler", "room"])
+def refuse(*_: object, **__: object) -> bool:
+    raise PermissionError(13, "another user's folder")
+
+
+@pytest.mark.parametrize("lack", ["folder", "instructions", "compiler", "room", "CXX", "quote", "rights"])
 def test_nothing_is_compiled_without(lack: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     if lack == "folder":
         monkeypatch.setenv("ORTHRUS_CACHE", "")
     elif lack == "room":
         folder.write_text("a file where the folder would be")
+    elif lack in ("CXX", "quote"):
+        monkeypatch.setenv("CXX", {"CXX": "", "quote": "c++ '"}[lack])
+    elif lack == "rights":
+        monkeypatch.setattr(Path, "exists", refuse)
+    elif lack == "instructions":
+        monkeypatch.setattr(compiled, "instructions", lambda: None)
     else:
-        monkeypatch.setattr(compiled, "instructions" if lack == "instructions" else "_compiler", lambda: None)
+        monkeypatch.delenv("CXX", raising=False)
+        monkeypatch.setattr(shutil, "which", lambda _: None)
     before = len(compiled._running)
     assert linear_int8() is None
     assert len(compiled._running) == before
@@ -208,6 +338,7 @@ def test_nothing_is_compiled_without(lack: str, folder: Path, monkeypatch: pytes
 
 def test_tiles_and_other_rounding_leave_the_operator_out(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(int8, "linear_int8", lambda: "ours")
+    monkeypatch.setattr(int8, "_agrees", lambda own: True)
     monkeypatch.setattr(int8, "rounds_inputs", lambda: True)
     for name in INSTRUCTIONS:
         monkeypatch.setattr(int8, "instructions", lambda name=name: name)

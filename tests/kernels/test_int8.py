@@ -149,6 +149,16 @@ def test_a_row_is_rounded_to_the_nearest_of_255_integers() -> None:
     assert row.min() >= 1
 
 
+def test_rows_next_to_nothing_are_rounded_as_parts_of_the_least_magnitude() -> None:
+    """Below it 127 divided by a magnitude would be infinite."""
+    x = torch.tensor([[1e-37, -3e-37, 0.0], [0.0, 0.0, 0.0]])
+    row, most = rounded(x)
+    found = (row.double() - 128) * most / 127
+    assert float((found - x.double()).abs().max()) <= float(most.max()) / 254
+    assert float(most.max()) < 2e-36
+    assert in_parts(x)[0].isfinite().all()
+
+
 def test_two_parts_leave_little_of_a_row_out() -> None:
     """A 16,384th of its largest magnitude at most, and no integer is beyond what multiplies exactly."""
     x = torch.randn(5, 300) * torch.logspace(-30, 30, 5)[:, None]

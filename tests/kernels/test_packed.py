@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from orthrus.kernels import fbgemm, packed, watched
+from orthrus.kernels import fbgemm, native, packed, watched
 from orthrus.kernels.native import multiplies
 from orthrus.kernels.packed import AsIs, Copy, PackedLinear, copy_for, kernels_of, pack, pays, tune, unpack
 from orthrus.kernels.recorded import operator
@@ -375,6 +375,23 @@ def test_where_no_copy_helps_layers_are_left_alone(monkeypatch: pytest.MonkeyPat
             assert copy_for(layer(torch.bfloat16)[0].weight) == Copy(torch.float32, "torch")
     assert operator("mkldnn", "_no_such_operator") is None
     assert not multiplies(torch.float64)
+
+
+@pytest.mark.parametrize(
+    ("abilities", "flags", "expected"),
+    [
+        ({"amx_tile": True}, "", True),
+        ({"amx_tile": False}, "amx_tile", False),
+        ({}, "fma amx_tile", True),
+        ({}, "", False),
+    ],
+)
+def test_tiles_are_known_by_flags_where_torch_does_not_tell(
+    monkeypatch: pytest.MonkeyPatch, abilities: dict[str, bool], flags: str, expected: bool
+) -> None:
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: abilities, raising=False)
+    monkeypatch.setattr(native, "processor", lambda: {"flags": flags})
+    assert native.has_tiles() is expected
 
 
 def test_packing_waits_for_room(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -20,7 +20,7 @@ from orthrus.decode.options import Options
 from orthrus.decode.passes import Logits, Passes
 from orthrus.decode.prepared import record_passes
 from orthrus.decode.runner import Eager, Recorded
-from orthrus.kernels import attention, int8, products
+from orthrus.kernels import attention, int8, packed, products
 from orthrus.kernels.recorded import is_recording
 from orthrus.model import markov, traced
 from orthrus.model.attachment import attachment_of
@@ -555,6 +555,27 @@ def test_what_takes_a_size_for_fixed_is_not_used(of_texts: bool, monkeypatch: py
     finally:
         monkeypatch.undo()
         attention.register()
+
+
+def test_a_draft_pass_of_one_mask_is_recorded_where_one_row_has_an_operator_of_its_own() -> None:
+    """Which multiplies one row and no more."""
+
+    def one(row: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        return torch.nn.functional.linear(row.view(1, 1, weight.shape[1]), weight, bias)
+
+    model, anchor_B = configure(dual(num_hidden_layers=2), anchor="backbone"), torch.tensor([7])
+    packed.pack(model)
+    for layer in model.modules():
+        if isinstance(layer, packed.PackedLinear):
+            layer._own = one
+    passes, plain = passes_of(model), passes_of(model)
+    plain.runner = Eager(model, plain.cache)
+    with torch.inference_mode():
+        for _ in range(3):
+            proposals = (each.draft(ROW, anchor_B, 1) for each in (passes, plain))
+            for found, expected in zip(*(proposal[:2] for proposal in proposals), strict=True):
+                assert torch.equal(found, expected)
+    assert [kind.graph is not None for kind in recorder_of(model)._kinds.values()] == [True]
 
 
 @pytest.mark.parametrize("family", MOE)

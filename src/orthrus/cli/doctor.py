@@ -107,13 +107,14 @@ def _dtypes(device: str) -> dict[str, bool]:
 def _multiplies() -> dict[str, str]:
     """Tell how linear layers are multiplied on the CPU, by precision."""
     from orthrus.checkpoints.load import DTYPES, INT8
-    from orthrus.kernels import fbgemm, int8, native
+    from orthrus.kernels import compiled, fbgemm, int8, native
 
     wide = "in float32, weights read in float16" if fbgemm.can_half() else "in float32, one row by itself"
     how = {name: "by oneDNN" if native.multiplies(dtype) else wide for name, dtype in DTYPES.items()}
     inputs = "inputs in 8 bits" if int8.rounds_inputs() else "inputs in two parts of 7 bits"
     own = ", by an operator compiled here" if int8.is_exact() and int8.own_operator() is not None else ""
-    return how | {INT8: f"as integers, {inputs}{own}" if int8.is_exact() else "not here"}
+    failed = "" if (log := compiled.failure()) is None else f" (the compiler of operators failed: {log})"
+    return how | {INT8: f"as integers, {inputs}{own}{failed}" if int8.is_exact() else "not here"}
 
 
 def _fastest(seconds: dict[str, float], device: str) -> dict[str, Any]:
@@ -182,7 +183,7 @@ def _products(model: "PreTrainedModel") -> dict[str, str]:
     """Tell what one row and several are multiplied by: the weights, or copies of them for this CPU's kernels."""
     from orthrus.kernels.packed import AsIs, kernels_of
 
-    kernels = next(iter(kernels_of(model)), AsIs(one=True, several=True))
+    kernels = max(kernels_of(model), default=AsIs(one=True, several=True))
     one = "weights, by an operator compiled here" if kernels.own else "weights" if kernels.one else "copies"
     return {"one": one, "several": "weights" if kernels.several else "copies"}
 

@@ -149,10 +149,11 @@ def _confirmed(model: PreTrainedModel, finding: Finding, *, width: int, rows: in
         trials = Trials(model, width, _groups(rows))
         alike = all(trials.agrees(width, tokens=tokens) for tokens in _kept(width))
         alike = alike and trials.agrees(width, span=LONGER)
-        if finding.drafts_exact:
-            drafts = max(1, config_of(model).proposals - 1)
-            alike = alike and trials.agrees(shape.widths[0], tokens=1, group=shape.group, drafts=drafts)
-        alike = alike and all(trials.agrees(w, group=shape.group) for w in (shape.widths[0], width))
+        for size in {1, shape.group}:  # one row by itself may take an operator of its own
+            if finding.drafts_exact:
+                drafts = max(1, config_of(model).proposals - 1)
+                alike = alike and trials.agrees(shape.widths[0], tokens=1, group=size, drafts=drafts)
+            alike = alike and all(trials.agrees(w, group=size) for w in (shape.widths[0], width))
         return alike and torch.equal(trials.keys(width), trials.keys(shape.chunks[-1]))
 
 
@@ -194,8 +195,9 @@ _ROOMS = ("decode", "kernels", "model")
 @cache
 def _code() -> str:
     """Digest the source of decoding and of models: another version may take other kernels."""
-    files = (file for room in _ROOMS for file in sorted((Path(__file__).parents[1] / room).glob("*.py")))
-    return digest_of(b"".join([__version__.encode(), *(file.read_bytes() for file in files)]))
+    files = (file for room in _ROOMS for file in sorted((Path(__file__).parents[1] / room).iterdir()))
+    sources = (file.read_bytes() for file in files if file.suffix in (".py", ".cpp"))
+    return digest_of(b"".join([__version__.encode(), *sources]))
 
 
 def _recalled(about: Mapping[str, Any]) -> Finding | None:

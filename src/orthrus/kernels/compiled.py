@@ -2,8 +2,8 @@
 
 The first model that could use them starts the compiler in the background, at the lowest priority, and does without.
 Models loaded once it is done, in this process or another, have them. What was compiled is kept in `orthrus.memory`'s
-folder, for a version of torch and a set of instructions. Without a folder nothing is compiled. Knows files; knows no
-layer.
+folder, for a version of torch, a set of instructions and the compiler's options; a process keeps the library that it
+loaded first. Without a folder nothing is compiled, and with an empty `CXX` neither. Knows files; knows no layer.
 """
 
 import logging
@@ -16,8 +16,9 @@ from collections.abc import Callable
 from contextlib import suppress
 from functools import cache
 from pathlib import Path
+from tempfile import mkdtemp
 from time import time
-from typing import Any, Final
+from typing import Final
 
 import torch
 from torch import Tensor
@@ -33,8 +34,11 @@ INSTRUCTIONS: Final = {
 """Sets of instructions that there is a form of the operators for, by what Linux calls each; the fastest first."""
 
 _SOURCE: Final = Path(__file__).with_name("linear.cpp")
-_AGAIN: Final = 86400  # seconds after which a compiler that failed is tried again
+_AGAIN: Final = 86400  # seconds after which a compiler that failed is tried again,
+_UNFINISHED: Final = 600  # and one that was ended before it was done
+_FAILED: Final = "failed\n"  # the end of a log
 
+_library: list[Path] = []  # of this process: the first one loaded, since no second registers the same operators
 _running: list[subprocess.Popen[bytes]] = []  # which outlive this process
 _log = logging.getLogger(__name__)
 
@@ -51,33 +55,50 @@ def linear_int8() -> Callable[..., Tensor] | None:
     return _operator("linear_int8")
 
 
-def linear_one() -> Callable[..., Tensor] | None:
+def linear_one(*, start: bool = True) -> Callable[..., Tensor] | None:
     """Return the product of one row and weights as they are where it is compiled (`_operator`)."""
-    return _operator("linear_one")
+    return _operator("linear_one", start=start)
 
 
-def _operator(kind: str) -> Callable[..., Tensor] | None:
-    """Return an operator where it is compiled; else None, and the compiler is started where there is one."""
-    name, file = instructions(), _file()
-    if name is None or file is None:
+def _operator(kind: str, *, start: bool = True) -> Callable[..., Tensor] | None:
+    """Return an operator where it is compiled; else None, and the compiler is started (`start`) where there is one."""
+    name = instructions()
+    try:
+        file = None if name is None else _file(name)
+        if name is None or file is None:
+            return None
+        if _library:
+            return loaded(f"{kind}_{name}", _library[0])
+        if file.exists():
+            return _first_loaded(f"{kind}_{name}", file)
+        if start and _compiler():
+            _start(name, file)
+    except (OSError, ValueError) as error:  # another user's folder, a CXX that cannot be read
+        _log.info("no operators are compiled: %s", error)
+    return None
+
+
+def _first_loaded(name: str, file: Path) -> Callable[..., Tensor] | None:
+    """Return an operator of a library that this process keeps; one that does not load is removed."""
+    if not _is_ours(file):
+        _log.info("%s is not loaded: others than this user may write to it or to its folder", file)
         return None
-    if file.exists():
-        return loaded(f"{kind}_{name}", file)
-    log = file.with_suffix(".log")
-    if _compiler() is not None and not (log.exists() and time() - log.stat().st_mtime < _AGAIN):
-        with suppress(OSError):
-            file.parent.mkdir(parents=True, exist_ok=True)
-            with log.open("w", encoding="utf-8") as told:
-                line = ["sh", "-c", command(name, file)]
-                _running.append(subprocess.Popen(line, stdout=told, stderr=told, start_new_session=True))
+    operator = loaded(name, file)
+    if operator is not None:
+        _library.append(file)
+        return operator
+    file.unlink(missing_ok=True)
+    with file.with_suffix(".log").open("a", encoding="utf-8") as told:
+        told.write(f"the library does not load\n{_FAILED}")
     return None
 
 
 @cache
 def loaded(name: str, file: Path) -> Callable[..., Tensor] | None:
-    """Return an operator by its name from a file; None if that cannot be loaded."""
+    """Return an operator by its name from a file, or as it is registered already; None if that cannot be loaded."""
     try:
-        torch.ops.load_library(file)  # type: ignore[no-untyped-call]
+        if not hasattr(torch.ops.orthrus, name):
+            torch.ops.load_library(file)  # type: ignore[no-untyped-call]
         operator: Callable[..., Tensor] = getattr(torch.ops.orthrus, name).default
     except (OSError, RuntimeError, AttributeError) as error:
         _log.info("%s cannot be loaded: %s", file, error)
@@ -85,28 +106,78 @@ def loaded(name: str, file: Path) -> Callable[..., Tensor] | None:
     return operator
 
 
-def command(name: str, file: Path) -> str:
-    """Return a command line of the shell that compiles the operators for a set of instructions, whole or not at all."""
+def command(name: str, file: Path, scratch: Path) -> str:
+    """Return a command line of the shell that compiles the operators for a set of instructions, whole or not at all.
+
+    It says at its end if it failed, and removes `scratch`, a folder on the same disk.
+    """
     home = Path(torch.__file__).parent
-    flags = [f"-m{each.replace('_vnni', 'vnni')}" for each in INSTRUCTIONS[name]]
-    # Without multiplications and additions in one, which round otherwise than torch's.
-    options = ["-O3", "-std=c++20", "-fPIC", "-ffp-contract=off", f"-DNAME={name}", *flags]
-    object, library = (file.with_suffix(f".{os.getpid()}{suffix}") for suffix in (".o", ".so"))
-    compiler: list[Any] = ["nice", "-n", "19", *shlex.split(_compiler() or "c++")]  # CXX may hold options
+    object, library = scratch / "linear.o", scratch / "linear.so"
+    compiler = [*(_compiler() or ["c++"]), *_options(name)]
     # OpenMP is left out of the link: it has to be torch's own, or there are twice as many threads.
-    compile = [*compiler, *options, "-fopenmp", f"-I{home}/include", "-c", _SOURCE, "-o", object]
+    compile = [*compiler, "-fopenmp", f"-I{home}/include", "-c", _SOURCE, "-o", object]
     link = [*compiler, "-shared", object, "-o", library, f"-L{home}/lib", "-ltorch_cpu", "-lc10"]
     steps = [shlex.join(map(str, step)) for step in (compile, link, ["mv", library, file])]
-    return f"{' && '.join(steps)}; {shlex.join(map(str, ['rm', '-f', object, library]))}"
+    return f"{' && '.join(steps)} || echo {_FAILED.strip()}; {shlex.join(['rm', '-rf', str(scratch)])}"
 
 
-def _file() -> Path | None:
+def failure() -> Path | None:
+    """Return the log of a compiler that failed here; None where none did."""
+    name = instructions()
+    with suppress(OSError, ValueError):
+        file = None if name is None else _file(name)
+        if file is not None and not file.exists() and _has_failed(file.with_suffix(".log")):
+            return file.with_suffix(".log")
+    return None
+
+
+def _start(name: str, file: Path) -> None:
+    """Start the compiler, unless another process does already, or one failed not long ago."""
+    folder, log = file.parent, file.with_suffix(".log")
+    folder.mkdir(parents=True, exist_ok=True)
+    folder.chmod(folder.stat().st_mode & 0o755)  # whatever the umask: what is loaded as code is written by us alone
+    if log.exists():
+        if time() - log.stat().st_mtime < (_AGAIN if _has_failed(log) else _UNFINISHED):
+            return
+        log.unlink(missing_ok=True)
+    with log.open("x", encoding="utf-8") as told:
+        line = ["nice", "-n", "19", "sh", "-c", command(name, file, Path(mkdtemp(dir=folder)))]
+        _log.info("compiling operators for decoding in the background; log: %s", log)
+        _running.append(
+            subprocess.Popen(
+                line, stdin=subprocess.DEVNULL, stdout=told, stderr=told, start_new_session=True, umask=0o022
+            )
+        )
+
+
+def _has_failed(log: Path) -> bool:
+    return log.read_bytes().endswith(_FAILED.encode())
+
+
+def _is_ours(file: Path) -> bool:
+    """Tell whether a file and its folder belong to this user or to root, and nobody else may write to them."""
+    found = [path.stat() for path in (file, file.parent)]
+    return all(each.st_uid in (0, os.geteuid()) and not each.st_mode & 0o022 for each in found)
+
+
+def _file(name: str) -> Path | None:
     folder = memory.folder()
     if folder is None or not sys.platform.startswith("linux"):
         return None
-    about = digest_of(_SOURCE.read_text(encoding="utf-8") + torch.__version__ + torch.__config__.show())
-    return folder / "compiled" / f"linear-{instructions()}-{about}.so"
+    made = shlex.join([os.environ.get("CXX", ""), *_options(name)])
+    about = digest_of(_SOURCE.read_text(encoding="utf-8") + torch.__version__ + torch.__config__.show() + made)
+    return folder / "compiled" / f"linear-{name}-{about}.so"
 
 
-def _compiler() -> str | None:
-    return os.environ.get("CXX") or shutil.which("g++") or shutil.which("c++")
+def _options(name: str) -> list[str]:
+    flags = [f"-m{each.replace('_vnni', 'vnni')}" for each in INSTRUCTIONS[name]]
+    # Without multiplications and additions in one, which round otherwise than torch's; said last, as others imply it.
+    return ["-O3", "-std=c++20", "-fPIC", "-fno-fast-math", "-ffp-contract=off", f"-DNAME={name}", *flags]
+
+
+def _compiler() -> list[str]:
+    """Return the compiler's command, which may hold options; nothing where there is none, or none is wanted."""
+    if (named := os.environ.get("CXX")) is not None:
+        return shlex.split(named)
+    found = shutil.which("g++") or shutil.which("c++")
+    return [] if found is None else [found]

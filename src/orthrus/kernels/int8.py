@@ -38,6 +38,7 @@ _PARTS: Final = torch.tensor(float(fbgemm.LARGEST))
 _BLOCK, _SIDE = 16, 4  # outputs, and inputs of each, that lie side by side for our own operator
 _OWN_TYPES: Final = (torch.float32, torch.bfloat16)
 _TINY: Final = torch.finfo(torch.float32).tiny
+_LEAST: Final = _TINY * _LARGEST  # by far less than which 127 cannot be divided in float32
 
 _product, _prepack = operator("onednn", "qlinear_pointwise"), operator("onednn", "qlinear_prepack")
 
@@ -56,17 +57,20 @@ def quantised(weight: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def scaled(input: Tensor, largest: Tensor) -> tuple[Tensor, Tensor]:
-    """Return rows `[..., in]` in float32 by a scale that makes `largest` of each row's largest magnitude, and those."""
+    """Return rows `[..., in]` in float32 by a scale that makes `largest` of each row's largest magnitude, and those.
+
+    Of rows that are all but zero, `_LEAST` stands for the largest magnitude.
+    """
     wide = input.float()
-    most = wide.abs().amax(-1, keepdim=True)
+    most = wide.abs().amax(-1, keepdim=True).clamp_min_(_LEAST)
     return wide * (largest / most), most
 
 
 def rounded(input: Tensor) -> tuple[Tensor, Tensor]:
     """Round rows `[..., in]` to integers from -127 to 127, kept as uint8 with 128 added.
 
-    Returns them and each row's largest magnitude `[..., 1]` in float32, which 127 stands for. Rows of zeros have any
-    integers, and rows that are not finite a magnitude that is not.
+    Returns them and each row's largest magnitude `[..., 1]` in float32, which 127 stands for. Rows that are not finite
+    have a magnitude that is not.
     """
     wide, most = scaled(input, _FULL)
     shifted = wide.add_(_ROUND)
@@ -209,11 +213,30 @@ def in_blocks(weight: Tensor) -> Tensor:
 
 
 def own_operator() -> Callable[..., Tensor] | None:
-    """Return the operator of our own where it is compiled and rounds as the others do here; none beside tiles."""
+    """Return the operator of our own where it is compiled and has the bits of the others here; none beside tiles."""
     name = instructions()
     if has_tiles() or name is None or (name != "avx2") != rounds_inputs():
         return None
-    return linear_int8()
+    own = linear_int8()
+    return own if own is not None and _agrees(own) else None
+
+
+@cache
+def _agrees(own: Callable[..., Tensor]) -> bool:
+    """Tell whether an operator has the bits of the plain way in a small product: not all compilers keep to IEEE 754."""
+    largest = _LARGEST if rounds_inputs() else fbgemm.LARGEST
+    weight = (torch.arange(40 * 64) * 37 % 255 - _LARGEST).view(40, 64).to(torch.int8)
+    input, factor = torch.arange(5 * 64).view(5, 64).float().sin(), torch.linspace(0.5, 2, 64, dtype=torch.float32)
+    scale, bias = (torch.linspace(low, 1, 40, dtype=torch.float32) / largest for low in (0.1, -1))
+    if rounds_inputs():
+        row, most = rounded(input * factor)
+        parts = row[None].double() - 128
+    else:
+        parts, most = in_parts(input * factor)
+    sums = [(part.double() @ weight.double().T).float() * scale for part in parts]
+    wide = sums[0] if len(sums) == 1 else sums[0] + sums[1] / (2 * fbgemm.LARGEST)
+    zero = weight.sum(1, dtype=torch.int32) * (largest + largest % 2)
+    return torch.equal(own(input, in_blocks(weight), zero, scale, factor, bias), wide * most + bias)
 
 
 def multiplied(row: Tensor, weight: Tensor, scale: Tensor, zero: Tensor) -> Tensor:

@@ -12,6 +12,8 @@
 #include <immintrin.h>
 #include <torch/library.h>
 
+#include <algorithm>
+#include <cfloat>
 #include <cmath>
 #include <cstdint>
 #include <cstring>
@@ -58,6 +60,7 @@ constexpr int SPLIT = 1, LARGEST = 127, ZERO = 128;
 constexpr int SPLIT = 2, LARGEST = 64, ZERO = 64;
 #endif
 constexpr int PARTS = BLOCK / LANES;
+constexpr float LEAST = 127 * FLT_MIN;  // stands for a row's largest magnitude where that is smaller
 
 inline float bits(uint32_t u) {
   float f;
@@ -89,7 +92,8 @@ float rounded(const Type* row, const float* factor, int64_t K, float* scratch, u
     int32_t magnitude = bits(x) & 0x7fffffff;
     most = magnitude > most ? magnitude : most;
   }
-  float scale = LARGEST / bits((uint32_t)most);
+  float largest = std::max(bits((uint32_t)most), LEAST);  // NaN stays
+  float scale = LARGEST / largest;
   // Added to a number below 2**22 this rounds it to an integer, whose sum with ZERO is in the lowest byte.
   const float round = 8388608.0f + ZERO;
   for (int64_t k = 0; k < K; k++) {
@@ -97,7 +101,7 @@ float rounded(const Type* row, const float* factor, int64_t K, float* scratch, u
     out[k] = (uint8_t)bits(integer);
     if (SPLIT == 2) out[K + k] = (uint8_t)bits((x - (integer - round)) * 128 + round);
   }
-  return bits((uint32_t)most);
+  return largest;
 }
 
 // Sums of products of some rows with some blocks, [rows, blocks * 16].
@@ -138,10 +142,11 @@ void multiply(const Type* input, const int8_t* weight, const int32_t* zero, cons
               const float* bias, int64_t R, int64_t N, int64_t K, Type* out) {
   std::vector<uint8_t> row(R * SPLIT * K);
   std::vector<float> scratch(K), most(R);
-  for (int64_t r = 0; r < R; r++) most[r] = rounded(input + r * K, factor, K, scratch.data(), &row[r * SPLIT * K]);
+  for (int64_t r = 0; r < R; r++)
+    most[r] = rounded(input + r * K, factor, K, scratch.data(), row.data() + r * SPLIT * K);
   constexpr int64_t each = MOST / SPLIT;
   int64_t blocks = (N + BLOCK - 1) / BLOCK;
-  int64_t grain = std::max<int64_t>(WIDE, AT_ONCE / (K * BLOCK) + 1);
+  int64_t grain = std::max<int64_t>(WIDE, AT_ONCE / (std::max<int64_t>(K, 1) * BLOCK) + 1);
   at::parallel_for(0, blocks, grain, [&](int64_t start, int64_t stop) {
     int32_t total[MOST * WIDE * BLOCK];
     for (int64_t b = start, some; b < stop; b += some) {
@@ -150,7 +155,7 @@ void multiply(const Type* input, const int8_t* weight, const int32_t* zero, cons
       for (int64_t r0 = 0; r0 < R; r0 += each) {
         int64_t rows = std::min(each, R - r0);
         const int8_t* from = weight + first * K;
-        const uint8_t* those = &row[r0 * SPLIT * K];
+        const uint8_t* those = row.data() + r0 * SPLIT * K;
         (some == WIDE ? sums<WIDE> : sums<1>)(rows * SPLIT, those, from, K, total);
         for (int64_t r = 0; r < rows; r++) {
           const int32_t* sum = total + r * SPLIT * width;
@@ -167,26 +172,34 @@ void multiply(const Type* input, const int8_t* weight, const int32_t* zero, cons
   });
 }
 
+// Where so many numbers of a type begin; nullptr where there are none.
 template <typename Type>
-const Type* at_start(const std::optional<Tensor>& tensor) {
-  return tensor.has_value() ? (const Type*)tensor->const_data_ptr() : nullptr;
+const Type* at_start(const std::optional<Tensor>& tensor, const char* name, at::ScalarType type, int64_t count) {
+  if (!tensor.has_value()) return nullptr;
+  bool fits = tensor->is_cpu() && tensor->is_contiguous() && tensor->scalar_type() == type && tensor->numel() == count;
+  TORCH_CHECK(fits, name, " must be ", count, " contiguous numbers in ", type, " on the CPU, found ", tensor->sizes(),
+              " in ", tensor->scalar_type());
+  return (const Type*)tensor->const_data_ptr();
 }
 
 // input [..., K] in float32 or bfloat16, weight [blocks, K / 4, 16, 4], zero [N]: ZERO times the sums of weights.
 Tensor linear(const Tensor& input, const Tensor& weight, const Tensor& zero, const Tensor& scale,
               const std::optional<Tensor>& factor, const std::optional<Tensor>& bias) {
   Tensor given = input.contiguous();
-  int64_t K = given.size(-1), N = scale.size(0), R = K ? given.numel() / K : 0;
-  TORCH_CHECK(given.is_cpu() && weight.is_cpu(), "rows and weights must be on the CPU");
+  int64_t K = given.size(-1), N = scale.numel();
+  TORCH_CHECK(given.is_cpu(), "rows must be on the CPU");
+  TORCH_CHECK(weight.dim() == 4, "weights must be in blocks");
   TORCH_CHECK(K == weight.size(1) * 4, "inputs must be ", weight.size(1) * 4, " wide, found ", K);
   std::vector<int64_t> sizes = given.sizes().vec();
   sizes.back() = N;
   Tensor out = at::empty(sizes, given.options());
+  int64_t R = N ? out.numel() / N : 0, filled = (N + BLOCK - 1) / BLOCK * BLOCK;
   auto run = [&](auto type) {
     using Type = decltype(type);
-    multiply<Type>((const Type*)given.const_data_ptr(), (const int8_t*)weight.const_data_ptr(),
-                   zero.const_data_ptr<int32_t>(), scale.const_data_ptr<float>(), at_start<float>(factor),
-                   at_start<float>(bias), R, N, K, (Type*)out.mutable_data_ptr());
+    multiply<Type>((const Type*)given.const_data_ptr(), at_start<int8_t>(weight, "weight", at::kChar, filled * K),
+                   at_start<int32_t>(zero, "zero", at::kInt, N), at_start<float>(scale, "scale", at::kFloat, N),
+                   at_start<float>(factor, "factor", at::kFloat, K), at_start<float>(bias, "bias", at::kFloat, N), R, N,
+                   K, (Type*)out.mutable_data_ptr());
   };
   if (given.scalar_type() == at::kFloat) {
     run(float());
@@ -227,14 +240,14 @@ template <typename Type>
 void multiply_one(const Type* input, const Type* weight, const Type* bias, int64_t N, int64_t K, Type* out) {
   std::vector<float> row(K);
   for (int64_t k = 0; k < K; k++) row[k] = wide(input[k]);
-  int64_t grain = std::max<int64_t>(1, AT_ONCE / (K * SOME)), groups = (N + SOME - 1) / SOME;
+  int64_t grain = std::max<int64_t>(1, AT_ONCE / (std::max<int64_t>(K, 1) * SOME)), groups = (N + SOME - 1) / SOME;
   at::parallel_for(0, groups, grain, [&](int64_t start, int64_t stop) {
     for (int64_t g = start; g < stop; g++) {
       const Type* of[SOME];
       Floats sum[SOME];
       for (int64_t i = 0; i < SOME; i++) of[i] = weight + std::min(g * SOME + i, N - 1) * K, sum[i] = none();
       for (int64_t k = 0; k < K; k += LANES) {
-        Floats x = floats(&row[k]);
+        Floats x = floats(row.data() + k);
         for (int64_t i = 0; i < SOME; i++) {
           _mm_prefetch((const char*)(of[i] + AHEAD * SOME * K + k), _MM_HINT_T1);
           sum[i] = plus(sum[i], x, floats(of[i] + k));
@@ -252,18 +265,19 @@ void multiply_one(const Type* input, const Type* weight, const Type* bias, int64
 Tensor linear_one(const Tensor& input, const Tensor& weight, const std::optional<Tensor>& bias) {
   Tensor given = input.contiguous(), those = weight.contiguous();
   int64_t K = those.size(1), N = those.size(0);
-  TORCH_CHECK(given.numel() == K && K % LANES == 0, "a row must be ", K, " wide, a multiple of ", LANES, ", found ",
-              given.sizes());
+  bool fits = given.numel() == K && given.size(-1) == K && K % LANES == 0;
+  TORCH_CHECK(fits, "a row must be ", K, " wide, a multiple of ", LANES, ", found ", given.sizes());
   bool served = given.scalar_type() == at::kFloat || given.scalar_type() == at::kBFloat16;
   TORCH_CHECK(served && given.scalar_type() == those.scalar_type(), "a row must have its weights' type");
   TORCH_CHECK(given.is_cpu() && those.is_cpu(), "a row and its weights must be on the CPU");
   std::vector<int64_t> sizes = given.sizes().vec();
   sizes.back() = N;
   Tensor out = at::empty(sizes, given.options());
+  TORCH_CHECK(out.numel() == N, "a row must be one, found ", given.sizes());
   auto run = [&](auto type) {
     using Type = decltype(type);
-    multiply_one<Type>((const Type*)given.const_data_ptr(), (const Type*)those.const_data_ptr(), at_start<Type>(bias),
-                       N, K, (Type*)out.mutable_data_ptr());
+    multiply_one<Type>((const Type*)given.const_data_ptr(), (const Type*)those.const_data_ptr(),
+                       at_start<Type>(bias, "bias", given.scalar_type(), N), N, K, (Type*)out.mutable_data_ptr());
   };
   given.scalar_type() == at::kFloat ? run(float()) : run(uint16_t());
   return out;

@@ -2,6 +2,8 @@
 
 import torch
 
+from orthrus.provenance import processor
+
 
 def multiplies(dtype: torch.dtype) -> bool:
     """Tell whether this CPU has matrix products in float32, bfloat16 or float16; False for other types."""
@@ -15,4 +17,6 @@ def multiplies(dtype: torch.dtype) -> bool:
 def has_tiles() -> bool:
     """Tell whether this CPU multiplies tiles of matrices (AMX)."""
     abilities: dict[str, object] = getattr(torch.cpu, "get_capabilities", dict)()  # torch 2.13
-    return bool(abilities.get("amx_tile"))
+    if "amx_tile" in abilities:
+        return bool(abilities["amx_tile"])
+    return "amx_tile" in processor().get("flags", "").split()

@@ -120,6 +120,10 @@ class _Shared(Shared[PackedLinear]):
         bias = torch.cat(biases) if len(biases) > 1 else biases[0] if biases else None
         return _multiply(input.to(self.copy.dtype), self.copy, bias).to(input.dtype)
 
+    def forget(self) -> None:
+        """Drop the copy."""
+        self.copy, self._state = None, []
+
     def _refresh(self) -> None:
         weights = [layer.weight for layer in self.layers]
         if [state_of(weight) for weight in weights] == self._state:
@@ -212,8 +216,8 @@ def tune(model: nn.Module, *, clock: Callable[[], float] = perf_counter) -> None
     """Let packed layers multiply by the weights as they are wherever that is clearly faster here, as measured.
 
     One row and several are timed apart, over layer after layer, so that weights come from as far away as in a pass. If
-    neither gains by the copies, they are dropped, unless one row is multiplied by an operator of our own. Measured once
-    a process for layers of these shapes, so that models loaded alike compute alike.
+    neither gains by the copies, they are dropped. Measured once a process for layers of these shapes, so that models
+    loaded alike compute alike.
 
     Args:
         model: one that was packed.
@@ -227,13 +231,17 @@ def tune(model: nn.Module, *, clock: Callable[[], float] = perf_counter) -> None
     if not layers:
         return
     key = (torch.get_num_threads(), *((tuple(layer.weight.shape), layer.weight.dtype) for layer in layers))
-    own = linear_one()
+    own = linear_one(start=False)
     if key not in _tuned:
         one, several = (_faster_as_is(layers, rows, own, clock) for rows in (1, _ROWS))
         _tuned[key] = AsIs(one, several, one and own is not None)
+    if own is None:
+        linear_one()  # whose compiler would have disturbed what was timed
     for layer in _of_class(model, PackedLinear):
         layer.as_is = _tuned[key]
         layer._own = own if _tuned[key].own and _takes_own(layer) else None
+        if _tuned[key].one and _tuned[key].several and layer._shared is not None:
+            layer._shared.forget()
     if _tuned[key] == AsIs(one=True, several=True):
         unpack(model)
 
@@ -241,7 +249,8 @@ def tune(model: nn.Module, *, clock: Callable[[], float] = perf_counter) -> None
 def _takes_own(layer: PackedLinear) -> bool:
     """Tell whether our own operator multiplies by a layer's weights."""
     alike = layer.bias is None or layer.bias.dtype == layer.weight.dtype
-    return alike and layer.weight.dtype in _OWN_TYPES and layer.in_features % _WIDTH == 0
+    fits = layer.in_features > 0 and layer.in_features % _WIDTH == 0
+    return alike and fits and layer.weight.dtype in _OWN_TYPES
 
 
 @torch.inference_mode()
@@ -279,8 +288,12 @@ def unpack(model: nn.Module) -> None:
 
 
 def kernels_of(model: nn.Module) -> frozenset[AsIs]:
-    """Return by which kernels a model's packed layers multiply; none where it is not packed."""
-    return frozenset(layer.as_is for layer in _of_class(model, PackedLinear))
+    """Return by which kernels a model's packed layers multiply; none where it is not packed.
+
+    Copies of a layer, and layers of other widths, have no operator of our own.
+    """
+    found = {(layer.as_is, layer._own is not None) for layer in _of_class(model, PackedLinear)}
+    return frozenset(as_is._replace(own=own) for as_is, own in found)
 
 
 def pays(model: nn.Module) -> bool:

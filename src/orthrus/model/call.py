@@ -50,14 +50,14 @@ class Call:
             masks,
             [store.keys for store in stores] + [store.values for store in stores] + self._cache.states.buffers(),
         )
-        self._grows = T > 1 and "tile" not in self._rest
+        rows = getattr(self._view, "rows", 0)
+        self._grows = T - rows > 1 and "tile" not in self._rest  # where the view's own row is one it has to stay one
         by_head = self._by_head(T, current.span)
         self._joins = B > 1 and not by_head
-        rows = getattr(self._view, "rows", 0)
         self._all_kept = self.kept == T
         self.key = (
             (type(self._view), rows, self._name),
-            (T - rows == 1, T == 1) if self._grows else T,
+            0 if self._grows else T,
             (B > 1) if not by_head else B,
             by_head,
             tuple(self._windows),
