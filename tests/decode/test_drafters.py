@@ -27,8 +27,9 @@ from orthrus.model.config import OrthrusConfig
 from orthrus.model.graphs import compile_passes
 from orthrus.model.markov import markov_of
 from orthrus.policy import steps
+from orthrus.policy.steps import Step
 from tests import reference
-from tests.decode.drive import BLOCK, Double, configure, decode, dual, engine_of, engine_with
+from tests.decode.drive import BLOCK, Double, configure, decode, dual, engine_of, engine_with, scripted
 from tests.families import perturb, tiny
 
 PROMPTS = [[5, 6, 7], [8], [30, 31, 32, 33, 34, 35], [9, 10, 11, 12, 13]]
@@ -409,6 +410,17 @@ def test_drafts_are_those_behind_the_first_token(anchor: str, most: int) -> None
     assert row.stats.drafted == most * row.stats.cycles
     assert len(row.stats.accepted_per_position) == most
     assert row.stats.emitted == 9
+
+
+@pytest.mark.parametrize(("step", "count"), [(Step(), 6), (Step(3), 6), (Step(3), 1)])
+def test_the_prompt_s_token_counts_with_the_cycle_that_takes_its_drafts(step: Step, count: int) -> None:
+    """Where none follows, it is no part of tokens per cycle."""
+    engine = Engine(dual(), rows=1, capacity=96, plan=steps.parse("full"))
+    scripted(engine, lambda *_: step)
+    stats = decode(engine, PROMPTS[:1], Options(max_new_tokens=count))[0].stats
+    assert stats.first_tokens == stats.cycles
+    assert (stats.cycles > 0) is (step.drafts > 0 and count > 1)
+    assert stats.emitted == count
 
 
 def test_an_end_token_may_be_the_first() -> None:

@@ -112,6 +112,47 @@ def test_repetition_penalty_equals_the_plain_loop() -> None:
         assert [row.token_ids for row in again] == [TEXTS[tuple(p)][:12] for p in PROMPTS]
 
 
+# ---------------------------------------------------------------- what a step returns
+
+
+@pytest.mark.parametrize("plan", ["ar", "full", "onepass:2", "auto"])
+def test_a_step_names_a_row_once(plan: str) -> None:
+    """Beside a row that decodes, others join with a first token of their own and end in the next step."""
+    engine = Engine(MODEL, rows=3, capacity=96, plan=steps.parse(plan))
+    running = engine.add(PROMPTS[0], Options(max_new_tokens=24))
+    engine.step()
+    ids = [engine.add(prompt, Options(max_new_tokens=2)) for prompt in PROMPTS[1:]]
+    told: dict[int, list[tuple[list[int], str | None]]] = {id: [] for id in (running, *ids)}
+    while engine.busy:
+        progress = engine.step()
+        assert len({one.row.id for one in progress}) == len(progress)
+        for one in progress:
+            told[one.row.id].append((one.token_ids, one.row.finish_reason))
+    for id, prompt in zip(ids, PROMPTS[1:], strict=True):
+        first, second = TEXTS[tuple(prompt)][:2]
+        assert told[id] == [([first], None), ([second], "length")]
+    assert [token for tokens, _ in told[running] for token in tokens] == TEXTS[tuple(PROMPTS[0])][1:24]
+
+
+def test_a_first_token_outlives_a_step_that_fails(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A text that it has ended is what the next step returns, alone; then the others go on."""
+
+    def fail(*_: object) -> Step:
+        raise RuntimeError("no step")
+
+    engine = engine_of(MODEL)
+    running = engine.add(PROMPTS[0], Options(max_new_tokens=12))
+    engine.step()
+    short = engine.add(PROMPTS[1], Options(max_new_tokens=1))
+    with monkeypatch.context() as patch:
+        patch.setattr(engine.policy, "choose", fail)
+        with pytest.raises(RuntimeError, match="no step"):
+            engine.step()
+    (told,) = engine.step()
+    assert (told.row.id, told.token_ids, told.row.finish_reason) == (short, TEXTS[tuple(PROMPTS[1])][:1], "length")
+    assert finish(engine)[running].token_ids == TEXTS[tuple(PROMPTS[0])][:12]
+
+
 # ---------------------------------------------------------------- leaving early
 
 

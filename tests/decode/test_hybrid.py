@@ -75,6 +75,19 @@ def test_every_plan_writes_what_generate_does(plan: str) -> None:
     assert texts(engine(plan, rows=1, prefill_chunk=5)) == generated()
 
 
+@pytest.mark.parametrize("plan", ["ar", "onepass:2", "auto"])
+def test_rows_change_places_between_a_prompt_s_pass_and_its_token(plan: str) -> None:
+    """A prompt of one token begins before those that joined ahead of it, whose last pass then finds its place taken."""
+    made = engine(plan, rows=4, prefill_slice=8)
+    prompts = [PROMPTS[0], [*range(30, 50)], [*range(40, 60)], PROMPTS[1]]
+    ids = [made.add(prompts[0], Options(max_new_tokens=20))]
+    made.step()
+    ids += [made.add(prompt, Options(max_new_tokens=6)) for prompt in prompts[1:]]
+    done = {progress.row.id: progress.row.token_ids for progress in made.run()}
+    counts = (20, 6, 6, 6)
+    assert [done[id] for id in ids] == [continued(tuple(p), n) for p, n in zip(prompts, counts, strict=True)]
+
+
 @pytest.mark.parametrize("plan", PLANS)
 @pytest.mark.parametrize("family", [family for family in HYBRID if family != FAMILY])
 def test_so_does_every_family(family: str, plan: str) -> None:

@@ -290,6 +290,36 @@ def test_a_long_prompt_that_joins_never_stalls_a_running_stream(
     assert all(gained == 1 for _, gained in reading[:-1])  # the stream had a token from every step
 
 
+def test_a_text_of_two_tokens_beside_a_running_stream_is_whole(
+    small: PreTrainedModel, characters: PreTrainedTokenizerBase, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is asked for when the stream has its first token, and gets both of its own."""
+    with running(small, characters, rows=2, plan="full") as server:
+        client = server.client()
+        _complete(client, "hello")
+        engine = server.service.loop._lanes["orthrus"].engine
+        submitted, begun, step = server.called(monkeypatch, "submit"), threading.Event(), engine.step
+
+        def waits() -> Any:
+            made = step()
+            if not begun.is_set():
+                assert submitted.acquire(timeout=30)  # the stream
+                begun.set()
+                assert submitted.acquire(timeout=30)  # the text of two tokens
+            return made
+
+        monkeypatch.setattr(engine, "step", waits)
+        stream = client.completions.create(model="tiny", prompt="hello", max_tokens=60, stream=True)
+        assert begun.wait(30)
+        made = client.completions.create(model="tiny", prompt="another", max_tokens=2)
+        texts = [chunk.choices[0].text for chunk in stream]
+    assert made.usage is not None
+    assert made.usage.completion_tokens == 2
+    wanted = [orthrus.generate(small, characters, prompt, max_new_tokens=n)[0].text
+              for prompt, n in (("hello", 60), ("another", 2))]  # fmt: skip
+    assert ["".join(texts), made.choices[0].text] == wanted
+
+
 def test_a_second_turn_reads_only_what_is_new(server: Running) -> None:
     client = server.client()
     first = client.completions.create(model="tiny", prompt="a question of its own", max_tokens=20)

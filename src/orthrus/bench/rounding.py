@@ -1,6 +1,7 @@
-"""A model that computes as llama.cpp does with a form of weights: the same values, rounded to blocks, in float32.
+"""A model whose linear layers compute as llama.cpp does with a form of weights: the same rounded values, in float32.
 
-For `orthrus bench quality` alone: it shows what a form costs, and is slow.
+All of them take the one form, while files for llama.cpp may keep another for the output head. For `orthrus bench
+quality` alone: it shows what a form costs, and is slow.
 """
 
 import importlib.util
@@ -42,7 +43,7 @@ def round_as(form: str, model: nn.Module) -> None:
             raise ConfigError(f"{form} takes inputs in blocks of {_BLOCK}, found {layer.in_features} in {name}")
         if id(layer.weight) not in seen:  # an output head may be the table of embeddings
             seen.add(id(layer.weight))
-            values = quants.dequantize(quants.quantize(layer.weight.float().numpy(), kind), kind)
+            values = quants.dequantize(quants.quantize(layer.weight.float().cpu().numpy(), kind), kind)
             layer.weight.copy_(torch.from_numpy(values))
         layer.register_forward_pre_hook(lambda _, args: (in_blocks(args[0]),))
 

@@ -90,17 +90,25 @@ def outcomes_of(rows: Sequence[Row], step: Step, batch: Batch, outcome: Outcome)
 
 def _outcome(row: Row, index: int, step: Step, batch: Batch, outcome: Outcome) -> RowOutcome:
     tokens, chain = outcome.tokens[index], None
-    drew = batch.drawing.start <= index < batch.drawing.stop
+    drew, behind = _drew(index, batch), led(row, index, step, batch)
     source: Source = "text" if step.lookup else "ahead" if row.state.blind and not drew else "view"
-    led = source == "view" and step.kind != "plain" and not drew  # by a first token, which the prompt's pass has given
     if outcome.inside is not None:
-        first, (kept, longest) = led or outcome.has_first[index], outcome.inside[index]
+        first, (kept, longest) = behind or outcome.has_first[index], outcome.inside[index]
         chain = (kept + first, longest + first)  # of drafts, a first token counted as one
     return RowOutcome(
         source=None if step.kind == "plain" or outcome.broken[index] else source,
         drafted=step.drafts,
-        kept=max(len(tokens) - 1, 0) + led,
+        kept=max(len(tokens) - 1, 0) + behind,
         drew=drew,
         chain=chain,
-        copy_kept=row.lookup.agreement(tokens) if row.state.match and tokens and not (step.lookup or led) else None,
+        copy_kept=row.lookup.agreement(tokens) if row.state.match and tokens and not (step.lookup or behind) else None,
     )
+
+
+def led(row: Row, index: int, step: Step, batch: Batch) -> bool:
+    """Tell whether a row's drafts in a cycle are those behind its first token, which its prompt's pass has made."""
+    return not (step.lookup or step.kind == "plain" or row.state.blind or _drew(index, batch))
+
+
+def _drew(index: int, batch: Batch) -> bool:
+    return batch.drawing.start <= index < batch.drawing.stop

@@ -13,7 +13,7 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from orthrus.decode.allowed import bit_for_bit, block_of, drafted_by, drafter_for
-from orthrus.decode.batching import batch_of, outcomes_of
+from orthrus.decode.batching import batch_of, led, outcomes_of
 from orthrus.decode.cycle import Batch, Outcome, begin, cycle
 from orthrus.decode.drafters import VIEW, Drafter, ViewDrafter, tapped
 from orthrus.decode.exact import Exact, finding_for
@@ -41,7 +41,7 @@ from orthrus.policy.steps import Plan, Step
 class Progress:
     """What one step added to one row: a first token where a draft pass gave one, accepted drafts, and the bonus.
 
-    The first of all is alone: a prompt's own pass has given it.
+    The first of all is alone: a prompt's own pass has given it. One step has at most one of these for each row.
 
     `kept` holds their logits where the options ask for them.
     """
@@ -125,6 +125,7 @@ class Engine:
         self.clock = clock
         self.waiting: deque[Row] = deque()
         self._held = False  # whether any of them waits for another's keys
+        self._gained: list[Progress] = []  # what no step has returned yet
         self._next_id = 0
 
     @staticmethod
@@ -134,8 +135,8 @@ class Engine:
 
     @property
     def busy(self) -> bool:
-        """True while a completion is waiting or in flight."""
-        return bool(self.waiting or self.live or self.rows.reading)
+        """True while a completion is waiting or in flight, or what one has gained is still to be returned."""
+        return bool(self.waiting or self.live or self.rows.reading or self._gained)
 
     @property
     def live(self) -> list[Row]:
@@ -220,6 +221,7 @@ class Engine:
     @torch.inference_mode()
     def abort(self, id: int) -> bool:
         """End a completion, waiting or in flight; returns False when there is none of that id."""
+        self._gained = [progress for progress in self._gained if progress.row.id != id]
         for row in self.waiting:
             if row.id == id:
                 self.waiting.remove(row)
@@ -234,24 +236,31 @@ class Engine:
 
     @torch.inference_mode()
     def step(self) -> list[Progress]:
-        """Admit what fits, run one cycle over all rows that decode, and return what each of them gained.
+        """Admit what fits, run one cycle over the rows that decode already, and return what each row has gained.
 
+        Rows whose prompts this step has read gain their first token, and are in the next step's cycle.
         An exception of one row's own (logits that are no numbers, a stopper that raises) ends that row with an error.
-        Any other leaves all rows as they were. The model is in evaluation mode meanwhile. Engines of one model may run
-        in several threads, whose steps take turns.
+        Any other leaves all rows as they were, and first tokens that are written already to the next step. The model is
+        in evaluation mode meanwhile. Engines of one model may run in several threads, whose steps take turns.
         """
         model = self.passes.model
         with attachment_of(model).lock, evaluating(model), tapped(model, self.cache, self.drafter):
             return self._step()
 
     def _step(self) -> list[Progress]:
-        self._admit()
-        waiting = not self.live  # for a first token, which is told at once
-        progress = [one for where, made in self.reader.step() for one in self._begin(where, made)]
+        if not self._gained:
+            self._admit()
+            decoding = len(self.live)
+            for where, made in self.reader.step():
+                self._begin(where, made)
+            if rows := self.live[:decoding]:  # new ones stand behind
+                self._cycle(rows)
         self._remove_ended()
-        rows = self.live
-        if waiting or not rows:
-            return progress
+        gained, self._gained = self._gained, []
+        return gained
+
+    def _cycle(self, rows: Sequence[Row]) -> None:
+        """Run one cycle over the rows at the front."""
         for row in rows:
             row.observe(copies=self.policy.copies)
         step = self.policy.choose([row.state for row in rows])
@@ -259,26 +268,23 @@ class Engine:
         batch = self._batch(rows, step)
         outcome = cycle(self.passes, batch, step, drafter=self.drafter)
         self.policy.learn(step, outcomes_of(rows, step, batch, outcome), self.clock() - started)
-        progress += self._keep(rows, batch, step, outcome)
-        self._remove_ended()
-        return progress
+        self._keep(rows, batch, step, outcome)
 
-    def _begin(self, where: slice, made: Proposal) -> list[Progress]:
+    def _begin(self, where: slice, made: Proposal) -> None:
         """Write the first token of rows whose prompts have been read."""
         rows = self.rows.at(where)
         batch = self._batch(rows, Step(), start=where.start)
-        return self._keep(rows, batch, Step(), begin(self.passes, batch, made))
+        self._keep(rows, batch, Step(), begin(self.passes, batch, made))
 
     def _batch(self, rows: Sequence[Row], step: Step, *, start: int = 0) -> Batch:
         trusted = self.finding is None or self.finding.drafts_exact
         whole = self.passes.runner.compiled
         return batch_of(rows, self.cache, step, start=start, coupled=self.coupled, whole=whole, trusted=trusted)
 
-    def _keep(self, rows: Sequence[Row], batch: Batch, step: Step, outcome: Outcome) -> list[Progress]:
+    def _keep(self, rows: Sequence[Row], batch: Batch, step: Step, outcome: Outcome) -> None:
         """Give rows what a cycle made of them."""
-        progress = [_kept(row, index, step, batch, outcome, self.drafter.name) for index, row in enumerate(rows)]
+        self._gained += (_kept(row, index, step, batch, outcome, self.drafter.name) for index, row in enumerate(rows))
         self.drafter.accepted(batch.states, [len(tokens) for tokens in outcome.tokens])
-        return progress
 
     def _remove_ended(self) -> None:
         for row in self.live:
@@ -315,7 +321,7 @@ def _kept(row: Row, index: int, step: Step, batch: Batch, outcome: Outcome, draf
         accepted=accepted,
         emitted=len(kept),
         forwards=drew * own + outcome.forwards * verified,
-        first=first,
+        first=step.kind != "plain" and (first or led(row, index, step, batch)),
         drafter=drafter if drew and not own else None,
         draft_passes=drew,
     )

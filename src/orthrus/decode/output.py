@@ -23,7 +23,8 @@ class Stats:
             took), which gives a token, two per cycle (one where a pass before has drafted ahead), one per plain step
             (the paper's denominator, equation 9).
         draft_passes: passes of other drafters than the model's own view, by their names.
-        first_tokens: tokens that passes which draft gave before their drafts: the backbone's own, no drafts.
+        first_tokens: tokens that passes which draft gave before their drafts: the backbone's own, no drafts. A prompt's
+            pass counts with the cycle that takes its drafts.
         drafted: draft tokens proposed.
         accepted: draft tokens emitted. Drafts the backbone agreed with past the end of the text do not count.
         emitted: tokens of the completion.
@@ -60,7 +61,7 @@ class Stats:
             accepted: drafts emitted.
             emitted: tokens emitted in all.
             forwards: passes it took; none where the prompt's own, which is counted, has given a token.
-            first: whether a pass that drafts gave the first token. A plain step has neither this nor drafts.
+            first: whether the pass that drafted gave a first token. A plain step has neither this nor drafts.
             drafter: another drafter than the model's own view, where one has made the drafts, and
             draft_passes: how many passes of its own it took.
         """

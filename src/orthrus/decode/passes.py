@@ -155,6 +155,7 @@ class Passes:
             What `draft` would; None without anchors.
         """
         fixed, made = self.geometry, []
+        assert fixed is None or anchors is None
         parts = self._level(rows) if fixed is None else [slice(i, i + 1) for i in range(rows.start, rows.stop)]
         chunk = chunk if fixed is None else fixed.chunks[-1]
         for part in parts:

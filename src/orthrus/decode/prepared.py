@@ -87,12 +87,14 @@ def learn_prices(
         for count in sorted({1, rows}):
             where, token_B = slice(0, count), torch.zeros(count, dtype=torch.long, device=model.device)
             _read(passes, where)
-            for step in (Step(), Step(min(2, block - 1)), Step(block - 1)) * _ROUNDS:
+            kinds = (Step(), Step(min(2, block - 1)), Step(block - 1))
+            for number, step in enumerate(kinds * (1 + _ROUNDS)):  # the first round finds cold caches
                 started = clock()
                 if step.drafts:
                     passes.draft(where, token_B, step.drafts - 1)
                 passes.verify(where, token_B[:, None].expand(-1, max(step.drafts, 1)))
-                policy.price(step, count, clock() - started)
+                if number >= len(kinds):
+                    policy.price(step, count, clock() - started)
 
 
 def _decode(passes: Passes, rows: slice, *, drafts: bool) -> None:

@@ -263,9 +263,8 @@ class ScratchCache:
         end = max(lengths) + 1
         for store in self.stores.values():
             store.swap(one, other, end)
-        self.states.swap(one, other)
-        self.set_length(one, lengths[1])
-        self.set_length(other, lengths[0])
+        self.states.swap(one, other)  # terms past a row's length as well: a pass that is not committed yet has left them
+        self.lengths[one], self.lengths[other] = self.length_R[one], self.length_R[other] = lengths[1], lengths[0]
 
     def wipe(self, row: int) -> None:
         """Empty a row and overwrite its keys and values: zeros, where NaN behind a mask would still spread."""

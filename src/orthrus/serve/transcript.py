@@ -27,7 +27,7 @@ class Transcript:
 
     Attributes:
         text: all text given so far.
-        cycles: events seen.
+        cycles: steps behind the prompt's own pass, which is number 0.
         stopped: whether a stop string has ended it.
     """
 
@@ -42,7 +42,7 @@ class Transcript:
 
     def push(self, event: Event) -> list[Piece]:
         """Return the pieces that may be shown by now; after the last event, all that is left."""
-        self.cycles += 1
+        self.cycles += event.stats is None or event.stats.forwards > 1
         pieces = self._held
         for index, token in enumerate(event.token_ids):
             source: Source = "draft" if 0 <= index - event.first < event.accepted else "bonus"

@@ -123,6 +123,11 @@ def test_more_passes_than_plain_decoding_break_the_contract_under_full(plan: str
     json.dumps(found.to_dict())
 
 
+def test_passes_are_not_counted_where_first_tokens_may_have_to_be_verified() -> None:
+    taken = stats(plain_steps=10) | {"forwards": 20}
+    assert contract([judged(mode="orthrus", plan="full", exact="token", stats=taken)]).counted == 0
+
+
 def test_the_verdict_in_a_line() -> None:
     taken = stats(plain_steps=10) | {"forwards": 20}
     broken = verdict(contract([judged(mode="orthrus", plan="full", stats=taken)]))

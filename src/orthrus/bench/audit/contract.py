@@ -21,7 +21,8 @@ class Contract:
         texts: how many texts were promised to equal their reference.
         ties: promised texts that part within epsilon, experts only.
         broken: promised texts that part otherwise.
-        counted: texts under `full`, whose passes are promised to be no more than plain decoding's: one per token.
+        counted: texts under `full`, whose passes are promised to be no more than plain decoding's: one per token. Not
+            those of exact="token", where first tokens may have to be verified.
         wasteful: of them, those that took more.
     """
 
@@ -54,13 +55,14 @@ class Contract:
 def contract(verdicts: Iterable[Verdict], *, epsilon: float = EPSILON, experts: bool = False) -> Contract:
     """Compare texts with the promises: all texts in float32, and with exact="token" at any precision.
 
-    Under the plan `full` passes are counted too, at any precision: one per token, the prompt's among them.
+    Under the plan `full` passes are counted too, at any precision: one per token, the prompt's among them. With
+    exact="token" they are not, since devices on which drafts move a first token's bits take a pass more.
     """
     every = list(verdicts)
     promised = [verdict for verdict in every if verdict.setting.claimed]
     parted = [verdict for verdict in promised if verdict.parting is not None]
     ties = [v for v in parted if experts and v.gap is not None and v.gap <= epsilon]
-    counted = [verdict for verdict in every if verdict.setting.plan == COUNTED]
+    counted = [v for v in every if v.setting.plan == COUNTED and v.setting.exact != "token"]
     return Contract(
         epsilon=epsilon,
         experts=experts,

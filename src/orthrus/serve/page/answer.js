@@ -167,6 +167,7 @@ export class Answer {
     const cycle = this.cycles[number];
     if (!cycle) return "";
     const wrote = `${cycle.emitted} token${cycle.emitted === 1 ? "" : "s"}`;
+    if (!number) return `Prompt · ${wrote}`;
     if (!cycle.drafted) return `Cycle ${number} · no drafts · ${wrote}`;
     return `Cycle ${number} · ${cycle.accepted} of ${cycle.drafted} drafts kept · ${wrote}`;
   }
