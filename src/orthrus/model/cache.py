@@ -263,7 +263,7 @@ class ScratchCache:
         end = max(lengths) + 1
         for store in self.stores.values():
             store.swap(one, other, end)
-        self.states.swap(one, other)  # terms past a row's length as well: a pass that is not committed yet has left them
+        self.states.swap(one, other)  # terms past a row's length, too: a pass that is not committed yet has left them
         self.lengths[one], self.lengths[other] = self.length_R[one], self.length_R[other] = lengths[1], lengths[0]
 
     def wipe(self, row: int) -> None:
