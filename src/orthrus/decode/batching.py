@@ -111,4 +111,4 @@ def led(row: Row, index: int, step: Step, batch: Batch) -> bool:
 
 
 def _drew(index: int, batch: Batch) -> bool:
-    return batch.drawing.start <= index < batch.drawing.stop
+    return bool(batch.drawing.start <= index < batch.drawing.stop)
