@@ -406,17 +406,22 @@ def test_what_is_learned_is_shared_and_bounded() -> None:
     assert len(first.experience.prices) == 3
 
 
-@pytest.mark.parametrize("rate", [0.0, 0.55, 0.75])
-def test_the_first_steps_of_several_rows_lose_little_where_prices_are_known(rate: float) -> None:
-    """Sixty steps, the first with drafts of the prompt's pass: little over plain steps, with and without prices."""
+@pytest.mark.parametrize(
+    ("rows", "rate", "gain"), [(1, 0.3, 0.02), (1, 0.75, 0.05), (2, 0.55, 0.03), (2, 0.75, 0.1), (7, 0.75, 0.0)]
+)
+def test_the_first_steps_lose_little_where_prices_are_known(rows: int, rate: float, gain: float) -> None:
+    """Sixty steps, the first with drafts of the prompt's pass: little over plain steps, and less than without prices.
+
+    Of many rows the first steps are plain ones in any case.
+    """
     lost = []
     for taught in (False, True):
         seconds, tokens = 0.0, 0
         for seed in range(6):
             chooser = Policy(parse("auto"), block=9)
             for step in (Step(), Step(2), Step(8)) * 2 * taught:
-                chooser.price(step, 7, shared(7, step))
-            made = simulate_rows(geometric(rate, seed), price=shared, rows=[7] * 60, chooser=chooser, ready=8)
+                chooser.price(step, rows, shared(rows, step))
+            made = simulate_rows(geometric(rate, seed), price=shared, rows=[rows] * 60, chooser=chooser, ready=8)
             seconds, tokens = seconds + sum(x[1] for x in made), tokens + sum(x[2] for x in made)
-        lost.append(seconds / tokens / (shared(7, Step()) / 7))
-    assert lost[1] <= min(1.12, lost[0] + 0.01)
+        lost.append(seconds / tokens / (shared(rows, Step()) / rows))
+    assert lost[1] <= min(1.1, lost[0] - gain)
