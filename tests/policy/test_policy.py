@@ -407,7 +407,8 @@ def test_what_is_learned_is_shared_and_bounded() -> None:
 
 
 @pytest.mark.parametrize(
-    ("rows", "rate", "gain"), [(1, 0.3, 0.02), (1, 0.75, 0.05), (2, 0.55, 0.03), (2, 0.75, 0.1), (7, 0.75, 0.0)]
+    ("rows", "rate", "gain"),
+    [(1, 0.3, 0.02), (1, 0.75, 0.05), (2, 0.55, 0.03), (2, 0.75, 0.1), (7, 0.0, 0.0), (7, 0.55, 0.0), (7, 0.75, 0.0)],
 )
 def test_the_first_steps_lose_little_where_prices_are_known(rows: int, rate: float, gain: float) -> None:
     """Sixty steps, the first with drafts of the prompt's pass: little over plain steps, and less than without prices.
@@ -424,4 +425,4 @@ def test_the_first_steps_lose_little_where_prices_are_known(rows: int, rate: flo
             made = simulate_rows(geometric(rate, seed), price=shared, rows=[rows] * 60, chooser=chooser, ready=8)
             seconds, tokens = seconds + sum(x[1] for x in made), tokens + sum(x[2] for x in made)
         lost.append(seconds / tokens / (shared(rows, Step()) / rows))
-    assert lost[1] <= min(1.1, lost[0] - gain)
+    assert lost[1] <= min(1.12, lost[0] - gain)
