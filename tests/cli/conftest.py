@@ -62,9 +62,12 @@ def nameless(model_dir: Path, tmp_path: Path) -> Path:
 
 @pytest.fixture(scope="session")
 def model_dir(tmp_path_factory: pytest.TempPathFactory, chatml: PreTrainedTokenizerFast) -> Path:
-    """A self-contained adapter: a random backbone, a view that often drafts wrongly, and the tokenizer."""
-    home = tmp_path_factory.mktemp("tiny-model")
-    model = tiny("qwen3", vocab_size=VOCABULARY, max_position_embeddings=CONTEXT)
+    return saved(tmp_path_factory.mktemp("tiny-model"), "qwen3", chatml)
+
+
+def saved(home: Path, family: str, chatml: PreTrainedTokenizerFast) -> Path:
+    """Write a self-contained adapter: a random backbone, a view that often drafts wrongly, and the tokenizer."""
+    model = tiny(family, vocab_size=VOCABULARY, max_position_embeddings=CONTEXT)
     model.generation_config.eos_token_id = chatml.eos_token_id
     model.save_pretrained(home)
     config = orthrus.OrthrusConfig(block_size=BLOCK, mask_token_id=chatml.mask_token_id)

@@ -12,25 +12,14 @@ import orthrus
 from orthrus import zoo
 from orthrus.cli import doctor, selfcheck
 from orthrus.decode import exact
-from tests.cli.conftest import BLOCK, CONTEXT, VOCABULARY, Ran
-from tests.families import perturb, tiny
+from tests.cli.conftest import Ran, saved
 
 Cli = Callable[..., Ran]
 
 
 @pytest.fixture(scope="module")
 def hybrid_dir(tmp_path_factory: pytest.TempPathFactory, chatml: PreTrainedTokenizerFast) -> Path:
-    """A random backbone of Qwen3.5's shape, a view that often drafts wrongly, and the tokenizer."""
-    home = tmp_path_factory.mktemp("tiny-hybrid")
-    model = tiny("qwen3_5_text", vocab_size=VOCABULARY, max_position_embeddings=CONTEXT)
-    model.generation_config.eos_token_id = chatml.eos_token_id
-    model.save_pretrained(home)
-    config = orthrus.OrthrusConfig(block_size=BLOCK, mask_token_id=chatml.mask_token_id)
-    orthrus.attach(model, config, attn_implementation="orthrus")
-    perturb(model)
-    orthrus.save(model, home)
-    chatml.save_pretrained(home)
-    return home
+    return saved(tmp_path_factory.mktemp("tiny-hybrid"), "qwen3_5_text", chatml)
 
 
 def test_texts_are_written_compared_and_streamed(cli: Cli, hybrid_dir: Path) -> None:
