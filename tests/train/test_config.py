@@ -100,7 +100,10 @@ def test_an_integer_is_a_good_float() -> None:
         ("optimizer.name=adamw", "optimizer: Value error, muon_lr is required with name = 'muon+adamw'"),
         ("run.batch_rows=3", "batch_rows (3) must be a multiple of grad_accumulation (2)"),
         ("data.row_tokens=9000", "data.row_tokens must be at most model.max_position_embeddings (8192), found 9000"),
-        ("kind=sideways", "kind: expected one of 'backbone', 'view', 'eagle3', 'blocks', 'dflash', found 'sideways'"),
+        (
+            "kind=sideways",
+            "kind: expected one of 'backbone', 'view', 'eagle3', 'draft', 'blocks', 'dflash', found 'sideways'",
+        ),
         ("model=3", "model: "),
         ("data.sources=[]", "data.sources: List should have at least 1 item"),
         ("data.sources=[{kind='jsonl', weight=1.0}]", "data.sources.0.path: required, but not given"),
