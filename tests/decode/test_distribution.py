@@ -117,7 +117,7 @@ rejection = accept.rejection
 
 @pytest.mark.parametrize("broken", [always_accept, no_residual, always_the_argmax])
 def test_broken_rules_are_caught(broken: Callable[..., Verdict], monkeypatch: pytest.MonkeyPatch) -> None:
-    """Planted biases give p-values below 1e-8 with hardly more texts."""
+    """Planted biases give p-values below 1e-8 with more texts: of three tokens, the first is no draft any longer."""
     monkeypatch.setattr(accept, "rejection", broken)
     sampling = SAMPLINGS["temperature 1"]
     assert reference.chi_square(sample(sampling, texts=4000), exact(sampling)) < ALARM

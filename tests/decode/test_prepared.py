@@ -67,13 +67,16 @@ def test_prices_are_known_before_the_first_text(family: str, monkeypatch: pytest
 
 
 @pytest.mark.parametrize("plan", ["full", "ar", "lookup"])
-def test_plans_of_one_step_need_no_prices(plan: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(prepared, "Passes", None)
-    prepared.learn_prices(dual(num_hidden_layers=1), rows=ROWS, plan=steps.parse(plan))
+def test_plans_of_one_step_need_no_prices(plan: str) -> None:
+    model, only = dual(num_hidden_layers=1), steps.parse(plan)
+    prepared.record_passes(model, rows=ROWS)
+    prepared.learn_prices(model, rows=ROWS, plan=only)
+    assert not known(Engine(model, rows=ROWS, capacity=96, plan=only))
 
 
-def test_what_another_drafter_takes_is_not_timed(monkeypatch: pytest.MonkeyPatch) -> None:
-    model = dual(num_hidden_layers=1)
-    attachment_of(model).drafter = SimpleNamespace(taps=(), proposals=3, markov=markov_of(model))
-    monkeypatch.setattr(prepared, "Passes", None)
-    prepared.learn_prices(model, rows=ROWS, plan=steps.parse("auto"))
+def test_what_another_drafter_takes_is_not_timed() -> None:
+    model, auto = dual(num_hidden_layers=1), steps.parse("auto")
+    prepared.record_passes(model, rows=ROWS)
+    attachment_of(model).drafter = SimpleNamespace(taps=(), proposals=3, markov=markov_of(model), name="another")
+    prepared.learn_prices(model, rows=ROWS, plan=auto)
+    assert not known(Engine(model, rows=ROWS, capacity=96, plan=auto))

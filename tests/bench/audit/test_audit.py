@@ -3,7 +3,7 @@
 import json
 import math
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -123,9 +123,12 @@ def test_more_passes_than_plain_decoding_break_the_contract_under_full(plan: str
     json.dumps(found.to_dict())
 
 
-def test_passes_are_not_counted_where_first_tokens_may_have_to_be_verified() -> None:
+@pytest.mark.parametrize("trusted", [False, True])
+def test_passes_of_exact_token_are_counted_where_first_tokens_need_no_verification(trusted: bool) -> None:
     taken = stats(plain_steps=10) | {"forwards": 20}
-    assert contract([judged(mode="orthrus", plan="full", exact="token", stats=taken)]).counted == 0
+    text = judged(mode="orthrus", plan="full", exact="token", stats=taken)
+    found = contract([replace(text, conditions={"finding": {"drafts_exact": trusted}})])
+    assert (found.holds, found.counted) == (not trusted, int(trusted))
 
 
 def test_the_verdict_in_a_line() -> None:

@@ -22,7 +22,7 @@ class Contract:
         ties: promised texts that part within epsilon, experts only.
         broken: promised texts that part otherwise.
         counted: texts under `full`, whose passes are promised to be no more than plain decoding's: one per token. Not
-            those of exact="token", where first tokens may have to be verified.
+            those of exact="token" where the probe found that first tokens have to be verified.
         wasteful: of them, those that took more.
     """
 
@@ -55,14 +55,14 @@ class Contract:
 def contract(verdicts: Iterable[Verdict], *, epsilon: float = EPSILON, experts: bool = False) -> Contract:
     """Compare texts with the promises: all texts in float32, and with exact="token" at any precision.
 
-    Under the plan `full` passes are counted too, at any precision: one per token, the prompt's among them. With
-    exact="token" they are not, since devices on which drafts move a first token's bits take a pass more.
+    Under the plan `full` passes are counted too, at any precision: one per token, the prompt's among them. Where
+    exact="token" found that drafts move a first token's bits they are not: such a cycle takes a pass more.
     """
     every = list(verdicts)
     promised = [verdict for verdict in every if verdict.setting.claimed]
     parted = [verdict for verdict in promised if verdict.parting is not None]
     ties = [v for v in parted if experts and v.gap is not None and v.gap <= epsilon]
-    counted = [v for v in every if v.setting.plan == COUNTED and v.setting.exact != "token"]
+    counted = [v for v in every if v.setting.plan == COUNTED and _trusts_first(v)]
     return Contract(
         epsilon=epsilon,
         experts=experts,
@@ -72,6 +72,11 @@ def contract(verdicts: Iterable[Verdict], *, epsilon: float = EPSILON, experts: 
         counted=len(counted),
         wasteful=[verdict for verdict in counted if verdict.passes > verdict.tokens],
     )
+
+
+def _trusts_first(verdict: Verdict) -> bool:
+    finding = verdict.conditions.get("finding")
+    return finding is None or bool(finding["drafts_exact"])
 
 
 def _text(verdict: Verdict) -> dict[str, Any]:
