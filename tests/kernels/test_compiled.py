@@ -30,7 +30,7 @@ pytestmark = pytest.mark.skipif(
 @pytest.fixture(scope="module", params=HERE)
 def own(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Operator]:
     """The operator, compiled for a set of instructions that this CPU has."""
-    file = tmp_path_factory.mktemp("compiled") / "linear.so"
+    file = tmp_path_factory.mktemp("compiled") / "operators.so"
     scratch = file.with_name("scratch")
     scratch.mkdir()
     subprocess.run(["sh", "-c", command(request.param, file, scratch)], check=True)
@@ -271,9 +271,24 @@ def test_the_compiler_runs_beside_and_once(folder: Path, monkeypatch: pytest.Mon
 def test_a_compiler_that_fails_says_so_and_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CXX", "false")
     (scratch := tmp_path / "scratch").mkdir()
-    line = command("avx2", tmp_path / "linear.so", scratch)
+    line = command("avx2", tmp_path / "operators.so", scratch)
     assert subprocess.run(["sh", "-c", line], capture_output=True, text=True, check=True).stdout == "failed\n"
     assert not [*tmp_path.iterdir()]
+
+
+def test_every_source_is_compiled_and_of_the_librarys_key(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    sources = [*Path(compiled.__file__).parent.glob("*.cpp")]
+    line = command("avx2", Path("a.so"), Path("scratch"))
+    assert sources
+    assert all(line.count(f"-include {source} ") == 1 for source in sources)
+    keys = {compiled._file("avx2")}
+    for source in (*sources, next(Path(compiled.__file__).parent.glob("*.h"))):
+        read = Path.read_text
+        changed = lambda path, **how: read(path, **how) + " " * (path == source)  # noqa: B023, E731
+        monkeypatch.setattr(Path, "read_text", changed)
+        keys.add(compiled._file("avx2"))
+        monkeypatch.setattr(Path, "read_text", read)
+    assert len(keys) == 2 + len(sources)
 
 
 def test_what_others_may_write_to_is_not_loaded(

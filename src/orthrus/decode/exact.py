@@ -196,7 +196,7 @@ _ROOMS = ("decode", "kernels", "model")
 def _code() -> str:
     """Digest the source of decoding and of models: another version may take other kernels."""
     files = (file for room in _ROOMS for file in sorted((Path(__file__).parents[1] / room).iterdir()))
-    sources = (file.read_bytes() for file in files if file.suffix in (".py", ".cpp"))
+    sources = (file.read_bytes() for file in files if file.suffix in (".py", ".cpp", ".h"))
     return digest_of(b"".join([__version__.encode(), *sources]))
 
 

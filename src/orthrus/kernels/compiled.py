@@ -1,9 +1,10 @@
-"""Operators in C++ (`linear.cpp`), compiled where they run, if a compiler is found there.
+"""Operators in C++ (`*.cpp`, `*.h`), compiled where they run, if a compiler is found there.
 
 The first model that could use them starts the compiler in the background, at the lowest priority, and does without.
 Models loaded once it is done, in this process or another, have them. What was compiled is kept in `orthrus.memory`'s
 folder, for a version of torch, a set of instructions and the compiler's options; a process keeps the library that it
-loaded first. Without a folder nothing is compiled, and with an empty `CXX` neither. Knows files; knows no layer.
+loaded first. Without a folder nothing is compiled, and with an empty `CXX` neither. All sources are compiled as one,
+since torch's headers take most of the time: each has a namespace of its own. Knows files; knows no layer.
 """
 
 import logging
@@ -33,7 +34,8 @@ INSTRUCTIONS: Final = {
 }
 """Sets of instructions that there is a form of the operators for, by what Linux calls each; the fastest first."""
 
-_SOURCE: Final = Path(__file__).with_name("linear.cpp")
+_FOLDER: Final = Path(__file__).parent
+_SOURCES: Final = sorted(_FOLDER.glob("*.cpp"))
 _AGAIN: Final = 86400  # seconds after which a compiler that failed is tried again,
 _UNFINISHED: Final = 600  # and one that was ended before it was done
 _FAILED: Final = "failed\n"  # the end of a log
@@ -112,10 +114,11 @@ def command(name: str, file: Path, scratch: Path) -> str:
     It says at its end if it failed, and removes `scratch`, a folder on the same disk.
     """
     home = Path(torch.__file__).parent
-    object, library = scratch / "linear.o", scratch / "linear.so"
+    object, library = scratch / "operators.o", scratch / "operators.so"
+    sources = [each for source in _SOURCES for each in ("-include", source)]
     compiler = [*(_compiler() or ["c++"]), *_options(name)]
     # OpenMP is left out of the link: it has to be torch's own, or there are twice as many threads.
-    compile = [*compiler, "-fopenmp", f"-I{home}/include", "-c", _SOURCE, "-o", object]
+    compile = [*compiler, "-fopenmp", f"-I{home}/include", *sources, "-c", "-x", "c++", os.devnull, "-o", object]
     link = [*compiler, "-shared", object, "-o", library, f"-L{home}/lib", "-ltorch_cpu", "-lc10"]
     steps = [shlex.join(map(str, step)) for step in (compile, link, ["mv", library, file])]
     return f"{' && '.join(steps)} || echo {_FAILED.strip()}; {shlex.join(['rm', '-rf', str(scratch)])}"
@@ -165,8 +168,9 @@ def _file(name: str) -> Path | None:
     if folder is None or not sys.platform.startswith("linux"):
         return None
     made = shlex.join([os.environ.get("CXX", ""), *_options(name)])
-    about = digest_of(_SOURCE.read_text(encoding="utf-8") + torch.__version__ + torch.__config__.show() + made)
-    return folder / "compiled" / f"linear-{name}-{about}.so"
+    sources = [file.read_text(encoding="utf-8") for file in (*sorted(_FOLDER.glob("*.h")), *_SOURCES)]
+    about = digest_of("".join(sources) + torch.__version__ + torch.__config__.show() + made)
+    return folder / "compiled" / f"operators-{name}-{about}.so"
 
 
 def _options(name: str) -> list[str]:

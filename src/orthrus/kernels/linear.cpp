@@ -6,23 +6,10 @@
 //
 // Shapes: R rows, N outputs, K inputs; blocks of 16 outputs, 4 inputs of each side by side: [N / 16, K / 4, 16, 4].
 
-#include <ATen/Parallel.h>
-#include <ATen/core/Tensor.h>
-#include <ATen/ops/empty.h>
-#include <immintrin.h>
-#include <torch/library.h>
+#include "operators.h"
 
-#include <algorithm>
-#include <cfloat>
-#include <cmath>
-#include <cstdint>
-#include <cstring>
-#include <optional>
-#include <vector>
-
+namespace orthrus::linear {
 namespace {
-
-using at::Tensor;
 
 constexpr int64_t BLOCK = 16;          // outputs
 constexpr int64_t AT_ONCE = 1 << 17;  // weights that a thread takes at least
@@ -61,26 +48,6 @@ constexpr int SPLIT = 2, LARGEST = 64, ZERO = 64;
 #endif
 constexpr int PARTS = BLOCK / LANES;
 constexpr float LEAST = 127 * FLT_MIN;  // stands for a row's largest magnitude where that is smaller
-
-inline float bits(uint32_t u) {
-  float f;
-  std::memcpy(&f, &u, sizeof f);
-  return f;
-}
-
-inline uint32_t bits(float f) {
-  uint32_t u;
-  std::memcpy(&u, &f, sizeof u);
-  return u;
-}
-
-inline float wide(float x) { return x; }
-inline float wide(uint16_t x) { return bits((uint32_t)x << 16); }
-inline void narrow(float x, float* out) { *out = x; }
-inline void narrow(float x, uint16_t* out) {  // to the nearest bfloat16, ties to even
-  uint32_t u = bits(x), rounded = (u + 0x7fff + ((u >> 16) & 1)) >> 16;
-  *out = (u & 0x7fffffff) > 0x7f800000 ? 0x7fc0 : (uint16_t)rounded;
-}
 
 // Rounds a row to integers, with ZERO added, [SPLIT, K]; returns its largest magnitude, which LARGEST stands for.
 template <typename Type>
@@ -170,16 +137,6 @@ void multiply(const Type* input, const int8_t* weight, const int32_t* zero, cons
       }
     }
   });
-}
-
-// Where so many numbers of a type begin; nullptr where there are none.
-template <typename Type>
-const Type* at_start(const std::optional<Tensor>& tensor, const char* name, at::ScalarType type, int64_t count) {
-  if (!tensor.has_value()) return nullptr;
-  bool fits = tensor->is_cpu() && tensor->is_contiguous() && tensor->scalar_type() == type && tensor->numel() == count;
-  TORCH_CHECK(fits, name, " must be ", count, " contiguous numbers in ", type, " on the CPU, found ", tensor->sizes(),
-              " in ", tensor->scalar_type());
-  return (const Type*)tensor->const_data_ptr();
 }
 
 // input [..., K] in float32 or bfloat16, weight [blocks, K / 4, 16, 4], zero [N]: ZERO times the sums of weights.
@@ -285,11 +242,10 @@ Tensor linear_one(const Tensor& input, const Tensor& weight, const std::optional
 
 }  // namespace
 
-#define TEXT(name) #name
-#define AS_TEXT(name) TEXT(name)
-
 TORCH_LIBRARY_FRAGMENT(orthrus, library) {
   library.def("linear_int8_" AS_TEXT(NAME)
               "(Tensor input, Tensor weight, Tensor zero, Tensor scale, Tensor? factor, Tensor? bias) -> Tensor", &linear);
   library.def("linear_one_" AS_TEXT(NAME) "(Tensor input, Tensor weight, Tensor? bias) -> Tensor", &linear_one);
 }
+
+}  // namespace orthrus::linear
