@@ -8,35 +8,16 @@ import json
 import re
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import count as count_from
-from types import ModuleType
-from typing import Final, Literal, TypeAlias
+from typing import Final
 
-from orthrus.data.synthetic import code, maths, objects, tables
-from orthrus.data.synthetic.draw import Draft, Draw, Split
+from orthrus.data.synthetic.draft import drawn
+from orthrus.data.synthetic.draw import DOMAINS, FAMILIES, Domain, Split
 from orthrus.errors import DataError
 
 __all__ = ["DOMAINS", "FAMILIES", "Domain", "Problem", "Split", "is_right", "problem", "problems"]
 
-Domain = Literal["maths", "code", "table", "json"]
-Family: TypeAlias = Callable[[Draw], Draft]
-
-
-def _families(module: ModuleType) -> dict[str, Family]:
-    """Return a module's own public functions by name, as `phrases.toml` has them; their order may not change."""
-    own = {name: value for name, value in vars(module).items() if not name.startswith("_")}
-    return {name: value for name, value in own.items() if getattr(value, "__module__", "") == module.__name__}
-
-
-FAMILIES: Final[Mapping[Domain, Mapping[str, Family]]] = {
-    "maths": _families(maths),
-    "code": _families(code),
-    "table": _families(tables),
-    "json": _families(objects),
-}
-DOMAINS: Final[tuple[Domain, ...]] = tuple(FAMILIES)
 _CODE_SECONDS: Final = 5.0
 _ALL_PASSED: Final = 43  # an exit code that Python itself does not use
 
@@ -73,7 +54,7 @@ def problem(domain: Domain, index: int, *, split: Split = "train", seed: int = 0
         raise DataError(f"a domain must be one of {', '.join(DOMAINS)}; found {domain!r}: choose one of those")
     if split not in ("train", "heldout", "phrasing"):
         raise DataError(f"a split must be train, heldout or phrasing; found {split!r}: choose one of those")
-    draw, draft = _drawn(domain, index, split, seed)
+    draw, draft = drawn(domain, index, split, seed)
     return Problem(
         id=f"synthetic/{domain}/{split}/{index}" + (f"?seed={seed}" if seed else ""),
         domain=domain,
@@ -108,17 +89,6 @@ def is_right(problem: Problem, text: str) -> bool:
     if problem.domain == "table":
         return _cells(text.splitlines()) == _cells(problem.check)
     return _canonical(_block(text, "json")) == problem.check[0]
-
-
-def _drawn(domain: Domain, index: int, split: Split, seed: int) -> tuple[Draw, Draft]:
-    families = list(FAMILIES[domain].items())
-    name, family = families[index % len(families)]
-    for attempt in count_from():
-        draw = Draw(f"{domain}.{name}", split, key=f"{seed}/{domain}/{split}/{index}/{attempt}")
-        draft = family(draw)
-        if draw.held_out() == (split != "train"):
-            return draw, draft
-    raise AssertionError("unreachable: the count never ends")
 
 
 def _block(text: str, language: str) -> str | None:
