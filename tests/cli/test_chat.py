@@ -163,7 +163,7 @@ def test_bad_options_end_before_a_model_is_loaded(cli: Cli, monkeypatch: pytest.
     monkeypatch.setattr(chat.common, "load", lambda *_, **__: pytest.fail("loaded"))
     ran = cli("chat", "--top-p", 0)
     assert (ran.code, ran.out) == (2, "")
-    assert "top_p must be above 0" in ran.err
+    assert "top_p: Input should be greater than 0" in ran.err
 
 
 def test_a_model_without_a_template_cannot_chat(model_dir: Path) -> None:

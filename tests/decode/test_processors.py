@@ -331,9 +331,9 @@ def test_logits_of_kept_tokens_come_with_them(plan: str, sampled: bool) -> None:
         ({"exponential_decay_length_penalty": (3, 1.5)}, "needs an eos_token_id"),
         ({"sequence_bias": [[["x"], 1.0]]}, "sequence_bias cannot be"),
         ({"watermarking_config": SynthIDTextWatermarkingConfig(keys=[1], ngram_len=3)}, "must be a WatermarkingConfig"),
-        ({"logits_processor": [3]}, "logits_processor must be callable, found 3"),
-        ({"stopping_criteria": "end"}, "stopping_criteria must be callable"),
-        ({"max_time": "soon"}, "max_time must be a number of seconds"),
+        ({"logits_processor": [3]}, "logits_processor: Input should be callable, found 3"),
+        ({"stopping_criteria": "end"}, "stopping_criteria: Input should be callable"),
+        ({"max_time": "soon"}, "max_time: Input should be a valid number"),
     ],
 )
 def test_values_out_of_range_are_refused_before_anything_runs(asked: dict[str, Any], message: str) -> None:

@@ -4,12 +4,21 @@ Knows which options this package implements and what values they may take; knows
 """
 
 import difflib
-import math
 from collections.abc import Callable
 from dataclasses import dataclass, field, fields
-from typing import Any, Final
+from typing import Annotated, Any, Final
 
 import torch
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    ValidationError,
+)
 from torch import Tensor
 from transformers import GenerationConfig, LogitsProcessorList, StoppingCriteria
 
@@ -158,19 +167,21 @@ class Options:
         for name in given:
             if name not in HONOURED:
                 raise ConfigError(_refusal(name))
-        eos = _ends(given.get("eos_token_id", None if defaults is None else defaults.eos_token_id))
-        sampling = _sampling({name: given[name] for name in _SAMPLING if name in given})
-        max_new_tokens = _integer("max_new_tokens", given.get("max_new_tokens", 256), 1)
-        drawn = int(torch.randint(LARGEST_SEED, ())) if sampling.do_sample and "seed" not in given else 0
+        if defaults is not None:
+            given.setdefault("eos_token_id", defaults.eos_token_id)
+        checked = _checked(given)
+        if checked.do_sample and "seed" not in given:
+            checked.seed = int(torch.randint(LARGEST_SEED, ()))
+        sampling = Sampling(**checked.model_dump(include=_SAMPLING))
         return cls(
-            max_new_tokens=max_new_tokens,
+            max_new_tokens=checked.max_new_tokens,
             sampling=sampling,
-            eos_token_id=eos,
-            stop_strings=tuple(_stop_string(s) for s in _listed(given.get("stop_strings", ()))),
-            stopping_criteria=tuple(_callables("stopping_criteria", given.get("stopping_criteria", ()))),
-            max_time=_seconds(given.get("max_time")),
-            seed=_integer("seed", given.get("seed", drawn), 0, LARGEST_SEED),
-            processors=_recipe(given, sampling, eos, max_new_tokens),
+            eos_token_id=checked.eos_token_id,
+            stop_strings=checked.stop_strings,
+            stopping_criteria=checked.stopping_criteria,
+            max_time=checked.max_time,
+            seed=checked.seed,
+            processors=_recipe(given, sampling, checked),
         )
 
 
@@ -181,7 +192,7 @@ def from_generation_config(config: GenerationConfig, **asked: Any) -> Options:
         raise ConfigError("max_new_tokens is required: max_length counts the prompt too and is not honoured")
     if not given.get("do_sample", False):
         # A greedy config may carry sampling values that transformers ignores too.
-        for name in _SAMPLES:
+        for name in processors.WARPERS:
             given.pop(name, None)
     return Options.of(None, **{**given, **asked})
 
@@ -203,110 +214,70 @@ def _refusal(name: str) -> str:
     return f"generation option {name!r} is not honoured by this decoder{hint}"
 
 
-def _recipe(given: dict[str, Any], sampling: Sampling, eos: tuple[int, ...], max_new_tokens: int) -> Recipe | None:
-    """Return how rows' processors are made, or None where `Sampling` says it all."""
-    given_processors = _callables("logits_processor", given.get("logits_processor", ()))
-    asked = {name: given[name] for name in _PROCESSED if name in given and _asks(name, given[name])}
-    idle = sorted(asked.keys() & _SAMPLES)
-    if idle and not sampling.do_sample:
+def _checked(given: dict[str, Any]) -> "_Checked":
+    """Check the values of options; raises ConfigError for the first that is out of range, or has no effect."""
+    try:
+        checked = _Checked(**given)
+    except ValidationError as error:
+        fault = error.errors()[0]
+        raise ConfigError(f"{fault['loc'][0]}: {fault['msg']}, found {fault['input']!r}") from None
+    idle = [name for name in processors.WARPERS if name in given and (name in _SAMPLING or _asks(name, given[name]))]
+    if idle and not checked.do_sample:
         raise ConfigError(f"{idle[0]} has an effect only when sampling: add do_sample=True, or leave it out")
-    if "exponential_decay_length_penalty" in asked and not eos:
+    if given.get("exponential_decay_length_penalty") and not checked.eos_token_id:
         raise ConfigError("exponential_decay_length_penalty needs an eos_token_id to favour, found none")
-    if not (asked or given_processors):
+    return checked
+
+
+def _recipe(given: dict[str, Any], sampling: Sampling, checked: "_Checked") -> Recipe | None:
+    """Return how rows' processors are made, or None where `Sampling` says it all."""
+    asked = {name: given[name] for name in _PROCESSED if name in given and _asks(name, given[name])}
+    if not (asked or checked.logits_processor):
         return None
     recipe = Recipe(
-        asked={**asked, **{n: getattr(sampling, n) for n in _SAMPLING}},
-        callers=given_processors,
+        asked={**asked, **{name: getattr(sampling, name) for name in _SAMPLING}},
+        callers=checked.logits_processor,
         do_sample=sampling.do_sample,
     )
-    recipe(Request(1, 0, max_new_tokens, eos, 1 << 10, torch.device("cpu")))  # refuses values out of range
+    # Making them once refuses values out of range.
+    recipe(Request(1, 0, checked.max_new_tokens, checked.eos_token_id, 1 << 10, torch.device("cpu")))
     return recipe
-
-
-def _ends(value: Any) -> tuple[int, ...]:
-    """Return the tokens that end a text; -1 stands for none."""
-    listed = _listed(value.tolist() if isinstance(value, Tensor) else value)
-    return tuple(_integer("eos_token_id", token, 0) for token in listed if not (type(token) is int and token == -1))
-
-
-def _callables(name: str, value: Any) -> list[Any]:
-    listed = list(_listed(value))
-    for one in listed:
-        if not callable(one):
-            raise ConfigError(f"{name} must be callable, found {one!r}")
-    return listed
-
-
-def _seconds(value: Any) -> float | None:
-    if value is None:
-        return None
-    _number("max_time", value, "of seconds")
-    return float(value)
-
-
-def _sampling(given: dict[str, Any]) -> Sampling:
-    if not isinstance(given.get("do_sample", False), bool):
-        raise ConfigError(f"do_sample must be True or False, found {given['do_sample']!r}")
-    idle = [name for name in ("temperature", "top_k", "top_p", "min_p") if name in given]
-    if idle and not given.get("do_sample", False):
-        raise ConfigError(f"{idle[0]} has an effect only when sampling: add do_sample=True, or leave it out")
-    ranges = {
-        "temperature": (0.0, math.inf),
-        "top_p": (0.0, 1.0),
-        "repetition_penalty": (0.0, math.inf),
-    }
-    for name, (low, high) in ranges.items():
-        if name in given:
-            _number(name, given[name], f"above {low:g}" + (f" and at most {high:g}" if high < math.inf else ""))
-            if not low < given[name] <= high or given[name] == math.inf:
-                raise ConfigError(f"{name} must be above {low:g} and at most {high:g}, found {given[name]!r}")
-    if "min_p" in given:
-        _number("min_p", given["min_p"], "from 0 to 1")
-        if not 0.0 <= given["min_p"] <= 1.0:
-            raise ConfigError(f"min_p must be from 0 to 1, found {given['min_p']!r}")
-    if "top_k" in given:
-        _integer("top_k", given["top_k"], 0)
-    return Sampling(**given)
-
-
-def _number(name: str, value: Any, allowed: str) -> None:
-    if isinstance(value, bool) or not isinstance(value, int | float) or math.isnan(value):
-        raise ConfigError(f"{name} must be a number {allowed}, found {value!r}")
-
-
-def _integer(name: str, value: Any, least: int, most: int | None = None) -> int:
-    if isinstance(value, bool) or not isinstance(value, int) or value < least:
-        raise ConfigError(f"{name} must be an integer of at least {least}, found {value!r}")
-    if most is not None and value > most:
-        raise ConfigError(f"{name} must be at most {most}, found {value!r}")
-    return value
-
-
-def _stop_string(value: Any) -> str:
-    if not isinstance(value, str) or not value:
-        raise ConfigError(f"stop_strings must be non-empty text, found {value!r}")
-    return value
 
 
 def _listed(value: Any) -> tuple[Any, ...]:
     if value is None:
         return ()
+    value = value.tolist() if isinstance(value, Tensor) else value
     return tuple(value) if isinstance(value, list | tuple | set) else (value,)
 
 
-_SAMPLING = tuple(f.name for f in fields(Sampling))
-_SAMPLES = {*processors.WARPERS}
+def _ends(value: Any) -> tuple[Any, ...]:
+    """Return the tokens that end a text; -1 stands for none."""
+    return tuple(token for token in _listed(value) if not (type(token) is int and token == -1))
+
+
+class _Checked(BaseModel):
+    """Options whose values are checked here; those of processors are checked by these."""
+
+    model_config = ConfigDict(strict=True, allow_inf_nan=False, extra="ignore")
+
+    max_new_tokens: PositiveInt = 256
+    do_sample: bool = False
+    temperature: PositiveFloat = 1.0
+    top_k: NonNegativeInt = 0
+    top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
+    min_p: Annotated[float, Field(ge=0, le=1)] = 0.0
+    repetition_penalty: PositiveFloat = 1.0
+    logits_processor: Annotated[tuple[Callable[..., Any], ...], BeforeValidator(_listed)] = ()
+    eos_token_id: Annotated[tuple[NonNegativeInt, ...], BeforeValidator(_ends)] = ()
+    stop_strings: Annotated[tuple[Annotated[str, Field(min_length=1)], ...], BeforeValidator(_listed)] = ()
+    stopping_criteria: Annotated[tuple[Callable[..., Any], ...], BeforeValidator(_listed)] = ()
+    max_time: float | None = None
+    seed: Annotated[int, Field(ge=0, le=LARGEST_SEED)] = 0
+
+
+_SAMPLING = {one.name for one in fields(Sampling)}
 _PROCESSED = [name for name in (*processors.BEFORE, *processors.WARPERS, *processors.LAST) if name not in _SAMPLING]
 
-HONOURED: Final = (
-    "max_new_tokens",
-    *_SAMPLING,
-    *_PROCESSED,
-    "logits_processor",
-    "eos_token_id",
-    "stop_strings",
-    "stopping_criteria",
-    "max_time",
-    "seed",
-)
+HONOURED: Final = (*_Checked.model_fields, *_PROCESSED)
 """Options by the names they are asked for."""

@@ -5,7 +5,8 @@ Knows no model and no tokenizer.
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from itertools import zip_longest
+from typing import Any, Final, Literal
 
 from orthrus.decode.text import Prompt
 
@@ -65,33 +66,31 @@ class Stats:
             drafter: another drafter than the model's own view, where one has made the drafts, and
             draft_passes: how many passes of its own it took.
         """
-        self.emitted += emitted
-        self.forwards += forwards
+        step = Stats(emitted=emitted, forwards=forwards)
         if drafter is not None:
-            self.draft_passes[drafter] = self.draft_passes.get(drafter, 0) + draft_passes
-        if drafted == 0 and not first:
-            self.plain_steps += forwards
-            return
-        self.cycles += forwards > 0
-        self.first_tokens += first
-        self.drafted += drafted
-        self.accepted += accepted
-        _add(self.proposed_per_position, [1] * drafted)
-        _add(self.accepted_at_position, [1] * accepted + [0] * (drafted - accepted))
+            step.draft_passes[drafter] = draft_passes
+        if drafted or first:
+            step.cycles, step.first_tokens, step.drafted, step.accepted = (
+                int(forwards > 0),
+                int(first),
+                drafted,
+                accepted,
+            )
+            step.proposed_per_position = [1] * drafted
+            step.accepted_at_position = [1] * accepted + [0] * (drafted - accepted)
+        else:
+            step.plain_steps = forwards
+        self.add(step)
 
     def add(self, part: "Stats") -> None:
         """Add another completion's counts."""
-        self.cycles += part.cycles
-        self.plain_steps += part.plain_steps
-        self.first_tokens += part.first_tokens
-        self.drafted += part.drafted
-        self.accepted += part.accepted
-        self.emitted += part.emitted
-        self.forwards += part.forwards
-        for name, passes in part.draft_passes.items():
-            self.draft_passes[name] = self.draft_passes.get(name, 0) + passes
-        _add(self.proposed_per_position, part.proposed_per_position)
-        _add(self.accepted_at_position, part.accepted_at_position)
+        for name in _COUNTS:
+            setattr(self, name, getattr(self, name) + getattr(part, name))
+        for drafter, passes in part.draft_passes.items():
+            self.draft_passes[drafter] = self.draft_passes.get(drafter, 0) + passes
+        for name in ("proposed_per_position", "accepted_at_position"):
+            pairs = zip_longest(getattr(self, name), getattr(part, name), fillvalue=0)
+            setattr(self, name, list(map(sum, pairs)))
 
     @property
     def tokens_per_forward(self) -> float:
@@ -127,19 +126,12 @@ class Stats:
 
     def to_dict(self) -> dict[str, Any]:
         """Return counts and ratios under the names used in every JSON this package writes."""
-        return {
-            "cycles": self.cycles,
-            "forwards": self.forwards,
-            "plain_steps": self.plain_steps,
-            "first_tokens": self.first_tokens,
-            "drafted": self.drafted,
-            "accepted": self.accepted,
-            "emitted": self.emitted,
-            "tokens_per_forward": self.tokens_per_forward,
-            "acceptance_length": self.acceptance_length,
-            "tokens_per_cycle": self.tokens_per_cycle,
-            "accepted_per_position": self.accepted_per_position,
-        } | ({"draft_passes": dict(self.draft_passes)} if self.draft_passes else {})
+        counts = {name: getattr(self, name) for name in (*_COUNTS, *_RATIOS)}
+        return counts | ({"draft_passes": dict(self.draft_passes)} if self.draft_passes else {})
+
+
+_COUNTS: Final = ("cycles", "forwards", "plain_steps", "first_tokens", "drafted", "accepted", "emitted")
+_RATIOS: Final = ("tokens_per_forward", "acceptance_length", "tokens_per_cycle", "accepted_per_position")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -199,9 +191,3 @@ class Chunk:
     def text(self) -> str:
         """The text this cycle added."""
         return self.first_text + self.draft_text + self.bonus_text
-
-
-def _add(total: list[int], more: list[int]) -> None:
-    total.extend([0] * (len(more) - len(total)))
-    for i, value in enumerate(more):
-        total[i] += value

@@ -152,29 +152,31 @@ class Recipe:
 
     def __call__(self, request: Request) -> LogitsProcessorList:
         """Make the list for one row; raises ConfigError for a value that its processor refuses."""
-        listed = self._made(BEFORE, request)
-        made = LogitsProcessorList(
+        listed = made(BEFORE, self.asked, request)
+        out = LogitsProcessorList(
             next((processor for processor in self.callers if type(processor) is type(p)), p) for p in listed
         )
-        made.extend(processor for processor in self.callers if processor not in made)
+        out.extend(processor for processor in self.callers if processor not in out)
         if self.do_sample:
-            made.extend(self._made(WARPERS, request))
-        made.extend(self._made(LAST, request))
-        return made
-
-    def _made(self, makers: Mapping[str, Make], request: Request) -> list[LogitsProcessor]:
-        out = []
-        for name, make in makers.items():
-            value = self.asked.get(name)
-            if value is None or (name in OFF and value == OFF[name]):
-                continue
-            try:
-                processor = make(value, request)
-            except (TypeError, ValueError, KeyError, IndexError, RuntimeError) as error:
-                raise ConfigError(f"{name} cannot be {value!r}: {error}") from error
-            if processor is not None:
-                out.append(processor)
+            out.extend(made(WARPERS, self.asked, request))
+        out.extend(made(LAST, self.asked, request))
         return out
+
+
+def made(makers: Mapping[str, Make], asked: Mapping[str, Any], request: Any = None) -> list[LogitsProcessor]:
+    """Make the processors of the options that ask for something; raises ConfigError for a value that one refuses."""
+    out = []
+    for name, make in makers.items():
+        value = asked.get(name)
+        if value is None or (name in OFF and value == OFF[name]):
+            continue
+        try:
+            processor = make(value, request)
+        except (TypeError, ValueError, KeyError, IndexError, RuntimeError) as error:
+            raise ConfigError(f"{name} cannot be {value!r}: {error}") from error
+        if processor is not None:
+            out.append(processor)
+    return out
 
 
 def constrained(allowed: Callable[[int, Tensor], list[int]], number: int) -> LogitsProcessor:

@@ -8,23 +8,18 @@ Shapes: B rows, M drafts, V vocabulary.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from transformers import (
-    LogitsProcessorList,
-    MinPLogitsWarper,
-    TemperatureLogitsWarper,
-    TopKLogitsWarper,
-)
+from transformers import LogitsProcessorList
 
 from orthrus.decode import accept, noise
 from orthrus.decode.accept import Verdict
-from orthrus.decode.nucleus import NucleusWarper
 from orthrus.decode.options import Sampling
 from orthrus.decode.processing import Processing, branches, chain
+from orthrus.decode.processors import WARPERS, made
 from orthrus.decode.tree import Tree
 from orthrus.model.markov import Before
 
@@ -225,15 +220,7 @@ class Chooser:
             scores = scores.scatter(2, seen, penalised)
         if not s.do_sample:
             return scores
-        warpers = LogitsProcessorList()
-        if s.temperature != 1.0:
-            warpers.append(TemperatureLogitsWarper(s.temperature))
-        if s.top_k > 0:
-            warpers.append(TopKLogitsWarper(s.top_k))
-        if s.top_p < 1.0:
-            warpers.append(NucleusWarper(s.top_p))
-        if s.min_p > 0.0:
-            warpers.append(MinPLogitsWarper(s.min_p))
+        warpers = LogitsProcessorList(made(WARPERS, asdict(s)))
         flat = scores.flatten(0, 1)
         # The warpers read scores only; the ids they are handed are never looked at.
         warped: Tensor = warpers(flat.new_empty(0, dtype=torch.long), flat)
