@@ -87,7 +87,7 @@ def test_all_kinds_race_and_none_changes_a_text(
     assert "| 1.23 | 3.5e+09 | 16 |" in said
     assert "blocks 0.5" in said
     assert "| peer | batch 1, 9 tokens | batch 2, 9 tokens |" in said
-    assert len(list((tmp_path / "plots").iterdir())) == 4
+    assert len(list((tmp_path / "plots").iterdir())) == 2
     assert main(arguments) == 0
     assert len(read_records(output)) == len(records)
     assert table.CAVEATS[0] in capsys.readouterr().out

@@ -67,14 +67,13 @@ def bars(axes: "Axes", heights: Mapping[str, Mapping[str, float | Estimate]]) ->
     axes.set_xticks(range(len(sections)), sections, rotation=30, ha="right")
 
 
-def curves(axes: "Axes", points: Curves, *, doubling: bool = False, line: bool = True) -> None:
+def curves(axes: "Axes", points: Curves, *, doubling: bool = False) -> None:
     """Draw a curve per label; what a label says before its first comma picks the dashes, the rest the colour.
 
     Args:
         axes: to draw on.
         points: of each label.
         doubling: whether the x axis is logarithmic, with a tick at each point, and the y axis from 0 on.
-        line: whether points are joined.
     """
     names = [label.partition(", ")[::2] if ", " in label else ("", label) for label in points]
     firsts, rests = (list(dict.fromkeys(name[part] for name in names)) for part in (0, 1))
@@ -85,7 +84,7 @@ def curves(axes: "Axes", points: Curves, *, doubling: bool = False, line: bool =
             marker=".",
             label=label,
             color=f"C{rests.index(rest) % 10}",
-            linestyle=("-", "--", ":", "-.")[firsts.index(first) % 4] if line else "",
+            linestyle=("-", "--", ":", "-.")[firsts.index(first) % 4],
         )
     if doubling:
         ticks = sorted({x for of_label in points.values() for x, _ in of_label})

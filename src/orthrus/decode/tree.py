@@ -8,9 +8,6 @@ Pure functions of tensors: knows no model, no cache and no options.
 Shapes: B rows, M draft slots, N nodes without the root, P = N + 1 nodes with it, V vocabulary.
 """
 
-from collections.abc import Sequence
-from functools import lru_cache
-from itertools import accumulate
 from typing import NamedTuple
 
 import torch
@@ -21,9 +18,6 @@ from orthrus.model.markov import Markov
 
 BRANCH = 16
 """Likeliest tokens of a slot that may become nodes."""
-
-_LEAST = -30.0
-_TOLL = 1e-3
 
 
 class Tree(NamedTuple):
@@ -80,44 +74,63 @@ def grow(score_BMV: Tensor, *, nodes: int, anchor_B: Tensor | None = None, marko
         # Of a slot these tokens have what they have after the likeliest ones before it, whichever was before.
         share_BM1 = after_BMV.gather(2, token_BMK).logsumexp(-1, keepdim=True)
         step_BMKK = shifted_BMKK.log_softmax(-1) + share_BM1[..., None]
-    # Each token costs something, even a certain one, and none costs so much that float32 loses this something in a sum
-    # over the block (impossible ones would all cost the same): a path never ties with its prefix; parents are first.
-    step_BMKK = step_BMKK.clamp_min(_LEAST) - _TOLL
-    path_BF, last_BF = score_BMV.new_zeros(B, 1), token_BMK.new_zeros(B, 1)
-    scores, picks = [], []
+    step_BMKK = tolled(step_BMKK)
+    candidates = Candidates(B, token_BMK.device)
+    path_BF, last_BF, node_BF = score_BMV.new_zeros(B, 1), token_BMK.new_zeros(B, 1), token_BMK.new_zeros(B, 1)
     for slot in range(min(M, nodes)):
         step_BFK = step_BMKK[:, slot].gather(1, last_BF[:, :, None].expand(-1, -1, K))
         wide = (path_BF[:, :, None] + step_BFK).flatten(1)
         path_BF, pick_BF = wide.topk(min(nodes, wide.shape[1]), dim=1)
-        last_BF = pick_BF % K
-        scores.append(path_BF)
-        picks.append(pick_BF)
-    return _select(scores, picks, token_BMK, nodes)
+        last_BF, parent_BF = pick_BF % K, node_BF.gather(1, pick_BF // K)
+        node_BF = candidates.add(token_BMK[:, slot].gather(1, last_BF), path_BF, parent_BF)
+    return candidates.best(nodes)
 
 
-def _select(scores: list[Tensor], picks: list[Tensor], token_BMK: Tensor, nodes: int) -> Tree:
-    """Keep the best candidates of all levels and number them level by level.
+class Candidates:
+    """Nodes that a tree may have, level by level, numbered from 1 on; 0 is the root."""
 
-    A level's candidates say by `parent * K + token` which one of the level before they follow and what they add.
+    def __init__(self, rows: int, device: torch.device) -> None:
+        none_B0 = torch.zeros(rows, 0, dtype=torch.long, device=device)
+        self._tokens, self._parents, self._depths = [none_B0], [none_B0], [none_B0]
+        self._scores = [none_B0.float()]
+        self._count = 0
+
+    def add(self, token_BC: Tensor, score_BC: Tensor, parent_BC: Tensor) -> Tensor:
+        """Add a level, below the nodes of these numbers; returns its own numbers, `[B, C]`."""
+        self._tokens.append(token_BC)
+        self._scores.append(score_BC)
+        self._parents.append(parent_BC)
+        self._depths.append(torch.full_like(token_BC, len(self._depths)))
+        first, self._count = self._count + 1, self._count + token_BC.shape[1]
+        return torch.arange(first, self._count + 1, device=token_BC.device).expand_as(token_BC)
+
+    def best(self, nodes: int) -> Tree:
+        """Keep the likeliest nodes, whose parents are always among them, and number them anew."""
+        score_BC = torch.cat(self._scores, dim=1)
+        nodes = min(nodes, self._count)
+        kept_BN = score_BC.topk(nodes, dim=1).indices.sort(dim=1).values
+        token_BN, depth_BN, old_BN = (
+            torch.cat(parts, dim=1).gather(1, kept_BN) for parts in (self._tokens, self._depths, self._parents)
+        )
+        number_BN = torch.arange(1, nodes + 1, device=kept_BN.device).expand_as(kept_BN)
+        number_BP = torch.zeros(len(kept_BN), self._count + 1, dtype=torch.long, device=kept_BN.device)
+        parent_BN = number_BP.scatter(1, kept_BN + 1, number_BN).gather(1, old_BN)
+        return Tree(
+            token_BN,
+            parent_BN,
+            torch.nn.functional.pad(depth_BN, (1, 0)),
+            ancestors(parent_BN, depth=len(self._depths) - 1),
+            score_BC.gather(1, kept_BN).exp(),
+        )
+
+
+def tolled(logp: Tensor) -> Tensor:
+    """Return logarithms of probabilities that make a path less probable than its prefix, so that parents come first.
+
+    Each token costs something, even a certain one, and none costs so much that float32 loses this something in a sum
+    over the block (impossible ones would all cost the same).
     """
-    B, _, K = token_BMK.shape
-    level_C, before_C = _levels(tuple(level.shape[1] for level in scores), token_BMK.device)
-    score_BC = torch.cat(scores, dim=1)
-    kept_BN = score_BC.topk(nodes, dim=1).indices.sort(dim=1).values
-    pick_BN = torch.cat(picks, dim=1).gather(1, kept_BN)
-    level_BN = level_C[kept_BN]
-    token_BN = token_BMK.flatten(1).gather(1, level_BN * K + pick_BN % K)
-    node_BN = torch.arange(1, nodes + 1, device=kept_BN.device).expand(B, -1)
-    node_BC = torch.zeros(B, len(level_C), dtype=torch.long, device=kept_BN.device).scatter(1, kept_BN, node_BN)
-    parent_BN = node_BC.gather(1, before_C[kept_BN] + pick_BN // K)
-    parent_BN = torch.where(level_BN == 0, 0, parent_BN)
-    return Tree(
-        token_BN,
-        parent_BN,
-        torch.nn.functional.pad(level_BN + 1, (1, 0)),
-        ancestors(parent_BN, depth=len(scores)),
-        score_BC.gather(1, kept_BN).exp(),
-    )
+    return logp.clamp_min(-30.0) - 1e-3
 
 
 def likely_ends(tree: Tree, stops: int) -> Tensor:
@@ -128,17 +141,6 @@ def likely_ends(tree: Tree, stops: int) -> Tensor:
     reach_BP = torch.nn.functional.pad(tree.likely_BN, (1, 0), value=1.0)
     leave_BP = reach_BP.scatter_add(1, tree.parent_BN, -tree.likely_BN)
     return leave_BP.topk(min(stops, reach_BP.shape[1]), dim=1).indices
-
-
-@lru_cache(maxsize=64)
-def _levels(widths: tuple[int, ...], device: torch.device) -> tuple[Tensor, Tensor]:
-    """Return each candidate's level, and where the level before it starts among all (0 for the first one's)."""
-    starts = [0, 0, *accumulate(widths)]
-
-    def spread(values: Sequence[int]) -> Tensor:  # filled on the device: a copy to it would wait for the pass before
-        return torch.cat([torch.full((w,), value, device=device) for value, w in zip(values, widths, strict=False)])
-
-    return spread(range(len(widths))), spread(starts)
 
 
 def ancestors(parent_BN: Tensor, *, depth: int) -> Tensor:

@@ -17,7 +17,7 @@ from transformers import PreTrainedModel
 from orthrus.checkpoints.load import locate
 from orthrus.decode.passes import Passes, Proposal
 from orthrus.decode.rows import Row
-from orthrus.decode.tree import Tree, ancestors
+from orthrus.decode.tree import Candidates, Tree, tolled
 from orthrus.kernels import masks
 from orthrus.model.attach import layers_of
 from orthrus.model.cache import ScratchCache
@@ -28,9 +28,6 @@ from orthrus.peers.serial import Reader, unread
 
 TOP = 10
 """Nodes of a level that are expanded, and children of each (EAGLE-2, arXiv 2406.16858)."""
-
-_LEAST = -30.0
-_TOLL = 1e-3
 
 
 class Level(NamedTuple):
@@ -89,19 +86,18 @@ class Eagle3Drafter:
         wide = max(1, min(TOP, self._vocabulary, nodes // max(1, drafts - 1)))
         level, root_B1 = self._begin(cache, rows, states, room=1 + wide * (drafts - 1))
         B, span = len(root_B1), level.seen_BQS.shape[2]
-        candidates = _Candidates(B, root_B1.device)
+        candidates = Candidates(B, root_B1.device)
         path_BQ, node_BQ = level.output_BQH.new_zeros(B, 1, dtype=torch.float32), root_B1.new_zeros(B, 1)
         for depth in range(1, drafts + 1):
             best = level.logits_BQV.float().log_softmax(-1).topk(wide, dim=-1)
-            # As in `decode.tree.grow`: a path never ties with its prefix.
-            score_BC = (path_BQ[:, :, None] + best.values.clamp_min(_LEAST) - _TOLL).flatten(1)
+            score_BC = (path_BQ[:, :, None] + tolled(best.values)).flatten(1)
             token_BC = best.indices.flatten(1)
-            first = candidates.add(token_BC, score_BC, node_BQ.repeat_interleave(wide, dim=1), depth)
+            node_BC = candidates.add(token_BC, score_BC, node_BQ.repeat_interleave(wide, dim=1))
             if depth == drafts:
                 break
             path_BQ, pick_BQ = score_BC.topk(wide, dim=1)
             pick_BQ, order_BQ = pick_BQ.sort(dim=1)
-            path_BQ, node_BQ, parent_BQ = path_BQ.gather(1, order_BQ), first + pick_BQ, pick_BQ // wide
+            path_BQ, node_BQ, parent_BQ = path_BQ.gather(1, order_BQ), node_BC.gather(1, pick_BQ), pick_BQ // wide
             slot_BQ = root_B1 + 1 + (depth - 1) * wide + torch.arange(wide, device=root_B1.device)
             output_BQH = level.output_BQH.gather(1, parent_BQ[:, :, None].expand(-1, -1, level.output_BQH.shape[2]))
             seen_BQS = level.seen_BQS.gather(1, parent_BQ[:, :, None].expand(-1, -1, span))
@@ -152,42 +148,6 @@ class Eagle3Drafter:
 
     def _level(self, output_BQH: Tensor, seen_BQS: Tensor) -> Level:
         return Level(output_BQH, self.drafter.logits(output_BQH, self._head, self._vocabulary), seen_BQS)
-
-
-class _Candidates:
-    """Nodes of a tree that grows, numbered from 1 in the order of their levels; 0 is the root."""
-
-    def __init__(self, rows: int, device: torch.device) -> None:
-        none_B0 = torch.zeros(rows, 0, dtype=torch.long, device=device)
-        self._tokens, self._parents, self._depths = [none_B0], [none_B0], [none_B0]
-        self._scores = [none_B0.float()]
-        self._count = 0
-
-    def add(self, token_BC: Tensor, score_BC: Tensor, parent_BC: Tensor, depth: int) -> int:
-        """Add a level; returns the number of its first node."""
-        self._tokens.append(token_BC)
-        self._scores.append(score_BC)
-        self._parents.append(parent_BC)
-        self._depths.append(torch.full_like(token_BC, depth))
-        first = self._count + 1
-        self._count += token_BC.shape[1]
-        return first
-
-    def best(self, nodes: int) -> Tree:
-        """Keep the likeliest nodes, whose parents are always among them, and renumber them."""
-        score_BC = torch.cat(self._scores, dim=1)
-        nodes = min(nodes, self._count)
-        kept_BN = score_BC.topk(nodes, dim=1).indices.sort(dim=1).values
-        token_BN, depth_BN, old_BN = (
-            torch.cat(parts, dim=1).gather(1, kept_BN) for parts in (self._tokens, self._depths, self._parents)
-        )
-        number_BN = torch.arange(1, nodes + 1, device=kept_BN.device).expand_as(kept_BN)
-        number_BP = torch.zeros(len(kept_BN), self._count + 1, dtype=torch.long, device=kept_BN.device)
-        number_BP = number_BP.scatter(1, kept_BN + 1, number_BN)
-        parent_BN = number_BP.gather(1, old_BN)
-        depth_BP = torch.nn.functional.pad(depth_BN, (1, 0))
-        above_BPP = ancestors(parent_BN, depth=int(depth_BP.shape[1]))
-        return Tree(token_BN, parent_BN, depth_BP, above_BPP, score_BC.gather(1, kept_BN).exp())
 
 
 def load(source: str, model: PreTrainedModel) -> Eagle3Drafter:

@@ -136,7 +136,7 @@ def _difference(mine: Sequence[Result], plain: Sequence[Result]) -> str:
 
 
 def plot(path: Path, folder: Path) -> list[Path]:
-    """Draw acceptance by position, and right answers over tokens per pass, for each batch; returns the files."""
+    """Draw acceptance by position, for each precision and batch; returns the files."""
     album = Album(folder)
     results = Result.read(read_records(path), where=str(path))
     for (dtype, batch), part in split(results, lambda r: (r.dtype, r.batch)).items():
@@ -145,13 +145,4 @@ def plot(path: Path, folder: Path) -> list[Path]:
         labels = {"xlabel": "position after the anchor", "ylabel": "share of drafts accepted"}
         with album.picture(f"peers-accepted-{dtype}-batch{batch}.png", ylim=(0, 1), **labels) as axes:
             curves(axes, {name: list(enumerate(shares, start=1)) for name, shares in accepted.items() if shares})
-        points = {name: point for name, raced in by_peer.items() if (point := _point(raced)) is not None}
-        labels = {"xlabel": "tokens per pass", "ylabel": "share of answers that are right"}
-        with album.picture(f"peers-right-{dtype}-batch{batch}.png", ylim=(0, 1), **labels) as axes:
-            curves(axes, {name: [point] for name, point in points.items()}, line=False)
     return album.files
-
-
-def _point(results: Sequence[Result]) -> tuple[float, float] | None:
-    share, forward = metrics.share(results, lambda r: r.right), metrics.pooled(results, "tokens_per_forward")
-    return None if share is None or forward is None else (forward.value, share)
