@@ -280,7 +280,7 @@ def test_an_end_of_text_token_in_the_prompt_changes_nothing_of_the_promise(cli: 
     ("arguments", "code", "message"),
     [
         (["Hi", "--max-new-tokens", "0"], 2, "max_new_tokens: Input should be greater than 0, found 0"),
-        (["Hi", "--temperature", "nan"], 2, "temperature must be a number above 0, found nan"),
+        (["Hi", "--temperature", "nan"], 2, "temperature: Input should be a finite number, found nan"),
         (["Hi", "--temperature", "-1"], 2, "temperature: Input should be greater than 0"),
         (["Hi", "--top-p", "0"], 2, "top_p: Input should be greater than 0"),
         (["Hi", "--temperature", "0", "--top-k", "5"], 2, "--top-k has no effect"),
