@@ -298,7 +298,7 @@ def copied(prompts: Any) -> Any:
     return [joined(p.token_ids, p.token_ids) for p in prompts]
 
 
-def test_answers_that_are_there_are_not_written_again(tmp_path: Path) -> None:
+def test_answers_that_are_there_are_not_written_again(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Stopped in the third shard of four, the next run writes two; the documents are all there, in order."""
     asked: list[int] = []
 
@@ -312,11 +312,13 @@ def test_answers_that_are_there_are_not_written_again(tmp_path: Path) -> None:
     ask = {"about": {"a": 1}, "size": 3}
     with pytest.raises(KeyboardInterrupt):
         shards.write_answers(tmp_path, PROMPTS, dies, **ask)
-    told: list[tuple[int, int]] = []
-    shards.write_answers(tmp_path, PROMPTS, dies, on_progress=lambda *at: told.append(at), **ask)
+    capsys.readouterr()
+    shards.write_answers(tmp_path, PROMPTS, dies, label="train", **ask)
     assert asked == [10, 4]
-    assert told == sorted(told)
-    assert told[-1] == (10, 10)
+    assert [line.split("  ")[0] for line in capsys.readouterr().err.splitlines()] == [
+        "train prompts 9/10",
+        "train prompts 10/10",
+    ]
     documents = shards.read_answers(tmp_path, PROMPTS)
     assert [d.token_ids.tolist() for d in documents] == [[*p.token_ids, *p.token_ids] for p in PROMPTS]
 
@@ -381,13 +383,11 @@ def test_a_loop_is_not_written_to_its_end(backbone: Path, dataset: Path, tmp_pat
 
 
 def prepare_in(rank: int, backbone: Path, output: Path, dataset: Path) -> None:
-    """What each of two processes does; notes how many prompts were its own."""
+    """What each of two processes does."""
     recipe = recipe_of(backbone, output, dataset)
     model, tokenizer = load_backbone(recipe, torch.device("cpu"))
     shards.write_answers.__kwdefaults__["size"] = 2
-    own: list[int] = []
-    prepare(recipe, tokenizer, model, ranks=Ranks("cpu"), on_progress=lambda name, done, whole: own.append(whole))
-    (output / f"own-{rank}").write_text(str(own[-1]))
+    prepare(recipe, tokenizer, model, ranks=Ranks("cpu"))
 
 
 def test_two_processes_prepare_what_one_does(
@@ -399,7 +399,8 @@ def test_two_processes_prepare_what_one_does(
     assert in_processes(2, prepare_in, backbone, tmp_path / "two", dataset) == [0, 0]
     both = load_rows(tmp_path / "two" / "data" / "train", tokenizer=tokenizer)
     assert texts_of(both, tokenizer) == texts_of(alone, tokenizer)
-    assert [int((tmp_path / "two" / f"own-{rank}").read_text()) for rank in (0, 1)] == [3, 3]
+    shares = [(tmp_path / "two" / "data" / "train-answers").glob(f"{rank:03d}-*.npz") for rank in (0, 1)]
+    assert [sum(len(np.load(shard)["lengths"]) for shard in share) for share in shares] == [3, 3]
 
 
 def test_a_damaged_shard_is_named_and_nothing_else_is_lost(tmp_path: Path) -> None:

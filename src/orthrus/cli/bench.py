@@ -12,6 +12,7 @@ from orthrus.cli import bench_peers, bench_quality, bench_serve, common, measuri
 from orthrus.cli.common import err, print_json, say
 from orthrus.cli.train import Recipe, Set
 from orthrus.errors import ConfigError
+from orthrus.progress import Progress
 
 _ADDED = typer.Option("--output", "-o", metavar="FILE", help="A file of JSON lines; added to.")
 Batches = Annotated[
@@ -169,8 +170,8 @@ def passes(
     many = measuring.numbers(batch, "1", "--batch", int)
     fused = measuring.numbers(stops, "", "--stops", int, words={"all": ALL})
     head: dict[str, Any] = {}
-    with measuring.progress() as (start, lap):
-        start(len(dtypes) * len(long) * len(many) * len(kinds(wide, fused, floor=floor, prompt=prompt)) * repeats, "")
+    each = len(long) * len(many) * len(kinds(wide, fused, floor=floor, prompt=prompt)) * repeats
+    with Progress("passes", len(dtypes) * each) as progress:
         for name in dtypes:
             if is_shape(model):
                 loaded = shaped(model, dtype=name, device=device, compile=compile, pack=pack)
@@ -192,7 +193,7 @@ def passes(
                 repeats=repeats,
                 floor=floor,
                 prompt=prompt,
-                on_pass=lap,
+                on_pass=progress.advance,
             ):
                 append(output, [{**labels, **cost.to_dict()}])
     say(f"{output}: complete; orthrus bench report {output}", to=err)
@@ -220,9 +221,8 @@ def train(
     if not isinstance(checked, ViewRecipe):
         raise ConfigError(f"{recipe}: kind = 'view' is required, found {checked.kind!r}: only views are measured")
     logging.disable_progress_bar()
-    with measuring.progress() as (start, lap):
-        start(warmup + steps, "")
-        cost = measure(checked, steps=steps, warmup=warmup, on_step=lap)
+    with Progress("steps", warmup + steps) as progress:
+        cost = measure(checked, steps=steps, warmup=warmup, on_step=progress.advance)
     head = lines.head(dtypes=[checked.run.dtype], device=checked.run.device)
     head |= {"recipe": checked.model_dump(mode="json")}
     record = {

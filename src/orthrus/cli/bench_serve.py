@@ -8,6 +8,7 @@ import typer
 from orthrus.cli import common, measuring
 from orthrus.cli.common import print_json
 from orthrus.errors import ConfigError
+from orthrus.progress import Progress
 
 if TYPE_CHECKING:
     from orthrus.bench.serve.load import Setting
@@ -69,12 +70,11 @@ def serve(
     head = lines.head(dtypes=[])
     if output is not None:
         append(output, [head])
-    with measuring.progress() as (start, lap):
-        start(len(settings) * (requests + warmup), "")
+    with Progress("requests", len(settings) * (requests + warmup)) as progress:
         for setting in settings:
             if warmup:
-                load.run(target, items, setting, requests=warmup, on_answer=lap)
-            made = load.run(target, items, setting, requests=requests, seed=seed, on_answer=lap)
+                load.run(target, items, setting, requests=warmup, on_answer=progress.advance)
+            made = load.run(target, items, setting, requests=requests, seed=seed, on_answer=progress.advance)
             answered += made
             if output is not None:
                 append(output, [{"provenance": head["id"], **one.to_record()} for one in made])

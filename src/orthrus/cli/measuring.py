@@ -1,17 +1,16 @@
-"""What verbs that measure share: options, a progress display, loading, and how tables are printed."""
+"""What verbs that measure share: options, loading, and how tables are printed."""
 
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import nullcontext
 from pathlib import Path
-from time import monotonic
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeElapsedColumn, TimeRemainingColumn
 
 from orthrus.cli.common import err, out, resumable, say
 from orthrus.errors import ConfigError
+from orthrus.progress import Progress
 
 if TYPE_CHECKING:
     from orthrus.bench.session import Loader, Outlook
@@ -21,7 +20,6 @@ T = TypeVar("T")
 N = TypeVar("N", int, float)
 
 _NUMBER = re.compile(r"\d*\.?\d+(e-?\d+)?", re.ASCII)
-_PLAIN_LINES = 20  # progress reports where standard error is no terminal
 
 Suites = Annotated[
     list[str],
@@ -141,37 +139,10 @@ def carried_out(
 
     It does not where the file is not `kept`.
     """
-    with resumable() if kept else nullcontext(), progress() as (start, lap):
+    with resumable() if kept else nullcontext(), Progress("") as progress:
 
         def begin(outlook: "Outlook") -> None:
-            start(outlook.laps, words(outlook, counted=counted))
+            progress.expect(outlook.laps)
+            progress.print(words(outlook, counted=counted))
 
-        return run(job, output, on_start=begin, on_lap=lap, **more)
-
-
-@contextmanager
-def progress() -> Iterator[tuple[Callable[[int, str], None], Callable[[], None]]]:
-    """Show how far a measurement is and when it ends: a bar on a terminal, a few plain lines elsewhere.
-
-    Yields a function to call with the number of laps and a remark, and one to call after each lap.
-    """
-    console = err()
-    columns = (BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console, disable=not console.is_terminal, speed_estimate_period=600) as bar:
-        task = bar.add_task("", total=None)
-        began = monotonic()
-
-        def start(laps: int, remark: str) -> None:
-            bar.update(task, total=laps)
-            if remark:
-                console.print(remark, markup=False, soft_wrap=True)
-
-        def lap() -> None:
-            bar.advance(task)
-            done, total = int(bar.tasks[0].completed), int(bar.tasks[0].total or 0)
-            if not console.is_terminal and done * _PLAIN_LINES // total > (done - 1) * _PLAIN_LINES // total:
-                minutes = (monotonic() - began) / 60
-                left = minutes / done * (total - done)
-                console.print(f"{done}/{total}  {minutes:.1f} min, {left:.1f} min left", soft_wrap=True)
-
-        yield start, lap
+        return run(job, output, on_start=begin, on_lap=progress.advance, **more)

@@ -1,21 +1,9 @@
 """`orthrus prepare`: a recipe's prompts, answers and packed rows, before any training."""
 
 import json
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    TaskID,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-)
-
-from orthrus.cli.common import Json, err, out, print_json, resumable
+from orthrus.cli.common import Json, out, print_json, resumable
 from orthrus.cli.train import Recipe, Set
 from orthrus.errors import ConfigError
 
@@ -68,8 +56,7 @@ def _run(recipe: "AnsweredRecipe") -> bool:
         model, tokenizer = load_backbone(recipe, device_of(recipe.run.device))
     elif recipe.answers.by == "backbone":
         model, tokenizer = frozen_backbone(recipe, dtype=DTYPES[recipe.run.dtype])
-    with _progress() as note:
-        make(recipe, tokenizer or tokenizer_of(recipe.model.backbone), model, ranks=ranks, on_progress=note)
+    make(recipe, tokenizer or tokenizer_of(recipe.model.backbone), model, ranks=ranks)
     return ranks.main
 
 
@@ -82,24 +69,3 @@ def _summary(manifest: dict[str, Any]) -> str:
         f"{manifest.get('prompts_too_long', 0)} prompts too long",
     ]
     return " · ".join(parts)
-
-
-@contextmanager
-def _progress() -> Iterator[Callable[[str, int, int], None]]:
-    """Show prompts answered and the time left, on a terminal; else a line per tenth."""
-    console = err()
-    columns = (
-        TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("prompts"),
-        TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn(),
-    )  # fmt: skip
-    tasks: dict[str, TaskID] = {}
-    with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
-
-        def note(name: str, done: int, whole: int) -> None:
-            if name not in tasks:
-                tasks[name] = bar.add_task(name, total=whole)
-            bar.update(tasks[name], completed=done)
-            if not console.is_terminal and (done == whole or done % max(1, whole // 10) == 0):
-                console.print(f"{name}: {done} of {whole} prompts", soft_wrap=True)
-
-        yield note

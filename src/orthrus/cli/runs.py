@@ -3,17 +3,15 @@
 A record's turns are answered one after another, each with the answers before it in the chat.
 """
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
-
-from orthrus.cli.common import ExactName, Watch, err
+from orthrus.cli.common import ExactName, Watch
 from orthrus.cli.comparing import Written
 from orthrus.data.prompts import Message, PromptRecord
 from orthrus.errors import PromptError
+from orthrus.progress import Progress
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -99,7 +97,14 @@ def run(job: Job, mode: Mode) -> Run:
     watch = Watch()
     chats: list[list[Message]] = [[] for _ in job.records]
     answers: list[tuple[int, Answer]] = []
-    with _progress(mode, sum(len(record.turns) for record in job.records)) as note:
+    label, turns, written = "Orthrus" if mode == "orthrus" else "plain", sum(len(r.turns) for r in job.records), 0
+    with Progress(label, turns, lines=0, transient=True) as progress:
+
+        def note(_: int, step: "engine.Progress") -> None:
+            nonlocal written
+            written += len(step.token_ids)
+            progress.advance(int(step.row.finish_reason is not None), f"{written} tokens")
+
         for turn in range(max(len(record.turns) for record in job.records)):
             asked = [i for i, record in enumerate(job.records) if turn < len(record.turns)]
             for i in asked:
@@ -159,26 +164,3 @@ def _prompt(chat: list[Message], raw: bool) -> str | list[Message]:
     if len(chat) != 1:
         raise PromptError(f"a prompt to continue as it is must be one text, found a chat of {len(chat)} messages")
     return str(chat[0]["content"])
-
-
-@contextmanager
-def _progress(mode: Mode, total: int) -> "Iterator[Callable[[int, engine.Progress], None]]":
-    """Show completions ended and tokens written so far, if standard error is a terminal."""
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("{task.fields[tokens]} tokens"),
-        TimeElapsedColumn(),
-    )
-    console = err()
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
-        task = bar.add_task("Orthrus" if mode == "orthrus" else "plain", total=total, tokens=0)
-        tokens = 0
-
-        def note(_: int, step: "engine.Progress") -> None:
-            nonlocal tokens
-            tokens += len(step.token_ids)
-            bar.update(task, tokens=tokens, advance=step.row.finish_reason is not None)
-
-        yield note

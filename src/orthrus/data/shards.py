@@ -18,13 +18,13 @@ from numpy.typing import NDArray
 from orthrus.data.packing import EncodedDocument
 from orthrus.data.responses import Prompt
 from orthrus.errors import DataError
+from orthrus.progress import Progress
 from orthrus.writing import replacing, writing
 
 SHARD = 64
 """Answers written to disk together. An interrupted process loses at most so many."""
 
 Writer = Callable[[Sequence[Prompt]], Iterable[EncodedDocument]]
-Progress = Callable[[int, int], None]
 
 
 def write_answers(
@@ -35,7 +35,7 @@ def write_answers(
     about: dict[str, Any],
     share: tuple[int, int] = (0, 1),
     size: int = SHARD,
-    on_progress: Progress | None = None,
+    label: str = "",
 ) -> None:
     """Answer each prompt that has no answer in the folder yet; existing answers stay.
 
@@ -46,7 +46,7 @@ def write_answers(
         about: the settings that answers depend on, as JSON values.
         share: index of this process and number of processes; prompts are dealt out in turn.
         size: answers per shard.
-        on_progress: called with the prompts done and the prompts of this process.
+        label: what the progress display calls them.
 
     Raises:
         DataError: another backbone or other settings wrote the folder's answers.
@@ -56,16 +56,13 @@ def write_answers(
     index, count = share
     mine = list({_key(prompt): prompt for prompt in prompts}.items())[index::count]
     lacking = [prompt for key, prompt in mine if key not in answered]
-    done = len(mine) - len(lacking)
     answers = iter(write(lacking)) if lacking else iter(())
     number = max((int(path.stem[4:]) + 1 for path in folder.glob(f"{index:03d}-*.npz")), default=0)
-    while shard := list(islice(answers, size)):
-        _write(folder / f"{index:03d}-{number:05d}.npz", shard)
-        number, done = number + 1, done + len(shard)
-        if on_progress is not None:
-            on_progress(done, len(mine))
-    if on_progress is not None:
-        on_progress(len(mine), len(mine))  # prompts that leave no room for an answer are done with, too
+    with Progress(f"{label} prompts", len(mine), done=len(mine) - len(lacking)) as progress:
+        while shard := list(islice(answers, size)):
+            _write(folder / f"{index:03d}-{number:05d}.npz", shard)
+            number += 1
+            progress.advance(len(shard))
 
 
 def read_answers(folder: Path, prompts: Sequence[Prompt]) -> list[EncodedDocument]:

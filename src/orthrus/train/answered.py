@@ -10,7 +10,6 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from orthrus.checkpoints.load import DTYPES, device_of
 from orthrus.data.packing import PackedRows
-from orthrus.data.shards import SHARD
 from orthrus.decode.drafters import Drafter
 from orthrus.train.heldout import decoded_by, rates
 from orthrus.train.prepare import Prepared, prepare
@@ -42,7 +41,7 @@ class AnsweredTask(ABC, Generic[_Recipe]):
         if recipe.run.threads is not None:
             torch.set_num_threads(recipe.run.threads)
         self._backbone, self._tokenizer = self._loaded()
-        self._data = data or prepare(recipe, self._tokenizer, self._backbone, ranks=self._ranks, on_progress=_report)
+        self._data = data or prepare(recipe, self._tokenizer, self._backbone, ranks=self._ranks)
         self.row_count = len(self._data.rows)
         torch.manual_seed(recipe.run.seed)
 
@@ -78,8 +77,3 @@ class AnsweredTask(ABC, Generic[_Recipe]):
     def _drafted(self, prompts: list[list[int]], drafter: Drafter) -> dict[str, float]:
         """Decode prompts by the backbone with a drafter; returns figures by name."""
         return rates(decoded_by(self._backbone, prompts, self._recipe.responses.eval_tokens, drafter))
-
-
-def _report(name: str, done: int, whole: int) -> None:
-    if done % SHARD == 0 or done == whole:
-        print(f"{name}: {done} of {whole} prompts answered", flush=True)

@@ -5,7 +5,6 @@ of data and randomness are pure functions of the step.
 """
 
 import json
-import os
 import re
 import shutil
 from dataclasses import dataclass
@@ -14,9 +13,10 @@ from typing import Any
 
 import torch
 
-from orthrus.errors import CheckpointError, ConfigError
+from orthrus.errors import CheckpointError, ConfigError, WriteError
 from orthrus.train.config import changed_keys, recipe_from_mapping
 from orthrus.train.sections import Recipe
+from orthrus.writing import replacing
 
 KEEP = 2
 FREE_TO_CHANGE = frozenset(
@@ -35,7 +35,7 @@ FREE_TO_CHANGE = frozenset(
 )
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@dataclass(frozen=True, kw_only=True)
 class Checkpoint:
     """The state after `step` optimizer steps, each computed in so many `parts`."""
 
@@ -52,37 +52,18 @@ def save_checkpoint(folder: Path, checkpoint: Checkpoint, recipe: Recipe) -> Pat
         CheckpointError: it cannot be written (a full disk); those before it stay.
     """
     target = folder / f"step-{checkpoint.step:08d}"
-    temporary = folder / f"{target.name}.tmp"
     try:
-        _write(temporary, checkpoint, recipe)
-        shutil.rmtree(target, ignore_errors=True)
-        temporary.rename(target)
-        _fsync_directory(folder)
-    except (OSError, RuntimeError) as error:  # torch tells of some failed writes by a RuntimeError
-        shutil.rmtree(temporary, ignore_errors=True)
+        with replacing(target) as temporary:
+            temporary.mkdir()
+            torch.save(vars(checkpoint), temporary / "state.pt")
+            (temporary / "recipe.json").write_text(recipe.model_dump_json(indent=2) + "\n", encoding="utf-8")
+    except (WriteError, RuntimeError) as error:  # torch tells of some failed writes by a RuntimeError
         raise CheckpointError(
-            f"{target}: cannot be written: {error}; the checkpoints before it are whole: make room, and run the same "
-            "command again"
+            f"{target}: {error}; the checkpoints before it are whole, and the same command goes on from there"
         ) from error
     for old in checkpoint_paths(folder)[:-KEEP]:
         shutil.rmtree(old)
     return target
-
-
-def _write(folder: Path, checkpoint: Checkpoint, recipe: Recipe) -> None:
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir(parents=True)
-    state = {
-        "step": checkpoint.step,
-        "parts": checkpoint.parts,
-        "trainable": checkpoint.trainable,
-        "optimizers": checkpoint.optimizers,
-    }
-    with (folder / "state.pt").open("wb") as file:
-        torch.save(state, file)
-        file.flush()
-        os.fsync(file.fileno())
-    (folder / "recipe.json").write_text(recipe.model_dump_json(indent=2) + "\n", encoding="utf-8")
 
 
 def load_latest(folder: Path, recipe: Recipe) -> Checkpoint | None:
@@ -96,13 +77,7 @@ def load_latest(folder: Path, recipe: Recipe) -> Checkpoint | None:
     if not paths:
         return None
     path = paths[-1]
-    try:
-        before = _with_defaults(json.loads((path / "recipe.json").read_text(encoding="utf-8")))
-        state = torch.load(path / "state.pt", map_location="cpu", weights_only=True)
-    except Exception as error:
-        raise CheckpointError(
-            f"{path}: a whole checkpoint is required; {error}; delete it to resume from the one before"
-        ) from error
+    state, before = _read(path)
     with_steps = {"schedule.steps", "schedule.decay_steps"} if _still_constant(path, before) else set()
     changed = [
         key for key in changed_keys(before, recipe.model_dump(mode="json")) if key not in FREE_TO_CHANGE | with_steps
@@ -112,12 +87,18 @@ def load_latest(folder: Path, recipe: Recipe) -> Checkpoint | None:
             f"{path}: a run resumes with the recipe that it started with, but these keys changed: "
             f"{', '.join(changed)}; restore them, choose another run.output, or start anew without resuming"
         )
-    return Checkpoint(
-        step=state["step"],
-        parts=state.get("parts", 1),  # checkpoints older than the key
-        trainable=state["trainable"],
-        optimizers=state["optimizers"],
-    )
+    return Checkpoint(**state)
+
+
+def _read(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return a checkpoint's state and its recipe."""
+    try:
+        state = torch.load(path / "state.pt", map_location="cpu", weights_only=True)
+        return state, _with_defaults(json.loads((path / "recipe.json").read_text(encoding="utf-8")))
+    except Exception as error:
+        raise CheckpointError(
+            f"{path}: a whole checkpoint is required; {error}; delete it to go on from the one before"
+        ) from error
 
 
 def _still_constant(path: Path, recipe: dict[str, Any]) -> bool:
@@ -144,10 +125,7 @@ def load_trainable(parameters: dict[str, torch.nn.Parameter], folder: Path) -> N
     paths = checkpoint_paths(folder)
     if not paths:
         raise CheckpointError(f"{folder}: a checkpoint to start from is required; found none; train that recipe first")
-    try:
-        kept = torch.load(paths[-1] / "state.pt", map_location="cpu", weights_only=True)["trainable"]
-    except Exception as error:
-        raise CheckpointError(f"{paths[-1]}: a whole checkpoint is required; {error}") from error
+    kept = _read(paths[-1])[0]["trainable"]
     if {n: t.shape for n, t in kept.items()} != {n: p.shape for n, p in parameters.items()}:
         raise CheckpointError(f"{paths[-1]}: its tensors are not this model's; give both recipes the same shape")
     with torch.no_grad():
@@ -160,11 +138,3 @@ def checkpoint_paths(folder: Path) -> list[Path]:
     if not folder.is_dir():
         return []
     return sorted(path for path in folder.iterdir() if re.fullmatch(r"step-\d{8}", path.name))
-
-
-def _fsync_directory(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

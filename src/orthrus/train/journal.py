@@ -1,21 +1,11 @@
 """What a run says while it goes: a JSON line per report in `log.jsonl`, trackers, and a progress bar or plain lines."""
 
-import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 
-from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-)
-
 from orthrus.data.records import append, read_records, rewrite
+from orthrus.progress import Progress
 from orthrus.train.trackers import Tracker
 
 
@@ -34,24 +24,17 @@ class Journal:
         self._silent = silent
         self._trackers = trackers
         self._path = path
-        self._steps, self._start, self._began = steps, start, time.monotonic()
         self._sums: dict[str, tuple[float, float]] = {}
-        self._console = Console(stderr=True)
-        self._progress = Progress(
-            TextColumn("step"), MofNCompleteColumn(), BarColumn(), TextColumn("{task.description}"),
-            TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn(),
-            console=self._console, disable=silent or not self._console.is_terminal,
-        )  # fmt: skip
-        self._bar = self._progress.add_task("", total=steps, completed=start)
+        self._progress = Progress("step", steps, done=start, lines=0, quiet=silent)
 
     def __enter__(self) -> "Journal":
-        self._progress.start()
+        self._progress.__enter__()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._progress.stop()
+        self._progress.__exit__(kind, error, trace)
 
     def write_start(self, step: int, about: Mapping[str, object]) -> None:
         """Write where the figures that follow come from."""
@@ -62,7 +45,7 @@ class Journal:
         for name, (total, count) in sums.items():
             before = self._sums.get(name, (0.0, 0.0))
             self._sums[name] = (before[0] + total, before[1] + count)
-        self._progress.advance(self._bar)
+        self._progress.advance()
 
     def write_step(self, step: int) -> None:
         """Write the means since the last time."""
@@ -70,14 +53,14 @@ class Journal:
         self._sums.clear()
         self._write({"event": "step", "step": step, **means})
         self._track(step, means)
-        self._say(step, f"loss {means.get('loss', float('nan')):.4f}")
+        self._progress.tell(f"loss {means.get('loss', float('nan')):.4f}")
 
     def write_evaluation(self, step: int, metrics: Mapping[str, float]) -> None:
         """Write the figures of an evaluation."""
         self._write({"event": "evaluation", "step": step, **metrics})
         self._track(step, metrics)
         text = "  ".join(f"{name} {value:.4f}" for name, value in metrics.items())
-        self._print(f"step {step}: {text}")
+        self._progress.print(f"step {step}: {text}")
 
     def _track(self, step: int, figures: Mapping[str, float]) -> None:
         for tracker in self._trackers:
@@ -87,28 +70,14 @@ class Journal:
         if not self._silent:
             append(self._path, [dict(line)])
 
-    def _say(self, step: int, text: str) -> None:
-        if self._console.is_terminal:
-            self._progress.update(self._bar, description=text)
-            return
-        elapsed = time.monotonic() - self._began
-        left = elapsed / (step - self._start) * (self._steps - step)
-        self._print(f"step {step}/{self._steps}  {text}  {elapsed / 60:.1f} min, {left / 60:.1f} min left")
-
-    def _print(self, line: str) -> None:
-        if not self._silent:
-            self._console.print(line, highlight=False, markup=False, soft_wrap=True)
-
 
 def evaluation_at(path: Path, step: int) -> dict[str, float] | None:
     """Return the figures that a log has of the evaluation after `step`, None where it has none."""
     lines = read_records(path) if path.exists() else []
     evaluations = [line for line in lines if (line["event"], line["step"]) == ("evaluation", step)]
-    return (
-        {name: value for name, value in evaluations[-1].items() if name not in ("event", "step")}
-        if evaluations
-        else None
-    )
+    if not evaluations:
+        return None
+    return {name: value for name, value in evaluations[-1].items() if name not in ("event", "step")}
 
 
 def _cut_back(path: Path, start: int) -> None:

@@ -60,40 +60,23 @@ class StepCost:
     parts: int
     memory: int
 
-    @property
-    def steps_seconds(self) -> list[float]:
-        """Seconds of each measured step."""
-        return [sum(phases.values()) for phases in self.phases_seconds]
-
-    @property
-    def seconds(self) -> float:
-        """Seconds of a step: the median."""
-        return median(self.steps_seconds)
-
-    @property
-    def rate(self) -> float:
-        """Operations per second of a matrix product: the median."""
-        return median(self.rates)
-
-    @property
-    def floor(self) -> float:
-        """Seconds that a step's operations take at the rate of a matrix product."""
-        return self.operations / self.rate
-
     def to_dict(self) -> dict[str, Any]:
+        """Return the figures, medians over the steps; the floor is the operations at the product's rate."""
+        steps = [sum(phases.values()) for phases in self.phases_seconds]
+        seconds, rate = median(steps), median(self.rates)
         return {
-            "seconds": self.seconds,
-            "tokens_per_second": self.tokens / self.seconds,
+            "seconds": seconds,
+            "tokens_per_second": self.tokens / seconds,
             "phases": {name: median(phases[name] for phases in self.phases_seconds) for name in PHASES},
             "memory_bytes": self.memory,
             "operations": self.operations,
-            "operations_per_second": self.rate,
-            "floor_seconds": self.floor,
-            "floor_share": self.floor / self.seconds,
+            "operations_per_second": rate,
+            "floor_seconds": self.operations / rate,
+            "floor_share": self.operations / rate / seconds,
             "tokens": self.tokens,
             "slots": self.slots,
             "parts": self.parts,
-            "steps_seconds": self.steps_seconds,
+            "steps_seconds": steps,
             "rates": self.rates,
         }
 

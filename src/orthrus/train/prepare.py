@@ -27,9 +27,6 @@ from orthrus.train.ranks import Ranks
 from orthrus.train.sections import AnsweredRecipe, AnswersSection
 from orthrus.train.sources import DatasetSource, Source, SyntheticSource, source_name
 
-OnProgress = Callable[[str, int, int], None]
-"""Called with the name of a set, prompts answered and all prompts."""
-
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Prepared:
@@ -46,19 +43,17 @@ def prepare(
     model: PreTrainedModel | None,
     *,
     ranks: Ranks,
-    on_progress: OnProgress | None = None,
 ) -> Prepared:
     """Make what is missing of `run.output/data` and open it; all processes of a run call it together.
 
     Args:
         model: the backbone with a view attached; needed where it writes the answers itself.
-        on_progress: hears of this process's share.
 
     Raises:
         DataError: sources or answers that cannot be read or do not fit together, or data made by another recipe.
         ConfigError: a thinking setting that the chat template does not know.
     """
-    making = _Making(recipe, tokenizer, model, ranks, on_progress)
+    making = _Making(recipe, tokenizer, model, ranks)
     heldout = {
         source_name(source): _prompts(
             recipe, tokenizer, zip(heldout_documents(source, seed=recipe.data.seed), itertools.count())
@@ -130,7 +125,6 @@ class _Making:
     tokenizer: PreTrainedTokenizerFast
     model: PreTrainedModel | None
     ranks: Ranks
-    on_progress: OnProgress | None
 
     @property
     def how(self) -> Answering:
@@ -167,7 +161,7 @@ class _Making:
                 self._writer(decode, spent),
                 about=answered_by(self.recipe, self.model),
                 share=(self.ranks.index, self.ranks.count),
-                on_progress=None if self.on_progress is None else partial(self.on_progress, name),
+                label=name,
             )
         if view is None or not spent.forwards:
             return {}

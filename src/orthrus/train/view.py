@@ -101,7 +101,7 @@ class ViewTask(AnsweredTask[ViewRecipe]):
         most, goal = self._recipe.responses.eval_tokens, self._recipe.objective
         figures = rates(decoded_for_real(self.model, prompts, most))
         if goal.blind_anchor_share > 0:
-            figures |= rates(decoded_for_real(self.model, prompts, most, onepass=True), "onepass_")
+            figures |= rates(decoded_for_real(self.model, prompts, most, plan="onepass"), "onepass_")
         if goal.shown_share > 0:
             figures |= rates(decoded_for_real(self.model, prompts, most, steps=2), "two_steps_")
         return figures
