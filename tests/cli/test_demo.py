@@ -10,7 +10,6 @@ from rich.console import Console
 
 import orthrus
 from orthrus.cli import common, demo
-from orthrus.cli.questions import questions
 from orthrus.decode import accept
 from orthrus.decode.accept import Verdict
 from tests.cli.conftest import Ran
@@ -24,12 +23,12 @@ def test_figures_are_of_the_built_in_prompts(
 ) -> None:
     """Both ways' counts among them: a prefill and two passes a cycle, or one."""
     model, tokenizer = orthrus.load(model_dir)
-    chosen = questions(3)
-    expected = orthrus.generate(model, tokenizer, [q.messages for q in chosen], max_new_tokens=10, plan=plan)
+    chats = [[{"role": "user", "content": prompt}] for _, prompt in demo.QUESTIONS[:3]]
+    expected = orthrus.generate(model, tokenizer, chats, max_new_tokens=10, plan=plan)
     ran = cli("demo", "-m", model_dir, "--prompts", 3, "--max-new-tokens", 10, "--plan", plan, "--json")
     assert ran.code == 0
     value = json.loads(ran.out)
-    assert [(p["kind"], p["prompt"]) for p in value["prompts"]] == [(q.kind, q.prompt) for q in chosen]
+    assert [(p["kind"], p["prompt"]) for p in value["prompts"]] == list(demo.QUESTIONS[:3])
     for shown, completion in zip(value["prompts"], expected, strict=True):
         assert shown["identical"] is True
         assert shown["orthrus"]["stats"] == completion.stats.to_dict()
@@ -59,7 +58,7 @@ def test_the_terminal_gets_texts_then_one_table_and_a_legend(cli: Cli, model_dir
     assert ran.code == 0
     assert "\x1b" not in ran.out
     assert [ran.out.count(word) for word in ("▸ plain decoding", "▸ Orthrus", "accepted drafts")] == [2, 2, 1]
-    rows = re.findall(r"^│ (\w+) .*│ (yes|no) +│$", ran.out, re.MULTILINE)
+    rows = re.findall(r"^│ (\w+) +│ (yes|no) +│", ran.out, re.MULTILINE)
     assert rows == [("arithmetic", "yes"), ("function", "yes"), ("all", "yes")]
 
 

@@ -16,6 +16,7 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from orthrus.checkpoints.files import require_published
+from orthrus.checkpoints.tokenizers import QWEN2_PIECES
 from orthrus.errors import CheckpointError, UnsupportedModel
 from orthrus.model.attach import config_of
 from orthrus.model.fingerprint import TWIN, backbone_tensors, twin_tensors
@@ -27,10 +28,6 @@ BLOCK_SIZE: Final = f"{ARCHITECTURE}.diffusion.block_size"
 _LAYOUT: Final = "the GGUF layout"
 _FORMS: Final = {torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16"}
 _SPECIAL: Final = ("bos", "eos", "unk", "sep", "pad", "cls")  # the mask token is the view's
-_QWEN2: Final = (
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-)
-"""How Qwen2 and its successors cut text before merging; llama.cpp knows it as `qwen2`."""
 
 
 def save_gguf(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, path: Path) -> list[str]:
@@ -113,7 +110,7 @@ def _require_qwen2(tokenizer: PreTrainedTokenizerBase) -> None:
     patterns = [
         part.get("pattern", {}).get("Regex") for part in cut.get("pretokenizers", [cut]) if part["type"] == "Split"
     ]
-    if described["model"]["type"] != "BPE" or patterns != [_QWEN2]:
+    if described["model"]["type"] != "BPE" or patterns != [QWEN2_PIECES]:
         raise UnsupportedModel(
             f"{_LAYOUT} needs a byte-level tokenizer that cuts text as Qwen2's does, found another: llama.cpp would "
             "read texts otherwise"

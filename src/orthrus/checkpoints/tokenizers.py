@@ -2,10 +2,23 @@
 
 import json
 from pathlib import Path
+from typing import Final
 
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from orthrus.errors import CheckpointError
+
+QWEN2_PIECES: Final = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)"
+    r"|[^\r\n\p{L}\p{N}]?\p{L}+"
+    r"|\p{N}"
+    r"| ?[^\s\p{L}\p{N}]+[\r\n]*"
+    r"|\s*[\r\n]+"
+    r"|\s+(?!\S)"
+    r"|\s+"
+)
+"""How Qwen2 and its successors cut text before merging: contractions, words with one leading space, single digits,
+punctuation with its newlines, and white space. llama.cpp knows it as `qwen2`."""
 
 
 def read_tokenizer(home: Path | str, *, revision: str | None = None) -> PreTrainedTokenizerBase:

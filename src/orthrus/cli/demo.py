@@ -5,16 +5,15 @@ saw either.
 """
 
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, Annotated, Any
+from itertools import cycle, islice
+from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
-from rich.table import Table
 
 from orthrus.cli import common
 from orthrus.cli.common import Watch, out, print_json, say, statistics_line
 from orthrus.cli.comparing import Comparison, Written
-from orthrus.cli.measuring import Threads, set_threads
-from orthrus.cli.questions import Question, questions
+from orthrus.cli.measuring import Threads, set_threads, show
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -24,6 +23,30 @@ if TYPE_CHECKING:
 DRAFT, BONUS = "green", "bold magenta"
 COLOURS = {"ar": ("", ""), "orthrus": (DRAFT, BONUS)}
 _WARM_UP_TOKENS = 32
+QUESTIONS: Final = (
+    (
+        "arithmetic",
+        "A baker makes 24 rolls every morning. She sells 17 of them for 2 dollars each and gives the rest away. "
+        "How much does she earn in a week, and how many rolls does she give away?",
+    ),
+    (
+        "function",
+        "Write a Python function `is_palindrome(text)` that ignores spaces and capital letters, with a docstring and "
+        "two examples.",
+    ),
+    (
+        "rewrite",
+        "Rewrite this politely: Send me the report by Friday. The last one was full of mistakes, and I had to do half "
+        "of the work again.",
+    ),
+    (
+        "table",
+        "Make a table of the planets Mercury, Venus, Earth and Mars with the columns name, place from the sun and "
+        "number of moons.",
+    ),
+    ("chat", "I have a free Sunday and it is raining. What could I do with two children?"),
+)
+"""What an assistant is asked, by kinds that drafts do well or badly on."""
 
 Prompts = Annotated[int, typer.Option(min=1, help="How many questions, of different kinds in turn.")]
 
@@ -54,10 +77,10 @@ def demo(
     chosen = _asked(model, prompts)
     for mode in ("ar", "orthrus"):
         warm = min(_WARM_UP_TOKENS, max_new_tokens)
-        generate(loaded, tokenizer, [chosen[0].messages], mode=mode, exact=exact, max_new_tokens=warm)
+        generate(loaded, tokenizer, [_chat(chosen[0][1])], mode=mode, exact=exact, max_new_tokens=warm)
     pairs = [
-        _both(loaded, tokenizer, question, plan=plan, exact=exact, max_new_tokens=max_new_tokens, show=not json)
-        for question in chosen
+        _both(loaded, tokenizer, *one, plan=plan, exact=exact, max_new_tokens=max_new_tokens, shown=not json)
+        for one in chosen
     ]
     whole = Comparison.total([pair for _, pair in pairs])
     described = {
@@ -70,58 +93,63 @@ def demo(
     }
     if json:
         each = [
-            {"kind": question.kind, "prompt": question.prompt, "text": text} | _figures(pair)
-            for question, (text, pair) in zip(chosen, pairs, strict=True)
+            {"kind": kind, "prompt": prompt, "text": text} | _figures(pair)
+            for (kind, prompt), (text, pair) in zip(chosen, pairs, strict=True)
         ]
         print_json({**described, "prompts": each, "all": _figures(whole)})
     else:
-        named = [(question.kind, pair) for question, (_, pair) in zip(chosen, pairs, strict=True)]
+        named = [(kind, pair) for (kind, _), (_, pair) in zip(chosen, pairs, strict=True)]
         _table([*named, ("all", whole)], " · ".join(f"{name} {value}" for name, value in described.items()))
     if not whole.identical and (exact == "token" or described["dtype"] == "float32"):
         raise typer.Exit(1)
 
 
-def _asked(model: str, count: int) -> list[Question]:
-    """Return the questions for a model."""
+def _asked(model: str, count: int) -> list[tuple[str, str]]:
+    """Return so many questions for a model, each with its kind."""
     from orthrus.data.synthetic import problems
 
     if model != "nano":
-        return questions(count)
-    return [Question(kind=one.domain, prompt=one.prompt) for one in problems(count, split="heldout")]
+        return list(islice(cycle(QUESTIONS), count))
+    return [(one.domain, one.prompt) for one in problems(count, split="heldout")]
+
+
+def _chat(prompt: str) -> list[dict[str, str]]:
+    return [{"role": "user", "content": prompt}]
 
 
 def _both(
     model: "PreTrainedModel",
     tokenizer: "PreTrainedTokenizerBase",
-    question: Question,
+    kind: str,
+    prompt: str,
     *,
     plan: str | None,
     exact: common.ExactName,
     max_new_tokens: int,
-    show: bool,
+    shown: bool,
 ) -> tuple[str, Comparison]:
     """Decode one prompt both ways, plainly first; returns the text."""
     from orthrus.decode.api import stream
 
-    if show:
-        out().rule(question.kind)
-        say(question.prompt, style="cyan")
+    if shown:
+        out().rule(kind)
+        say(prompt, style="cyan")
     written = []
     for title, mode in (("plain decoding", "ar"), ("Orthrus", "orthrus")):
-        if show:
+        if shown:
             say(f"\n▸ {title}", style="bold")
         chunks = stream(
             model,
             tokenizer,
-            question.messages,
+            _chat(prompt),
             mode="ar" if mode == "ar" else "orthrus",
             plan=plan if mode == "orthrus" else None,
             exact=exact,
             max_new_tokens=max_new_tokens,
         )
-        text, one = _timed(chunks, styles=COLOURS[mode] if show else None)
+        text, one = _timed(chunks, styles=COLOURS[mode] if shown else None)
         written.append(one)
-        if show:
+        if shown:
             say(statistics_line(one.stats, one.seconds) + "\n", style="dim")
     return text, Comparison(plain=written[0], made=written[1])
 
@@ -157,33 +185,23 @@ def _figures(pair: Comparison) -> dict[str, Any]:
 
 
 def _table(pairs: list[tuple[str, Comparison]], caption: str) -> None:
-    """Print a line for each comparison, the last one apart, and what the colours mean."""
-    table = Table()
-    table.add_column("prompt")
-    for heading in (
-        "tokens",
-        "plain\ntokens/s",
-        "Orthrus\ntokens/s",
-        "ratio",
-        "tokens per\nforward",
-        "tokens per\ncycle",
-    ):
-        table.add_column(heading, justify="right")
-    table.add_column("identical")
-    for name, pair in pairs:
-        if pair is pairs[-1][1]:
-            table.add_section()
-        table.add_row(
+    """Print a line for each comparison, and what the colours mean."""
+    from orthrus.bench.tables import Grid
+
+    header = ["prompt", "identical", "tokens", "plain\ntokens/s", "Orthrus\ntokens/s", "ratio"]
+    rows = [
+        [
             name,
+            "yes" if pair.identical else "no",
             str(pair.made.stats.emitted),
             f"{pair.plain.tokens_per_second:.0f}",
             f"{pair.made.tokens_per_second:.0f}",
             f"{pair.speedup:.2f}",
             f"{pair.made.stats.tokens_per_forward:.2f}",
             f"{pair.made.stats.tokens_per_cycle:.2f}",
-            "yes" if pair.identical else "no",
-        )
-    console = out()
-    console.print(table)
+        ]
+        for name, pair in pairs
+    ]
+    show([Grid(title="", header=[*header, "tokens per\nforward", "tokens per\ncycle"], rows=rows, labels=2)])
     say(caption, style="dim")
-    console.print(f"[{DRAFT}]accepted drafts[/] · [{BONUS}]the backbone's own tokens[/] · prompts unseen in training")
+    out().print(f"[{DRAFT}]accepted drafts[/] · [{BONUS}]the backbone's own tokens[/] · prompts unseen in training")

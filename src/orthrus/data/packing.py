@@ -6,7 +6,6 @@ A document is cut only where it is longer than a row. Each token says whether it
 import bisect
 import hashlib
 import json
-from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import islice
@@ -133,24 +132,16 @@ def pack(documents: Iterable[EncodedDocument], *, row_tokens: int, pad_id: int, 
 
 def _best_fit(documents: list[EncodedDocument], row_tokens: int) -> list[list[EncodedDocument]]:
     rows: list[list[EncodedDocument]] = []
-    open_rows: dict[int, list[int]] = defaultdict(list)  # free tokens -> rows with so much room
-    free_sizes: list[int] = []  # the keys of open_rows, sorted
+    room: list[tuple[int, int]] = []  # free tokens and row, sorted
     for document in sorted(documents, key=lambda d: len(d.token_ids), reverse=True):
         length = min(len(document.token_ids), row_tokens)
-        at = bisect.bisect_left(free_sizes, length)
-        if at == len(free_sizes):
-            row, free = len(rows), row_tokens
+        at = bisect.bisect_left(room, (length, 0))
+        free, row = room.pop(at) if at < len(room) else (row_tokens, len(rows))
+        if row == len(rows):
             rows.append([])
-        else:
-            free = free_sizes[at]
-            row = open_rows[free].pop()
-            if not open_rows[free]:
-                del open_rows[free], free_sizes[at]
         rows[row].append(document)
-        if left := free - length:
-            if left not in open_rows:
-                bisect.insort(free_sizes, left)
-            open_rows[left].append(row)
+        if free > length:
+            bisect.insort(room, (free - length, row))
     return rows
 
 

@@ -109,13 +109,26 @@ def _share(
 ) -> list[EncodedDocument]:
     """Documents of one source until its share of tokens is full; the source starts over when it ends."""
     share: list[EncodedDocument] = []
-    while tokens > 0:
-        before = len(share)
-        for document in encode_documents(tokenizer, train_documents(source, seed=data.seed)):
-            share.append(document)
-            tokens -= min(len(document.token_ids), data.row_tokens)
-            if tokens <= 0:
-                break
-        if len(share) == before:
-            raise DataError(f"{source_name(source)}: no document is left to train on; lower `heldout` or drop it")
+    documents = (document for document, _ in over_and_over(source, seed=data.seed))
+    for document in encode_documents(tokenizer, documents):
+        share.append(document)
+        tokens -= min(len(document.token_ids), data.row_tokens)
+        if tokens <= 0:
+            break
     return share
+
+
+def over_and_over(source: Source, *, seed: int) -> Iterator[tuple[Document, int]]:
+    """A source's documents, without end, each with what picks its turn: its own number and the pass's.
+
+    So a chat answers at the next of its turns in the next pass, however many documents there are.
+
+    Raises:
+        DataError: there is none.
+    """
+    for again in itertools.count():
+        number = -1
+        for number, document in enumerate(train_documents(source, seed=seed)):
+            yield document, number + again
+        if number < 0:
+            raise DataError(f"{source_name(source)}: no document is left to train on; lower `heldout` or drop it")

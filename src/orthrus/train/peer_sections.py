@@ -1,8 +1,9 @@
 """Recipes of peers, which are trained on the same answers as a view and compared with it."""
 
+from collections.abc import Iterator
 from typing import Annotated, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field
 
 from orthrus.model.config import BlockAttention
 from orthrus.train.sections import NEEDS_TEACHER, AnsweredModel, AnsweredRecipe, BlockObjective, LossName, Vocabulary
@@ -12,11 +13,9 @@ from orthrus.train.sources import Positive, Section
 class _PeerRecipe(AnsweredRecipe):
     """A recipe of a peer; each process holds the whole model."""
 
-    @model_validator(mode="after")
-    def _whole_everywhere(self) -> "_PeerRecipe":
+    def faults(self) -> Iterator[str]:
         if self.run.sharding != "none":
-            raise ValueError(f"run.sharding must be 'none' for a peer, found {self.run.sharding!r}: drop the key")
-        return self
+            yield f"run.sharding must be 'none' for a peer, found {self.run.sharding!r}: drop the key"
 
 
 class Eagle3Model(AnsweredModel):
@@ -127,8 +126,7 @@ class BlocksRecipe(_PeerRecipe):
     model: BlocksModel
     objective: BlocksObjective = BlocksObjective()
 
-    @model_validator(mode="after")
-    def _whole_texts_are_noised_whole(self) -> "BlocksRecipe":
+    def faults(self) -> Iterator[str]:
+        yield from super().faults()
         if self.model.block_size is None and self.objective.noise == "block":
-            raise ValueError("objective.noise must be 'document' without model.block_size: there are no blocks")
-        return self
+            yield "objective.noise must be 'document' without model.block_size: there are no blocks"

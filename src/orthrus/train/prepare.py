@@ -4,7 +4,7 @@ import hashlib
 import itertools
 import random
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -21,7 +21,7 @@ from orthrus.data.responses import Answering, Prompt, prompt_of
 from orthrus.decode.output import Stats
 from orthrus.errors import DataError
 from orthrus.model.fingerprint import fingerprint
-from orthrus.train.corpus import corpus_about, data_folder, heldout_documents, train_documents
+from orthrus.train.corpus import corpus_about, data_folder, heldout_documents, over_and_over
 from orthrus.train.drafting import drafting
 from orthrus.train.ranks import Ranks
 from orthrus.train.sections import AnsweredRecipe, AnswersSection
@@ -77,7 +77,7 @@ def train_prompts(recipe: AnsweredRecipe, tokenizer: PreTrainedTokenizerFast) ->
     data = recipe.data
     whole = sum(source.weight for source in data.sources)
     documents = (
-        itertools.islice(_again(source, seed=data.seed), round(recipe.responses.prompts * source.weight / whole))
+        itertools.islice(over_and_over(source, seed=data.seed), round(recipe.responses.prompts * source.weight / whole))
         for source in data.sources
     )
     prompts = _prompts(recipe, tokenizer, itertools.chain.from_iterable(documents))
@@ -241,16 +241,3 @@ def _prompts(
     if recipe.answers.by == "given":
         responses.check_given(prompts, thinking=thinking)
     return prompts
-
-
-def _again(source: Source, *, seed: int) -> Iterator[tuple[Document, int]]:
-    """A source's documents, over and over, each with what picks its turn: its own number and the pass's.
-
-    So a chat answers at the next of its turns in the next pass, however many documents there are.
-    """
-    for again in itertools.count():
-        number = -1
-        for number, document in enumerate(train_documents(source, seed=seed)):
-            yield document, number + again
-        if number < 0:
-            raise DataError(f"{source_name(source)}: no document is left to train on; lower `heldout` or drop it")

@@ -3,9 +3,10 @@
 A recipe is frozen: a run can be compared with the checkpoint that it resumes.
 """
 
+from collections.abc import Iterator
 from typing import Annotated, Final, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field
 
 from orthrus.model.config import Anchor, BlockAttention
 from orthrus.train.sources import DataSection, Positive, Section
@@ -178,13 +179,11 @@ class AnswersSection(Section):
     served_as: str | None = None
     view: str | None = Field(default=None, description="an adapter: a directory, a bundled name or a Hub id")
 
-    @model_validator(mode="after")
-    def _each_way_has_its_own_keys(self) -> "AnswersSection":
+    def faults(self) -> Iterator[str]:
         if (self.by == "server") != (self.url is not None):
-            raise ValueError("url is required with by = 'server' and has no meaning without it")
+            yield "url is required with by = 'server' and has no meaning without it"
         if self.view is not None and self.by != "backbone":
-            raise ValueError("view drafts what the backbone writes here: leave it out, or take by = 'backbone'")
-        return self
+            yield "view drafts what the backbone writes here: leave it out, or take by = 'backbone'"
 
     @property
     def enable_thinking(self) -> bool | None:
@@ -207,11 +206,9 @@ class OptimizerSection(Section):
     betas: tuple[Share, Share] = (0.9, 0.95)
     clip: float | None = Field(default=1.0, gt=0, description="largest norm of the whole gradient")
 
-    @model_validator(mode="after")
-    def _muon_has_a_rate(self) -> "OptimizerSection":
+    def faults(self) -> Iterator[str]:
         if (self.name == "muon+adamw") != (self.muon_lr is not None):
-            raise ValueError("muon_lr is required with name = 'muon+adamw' and has no meaning without it")
-        return self
+            yield "muon_lr is required with name = 'muon+adamw' and has no meaning without it"
 
 
 class ScheduleSection(Section):
@@ -227,14 +224,12 @@ class ScheduleSection(Section):
     final_fraction: Share = 0.0
     decay_steps: int = Field(default=0, ge=0)
 
-    @model_validator(mode="after")
-    def _decay_is_of_a_constant_rate(self) -> "ScheduleSection":
+    def faults(self) -> Iterator[str]:
         if self.decay_steps and (self.kind != "constant" or self.decay_steps > self.steps - self.warmup_steps):
-            raise ValueError(
+            yield (
                 f"decay_steps are the last of a constant rate, steps - warmup_steps at most, found {self.decay_steps} "
                 f"of {self.steps} with kind = {self.kind!r}"
             )
-        return self
 
 
 class RunSection(Section):
@@ -258,22 +253,14 @@ class RunSection(Section):
     eval_every: Positive = 500
     trackers: list[Literal["tensorboard", "wandb", "trackio"]] = Field(default_factory=list)
 
-    @model_validator(mode="after")
-    def _parts_are_equal(self) -> "RunSection":
+    def faults(self) -> Iterator[str]:
         if self.grad_accumulation != "auto" and self.batch_rows % self.grad_accumulation:
-            raise ValueError(
-                f"batch_rows ({self.batch_rows}) must be a multiple of grad_accumulation ({self.grad_accumulation})"
-            )
-        return self
-
-    @model_validator(mode="after")
-    def _sharded_parts_are_known(self) -> "RunSection":
+            yield f"batch_rows ({self.batch_rows}) must be a multiple of grad_accumulation ({self.grad_accumulation})"
         if self.sharding != "none" and self.grad_accumulation == "auto":
-            raise ValueError(
+            yield (
                 "grad_accumulation must be a number with sharding, found 'auto': one process that runs out of memory "
                 "would leave the others waiting for its part"
             )
-        return self
 
 
 class BackboneRecipe(Section):
@@ -288,21 +275,15 @@ class BackboneRecipe(Section):
     schedule: ScheduleSection
     run: RunSection
 
-    @model_validator(mode="after")
-    def _whole_everywhere(self) -> "BackboneRecipe":
+    def faults(self) -> Iterator[str]:
         if self.run.sharding != "none":
-            raise ValueError(f"run.sharding must be 'none' for a backbone, found {self.run.sharding!r}: drop the key")
-        return self
-
-    @model_validator(mode="after")
-    def _reads_its_rows(self) -> "BackboneRecipe":
+            yield f"run.sharding must be 'none' for a backbone, found {self.run.sharding!r}: drop the key"
         rows, context = self.data.row_tokens, self.model.max_position_embeddings
         if rows > context:
-            raise ValueError(
+            yield (
                 f"data.row_tokens must be at most model.max_position_embeddings ({context}), found {rows}: make rows "
                 "shorter, or the context longer"
             )
-        return self
 
 
 class AnsweredRecipe(Section):
@@ -325,26 +306,20 @@ class ViewRecipe(AnsweredRecipe):
     model: ViewModel
     objective: ViewObjective
 
-    @model_validator(mode="after")
-    def _anchor_is_masked_or_not(self) -> "ViewRecipe":
+    def faults(self) -> Iterator[str]:
         goal = self.objective
         if self.model.anchor == "backbone" and (goal.blind_anchor_share or goal.shown_share):
-            raise ValueError(
+            yield (
                 "blind_anchor_share and shown_share must be 0 with model.anchor = 'backbone', found "
                 f"{goal.blind_anchor_share} and {goal.shown_share}: its blocks are masks alone"
             )
-        return self
-
-    @model_validator(mode="after")
-    def _what_is_beside_the_layers_is_whole(self) -> "ViewRecipe":
         for name in ("markov_rank", "trained_mask"):
             value = getattr(self.model, name)
             if value and self.run.sharding != "none":
-                raise ValueError(
+                yield (
                     f"model.{name} must be {type(value)()} with run.sharding = {self.run.sharding!r}, found {value}: "
                     "what stands beside the layers is not shared out; drop one of the two"
                 )
-        return self
 
 
 Recipe = BackboneRecipe | AnsweredRecipe

@@ -1,7 +1,8 @@
 """The parts of a recipe that say which documents a run reads."""
 
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -15,23 +16,34 @@ class Section(BaseModel):
 
     model_config = ConfigDict(strict=True, frozen=True, extra="forbid", allow_inf_nan=False)
 
+    def faults(self) -> Iterator[str]:
+        """Say what keys that are right by themselves cannot be together."""
+        yield from ()
 
-class SyntheticSource(Section):
-    """Problems of one domain of the procedural generator, `orthrus.data.synthetic`."""
+    @model_validator(mode="after")
+    def _fits_together(self) -> Self:
+        if faults := list(self.faults()):
+            raise ValueError("; ".join(faults))
+        return self
+
+
+class _Source(Section):
+    weight: float = Field(gt=0)
+    heldout: int = Field(default=0, ge=0, description="first documents, kept back to evaluate on")
+
+
+class SyntheticSource(_Source):
+    """Problems of one domain of the procedural generator, `orthrus.data.synthetic`, with a split to hold out."""
 
     kind: Literal["synthetic"]
     domain: Domain
-    weight: float = Field(gt=0)
-    heldout: int = Field(default=0, ge=0, description="documents of the held-out split to evaluate on")
 
 
-class JsonlSource(Section):
+class JsonlSource(_Source):
     """Records of a JSONL file, `.gz` too, repeated when they are fewer than their share."""
 
     kind: Literal["jsonl"]
     path: str
-    weight: float = Field(gt=0)
-    heldout: int = Field(default=0, ge=0, description="first documents of the file kept back to evaluate on")
     split_characters: Positive | None = Field(
         default=None, description="cut texts longer than this into pieces, at blank lines where possible"
     )
@@ -46,14 +58,12 @@ class DatasetColumns(Section):
     answer: str | None = None
     text: str | None = None
 
-    @model_validator(mode="after")
-    def _one_of_three(self) -> "DatasetColumns":
+    def faults(self) -> Iterator[str]:
         if [self.messages, self.prompt, self.text].count(None) != 2 or (self.answer and not self.prompt):
-            raise ValueError("one of messages, prompt and text is required, and answer with prompt only")
-        return self
+            yield "one of messages, prompt and text is required, and answer with prompt only"
 
 
-class DatasetSource(Section):
+class DatasetSource(_Source):
     """A Hugging Face dataset by Hub id or directory, repeated when it has fewer rows than its share."""
 
     kind: Literal["dataset"]
@@ -64,8 +74,6 @@ class DatasetSource(Section):
     columns: DatasetColumns
     streaming: bool = True
     licence: str | None = Field(default=None, description="for the manifest")
-    weight: float = Field(gt=0)
-    heldout: int = Field(default=0, ge=0, description="first rows kept back to evaluate on")
 
 
 Source = Annotated[SyntheticSource | JsonlSource | DatasetSource, Field(discriminator="kind")]
@@ -90,20 +98,18 @@ class DataSection(Section):
     seed: int = 0
     folder: str | None = Field(default=None, description="where rows are kept; run.output/data unless recipes share it")
 
-    @model_validator(mode="after")
-    def _heldout_sets_have_their_own_names(self) -> "DataSection":
+    def faults(self) -> Iterator[str]:
         seen: dict[str, int] = {}
         for number, source in enumerate(self.sources):
             name = source_name(source)
             if source.heldout and name in seen:
-                raise ValueError(
+                yield (
                     f"sources that hold documents back must have different names, found {name!r} for "
                     f"{_origin(self.sources[seen[name]])} (sources.{seen[name]}) and {_origin(source)} "
                     f"(sources.{number}): rename a file or folder, or set heldout = 0 in all but one"
                 )
             if source.heldout:
                 seen[name] = number
-        return self
 
 
 def _origin(source: Source) -> str:

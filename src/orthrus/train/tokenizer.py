@@ -5,6 +5,7 @@ from collections.abc import Iterable, Sequence
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
+from orthrus.checkpoints.tokenizers import QWEN2_PIECES
 from orthrus.data.documents import Document
 from orthrus.errors import ConfigError
 
@@ -13,18 +14,6 @@ TURN_START = "<|im_start|>"
 TURN_END = "<|im_end|>"
 MASK_TOKEN = "<|mask|>"
 SPECIAL_TOKENS = (PAD_TOKEN, TURN_START, TURN_END, MASK_TOKEN)
-
-# Contractions, words with one leading space, single digits, punctuation with its newlines, and white space:
-# the classes of the Qwen tokenizers.
-PIECES = (
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)"
-    r"|[^\r\n\p{L}\p{N}]?\p{L}+"
-    r"|\p{N}"
-    r"| ?[^\s\p{L}\p{N}]+[\r\n]*"
-    r"|\s*[\r\n]+"
-    r"|\s+(?!\S)"
-    r"|\s+"
-)
 
 CHAT_TEMPLATE = (
     "{%- for message in messages -%}"
@@ -43,7 +32,7 @@ def train_tokenizer(texts: Iterable[str], *, vocab_size: int, max_length: int) -
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [
-            pre_tokenizers.Split(Regex(PIECES), behavior="isolated"),
+            pre_tokenizers.Split(Regex(QWEN2_PIECES), behavior="isolated"),
             pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
         ]
     )
