@@ -24,13 +24,13 @@ pytestmark = pytest.mark.skipif(
 SHAPE = {
     "hidden_size": 512,
     "intermediate_size": 2048,
-    "num_hidden_layers": 8,
+    "num_hidden_layers": 4,
     "num_attention_heads": 8,
     "num_key_value_heads": 4,
     "head_dim": 64,
     "tie_word_embeddings": True,
 }
-"""Eight layers of 16 MB in float32, and views of 3 MB."""
+"""Four layers of 16 MB in float32, and views of 3 MB."""
 
 WAYS = [
     {"pack": False},

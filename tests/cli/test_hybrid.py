@@ -11,7 +11,6 @@ from transformers import PreTrainedTokenizerFast
 import orthrus
 from orthrus import zoo
 from orthrus.cli import doctor, selfcheck
-from orthrus.decode import exact
 from tests.cli.conftest import Ran, saved
 
 Cli = Callable[..., Ran]
@@ -41,12 +40,11 @@ def test_a_chat_goes_on(cli: Cli, hybrid_dir: Path, monkeypatch: pytest.MonkeyPa
     assert ran.code == 0, ran.err
 
 
+@pytest.mark.usefixtures("eager", "few_probes")
 def test_it_is_timed_audited_and_looked_at(
     cli: Cli, hybrid_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Plans, both promises, two batch sizes; a doctor's comparison of both modes, and the bytes of a row's states."""
-    monkeypatch.setattr(exact, "_CHUNKS", (32,))
-    monkeypatch.setattr(exact, "_WIDTHS", (4, 8))
     asked = ("--suite", "synthetic:maths", "--limit", 2, "--max-new-tokens", 4)
     timed = ("--dtype", "float32", "--plans", "full,onepass,auto", "--batch", "1,2", "--rounds", 1)
     ran = cli("bench", "run", hybrid_dir, *asked, *timed, "-o", tmp_path / "bench.jsonl")

@@ -17,6 +17,7 @@ from orthrus.cli import common
 from orthrus.cli.common import Watch, err, say, statistics_line
 from orthrus.data.prompts import Message
 from orthrus.errors import OrthrusError, PromptError
+from orthrus.signals import handled
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -244,13 +245,10 @@ def _interrupts() -> Iterator[threading.Event]:
     """Turn Ctrl-C into a flag, so that it falls between two cycles; a second one interrupts at once."""
     pressed = threading.Event()
 
-    def note(*_: object) -> None:
+    def note() -> None:
         if pressed.is_set():
             raise KeyboardInterrupt
         pressed.set()
 
-    before = signal.signal(signal.SIGINT, note)
-    try:
+    with handled(note, signal.SIGINT):
         yield pressed
-    finally:
-        signal.signal(signal.SIGINT, before)

@@ -6,7 +6,6 @@ Torch and transformers are imported inside functions, so that `orthrus --help` s
 import json
 import signal
 import sys
-import threading
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -19,6 +18,7 @@ from rich.console import Console
 from rich.segment import Segment, Segments
 
 from orthrus.errors import ConfigError, OrthrusError
+from orthrus.signals import handled
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -226,19 +226,15 @@ STOPPED: Final = 3
 def resumable() -> Iterator[None]:
     """Let SIGTERM end the block as Ctrl-C does, and say of both that the same command goes on."""
 
-    def interrupt(*_: object) -> None:
+    def interrupt() -> None:
         raise KeyboardInterrupt
 
-    main_thread = threading.current_thread() is threading.main_thread()
-    before = signal.signal(signal.SIGTERM, interrupt) if main_thread else None
     try:
-        yield
+        with handled(interrupt, signal.SIGTERM):
+            yield
     except KeyboardInterrupt:
         say("stopped; the same command goes on from there", to=err)
         raise typer.Exit(STOPPED) from None
-    finally:
-        if main_thread:
-            signal.signal(signal.SIGTERM, before)
 
 
 @dataclass(slots=True)

@@ -5,16 +5,18 @@ from typing import Generic, TypeVar
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from orthrus.checkpoints.load import DTYPES, device_of
 from orthrus.data.packing import PackedRows
 from orthrus.decode.drafters import Drafter
+from orthrus.model.markov import Markov
+from orthrus.train import scoring
 from orthrus.train.heldout import decoded_by, rates
 from orthrus.train.prepare import Prepared, prepare
 from orthrus.train.ranks import Ranks
-from orthrus.train.sections import AnsweredRecipe
+from orthrus.train.sections import AnsweredRecipe, Vocabulary
 from orthrus.train.start import frozen_backbone
 from orthrus.train.step import Loss, Rows
 
@@ -65,6 +67,14 @@ class AnsweredTask(ABC, Generic[_Recipe]):
     def _loaded(self) -> tuple[PreTrainedModel, PreTrainedTokenizerFast]:
         """Load the backbone, which also writes the answers, and its tokenizer."""
         return frozen_backbone(self._recipe, dtype=DTYPES[self._recipe.run.dtype])
+
+    def _softmax(self, vocabulary: Vocabulary, markov: Markov | None = None) -> None:
+        """Settle the tokens of the softmax, once the model is there."""
+        self._answer_tokens = scoring.softmax_tokens(vocabulary, self._data.rows, self._device, markov=markov)
+
+    def _tokens(self, step: int) -> Tensor | None:
+        """Return the tokens of the softmax at a step; held-out answers hold others too."""
+        return self._answer_tokens if step >= 0 else None
 
     @abstractmethod
     def _loss(self, packed: PackedRows, index: Rows, step: int) -> Loss:

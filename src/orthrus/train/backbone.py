@@ -1,5 +1,6 @@
 """Training a small backbone from nothing: a Qwen3 or Qwen3.5 model on packed documents."""
 
+import copy
 import math
 import shutil
 from pathlib import Path
@@ -22,6 +23,8 @@ from orthrus.data.packing import NO_DOCUMENT, PackedRows
 from orthrus.errors import ConfigError
 from orthrus.kernels import masks
 from orthrus.model.mixer import mixes
+from orthrus.model.twin import in_dtype
+from orthrus.train import frozen
 from orthrus.train.checkpoints import load_trainable
 from orthrus.train.corpus import data_folder, heldout_rows, mixed_documents, training_rows
 from orthrus.train.recurrence import documents_apart
@@ -101,10 +104,7 @@ class BackboneTask:
 
     def save(self, path: Path) -> None:
         """Write bfloat16 weights, the configuration and the tokenizer, as `from_pretrained` reads them."""
-        weights = {name: tensor.to(torch.bfloat16) for name, tensor in self.model.state_dict().items()}
-        published = type(self.model)(self.model.config).to(torch.bfloat16)
-        published.load_state_dict(weights)
-        published.save_pretrained(path)
+        in_dtype(copy.deepcopy(self.model), torch.bfloat16).save_pretrained(path)
         self._tokenizer.save_pretrained(path)
 
     def _heldout_loss(self, rows: PackedRows) -> float:
@@ -122,12 +122,8 @@ class BackboneTask:
         ids = self._tensor(rows.token_ids[index]).long()
         document = self._tensor(rows.document[index])
         with documents_apart(self.model, document):
-            hidden = self.model.base_model(
-                input_ids=ids,
-                position_ids=self._tensor(rows.position[index]).long(),
-                attention_mask=masks.additive(masks.packed(document), torch.float32)[:, None],
-                use_cache=False,
-            ).last_hidden_state
+            position = self._tensor(rows.position[index]).long()
+            hidden = frozen.plain(self.model, ids, position, masks.packed(document), dtype=torch.float32)
         logits = self.model.get_output_embeddings()(hidden[:, :-1][has_target])
         losses = F.cross_entropy(logits.float(), ids[:, 1:][has_target], reduction="none")
         return losses, answer[has_target]

@@ -6,6 +6,7 @@ Fast-dLLM v2 or Dream (`recipes/peers`).
 Shapes: B rows, T positions, C hidden size, M masked tokens, V vocabulary.
 """
 
+import copy
 from pathlib import Path
 from typing import NamedTuple
 
@@ -18,6 +19,7 @@ from orthrus.data.packing import PackedRows
 from orthrus.kernels import masks
 from orthrus.model.attach import detach
 from orthrus.model.head import output_head
+from orthrus.model.twin import in_dtype
 from orthrus.peers import blocks
 from orthrus.peers.blocks import BlocksConfig, Unmasking
 from orthrus.train import frozen, objective
@@ -83,10 +85,7 @@ class BlocksTask(AnsweredTask[BlocksRecipe]):
 
     def save(self, path: Path) -> None:
         """Write the model in the run's dtype, with its tokenizer and its `BlocksConfig`."""
-        state = {name: tensor.to(DTYPES[self._recipe.run.dtype]) for name, tensor in self.model.state_dict().items()}
-        published = type(self.model)(self.model.config).to(DTYPES[self._recipe.run.dtype])
-        published.load_state_dict(state)
-        blocks.save(published, self._config, path)
+        blocks.save(in_dtype(copy.deepcopy(self.model), DTYPES[self._recipe.run.dtype]), self._config, path)
         self._tokenizer.save_pretrained(path)
 
     def _loaded(self) -> tuple[PreTrainedModel, PreTrainedTokenizerFast]:
@@ -138,9 +137,10 @@ class BlocksTask(AnsweredTask[BlocksRecipe]):
         T = token_BT.shape[1]
         if self._config.block_size is None:
             own_BTT = masks.doubled(document_BT, block_BT)[:, :T, :T]
-            output_BTC = clean_BTC = self._forward(noisy_BT, position_BT, own_BTT)
+            output_BTC = clean_BTC = frozen.plain(self.model, noisy_BT, position_BT, own_BTT)
         else:
-            output_BUC = self._forward(
+            output_BUC = frozen.plain(
+                self.model,
                 torch.cat([noisy_BT, token_BT], 1),
                 torch.cat([position_BT, position_BT], 1),
                 masks.doubled(document_BT, block_BT),
@@ -151,12 +151,3 @@ class BlocksTask(AnsweredTask[BlocksRecipe]):
         # The token before a block is in the previous block, which is finished when this one is decoded.
         first_BT1 = (block_BT != block_BT.roll(1, 1))[:, :, None]
         return torch.where(first_BT1, clean_BTC.roll(1, 1), output_BTC.roll(1, 1))
-
-    def _forward(self, token_BU: Tensor, position_BU: Tensor, allowed_BUU: Tensor) -> Tensor:
-        hidden: Tensor = self.model.base_model(
-            input_ids=token_BU,
-            position_ids=position_BU,
-            attention_mask=masks.additive(allowed_BUU, frozen.dtype_on(self._device, self.model.dtype))[:, None],
-            use_cache=False,
-        ).last_hidden_state
-        return hidden

@@ -98,9 +98,7 @@ class DFlashTask(AnsweredTask[DFlashRecipe]):
         super().__init__(recipe, data=data)
         mask = mask_token(recipe.model, self._tokenizer, self._backbone)
         self.model = drafter_of(recipe, self._backbone, mask=mask).to(self._device)
-        self._answer_tokens = scoring.softmax_tokens(
-            recipe.objective.vocabulary, self._data.rows, self._device, markov=self.model.markov
-        )
+        self._softmax(recipe.objective.vocabulary, self.model.markov)
 
     def save(self, path: Path) -> None:
         """Write the drafter in the published layout, in the run's dtype."""
@@ -127,7 +125,7 @@ class DFlashTask(AnsweredTask[DFlashRecipe]):
         student_BNKC = filled(
             self.model, self._backbone, torch.cat(read.tapped, -1), token_BT, document_BT, position_BT, blocks
         )
-        tokens = self._answer_tokens if step >= 0 else None  # held-out answers hold others too
+        tokens = self._tokens(step)
         return scoring.score(
             goal,
             student_BNKC[:, :, config.block_size - config.proposals :],

@@ -70,14 +70,7 @@ class DraftTask(AnsweredTask[DraftRecipe]):
 
     def _loss(self, packed: PackedRows, index: Rows, step: int) -> Loss:
         document_BT, position_BT, token_BT, answer_BT = batch(packed, index, self._device)
-        hidden_BTC = self.model.base_model(
-            input_ids=token_BT,
-            position_ids=position_BT,
-            attention_mask=masks.additive(masks.packed(document_BT), frozen.dtype_on(self._device, self.model.dtype))[
-                :, None
-            ],
-            use_cache=False,
-        ).last_hidden_state
+        hidden_BTC = frozen.plain(self.model, token_BT, position_BT, masks.packed(document_BT))
         scored_BT = anchors.starts(document_BT, answer_BT)
         scores = objective.chunked(
             objective.cross_entropy,

@@ -19,7 +19,7 @@ from orthrus.model.twin import in_dtype
 from orthrus.peers import eagle3_model
 from orthrus.peers.eagle3 import Eagle3Drafter
 from orthrus.peers.eagle3_model import Eagle3, Eagle3Config
-from orthrus.train import anchors, frozen, objective, scoring
+from orthrus.train import anchors, frozen, objective
 from orthrus.train.answered import AnsweredTask
 from orthrus.train.batch import batch
 from orthrus.train.peer_sections import Eagle3Recipe
@@ -99,7 +99,7 @@ class Eagle3Task(AnsweredTask[Eagle3Recipe]):
             drafts=recipe.objective.steps,
         )
         self.model = Eagle3(config).to(self._device)
-        self._answer_tokens = scoring.softmax_tokens(recipe.objective.vocabulary, self._data.rows, self._device)
+        self._softmax(recipe.objective.vocabulary)
 
     def save(self, path: Path) -> None:
         """Write the drafter as `speculators` reads it, in the run's dtype."""
@@ -117,7 +117,7 @@ class Eagle3Task(AnsweredTask[Eagle3Recipe]):
     def _loss(self, packed: PackedRows, index: Rows, step: int) -> Loss:
         """Sum the steps' mean losses over the tokens of answers; later steps weigh less."""
         goal = self._recipe.objective
-        tokens = self._answer_tokens if step >= 0 else None  # held-out answers hold others too
+        tokens = self._tokens(step)
         document_BT, position_BT, token_BT, answer_BT = batch(packed, index, self._device)
         read = frozen.read(self._backbone, token_BT, document_BT, position_BT, self.model.config.taps)
         embedded_BTH = self._backbone.get_input_embeddings()(token_BT)

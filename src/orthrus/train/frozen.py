@@ -88,6 +88,22 @@ def run(model: PreTrainedModel, inputs: Mapping[str, Tensor], position: Tensor, 
     return hidden
 
 
+def plain(
+    model: PreTrainedModel,
+    token_BT: Tensor,
+    position_BT: Tensor,
+    allowed_BTT: Tensor,
+    *,
+    dtype: torch.dtype | None = None,
+) -> Tensor:
+    """Run a model without a view; returns its last hidden states. The mask is in the pass's dtype unless given one."""
+    mask = masks.additive(allowed_BTT, dtype or dtype_on(token_BT.device, model.dtype))
+    hidden: Tensor = model.base_model(
+        input_ids=token_BT, position_ids=position_BT, attention_mask=mask[:, None], use_cache=False
+    ).last_hidden_state
+    return hidden
+
+
 def masks_of(
     model: PreTrainedModel, allowed_BQS: Tensor, query_BQ: Tensor, key_BS: Tensor, *, block: int = 1
 ) -> masks.LayerMasks:

@@ -2,14 +2,13 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from types import TracebackType
 
 from orthrus.data.records import append, read_records, rewrite
 from orthrus.progress import Progress
 from orthrus.train.trackers import Tracker
 
 
-class Journal:
+class Journal(Progress):
     """Collects sums and counts over steps, and writes their means; a context manager.
 
     A log that goes past `start` belongs to steps that will be done again: it is cut back first. A silent one, of a
@@ -21,20 +20,11 @@ class Journal:
     ) -> None:
         if not silent:
             _cut_back(path, start)
+        super().__init__("step", steps, done=start, lines=0, quiet=silent)
         self._silent = silent
         self._trackers = trackers
         self._path = path
         self._sums: dict[str, tuple[float, float]] = {}
-        self._progress = Progress("step", steps, done=start, lines=0, quiet=silent)
-
-    def __enter__(self) -> "Journal":
-        self._progress.__enter__()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._progress.__exit__(kind, error, trace)
 
     def write_start(self, step: int, about: Mapping[str, object]) -> None:
         """Write where the figures that follow come from."""
@@ -45,7 +35,7 @@ class Journal:
         for name, (total, count) in sums.items():
             before = self._sums.get(name, (0.0, 0.0))
             self._sums[name] = (before[0] + total, before[1] + count)
-        self._progress.advance()
+        self.advance()
 
     def write_step(self, step: int) -> None:
         """Write the means since the last time."""
@@ -53,14 +43,14 @@ class Journal:
         self._sums.clear()
         self._write({"event": "step", "step": step, **means})
         self._track(step, means)
-        self._progress.tell(f"loss {means.get('loss', float('nan')):.4f}")
+        self.tell(f"loss {means.get('loss', float('nan')):.4f}")
 
     def write_evaluation(self, step: int, metrics: Mapping[str, float]) -> None:
         """Write the figures of an evaluation."""
         self._write({"event": "evaluation", "step": step, **metrics})
         self._track(step, metrics)
         text = "  ".join(f"{name} {value:.4f}" for name, value in metrics.items())
-        self._progress.print(f"step {step}: {text}")
+        self.print(f"step {step}: {text}")
 
     def _track(self, step: int, figures: Mapping[str, float]) -> None:
         for tracker in self._trackers:

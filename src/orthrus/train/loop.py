@@ -8,15 +8,13 @@ never interrupted.
 import json
 import shutil
 import signal
-import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
 from orthrus.provenance import provenance
+from orthrus.signals import handled
 from orthrus.train.card import write_card
 from orthrus.train.checkpoints import load_latest, save_checkpoint
 from orthrus.train.config import flat
@@ -75,10 +73,11 @@ def train(task: Task, recipe: Recipe, *, resume: bool = True) -> TrainResult:
     metrics: dict[str, float] = {}
     evaluates = ranks.main or run.sharding != "none"  # passes of a sharded model need all processes
     tables = recipe.model_dump(mode="json")
+    stop: list[bool] = []  # no event: a second signal inside its `set` would wait for the first
     with (
         trackers(run.trackers, output, dict(flat(tables)), main=ranks.main) as tracked,
         Journal(log, steps=recipe.schedule.steps, start=step, silent=not ranks.main, trackers=tracked) as journal,
-        _stop_signals() as stop,
+        handled(lambda: stop.append(True), signal.SIGTERM, signal.SIGINT),
     ):
         about = provenance(dtypes=[run.dtype], device=run.device) | {"processes": ranks.count}
         journal.write_start(step, {"provenance": about, "grad_accumulation": parts, "recipe": tables})
@@ -126,21 +125,3 @@ def _save_model(task: Task, recipe: Recipe, path: Path) -> None:
         task.save(temporary)
         if isinstance(recipe, AnsweredRecipe):
             (temporary / "training.json").write_text(json.dumps(notes(recipe), indent=2) + "\n", encoding="utf-8")
-
-
-@contextmanager
-def _stop_signals() -> Iterator[list[int]]:
-    """Collect SIGTERM and SIGINT, which ask to stop after the step at hand; the main thread alone can."""
-    stop: list[int] = []  # no event: a second signal inside its `set` would wait for the first
-    if threading.current_thread() is not threading.main_thread():
-        yield stop
-        return
-    before = {
-        number: signal.signal(number, lambda number, _: stop.append(number))
-        for number in (signal.SIGTERM, signal.SIGINT)
-    }
-    try:
-        yield stop
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

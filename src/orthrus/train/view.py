@@ -80,9 +80,7 @@ class ViewTask(AnsweredTask[ViewRecipe]):
         self._both_ways = recipe.model.block_recurrence == "bidirectional"
         self._behind = recipe.model.anchor == "backbone"
         self._layers = layers_of(self.model) if recipe.model.gradient_checkpointing else []
-        self._answer_tokens = scoring.softmax_tokens(
-            recipe.objective.vocabulary, self._data.rows, self._device, markov=markov_of(self.model)
-        )
+        self._softmax(recipe.objective.vocabulary, markov_of(self.model))
         if recipe.run.sharding != "none":
             shard(self.model, device=self._device, processes=self._ranks.count)
 
@@ -133,7 +131,7 @@ class ViewTask(AnsweredTask[ViewRecipe]):
         unseen = self._behind or (self._causal and not self._both_ways)
         computed = block_length - (1 if unseen else 0)
         student_BNKC = self._student(keys, token_BT, document_BT, position_BT, blocks, computed)
-        tokens = self._answer_tokens if step >= 0 else None  # held-out answers hold others too
+        tokens = self._tokens(step)
         return scoring.score(
             goal,
             student_BNKC[:, :, : block_length - 1],
