@@ -17,27 +17,12 @@ from torch import Tensor, nn
 from orthrus.kernels import compiled, fbgemm, int8, packed
 from orthrus.kernels.compiled import INSTRUCTIONS, command, instructions, linear_int8, loaded
 from orthrus.kernels.recorded import record
+from tests.kernels.conftest import HERE, Operator
 from tests.kernels.test_int8 import WIDTHS, group, products, threads
 
-Operator = Callable[..., Tensor]
-
-HERE = [name for name in dict.fromkeys((instructions(), "avx2")) if name is not None]
 pytestmark = pytest.mark.skipif(
     instructions() is None or not compiled._compiler(), reason="needs Linux on an x86 CPU, and a compiler"
 )
-
-
-@pytest.fixture(scope="module", params=HERE)
-def own(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Operator]:
-    """The operator, compiled for a set of instructions that this CPU has."""
-    file = tmp_path_factory.mktemp("compiled") / "operators.so"
-    scratch = file.with_name("scratch")
-    scratch.mkdir()
-    subprocess.run(["sh", "-c", command(request.param, file, scratch)], check=True)
-    assert [path.name for path in file.parent.iterdir()] == [file.name], "nothing else is left there"
-    operator = loaded(f"linear_int8_{request.param}", file)
-    assert operator is not None
-    return request.param, operator
 
 
 @pytest.fixture(scope="module")

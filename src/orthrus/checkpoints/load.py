@@ -24,7 +24,7 @@ from orthrus.checkpoints import drafters, files, gguf, offload
 from orthrus.checkpoints.eight import to_int8
 from orthrus.checkpoints.tokenizers import read_tokenizer
 from orthrus.errors import CheckpointError, ConfigError
-from orthrus.kernels import merged, packed
+from orthrus.kernels import attention, merged, packed
 from orthrus.kernels.int8 import require
 from orthrus.model.attach import attach, detach
 from orthrus.model.attachment import attachment_of
@@ -151,6 +151,8 @@ def ready(
         packed.pack(model, merged.groups(model))
     if pack is None:
         packed.tune(model)
+    if not compile and model.device.type == "cpu":
+        attention.use_own(model)
     attachment_of(model).drafter = None if drafter is None else drafters.load_drafter(drafter, model)
     return model
 
@@ -168,8 +170,7 @@ def backbone_with_tokenizer(name: str | Path, *, revision: str | None = None) ->
     """Load a plain causal LM in float32, and its tokenizer, from a bundled name, a directory, a file or the Hub."""
     home = home_of(name)
     home = home if isinstance(home, Path) else locate(home, revision)
-    model = _pretrained(AutoModelForCausalLM, home, torch.float32)
-    return model, read_tokenizer(home)
+    return _pretrained(AutoModelForCausalLM, home, torch.float32), read_tokenizer(home)
 
 
 def tokenizer_of(name: str | Path) -> PreTrainedTokenizerBase:
@@ -297,9 +298,8 @@ def _is_official(path: Path) -> bool:
 
 def _load_plain(path: Path, dtype: torch.dtype | str, **more: Any) -> PreTrainedModel:
     """Load a model for another drafter: no layer gets a twin."""
-    return attach(
-        _pretrained(AutoModelForCausalLM, path, dtype, **more), OrthrusConfig(layers=()), attn_implementation="orthrus"
-    )
+    plain = _pretrained(AutoModelForCausalLM, path, dtype, **more)
+    return attach(plain, OrthrusConfig(layers=()), attn_implementation="orthrus")
 
 
 def load_official(path: Path, dtype: torch.dtype | str, **more: Any) -> PreTrainedModel:

@@ -19,7 +19,7 @@ from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.masking_utils import sdpa_mask
 
-from orthrus.kernels import in_blocks, products
+from orthrus.kernels import compiled, in_blocks, products
 from orthrus.kernels.masks import Behind, Chain, InBlocks
 
 NAME = "orthrus"
@@ -27,7 +27,13 @@ NAME = "orthrus"
 BLOCK = 512
 """Keys that torch's attention kernel for CPUs takes at a time, whatever their number."""
 
+FEW = 32
+"""Query rows that our own operator, where it is compiled, attends with faster than torch's kernel or plain products."""
+
 _FEWEST_ROWS = 4
+_USES = "uses_own_attention"  # the attribute that says so of a module
+_TYPES = (torch.float32, torch.bfloat16)  # of our own operator
+_own: list[Callable[..., Tensor]] = []  # the operator, once a model uses it
 
 
 def attention(
@@ -75,6 +81,9 @@ def attention(
             out = attend(*chain, seen[None, None])[0]
         behind = [] if rest is None else [attend(query_BHQD[:, :, rows:], key, value, rest)[0]]
         return torch.cat([out, *behind], dim=1) if behind else out, None
+    plain = softcap is None and s_aux is None and dropout == 0 and not isinstance(attention_mask, Behind)
+    if plain and uses_own(module, Q, tiled=tile is not None) and _takes_own(query_BHQD, key, value):
+        return _own[0](query_BHQD, key, value, attention_mask, scaling or D**-0.5), None
     grouped = query_BHQD.reshape(B, heads, -1, D)
     if isinstance(attention_mask, Behind):
         out = _split(grouped, key, value, attention_mask, scaling or D**-0.5, softcap, s_aux, Q, tile is not None)
@@ -97,6 +106,28 @@ def attention(
     else:
         out = _explicit(grouped, key, value, mask, scaling or D**-0.5, softcap, s_aux, Q)
     return out.reshape(B, H, Q, value.shape[-1]).transpose(1, 2).contiguous(), None
+
+
+def use_own(model: nn.Module) -> None:
+    """Let a model attend with few rows by an operator of our own from now on, where it is compiled (`attention.cpp`).
+
+    In inference mode on CPUs. In blocks of keys (`tile`) all numbers of rows are, since a row has the same bits then.
+    """
+    if (own := compiled.attention()) is not None:
+        _own[:] = [own]
+        for module in model.modules():
+            if module is model or hasattr(module, "is_causal"):
+                setattr(module, _USES, True)
+
+
+def uses_own(module: nn.Module, rows: int, *, tiled: bool = False) -> bool:
+    """Tell whether a model, or an attention module of it, attends with so many rows by our own operator."""
+    return (rows <= FEW or tiled) and bool(_own) and getattr(module, _USES, False)
+
+
+def _takes_own(query: Tensor, key: Tensor, value: Tensor) -> bool:
+    alike = query.dtype == key.dtype == value.dtype and query.dtype in _TYPES and query.device.type == "cpu"
+    return alike and torch.is_inference_mode_enabled() and all(x.stride(3) == 1 for x in (query, key, value))
 
 
 @torch.compiler.disable  # type: ignore[untyped-decorator]

@@ -28,7 +28,7 @@ from orthrus import memory
 from orthrus.provenance import digest_of, processor
 
 INSTRUCTIONS: Final = {
-    "avx512_vnni": ("avx512f", "avx512bw", "avx512vl", "avx512_vnni"),
+    "avx512_vnni": ("fma", "avx512f", "avx512bw", "avx512vl", "avx512_vnni"),
     "avx_vnni": ("avx2", "fma", "avx_vnni"),
     "avx2": ("avx2", "fma"),
 }
@@ -60,6 +60,11 @@ def linear_int8() -> Callable[..., Tensor] | None:
 def linear_one(*, start: bool = True) -> Callable[..., Tensor] | None:
     """Return the product of one row and weights as they are where it is compiled (`_operator`)."""
     return _operator("linear_one", start=start)
+
+
+def attention() -> Callable[..., Tensor] | None:
+    """Return attention of few query rows where it is compiled (`_operator`)."""
+    return _operator("attention")
 
 
 def _operator(kind: str, *, start: bool = True) -> Callable[..., Tensor] | None:

@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 from transformers import PreTrainedModel
 
+from orthrus.kernels.attention import uses_own
 from orthrus.kernels.masks import LayerMasks
 from orthrus.kernels.products import pays
 from orthrus.model.cache import KeyStore, PassSlots, ScratchCache
@@ -52,14 +53,15 @@ class Call:
         )
         rows = getattr(self._view, "rows", 0)
         self._grows = T - rows > 1 and "tile" not in self._rest  # where the view's own row is one it has to stay one
-        by_head = self._by_head(T, current.span)
+        way = self._way(T, current.span)
+        by_head = way[1]
         self._joins = B > 1 and not by_head
         self._all_kept = self.kept == T
         self.key = (
             (type(self._view), rows, self._name),
             0 if self._grows else T,
             (B > 1) if not by_head else B,
-            by_head,
+            way,
             tuple(self._windows),
             tuple(mask.shape[2] == 1 for mask in masks),
             tuple(len(index) == 1 for index in picked),
@@ -73,11 +75,13 @@ class Call:
     def has_room(self) -> bool:
         """Whether attention computes the pass over `others` in the same way."""
         rows, span, more = self._cache.current.slot_BQ.shape[1], self._cache.current.span, 1 + self._grows
-        return self._by_head(rows, span) == self._by_head(rows + self._grows, span + more)
+        return self._way(rows, span) == self._way(rows + self._grows, span + more)
 
-    def _by_head(self, rows: int, span: int) -> bool:
-        """Tell whether attention makes a product for each head of each text."""
-        return "tile" not in self._rest and pays(self.inputs[2][0], rows, span)
+    def _way(self, rows: int, span: int) -> tuple[bool, bool]:
+        """Tell whether attention is our own operator's, and else whether it makes a product for each head."""
+        tiled = "tile" in self._rest
+        own = uses_own(self._model, rows, tiled=tiled)
+        return own, not own and not tiled and pays(self.inputs[2][0], rows, span)
 
     def others(self) -> tuple[Any, ...]:
         """Return inputs of other sizes, over a cache of their own: other tokens, which see all slots before them.

@@ -9,6 +9,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from orthrus.kernels import int8
+from orthrus.kernels.attention import uses_own
 from orthrus.kernels.packed import kernels_of
 from orthrus.memory import machine, settings
 from orthrus.model.graphs import is_compiled
@@ -90,7 +91,7 @@ def of_view(name: str) -> bool:
 
 def key_of(model: PreTrainedModel) -> tuple[object, ...]:
     """Return what tells within a process whether a model still computes as it did: cheap, and no weights."""
-    kernels = (model.config._attn_implementation, is_compiled(model), kernels_of(model))
+    kernels = (model.config._attn_implementation, uses_own(model, 1), is_compiled(model), kernels_of(model))
     return (str(model.device), precision_of(model), *kernels, torch.get_num_threads(), *settings(model.device))
 
 
@@ -101,6 +102,7 @@ def state_of(model: PreTrainedModel) -> dict[str, Any]:
         "dtype": precision_of(model),
         "machine": machine(model.device),
         "attention": model.config._attn_implementation,
+        "own_attention": uses_own(model, 1),
         "compiled": is_compiled(model),
         "packed": sorted(map(str, kernels_of(model))),
     }

@@ -1,0 +1,257 @@
+"""Attention of few rows by the operator in C++: softmax attention's numbers, and bits that no neighbour changes."""
+
+from unittest.mock import patch
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from orthrus.decode.engine import Engine
+from orthrus.decode.options import Options
+from orthrus.decode.passes import Passes
+from orthrus.kernels import attention as attending
+from orthrus.kernels import compiled
+from orthrus.kernels.attention import FEW, attention, use_own
+from orthrus.kernels.compiled import instructions
+from orthrus.model import traced
+from orthrus.model.attachment import attachment_of
+from orthrus.model.cache import ScratchCache
+from orthrus.policy import steps
+from tests import reference
+from tests.decode.drive import decode, dual
+from tests.families import tiny
+from tests.kernels.conftest import Operator
+from tests.kernels.test_int8 import threads
+
+pytestmark = pytest.mark.skipif(
+    instructions() is None or not compiled._compiler(), reason="needs Linux on an x86 CPU, and a compiler"
+)
+
+SCALING = 0.3
+TEXTS, SLOTS = 2, 200
+
+
+@pytest.fixture(scope="session")
+def attend(own: tuple[str, Operator]) -> Operator:
+    """The operator, compiled for a set of instructions that this CPU has."""
+    found: Operator = getattr(torch.ops.orthrus, f"attention_{own[0]}").default
+    return found
+
+
+def drawn(
+    queries: int, *, groups: int = 3, dtype: torch.dtype = torch.float32, size: int = 64, out: int = 64
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Queries as rotary embeddings leave them, keys and values as they lie in a cache."""
+    generator = torch.Generator().manual_seed(queries)
+    query = torch.randn(TEXTS, queries, 2 * groups, size, generator=generator).transpose(1, 2)
+    key, value = (torch.randn(TEXTS, 2, SLOTS + 30, n, generator=generator)[:, :, :SLOTS] for n in (size, out))
+    return query.to(dtype), key.to(dtype), value.to(dtype)
+
+
+def seen(queries: int, *, slots: int = SLOTS) -> Tensor:
+    """Rows of a tree behind texts of two lengths, `[B, 1, Q, S]`: each sees its text, itself and some before it."""
+    generator = torch.Generator().manual_seed(1)
+    own = (torch.rand(queries, queries, generator=generator) < 0.5).tril() | torch.eye(queries, dtype=torch.bool)
+    allowed = torch.zeros(TEXTS, 1, queries, slots, dtype=torch.bool)
+    for text, length in enumerate((90, 151)):
+        allowed[text, :, :, :length] = True
+        allowed[text, :, :, length : length + queries] = own
+    return allowed
+
+
+def additive(allowed: Tensor, dtype: torch.dtype) -> Tensor:
+    return torch.zeros(allowed.shape, dtype=dtype).masked_fill(~allowed, torch.finfo(dtype).min)
+
+
+def plainly(query: Tensor, key: Tensor, value: Tensor, allowed: Tensor | None) -> Tensor:
+    """The specification: softmax attention in float64 with repeated keys, `[B, Q, H, E]`."""
+    groups = query.shape[1] // key.shape[1]
+    keys, values = (x.double().repeat_interleave(groups, 1) for x in (key, value))
+    scores = query.double() @ keys.transpose(2, 3) * SCALING
+    scores = scores if allowed is None else scores.masked_fill(~allowed, -torch.inf)
+    return (scores.softmax(-1) @ values).transpose(1, 2)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(("groups", "size", "out"), [(1, 64, 64), (3, 80, 20), (4, 7, 9)])
+@pytest.mark.parametrize("queries", [1, 2, 3, 6, 11, 33])
+def test_equals_softmax_attention(
+    attend: Operator, queries: int, groups: int, size: int, out: int, dtype: torch.dtype
+) -> None:
+    """With masks that are boolean or added, of either type, alike for all rows or none."""
+    query, key, value = drawn(queries, groups=groups, dtype=dtype, size=size, out=out)
+    allowed = seen(queries)
+    masks = [(None, None), (allowed, allowed)]
+    masks += [(allowed, additive(allowed, kind)) for kind in (torch.float32, torch.bfloat16)]
+    masks += [(allowed[:1, :, -1:], allowed[:1, :, -1:])]
+    tolerance = 5e-6 if dtype == torch.float32 else 1e-2
+    for rows, mask in masks:
+        found = attend(query, key, value, mask, SCALING)
+        assert found.dtype == dtype
+        assert found.is_contiguous()
+        expected = plainly(query, key, value, rows)
+        torch.testing.assert_close(found.double(), expected, rtol=tolerance, atol=tolerance)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_row_has_the_same_bits_alone_and_beside_any_others(attend: Operator, dtype: torch.dtype) -> None:
+    """With other rows and texts, heads, threads, and more slots behind and before those that any row sees."""
+    query, key, value = drawn(40, dtype=dtype)
+    mask = additive(seen(40), dtype)
+    whole = attend(query, key, value, mask, SCALING)
+    for count in (1, 2):
+        with threads(count):
+            assert torch.equal(attend(query, key, value, mask, SCALING), whole)
+            for rows in (slice(0, 1), slice(3, 5), slice(5, 13), slice(7, 40)):
+                part = attend(query[:, :, rows], key, value, mask[:, :, rows], SCALING)
+                assert torch.equal(part, whole[:, rows])
+    for text in range(TEXTS):
+        one = slice(text, text + 1)
+        assert torch.equal(attend(query[one], key[one], value[one], mask[one], SCALING), whole[one])
+        heads = attend(query[one, :3], key[one, :1], value[one, :1], mask[one], SCALING)
+        assert torch.equal(heads, whole[one, :, :3])
+    assert torch.equal(attend(query, key, value, seen(40), SCALING), whole)
+    shorter = attend(query[:1], key[:1, :, :130], value[:1, :, :130], mask[:1], SCALING)
+    assert torch.equal(shorter, whole[:1])
+
+
+def test_keys_before_a_window_change_no_bit(attend: Operator) -> None:
+    query, key, value = drawn(4)
+    windowed = torch.zeros(1, 1, 4, SLOTS, dtype=torch.bool)
+    for row in range(4):
+        windowed[..., row, 150 + row : 170 + row] = True
+    found = attend(query, key, value, windowed, SCALING)
+    torch.testing.assert_close(found.double(), plainly(query, key, value, windowed), rtol=0, atol=5e-6)
+    other = key.clone()
+    other[:, :, :150] = 7
+    assert torch.equal(attend(query, other, value, windowed, SCALING), found)
+    beside = torch.cat([windowed, torch.ones(1, 1, 1, SLOTS, dtype=torch.bool)], dim=2)
+    more = torch.cat([query, query[:, :, :1]], dim=2)
+    assert torch.equal(attend(more, key, value, beside, SCALING)[:, :4], found)
+
+
+def test_large_scores_and_many_keys(attend: Operator) -> None:
+    query, key, value = torch.randn(1, 2, 3, 16) * 30, torch.randn(1, 1, 5000, 16), torch.randn(1, 1, 5000, 16)
+    found = attend(query, key, value, None, SCALING)
+    torch.testing.assert_close(found.double(), plainly(query, key, value, None), rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"query": torch.zeros(1, 2, 3, 8).double()}, "float32 or bfloat16"),
+        ({"key": torch.zeros(1, 1, 5, 8).bfloat16()}, "of one type"),
+        ({"key": torch.zeros(1, 1, 5, 4)}, "keys must fit"),
+        ({"value": torch.zeros(1, 1, 4, 8)}, "as many"),
+        ({"value": torch.zeros(1, 1, 8, 5).transpose(2, 3)}, "side by side"),
+        ({"mask": torch.zeros(1, 1, 3, 4)}, "a mask must be"),
+        ({"mask": torch.zeros(1, 2, 3, 5)}, "a mask must be"),
+    ],
+)
+def test_what_does_not_fit_is_refused(attend: Operator, wrong: dict[str, Tensor], message: str) -> None:
+    given = {"query": torch.zeros(1, 2, 3, 8), "key": torch.zeros(1, 1, 5, 8), "value": torch.zeros(1, 1, 5, 8)}
+    given = {**given, "mask": torch.zeros(1, 1, 3, 5), **wrong}
+    with pytest.raises(RuntimeError, match=message):
+        attend(given["query"], given["key"], given["value"], given["mask"], SCALING)
+
+
+class Attending(nn.Module):
+    is_causal = True
+
+
+@pytest.fixture
+def here(attend: Operator, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Models that are loaded from now on use the operator, and passes are recorded when they are met again."""
+    monkeypatch.setattr(attending, "_own", [])
+    monkeypatch.setattr(compiled, "attention", lambda: attend)
+    monkeypatch.setattr(traced, "USES", 1)
+
+
+@pytest.fixture
+def module(here: None) -> nn.Module:
+    """An attention module of a model that uses the operator."""
+    model = nn.ModuleList([Attending()])
+    use_own(model)
+    return model[0]
+
+
+def test_few_rows_are_the_operators(module: nn.Module, attend: Operator) -> None:
+    """In inference mode, of modules that are told so; in blocks of keys all numbers of rows are."""
+
+    def called(rows: int, module: nn.Module = module, inference: bool = True, **more: object) -> bool:
+        query, key, value = drawn(rows)
+        mask = seen(rows)
+        with patch.object(attending, "_own", [lambda *given: asked.append(0) or attend(*given)]):
+            asked: list[int] = []
+            with torch.inference_mode(inference):
+                found = attention(module, query, key, value, mask, SCALING, **more)[0]  # type: ignore[arg-type]
+        if not more:
+            torch.testing.assert_close(found.double(), plainly(query, key, value, mask), rtol=0, atol=5e-6)
+        return bool(asked)
+
+    assert called(1)
+    assert called(FEW)
+    assert not called(FEW + 1)
+    assert called(FEW + 1, tile=512)
+    assert not called(1, module=Attending())
+    assert not called(1, inference=False)
+    assert not called(1, softcap=3.0)
+    assert not called(1, s_aux=torch.zeros(6))
+    query, key, value = (x.double() for x in drawn(2))
+    with torch.inference_mode():
+        assert attention(module, query, key, value, seen(2), SCALING)[0].dtype == torch.float64
+
+
+def test_without_a_library_nothing_changes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(compiled, "attention", lambda: None)
+    model = nn.ModuleList([Attending()])
+    use_own(model)
+    assert not attending.uses_own(model[0], 1)
+
+
+PROMPTS = [[5, 6, 7, 8] * 3, [9, 10, 11], [3]]
+
+
+@pytest.mark.usefixtures("here")
+@pytest.mark.parametrize(
+    ("family", "plan"), [("llama", "ar"), ("qwen3", "full"), ("gemma3_text", "tree:6"), ("phi3", "onepass:2")]
+)
+def test_float32_texts_are_those_of_hugging_face(family: str, plan: str) -> None:
+    model = dual(family)
+    use_own(model)
+    engine = Engine(model, rows=2, capacity=96, plan=steps.parse(plan))
+    for prompt, row in zip(PROMPTS, decode(engine, PROMPTS, Options(max_new_tokens=16)), strict=True):
+        assert row.token_ids == reference.greedy_text(tiny(family), prompt, 16)
+    kinds = attachment_of(model).memo("recorder")[""]._kinds.values()
+    assert any(kind.graph is not None for kind in kinds)
+
+
+@pytest.mark.usefixtures("here")
+def test_exact_tokens_of_all_plans_in_bfloat16() -> None:
+    """Rows of any number, in passes of any width, down to one token."""
+    model = dual("qwen3").to(torch.bfloat16)
+    use_own(model)
+    texts = []
+    for plan, rows in (("ar", 1), ("full", 1), ("full", 3), ("onepass:2", 2), ("tree:6", 2)):
+        engine = Engine(model, rows=rows, capacity=96, plan=steps.parse(plan), exact="token")
+        assert engine.finding is not None
+        assert engine.finding.holds
+        texts.append([row.token_ids for row in decode(engine, PROMPTS, Options(max_new_tokens=12))])
+    assert all(text == texts[0] for text in texts)
+
+
+@pytest.mark.usefixtures("here")
+@torch.inference_mode()
+def test_a_recording_over_few_rows_serves_no_more() -> None:
+    """Wider passes attend otherwise, and are another kind."""
+    model = dual("llama")
+    use_own(model)
+    passes = Passes(model, ScratchCache(rows=1, capacity=128))
+    passes.prefill(slice(0, 1), [[3, 4, 5]], chunk=64)
+    recorder = attachment_of(model).memo("recorder")[""]
+    for width in (FEW, FEW + 1, FEW - 1, FEW, FEW + 1, FEW + 2):
+        token_BQ = torch.arange(width)[None]
+        recorded = passes.verify(slice(0, 1), token_BQ)
+        with patch.object(recorder, "logits", lambda _: None):
+            assert torch.equal(passes.verify(slice(0, 1), token_BQ), recorded)
+    assert sum(kind.graph is not None for kind in recorder._kinds.values()) == 2
