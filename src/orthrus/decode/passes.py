@@ -154,6 +154,7 @@ class Passes:
         Returns:
             What `draft` would; None without anchors.
         """
+        self.runner.begin()
         fixed, made = self.geometry, []
         assert fixed is None or anchors is None
         parts = self._level(rows) if fixed is None else [slice(i, i + 1) for i in range(rows.start, rows.stop)]

@@ -34,6 +34,9 @@ class Eager:
         """Round up how many cache slots a pass looks at."""
         return end
 
+    def begin(self) -> None:
+        """Look whether the model has other weights, which it may have before a text and not in the middle of one."""
+
     def logits(self, arguments: dict[str, Any], *, once: bool) -> Tensor:
         """Call the model; `once` is for widths that are never met again."""
         logits: Tensor = self.model(**arguments).logits
@@ -52,6 +55,10 @@ class Recorded(Eager):
     def __init__(self, model: PreTrainedModel, cache: ScratchCache, recorder: traced.Recorder) -> None:
         super().__init__(model, cache)
         self.recorder = recorder
+
+    def begin(self) -> None:
+        """Drop recordings of other weights."""
+        self.recorder.look()
 
     def logits(self, arguments: dict[str, Any], *, once: bool) -> Tensor:
         """Run the recording of such a pass, where there is one."""

@@ -67,6 +67,14 @@ def attention() -> Callable[..., Tensor] | None:
     return _operator("attention")
 
 
+def between() -> tuple[str, str] | None:
+    """Return the names of the norm and the rotation of `between.cpp` where they are compiled and loaded."""
+    name = instructions()
+    if not _library or _operator("normed") is None:
+        return None
+    return f"normed_{name}", f"rotated_{name}"
+
+
 def _operator(kind: str, *, start: bool = True) -> Callable[..., Tensor] | None:
     """Return an operator where it is compiled; else None, and the compiler is started (`start`) where there is one."""
     name = instructions()

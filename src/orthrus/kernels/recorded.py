@@ -32,10 +32,12 @@ def is_recording() -> bool:
     return bool(_jit.is_tracing())
 
 
-def record(call: Callable[..., Tensor], inputs: tuple[Any, ...]) -> Callable[..., Tensor]:
+def record(
+    call: Callable[..., Tensor], inputs: tuple[Any, ...], rewrite: Callable[[Any], object] = bool
+) -> Callable[..., Tensor]:
     """Record a call of tensors and lists of tensors; sizes of inputs are read anew at every run.
 
-    All other tensors are held by the recording, which follows what is written into them.
+    All other tensors are held by the recording, which follows what is written into them. `rewrite` is given the graph.
 
     Raises:
         RuntimeError: the call has an operation that cannot be recorded.
@@ -44,6 +46,7 @@ def record(call: Callable[..., Tensor], inputs: tuple[Any, ...]) -> Callable[...
     graph, _ = parts._create_graph_by_tracing(call, inputs, lambda _: "", True, False)
     for name in _TIDY:
         getattr(parts, f"_jit_pass_{name}")(graph)
+    rewrite(graph)
     function: Callable[..., Tensor] = parts._create_function_from_graph("recorded", graph)
 
     def run(*given: Any) -> Tensor:

@@ -21,6 +21,7 @@ from transformers import PreTrainedModel
 
 from orthrus.kernels.packed import watch_weights
 from orthrus.kernels.recorded import can_record, holders_of, holding, record
+from orthrus.kernels.rewritten import rewrite
 from orthrus.kernels.watched import PLAIN, state_of, watch
 from orthrus.model.attachment import attachment_of
 from orthrus.model.call import Call
@@ -83,13 +84,16 @@ class Recorder:
         """Tell whether the model has the layers that it had, and each its forward."""
         return self._layers.unchanged()
 
+    def look(self) -> None:
+        """Drop recordings where weights are others than they were, before a text: it takes a tenth of a pass."""
+        if (state := self._now()) != self._state:
+            self._state, self._kinds = state, {}
+
     def logits(self, arguments: dict[str, Any]) -> Tensor | None:
         """Run the recording of a pass; None where there is none, and the pass has to be made eagerly."""
         plain = torch.is_inference_mode_enabled() and not torch.is_autocast_enabled("cpu")
         if not plain or self._model.training or any(self._hooks) or not self.fits():
             return None
-        if (state := self._now()) != self._state:  # other weights, of which others may have been made
-            self._state, self._kinds = state, {}
         self._passes += 1
         call = Call(self._model, arguments)
         if call.kept is None:
@@ -139,15 +143,17 @@ class Recorder:
                 return call.run(given, masks, buffers)
 
         others = call.others()
-        try:
-            with _constant(self._model), warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # of sizes that Python reads: where they matter, results differ
-                graph = record(run, (*call.inputs, *more))
-                alike = torch.equal(graph(*others, *more), call.run(*others))
-        except Exception:  # eager passes raised none: it cannot be recorded, or took a size for fixed
-            return
-        if alike:
-            kind.graph, kind.more = graph, more
+        for change in (rewrite, bool):  # as it is where rewriting changed a bit
+            try:
+                with _constant(self._model), warnings.catch_warnings():
+                    warnings.simplefilter("ignore")  # of sizes that Python reads: where they matter, results differ
+                    graph = record(run, (*call.inputs, *more), change)
+                    alike = torch.equal(graph(*others, *more), call.run(*others))
+            except Exception:  # eager passes raised none: it cannot be recorded, or took a size for fixed
+                continue
+            if alike:
+                kind.graph, kind.more = graph, more
+                return
 
 
 @contextmanager
@@ -176,6 +182,7 @@ def recorder_for(model: PreTrainedModel) -> Recorder | None:
     recorder = known.get("")
     if recorder is None or not recorder.fits():
         recorder = known[""] = Recorder(model)
+    recorder.look()
     return recorder
 
 
