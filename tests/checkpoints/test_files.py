@@ -312,8 +312,8 @@ def test_a_model_without_its_tokenizer_is_refused(family: str, tmp_path: Path) -
 
 def test_unusable_places_are_refused(tmp_path: Path) -> None:
     """An unknown dtype, device or format is told before anything is read or written."""
-    with pytest.raises(ConfigError, match=r"dtype must be one of float32, .*, int8 or auto, found 'int4'"):
-        orthrus.load(tmp_path, dtype="int4")
+    with pytest.raises(ConfigError, match=r"dtype must be one of float32, .*, int4 or auto, found 'int3'"):
+        orthrus.load(tmp_path, dtype="int3")
     with pytest.raises(ConfigError, match="device 'abacus' cannot be used here"):
         orthrus.load(tmp_path, device="abacus")
     with pytest.raises(ConfigError, match="format must be 'adapter' or 'official', found 'zip'"):

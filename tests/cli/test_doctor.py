@@ -97,11 +97,13 @@ def test_how_the_cpu_multiplies_is_told(
     monkeypatch.setattr(fbgemm, "can_half", lambda: reads)
     monkeypatch.setattr(int8, "is_exact", lambda: exact)
     monkeypatch.setattr(int8, "rounds_inputs", lambda: rounds)
-    told = {"float32": "by oneDNN", "bfloat16": words, "float16": words, "int8": integers}
+    told = {"float32": "by oneDNN", "bfloat16": words, "float16": words, "int8": integers, "int4": "not here"}
     assert doctor._multiplies() == told
     monkeypatch.setattr(int8, "own_operator", lambda: print)
     own = ", by an operator compiled here" if exact else ""
     assert doctor._multiplies() == told | {"int8": integers + own}
+    monkeypatch.setattr(compiled, "compiles", lambda: True)
+    assert "blocks of 32" in doctor._multiplies()["int4"]
 
 
 def test_a_compiler_that_failed_is_told_of(monkeypatch: pytest.MonkeyPatch) -> None:

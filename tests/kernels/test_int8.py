@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 import orthrus
-from orthrus.checkpoints.eight import to_int8
+from orthrus.checkpoints.integers import to_integers
 from orthrus.checkpoints.load import dtype_of, load, put_on, ready
 from orthrus.decode import exact
 from orthrus.decode.engine import Engine
@@ -27,11 +27,11 @@ from orthrus.kernels.int8 import (
     by_onednn,
     in_parts,
     is_exact,
-    is_quantised,
     quantise,
     quantised,
     rounded,
 )
+from orthrus.kernels.rounded import rounded_to
 from orthrus.kernels.smoothing import Rounding
 from orthrus.model.attach import attach, detach
 from orthrus.model.fingerprint import identity, key_of, precision_of, quantization_of, twin_tensors
@@ -193,7 +193,7 @@ def test_results_are_near_those_of_the_weights() -> None:
 
 def in_int8() -> PreTrainedModel:
     """A tiny model with a view, in int8."""
-    return ready(dual(), compile=False, pack=None, eight=True)
+    return ready(dual(), compile=False, pack=None, integers="int8")
 
 
 def texts(model: PreTrainedModel, plan: str, *, batch: int) -> list[list[int]]:
@@ -214,7 +214,7 @@ def test_texts_equal_plain_decoding_under_every_plan(monkeypatch: pytest.MonkeyP
 
 def test_linear_layers_are_in_int8_and_nothing_else() -> None:
     """Those of the view too. Queries, keys and values are multiplied as one, gate and up too; the rest is float32."""
-    model = ready(dual().to(torch.bfloat16), compile=False, pack=None, eight=True)
+    model = ready(dual().to(torch.bfloat16), compile=False, pack=None, integers="int8")
     names = {name for name, module in model.named_modules() if type(module) is Int8Linear}
     assert {name.split(".")[-1] for name in names} == {
         *("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj", "lm_head")
@@ -255,7 +255,7 @@ def test_memory_peaks_at_the_weights_and_one_layer(monkeypatch: pytest.MonkeyPat
         return made[-2], made[-1]
 
     monkeypatch.setattr(int8, "quantised", noted)
-    to_int8(model, None)
+    to_integers(model, "int8")
     assert len(totals) == 2 * (7 + 4) + 1
     assert max(totals) <= sum(sizes) + max(sizes)
     assert totals[-1] < totals[0]
@@ -375,7 +375,7 @@ def test_layers_do_not_leave_the_cpu() -> None:
 def test_nano_loads_in_int8() -> None:
     """By name, and decodes."""
     model, tokenizer = load("nano", dtype="int8")
-    assert is_quantised(model)
+    assert rounded_to(model) == "int8"
     chat = [{"role": "user", "content": "What is 17 + 5?"}]
     (completion,) = orthrus.generate(model, tokenizer, [chat], mode="ar", max_new_tokens=4)
     assert len(completion.token_ids) == 4

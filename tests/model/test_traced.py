@@ -333,7 +333,7 @@ def test_what_a_drafter_reads_hidden_states_of_is_not_recorded(more: dict[str, b
 
 @pytest.mark.skipif(not int8.is_exact(), reason="no exact products of 8-bit integers here")
 def test_int8_passes_are_recorded() -> None:
-    model = ready(dual(num_hidden_layers=2), compile=False, pack=None, eight=True)
+    model = ready(dual(num_hidden_layers=2), compile=False, pack=None, integers="int8")
     passes = passes_of(model)
     eager = Passes(model, passes.cache)
     eager.runner = Eager(model, passes.cache)

@@ -8,7 +8,8 @@ from pathlib import Path
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
-from orthrus.checkpoints.load import INT8, device_of, dtype_of, ready
+from orthrus.checkpoints.integers import INTEGERS
+from orthrus.checkpoints.load import device_of, dtype_of, ready
 from orthrus.errors import CheckpointError
 from orthrus.model.attach import attach
 from orthrus.model.config import OrthrusConfig
@@ -46,4 +47,4 @@ def shaped(
     except (OSError, ValueError, KeyError) as error:
         raise CheckpointError(f"{config} must be a model's config.json: {str(error).splitlines()[0]}") from error
     attach(model, OrthrusConfig(block_size=BLOCK, mask_token_id=0), attn_implementation="orthrus")
-    return ready(model, compile=compile, pack=pack, eight=dtype == INT8)
+    return ready(model, compile=compile, pack=pack, integers=str(dtype) if dtype in INTEGERS else None)

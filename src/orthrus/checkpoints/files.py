@@ -30,6 +30,7 @@ from orthrus.model.fingerprint import (
     fingerprint,
     identity,
     of_view,
+    precision_of,
     quantization_of,
     twin_tensors,
 )
@@ -79,14 +80,14 @@ def save(model: PreTrainedModel, path: str | Path, *, format: Format = "adapter"
 
     Raises:
         ConfigError: an unknown format, a file where the directory should be, or a model without a view.
-        UnsupportedModel: a view in int8; the official layout is defined for Qwen3 and Qwen3.5 backbones, and views
+        UnsupportedModel: a view in integers; the official layout is defined for Qwen3 and Qwen3.5 backbones, and views
             like the paper's.
     """
     config_of(model)
     if format == "adapter":
         tensors = twin_tensors(model)
-        if any(tensor.dtype == torch.int8 for tensor in tensors.values()):
-            raise UnsupportedModel("a view in int8 is not saved: load the model in floating point")
+        if not all(tensor.is_floating_point() for tensor in tensors.values()):
+            raise UnsupportedModel(f"a view in {precision_of(model)} is not saved: load the model in floating point")
         described = _described(model)
         files = {CONFIG_FILE: described.to_dict()}
     elif format == "official":

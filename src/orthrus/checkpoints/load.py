@@ -21,11 +21,10 @@ from transformers.utils import logging
 
 from orthrus import zoo
 from orthrus.checkpoints import drafters, files, gguf, offload
-from orthrus.checkpoints.eight import to_int8
+from orthrus.checkpoints.integers import INTEGERS, require, to_integers
 from orthrus.checkpoints.tokenizers import read_tokenizer
 from orthrus.errors import CheckpointError, ConfigError
 from orthrus.kernels import attention, merged, packed
-from orthrus.kernels.int8 import require
 from orthrus.model.attach import attach, detach
 from orthrus.model.attachment import attachment_of
 from orthrus.model.config import OrthrusConfig
@@ -34,9 +33,8 @@ from orthrus.model.graphs import compile_passes
 from orthrus.zoo import BUNDLED, WEIGHTS
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-INT8: Final = "int8"
-PRECISIONS: Final = (*DTYPES, INT8)
-"""What models decode in, by name: the dtypes, and linear layers in int8 with the rest in float32."""
+PRECISIONS: Final = (*DTYPES, *INTEGERS)
+"""What models decode in, by name: the dtypes, and linear layers in integers with the rest in float32."""
 
 
 def load(
@@ -59,8 +57,8 @@ def load(
             "chiennv/Orthrus-Qwen3-8B".
         revision: Hub revision of `name`.
         dtype: "float32", "bfloat16", "float16", a torch dtype, or "auto" for the checkpoint's own; None takes
-            float32 on the CPU and the checkpoint's own elsewhere. "int8" quantises the linear layers of backbone and
-            view, for CPUs; the rest is float32.
+            float32 on the CPU and the checkpoint's own elsewhere. "int8" and "int4" quantise the linear layers of
+            backbone and view, for CPUs; the rest is float32.
         device: where to put it; None takes CUDA if there is one.
         compile: whether decoding passes go through torch.compile, with CUDA graphs on CUDA; the first of each kind
             takes its time.
@@ -76,21 +74,21 @@ def load(
 
     Raises:
         CheckpointError: nothing of that name, a damaged file, or a view of another backbone.
-        ConfigError: an unknown dtype, device or kind of drafter; options that exclude each other; int8 where it does
-            not compute; a backbone for what holds its own.
+        ConfigError: an unknown dtype, device or kind of drafter; options that exclude each other; int8 or int4 where it
+            does not compute; a backbone for what holds its own.
     """
     target = device_of(device)
     wanted = dtype_of(dtype, target)
-    eight = dtype == INT8
-    _check(compile, pack, eight, drafter)
-    if eight and quantization_config is not None:
-        raise ConfigError("dtype int8 quantises the model itself, found quantization_config beside it: drop one")
+    integers = str(dtype) if dtype in INTEGERS else None
+    _check(compile, pack, integers, drafter)
+    if integers and quantization_config is not None:
+        raise ConfigError(f"dtype {dtype} quantises the model itself, found quantization_config beside it: drop one")
     more = {} if quantization_config is None else {"quantization_config": quantization_config, "device_map": target}
     if offload_folder is not None:
-        if more or eight or compile or pack:
+        if more or integers or compile or pack:
             raise ConfigError(
-                "offloaded layers are plain weights, found offload_folder beside quantization_config, dtype int8, "
-                "compile=True or pack=True: drop one"
+                "offloaded layers are plain weights, found offload_folder beside quantization_config, dtype int8 "
+                "or int4, compile=True or pack=True: drop one"
             )
         more = {"offload_folder": str(offload_folder), "device_map": str(target)}
     path = locate(name, revision)
@@ -113,7 +111,7 @@ def load(
     else:
         model, tokenizer = _load_adapter(path, wanted, backbone, **more)
     model = model if more else model.to(target)
-    return ready(model, compile=compile, pack=pack, eight=eight, tokenizer=tokenizer, drafter=drafter), tokenizer
+    return ready(model, compile=compile, pack=pack, integers=integers, tokenizer=tokenizer, drafter=drafter), tokenizer
 
 
 def put_on(model: PreTrainedModel, path: Path) -> PreTrainedModel:
@@ -136,15 +134,15 @@ def ready(
     *,
     compile: bool,
     pack: bool | None,
-    eight: bool = False,
+    integers: str | None = None,
     tokenizer: PreTrainedTokenizerBase | None = None,
     drafter: str | None = None,
 ) -> PreTrainedModel:
-    """Make a dual-view model ready to decode where it is; options as for `load`, `eight` and tokenizer for int8."""
-    _check(compile, pack, eight, drafter)
+    """Make a dual-view model ready to decode where it is; options as for `load`, the tokenizer for int8."""
+    _check(compile, pack, integers, drafter)
     model.eval()
-    if eight:
-        to_int8(model, tokenizer)
+    if integers:
+        to_integers(model, integers, tokenizer)
     if compile:
         compile_passes(model)
     if pack or (pack is None and not compile and packed.pays(model)):
@@ -157,11 +155,11 @@ def ready(
     return model
 
 
-def _check(compile: bool, pack: bool | None, eight: bool, drafter: str | None) -> None:
+def _check(compile: bool, pack: bool | None, integers: str | None, drafter: str | None) -> None:
     if drafter is not None:
         drafters.parse(drafter)
-    if compile and eight:
-        raise ConfigError("int8 layers are not compiled, found compile=True and dtype int8: drop one")
+    if compile and integers:
+        raise ConfigError(f"{integers} layers are not compiled, found compile=True and dtype {integers}: drop one")
     if compile and pack:
         raise ConfigError("compiled passes lay weights out themselves, found compile=True and pack=True: drop one")
 
@@ -214,9 +212,9 @@ def device_of(device: str | torch.device | None) -> torch.device:
 
 
 def dtype_of(dtype: str | torch.dtype | None, device: torch.device) -> torch.dtype | str:
-    """Settle a dtype; raises ConfigError for an unknown name. For int8 it is what weights are read in."""
-    if dtype == INT8:
-        require(device)
+    """Settle a dtype; raises ConfigError for an unknown name. For integers it is what weights are read in."""
+    if dtype in INTEGERS:
+        require(str(dtype), device)
         return "auto"
     if dtype is None:
         return torch.float32 if device.type == "cpu" else "auto"

@@ -35,7 +35,7 @@ def audit(
         typer.Option(
             "--dtype",
             metavar="DTYPE,…",
-            help="Precisions: float32, bfloat16, float16, int8; float32,bfloat16 unless given.",
+            help="Precisions: float32, bfloat16, float16, int8, int4; float32,bfloat16 unless given.",
         ),
     ] = None,
     exact: Annotated[

@@ -19,7 +19,7 @@ def quality(
         typer.Option(
             "--dtype",
             metavar="DTYPE,…",
-            help="Precisions beside float32, which always runs: bfloat16, float16, int8; bfloat16 unless given.",
+            help="Precisions beside float32, which always runs: bfloat16, float16, int8, int4; bfloat16 unless given.",
         ),
     ] = None,
     forms: Annotated[

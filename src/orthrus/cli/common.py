@@ -71,7 +71,7 @@ Plan = Annotated[
 ExactName = Literal["distribution", "token"]
 Exact = Annotated[ExactName, typer.Option(help="Promise the distribution, or plain decoding's very tokens.")]
 _DTYPE: Final = typer.Option(help="Precision; float32 on a CPU and the checkpoint's own elsewhere, unless given.")
-Dtype = Annotated[Literal["float32", "bfloat16", "float16", "int8"] | None, _DTYPE]
+Dtype = Annotated[Literal["float32", "bfloat16", "float16", "int8", "int4"] | None, _DTYPE]
 FloatDtype = Annotated[Literal["float32", "bfloat16", "float16"] | None, _DTYPE]
 Device = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, mps …; CUDA if there is one, unless given.")]
 Compile = Annotated[bool, typer.Option("--compile", help="Compile decoding passes; the first of each kind waits.")]

@@ -86,8 +86,8 @@ def _dtypes(device: str) -> dict[str, bool]:
     """Tell which precisions this device can multiply and attend in."""
     import torch
 
-    from orthrus.checkpoints.load import DTYPES, INT8
-    from orthrus.kernels import int8
+    from orthrus.checkpoints.integers import INTEGERS, computes
+    from orthrus.checkpoints.load import DTYPES
 
     works = {}
     for name, dtype in DTYPES.items():
@@ -100,13 +100,13 @@ def _dtypes(device: str) -> dict[str, bool]:
         except RuntimeError:
             works[name] = False
     if device == "cpu":
-        works[INT8] = int8.is_exact()
+        works |= {name: computes(name) for name in INTEGERS}
     return works
 
 
 def _multiplies() -> dict[str, str]:
     """Tell how linear layers are multiplied on the CPU, by precision."""
-    from orthrus.checkpoints.load import DTYPES, INT8
+    from orthrus.checkpoints.load import DTYPES
     from orthrus.kernels import compiled, fbgemm, int8, native
 
     wide = "in float32, weights read in float16" if fbgemm.can_half() else "in float32, one row by itself"
@@ -114,7 +114,9 @@ def _multiplies() -> dict[str, str]:
     inputs = "inputs in 8 bits" if int8.rounds_inputs() else "inputs in two parts of 7 bits"
     own = ", by an operator compiled here" if int8.is_exact() and int8.own_operator() is not None else ""
     failed = "" if (log := compiled.failure()) is None else f" (the compiler of operators failed: {log})"
-    return how | {INT8: f"as integers, {inputs}{own}{failed}" if int8.is_exact() else "not here"}
+    how["int8"] = f"as integers, {inputs}{own}{failed}" if int8.is_exact() else "not here"
+    in_blocks = "as integers in blocks of 32, by an operator compiled here"
+    return how | {"int4": in_blocks if compiled.compiles() else "not here"}
 
 
 def _fastest(seconds: dict[str, float], device: str) -> dict[str, Any]:
@@ -141,8 +143,7 @@ def _bundled() -> dict[str, Any]:
 
 def _checks(bundled: dict[str, Any], devices: Iterable[str]) -> list[Check]:
     """Run the lossless checks; what the bundled model turns out to be is added to its description."""
-    from orthrus.checkpoints.load import INT8
-    from orthrus.kernels import int8
+    from orthrus.checkpoints.integers import INTEGERS, computes
 
     with err().status("checking that decoding is lossless here …"):
         checks = [selfcheck.check_random(device) for device in devices if device != "mps"]
@@ -151,8 +152,9 @@ def _checks(bundled: dict[str, Any], devices: Iterable[str]) -> list[Check]:
     try:
         for dtype in ("float32", "bfloat16"):
             checks.append(_check_bundled(bundled, dtype))
-        if bundled["device"] == "cpu" and int8.is_exact():
-            checks.append(_check_bundled(bundled, INT8))
+        for dtype in INTEGERS:
+            if bundled["device"] == "cpu" and computes(dtype):
+                checks.append(_check_bundled(bundled, dtype))
     except OrthrusError as error:
         bundled["error"] = str(error)
     return checks
@@ -243,7 +245,7 @@ def _show(facts: dict[str, Any]) -> None:
     if fastest := facts["fastest"]:
         others = ", ".join(f"{dtype} takes {ratio:.1f} times as long" for dtype, ratio in fastest["others"].items())
         where = f"--dtype {fastest['dtype']} on {fastest['device']}"
-        rounded = "; its texts are its own, since it rounds weights" if fastest["dtype"] == "int8" else ""
+        rounded = "; its texts are its own, since it rounds weights" if fastest["dtype"].startswith("int") else ""
         say(f"{'fastest':<14}{where}: {others} for a plain step and a verification{rounded}")
     say(facts["verdict"], style="bold green" if facts["passed"] else "bold red")
 

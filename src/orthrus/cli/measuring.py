@@ -34,7 +34,7 @@ Suites = Annotated[
 Data = Annotated[Path | None, typer.Option("--data", metavar="DIR", help="Where suites are looked for by name.")]
 Dtypes = Annotated[
     list[str] | None,
-    typer.Option("--dtype", metavar="DTYPE,…", help="Precisions: float32, bfloat16, float16, int8."),
+    typer.Option("--dtype", metavar="DTYPE,…", help="Precisions: float32, bfloat16, float16, int8, int4."),
 ]
 Plans = Annotated[
     list[str] | None,

@@ -1,7 +1,8 @@
 """Operators in C++ (`*.cpp`, `*.h`), compiled where they run, if a compiler is found there.
 
 The first model that could use them starts the compiler in the background, at the lowest priority, and does without.
-Models loaded once it is done, in this process or another, have them. What was compiled is kept in `orthrus.memory`'s
+Models loaded once it is done, in this process or another, have them. What no other product stands in for is compiled
+while its caller waits (`required`). What was compiled is kept in `orthrus.memory`'s
 folder, for a version of torch, a set of instructions and the compiler's options; a process keeps the library that it
 loaded first. Without a folder nothing is compiled, and with an empty `CXX` neither. All sources are compiled as one,
 since torch's headers take most of the time: each has a namespace of its own. Knows files; knows no layer.
@@ -25,12 +26,14 @@ import torch
 from torch import Tensor
 
 from orthrus import memory
+from orthrus.errors import ConfigError
 from orthrus.provenance import digest_of, processor
+from orthrus.writing import writing
 
 INSTRUCTIONS: Final = {
     "avx512_vnni": ("fma", "avx512f", "avx512bw", "avx512vl", "avx512_vnni"),
-    "avx_vnni": ("avx2", "fma", "avx_vnni"),
-    "avx2": ("avx2", "fma"),
+    "avx_vnni": ("avx2", "fma", "f16c", "avx_vnni"),
+    "avx2": ("avx2", "fma", "f16c"),
 }
 """Sets of instructions that there is a form of the operators for, by what Linux calls each; the fastest first."""
 
@@ -73,6 +76,42 @@ def between() -> tuple[str, str] | None:
     if not _library or _operator("normed") is None:
         return None
     return f"normed_{name}", f"rotated_{name}"
+
+
+def compiles() -> bool:
+    """Tell whether operators are compiled here, or can be."""
+    name = instructions()
+    file = None if name is None else _file(name)
+    return file is not None and (bool(_library) or file.exists() or _has_compiler())
+
+
+def required(kind: str, *, by: str) -> Callable[..., Tensor]:
+    """Return an operator that nothing stands in for, which is compiled now where it is not yet; the caller waits.
+
+    Raises:
+        ConfigError: it cannot be compiled here; the message says what `by` requires.
+    """
+    name, needs = instructions(), f"{by} requires"
+    if name is None:
+        raise ConfigError(f"{needs} Linux and an x86 CPU with AVX2, found neither: choose another dtype")
+    file = _file(name)
+    if file is None:
+        raise ConfigError(f"{needs} a folder for an operator compiled here: let ORTHRUS_CACHE name one, or unset it")
+    found = _operator(kind, start=False)
+    if found is None:
+        if not _has_compiler():
+            raise ConfigError(f"{needs} a C++ compiler, found none: install g++, or let CXX name one")
+        print(f"compiling the operators for {by} once, which takes some 10 seconds", file=sys.stderr, flush=True)
+        with writing(file.parent):
+            _prepare(file.parent)
+            with file.with_suffix(".log").open("w", encoding="utf-8") as told:
+                line = ["sh", "-c", command(name, file, Path(mkdtemp(dir=file.parent)))]
+                subprocess.run(line, stdin=subprocess.DEVNULL, stdout=told, stderr=told, check=False, umask=0o022)
+        loaded.cache_clear()
+        found = _operator(kind, start=False)
+    if found is None:
+        raise ConfigError(f"{needs} an operator that could not be compiled or loaded: see {file.with_suffix('.log')}")
+    return found
 
 
 def _operator(kind: str, *, start: bool = True) -> Callable[..., Tensor] | None:
@@ -150,8 +189,7 @@ def failure() -> Path | None:
 def _start(name: str, file: Path) -> None:
     """Start the compiler, unless another process does already, or one failed not long ago."""
     folder, log = file.parent, file.with_suffix(".log")
-    folder.mkdir(parents=True, exist_ok=True)
-    folder.chmod(folder.stat().st_mode & 0o755)  # whatever the umask: what is loaded as code is written by us alone
+    _prepare(folder)
     if log.exists():
         if time() - log.stat().st_mtime < (_AGAIN if _has_failed(log) else _UNFINISHED):
             return
@@ -164,6 +202,11 @@ def _start(name: str, file: Path) -> None:
                 line, stdin=subprocess.DEVNULL, stdout=told, stderr=told, start_new_session=True, umask=0o022
             )
         )
+
+
+def _prepare(folder: Path) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    folder.chmod(folder.stat().st_mode & 0o755)  # whatever the umask: what is loaded as code is written by us alone
 
 
 def _has_failed(log: Path) -> bool:
@@ -190,6 +233,12 @@ def _options(name: str) -> list[str]:
     flags = [f"-m{each.replace('_vnni', 'vnni')}" for each in INSTRUCTIONS[name]]
     # Without multiplications and additions in one, which round otherwise than torch's; said last, as others imply it.
     return ["-O3", "-std=c++20", "-fPIC", "-fno-fast-math", "-ffp-contract=off", f"-DNAME={name}", *flags]
+
+
+def _has_compiler() -> bool:
+    with suppress(ValueError):  # a CXX that cannot be read
+        return bool(_compiler())
+    return False
 
 
 def _compiler() -> list[str]:

@@ -12,20 +12,20 @@ Layers that read the same input are multiplied as one. How inputs of 8 bits are 
 from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 from types import MappingProxyType
-from typing import Any, Final
+from typing import Final
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import pad
 
-from orthrus.errors import ConfigError, UnsupportedModel
+from orthrus.errors import ConfigError
 from orthrus.kernels import fbgemm
 from orthrus.kernels.compiled import instructions, linear_int8
 from orthrus.kernels.native import has_tiles
 from orthrus.kernels.recorded import is_recording, operator, recordable
+from orthrus.kernels.rounded import RoundedLinear, biases_of, refuse_gradients, replace
 from orthrus.kernels.shared import Shared
 from orthrus.kernels.smoothing import PLAINLY, Rounding
-from orthrus.kernels.watched import PLAIN
 
 _LARGEST: Final = 127
 _MOST_INPUTS: Final = (2**31 - 1) // (_LARGEST * 255)
@@ -89,70 +89,33 @@ def in_parts(input: Tensor) -> tuple[Tensor, Tensor]:
     return torch.stack([coarse, wide.sub_(coarse).mul_(2 * fbgemm.LARGEST).round_()]), most
 
 
-class Int8Linear(nn.Module):
-    """A linear layer with weights in 8-bit integers, for inference on CPUs.
+class Int8Linear(RoundedLinear):
+    """A linear layer with weights `[out, in]` in 8-bit integers.
 
     Inputs are multiplied by `factor` `[in]`, where there is one, and the weights divided by it before they are rounded.
-    Beside its weight `[out, in]` it keeps the same integers as the kernel reads them, made at the first use, and again
-    after `load_state_dict`; nothing else may write to them.
     """
 
-    weight: nn.Parameter
-    bias: nn.Parameter | None
+    precision = "int8"
     scale: Tensor
     factor: Tensor | None
 
     def __init__(self, layer: nn.Linear, rounding: Rounding = PLAINLY) -> None:
-        """Round a layer's weights; its bias is taken as it is."""
-        super().__init__()
-        self.in_features, self.out_features = layer.in_features, layer.out_features
-        with torch.inference_mode(False), torch.no_grad():  # tensors made in inference mode are never written to again
-            factor = None if rounding.factor is None else rounding.factor.clone()
-            weight, scale = quantised(layer.weight if factor is None else layer.weight / factor)
-        self.weight = nn.Parameter(weight, requires_grad=False)
+        """Round a layer's weights."""
+        factor = None if rounding.factor is None else rounding.factor.clone()
+        weight, scale = quantised(layer.weight if factor is None else layer.weight / factor)
+        super().__init__(layer, weight)
         self.register_buffer("scale", scale)
         self.register_buffer("factor", factor)
-        self.bias = layer.bias
-        self._shared: _Shared | None = None
-        self._index = 0
-        self.train(layer.training)
-
-    def forward(self, input: Tensor) -> Tensor:
-        """Return `input @ weight.T + bias` in the input's dtype."""
-        if self._shared is None:
-            self._shared, self._index = _Shared([self]), 0
-        return self._shared.output(self._index, input)
 
     def dequantised(self) -> Tensor:
         """Return the weight in float32."""
         dense = self.weight.float() * self.scale[:, None]
         return dense if self.factor is None else dense * self.factor
 
-    def forget(self) -> None:
-        """Drop what was made of the weights."""
-        if self._shared is not None:
-            self._shared.packed = None
-
-    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
-        super()._load_from_state_dict(*args, **kwargs)
-        self.forget()
-
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "Int8Linear":
-        if fn(self.weight[:0]).device.type != "cpu":
-            raise ConfigError("int8 layers are for CPUs: load the model again, with another dtype for another device")
-        scale, factor = self.scale, self.factor
-        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
-        self.scale, self.factor = scale, factor  # float32 whatever the rest becomes
-        self.forget()
-        return self
-
-    def __getstate__(self) -> dict[str, object]:
-        """Leave what is shared and what was made of the weights out of copies of the layer."""
-        return {**self.__dict__, "_shared": None, "_index": 0}
-
-    def extra_repr(self) -> str:
-        """Return the layer's shape."""
-        return f"in_features={self.in_features}, out_features={self.out_features}, bias={self.bias is not None}"
+    @classmethod
+    def shared(cls, layers: Sequence["Int8Linear"]) -> "_Shared":
+        """Return the product of layers that read the same input."""
+        return _Shared(layers)
 
 
 class _Shared(Shared["Int8Linear"]):
@@ -160,15 +123,12 @@ class _Shared(Shared["Int8Linear"]):
 
     def __init__(self, layers: Sequence[Int8Linear]) -> None:
         super().__init__(layers, [layer.out_features for layer in layers])
-        self.packed: Tensor | fbgemm.Weights | None = None
         self.own: Callable[..., Tensor] | None = None
 
     def product(self, input: Tensor) -> Tensor:
-        if input.requires_grad and torch.is_grad_enabled():
-            raise UnsupportedModel("int8 layers pass no gradients on: train in floating point, and decode in int8")
+        refuse_gradients(input, "int8")
         if self.packed is None:
             self.pack()
-        assert self.packed is not None
         if self.own is not None:
             narrow = input if input.dtype in _OWN_TYPES else input.float()
             return self.own(narrow, self.packed, self.zero, self.scale, self.factor, self.bias).to(input.dtype)
@@ -190,8 +150,7 @@ class _Shared(Shared["Int8Linear"]):
         weight = torch.cat([layer.weight.detach() for layer in self.layers])
         scale = torch.cat([layer.scale for layer in self.layers])
         self.factor = self.layers[0].factor
-        biases = [layer.bias.detach().float() for layer in self.layers if layer.bias is not None]
-        self.bias = torch.cat(biases) if biases else None
+        self.bias = biases_of(self.layers)
         largest = _LARGEST if rounds_inputs() else fbgemm.LARGEST
         self.scale, self.own = scale / largest, own_operator()
         if self.own is not None and weight.shape[1] % _SIDE == 0:
@@ -281,12 +240,8 @@ def by_onednn() -> bool:
     return bool(torch.equal(sums, torch.tensor([[largest, -largest]])))
 
 
-def require(device: torch.device) -> None:
-    """Check that int8 layers compute here; raises ConfigError where they do not."""
-    if device.type != "cpu":
-        raise ConfigError(
-            f"dtype int8 is for CPUs, found device {str(device)!r}: choose the device cpu, or another dtype"
-        )
+def require() -> None:
+    """Check that int8 layers compute on this CPU; raises ConfigError where they do not."""
     if not is_exact():
         raise ConfigError(
             "dtype int8 requires a CPU that adds products of integers exactly, by VNNI instructions and a torch with "
@@ -307,26 +262,8 @@ def quantise(
         groups: layers that read the same input, one after another in this order.
         roundings: how layers round their inputs, the same for those of a group; others as they come.
     """
-    made: dict[nn.Module, Int8Linear] = {}
-    for name, layer in list(model.named_modules()):
-        fits = type(layer) is nn.Linear and type(layer.weight) in PLAIN and layer.in_features <= _MOST_INPUTS
-        if isinstance(layer, nn.Linear) and fits:
-            made[layer] = Int8Linear(layer, roundings.get(layer, PLAINLY))
-            layer._parameters.clear()
-            model.set_submodule(name, made[layer])
-    setattr(model, "save_pretrained", _refused)  # noqa: B010 (a method to everyone else)
-    for group in groups:
-        layers = [made[layer] for layer in group if layer in made]
-        if len(layers) == len(group):
-            shared = _Shared(layers)
-            for index, layer in enumerate(layers):
-                layer._shared, layer._index = shared, index
 
+    def form(layer: nn.Linear) -> Int8Linear | None:
+        return Int8Linear(layer, roundings.get(layer, PLAINLY)) if layer.in_features <= _MOST_INPUTS else None
 
-def _refused(*_: object, **__: object) -> None:
-    raise UnsupportedModel("weights in int8 are not saved: load the model in floating point")
-
-
-def is_quantised(model: nn.Module) -> bool:
-    """Tell whether a model has int8 layers."""
-    return any(type(module) is Int8Linear for module in model.modules())
+    replace(model, groups, form)

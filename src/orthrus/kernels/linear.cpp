@@ -14,31 +14,7 @@ namespace {
 constexpr int64_t BLOCK = 16;          // outputs
 constexpr int64_t AT_ONCE = 1 << 17;  // weights that a thread takes at least
 
-// Vectors of sums, to which products of four inputs each are added; how many blocks and rows fit into registers.
-#if defined(__AVX512VNNI__)
-constexpr int LANES = 16, WIDE = 4;
-using Vector = __m512i;
-inline Vector zeros() { return _mm512_setzero_si512(); }
-inline Vector load(const void* p) { return _mm512_loadu_si512(p); }
-inline Vector repeated(int32_t four) { return _mm512_set1_epi32(four); }
-inline Vector dot(Vector sum, Vector row, Vector weight) { return _mm512_dpbusd_epi32(sum, row, weight); }
-inline void store(int32_t* p, Vector v) { _mm512_storeu_si512(p, v); }
-#else
-constexpr int LANES = 8, WIDE = 1;
-using Vector = __m256i;
-inline Vector zeros() { return _mm256_setzero_si256(); }
-inline Vector load(const void* p) { return _mm256_loadu_si256((const __m256i*)p); }
-inline Vector repeated(int32_t four) { return _mm256_set1_epi32(four); }
-inline void store(int32_t* p, Vector v) { _mm256_storeu_si256((__m256i*)p, v); }
-#if defined(__AVXVNNI__)
-inline Vector dot(Vector sum, Vector row, Vector weight) { return _mm256_dpbusd_avx_epi32(sum, row, weight); }
-#else
-inline Vector dot(Vector sum, Vector row, Vector weight) {  // pairs of products must fit into 16 bits
-  return _mm256_add_epi32(sum, _mm256_madd_epi16(_mm256_maddubs_epi16(row, weight), _mm256_set1_epi16(1)));
-}
-#endif
-#endif
-constexpr int MOST = 4;  // rows
+constexpr int WIDE = LANES == 16 ? 4 : 1, MOST = 4;  // blocks and rows whose sums fit into registers
 
 // Without VNNI, rows come in two parts: 64ths of their largest magnitude, and 128ths of those.
 #if defined(__AVX512VNNI__) || defined(__AVXVNNI__)
@@ -168,29 +144,6 @@ Tensor linear(const Tensor& input, const Tensor& weight, const Tensor& zero, con
 }
 
 // One row times weights as they are, [N, K], summed in float32: read as fast as memory gives them.
-#if defined(__AVX512VNNI__)
-using Floats = __m512;
-inline Floats none() { return _mm512_setzero_ps(); }
-inline Floats floats(const float* p) { return _mm512_loadu_ps(p); }
-inline Floats floats(const uint16_t* p) {
-  return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i*)p)), 16));
-}
-inline Floats plus(Floats sum, Floats a, Floats b) { return _mm512_fmadd_ps(a, b, sum); }
-inline float total(Floats sum) { return _mm512_reduce_add_ps(sum); }
-#else
-using Floats = __m256;
-inline Floats none() { return _mm256_setzero_ps(); }
-inline Floats floats(const float* p) { return _mm256_loadu_ps(p); }
-inline Floats floats(const uint16_t* p) {
-  return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(_mm_loadu_si128((const __m128i*)p)), 16));
-}
-inline Floats plus(Floats sum, Floats a, Floats b) { return _mm256_fmadd_ps(a, b, sum); }
-inline float total(Floats sum) {
-  alignas(32) float each[8];
-  _mm256_store_ps(each, sum);
-  return ((each[0] + each[4]) + (each[2] + each[6])) + ((each[1] + each[5]) + (each[3] + each[7]));
-}
-#endif
 constexpr int64_t SOME = 4, AHEAD = 2;  // outputs whose sums are made together; how many times as many are fetched before
 
 template <typename Type>

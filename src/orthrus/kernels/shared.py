@@ -2,7 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +15,7 @@ class Shared(ABC, Generic[_Layer]):
 
     def __init__(self, layers: Sequence[_Layer], sizes: Sequence[int]) -> None:
         self.layers = list(layers)
+        self.packed: Any = None  # the weights as the product reads them
         self.sizes = list(sizes)
         self._input: Tensor | None = None
         self._outputs: Sequence[Tensor] = ()

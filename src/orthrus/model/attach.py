@@ -90,7 +90,7 @@ def detach(model: PreTrainedModel) -> PreTrainedModel:
     """Take the diffusion view off a model, in place; what remains is the backbone as it was.
 
     Its attention function is the one it had, and those of its parameters that were to be trained are again. Layers that
-    were loaded in int8 stay so.
+    were loaded in int8 or int4 stay so.
     """
     former = attachment.take(model)
     for parent, name, dual in list(_dual_sites(model)):

@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from orthrus.kernels import int8
 from orthrus.kernels.attention import uses_own
 from orthrus.kernels.packed import kernels_of
+from orthrus.kernels.rounded import rounded_to
 from orthrus.memory import machine, settings
 from orthrus.model.graphs import is_compiled
 from orthrus.model.markov import NAME as MARKOV
@@ -37,15 +37,15 @@ def identity(model: PreTrainedModel) -> str:
 
 def quantization_of(model: PreTrainedModel) -> str | None:
     """Return the form in which a quantised backbone keeps weights, as "torchao Int8Tensor"; None for plain ones."""
-    if int8.is_quantised(model):
-        return "orthrus int8"
+    if (ours := rounded_to(model)) is not None:
+        return f"orthrus {ours}"
     kinds = {type(p) for name, p in model.named_parameters() if not of_view(name) and not is_plain(p)}
     return ", ".join(sorted(f"{kind.__module__.partition('.')[0]} {kind.__name__}" for kind in kinds)) or None
 
 
 def precision_of(model: PreTrainedModel) -> str:
-    """Return what a model was loaded in, as `load` calls it: its dtype, or "int8" where its layers are so."""
-    return "int8" if int8.is_quantised(model) else str(model.dtype).removeprefix("torch.")
+    """Return what a model was loaded in, as `load` calls it: its dtype, or "int8" or "int4" where its layers are so."""
+    return rounded_to(model) or str(model.dtype).removeprefix("torch.")
 
 
 def weights_digest(model: PreTrainedModel) -> str:

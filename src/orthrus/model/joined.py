@@ -40,7 +40,7 @@ class Split:
 class ByRows(nn.Module):
     """A layer of one name in original and twin: the first rows go through the original's, the others the twin's.
 
-    Both are looked up by name at every call, since layers may be replaced (by adapters, by int8 ones).
+    Both are looked up by name at every call, since layers may be replaced (by adapters, by rounded ones).
     """
 
     def __init__(self, ar: nn.Module, twin: nn.Module, name: str, axis: int, split: Split) -> None:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedConfig
 
 from orthrus.errors import UnsupportedModel
-from orthrus.kernels.int8 import Int8Linear
+from orthrus.kernels.rounded import RoundedLinear
 
 _Module = TypeVar("_Module", bound=nn.Module)
 
@@ -154,7 +154,7 @@ def _dequantised(module: nn.Module, dtype: torch.dtype) -> nn.Linear | None:
 def _numbers(module: nn.Module, weight: Tensor) -> Tensor | None:
     """Return the numbers that a quantised weight stands for; None where that is not known."""
     library = _library(weight)
-    if isinstance(module, Int8Linear):
+    if isinstance(module, RoundedLinear):
         return module.dequantised()
     if library == "bitsandbytes":
         from transformers.integrations.bitsandbytes import dequantize_bnb_weight

@@ -20,7 +20,7 @@ from orthrus.decode import prompts
 from orthrus.decode.frames import Reading
 from orthrus.decode.passes import Passes
 from orthrus.errors import ConfigError
-from orthrus.kernels.int8 import Int8Linear
+from orthrus.kernels.rounded import RoundedLinear
 from orthrus.model.attach import duals
 from orthrus.model.cache import ScratchCache
 from orthrus.model.dual import Dual
@@ -268,7 +268,7 @@ def _unused(dual: Dual, kind: str) -> nn.Module:
 def _multiply(passes: Passes, rows: slice, width: int) -> torch.Tensor:
     """Multiply by every matrix that a verify pass does, and by the keys and values in reach; nothing in between."""
     skipped = {id(linear) for dual in duals(passes.model) if dual.diffusion for linear in dual.diffusion.modules()}
-    linears = [m for m in passes.model.modules() if isinstance(m, nn.Linear | Int8Linear) and id(m) not in skipped]
+    linears = [m for m in passes.model.modules() if isinstance(m, nn.Linear | RoundedLinear) and id(m) not in skipped]
     batch, device, dtype = rows.stop - rows.start, passes.cache.device, passes.model.dtype
     inputs = {n: torch.ones(batch, width, n, device=device, dtype=dtype) for n in {m.in_features for m in linears}}
     total = torch.zeros(())
