@@ -117,8 +117,8 @@ def test_of_several_numbers_the_one_that_is_none_is_named(
 @pytest.mark.parametrize(
     ("verb", "said"),
     [
-        (["bench", "quality"], ["beside float32, which always runs", "bfloat16 unless given"]),
-        (["audit"], ["float32,bfloat16 unless given", "both unless given", "auto unless given"]),
+        (["bench", "quality"], ["beside float32, which always runs", "[default: bfloat16]"]),
+        (["audit"], ["[default: float32, bfloat16]", "[default: distribution, token]", "[default: auto]"]),
     ],
 )
 def test_help_states_defaults(verb: list[str], said: list[str], capsys: pytest.CaptureFixture[str]) -> None:
@@ -128,8 +128,8 @@ def test_help_states_defaults(verb: list[str], said: list[str], capsys: pytest.C
 
 
 def test_whole_numbers_may_be_written_as_decimals() -> None:
-    assert measuring.numbers(["4.0,8", "16"], "", "--concurrency", int) == [4, 8, 16]
-    assert measuring.numbers([".5,1e-1,2"], "", "--rate", float) == [0.5, 0.1, 2.0]
+    assert measuring.numbers(["4.0,8", "16"], "--concurrency", int) == [4, 8, 16]
+    assert measuring.numbers([".5,1e-1,2"], "--rate", float) == [0.5, 0.1, 2.0]
 
 
 @pytest.mark.parametrize(

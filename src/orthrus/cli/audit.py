@@ -16,41 +16,19 @@ if TYPE_CHECKING:
     from orthrus.bench.audit.report import AuditReport
 
 _SUITES = [f"synthetic:{domain}" for domain in ("maths", "code", "table", "json")]
+_DTYPES, _EXACTS, _BATCHES = ["float32", "bfloat16"], ["distribution", "token"], [1, 4]
 
 
 def audit(
     model: common.ModelArgument = common.DEFAULT,
     backbone: common.Backbone = None,
-    suite: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar="SUITE",
-            help="Prompts, as `orthrus bench run` takes them; may be repeated. The generator's four unless given.",
-        ),
-    ] = None,
+    suite: measuring.Suites = _SUITES,
     data: measuring.Data = None,
     limit: measuring.Limit = None,
-    dtype: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--dtype",
-            metavar="DTYPE,…",
-            help="Precisions: float32, bfloat16, float16, int8, int4; float32,bfloat16 unless given.",
-        ),
-    ] = None,
-    exact: Annotated[
-        list[str] | None,
-        typer.Option("--exact", metavar="EXACT,…", help="Promises: distribution, token; both unless given."),
-    ] = None,
-    plan: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--plan", "--plans", metavar="PLAN,…", help="Of mode orthrus: auto, full, fixed:K, …; auto unless given."
-        ),
-    ] = None,
-    batch_size: Annotated[
-        list[int] | None, typer.Option(min=1, help="Rows at once, may be repeated; 1 and 4 unless given.")
-    ] = None,
+    dtype: measuring.Dtypes = _DTYPES,
+    exact: measuring.Exacts = _EXACTS,
+    plan: measuring.Plans = measuring.AUTO,
+    batch_size: Annotated[list[int], typer.Option(min=1, help="Rows at once; may be repeated.")] = _BATCHES,
     max_new_tokens: common.MaxNewTokens = 128,
     epsilon: Annotated[
         float, typer.Option(min=0, help="Mixtures of experts may part where two logits are this close.")
@@ -66,9 +44,10 @@ def audit(
 ) -> None:
     """Compare the text of every plan, batch size and precision with plain decoding's; exit code 1 if a promise breaks.
 
-    Promised are float32, and at any precision exact="token". The rest is reported: how many texts are identical, by
-    domain and by how surprising the text is, where the others part and how close the choice was there, agreement with
-    Hugging Face's generate, tokens per cycle and speed.
+    Prompts are the generator's four domains, unless --suite names others. Promised are float32, and at any precision
+    exact="token". The rest is reported: how many texts are identical, by domain and by how surprising the text is,
+    where the others part and how close the choice was there, agreement with Hugging Face's generate, tokens per cycle
+    and speed.
     """
     from orthrus.bench.audit import run
     from orthrus.bench.audit.report import read_audit
@@ -76,13 +55,13 @@ def audit(
     measuring.set_threads(threads)
     job = run.Job(
         model=model,
-        suites=tuple(suite or _SUITES),
+        suites=tuple(suite),
         folder=data,
         limit=limit,
-        dtypes=tuple(measuring.listed(dtype, "float32,bfloat16")),
-        exacts=tuple(measuring.listed(exact, "distribution,token")),
-        plans=tuple(measuring.listed(plan, "auto")),
-        batches=tuple(batch_size or (1, 4)),
+        dtypes=tuple(measuring.listed(dtype)),
+        exacts=tuple(measuring.listed(exact)),
+        plans=tuple(measuring.listed(plan)),
+        batches=tuple(batch_size),
         max_new_tokens=max_new_tokens,
     )
     with TemporaryDirectory() as folder:

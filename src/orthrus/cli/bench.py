@@ -15,9 +15,9 @@ from orthrus.errors import ConfigError
 from orthrus.progress import Progress
 
 _ADDED = typer.Option("--output", "-o", metavar="FILE", help="A file of JSON lines; added to.")
-Batches = Annotated[
-    list[str] | None, typer.Option("--batch", metavar="N,…", help="Prompts decoded together; 1 unless given.")
-]
+Batches = Annotated[list[str], typer.Option("--batch", metavar="N,…", help="Prompts decoded together.")]
+_MODES, _EXACTS, _CONTEXTS = ["ar,orthrus"], ["distribution"], ["256"]
+_WIDTHS, _BASELINES = ["1,2,4,8,16,32,64"], ["ar,hf,hf-static"]
 
 
 def application() -> typer.Typer:
@@ -40,26 +40,24 @@ def run(
     backbone: common.Backbone = None,
     data: measuring.Data = None,
     modes: Annotated[
-        list[str] | None,
+        list[str],
         typer.Option(
-            "--modes",
-            metavar="MODE,…",
-            help="ar, orthrus, hf, hf-static, hf-lookup, llama.cpp, llama.cpp-lookup; ar,orthrus unless given.",
+            "--modes", metavar="MODE,…", help="ar, orthrus, hf, hf-static, hf-lookup, llama.cpp, llama.cpp-lookup."
         ),
-    ] = None,
-    plans: measuring.Plans = None,
-    exact: measuring.Exacts = None,
+    ] = _MODES,
+    plans: measuring.Plans = measuring.AUTO,
+    exact: measuring.Exacts = _EXACTS,
     gguf: Annotated[
-        list[str] | None,
+        list[str],
         typer.Option(
             "--gguf",
             metavar="FORM|FILE,…",
             help="What llama.cpp answers from: a .gguf file, or a form (q8_0, q4_1, bf16, …) made from the backbone's "
             "own one; that as it is unless given.",
         ),
-    ] = None,
-    batch: Batches = None,
-    dtype: measuring.Dtypes = None,
+    ] = measuring.NONE,
+    batch: Batches = measuring.ONE,
+    dtype: measuring.Dtypes = measuring.FLOAT32,
     limit: measuring.Limit = None,
     max_new_tokens: common.MaxNewTokens = 256,
     rounds: Annotated[int, typer.Option(min=1, help="How often everyone answers every prompt.")] = 3,
@@ -84,20 +82,15 @@ def run(
     from orthrus.bench.speed import run as bench
     from orthrus.checkpoints.load import gguf_source
 
-    ggufs = tuple(measuring.listed(gguf, ""))
+    ggufs = tuple(measuring.listed(gguf))
     job = bench.Job(
         model=model,
         suites=tuple(suite),
         folder=data,
         limit=limit,
-        contenders=contenders(
-            measuring.listed(modes, "ar,orthrus"),
-            measuring.listed(plans, "auto"),
-            measuring.listed(exact, "distribution"),
-            ggufs,
-        ),
-        batches=tuple(measuring.numbers(batch, "1", "--batch", int)),
-        dtypes=tuple(measuring.listed(dtype, "float32")),
+        contenders=contenders(measuring.listed(modes), measuring.listed(plans), measuring.listed(exact), ggufs),
+        batches=tuple(measuring.numbers(batch, "--batch", int)),
+        dtypes=tuple(measuring.listed(dtype)),
         max_new_tokens=max_new_tokens,
         rounds=rounds,
         warmup=warmup,
@@ -123,20 +116,14 @@ def passes(
         ),
     ] = common.DEFAULT,
     backbone: common.Backbone = None,
-    widths: Annotated[
-        list[str] | None,
-        typer.Option("--width", metavar="N,…", help="Positions of a pass; 1,2,4,8,16,32,64 unless given."),
-    ] = None,
+    widths: Annotated[list[str], typer.Option("--width", metavar="N,…", help="Positions of a pass.")] = _WIDTHS,
     stops: Annotated[
-        list[str] | None,
+        list[str],
         typer.Option("--stops", metavar="M,…", help="Fused passes for so many stop points, or all; none unless given."),
-    ] = None,
-    contexts: Annotated[
-        list[str] | None,
-        typer.Option("--context", metavar="N,…", help="Tokens in the cache; 256 unless given."),
-    ] = None,
-    batch: Batches = None,
-    dtype: measuring.Dtypes = None,
+    ] = measuring.NONE,
+    contexts: Annotated[list[str], typer.Option("--context", metavar="N,…", help="Tokens in the cache.")] = _CONTEXTS,
+    batch: Batches = measuring.ONE,
+    dtype: measuring.Dtypes = measuring.FLOAT32,
     repeats: Annotated[int, typer.Option(min=1, help="How often every pass is timed.")] = 20,
     floor: Annotated[
         bool, typer.Option("--floor", help="Time a pass's matrix products alone, a read of keys, a copy of bytes.")
@@ -163,12 +150,12 @@ def passes(
     from orthrus.data.records import append
 
     measuring.set_threads(threads)
-    dtypes = measuring.listed(dtype, "float32")
+    dtypes = measuring.listed(dtype)
     require_precisions(dtypes)
-    wide = measuring.numbers(widths, "1,2,4,8,16,32,64", "--width", int)
-    long = measuring.numbers(contexts, "256", "--context", int)
-    many = measuring.numbers(batch, "1", "--batch", int)
-    fused = measuring.numbers(stops, "", "--stops", int, words={"all": ALL})
+    wide = measuring.numbers(widths, "--width", int)
+    long = measuring.numbers(contexts, "--context", int)
+    many = measuring.numbers(batch, "--batch", int)
+    fused = measuring.numbers(stops, "--stops", int, words={"all": ALL})
     head: dict[str, Any] = {}
     each = len(long) * len(many) * len(kinds(wide, fused, floor=floor, prompt=prompt)) * repeats
     with Progress("passes", len(dtypes) * each) as progress:
@@ -251,13 +238,11 @@ def report(
         typer.Argument(metavar="FILE…", help="What `run`, `passes`, `train`, `quality` wrote.", show_default=False),
     ],
     against: Annotated[
-        list[str] | None,
+        list[str],
         typer.Option(
-            "--against",
-            metavar="MODE,…",
-            help="Baselines of ratios, orthrus:PLAN, llama.cpp:FORM and ar@token too; ar,hf,hf-static unless given.",
+            "--against", metavar="MODE,…", help="Baselines of ratios, orthrus:PLAN, llama.cpp:FORM and ar@token too."
         ),
-    ] = None,
+    ] = _BASELINES,
     prices: Annotated[
         Path | None,
         typer.Option(
@@ -273,10 +258,10 @@ def report(
     if json and markdown:
         raise typer.BadParameter("--json and --markdown are two ways to print: give one of them")
     from orthrus.bench.speed.plots import plot
-    from orthrus.bench.speed.report import BASELINES, read_report
+    from orthrus.bench.speed.report import read_report
     from orthrus.bench.speed.tables import tables
 
-    read = read_report(files, baselines=measuring.listed(against, ",".join(BASELINES)), prices=prices)
+    read = read_report(files, baselines=measuring.listed(against), prices=prices)
     if plots is not None:
         measuring.name_files(plot(read, plots))
     if json:

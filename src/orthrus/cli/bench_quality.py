@@ -7,6 +7,8 @@ import typer
 from orthrus.cli import common, measuring
 from orthrus.cli.common import err, say
 
+_DTYPES = ["bfloat16"]
+
 
 def quality(
     suite: measuring.Suites,
@@ -15,22 +17,22 @@ def quality(
     backbone: common.Backbone = None,
     data: measuring.Data = None,
     dtype: Annotated[
-        list[str] | None,
+        list[str],
         typer.Option(
             "--dtype",
             metavar="DTYPE,…",
-            help="Precisions beside float32, which always runs: bfloat16, float16, int8, int4; bfloat16 unless given.",
+            help="Precisions beside float32, which always runs: bfloat16, float16, int8, int4.",
         ),
-    ] = None,
+    ] = _DTYPES,
     forms: Annotated[
-        list[str] | None,
+        list[str],
         typer.Option(
             "--form",
             metavar="FORM,…",
             help="Forms of llama.cpp's to measure, too (q8_0, q4_1, …): weights and inputs rounded to blocks, in "
             "float32; none unless given.",
         ),
-    ] = None,
+    ] = measuring.NONE,
     limit: measuring.Limit = None,
     max_new_tokens: common.MaxNewTokens = 256,
     threads: measuring.Threads = None,
@@ -44,7 +46,7 @@ def quality(
     from orthrus.bench import quality as bench
     from orthrus.bench.session import Job
 
-    named = tuple(measuring.listed(dtype, "bfloat16"))
+    named = tuple(measuring.listed(dtype))
     job = Job(model=model, suites=tuple(suite), folder=data, limit=limit, dtypes=named, max_new_tokens=max_new_tokens)
     measuring.set_threads(threads)
     load = measuring.loader(model, device, backbone=backbone)

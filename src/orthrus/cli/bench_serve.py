@@ -15,12 +15,12 @@ if TYPE_CHECKING:
 
 Url = Annotated[str, typer.Argument(help="The server's address, http://host:port.", show_default=False)]
 Concurrency = Annotated[
-    list[str] | None,
-    typer.Option(metavar="N,…", help="Closed loop: requests in flight; 1,2,4,8 unless --rate is given."),
+    list[str], typer.Option(metavar="N,…", help="Closed loop: requests in flight; 1,2,4,8 unless --rate is given.")
 ]
-Rate = Annotated[list[str] | None, typer.Option(metavar="X,…", help="Open loop: requests a second, at random times.")]
+Rate = Annotated[list[str], typer.Option(metavar="X,…", help="Open loop: requests a second, at random times.")]
+_MODES = ["orthrus,ar"]
 Modes = Annotated[
-    list[str] | None,
+    list[str],
     typer.Option("--modes", metavar="MODE,…", help="orthrus, ar (plainly); or server, for servers without modes."),
 ]
 
@@ -28,9 +28,9 @@ Modes = Annotated[
 def serve(
     url: Url,
     suite: measuring.Suites,
-    concurrency: Concurrency = None,
-    rate: Rate = None,
-    modes: Modes = None,
+    concurrency: Concurrency = measuring.NONE,
+    rate: Rate = measuring.NONE,
+    modes: Modes = _MODES,
     requests: Annotated[int, typer.Option(min=1, help="Requests of each setting.")] = 64,
     warmup: Annotated[int, typer.Option(min=0, help="Requests before each setting that do not count.")] = 4,
     join: Annotated[
@@ -94,14 +94,14 @@ def serve(
     measuring.show(grids, markdown=markdown)
 
 
-def _settings(modes: list[str] | None, concurrency: list[str] | None, rate: list[str] | None) -> "list[Setting]":
+def _settings(modes: list[str], concurrency: list[str], rate: list[str]) -> "list[Setting]":
     """Return the settings in the order they are measured: of each load every mode."""
     from orthrus.bench.serve.load import MODES, Setting
 
-    names = measuring.listed(modes, "orthrus,ar")
+    names = measuring.listed(modes)
     for name in names:
         if name not in MODES:
             raise ConfigError(f"--modes must be among {', '.join(MODES)}, found {name!r}")
-    closed = measuring.numbers(concurrency, "" if rate else "1,2,4,8", "--concurrency", int)
-    loads = [(n, None) for n in closed] + [(None, x) for x in measuring.numbers(rate, "", "--rate", float)]
+    closed = measuring.numbers(concurrency or ([] if rate else ["1,2,4,8"]), "--concurrency", int)
+    loads = [(n, None) for n in closed] + [(None, x) for x in measuring.numbers(rate, "--rate", float)]
     return [Setting(mode=mode, concurrency=n, rate=x) for n, x in loads for mode in names]  # type: ignore[arg-type]

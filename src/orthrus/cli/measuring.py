@@ -33,16 +33,15 @@ Suites = Annotated[
 ]
 Data = Annotated[Path | None, typer.Option("--data", metavar="DIR", help="Where suites are looked for by name.")]
 Dtypes = Annotated[
-    list[str] | None,
-    typer.Option("--dtype", metavar="DTYPE,…", help="Precisions: float32, bfloat16, float16, int8, int4."),
+    list[str], typer.Option("--dtype", metavar="DTYPE,…", help="Precisions: float32, bfloat16, float16, int8, int4.")
 ]
 Plans = Annotated[
-    list[str] | None,
+    list[str],
     typer.Option("--plan", "--plans", metavar="PLAN,…", help="Of mode orthrus: auto, full, fixed:K, tree:N, …."),
 ]
-Exacts = Annotated[
-    list[str] | None, typer.Option("--exact", metavar="EXACT,…", help="Of our modes: distribution, token.")
-]
+Exacts = Annotated[list[str], typer.Option("--exact", metavar="EXACT,…", help="Of our modes: distribution, token.")]
+NONE, ONE, FLOAT32, AUTO = list[str](), ["1"], ["float32"], ["auto"]
+"""What options that take several values stand at."""
 Limit = Annotated[
     int | None,
     typer.Option(min=1, help="Prompts of each suite; all of a file and 100 problems unless given."),
@@ -55,18 +54,16 @@ Markdown = Annotated[bool, typer.Option("--markdown", help="Print the tables in 
 Threads = Annotated[int | None, typer.Option(min=1, help="Threads of torch on the CPU; its own choice unless given.")]
 
 
-def listed(given: list[str] | None, otherwise: str = "") -> list[str]:
+def listed(given: list[str]) -> list[str]:
     """Take an option's values, repeated or with commas between them."""
-    return [part.strip() for value in given or [otherwise] for part in value.split(",") if part.strip()]
+    return [part.strip() for value in given for part in value.split(",") if part.strip()]
 
 
-def numbers(
-    given: list[str] | None, otherwise: str, name: str, of: type[N], *, words: Mapping[str, N] | None = None
-) -> list[N]:
+def numbers(given: list[str], name: str, of: type[N], *, words: Mapping[str, N] | None = None) -> list[N]:
     """Take an option's numbers above 0, or words that stand for some; raises ConfigError for the first that is none."""
     values: list[N] = []
     named: Mapping[str, N] = words or {}
-    for text in listed(given, otherwise):
+    for text in listed(given):
         number = float(text) if _NUMBER.fullmatch(text) else 0.0
         if text not in named and not (0 < number < float("inf") and of(number) == number):
             kind = "whole numbers" if of is int else "numbers"

@@ -8,7 +8,7 @@ Shapes: B rows, T positions, C hidden size, M masked tokens, V vocabulary.
 
 import copy
 from pathlib import Path
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 import torch
 from torch import Tensor
@@ -29,6 +29,9 @@ from orthrus.train.peer_sections import BlocksRecipe
 from orthrus.train.prepare import Prepared
 from orthrus.train.start import frozen_backbone, mask_token
 from orthrus.train.step import Loss, Rows, row_generator
+
+LEAST_NOISE: Final = 1e-3
+"""The least share of a text or block that is masked."""
 
 
 class Noise(NamedTuple):
@@ -110,7 +113,7 @@ class BlocksTask(AnsweredTask[BlocksRecipe]):
         noise = draw(
             begins(document_BT, block_BT) if goal.noise == "block" else begins(document_BT),
             answer_BT,
-            least=goal.least_noise,
+            least=LEAST_NOISE,
             complement=goal.complement,
             generators=[row_generator(self._recipe.run.seed, step, int(row)) for row in index],
         )

@@ -94,7 +94,6 @@ class Eagle3Task(AnsweredTask[Eagle3Recipe]):
         config = Eagle3Config.of(
             self._backbone,
             taps=recipe.model.taps,
-            norm_before_residual=recipe.model.norm_before_residual,
             backbone=recipe.model.backbone,
             drafts=recipe.objective.steps,
         )

@@ -11,7 +11,7 @@ from orthrus.train.step import Training
 
 
 def parts_of_step(training: Training, *, step: int, at_least: int = 1) -> int:
-    """Return `run.grad_accumulation`, or, where that is "auto", the first of 1, 2, 4, … whose parts fit everywhere.
+    """Return `run.grad_accumulation`, or, where that is "auto", the first number of equal parts that fit everywhere.
 
     Each is tried by computing the gradients of `step` and throwing them away.
 
@@ -25,7 +25,7 @@ def parts_of_step(training: Training, *, step: int, at_least: int = 1) -> int:
     run = recipe.run
     if run.grad_accumulation != "auto":
         return run.grad_accumulation
-    choices = [parts for parts in doublings(run.batch_rows, ranks.count) if parts >= at_least]
+    choices = [parts for parts in equal_parts(run.batch_rows, ranks.count) if parts >= at_least]
     for parts in choices:
         if not ranks.any(not _fits(training, step=step, parts=parts)):
             return parts
@@ -41,20 +41,15 @@ def parts_of_step(training: Training, *, step: int, at_least: int = 1) -> int:
     )
 
 
-def doublings(rows: int, processes: int) -> list[int]:
-    """Return the numbers of equal parts worth trying: each at least twice the one before, down to a row a process.
+def equal_parts(rows: int, processes: int) -> list[int]:
+    """Return the numbers of equal parts to try, in ascending order, down to a row a process.
 
     Raises:
         ConfigError: the processes cannot share the rows equally.
     """
     if rows % processes:
         raise ConfigError(f"run.batch_rows must be a multiple of the processes ({processes}), found {rows}")
-    possible = [parts for parts in range(1, rows + 1) if rows % (parts * processes) == 0]
-    chosen = [1]
-    for parts in possible:
-        if parts >= 2 * chosen[-1]:
-            chosen.append(parts)
-    return chosen if chosen[-1] == possible[-1] else [*chosen, possible[-1]]
+    return [parts for parts in range(1, rows + 1) if rows % (parts * processes) == 0]
 
 
 def _fits(training: Training, *, step: int, parts: int) -> bool:

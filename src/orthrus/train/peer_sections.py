@@ -24,7 +24,6 @@ class Eagle3Model(AnsweredModel):
     taps: Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=3, max_length=3)] | None = Field(
         default=None, description="three decoder layers whose outputs are fused; low, middle and high by default"
     )
-    norm_before_residual: bool = Field(default=False, description="whether the residual is the normed features")
 
 
 class Eagle3Objective(Section):
@@ -107,7 +106,7 @@ class BlocksModel(AnsweredModel):
 class BlocksObjective(Section):
     """Cross-entropy of masked tokens of answers.
 
-    The masked share is drawn uniformly from `least_noise` to 1, for each document (`noise` = "document") or for each
+    The masked share is drawn uniformly up to 1, for each document (`noise` = "document") or for each
     block. With `complement` every row is read twice, the second time with the other tokens masked.
     """
 
@@ -116,7 +115,6 @@ class BlocksObjective(Section):
     weight: Literal["inverse", "equal"] = Field(
         default="equal", description="weight of a token: 1 / masked share, or 1"
     )
-    least_noise: Annotated[float, Field(gt=0, lt=1)] = 1e-3
 
 
 class BlocksRecipe(_PeerRecipe):
