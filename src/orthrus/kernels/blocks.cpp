@@ -16,6 +16,7 @@ namespace {
 
 constexpr int64_t TILE = 16, SIZE = 32;
 constexpr int64_t AT_ONCE = 1 << 16, AT_LEAST = 1 << 13;  // weights, and inputs to round, that a thread takes at least
+constexpr int64_t AHEAD = 2560;  // bytes
 constexpr int TOGETHER = 4;  // rows
 constexpr int PARTS = TILE / LANES, MOST = LANES == 16 ? 16 : 4;  // rows whose sums fit into registers
 constexpr float LEAST = 127 * FLT_MIN;  // stands for a block's largest magnitude where that is smaller
@@ -109,6 +110,8 @@ void tile(const uint8_t* weight, const Block* row, int64_t blocks, float* out) {
     for (int64_t b = 0; b < blocks; b++) {
       const uint8_t *block = weight + b * BYTES<BITS>, *from = block + part * LANES * 4;
       const uint8_t* scales = block + BYTES<BITS> - (BITS == 4 ? 4 : 2) * TILE + part * LANES * 2;
+      for (int i = 0; ROWS > 4 && part == 0 && i < BYTES<BITS>; i += 64)  // of fewer, the processor itself reads ahead
+        _mm_prefetch((const char*)weight + b * BYTES<BITS> + AHEAD + i, _MM_HINT_T0);
       Vector codes[8];
 #pragma GCC unroll 8
       for (int i = 0; i < 8; i++) {
