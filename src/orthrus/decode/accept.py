@@ -14,8 +14,8 @@ from typing import Final, NamedTuple
 import torch
 from torch import Tensor
 
-_RUN: Final = 128  # scores, among which the place of the highest is looked for; it divides long vocabularies
-_MANY: Final = 8  # choices, from which on two stages take less time
+from orthrus.kernels.vocabulary import highest
+
 NONE: Final = -1
 """What is chosen where nothing can be: logits that are not numbers, or every token forbidden."""
 
@@ -39,23 +39,8 @@ def greedy(draft_BM: Tensor, score_BM1V: Tensor) -> Verdict:
 
 def best(score_BQV: Tensor) -> Tensor:
     """Return the token of the highest score, `[B, Q]`, or `NONE` where no score is the highest of finite ones."""
-    value_BQ, index_BQ = _highest(score_BQV)  # of any NaN it is NaN, and where all tokens are forbidden minus infinity
+    value_BQ, index_BQ = highest(score_BQV)  # of any NaN it is NaN, and where all tokens are forbidden minus infinity
     return torch.where(value_BQ.isfinite(), index_BQ, NONE)
-
-
-def _highest(score_BQV: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the highest scores and the first tokens that have them.
-
-    CPUs find the largest of numbers far faster than its place, so many choices look for the place in one run alone.
-    """
-    B, Q, V = score_BQV.shape
-    if score_BQV.device.type != "cpu" or B * Q < _MANY or V % _RUN:
-        highest = score_BQV.max(dim=-1)
-        return highest.values, highest.indices
-    runs_BQNR = score_BQV.view(B, Q, V // _RUN, _RUN)
-    highest = runs_BQNR.amax(-1).max(-1)
-    run_BQR = runs_BQNR.take_along_dim(highest.indices[..., None, None], dim=2)[:, :, 0]
-    return highest.values, highest.indices * _RUN + run_BQR.argmax(-1)
 
 
 def rejection(

@@ -75,15 +75,12 @@ def generate(
     decoder = plan_of(mode, plan)
     engine = engine_for(model, ids, chosen, decoder, rows=min(batch_size, len(ids)), exact=exact)
     rows: dict[int, Row] = {}
-    index_of: dict[int, int] = {}
-    for index, prompt_ids in enumerate(ids):
-        index_of[engine.add(prompt_ids, chosen, tokenizer=tokenizer, index=index)] = index
+    added = [engine.add(prompt_ids, chosen, tokenizer=tokenizer, index=i) for i, prompt_ids in enumerate(ids)]
     for progress in engine.run():
-        index = index_of[progress.row.id]
-        rows[index] = progress.row
+        rows[progress.row.id] = progress.row
         if on_progress is not None:
-            on_progress(index, progress)
-    return [_completion(tokenizer, prompt, rows[i]) for i, prompt in enumerate(given)]
+            on_progress(added.index(progress.row.id), progress)
+    return [_completion(tokenizer, prompt, rows[id]) for prompt, id in zip(given, added, strict=True)]
 
 
 def stream(

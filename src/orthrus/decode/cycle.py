@@ -174,8 +174,7 @@ def _onepass(passes: Passes, batch: Batch, drafts: Drafts, step: Step) -> Outcom
     verdict = _judge(batch, drafts, logits.ar_BQV)
     rank_B, ready_BMV = _at_stop(stop_BS, verdict.accepted_B, logits.ahead_BSMV)
     gains, ranks = _commit(passes, batch, verdict, rank_B[:, None])
-    ranks_of_rows = [rank for (rank,) in ranks]
-    return Outcome(*gains, drafts.tokens_BM.shape[1], 1, ready_BMV=ready_BMV, ranks=ranks_of_rows)
+    return Outcome(*gains, drafts.tokens_BM.shape[1], 1, ready_BMV=ready_BMV, ranks=[rank for (rank,) in ranks])
 
 
 def likely_stops(confidence_BM: Tensor, stops: int) -> Tensor:
@@ -196,7 +195,7 @@ def _at_stop(stop_BS: Tensor, stop_B: Tensor, ahead_BSMV: Tensor | None) -> tupl
 
 def _grown(batch: Batch, logits_BMV: Tensor, step: Step, markov: Markov | None) -> tree.Tree:
     """Grow a tree of the slots' likeliest tokens."""
-    scores = _grouped(batch, lambda chooser, index: chooser.branch(_take(logits_BMV, index), _context(batch, index)))
+    scores = _grouped(batch, lambda chooser, index: chooser.branch(_take(logits_BMV, index), batch.context.rows(index)))
     nodes = min(step.nodes, tree.largest(logits_BMV.shape[1], logits_BMV.shape[2]))
     return tree.grow(scores, nodes=nodes, anchor_B=batch.anchor_B, markov=markov)
 
@@ -213,7 +212,7 @@ def _tree(passes: Passes, batch: Batch, grown: tree.Tree, slots: int, step: Step
     choice_BP = _grouped(
         batch,
         lambda chooser, index: chooser.choices(
-            _take(logits.ar_BQV, index), _context(batch, index), grown if index is None else grown.rows(index)
+            _take(logits.ar_BQV, index), batch.context.rows(index), grown if index is None else grown.rows(index)
         ),
     )
     path = tree.walk(grown, choice_BP, slots=slots)
@@ -226,15 +225,13 @@ def _tree(passes: Passes, batch: Batch, grown: tree.Tree, slots: int, step: Step
     target_BM = length_B1 + torch.arange(1, slots + 1, device=length_B1.device)
     moved = slice(0, min(slots, grown.token_BN.shape[1]))
     passes.move_slots(batch.rows, (length_B1 + path.node_BM)[:, moved], target_BM[:, moved])
-    if stop_BS is None:
-        gains, inside = _commit(passes, batch, verdict, path.chain_B2)
-        ranks = ready_BMV = None
-    else:
+    numbers, ready_BMV = [path.chain_B2], None
+    if stop_BS is not None:
         rank_B, ready_BMV = _at_stop(stop_BS, path.last_B, logits.ahead_BSMV)
-        gains, numbers = _commit(passes, batch, verdict, path.chain_B2, rank_B[:, None])
-        inside, ranks = [row[:2] for row in numbers], [row[2] for row in numbers]
-    chains = [(kept, length) for kept, length in inside]
-    return Outcome(*gains, slots, 1, ready_BMV=ready_BMV, ranks=ranks, inside=chains)
+        numbers.append(rank_B[:, None])
+    gains, told = _commit(passes, batch, verdict, *numbers)
+    ranks = None if stop_BS is None else [row[2] for row in told]
+    return Outcome(*gains, slots, 1, ready_BMV=ready_BMV, ranks=ranks, inside=[(row[0], row[1]) for row in told])
 
 
 def _draft(batch: Batch, logits_BMV: Tensor, markov: Markov | None, *, weigh: bool = True) -> Drafts:
@@ -243,7 +240,7 @@ def _draft(batch: Batch, logits_BMV: Tensor, markov: Markov | None, *, weigh: bo
 
     def of(chooser: Chooser, index: Tensor | None) -> Drafts:
         before = None if markov is None else Before(_take(batch.anchor_B, index), markov)
-        return chooser.draft(_take(logits_BMV, index), _context(batch, index), before, weigh=weigh)
+        return chooser.draft(_take(logits_BMV, index), batch.context.rows(index), before, weigh=weigh)
 
     parts = [(index, of(chooser, index)) for chooser, index in batch.groups]
     if len(parts) == 1:
@@ -263,7 +260,7 @@ def _judge(batch: Batch, drafts: Drafts, logits_BM1V: Tensor) -> Verdict:
         rejects = chooser.sampling.do_sample and not chooser.coupled and drafts.scores_BMV is not None
         scores = _take(drafts.scores_BMV, index) if rejects and drafts.scores_BMV is not None else None
         part = Drafts(_take(drafts.tokens_BM, index), scores)
-        verdict = chooser.judge(part, _take(logits_BM1V, index), _context(batch, index))
+        verdict = chooser.judge(part, _take(logits_BM1V, index), batch.context.rows(index))
         return torch.cat([verdict.tokens_BM1, verdict.accepted_B[:, None]], dim=1)
 
     packed = _grouped(batch, of)
@@ -287,10 +284,6 @@ def _none(batch: Batch) -> Drafts:
 
 def _take(value: Tensor, index: Tensor | None) -> Tensor:
     return value if index is None else value[index]
-
-
-def _context(batch: Batch, index: Tensor | None) -> Context:
-    return batch.context if index is None else batch.context.rows(index)
 
 
 class _Gains(NamedTuple):

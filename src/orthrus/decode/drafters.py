@@ -1,4 +1,4 @@
-"""Who proposes drafts: a protocol, and the model's own diffusion view as its first implementation.
+"""Who proposes drafts: what they have in common, and the model's own diffusion view as its first implementation.
 
 A drafter may read hidden states of the backbone and keep keys of its own as more layers of the engine's cache
 (`ScratchCache.update` with layer indices past the model's): they are then moved, copied and overwritten with the rest.
@@ -8,7 +8,8 @@ Shapes: B rows, Q query rows, M drafts, H hidden size, V vocabulary.
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, Final, Protocol, runtime_checkable
+from functools import partial
+from typing import Any, Final
 
 from torch import Tensor, nn
 from transformers import PreTrainedModel
@@ -26,8 +27,8 @@ VIEW: Final = "view"
 """The name of the model's own view, whose draft passes are passes of the backbone."""
 
 
-class Drafter(Protocol):
-    """Propose drafts for the rows of a cache.
+class Drafter:
+    """Propose drafts for the rows of a cache; what a drafter has no use for it leaves as it is here.
 
     Attributes:
         name: what statistics count its passes under; those of `VIEW` count as the backbone's.
@@ -37,12 +38,13 @@ class Drafter(Protocol):
     """
 
     name: str
-    proposals: int | None
-    taps: Sequence[int]
-    markov: Markov | None
+    proposals: int | None = None
+    taps: Sequence[int] = ()
+    markov: Markov | None = None
 
     def reset(self, row: Row) -> Any:
         """Return the state of a row that begins, `row.cached` tokens of whose prompt were read before."""
+        return None
 
     def propose(
         self, passes: Passes, rows: slice, anchor_B: Tensor, drafts: int, states: Sequence[Any]
@@ -52,6 +54,7 @@ class Drafter(Protocol):
         Or a `Proposal`, which says how many passes they took. In what a draft pass of the view gives, the first of
         these M tokens is the backbone's own.
         """
+        raise NotImplementedError
 
     def read(self, cache: ScratchCache, hidden: Sequence[Tensor]) -> None:
         """Take the tapped layers' outputs, `[B, Q, H]` each, of one pass of the backbone.
@@ -64,17 +67,17 @@ class Drafter(Protocol):
         """Learn how many tokens each row has kept in a step: accepted drafts and the bonus."""
 
 
-@runtime_checkable
-class TreeDrafter(Drafter, Protocol):
+class TreeDrafter(Drafter):
     """A drafter whose trees depend on the path: under `tree:N` it grows them itself, which takes passes of its own."""
 
     def grow(
         self, passes: Passes, rows: slice, anchor_B: Tensor, drafts: int, nodes: int, states: Sequence[Any]
     ) -> tuple[Tree, int]:
         """Return a tree of `nodes` nodes, `drafts` deep at most, behind each row's anchor; and the passes it took."""
+        raise NotImplementedError
 
 
-class ViewDrafter:
+class ViewDrafter(Drafter):
     """Propose by the backbone and its own diffusion view, in one pass.
 
     Attributes:
@@ -82,8 +85,6 @@ class ViewDrafter:
     """
 
     name = VIEW
-    proposals: int | None = None
-    taps: Sequence[int] = ()
     ahead = True
 
     def __init__(self, markov: Markov | None = None) -> None:
@@ -94,21 +95,11 @@ class ViewDrafter:
         """Return the drafter of a model's view."""
         return cls(markov_of(model))
 
-    def reset(self, row: Row) -> Any:
-        """Return no state: all that the view knows of a row is in the cache."""
-        return None
-
     def propose(
         self, passes: Passes, rows: slice, anchor_B: Tensor, drafts: int, states: Sequence[Any]
     ) -> Tensor | Proposal:
         """Return the backbone's own token after each row's anchor, and draft logits of those behind it."""
         return passes.draft(rows, anchor_B, drafts - 1)
-
-    def read(self, cache: ScratchCache, hidden: Sequence[Tensor]) -> None:
-        """Read nothing."""
-
-    def accepted(self, states: Sequence[Any], counts: Sequence[int]) -> None:
-        """Learn nothing."""
 
 
 @contextmanager
@@ -126,7 +117,7 @@ def tapped(model: PreTrainedModel, cache: ScratchCache, drafter: Drafter) -> Ite
         raise ConfigError(f"taps of {drafter.name} must be layers 0 to {len(layers) - 1}, found {taps}")
     hidden: dict[int, Tensor] = {}
 
-    def keep(tap: int, given: dict[str, Any], output: Any) -> None:
+    def keep(tap: int, _: nn.Module, __: tuple[Any, ...], given: dict[str, Any], output: Any) -> None:
         view = given.get("view")
         rows = view.rows if isinstance(view, FusedView) else None
         if view is None or (rows is None and view.name != "ar"):
@@ -137,13 +128,7 @@ def tapped(model: PreTrainedModel, cache: ScratchCache, drafter: Drafter) -> Ite
             drafter.read(cache, [hidden[tap] for tap in taps])
             hidden.clear()
 
-    def hook(tap: int) -> Any:
-        def call(_: nn.Module, __: tuple[Any, ...], given: dict[str, Any], output: Any) -> None:
-            keep(tap, given, output)
-
-        return layers[tap].register_forward_hook(call, with_kwargs=True)
-
-    hooks = [hook(tap) for tap in set(taps)]
+    hooks = [layers[tap].register_forward_hook(partial(keep, tap), with_kwargs=True) for tap in set(taps)]
     try:
         yield
     finally:

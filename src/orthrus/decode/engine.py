@@ -222,15 +222,10 @@ class Engine:
     def abort(self, id: int) -> bool:
         """End a completion, waiting or in flight; returns False when there is none of that id."""
         self._gained = [progress for progress in self._gained if progress.row.id != id]
-        for row in self.waiting:
-            if row.id == id:
-                self.waiting.remove(row)
-                row.finish_reason = "abort"
-                return True
-        for row in (*self.live, *self.rows.reading):
+        for row in (*self.waiting, *self.live, *self.rows.reading):
             if row.id == id:
                 row.finish_reason = "abort"
-                self.rows.remove(row)
+                (self.waiting if row in self.waiting else self.rows).remove(row)
                 return True
         return False
 
@@ -255,7 +250,9 @@ class Engine:
                 self._begin(where, made)
             if rows := self.live[:decoding]:  # new ones stand behind
                 self._cycle(rows)
-        self._remove_ended()
+        for row in self.live:
+            if row.finish_reason is not None:
+                self.rows.remove(row)
         gained, self._gained = self._gained, []
         return gained
 
@@ -285,11 +282,6 @@ class Engine:
         """Give rows what a cycle made of them."""
         self._gained += (_kept(row, index, step, batch, outcome, self.drafter.name) for index, row in enumerate(rows))
         self.drafter.accepted(batch.states, [len(tokens) for tokens in outcome.tokens])
-
-    def _remove_ended(self) -> None:
-        for row in self.live:
-            if row.finish_reason is not None:
-                self.rows.remove(row)
 
     def _admit(self) -> None:
         """Let waiting completions join; a place stays free for each that waits for another's keys."""

@@ -43,7 +43,12 @@ def footprint(model: PreTrainedModel, *, terms: int) -> Footprint:
     known: dict[object, Footprint] = attachment_of(model).memo("footprint")
     key = (terms, *key_of(model))
     if key not in known:
-        known[key] = _measure(model, terms)
+        cache = ScratchCache(rows=1, capacity=terms, device=model.device)
+        with torch.inference_mode(), attachment_of(model).lock, evaluating(model):
+            Passes(model, cache).verify(slice(0, 1), torch.zeros(1, terms, dtype=torch.long, device=model.device))
+        snapshot = sum(tensor.nbytes for tensor in cache.states.of(0))
+        keys = sum(store.nbytes for store in cache.stores.values())
+        known[key] = Footprint(keys // terms, cache.states.nbytes + MOST * snapshot)
     return known[key]
 
 
@@ -52,12 +57,3 @@ def require_states(model: PreTrainedModel, *, rows: int, capacity: int, terms: i
     if is_hybrid(model):
         needed = rows * footprint(model, terms=terms).row(capacity)
         require_memory(needed, model.device, rows=rows, capacity=capacity)
-
-
-def _measure(model: PreTrainedModel, terms: int) -> Footprint:
-    cache = ScratchCache(rows=1, capacity=terms, device=model.device)
-    with torch.inference_mode(), attachment_of(model).lock, evaluating(model):
-        Passes(model, cache).verify(slice(0, 1), torch.zeros(1, terms, dtype=torch.long, device=model.device))
-    snapshot = sum(tensor.nbytes for tensor in cache.states.of(0))
-    keys = sum(store.nbytes for store in cache.stores.values())
-    return Footprint(keys // terms, cache.states.nbytes + MOST * snapshot)

@@ -183,14 +183,6 @@ class Frame:
         allowed_BQS = self.ar(reading, layout.rows)
         if reading.stop_BS is not None:
             allowed_BQS = torch.cat([allowed_BQS, self.blocks(reading, layout, causal=causal)], dim=1)
-        moved = reading.depth_BQ is not None or reading.stop_BS is not None
-        return self.masks(allowed_BQS, layout, moved=moved)
-
-    def masks(self, allowed_BQS: Tensor, layout: Layout, *, moved: bool) -> masks.LayerMasks:
-        """Make the masks of a pass from who sees whom.
-
-        Keys lie at the position of their slot; `moved` says that some of the pass's own do not.
-        """
         query_BQ = layout.position_BT
         if self.split:
             return masks.behind(
@@ -201,7 +193,8 @@ class Frame:
                 windows=self.windows,
             )
         key_BS = torch.arange(self.span, device=query_BQ.device)[None]
-        if self.windows and moved:
+        if self.windows and (reading.depth_BQ is not None or reading.stop_BS is not None):
+            # Keys lie at the position of their slot, but for those of trees and blocks.
             key_BS = key_BS.expand(len(query_BQ), -1).scatter(1, layout.slot_BT, layout.position_BT)
         return masks.layer_masks(
             allowed_BQS, query_position_BQ=query_BQ, key_position_BS=key_BS, windows=self.windows, dtype=self.dtype

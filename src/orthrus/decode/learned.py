@@ -1,7 +1,5 @@
 """What engines of one model learn together about their steps; it lives as long as the model does."""
 
-from typing import Final
-
 from transformers import PreTrainedModel
 
 from orthrus.decode.allowed import block_of
@@ -11,14 +9,11 @@ from orthrus.model.fingerprint import key_of
 from orthrus.policy.policy import Experience
 from orthrus.policy.steps import Plan
 
-KIND: Final = "policy"
-"""Under which the model's attachment holds it."""
-
 
 def experience_of(model: PreTrainedModel, exact: str, plan: Plan, drafter: Drafter) -> Experience:
     """Return what is known of this model's steps on its device, by the same drafter and plans of the same kinds."""
     view, block = config_of(model), block_of(model, drafter)
-    memo = attachment_of(model).memo(KIND)
+    memo = attachment_of(model).memo("policy")
     experience: Experience = memo.setdefault(
         (view, exact, plan.kinds, drafter.name, block, *key_of(model)), Experience.of(block)
     )
@@ -27,5 +22,5 @@ def experience_of(model: PreTrainedModel, exact: str, plan: Plan, drafter: Draft
 
 def begin_anew(model: PreTrainedModel) -> None:
     """Forget what steps of a model took and gave, and let no finding about it be read from or written to disk."""
-    attachment_of(model).memo(KIND).clear()
+    attachment_of(model).memo("policy").clear()
     attachment_of(model).remembers = False

@@ -37,8 +37,8 @@ from transformers import (
 )
 from transformers.generation.logits_process import TopHLogitsWarper
 
-from orthrus.decode.nucleus import NucleusWarper
 from orthrus.errors import ConfigError
+from orthrus.kernels.vocabulary import NucleusWarper
 
 
 class Request(NamedTuple):

@@ -296,10 +296,7 @@ class Rows:
             return
         self.cache.swap_rows(one, other)
         self._prefixes.swap(one, other)
-        for held in (self._joined, self._taken):
-            _exchange(held, one, other)
-
-
-def _exchange(items: list[Any], one: int, other: int) -> None:
-    if max(one, other) < len(items):
-        items[one], items[other] = items[other], items[one]
+        everything: tuple[list[Any], ...] = (self._joined, self._taken)
+        for held in everything:
+            if max(one, other) < len(held):
+                held[one], held[other] = held[other], held[one]

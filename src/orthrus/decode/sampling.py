@@ -38,8 +38,10 @@ class Context(NamedTuple):
     position_B: Tensor
     seen_BL: Tensor | None = None
 
-    def rows(self, index_B: Tensor) -> "Context":
-        """Return the same for some of the rows."""
+    def rows(self, index_B: Tensor | None) -> "Context":
+        """Return the same for some of the rows; None stands for all."""
+        if index_B is None:
+            return self
         seen = None if self.seen_BL is None else self.seen_BL[index_B]
         return Context(self.stream_B[index_B], self.position_B[index_B], seen)
 
@@ -87,7 +89,8 @@ class Chooser:
         purpose = noise.TARGET if self.coupled else noise.DRAFT
         noise_BMV = self._gumbel(logits_BMV, context, purpose) if self.sampling.do_sample else None
         if before is None and not self._processes:
-            tokens, scores = self._draw(self.scores(logits_BMV, seen), noise_BMV)
+            scores = self.scores(logits_BMV, seen)
+            tokens = _noisiest(scores, noise_BMV)
         elif before is not None and noise_BMV is None and seen is None and not self._processes:
             if not weigh:
                 return Drafts(before.shift.best(logits_BMV, before.token), None)
@@ -106,11 +109,9 @@ class Chooser:
 
         def choose(logits_BV: Tensor, slot: int) -> Tensor:
             noise_B1V = None if noise_BMV is None else noise_BMV[:, slot : slot + 1]
-            scores_B1V = self._drafting(logits_BV[:, None], seen, tokens)
-            token_B1, scores_B1V = self._draw(scores_B1V, noise_B1V)
-            tokens.append(token_B1)
-            scores.append(scores_B1V)
-            return token_B1[:, 0]
+            scores.append(self._drafting(logits_BV[:, None], seen, tokens))
+            tokens.append(_noisiest(scores[-1], noise_B1V))
+            return tokens[-1][:, 0]
 
         if before is not None:
             before.shift.in_turn(logits_BMV, before.token, choose)
@@ -134,10 +135,6 @@ class Chooser:
     @property
     def _processes(self) -> bool:
         return self.processing is not None and self.processing.processors is not None
-
-    def _draw(self, scores_BMV: Tensor, noise_BMV: Tensor | None) -> tuple[Tensor, Tensor]:
-        """Choose each slot's token; returns tokens `[B, M]` and the scores."""
-        return (scores_BMV if noise_BMV is None else scores_BMV + noise_BMV).argmax(-1), scores_BMV
 
     def judge(self, drafts: Drafts, logits_BM1V: Tensor, context: Context) -> Verdict:
         """Say which drafts stay and what comes after them."""
@@ -253,6 +250,11 @@ class Chooser:
 def _with(seen_B1L: Tensor, more_BQN: Tensor) -> Tensor:
     """Add what each slot's text contains beyond its row's: `[B, Q, L + N]`."""
     return torch.cat([seen_B1L.expand(-1, more_BQN.shape[1], -1), more_BQN], dim=2)
+
+
+def _noisiest(scores_BMV: Tensor, noise_BMV: Tensor | None) -> Tensor:
+    """Choose each slot's token, `[B, M]`."""
+    return (scores_BMV if noise_BMV is None else scores_BMV + noise_BMV).argmax(-1)
 
 
 def _likely(scores_BMV: Tensor, token_BM: Tensor) -> Tensor:

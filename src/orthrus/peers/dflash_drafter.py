@@ -15,8 +15,8 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from orthrus.checkpoints.load import locate
+from orthrus.decode.drafters import Drafter
 from orthrus.decode.passes import Passes
-from orthrus.decode.rows import Row
 from orthrus.errors import ConfigError
 from orthrus.kernels import masks
 from orthrus.model.attach import layers_of
@@ -26,8 +26,8 @@ from orthrus.peers.dflash import DFlash
 from orthrus.peers.dflash_files import read
 
 
-class DFlashDrafter:
-    """Draft with DFlash, DSpark or JetSpec (`orthrus.decode.drafters.Drafter`).
+class DFlashDrafter(Drafter):
+    """Draft with DFlash, DSpark or JetSpec.
 
     Raises:
         ConfigError: the backbone has other layers, another hidden size or another vocabulary.
@@ -51,17 +51,10 @@ class DFlashDrafter:
                 f"as many, found {rows}: it belongs to another"
             )
         self.drafter = in_dtype(drafter, model.dtype).to(model.device).requires_grad_(False).eval()
-        self.taps: Sequence[int] = config.taps
-        self.proposals: int | None = config.proposals
+        self.taps = config.taps
+        self.proposals = config.proposals
         self.markov = drafter.markov
         self._first = layers
-
-    def reset(self, row: Row) -> Any:
-        """Return no state: the cache holds all that the drafter keeps of a row."""
-        return None
-
-    def accepted(self, states: Sequence[Any], counts: Sequence[int]) -> None:
-        """Learn nothing."""
 
     def read(self, cache: ScratchCache, hidden: Sequence[Tensor]) -> None:
         """Keep keys and values of the tokens of a pass."""

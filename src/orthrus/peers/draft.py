@@ -12,6 +12,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from orthrus.checkpoints.load import backbone_with_tokenizer, tokenizer_of
+from orthrus.decode.drafters import Drafter
 from orthrus.decode.passes import Passes, Proposal
 from orthrus.decode.rows import Row
 from orthrus.errors import ConfigError, UnsupportedModel
@@ -21,7 +22,6 @@ from orthrus.model.cache import CacheAbove, ScratchCache
 from orthrus.model.config import OrthrusConfig
 from orthrus.model.dual import View
 from orthrus.model.head import output_head
-from orthrus.model.markov import Markov
 from orthrus.model.twin import in_dtype
 from orthrus.peers.serial import Reader, Window, unread
 
@@ -29,7 +29,7 @@ CHUNK = 512
 """Most tokens of a prompt that one pass reads."""
 
 
-class DraftModel:
+class DraftModel(Drafter):
     """Draft token after token with a small model.
 
     Args:
@@ -42,8 +42,6 @@ class DraftModel:
     """
 
     name = "draft"
-    taps: Sequence[int] = ()
-    markov: Markov | None = None
 
     def __init__(self, model: PreTrainedModel, small: PreTrainedModel, *, proposals: int = 15) -> None:
         self.small = attach(small, OrthrusConfig(layers=()), attn_implementation="orthrus").eval()
@@ -53,7 +51,7 @@ class DraftModel:
                 f"a draft model needs attention in every layer, found {type(small).__name__}, whose layers keep "
                 "recurrent states: draft with another"
             )
-        self.proposals: int | None = proposals
+        self.proposals = proposals
         self._windows = windows_of(self.small)
         self._head = output_head(self.small)
         self._first = len(layers_of(model))
@@ -63,12 +61,6 @@ class DraftModel:
     def reset(self, row: Row) -> Reader:
         """Return the state of a new row, for which the small model has no keys yet."""
         return Reader(row)
-
-    def read(self, cache: ScratchCache, hidden: Sequence[Tensor]) -> None:
-        """Read nothing of the backbone."""
-
-    def accepted(self, states: Sequence[Reader], counts: Sequence[int]) -> None:
-        """Learn nothing: keys of drafts are overwritten."""
 
     def propose(self, passes: Passes, rows: slice, anchor_B: Tensor, drafts: int, states: Sequence[Reader]) -> Proposal:
         """Return logits of a chain, each draft the likeliest token after those before it."""

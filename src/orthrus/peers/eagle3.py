@@ -15,13 +15,13 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from orthrus.checkpoints.load import locate
+from orthrus.decode.drafters import TreeDrafter
 from orthrus.decode.passes import Passes, Proposal
 from orthrus.decode.rows import Row
 from orthrus.decode.tree import Candidates, Tree, tolled
 from orthrus.kernels import masks
 from orthrus.model.attach import layers_of
 from orthrus.model.cache import ScratchCache
-from orthrus.model.markov import Markov
 from orthrus.peers import eagle3_model
 from orthrus.peers.eagle3_model import Eagle3
 from orthrus.peers.serial import Reader, unread
@@ -38,16 +38,15 @@ class Level(NamedTuple):
     seen_BQS: Tensor
 
 
-class Eagle3Drafter:
+class Eagle3Drafter(TreeDrafter):
     """Draft for one backbone with one EAGLE-3 layer."""
 
     name = "eagle3"
-    markov: Markov | None = None
 
     def __init__(self, model: PreTrainedModel, drafter: Eagle3) -> None:
         self.drafter = drafter
-        self.taps: Sequence[int] = drafter.config.taps
-        self.proposals: int | None = drafter.config.drafts
+        self.taps = drafter.config.taps
+        self.proposals = drafter.config.drafts
         self._embed = model.get_input_embeddings()
         self._head, self._vocabulary = eagle3_model.head_of(model)
         self._features = len(layers_of(model))
@@ -61,9 +60,6 @@ class Eagle3Drafter:
         """Keep the fused features of a pass."""
         feature_B1QH = self.drafter.fuse(hidden)[:, None]
         cache.update(feature_B1QH, feature_B1QH[..., :1], self._features)  # a store needs values too: one number
-
-    def accepted(self, states: Sequence[Reader], counts: Sequence[int]) -> None:
-        """Learn nothing: entries of drafts are overwritten."""
 
     def propose(self, passes: Passes, rows: slice, anchor_B: Tensor, drafts: int, states: Sequence[Reader]) -> Proposal:
         """Return logits of a chain, each draft the likeliest token after those before it."""

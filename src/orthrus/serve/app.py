@@ -199,20 +199,8 @@ class _Work:
         scored = event.scored
         if scored and event.finish_reason == "stop" and scored[-1].token in self.jobs[index].options.eos_token_id:
             scored = scored[:-1]  # the end of the text is no part of it
-        return Delta(
-            index=index,
-            pieces=parts.content,
-            reasoning=parts.reasoning,
-            calls=parts.calls,
-            scored=scored,
-            cycle=transcript.cycles,
-            accepted=event.accepted,
-            drafted=event.drafted,
-            emitted=len(event.token_ids),
-            cached=event.cached,
-            finish_reason=reason,
-            stats=event.stats,
-        )
+        cycle = transcript.cycles
+        return Delta(index=index, event=event, parts=parts, scored=scored, cycle=cycle, finish_reason=reason)
 
     async def whole(self, shape: Shape) -> dict[str, Any]:
         """Return the answer in one piece."""

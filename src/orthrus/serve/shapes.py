@@ -9,9 +9,9 @@ from typing import Any, Final
 
 from orthrus import __version__
 from orthrus.decode.output import Stats
+from orthrus.serve.jobs import Event
 from orthrus.serve.logprobs import Scored, Spelling, chat_logprobs, text_logprobs
-from orthrus.serve.parts import Call, joined
-from orthrus.serve.transcript import Piece
+from orthrus.serve.parts import Call, Parts, joined
 
 FINGERPRINT: Final = f"orthrus-{__version__}"
 
@@ -22,48 +22,40 @@ class Delta:
 
     Attributes:
         index: the choice.
-        pieces: its new text.
-        reasoning: what was added to its thoughts.
-        calls: what was added to its tool calls.
+        event: the event.
+        parts: its new text, thoughts and tool calls.
         scored: its new tokens with their log probabilities, where they were asked for.
-        cycle, accepted, drafted, emitted: which cycle of the choice this was and what it gave.
-        cached: tokens of its prompt that were not read.
+        cycle: which cycle of the choice this was.
         finish_reason: why the choice ended, on its last delta.
-        stats: the choice's statistics so far.
     """
 
     index: int
-    pieces: Sequence[Piece] = ()
-    reasoning: str = ""
-    calls: Sequence[Call] = ()
-    scored: Sequence[Scored] = ()
-    cycle: int = 0
-    accepted: int = 0
-    drafted: int = 0
-    emitted: int = 0
-    cached: int = 0
-    finish_reason: str | None = None
-    stats: Stats | None = None
+    event: Event
+    parts: Parts
+    scored: Sequence[Scored]
+    cycle: int
+    finish_reason: str | None
 
     @property
     def text(self) -> str:
         """The new text."""
-        return "".join(piece.text for piece in self.pieces)
+        return "".join(piece.text for piece in self.parts.content)
 
     @property
     def says(self) -> bool:
         """Whether a client learns anything from it."""
-        return bool(self.pieces or self.reasoning or self.calls or self.scored or self.finish_reason)
+        parts = self.parts
+        return bool(parts.content or parts.reasoning or parts.calls or self.scored or self.finish_reason)
 
     def blocks(self) -> dict[str, Any]:
         """Return what the extension `orthrus.blocks` tells of a chunk."""
         return {
             "cycle": self.cycle,
-            "accepted": self.accepted,
-            "drafted": self.drafted,
-            "emitted": self.emitted,
-            "forwards": self.stats.forwards if self.stats else 0,
-            "pieces": [{"text": p.text, "cycle": p.cycle, "source": p.source} for p in self.pieces],
+            "accepted": self.event.accepted,
+            "drafted": self.event.drafted,
+            "emitted": len(self.event.token_ids),
+            "forwards": self.event.stats.forwards if self.event.stats else 0,
+            "pieces": [piece._asdict() for piece in self.parts.content],
         }
 
 
@@ -77,16 +69,14 @@ class Choice:
     calls: list[Call] = field(default_factory=list)
     scored: list[Scored] = field(default_factory=list)
     finish_reason: str | None = None
-    stats: Stats = field(default_factory=Stats)
 
     def add(self, delta: Delta) -> None:
         """Append a delta."""
         self.text += delta.text
-        self.reasoning += delta.reasoning
-        self.calls += delta.calls
+        self.reasoning += delta.parts.reasoning
+        self.calls += delta.parts.calls
         self.scored += delta.scored
         self.finish_reason = delta.finish_reason or self.finish_reason
-        self.stats = delta.stats or self.stats
 
 
 class Usage:
@@ -102,13 +92,14 @@ class Usage:
 
     def add(self, delta: Delta) -> None:
         """Count a delta."""
-        self.emitted += delta.emitted
-        self.accepted += delta.accepted
-        self.drafted += delta.drafted
+        event = delta.event
+        self.emitted += len(event.token_ids)
+        self.accepted += event.accepted
+        self.drafted += event.drafted
         if delta.index % self._choices == 0:  # a prompt's other choices read it from the first one's keys
-            self._cached[delta.index] = delta.cached
-        if delta.stats is not None:
-            self._parts[delta.index] = delta.stats
+            self._cached[delta.index] = event.cached
+        if event.stats is not None:
+            self._parts[delta.index] = event.stats
 
     def to_dict(self) -> dict[str, Any]:
         """Return the usage so far."""
@@ -174,12 +165,12 @@ class ChatShape(Shape):
     def chunk(self, delta: Delta) -> dict[str, Any]:
         """Return one chunk of a stream."""
         made: dict[str, Any] = {}
-        if delta.reasoning:
-            made["reasoning_content"] = delta.reasoning
+        if delta.parts.reasoning:
+            made["reasoning_content"] = delta.parts.reasoning
         if delta.text:
             made["content"] = delta.text
-        if delta.calls:
-            made["tool_calls"] = [_call_delta(call) for call in delta.calls]
+        if delta.parts.calls:
+            made["tool_calls"] = [_call_delta(call) for call in delta.parts.calls]
         return self._chunk([self._choice(delta.index, "delta", made, delta.scored, delta.finish_reason)])
 
     def whole(self, choices: Sequence[Choice], usage: Usage) -> dict[str, Any]:

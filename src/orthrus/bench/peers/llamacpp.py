@@ -13,18 +13,17 @@ import multiprocessing
 import weakref
 from collections.abc import Sequence
 from http.client import HTTPConnection
-from multiprocessing.connection import Connection
 from typing import Any, Final
 from urllib.parse import urlsplit
 
 import torch
 
 from orthrus.bench.peers.ggufs import Weights
+from orthrus.bench.peers.llamacpp_process import PACKAGE, serve
 from orthrus.bench.race import Answer, Decoder
 from orthrus.decode.stop import until_end
 from orthrus.errors import ConfigError, DecodingError
 
-PACKAGE: Final = "xllamacpp"
 _PADDING: Final = 256  # llama.cpp rounds contexts up to it
 
 
@@ -71,7 +70,7 @@ class Server:
         processes = multiprocessing.get_context("spawn")
         here, there = processes.Pipe()
         process = processes.Process(
-            target=_serve, args=(there, str(weights.file), threads, context, lookup), daemon=True
+            target=serve, args=(there, str(weights.file), threads, context, lookup), daemon=True
         )
         process.start()
         there.close()
@@ -127,30 +126,3 @@ class Server:
             raise DecodingError(f"llama.cpp cannot answer from {self._weights.file}: {text.decode(errors='replace')}")
         reply: dict[str, Any] = json.loads(text)
         return reply
-
-
-def _serve(parent: Connection, file: str, threads: int, context: int, lookup: bool) -> None:
-    """Serve until the parent closes its end; tells it the address, or why there is none."""
-    binding: Any = importlib.import_module(PACKAGE)
-    params = binding.CommonParams()
-    params.model.path = file
-    params.n_ctx = context
-    params.n_parallel = 1
-    params.cpuparams.n_threads = params.cpuparams_batch.n_threads = threads
-    params.n_gpu_layers = 0
-    params.fit_params = False  # nothing is to be adapted behind our back
-    params.cache_ram_mib = params.n_ctx_checkpoints = 0
-    params.ui = params.endpoint_slots = False
-    params.verbosity = -1
-    kind = "COMMON_SPECULATIVE_TYPE_NGRAM_SIMPLE" if lookup else "COMMON_SPECULATIVE_TYPE_NONE"
-    params.speculative.types = [getattr(binding.common_speculative_type, kind)]
-    try:
-        server = binding.Server(params)
-    except RuntimeError as error:
-        parent.send(("", str(error)))
-        return
-    parent.send((server.listening_address, ""))
-    try:
-        parent.recv()
-    except EOFError:
-        return
