@@ -12,7 +12,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from orthrus.checkpoints import drafters
-from orthrus.decode.drafters import ViewDrafter
+from orthrus.decode.drafters import TreeDrafter, ViewDrafter
 from orthrus.decode.engine import Engine
 from orthrus.decode.options import Options
 from orthrus.decode.output import Stats
@@ -206,7 +206,7 @@ def test_a_drafter_has_a_block_of_its_own_and_says_what_its_drafts_took() -> Non
         Engine(MODEL, rows=1, capacity=96, plan=steps.parse("fixed:8"), drafter=drafter)
 
 
-class Forester(Oracle):
+class Forester(Oracle, TreeDrafter):
     """A drafter that grows its own trees: the text, where the coin lies right, and beside each of its nodes another."""
 
     name = "forester"

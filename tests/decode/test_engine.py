@@ -1,6 +1,5 @@
 """The engine's text is the untouched backbone's own, whatever the family, the batch and the blocks."""
 
-import itertools
 from collections.abc import Sequence
 from functools import cache
 from typing import Any
@@ -388,7 +387,7 @@ def test_a_text_may_end_with_the_prompt_s_own_token(name: str, exactness: exact.
 @pytest.mark.parametrize("name", ["ar", "full", "fixed:4", "tree:6", "onepass:2", "lookup", "auto"])
 def test_no_text_takes_more_passes_than_tokens(name: str) -> None:
     """Of any length, alone or beside others, whatever it ends with: a first token, a draft or a bonus."""
-    for seed, rows in itertools.product(range(3), (1, 4)):
+    for seed, rows in ((0, 4), (1, 1), (2, 4)):
         model = dual()
         perturb(model, scale=float(seed), seed=seed)
         engine = Engine(model, rows=rows, capacity=200, plan=steps.parse(name))

@@ -2,6 +2,7 @@
 
 import random
 from functools import cache
+from itertools import cycle
 from pathlib import Path
 from typing import Any
 
@@ -88,17 +89,24 @@ def test_rows_change_places_between_a_prompt_s_pass_and_its_token(plan: str) -> 
     assert [done[id] for id in ids] == [continued(tuple(p), n) for p, n in zip(prompts, counts, strict=True)]
 
 
-@pytest.mark.parametrize("plan", PLANS)
-@pytest.mark.parametrize("family", [family for family in HYBRID if family != FAMILY])
+OTHERS = [family for family in HYBRID if family != FAMILY]
+
+
+@pytest.mark.parametrize(("family", "plan"), [*zip(cycle(OTHERS), PLANS), *((family, "auto") for family in OTHERS[:2])])
 def test_so_does_every_family(family: str, plan: str) -> None:
     assert texts(engine(plan, family=family)) == generated(family)
 
 
 @pytest.mark.parametrize(
-    "fields", [{"block_attention": "causal"}, {"block_recurrence": "bidirectional"}, {"anchor": "backbone"}]
+    ("fields", "plan"),
+    [
+        ({"block_attention": "causal"}, "full"),
+        ({"block_recurrence": "bidirectional"}, "onepass:2"),
+        ({"anchor": "backbone"}, "full"),
+        ({"anchor": "backbone"}, "onepass:2"),
+    ],
 )
-@pytest.mark.parametrize("plan", ["full", "onepass:2"])
-def test_so_do_views_that_draft_otherwise(plan: str, fields: dict[str, object]) -> None:
+def test_so_do_views_that_draft_otherwise(fields: dict[str, object], plan: str) -> None:
     made = Engine(configure(dual(FAMILY), **fields), rows=3, capacity=200, plan=steps.parse(plan))
     assert texts(made) == generated()
 
@@ -269,8 +277,7 @@ def test_rows_leave_and_others_join_at_any_time() -> None:
     assert 0 < len(ended) < len(asked)
 
 
-@pytest.mark.parametrize("family", [FAMILY, "olmo_hybrid"])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(("family", "dtype"), [("olmo_hybrid", torch.float32), (FAMILY, torch.bfloat16)])
 def test_exact_tokens_are_plain_decoding_s_bit_for_bit(
     dtype: torch.dtype, family: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

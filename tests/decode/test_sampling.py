@@ -13,9 +13,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import GenerationConfig, LogitsProcessorList, RepetitionPenaltyLogitsProcessor, TopPLogitsWarper
 
 from orthrus.decode import accept, noise
-from orthrus.decode.nucleus import NucleusWarper
 from orthrus.decode.options import Sampling
 from orthrus.decode.sampling import Chooser, Context, Drafts
+from orthrus.kernels.vocabulary import NucleusWarper
 from tests import reference
 from tests.families import tiny
 
