@@ -88,7 +88,16 @@ def cycle(passes: Passes, batch: Batch, step: Step, *, drafter: Drafter) -> Outc
     """Advance every row by one step and commit what it keeps."""
     if step.kind == "plain" or step.lookup:
         return _verify(passes, batch, _none(batch) if batch.copied_BM is None else Drafts(batch.copied_BM, None))
-    outcome, drew = _drafted(passes, batch, step, drafter)
+    if step.nodes and isinstance(drafter, TreeDrafter):
+        grown, drew = drafter.grow(passes, batch.rows, batch.anchor_B, step.drafts, step.nodes, batch.states)
+        return _tree(passes, batch, grown, step.drafts, step)._replace(draft_passes=drew)
+    batch, logits_BMV, drew = _propose(passes, batch, step, drafter)
+    if step.nodes and logits_BMV.shape[1]:
+        grown = _grown(batch, logits_BMV, step, drafter.markov)
+        outcome = _tree(passes, batch, grown, logits_BMV.shape[1], step)
+    else:
+        drafts = _draft(batch, logits_BMV, drafter.markov, weigh=step.kind == "onepass")
+        outcome = _onepass(passes, batch, drafts, step) if step.kind == "onepass" else _verify(passes, batch, drafts)
     return outcome._replace(draft_passes=drew)
 
 
@@ -100,21 +109,6 @@ def begin(passes: Passes, batch: Batch, made: Proposal) -> Outcome:
         return Outcome(*gains, 0, 0)
     has_first = [not lost for lost in gains.broken]
     return Outcome(gains.tokens, gains.broken, has_first, 0, 0, ready_BMV=made.logits_BMV)
-
-
-def _drafted(passes: Passes, batch: Batch, step: Step, drafter: Drafter) -> tuple[Outcome, int]:
-    """Draft and verify; returns how many passes drafting took beside the outcome, which does not count them."""
-    if step.nodes and isinstance(drafter, TreeDrafter):
-        grown, drew = drafter.grow(passes, batch.rows, batch.anchor_B, step.drafts, step.nodes, batch.states)
-        return _tree(passes, batch, grown, step.drafts, step), drew
-    batch, logits_BMV, drew = _propose(passes, batch, step, drafter)
-    if step.nodes and logits_BMV.shape[1]:
-        grown = _grown(batch, logits_BMV, step, drafter.markov)
-        return _tree(passes, batch, grown, logits_BMV.shape[1], step), drew
-    drafts = _draft(batch, logits_BMV, drafter.markov, weigh=step.kind == "onepass")
-    if step.kind == "onepass":
-        return _onepass(passes, batch, drafts, step), drew
-    return _verify(passes, batch, drafts), drew
 
 
 def _propose(passes: Passes, batch: Batch, step: Step, drafter: Drafter) -> tuple[Batch, Tensor, int]:

@@ -9,6 +9,7 @@ Knows passes and tensors; knows neither options nor acceptance.
 
 import itertools
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -201,11 +202,9 @@ def _code() -> str:
 
 
 def _recalled(about: Mapping[str, Any]) -> Finding | None:
-    record = memory.recall(KIND, about)
-    try:
-        return None if record is None else _FINDING.validate_python(record)
-    except ValidationError:
-        return None
+    with suppress(ValidationError):  # also where nothing was kept
+        return _FINDING.validate_python(memory.recall(KIND, about))
+    return None
 
 
 def _kept(width: int) -> tuple[int, ...]:

@@ -43,13 +43,9 @@ def uniform(stream_B: Tensor, position_BQ: Tensor, purpose: int, lanes: int) -> 
     lane_L = torch.arange(1, lanes + 1, device=stream_B.device) * _GOLDEN
     # A CPU takes some lanes at a time: a long vocabulary's 64-bit keys would leave its cache between any two steps.
     chunk = max(_CHUNK // max(key_BQ1.numel(), 1), 64) if stream_B.device.type == "cpu" else lanes
-    return torch.cat([_numbers(key_BQ1 + part_L) for part_L in torch.split(lane_L, chunk)], dim=2)
-
-
-def _numbers(key: Tensor) -> Tensor:
-    """Turn keys of lanes into numbers."""
+    parts = (_shift(_mix(key_BQ1 + part_L), 41).float() for part_L in torch.split(lane_L, chunk))
     # 23 bits and a half: one bit more would round the largest value up to 1, whose Gumbel noise is infinite.
-    return _shift(_mix(key), 41).float().add_(0.5).mul_(2.0**-23)
+    return torch.cat([part.add_(0.5).mul_(2.0**-23) for part in parts], dim=2)
 
 
 def gumbel(stream_B: Tensor, position_BQ: Tensor, purpose: int, lanes: int) -> Tensor:

@@ -9,16 +9,7 @@ from dataclasses import dataclass, field, fields
 from typing import Annotated, Any, Final
 
 import torch
-from pydantic import (
-    BaseModel,
-    BeforeValidator,
-    ConfigDict,
-    Field,
-    NonNegativeInt,
-    PositiveFloat,
-    PositiveInt,
-    ValidationError,
-)
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, NonNegativeInt, PositiveFloat, ValidationError
 from torch import Tensor
 from transformers import GenerationConfig, LogitsProcessorList, StoppingCriteria
 
@@ -173,16 +164,8 @@ class Options:
         if checked.do_sample and "seed" not in given:
             checked.seed = int(torch.randint(LARGEST_SEED, ()))
         sampling = Sampling(**checked.model_dump(include=_SAMPLING))
-        return cls(
-            max_new_tokens=checked.max_new_tokens,
-            sampling=sampling,
-            eos_token_id=checked.eos_token_id,
-            stop_strings=checked.stop_strings,
-            stopping_criteria=checked.stopping_criteria,
-            max_time=checked.max_time,
-            seed=checked.seed,
-            processors=_recipe(given, sampling, checked),
-        )
+        settled = {name: value for name, value in checked if name not in (*_SAMPLING, "logits_processor")}
+        return cls(**settled, sampling=sampling, processors=_recipe(given, sampling, checked))
 
 
 def from_generation_config(config: GenerationConfig, **asked: Any) -> Options:
@@ -261,7 +244,7 @@ class _Checked(BaseModel):
 
     model_config = ConfigDict(strict=True, allow_inf_nan=False, extra="ignore")
 
-    max_new_tokens: PositiveInt = 256
+    max_new_tokens: Annotated[int, Field(gt=0)] = 256
     do_sample: bool = False
     temperature: PositiveFloat = 1.0
     top_k: NonNegativeInt = 0

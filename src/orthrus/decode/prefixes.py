@@ -5,6 +5,7 @@ many rows there are. Only behind the last whole block in common are tokens compa
 """
 
 from collections.abc import Callable, Collection, Iterable, Sequence
+from dataclasses import dataclass, field
 from itertools import takewhile
 from typing import Final
 
@@ -12,16 +13,14 @@ BLOCK: Final = 16
 """Tokens per block."""
 
 
+@dataclass(slots=True, eq=False)
 class _Node:
     """One block behind those before it, and the rows whose texts begin with all of them."""
 
-    __slots__ = ("before", "next", "rows", "tokens")
-
-    def __init__(self, before: "_Node | None", tokens: tuple[int, ...]) -> None:
-        self.before = before
-        self.tokens = tokens
-        self.next: dict[tuple[int, ...], _Node] = {}
-        self.rows: set[int] = set()
+    before: "_Node | None"
+    tokens: tuple[int, ...]
+    next: "dict[tuple[int, ...], _Node]" = field(default_factory=dict)
+    rows: set[int] = field(default_factory=set)
 
 
 class Prefixes:

@@ -10,32 +10,8 @@ from typing import Any, Final, NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor
-from transformers import (
-    EpsilonLogitsWarper,
-    EtaLogitsWarper,
-    ExponentialDecayLengthPenalty,
-    ForcedBOSTokenLogitsProcessor,
-    ForcedEOSTokenLogitsProcessor,
-    InfNanRemoveLogitsProcessor,
-    LogitNormalization,
-    LogitsProcessor,
-    LogitsProcessorList,
-    MinLengthLogitsProcessor,
-    MinNewTokensLengthLogitsProcessor,
-    MinPLogitsWarper,
-    NoBadWordsLogitsProcessor,
-    NoRepeatNGramLogitsProcessor,
-    PrefixConstrainedLogitsProcessor,
-    RepetitionPenaltyLogitsProcessor,
-    SequenceBiasLogitsProcessor,
-    SuppressTokensAtBeginLogitsProcessor,
-    SuppressTokensLogitsProcessor,
-    TemperatureLogitsWarper,
-    TopKLogitsWarper,
-    TypicalLogitsWarper,
-    WatermarkingConfig,
-)
-from transformers.generation.logits_process import TopHLogitsWarper
+from transformers import LogitsProcessor, LogitsProcessorList, WatermarkingConfig
+from transformers.generation import logits_process as hf
 
 from orthrus.errors import ConfigError
 from orthrus.kernels.vocabulary import NucleusWarper
@@ -85,45 +61,47 @@ class CountPenalty:
 Make: TypeAlias = Callable[[Any, Request], Any]
 
 BEFORE: Final[dict[str, Make]] = {
-    "sequence_bias": lambda value, _: SequenceBiasLogitsProcessor(value),
-    "repetition_penalty": lambda value, _: RepetitionPenaltyLogitsProcessor(float(value)),
+    "sequence_bias": lambda value, _: hf.SequenceBiasLogitsProcessor(value),
+    "repetition_penalty": lambda value, _: hf.RepetitionPenaltyLogitsProcessor(float(value)),
     "presence_penalty": lambda value, row: CountPenalty(row.prompt, presence=float(value)),
     "frequency_penalty": lambda value, row: CountPenalty(row.prompt, frequency=float(value)),
-    "no_repeat_ngram_size": lambda value, _: NoRepeatNGramLogitsProcessor(value),
-    "bad_words_ids": lambda value, row: NoBadWordsLogitsProcessor(value, row.ends if row.eos else None),
-    "min_length": lambda value, row: MinLengthLogitsProcessor(value, row.ends) if row.eos else None,
+    "no_repeat_ngram_size": lambda value, _: hf.NoRepeatNGramLogitsProcessor(value),
+    "bad_words_ids": lambda value, row: hf.NoBadWordsLogitsProcessor(value, row.ends if row.eos else None),
+    "min_length": lambda value, row: hf.MinLengthLogitsProcessor(value, row.ends) if row.eos else None,
     "min_new_tokens": lambda value, row: (
-        MinNewTokensLengthLogitsProcessor(row.prompt, value, row.ends) if row.eos else None
+        hf.MinNewTokensLengthLogitsProcessor(row.prompt, value, row.ends) if row.eos else None
     ),
     "prefix_allowed_tokens_fn": lambda value, row: constrained(value, row.number),
-    "forced_bos_token_id": lambda value, _: ForcedBOSTokenLogitsProcessor(value),
-    "forced_eos_token_id": lambda value, row: ForcedEOSTokenLogitsProcessor(
+    "forced_bos_token_id": lambda value, _: hf.ForcedBOSTokenLogitsProcessor(value),
+    "forced_eos_token_id": lambda value, row: hf.ForcedEOSTokenLogitsProcessor(
         row.prompt + row.max_new_tokens, value, device=str(row.device)
     ),
-    "remove_invalid_values": lambda _, __: InfNanRemoveLogitsProcessor(),
-    "exponential_decay_length_penalty": lambda value, row: ExponentialDecayLengthPenalty(value, row.ends, row.prompt),
-    "suppress_tokens": lambda value, row: SuppressTokensLogitsProcessor(value, device=str(row.device)),
-    "begin_suppress_tokens": lambda value, row: SuppressTokensAtBeginLogitsProcessor(
+    "remove_invalid_values": lambda _, __: hf.InfNanRemoveLogitsProcessor(),
+    "exponential_decay_length_penalty": lambda value, row: hf.ExponentialDecayLengthPenalty(
+        value, row.ends, row.prompt
+    ),
+    "suppress_tokens": lambda value, row: hf.SuppressTokensLogitsProcessor(value, device=str(row.device)),
+    "begin_suppress_tokens": lambda value, row: hf.SuppressTokensAtBeginLogitsProcessor(
         value, row.prompt, device=str(row.device)
     ),
 }
 """Options that move greedy choices too, in the order they are applied."""
 
 WARPERS: Final[dict[str, Make]] = {
-    "temperature": lambda value, _: TemperatureLogitsWarper(float(value)),
-    "top_h": lambda value, _: TopHLogitsWarper(value),
-    "top_k": lambda value, _: TopKLogitsWarper(value),
+    "temperature": lambda value, _: hf.TemperatureLogitsWarper(float(value)),
+    "top_h": lambda value, _: hf.TopHLogitsWarper(value),
+    "top_k": lambda value, _: hf.TopKLogitsWarper(value),
     "top_p": lambda value, _: NucleusWarper(value),
-    "min_p": lambda value, _: MinPLogitsWarper(value),
-    "typical_p": lambda value, _: TypicalLogitsWarper(value),
-    "epsilon_cutoff": lambda value, _: EpsilonLogitsWarper(value),
-    "eta_cutoff": lambda value, row: EtaLogitsWarper(value, device=str(row.device)),
+    "min_p": lambda value, _: hf.MinPLogitsWarper(value),
+    "typical_p": lambda value, _: hf.TypicalLogitsWarper(value),
+    "epsilon_cutoff": lambda value, _: hf.EpsilonLogitsWarper(value),
+    "eta_cutoff": lambda value, row: hf.EtaLogitsWarper(value, device=str(row.device)),
 }
 """Options of sampling; they come after those above and the caller's own processors."""
 
 LAST: Final[dict[str, Make]] = {
     "watermarking_config": lambda value, row: _watermark(value).construct_processor(row.vocabulary, row.device),
-    "renormalize_logits": lambda _, __: LogitNormalization(),
+    "renormalize_logits": lambda _, __: hf.LogitNormalization(),
 }
 """Options that come after the warpers, sampling or not."""
 
@@ -181,7 +159,7 @@ def made(makers: Mapping[str, Make], asked: Mapping[str, Any], request: Any = No
 
 def constrained(allowed: Callable[[int, Tensor], list[int]], number: int) -> LogitsProcessor:
     """Return the processor of `prefix_allowed_tokens_fn` for the prompt of this number."""
-    return PrefixConstrainedLogitsProcessor(lambda _, text: allowed(number, text), 1)
+    return hf.PrefixConstrainedLogitsProcessor(lambda _, text: allowed(number, text), 1)
 
 
 def _watermark(config: Any) -> WatermarkingConfig:

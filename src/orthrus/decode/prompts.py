@@ -78,24 +78,18 @@ class Reader:
         whose keys were there, it is one like those of decoding.
         """
         drafts = 0 if self.policy is None else max(self.policy.prefill_drafts - 1, 0)
-        begun = self._read(self.most if self.rows.live else None, drafts)
+        geometry, begun = self.passes.geometry, []
+        unit = 1 if geometry is None else geometry.chunks[-1]
+        where, pieces = self.rows.next_to_read(self.most if self.rows.live else None, unit=unit)
+        rows = self.rows.at(where)
+        if any(pieces):
+            whole = geometry is None and pieces == [self.rows.pending(row) for row in rows]
+            anchors, more = ([row.anchor for row in rows], drafts) if whole else (None, 0)
+            made = self.passes.prefill(where, pieces, chunk=self.chunk, anchors=anchors, drafts=more)
+            if made is not None:
+                begun.append((self.rows.begin(rows), made))
         if rest := [row for row in self.rows.reading if not self.rows.pending(row)]:
             where = self.rows.begin(rest)
             anchor_B = torch.tensor([row.anchor for row in rest], device=self.rows.cache.device)
             begun.append((where, self.passes.draft(where, anchor_B, drafts)))
         return begun
-
-    def _read(self, most: int | None, drafts: int) -> list[tuple[slice, Proposal]]:
-        """Read prompts, so many positions at most."""
-        geometry = self.passes.geometry
-        where, pieces = self.rows.next_to_read(most, unit=1 if geometry is None else geometry.chunks[-1])
-        if not any(pieces):
-            return []
-        rows = self.rows.at(where)
-        if geometry is not None or pieces != [self.rows.pending(row) for row in rows]:
-            self.passes.prefill(where, pieces, chunk=self.chunk)
-            return []
-        anchors = [row.anchor for row in rows]
-        made = self.passes.prefill(where, pieces, chunk=self.chunk, anchors=anchors, drafts=drafts)
-        assert made is not None
-        return [(self.rows.begin(rows), made)]

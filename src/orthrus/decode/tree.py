@@ -43,14 +43,8 @@ class Tree(NamedTuple):
 
 
 def largest(slots: int, vocabulary: int) -> int:
-    """Return how many nodes a tree over so many slots can have (counted up to a bound no plan reaches)."""
-    branch, total, level = min(BRANCH, vocabulary), 0, 1
-    for _ in range(slots):
-        level *= branch
-        total += level
-        if total > 1 << 20:
-            break
-    return total
+    """Return how many nodes a tree over so many slots can have."""
+    return sum(min(BRANCH, vocabulary) ** depth for depth in range(1, slots + 1))
 
 
 def grow(score_BMV: Tensor, *, nodes: int, anchor_B: Tensor | None = None, markov: Markov | None = None) -> Tree:

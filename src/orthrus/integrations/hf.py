@@ -20,17 +20,11 @@ from transformers import (
     GenerationMixin,
     LogitsProcessorList,
     MaxLengthCriteria,
-    MinPLogitsWarper,
-    PrefixConstrainedLogitsProcessor,
     PreTrainedModel,
-    RepetitionPenaltyLogitsProcessor,
     StoppingCriteriaList,
-    TemperatureLogitsWarper,
-    TopKLogitsWarper,
-    TopPLogitsWarper,
 )
-from transformers.generation import BaseStreamer, GenerateDecoderOnlyOutput, SynthIDTextWatermarkLogitsProcessor
-from transformers.generation.logits_process import UnbatchedClassifierFreeGuidanceLogitsProcessor
+from transformers.generation import BaseStreamer, GenerateDecoderOnlyOutput
+from transformers.generation import logits_process as processing
 
 from orthrus.decode.api import Mode, engine_for, plan_of
 from orthrus.decode.engine import Engine
@@ -44,15 +38,15 @@ from orthrus.model.attach import config_of
 
 _PROCESSORS = {
     # What `Sampling` does for all slots at once: the option, and the processor's own name for its value.
-    RepetitionPenaltyLogitsProcessor: ("repetition_penalty", "penalty"),
-    TemperatureLogitsWarper: ("temperature", "temperature"),
-    TopKLogitsWarper: ("top_k", "top_k"),
-    TopPLogitsWarper: ("top_p", "top_p"),
-    MinPLogitsWarper: ("min_p", "min_p"),
+    processing.RepetitionPenaltyLogitsProcessor: ("repetition_penalty", "penalty"),
+    processing.TemperatureLogitsWarper: ("temperature", "temperature"),
+    processing.TopKLogitsWarper: ("top_k", "top_k"),
+    processing.TopPLogitsWarper: ("top_p", "top_p"),
+    processing.MinPLogitsWarper: ("min_p", "min_p"),
 }
 _STATEFUL = {
-    UnbatchedClassifierFreeGuidanceLogitsProcessor: "guidance_scale",
-    SynthIDTextWatermarkLogitsProcessor: "watermarking_config",
+    processing.UnbatchedClassifierFreeGuidanceLogitsProcessor: "guidance_scale",
+    processing.SynthIDTextWatermarkLogitsProcessor: "watermarking_config",
 }
 _WITHOUT_EFFECT = ("use_cache", "logits_to_keep", "cache_position")
 _GENERATE = inspect.unwrap(GenerationMixin.generate).__code__
@@ -241,11 +235,11 @@ def _is_simple(processor: Any, options: Options) -> bool:
 
 def _of_row(processor: Any, index: int) -> Any:
     """Return the processor that does to one row what this one does to it in the batch."""
-    if isinstance(processor, PrefixConstrainedLogitsProcessor):
+    if isinstance(processor, processing.PrefixConstrainedLogitsProcessor):
         return constrained(processor._prefix_allowed_tokens_fn, index)
     ignored = getattr(processor, "prompt_ignore_length", None)
-    if isinstance(processor, RepetitionPenaltyLogitsProcessor) and isinstance(ignored, Tensor):
-        return RepetitionPenaltyLogitsProcessor(processor.penalty, prompt_ignore_length=int(ignored[index]))
+    if isinstance(processor, processing.RepetitionPenaltyLogitsProcessor) and isinstance(ignored, Tensor):
+        return processing.RepetitionPenaltyLogitsProcessor(processor.penalty, prompt_ignore_length=int(ignored[index]))
     return processor
 
 
