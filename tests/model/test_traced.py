@@ -413,7 +413,7 @@ def test_other_tensors_in_the_place_of_weights_are_met(pack: bool) -> None:
 
 @pytest.mark.parametrize("of_class", [False, True])
 def test_another_forward_is_met(of_class: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whether it is set on a module or, as packages of kernels do, on its class; in the middle of a text, too."""
+    """Whether it is set on a module or, as packages of kernels do, on its class: by the next text."""
     passes = recorded()
     mlp = passes.model.model.layers[0].mlp
     plain = type(mlp).forward
@@ -421,11 +421,12 @@ def test_another_forward_is_met(of_class: bool, monkeypatch: pytest.MonkeyPatch)
         monkeypatch.setattr(type(mlp), "forward", lambda self, x: 2 * plain(self, x))
     else:
         mlp.forward = lambda x: 2 * plain(mlp, x)
+    read(passes)
     assert agree(passes)
     assert agree(Passes(passes.model, passes.cache))
 
 
-def test_another_module_is_met_in_the_middle_of_a_text() -> None:
+def test_another_module_is_met_by_the_next_text() -> None:
     """One that takes the place of a layer, or of a whole part of it."""
     for name in ("mlp.up_proj", "mlp"):
         passes = recorded()
@@ -433,9 +434,10 @@ def test_another_module_is_met_in_the_middle_of_a_text() -> None:
         other = copy.deepcopy(layer.get_submodule(name))
         for parameter in other.parameters():
             torch.nn.init.normal_(parameter, 0, 0.1)
+        read(passes)
         before = token(passes)
-        passes.cache.set_length(0, passes.cache.lengths[0] - 1)
         layer.set_submodule(name, other)
+        read(passes)
         assert not torch.equal(token(passes), before)
         assert agree(passes)
 

@@ -78,6 +78,7 @@ class Recorder:
         self._state = self._now()
         self._kinds: dict[object, Kind] = {}
         self._passes = 0
+        self._steady = False
         self.at_once = False
 
     def fits(self) -> bool:
@@ -85,14 +86,18 @@ class Recorder:
         return self._layers.unchanged()
 
     def look(self) -> None:
-        """Drop recordings where weights are others than they were, before a text: it takes a tenth of a pass."""
+        """See before a text whether layers and weights are as they were: it takes a tenth of a pass.
+
+        Recordings of other weights are dropped. With other layers the text's passes are made eagerly.
+        """
+        self._steady = self.fits()
         if (state := self._now()) != self._state:
             self._state, self._kinds = state, {}
 
     def logits(self, arguments: dict[str, Any]) -> Tensor | None:
         """Run the recording of a pass; None where there is none, and the pass has to be made eagerly."""
         plain = torch.is_inference_mode_enabled() and not torch.is_autocast_enabled("cpu")
-        if not plain or self._model.training or any(self._hooks) or not self.fits():
+        if not plain or self._model.training or not self._steady or any(self._hooks):
             return None
         self._passes += 1
         call = Call(self._model, arguments)
@@ -202,7 +207,7 @@ def _is_steady(module: nn.Module) -> bool:
 
 
 class _Layers:
-    """What a model's modules are and call, as far as it can be replaced: looked at in every pass."""
+    """What a model's modules are and call, as far as it can be replaced."""
 
     def __init__(self, model: nn.Module) -> None:
         self._modules = list(model.modules())
