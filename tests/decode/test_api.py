@@ -292,9 +292,9 @@ def test_a_chat_needs_a_template(model: PreTrainedModel, bytelevel: PreTrainedTo
 @pytest.mark.parametrize(
     ("asked", "message"),
     [
-        ({"max_new_tokens": 0}, "max_new_tokens must be"),
-        ({"do_sample": True, "temperature": float("nan")}, "temperature must be"),
-        ({"do_sample": True, "top_p": 0}, "top_p must be"),
+        ({"max_new_tokens": 0}, "max_new_tokens: Input should be greater than 0"),
+        ({"do_sample": True, "temperature": float("nan")}, "temperature: Input should be a finite number"),
+        ({"do_sample": True, "top_p": 0}, "top_p: Input should be greater than 0"),
         ({"temprature": 1}, "did you mean 'temperature'"),
         ({"num_beams": 2}, "'num_beams' is not honoured"),
         ({"batch_size": 0}, "batch_size must be at least 1"),
