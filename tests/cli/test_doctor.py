@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from orthrus import __version__, zoo
+from orthrus.checkpoints import integers
 from orthrus.cli import doctor, selfcheck
 from orthrus.cli.selfcheck import random_model
 from orthrus.decode import accept
@@ -131,6 +132,15 @@ def test_an_absent_bundled_model_is_no_failure(cli: Cli, tmp_path: Path, monkeyp
     ran = cli("doctor")
     assert ran.code == 0
     assert "not in this installation" in ran.out
+
+
+def test_integers_that_cannot_be_compiled_are_no_failure(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Here int4 has no folder for its operator; the model itself is sound."""
+    monkeypatch.setattr(integers, "computes", lambda precision: precision == "int4")
+    ran = cli("doctor", "--json")
+    assert ran.code == 0
+    assert "error" not in json.loads(ran.out)["bundled"]
+    assert "int4 is not used here: dtype int4 requires a folder" in " ".join(ran.err.split())
 
 
 def test_a_damaged_bundled_model_is_a_failure(

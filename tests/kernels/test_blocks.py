@@ -211,6 +211,13 @@ def test_models_have_four_bits_and_eight_in_head_and_view(model: nn.Module) -> N
     assert {kind for name, kind in bits.items() if ".mlp." in name or ".ar." in name} == {4}, bits
 
 
+def test_weights_stay_where_they_are_once_a_model_is_loaded(model: PreTrainedModel) -> None:
+    """Recordings take weights that move for others."""
+    before = [parameter.data_ptr() for parameter in model.parameters()]
+    texts(model, "full", batch=1)
+    assert [parameter.data_ptr() for parameter in model.parameters()] == before
+
+
 def test_drafted_texts_equal_plain_ones_alone_and_in_batches(
     model: PreTrainedModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -14,6 +14,7 @@ from orthrus.kernels import compiled
 from orthrus.kernels.attention import FEW, attention, use_own
 from orthrus.kernels.compiled import instructions
 from orthrus.model import traced
+from orthrus.model.attach import detach
 from orthrus.model.attachment import attachment_of
 from orthrus.model.cache import ScratchCache
 from orthrus.policy import steps
@@ -173,6 +174,31 @@ def module(here: None) -> nn.Module:
     model = nn.ModuleList([Attending()])
     use_own(model)
     return model[0]
+
+
+def test_a_text_that_sees_nothing_gives_zeros(attend: Operator) -> None:
+    query, key, value = drawn(2)
+    mask = torch.ones(TEXTS, 1, 2, SLOTS, dtype=torch.bool)
+    mask[0] = False
+    out = attend(query, key, value, mask, SCALING)
+    assert torch.equal(out[0], torch.zeros_like(out[0]))
+    assert bool((out[1] != 0).all())
+
+
+def test_masks_of_single_heads_are_left_to_torch(module: nn.Module) -> None:
+    query, key, value = drawn(2, groups=1)
+    mask = torch.rand(TEXTS, query.shape[1], 2, SLOTS, generator=torch.Generator().manual_seed(0)) < 0.5
+    with torch.inference_mode():
+        out = attention(module, query, key, value, mask, scaling=SCALING)[0]
+    expected = torch.nn.functional.scaled_dot_product_attention(query, key, value, attn_mask=mask, scale=SCALING)
+    assert torch.allclose(out, expected.transpose(1, 2), atol=1e-5)
+
+
+def test_a_backbone_without_its_view_attends_as_it_did(here: None) -> None:
+    model = dual(num_hidden_layers=1)
+    use_own(model)
+    assert attending.uses_own(model, 1)
+    assert not any(attending.uses_own(module, 1) for module in detach(model).modules())
 
 
 def test_few_rows_are_the_operators(module: nn.Module, attend: Operator) -> None:

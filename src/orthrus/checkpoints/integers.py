@@ -63,6 +63,7 @@ def to_integers(model: PreTrainedModel, precision: str, tokenizer: PreTrainedTok
 
         replace(model, groups, form)
     model.float()
+    blocks.pack(model)
 
 
 def _roundings(

@@ -197,7 +197,7 @@ void attend(const Rows<Type>& query, const Type* key, int64_t key_row, const Typ
   }
   for (int64_t l = 0; l < rows; l++) {
     Type* row = out + of[l] * between + (first + l) / Q * E;
-    for (int64_t e = 0; e < E; e++) narrow(sums[e * L + l] / total[l], row + e);
+    for (int64_t e = 0; e < E; e++) narrow(total[l] == 0 ? 0.0f : sums[e * L + l] / total[l], row + e);
   }
 }
 

@@ -81,8 +81,9 @@ def attention(
             out = attend(*chain, seen[None, None])[0]
         behind = [] if rest is None else [attend(query_BHQD[:, :, rows:], key, value, rest)[0]]
         return torch.cat([out, *behind], dim=1) if behind else out, None
-    plain = softcap is None and s_aux is None and dropout == 0 and not isinstance(attention_mask, Behind)
-    if plain and uses_own(module, Q, tiled=tile is not None) and _takes_own(query_BHQD, key, value):
+    plain = softcap is None and s_aux is None and dropout == 0
+    own = plain and uses_own(module, Q, tiled=tile is not None) and _takes_own(query_BHQD, key, value)
+    if own and not isinstance(attention_mask, Behind) and (attention_mask is None or attention_mask.shape[1] == 1):
         return _own[0](query_BHQD, key, value, attention_mask, scaling or D**-0.5), None
     grouped = query_BHQD.reshape(B, heads, -1, D)
     if isinstance(attention_mask, Behind):
@@ -118,6 +119,12 @@ def use_own(model: nn.Module) -> None:
         for module in model.modules():
             if module is model or hasattr(module, "is_causal"):
                 setattr(module, _USES, True)
+
+
+def leave_own(model: nn.Module) -> None:
+    """Let a model attend by torch's operators again."""
+    for module in model.modules():
+        module.__dict__.pop(_USES, None)
 
 
 def uses_own(module: nn.Module, rows: int, *, tiled: bool = False) -> bool:

@@ -147,6 +147,14 @@ class _Shared(Shared[BlockLinear]):
                 layer.weight.data = part
 
 
+def pack(model: nn.Module) -> None:
+    """Let layers of one input lie one behind another now: recordings take weights that move later for others."""
+    for layer in model.modules():
+        shared = layer._shared if isinstance(layer, BlockLinear) else None
+        if isinstance(shared, _Shared) and shared.packed is None:
+            shared.pack()
+
+
 def fits(layer: nn.Linear) -> bool:
     """Tell whether a layer's inputs come in blocks."""
     return layer.in_features % SIZE == 0

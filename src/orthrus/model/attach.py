@@ -99,6 +99,7 @@ def detach(model: PreTrainedModel) -> PreTrainedModel:
     mask_row.install(model, None)
     packed.unpack(model)
     merged.unmerge(model)
+    attention.leave_own(model)
     model.set_attn_implementation(former.attention)
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(name in former.trainable and parameter.is_floating_point())
