@@ -139,6 +139,17 @@ class Recorder:
         return [state_of(weight) for held in self._weights for weight in held.values() if weight is not None]
 
     def _record(self, kind: Kind, call: Call) -> None:
+        """Record a kind of pass with norms and rotations in C++, or as it is where these change a bit."""
+        rewritten = False
+
+        def change(graph: Any) -> None:
+            nonlocal rewritten
+            rewritten = rewrite(graph)
+
+        if not self._is_recorded(kind, call, change) and rewritten:
+            self._is_recorded(kind, call)
+
+    def _is_recorded(self, kind: Kind, call: Call, change: Callable[[Any], object] = bool) -> bool:
         """Record a kind of pass, unless what is recorded gives other results over other sizes."""
         holders = holders_of(self._model)
         more = ([getattr(owner, name) for owner, name in holders],) if holders else ()
@@ -148,17 +159,16 @@ class Recorder:
                 return call.run(given, masks, buffers)
 
         others = call.others()
-        for change in (rewrite, bool):  # as it is where rewriting changed a bit
-            try:
-                with _constant(self._model), warnings.catch_warnings():
-                    warnings.simplefilter("ignore")  # of sizes that Python reads: where they matter, results differ
-                    graph = record(run, (*call.inputs, *more), change)
-                    alike = torch.equal(graph(*others, *more), call.run(*others))
-            except Exception:  # eager passes raised none: it cannot be recorded, or took a size for fixed
-                continue
-            if alike:
-                kind.graph, kind.more = graph, more
-                return
+        try:
+            with _constant(self._model), warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # of sizes that Python reads: where they matter, results differ
+                graph = record(run, (*call.inputs, *more), change)
+                alike = torch.equal(graph(*others, *more), call.run(*others))
+        except Exception:  # eager passes raised none: it cannot be recorded, or took a size for fixed
+            return False
+        if alike:
+            kind.graph, kind.more = graph, more
+        return alike
 
 
 @contextmanager
