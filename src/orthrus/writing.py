@@ -15,8 +15,7 @@ _SPOKEN = ("os error", "No space left", "failed writing")
 def writing(path: str | Path) -> Iterator[None]:
     """Name the path of what the block cannot write.
 
-    Raises:
-        WriteError: a full disk, a folder that may not be written to.
+    Raises WriteError: a full disk, a folder that may not be written to.
     """
     try:
         yield
@@ -41,8 +40,7 @@ def replacing(path: Path, temporary: Path | None = None) -> Iterator[Path]:
 
     Folders are made as needed. Whatever happens, nothing is left under the temporary name.
 
-    Raises:
-        WriteError: it cannot be written; what was there stays.
+    Raises WriteError: it cannot be written; what was there stays.
     """
     temporary = temporary or path.with_name(path.name + ".tmp")
     with writing(path):

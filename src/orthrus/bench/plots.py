@@ -18,11 +18,7 @@ Curves: TypeAlias = Mapping[str, Sequence[tuple[float, float]]]
 
 
 class Album:
-    """The pictures of a folder, which is made if need be.
-
-    Attributes:
-        files: what was drawn, in order.
-    """
+    """The pictures of a folder, which is made if need be. `files`: what was drawn, in order."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -32,8 +28,7 @@ class Album:
     def picture(self, name: str, **properties: Any) -> "Iterator[Axes]":
         """Give axes with these properties (`Axes.set`) to draw on, and save them as a file of that name.
 
-        Raises:
-            DataError: matplotlib is not installed.
+        Raises DataError: matplotlib is not installed.
         """
         # Lazily, because it is an extra; without pyplot, so that no global state and no display is needed.
         try:

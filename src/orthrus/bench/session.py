@@ -37,8 +37,7 @@ class Job:
         dtypes: precisions by name.
         max_new_tokens: tokens per answer at most (fewer where the model's context ends).
 
-    Raises:
-        ConfigError: a list that is empty or names something twice, an unknown precision, no token to write.
+    Raises ConfigError: a list that is empty or names something twice, an unknown precision, no token to write.
     """
 
     model: str
@@ -99,11 +98,7 @@ class Outlook:
 
 
 def require_named(**values: Sequence[Any]) -> None:
-    """Refuse lists of a job that are empty or name something twice.
-
-    Raises:
-        ConfigError: with the list's name.
-    """
+    """Refuse lists of a job that are empty or name something twice. Raises ConfigError: with the list's name."""
     for name, listed in values.items():
         if not listed or len(set(listed)) < len(listed):
             raise ConfigError(f"{name} must name at least one, and each one once; found {list(listed)}")

@@ -199,8 +199,7 @@ def read_object(file: Path, *, missing: str) -> dict[str, Any]:
 def described_by(file: Path) -> Iterator[None]:
     """Name the file whose values the block cannot use.
 
-    Raises:
-        CheckpointError: a value is missing, of another type or out of its bounds.
+    Raises CheckpointError: a value is missing, of another type or out of its bounds.
     """
     try:
         yield
@@ -254,8 +253,7 @@ def official_tensors(model: PreTrainedModel) -> dict[str, Tensor]:
 def require_published(model: PreTrainedModel, layout: str, *, families: Sequence[str] = ("qwen3",)) -> None:
     """Refuse what a layout made for the published models cannot say, a correction between slots excepted.
 
-    Raises:
-        UnsupportedModel: another family, a view that drafts otherwise, quantised weights or weights kept elsewhere.
+    Raises UnsupportedModel: another family, a view that drafts otherwise, quantised weights or weights kept elsewhere.
     """
     if model.config.model_type not in families:
         raise UnsupportedModel(

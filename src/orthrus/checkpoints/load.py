@@ -117,8 +117,7 @@ def load(
 def put_on(model: PreTrainedModel, path: Path) -> PreTrainedModel:
     """Give a loaded backbone the view of an adapter's directory, in place; it stays plain where that does not fit.
 
-    Raises:
-        CheckpointError: as `load` does.
+    Raises CheckpointError: as `load` does.
     """
     attach(model, files.read_config(path), attn_implementation="orthrus")
     try:

@@ -17,8 +17,7 @@ def device_map(cls: Any, home: Path | str, device: Any, *, config: Any = None, r
         cls: the class that loads the model (`AutoModelForCausalLM`, `Qwen3ForCausalLM`).
         config: its configuration; None reads the one in `home`.
 
-    Raises:
-        UnsupportedModel: the architecture does not say what its layers are.
+    Raises UnsupportedModel: the architecture does not say what its layers are.
     """
     config = AutoConfig.from_pretrained(home, revision=revision) if config is None else config
     with torch.device("meta"):

@@ -35,8 +35,7 @@ def generate(*inputs, model, **arguments):
 def custom_generate(repository: str) -> dict[str, str]:
     """Return what lies beside an adapter, by relative path; transformers does not tell such files where they are.
 
-    Args:
-        repository: the Hub id, or the absolute path of a local directory, by which the view is found again.
+    `repository`: the Hub id, or the absolute path of a local directory, by which the view is found again.
     """
     return {
         "custom_generate/generate.py": _GENERATE.format(repository=repository),

@@ -1,7 +1,4 @@
-"""Upload a directory to the Hugging Face Hub.
-
-Network, token and repository are checked before anything is written.
-"""
+"""Upload a directory to the Hugging Face Hub. Network, token and repository are checked before anything is written."""
 
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -41,8 +38,7 @@ def upload(folder: Path, repo_id: str, *, files: Iterable[str], patterns: Sequen
 
     Files of it that match `patterns` and are not among them are removed; everything else stays.
 
-    Raises:
-        OrthrusError: the Hub refuses, or cannot be reached any more.
+    Raises OrthrusError: the Hub refuses, or cannot be reached any more.
     """
     from huggingface_hub import HfApi
 

@@ -46,8 +46,7 @@ def jsonl_documents(path: str | Path, *, split_characters: int | None = None) ->
 
     Texts longer than `split_characters` are cut at blank lines where possible.
 
-    Raises:
-        DataError: the file cannot be read, or a record is not of the format; with file and line.
+    Raises DataError: the file cannot be read, or a record is not of the format; with file and line.
     """
     for _, origin, record in objects_of(Path(path)):
         yield from _pieces(_parse(record, origin), split_characters)

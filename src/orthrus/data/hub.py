@@ -18,8 +18,7 @@ def dataset_rows(
 
     Without a `split` it is `test`, `validation` or the first one, whichever there is.
 
-    Raises:
-        DataError: `datasets` is not installed, or there is no such dataset.
+    Raises DataError: `datasets` is not installed, or there is no such dataset.
     """
     try:
         import datasets  # lazily: optional, and slow to import

@@ -15,8 +15,7 @@ def lines_of(path: Path) -> Iterator[tuple[int, str]]:
 
     A byte order mark at the start, as Windows' editors write one, is left out.
 
-    Raises:
-        DataError: the file is missing, damaged or not in UTF-8.
+    Raises DataError: the file is missing, damaged or not in UTF-8.
     """
     try:
         zipped = path.suffix == ".gz"
@@ -29,8 +28,7 @@ def lines_of(path: Path) -> Iterator[tuple[int, str]]:
 def objects_of(path: Path) -> Iterator[tuple[int, str, dict[str, Any]]]:
     """Yield the JSON objects of a file, one a line: the line's number, its origin for error messages, the object.
 
-    Raises:
-        DataError: the file cannot be read, or a line holds anything else.
+    Raises DataError: the file cannot be read, or a line holds anything else.
     """
     for number, line in lines_of(path):
         origin = f"{path}:{number}"

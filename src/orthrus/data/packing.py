@@ -58,8 +58,7 @@ def encode_documents(tokenizer: PreTrainedTokenizerFast, documents: Iterable[Doc
     Segments (prompt, answer, prompt, …) are encoded apart, as they are at decoding, where an answer starts
     after the encoded prompt.
 
-    Raises:
-        DataError: the template changes earlier turns when later ones are added, or does not read what a chat holds.
+    Raises DataError: the template changes earlier turns when later ones are added, or does not read what a chat holds.
     """
     iterator = iter(documents)
     while batch := list(islice(iterator, BATCH)):
@@ -118,8 +117,7 @@ def _render(tokenizer: PreTrainedTokenizerFast, document: Document, count: int, 
 def pack(documents: Iterable[EncodedDocument], *, row_tokens: int, pad_id: int, window: int = 4_096) -> PackedRows:
     """Pack documents into rows of `row_tokens`, best fit, longest first within windows of documents.
 
-    Raises:
-        DataError: there is no document with a token in it.
+    Raises DataError: there is no document with a token in it.
     """
     iterator = (document for document in documents if len(document.token_ids))
     rows: list[list[EncodedDocument]] = []
@@ -219,9 +217,7 @@ def load_rows(
 ) -> PackedRows:
     """Open a packed set, memory-mapped.
 
-    Raises:
-        DataError: files are missing or damaged, or the set was made with another tokenizer or from other
-            data.
+    Raises DataError: files are missing or damaged, or the set was made with another tokenizer or from other data.
     """
     path = Path(path)
     try:

@@ -128,8 +128,7 @@ def _record(fields: Mapping[str, Any], *, where: str, task: str, number: int) ->
 def tools_of(fields: Mapping[str, Any], *, where: str) -> tuple[Mapping[str, Any], ...]:
     """Return a record's "tools": a list of objects, or JSON text of one, as datasets keep it; empty where none are.
 
-    Raises:
-        DataError: anything else.
+    Raises DataError: anything else.
     """
     tools = fields.get("tools") or []
     if isinstance(tools, str):

@@ -19,8 +19,7 @@ Record: TypeAlias = dict[str, Any]
 def read_records(path: Path) -> list[Record]:
     """Read a file; half a line at its end is left out.
 
-    Raises:
-        DataError: the file cannot be read, or a line is not a JSON object, nor the beginning of one at the end.
+    Raises DataError: the file cannot be read, or a line is not a JSON object, nor the beginning of one at the end.
     """
     try:
         # As bytes, since half a line may end within a character.

@@ -47,8 +47,7 @@ def served_answers(
 
     Tokens are the server's own where it returns them (`return_token_ids`, as vLLM does), else its text encoded again.
 
-    Raises:
-        DataError: the address is invalid, or the server cannot be reached, refuses, or returns no completion.
+    Raises DataError: the address is invalid, or the server cannot be reached, refuses, or returns no completion.
     """
     _check_address(server.url)
     usable = how.usable(prompts)

@@ -68,8 +68,7 @@ def prompt_of(
     `choice` picks the turn (modulo their number), so that a corpus sees early and late turns alike. `thinking` is
     given to the chat template as `enable_thinking`; None leaves the template's default.
 
-    Raises:
-        ConfigError: thinking is set, but the chat template knows no such thing.
+    Raises ConfigError: thinking is set, but the chat template knows no such thing.
     """
     if not document.messages:
         whole: list[int] = tokenizer(document.text)["input_ids"]
@@ -156,8 +155,7 @@ def given_answers(
 def check_given(prompts: Iterable[Prompt], *, thinking: bool | None) -> None:
     """Refuse prompts whose answers are missing, empty, or think where others or the setting do not.
 
-    Raises:
-        DataError: with the file and line of the document.
+    Raises DataError: with the file and line of the document.
     """
     first, settled_by = thinking, "answers.thinking"
     for prompt in prompts:

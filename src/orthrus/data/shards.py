@@ -48,8 +48,7 @@ def write_answers(
         size: answers per shard.
         label: what the progress display calls them.
 
-    Raises:
-        DataError: another backbone or other settings wrote the folder's answers.
+    Raises DataError: another backbone or other settings wrote the folder's answers.
     """
     _claim(folder, about)
     answered = {_key(document) for document in _all(folder)}
@@ -68,8 +67,7 @@ def write_answers(
 def read_answers(folder: Path, prompts: Sequence[Prompt]) -> list[EncodedDocument]:
     """Return the answers of prompts, in the prompts' order; prompts without an answer are left out.
 
-    Raises:
-        DataError: a shard is damaged.
+    Raises DataError: a shard is damaged.
     """
     answers = {_key(document): document for document in _all(folder)}
     return [answers[key] for key in map(_key, prompts) if key in answers]

@@ -88,8 +88,7 @@ def compiles() -> bool:
 def required(kind: str, *, by: str) -> Callable[..., Tensor]:
     """Return an operator that nothing stands in for, which is compiled now where it is not yet; the caller waits.
 
-    Raises:
-        ConfigError: it cannot be compiled here; the message says what `by` requires.
+    Raises ConfigError: it cannot be compiled here; the message says what `by` requires.
     """
     name, needs = instructions(), f"{by} requires"
     if name is None:

@@ -39,8 +39,7 @@ def record(
 
     All other tensors are held by the recording, which follows what is written into them. `rewrite` is given the graph.
 
-    Raises:
-        RuntimeError: the call has an operation that cannot be recorded.
+    Raises RuntimeError: the call has an operation that cannot be recorded.
     """
     parts: Any = torch._C
     graph, _ = parts._create_graph_by_tracing(call, inputs, lambda _: "", True, False)

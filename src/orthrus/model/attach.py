@@ -152,8 +152,7 @@ def require_reach(model: PreTrainedModel) -> None:
 
     And join both halves of the attention modules whose layers were seen to keep rows apart (`orthrus.model.joined`).
 
-    Raises:
-        UnsupportedModel: the architecture does not hand keyword arguments on to its attention.
+    Raises UnsupportedModel: the architecture does not hand keyword arguments on to its attention.
     """
     with attachment.attachment_of(model).lock:
         if not attachment.attachment_of(model).reached:

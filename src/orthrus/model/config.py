@@ -85,8 +85,7 @@ class OrthrusConfig:
     def layers_of(self, recurrent: Sequence[bool]) -> tuple[int, ...]:
         """Return the indices of the layers that have a twin; raises ConfigError for those out of range.
 
-        Args:
-            recurrent: whether each layer of the model is a recurrent one.
+        `recurrent`: whether each layer of the model is a recurrent one.
         """
         count = len(recurrent)
         chosen = range(count) if self.layers is None else self.layers

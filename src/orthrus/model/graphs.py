@@ -83,8 +83,7 @@ def compile_passes(model: PreTrainedModel, *, backend: Backend = "inductor") -> 
 
     Prefill stays eager. Logits are those of eager passes up to rounding, as between any two kernels.
 
-    Raises:
-        UnsupportedModel: some layers keep a recurrent state, whose upkeep between passes is not compiled.
+    Raises UnsupportedModel: some layers keep a recurrent state, whose upkeep between passes is not compiled.
     """
     if is_hybrid(model):
         raise UnsupportedModel(

@@ -20,8 +20,7 @@ _UNKNOWN = ("logits_scaling", "logit_scale", "output_multiplier_scale", "lm_head
 def output_head(model: PreTrainedModel, tokens: Tensor | None = None) -> Callable[[Tensor], Tensor]:
     """Return the function from hidden states `[..., C]` to logits `[..., V]`, or to those of some tokens alone.
 
-    Raises:
-        UnsupportedModel: the architecture scales its logits in a way not written down here.
+    Raises UnsupportedModel: the architecture scales its logits in a way not written down here.
     """
     config = model.config.get_text_config()
     for name in _UNKNOWN:

@@ -107,8 +107,7 @@ def mix(module: nn.Module, hidden_BTC: Tensor, recurrence: Recurrence, parts: Se
         recurrence: what convolution and rule are computed by,
         parts: of these rows at a time.
 
-    Raises:
-        UnsupportedModel: the layer's forward has been replaced since the view was attached.
+    Raises UnsupportedModel: the layer's forward has been replaced since the view was attached.
     """
     forward = _calling_both(type(module).forward)
     if forward is None:

@@ -40,8 +40,7 @@ class RecurrentStates:
     def begin(self, span: Span, lengths: list[int]) -> None:
         """Bring the states of a pass's rows to their lengths, and expect its terms.
 
-        Raises:
-            DecodingError: a row's state at this length is not known.
+        Raises DecodingError: a row's state at this length is not known.
         """
         self._bring(span.rows, lengths, in_order=span.in_order)
         if span.read is not None:
@@ -58,8 +57,7 @@ class RecurrentStates:
     def commit(self, rows: slice, lengths: list[int], counts: list[int]) -> None:
         """Keep so many more tokens than these lengths: terms of the rows' last passes, or what the last one has read.
 
-        Raises:
-            DecodingError: the last passes left no such terms.
+        Raises DecodingError: the last passes left no such terms.
         """
         if not self._layers:
             return

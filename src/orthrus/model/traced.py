@@ -61,8 +61,7 @@ class Kind:
 class Recorder:
     """Record a model's passes by kind, and run them again.
 
-    Attributes:
-        at_once: whether kinds are recorded when they are first met.
+    `at_once`: whether kinds are recorded when they are first met.
     """
 
     def __init__(self, model: PreTrainedModel) -> None:

@@ -31,8 +31,7 @@ def twin_of(attention: nn.Module, dtype: torch.dtype) -> nn.Module:
         attention: the original.
         dtype: what the model computes in; copies of quantised weights get it, others keep their own.
 
-    Raises:
-        UnsupportedModel: weights that cannot be turned into floating point.
+    Raises UnsupportedModel: weights that cannot be turned into floating point.
     """
     # Modules read from the model's configuration which attention function to call; twins must follow it too.
     copies: dict[int, Any] = {id(v): v for v in vars(attention).values() if isinstance(v, PreTrainedConfig)}
@@ -92,8 +91,7 @@ def stored_parts(tensor: Tensor) -> list[Tensor]:
 def require_gradients(model: nn.Module) -> None:
     """Check that gradients pass through a model's quantised layers, by one layer of each kind.
 
-    Raises:
-        UnsupportedModel: they get lost in one, or come out wrong; the message names it.
+    Raises UnsupportedModel: they get lost in one, or come out wrong; the message names it.
     """
     met = set()
     for name, module in model.named_modules():

@@ -40,8 +40,7 @@ class BlocksConfig:
         mask: the mask token.
         backbone: name or path of the model that this one was trained from.
 
-    Raises:
-        ConfigError: block_size or mask is out of range.
+    Raises ConfigError: block_size or mask is out of range.
     """
 
     block_size: int | None

@@ -185,8 +185,7 @@ class DFlash(nn.Module):
 
     Embedding and output head are the backbone's. With a reduced vocabulary of `tokens` tokens the drafter has a head.
 
-    Raises:
-        ConfigError: the configuration asks for biases in attention.
+    Raises ConfigError: the configuration asks for biases in attention.
     """
 
     def __init__(self, config: DFlashConfig, *, tokens: int | None = None) -> None:

@@ -29,8 +29,7 @@ from orthrus.peers.dflash_files import read
 class DFlashDrafter(Drafter):
     """Draft with DFlash, DSpark or JetSpec.
 
-    Raises:
-        ConfigError: the backbone has other layers, another hidden size or another vocabulary.
+    Raises ConfigError: the backbone has other layers, another hidden size or another vocabulary.
     """
 
     name = "dflash"
@@ -96,8 +95,6 @@ class DFlashDrafter(Drafter):
 def load(source: str, model: PreTrainedModel) -> DFlashDrafter:
     """Load a drafter for a dual-view model from a directory or the Hub.
 
-    Raises:
-        CheckpointError: as `orthrus.peers.dflash_files.read`.
-        ConfigError: a drafter of another backbone's shape.
+    Raises CheckpointError: as `orthrus.peers.dflash_files.read`; ConfigError: a drafter of another backbone's shape.
     """
     return DFlashDrafter(model, read(Path(locate(source))))

@@ -42,8 +42,7 @@ def save(drafter: DFlash, path: Path) -> None:
 def for_transformers(path: Path) -> PreTrainedModel:
     """Read a drafter as `generate(assistant_model=…)` takes it, with `speculation_type="dflash"`.
 
-    Raises:
-        CheckpointError: as `read`, or a variant that transformers' loop does not support.
+    Raises CheckpointError: as `read`, or a variant that transformers' loop does not support.
     """
     drafter = read(path)
     config = drafter.config
@@ -59,8 +58,7 @@ def for_transformers(path: Path) -> PreTrainedModel:
 def read(path: Path) -> DFlash:
     """Read a drafter from a directory, in a layout of z-lab, JetSpec, DeepSpec or speculators.
 
-    Raises:
-        CheckpointError: files that are missing or damaged, tensors that are missing, unexpected or misshapen.
+    Raises CheckpointError: files that are missing or damaged, tensors that are missing, unexpected or misshapen.
     """
     values = files.read_object(path / CONFIG, missing="it is not a drafter")
     with files.described_by(path / CONFIG):

@@ -37,8 +37,7 @@ class DraftModel(Drafter):
         small: the model that drafts, without a view; it gets one without twins.
         proposals: drafts in a row at most.
 
-    Raises:
-        UnsupportedModel: the small model's layers keep recurrent states.
+    Raises UnsupportedModel: the small model's layers keep recurrent states.
     """
 
     name = "draft"

@@ -149,7 +149,6 @@ class Eagle3Drafter(TreeDrafter):
 def load(source: str, model: PreTrainedModel) -> Eagle3Drafter:
     """Load a drafter of a dual-view model from a directory or the Hub.
 
-    Raises:
-        CheckpointError: nothing there, or no drafter of this backbone.
+    Raises CheckpointError: nothing there, or no drafter of this backbone.
     """
     return Eagle3Drafter(model, eagle3_model.load(Path(locate(source)), model))

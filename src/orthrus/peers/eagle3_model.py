@@ -157,8 +157,7 @@ class _Layer(nn.Module):
 class Eagle3(nn.Module):
     """The drafter's modules. Token embeddings are the backbone's, and so is the head for a whole vocabulary.
 
-    Attributes:
-        draft_to_target: the backbone's token for each drafted token; None for a whole vocabulary.
+    `draft_to_target`: the backbone's token for each drafted token; None for a whole vocabulary.
     """
 
     draft_to_target: Tensor | None
@@ -249,8 +248,7 @@ def save(drafter: Eagle3, backbone: PreTrainedModel, path: Path) -> None:
 def load(path: Path, backbone: PreTrainedModel) -> Eagle3:
     """Read a drafter of `speculators` or of EAGLE's authors for a backbone.
 
-    Raises:
-        CheckpointError: files are missing or damaged, or belong to another backbone.
+    Raises CheckpointError: files are missing or damaged, or belong to another backbone.
     """
     text = backbone.config.get_text_config()
     values = files.read_object(path / CONFIG, missing="it is not an EAGLE-3 drafter")

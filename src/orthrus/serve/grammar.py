@@ -35,8 +35,7 @@ class Grammars:
     def json(self, schema: Mapping[str, Any]) -> str:
         """Return the grammar of the JSON texts, without spaces, that a schema allows.
 
-        Raises:
-            ConfigError: a schema that is none, or that cannot be compiled.
+        Raises ConfigError: a schema that is none, or that cannot be compiled.
         """
         return self._checked(LLMatcher.grammar_from_json_schema(json.dumps(schema), overrides=_COMPACT))
 
@@ -51,8 +50,7 @@ class Grammars:
 
         Where `otherwise` is a schema, a JSON text that it allows may stand in their place.
 
-        Raises:
-            ConfigError: parameters that are no schema, or that cannot be compiled.
+        Raises ConfigError: parameters that are no schema, or that cannot be compiled.
         """
         schemas = [_call_schema(tool) for tool in tools]
         body = schemas[0] if len(schemas) == 1 else {"anyOf": schemas}

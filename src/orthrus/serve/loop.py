@@ -100,9 +100,7 @@ class Loop:
     def submit(self, jobs: Sequence[Job]) -> None:
         """Queue jobs, all of them or none.
 
-        Raises:
-            Overloaded: more jobs would wait than the queue allows.
-            Draining: the server is shutting down.
+        Raises Overloaded: more jobs would wait than the queue allows; Draining: the server is shutting down.
         """
         with self._lock:
             if self.draining or not self.alive:

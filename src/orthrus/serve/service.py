@@ -199,8 +199,7 @@ class Service:
     def jobs(self, request: Request, prompts: Sequence[list[int]], deliver: Callable[[int, Event], None]) -> list[Job]:
         """Make a job for each choice of each prompt; `deliver` is called with a choice's number and its events.
 
-        Raises:
-            Refused: a prompt outside the vocabulary or, with the tokens asked for, longer than the context.
+        Raises Refused: a prompt outside the vocabulary or, with the tokens asked for, longer than the context.
         """
         deadline = None if self.limits.timeout is None else self.loop.clock() + self.limits.timeout
         made = []

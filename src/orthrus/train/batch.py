@@ -1,7 +1,4 @@
-"""Packed rows of one step as tensors.
-
-Shapes: B rows, T positions.
-"""
+"""Packed rows of one step as tensors. Shapes: B rows, T positions."""
 
 from typing import NamedTuple
 

@@ -48,8 +48,7 @@ class Checkpoint:
 def save_checkpoint(folder: Path, checkpoint: Checkpoint, recipe: Recipe) -> Path:
     """Write `folder/step-NNNNNNNN` atomically and delete all but the last two checkpoints.
 
-    Raises:
-        CheckpointError: it cannot be written (a full disk); those before it stay.
+    Raises CheckpointError: it cannot be written (a full disk); those before it stay.
     """
     target = folder / f"step-{checkpoint.step:08d}"
     try:
@@ -119,8 +118,7 @@ def _with_defaults(recipe: dict[str, Any]) -> dict[str, Any]:
 def load_trainable(parameters: dict[str, torch.nn.Parameter], folder: Path) -> None:
     """Start parameters from the last checkpoint of another run, whatever its recipe was.
 
-    Raises:
-        CheckpointError: there is none, it is damaged, or its tensors are others.
+    Raises CheckpointError: there is none, it is damaged, or its tensors are others.
     """
     paths = checkpoint_paths(folder)
     if not paths:

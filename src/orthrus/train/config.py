@@ -31,9 +31,8 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
 
     Warns of a dtype that this CPU does not multiply in.
 
-    Raises:
-        ConfigError: the file or an override cannot be read, or a key is unknown, missing, of the wrong type
-            or out of bounds; all faults of a recipe are named at once.
+    Raises ConfigError: the file or an override cannot be read, or a key is unknown, missing, of the wrong type or out
+    of bounds; all faults of a recipe are named at once.
     """
     raw = _read_with_parents(Path(path), seen=())
     for override in overrides:

@@ -123,8 +123,7 @@ def over_and_over(source: Source, *, seed: int) -> Iterator[tuple[Document, int]
 
     So a chat answers at the next of its turns in the next pass, however many documents there are.
 
-    Raises:
-        DataError: there is none.
+    Raises DataError: there is none.
     """
     for again in itertools.count():
         number = -1

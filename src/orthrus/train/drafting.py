@@ -22,8 +22,7 @@ DRAFTED = "auto"  # drafts only where that is faster here
 def drafting(model: PreTrainedModel | None, view: str | None) -> Iterator[str]:
     """Yield the plan to write answers by; inside the block the model's twin holds `view`'s tensors, where one is named.
 
-    Raises:
-        CheckpointError: `view` is no adapter, or one of another backbone.
+    Raises CheckpointError: `view` is no adapter, or one of another backbone.
     """
     if model is None or view is None:
         yield PLAIN

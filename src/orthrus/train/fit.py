@@ -15,11 +15,9 @@ def parts_of_step(training: Training, *, step: int, at_least: int = 1) -> int:
 
     Each is tried by computing the gradients of `step` and throwing them away.
 
-    Args:
-        at_least: what a run that is taken up again was computed in, so that it goes on bit for bit.
+    `at_least`: what a run that is taken up again was computed in, so that it goes on bit for bit.
 
-    Raises:
-        ConfigError: not even the smallest parts fit, or rows cannot be shared by the processes.
+    Raises ConfigError: not even the smallest parts fit, or rows cannot be shared by the processes.
     """
     recipe, ranks = training.recipe, training.ranks
     run = recipe.run
@@ -44,8 +42,7 @@ def parts_of_step(training: Training, *, step: int, at_least: int = 1) -> int:
 def equal_parts(rows: int, processes: int) -> list[int]:
     """Return the numbers of equal parts to try, in ascending order, down to a row a process.
 
-    Raises:
-        ConfigError: the processes cannot share the rows equally.
+    Raises ConfigError: the processes cannot share the rows equally.
     """
     if rows % processes:
         raise ConfigError(f"run.batch_rows must be a multiple of the processes ({processes}), found {rows}")

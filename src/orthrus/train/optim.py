@@ -41,8 +41,7 @@ def build_optimizers(
 ) -> list[torch.optim.Optimizer]:
     """Optimizers for the trainable parameters; every group keeps its full rate as `base_lr`.
 
-    Raises:
-        ConfigError: nothing is trainable.
+    Raises ConfigError: nothing is trainable.
     """
     if not trainable:
         raise ConfigError("at least one trainable parameter is required; found none")

@@ -75,8 +75,7 @@ def plan(recipe: Recipe, *, devices: int = 1, answers: Answers = MOST) -> Plan:
         devices: equal ones.
         answers: what its packed rows say (`packed.answers_of`).
 
-    Raises:
-        CheckpointError: the backbone's configuration cannot be read.
+    Raises CheckpointError: the backbone's configuration cannot be read.
     """
     shapes = shapes_of(recipe)
     work = work_of(recipe, shapes, answers)

@@ -46,8 +46,7 @@ def prepare(
 ) -> Prepared:
     """Make what is missing of `run.output/data` and open it; all processes of a run call it together.
 
-    Args:
-        model: the backbone with a view attached; needed where it writes the answers itself.
+    `model`: the backbone with a view attached; needed where it writes the answers itself.
 
     Raises:
         DataError: sources or answers that cannot be read or do not fit together, or data made by another recipe.

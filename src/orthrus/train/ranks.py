@@ -43,11 +43,7 @@ class Ranks:
         return bool(self._state.is_main_process)
 
     def share(self, rows: NDArray[np.int64]) -> NDArray[np.int64]:
-        """This process's equal part of some rows.
-
-        Raises:
-            ConfigError: the rows cannot be shared equally.
-        """
+        """This process's equal part of some rows. Raises ConfigError: the rows cannot be shared equally."""
         if len(rows) % self.count:
             raise ConfigError(
                 f"rows of a part of a step (run.batch_rows / run.grad_accumulation) must be a multiple of the "

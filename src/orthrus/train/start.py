@@ -54,8 +54,7 @@ def frozen_backbone(recipe: AnsweredRecipe, *, dtype: torch.dtype) -> tuple[PreT
     It has a view, since the engine decodes models that have one: one without twins, unless the answers are to be
     drafted by a view, which is lent to it.
 
-    Raises:
-        ConfigError: the recipe's rows are longer than the backbone reads.
+    Raises ConfigError: the recipe's rows are longer than the backbone reads.
     """
     model, tokenizer = backbone_with_tokenizer(recipe.model.backbone)
     config = OrthrusConfig(backbone=recipe.model.backbone, layers=() if recipe.answers.view is None else None)
@@ -69,8 +68,7 @@ def mask_token(
 ) -> int:
     """Return the token that stands for what is not written yet: the one asked for, <|mask|>, or the last there is.
 
-    Raises:
-        ConfigError: the tokenizer has no such token.
+    Raises ConfigError: the tokenizer has no such token.
     """
     wanted, vocabulary = section.mask_token, tokenizer.get_vocab()
     if wanted is not None and wanted not in vocabulary:

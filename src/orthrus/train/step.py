@@ -108,8 +108,7 @@ class Training:
 
         A step without a single target moves nothing but what the optimizers do by themselves.
 
-        Raises:
-            OrthrusError: the loss is no longer finite.
+        Raises OrthrusError: the loss is no longer finite.
         """
         started = time.perf_counter()
         factor = learning_rate_factor(step, self.recipe.schedule)
@@ -152,8 +151,7 @@ class Training:
     def restore(self, checkpoint: Checkpoint) -> None:
         """Take up a run again where a checkpoint was written.
 
-        Raises:
-            CheckpointError: its optimizers keep their parameters in other groups, as other versions did.
+        Raises CheckpointError: its optimizers keep their parameters in other groups, as other versions did.
         """
         states = [state["param_groups"] for state in checkpoint.optimizers]
         if list(map(_groups, states)) != [_groups(optimizer.param_groups) for optimizer in self.optimizers]:

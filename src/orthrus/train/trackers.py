@@ -20,8 +20,7 @@ def trackers(names: Sequence[str], output: Path, config: Mapping[str, Any], *, m
 
     TensorBoard's files go to `output/tensorboard`; the others name the run after the folder.
 
-    Raises:
-        ConfigError: a tracker's package is not installed.
+    Raises ConfigError: a tracker's package is not installed.
     """
     opened = [_open(name, output) for name in names] if main else []
     plain = {key: value if isinstance(value, bool | int | float | str) else str(value) for key, value in config.items()}

@@ -1,7 +1,4 @@
-"""An audit's plots, as PNG files.
-
-Plans are taken together: what they promise is the same.
-"""
+"""An audit's plots, as PNG files. Plans are taken together: what they promise is the same."""
 
 from pathlib import Path
 

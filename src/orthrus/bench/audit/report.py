@@ -1,7 +1,4 @@
-"""From an audit's lines to figures, setting by setting.
-
-Pure functions of references and verdicts.
-"""
+"""From an audit's lines to figures, setting by setting. Pure functions of references and verdicts."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass

@@ -60,8 +60,7 @@ class Server:
         context: prompt and answer together, at most.
         lookup: whether it drafts by lookup in the text, `ngram-simple` with llama.cpp's own settings.
 
-    Raises:
-        ConfigError: the package is missing, or llama.cpp cannot load the file.
+    Raises ConfigError: the package is missing, or llama.cpp cannot load the file.
     """
 
     def __init__(self, weights: Weights, *, threads: int, context: int, lookup: bool = False) -> None:

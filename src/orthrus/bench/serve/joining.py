@@ -50,8 +50,7 @@ def join(target: Target, items: Sequence[Item], setting: Setting, *, tokens: int
 
     Its text is made of the items', after a sample of which the server has told the tokens.
 
-    Raises:
-        ConfigError: no items, a setting without a concurrency, or a server that cannot be reached.
+    Raises ConfigError: no items, a setting without a concurrency, or a server that cannot be reached.
     """
     if not items or setting.concurrency is None:
         raise ConfigError("a prompt that joins needs prompts that run, and how many at a time: give --concurrency")

@@ -113,8 +113,7 @@ def run(
 ) -> list[Answered]:
     """Send so many requests, the items in turn, and return what came of each, in the order they were sent.
 
-    Raises:
-        ConfigError: no items, a server that cannot be reached, or one without models.
+    Raises ConfigError: no items, a server that cannot be reached, or one without models.
     """
     if not items:
         raise ConfigError("a load needs prompts, found none")

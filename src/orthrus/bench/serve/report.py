@@ -90,8 +90,7 @@ def table(made: Sequence[Summary], title: str) -> Grid:
 def plot(made: Sequence[Summary], folder: Path) -> list[Path]:
     """Draw throughput and waiting times by load, a curve per mode; returns the files.
 
-    Raises:
-        DataError: matplotlib is not installed.
+    Raises DataError: matplotlib is not installed.
     """
     album = Album(folder)
     for axis, xlabel in (("concurrency", "requests at a time"), ("rate", "requests a second")):

@@ -115,8 +115,7 @@ def costs(
         clock: seconds, from any moment on.
         on_pass: called after every timed pass.
 
-    Raises:
-        ConfigError: a number below 1, or positions beyond the model's context.
+    Raises ConfigError: a number below 1, or positions beyond the model's context.
     """
     limit: int = model.config.get_text_config().max_position_embeddings
     for name, values in (

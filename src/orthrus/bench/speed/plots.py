@@ -14,8 +14,7 @@ def plot(report: Report, folder: Path) -> list[Path]:
     Per setting: the ratio of tokens per second by domain with its intervals, one file per baseline, and the
     share of drafts accepted by position; over all settings: cost of passes by width.
 
-    Raises:
-        DataError: matplotlib is not installed.
+    Raises DataError: matplotlib is not installed.
     """
     album = Album(folder)
     for (configuration, dtype, batch), part in split(report.summaries, lambda summary: summary.setting).items():

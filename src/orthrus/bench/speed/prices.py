@@ -68,8 +68,7 @@ class Prices:
             batch: rows.
             context: tokens in the cache before it.
 
-        Raises:
-            DataError: none of that kind was measured.
+        Raises DataError: none of that kind was measured.
         """
         measured = self._measured(kind)
         nearest = min(measured, key=lambda nearest: (_apart(nearest[0], batch), _apart(nearest[1], context)))
@@ -103,11 +102,7 @@ class Prices:
 
 
 class Meter:
-    """A clock in seconds that stands still but for passes.
-
-    Args:
-        prices: what each pass moves it on by.
-    """
+    """A clock in seconds that stands still but for passes. `prices`: what each pass moves it on by."""
 
     def __init__(self, prices: Prices) -> None:
         self.prices = prices

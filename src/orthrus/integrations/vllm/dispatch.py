@@ -48,8 +48,7 @@ def step_aside(stock: type | None, ours: Callable[[], type[Any]]) -> None:
 def is_ours(vllm_config: Any) -> bool:
     """Tell whether the draft model is an Orthrus checkpoint.
 
-    Raises:
-        ConfigError: it is, but the target is another model.
+    Raises ConfigError: it is, but the target is another model.
     """
     if ARCHITECTURE not in vllm_config.speculative_config.draft_model_config.architectures:
         return False

@@ -19,8 +19,7 @@ class OrthrusConfigHook:
     def verify_and_update_config(config: Any) -> None:
         """Refuse or complete a `VllmConfig` whose target is an Orthrus checkpoint.
 
-        Raises:
-            ConfigError: everything that stands in the way, one sentence each.
+        Raises ConfigError: everything that stands in the way, one sentence each.
         """
         from vllm import __version__
 

@@ -53,8 +53,7 @@ class OrthrusSpeculator(DraftModelSpeculator):
     def set_attn(self, model_state: Any, kv_cache_config: Any, *args: Any, **kwargs: Any) -> None:
         """Build the draft pass's own metadata builders, over the target's layers.
 
-        Raises:
-            ConfigError: the layers' cache is split into several groups.
+        Raises ConfigError: the layers' cache is split into several groups.
         """
         groups = len(kv_cache_config.kv_cache_groups)
         if groups != 1:
