@@ -46,7 +46,6 @@ class Line:
 
     @classmethod
     def values(cls, record: Record) -> Record:
-        """Return a record's values by the names of fields."""
         return record
 
     @classmethod
@@ -68,19 +67,13 @@ class Result(Line):
     Attributes:
         provenance: id of the run's provenance record, in the same file.
         configuration: id of all settings that figures depend on; only lines that share it may be compared.
-        suite, id, domain: the prompt.
-        mode, plan, exact: the contender; `plan` is only for "orthrus", and for "llama.cpp" names its weights, `exact`
-            for "ar" too, else None.
-        dtype: precision by name.
+        plan: only for "orthrus", and for "llama.cpp" the name of its weights; `exact` for "ar" too, else None.
         batch: prompts decoded together, as asked for; `rows`, how many there were (a last batch is short).
         group: id of the first prompt of the batch this one was in.
         prompt_tokens: length of the prompt, chat template included.
         seconds: median over the rounds of the batch's seconds, divided by its rows.
-        rounds_seconds: the same for each round.
         stats: the completion's statistics (`orthrus.decode.output.Stats.to_dict`).
-        proposed_per_position: how often slot j was drafted.
-        accepted_at_position: how often slot j's draft was emitted.
-        token_hash: digest of the tokens; equal texts have equal digests.
+        proposed_per_position, accepted_at_position: how often slot j was drafted, how often its draft was emitted.
         identical: whether every round's tokens equal those of mode "ar", as exact as this contender (peers:
             "distribution"), for the same batch; None where it did not run.
         diverges_at: position of the first token that differs; None where there is none.
@@ -119,7 +112,6 @@ class Result(Line):
 
     @property
     def contender(self) -> Contender:
-        """Who answered."""
         return Contender(self.mode, self.plan, self.exact)
 
 
@@ -143,9 +135,8 @@ def provenances(records: Iterable[Record], *, where: str) -> dict[str, Record]:
 def take_up(path: Path, configuration: str, who: Mapping[int, Set[Contender]]) -> set[Prompt]:
     """Prepare a file to be written on: drop what an interrupted run left unfinished; return the prompts done.
 
-    A prompt is done when each contender (of `who`, by batch size) has a line for it. Lines of unfinished
-    prompts of this configuration are dropped, so that all lines of a prompt come from one interleaved
-    measurement; every other line stays. A file that does not exist is fine.
+    A prompt is done when each contender (of `who`, by batch size) has a line for it. Lines of unfinished prompts of
+    this configuration are dropped, so that all lines of a prompt come from one interleaved measurement.
     """
     if not path.exists():
         return set()

@@ -44,12 +44,9 @@ class Estimate:
 @final
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Ratio:
-    """How much faster one contender is than another, from the same prompts in the same run.
+    """How much faster one contender is, from the same prompts in the same run, in tokens per second.
 
-    Attributes:
-        totals: tokens per second over all prompts, as a ratio.
-        median: median over prompts of each prompt's ratio.
-        least: the least ratio of any one prompt.
+    `totals` is over all prompts, `median` over prompts of each one's ratio, `least` that of any one prompt.
     """
 
     totals: Estimate
@@ -133,10 +130,7 @@ def pooled(results: Iterable[Result], name: str) -> Estimate | None:
 
 
 def mean(results: Iterable[Result], name: str) -> Estimate | None:
-    """Return the mean over prompts of `tokens_per_cycle` or `tokens_per_forward`; None without drafts.
-
-    Prompts that were decoded without a cycle have no tokens per cycle and do not count.
-    """
+    """Return the mean over prompts of `tokens_per_cycle` or `tokens_per_forward`, of those that have one, if any."""
     return _ratio(results, lambda r: _share(_counts(r, name)))
 
 

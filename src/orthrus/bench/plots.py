@@ -18,7 +18,7 @@ Curves: TypeAlias = Mapping[str, Sequence[tuple[float, float]]]
 
 
 class Album:
-    """The pictures of a folder, which is made if need be. `files`: what was drawn, in order."""
+    """The pictures of a folder, which is made if need be; `files` is what was drawn, in order."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -26,10 +26,7 @@ class Album:
 
     @contextmanager
     def picture(self, name: str, **properties: Any) -> "Iterator[Axes]":
-        """Give axes with these properties (`Axes.set`) to draw on, and save them as a file of that name.
-
-        Raises DataError: matplotlib is not installed.
-        """
+        """Give axes with these properties to draw on, and save them under that name; DataError without matplotlib."""
         # Lazily, because it is an extra; without pyplot, so that no global state and no display is needed.
         try:
             from matplotlib.figure import Figure
@@ -65,10 +62,7 @@ def bars(axes: "Axes", heights: Mapping[str, Mapping[str, float | Estimate]]) ->
 def curves(axes: "Axes", points: Curves, *, doubling: bool = False) -> None:
     """Draw a curve per label; what a label says before its first comma picks the dashes, the rest the colour.
 
-    Args:
-        axes: to draw on.
-        points: of each label.
-        doubling: whether the x axis is logarithmic, with a tick at each point, and the y axis from 0 on.
+    With `doubling` the x axis is logarithmic, with a tick at each point, and the y axis from 0 on.
     """
     names = [label.partition(", ")[::2] if ", " in label else ("", label) for label in points]
     firsts, rests = (list(dict.fromkeys(name[part] for name in names)) for part in (0, 1))

@@ -1,7 +1,6 @@
 """What a precision costs in quality: plain decoding's answers in float32 are read again in other precisions.
 
-Both precisions see the same text, so every token is compared, and one early difference does not hide the rest. Where a
-suite knows right answers, each precision also writes its own. Draws no table.
+Both precisions see the same text, so every token is compared, and one early difference does not hide the rest.
 """
 
 import math
@@ -32,14 +31,10 @@ REFERENCE: Final = "float32"
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Quality(Line):
-    """One answer of plain decoding in float32, read in one precision.
+    """One answer of plain decoding in float32, read in one precision; other fields are as of `Result`.
 
     Attributes:
-        provenance: id of the run's provenance record, in the same file.
-        configuration: id of all settings that figures depend on.
-        suite, id, domain: the prompt.
         dtype: precision by name, or a form of llama.cpp's.
-        tokens: length of the answer.
         loss: nats per token of the answer.
         divergence: Kullback-Leibler divergence from float32's next-token distribution, in nats per token.
         agreed: tokens of the answer that are this precision's most likely ones, too.
@@ -63,17 +58,7 @@ class Quality(Line):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Summary:
-    """The figures of one precision on one suite; all counts are summed over its prompts.
-
-    Attributes:
-        configuration, suite, dtype: what was measured.
-        prompts, tokens: how many.
-        perplexity: of float32's answers.
-        ratio: that over float32's on the same answers.
-        divergence: from float32, in nats per token.
-        agreement: share of tokens that are the most likely ones, too.
-        right: share of right answers; None where nothing can tell.
-    """
+    """The figures of one precision on one suite, as of `Quality`; `ratio` is of perplexities, over float32's."""
 
     configuration: str
     suite: str
@@ -88,10 +73,7 @@ class Summary:
 
 
 def summaries(lines: Iterable[Quality], *, where: str) -> list[Summary]:
-    """Return figures of every suite and precision; intervals are 95 %, by bootstrap over prompts.
-
-    Raises DataError for a line without float32's beside it.
-    """
+    """Return figures of every suite and precision; raises DataError for a line without float32's beside it."""
     every = {(line.configuration, line.suite, line.dtype, line.id): line for line in lines}
     groups = metrics.split(every.values(), lambda line: (line.configuration, line.suite, line.dtype))
     out = []
@@ -132,12 +114,8 @@ def run(
     """Measure what is not in the file yet, write it there prompt by prompt, and return the configuration's id.
 
     Args:
-        job: what is asked for; float32 is always measured with the precisions that are named.
-        output: a file of JSON lines; those of the same configuration in it are kept and not made again.
-        load: loads the model in a precision; the float32 one stays in memory beside the others.
+        job: float32 is always measured with the precisions that are named, and stays in memory beside them.
         forms: of llama.cpp's, to be measured like precisions (`orthrus.bench.rounding`).
-        on_start: told what is to be done, once.
-        on_lap: called after each.
 
     Raises:
         ConfigError, DataError: what is asked for cannot be had, or the file is not one of results.

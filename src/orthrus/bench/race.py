@@ -30,12 +30,10 @@ class Contender(NamedTuple):
 
     @property
     def name(self) -> str:
-        """Mode and plan in words."""
         return " ".join(filter(None, self[:2]))
 
     @property
     def label(self) -> str:
-        """The contender in words."""
         return f"{self.name} exact" if self.exact == "token" else self.name
 
 
@@ -51,8 +49,7 @@ class Answer:
         token_ids: the answer's tokens, the end-of-text token included where one was written.
         stats: counts and ratios under the names of `orthrus.decode.output`; peers have `emitted`, `forwards`
             and `tokens_per_forward` only, llama.cpp `drafted`, `accepted`, `first_token_seconds` and its weights too.
-        proposed_per_position: how often slot j was drafted.
-        accepted_at_position: how often slot j's draft was emitted.
+        proposed_per_position, accepted_at_position: how often slot j was drafted, how often its draft was emitted.
     """
 
     token_ids: list[int]

@@ -31,10 +31,7 @@ class Job:
 
     Attributes:
         model: the model's name, as figures are to be labelled.
-        suites: names for `orthrus.bench.suites.read_suites`.
-        folder: where suites are looked for first.
-        limit: prompts of each suite.
-        dtypes: precisions by name.
+        suites: names for `orthrus.bench.suites.read_suites`, looked for in `folder` first; `limit` prompts of each.
         max_new_tokens: tokens per answer at most (fewer where the model's context ends).
 
     Raises ConfigError: a list that is empty or names something twice, an unknown precision, no token to write.
@@ -54,7 +51,6 @@ class Job:
             raise ConfigError(f"max_new_tokens must be at least 1, found {self.max_new_tokens}")
 
     def items(self) -> list[Item]:
-        """Read the prompts."""
         return read_suites(self.suites, folder=self.folder, limit=self.limit)
 
 
@@ -67,7 +63,6 @@ class Encoded:
 
     @property
     def names(self) -> dict[str, str]:
-        """The prompt as lines name it."""
         return {"suite": self.item.suite, "id": self.item.id, "domain": self.item.domain}
 
 
@@ -98,7 +93,7 @@ class Outlook:
 
 
 def require_named(**values: Sequence[Any]) -> None:
-    """Refuse lists of a job that are empty or name something twice. Raises ConfigError: with the list's name."""
+    """Refuse lists of a job that are empty or name something twice; raises ConfigError with the list's name."""
     for name, listed in values.items():
         if not listed or len(set(listed)) < len(listed):
             raise ConfigError(f"{name} must name at least one, and each one once; found {list(listed)}")
@@ -123,7 +118,6 @@ def encoded(
 
 
 def settings(job: Job, model: PreTrainedModel, contenders: Sequence[Contender], *, rounds: int = 1) -> dict[str, Any]:
-    """Return what all figures depend on, as JSON values."""
     return {
         "model": job.model,
         "weights": weights_digest(model),

@@ -31,12 +31,7 @@ def shaped(
     compile: bool = False,
     pack: bool | None = None,
 ) -> PreTrainedModel:
-    """Make a dual-view model of random weights after a configuration file; the options are those of `load`.
-
-    Raises:
-        CheckpointError: no such file, or no configuration that transformers knows.
-        ConfigError: an unknown dtype or device, or both `compile` and `pack`.
-    """
+    """Make a dual-view model of random weights after a configuration file; the options are those of `load`."""
     target = device_of(device)
     wanted = dtype_of(dtype, target)
     try:

@@ -25,8 +25,6 @@ class Item:
     """One prompt of a suite.
 
     Attributes:
-        suite: the suite's name.
-        id: the prompt's id, unique in its suite.
         domain: the kind of prompt within the suite, as its records say (their category), else the set's name.
         messages: the chat to answer; of a prompt with several turns, the first.
         tools: JSON schemas of the tools that the chat's template presents.
@@ -75,10 +73,9 @@ def read_suite(name: str, *, folder: Path | None = None, limit: int | None = Non
 
 
 def read_suites(names: Sequence[str], *, folder: Path | None = None, limit: int | None = None) -> list[Item]:
-    """Read the prompts of several suites, one suite after another.
+    """Read the prompts of several suites, one after another; raises as `read_suite` does.
 
-    Raises as `read_suite` does, and ConfigError for names whose results could not be told apart: those of one suite
-    that both have a prompt of the same id.
+    Raises ConfigError for names of one suite that both have a prompt of the same id.
     """
     owners: dict[tuple[str, str], str] = {}
     out = []
@@ -174,7 +171,6 @@ def _item(suite: str, record: PromptRecord) -> Item:
 
 
 def _distinct(items: list[Item]) -> list[Item]:
-    """Tell items of the same id apart by a count."""
     counts: dict[str, int] = {}
     out: dict[str, Item] = {}
     for item in items:

@@ -22,7 +22,6 @@ class Grid:
     labels: int
 
     def to_rich(self) -> Table:
-        """Return the table for a terminal."""
         table = Table(title=self.title, title_justify="left")
         for column, name in enumerate(self.header):
             table.add_column(name, justify="left" if column < self.labels else "right")
@@ -42,12 +41,10 @@ def number(value: float | None, digits: int, unit: float = 1.0) -> str:
 
 
 def percent(share: float | None, digits: int = 1) -> str:
-    """Return a share in percent."""
     return NONE if share is None else f"{100 * share:.{digits}f} %"
 
 
 def estimate(of: Estimate | None) -> str:
-    """Return a figure with its interval."""
     return NONE if of is None else f"{of.value:.2f} ({of.low:.2f} to {of.high:.2f})"
 
 

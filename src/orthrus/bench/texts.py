@@ -33,23 +33,18 @@ class Plain:
 
 
 class Margins(Passes):
-    """Passes that note, with every token they give, how far its logit is ahead.
-
-    For an engine of one row that decodes plainly.
-    """
+    """Passes of one row that decodes plainly, which note with every token how far its logit is ahead."""
 
     def __init__(self, model: PreTrainedModel, cache: ScratchCache, geometry: Geometry | None = None) -> None:
         super().__init__(model, cache, geometry)
         self.gaps: list[float] = []
 
     def run(self, rows: slice, reading: Reading) -> Logits:
-        """Run a pass, as `Passes.run` does."""
         logits = super().run(rows, reading)
         self._note(logits.ar_BQV[0, -1])
         return logits
 
     def prefill(self, rows: slice, pending: Sequence[Sequence[int]], **how: Any) -> Proposal | None:
-        """Read a prompt, as `Passes.prefill` does."""
         made = super().prefill(rows, pending, **how)
         if made is not None and made.first_B1V is not None:
             self._note(made.first_B1V[0, 0])
@@ -61,13 +56,7 @@ class Margins(Passes):
 
 
 class Writer:
-    """Let one model answer prompts, greedily, by any of its decoders.
-
-    Args:
-        model: a dual-view model, in the precision that is audited.
-        tokenizer: the model's own.
-        max_new_tokens: tokens per text at most (fewer where the model's context ends).
-    """
+    """Let one model answer prompts, greedily, by any of its decoders, with so many tokens at most."""
 
     def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, max_new_tokens: int) -> None:
         self.model = model

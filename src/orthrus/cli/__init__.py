@@ -69,7 +69,6 @@ def _discard_output() -> None:
 
 
 def application() -> typer.Typer:
-    """Put the verbs together."""
     app = typer.Typer(
         name="orthrus",
         help="Lossless parallel token generation with a model's own second view.",

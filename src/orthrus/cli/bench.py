@@ -21,7 +21,6 @@ _WIDTHS, _BASELINES = ["1,2,4,8,16,32,64"], ["ar,hf,hf-static"]
 
 
 def application() -> typer.Typer:
-    """Put the commands of `orthrus bench` together."""
     app = typer.Typer(help="Measure decoding and training, and report what was measured.", no_args_is_help=True)
     app.command()(run)
     app.command()(passes)

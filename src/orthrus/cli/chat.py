@@ -164,7 +164,6 @@ class Conversation:
         self.messages = [*said, {"role": "assistant", "content": answer}]
 
     def reset(self) -> None:
-        """Forget what has been said."""
         self.messages, self.stats, self.last = [], [], None
 
 

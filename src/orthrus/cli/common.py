@@ -196,7 +196,6 @@ def precision(model: "PreTrainedModel") -> str:
 
 
 def out() -> Console:
-    """Return the console for results."""
     return Console(highlight=False)
 
 
@@ -214,7 +213,6 @@ def say(text: str, *, style: str = "", end: str = "\n", to: Callable[[], Console
 
 
 def print_json(value: Any) -> None:
-    """Print one JSON document on standard output."""
     sys.stdout.write(json.dumps(value, ensure_ascii=False) + "\n")
 
 

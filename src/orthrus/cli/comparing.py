@@ -23,7 +23,6 @@ class Written:
 
     @classmethod
     def total(cls, parts: "Sequence[Written]") -> "Written":
-        """Put several together."""
         from orthrus.decode.output import Stats
 
         return cls(
@@ -54,7 +53,6 @@ class Comparison:
 
     @classmethod
     def total(cls, parts: "Sequence[Comparison]") -> "Comparison":
-        """Put several together."""
         return cls(
             plain=Written.total([part.plain for part in parts]), made=Written.total([part.made for part in parts])
         )
@@ -66,7 +64,6 @@ class Comparison:
 
     @property
     def identical(self) -> bool:
-        """Whether all texts are the same."""
         return all(self.each)
 
     @property

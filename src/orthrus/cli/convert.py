@@ -1,8 +1,4 @@
-"""`orthrus convert`: write a view in another layout, with a model card, and upload it to the Hub if asked.
-
-Layouts are in `checkpoints.files` and `checkpoints.gguf_export`, the card's text in `checkpoints.card`, the upload in
-`cli.hub`.
-"""
+"""`orthrus convert`: write a view in another layout, with a model card, and upload it to the Hub if asked."""
 
 import dataclasses
 from collections.abc import Mapping

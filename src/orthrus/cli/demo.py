@@ -173,7 +173,6 @@ def _timed(chunks: "Iterable[Chunk]", *, styles: tuple[str, str] | None) -> tupl
 
 
 def _figures(pair: Comparison) -> dict[str, Any]:
-    """Return a comparison as plain JSON values."""
     return {
         "ar": pair.plain.to_dict(),
         "orthrus": pair.made.to_dict(),

@@ -1,7 +1,4 @@
-"""`orthrus doctor`: report what this machine has and what works on it, and check that decoding is lossless here.
-
-The lossless check is in `cli.selfcheck`.
-"""
+"""`orthrus doctor`: report what this machine has and what works on it, and check that decoding is lossless here."""
 
 import os
 import platform
@@ -68,7 +65,6 @@ def _memory() -> dict[str, Any]:
 
 
 def _devices() -> dict[str, str]:
-    """Describe the devices by their names."""
     import torch
 
     from orthrus.provenance import device_name
@@ -222,7 +218,6 @@ def _verdict(checks: list[Check], passed: bool) -> str:
 
 
 def _show(facts: dict[str, Any]) -> None:
-    """Put the facts into words."""
     lines: dict[str, str] = dict(facts["versions"])
     lines |= {device: f"{what}: {_working(facts['dtypes'][device])}" for device, what in facts["devices"].items()}
     memory = facts["memory"]

@@ -1,7 +1,4 @@
-"""`orthrus generate`: complete prompts, and compare with plain decoding.
-
-Where prompts come from and how completions are shown; `cli.runs` answers them.
-"""
+"""`orthrus generate`: complete prompts, and compare with plain decoding; `cli.runs` answers them."""
 
 import dataclasses
 import sys

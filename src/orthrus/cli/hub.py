@@ -11,10 +11,7 @@ from orthrus.errors import CheckpointError, OrthrusError
 def check_repository(repo_id: str, *, patterns: Sequence[str], force: bool) -> None:
     """Make sure that there is a network, a token, and a place on the Hub that a model can be uploaded to.
 
-    Args:
-        repo_id: NAMESPACE/NAME.
-        patterns: files that make a repository a model.
-        force: whether another model there may be replaced.
+    `patterns` are files that make a repository a model; with `force` another model there may be replaced.
 
     Raises:
         CheckpointError: the repository holds a model already.

@@ -73,7 +73,6 @@ def numbers(given: list[str], name: str, of: type[N], *, words: Mapping[str, N] 
 
 
 def show(grids: "Iterable[Grid]", *, markdown: bool = False) -> None:
-    """Print tables on standard output."""
     for grid in grids:
         if markdown:
             say(grid.to_markdown() + "\n")

@@ -70,7 +70,6 @@ class Run:
 
     @property
     def written(self) -> Written:
-        """The texts, in their order, and what they cost."""
         from orthrus.decode.output import Stats
 
         return Written(

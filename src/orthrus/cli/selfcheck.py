@@ -1,7 +1,4 @@
-"""Check that decoding is lossless on this machine: drafts against plain decoding, token for token.
-
-The models are a tiny random one that needs no files, and the bundled one.
-"""
+"""Check that decoding is lossless here: drafts of a tiny random model and of the bundled one against plain decoding."""
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -43,7 +40,6 @@ class Check:
 
     @property
     def passed(self) -> bool:
-        """True unless the contract is broken."""
         return self.identical == self.texts or not self.required
 
     def to_dict(self) -> dict[str, Any]:
@@ -69,7 +65,6 @@ def check_loaded(
     prompts: int,
     max_new_tokens: int,
 ) -> Check:
-    """Check a loaded model on built-in prompts."""
     from orthrus.data.synthetic import problems
     from orthrus.decode.api import generate
 

@@ -66,7 +66,6 @@ def _ending(result: "TrainResult", steps: int, output: str) -> str:
 
 
 def show(plan: "Plan", *, as_json: bool = False) -> None:
-    """Print a plan as tables, or as one JSON object."""
     if as_json:
         print_json(plan.to_dict())
         return

@@ -18,9 +18,7 @@ class Contract:
     Attributes:
         epsilon: mixtures of experts may part where the reference's two best logits are at most this far apart.
         experts: whether the backbone is one; of a dense backbone every mismatch breaks the contract.
-        texts: how many texts were promised to equal their reference.
         ties: promised texts that part within epsilon, experts only.
-        broken: promised texts that part otherwise.
         counted: texts under `full`, whose passes are promised to be no more than plain decoding's: one per token. Not
             those of exact="token" where the probe found that first tokens have to be verified.
         wasteful: of them, those that took more.
@@ -36,7 +34,6 @@ class Contract:
 
     @property
     def holds(self) -> bool:
-        """Whether no text breaks it."""
         return not self.broken and not self.wasteful
 
     def to_dict(self) -> dict[str, Any]:
@@ -53,11 +50,7 @@ class Contract:
 
 
 def contract(verdicts: Iterable[Verdict], *, epsilon: float = EPSILON, experts: bool = False) -> Contract:
-    """Compare texts with the promises: all texts in float32, and with exact="token" at any precision.
-
-    Under the plan `full` passes are counted too, at any precision: one per token, the prompt's among them. Where
-    exact="token" found that drafts move a first token's bits they are not: such a cycle takes a pass more.
-    """
+    """Compare texts with the promises: all texts in float32, and with exact="token" at any precision."""
     every = list(verdicts)
     promised = [verdict for verdict in every if verdict.setting.claimed]
     parted = [verdict for verdict in promised if verdict.parting is not None]

@@ -8,10 +8,7 @@ from orthrus.bench.plots import Album, bars
 
 
 def plot(report: AuditReport, folder: Path) -> list[Path]:
-    """Draw the share of identical texts by domain, for each batch size, into a folder (made if need be).
-
-    Raises DataError when matplotlib is not installed.
-    """
+    """Draw the share of identical texts by domain, for each batch size; raises DataError without matplotlib."""
     album = Album(folder)
     for batch, part in split(report.summaries, lambda summary: summary.setting.batch).items():
         shares: dict[str, dict[str, float]] = {}

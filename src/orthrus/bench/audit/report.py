@@ -33,14 +33,10 @@ class Summary:
     """The figures of one setting on one domain of one suite ("all" for several together).
 
     Attributes:
-        prompts: texts behind the figures.
-        identical: of them, those equal to the reference.
-        identical_to_hf: of them, those equal to Hugging Face's `generate` at the same precision.
+        identical, identical_to_hf: texts equal to the reference; to Hugging Face's `generate` at the same precision.
         partings: where the others leave the reference.
-        tokens_per_cycle: pooled over all counts; None without drafts.
-        tokens_per_forward: pooled over all counts, and
+        tokens_per_cycle, tokens_per_forward: pooled over all counts; None without drafts.
         least_tokens_per_forward: of the text with the fewest.
-        below_one_token_per_forward: texts with less than one.
         speed: tokens per second against plain decoding at the same precision, promise and batch; None for itself.
         by_perplexity: the share split by quantiles of the reference's perplexity, the least first.
     """
@@ -61,7 +57,6 @@ class Summary:
 
     @property
     def gaps(self) -> list[float]:
-        """The known gaps of the partings."""
         return [parting.gap for parting in self.partings if parting.gap is not None]
 
     def to_dict(self) -> dict[str, Any]:
@@ -81,9 +76,7 @@ class PlainSummary:
     """What the references themselves say, at one precision and promise.
 
     Attributes:
-        prompts, positions: how many texts and tokens.
-        identical_to_hf: texts that Hugging Face's `generate` writes too.
-        hf_partings: where the others part.
+        identical_to_hf: texts that Hugging Face's `generate` writes too; `hf_partings`, where the others part.
         close: for each margin, the share of positions whose gap is below it: what a recheck would look at again.
         conditions: device, attention function, threads, the probe's finding.
     """

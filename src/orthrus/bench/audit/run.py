@@ -37,13 +37,7 @@ Seat: TypeAlias = tuple[Contender, int]
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Job(session.Job):
-    """What is asked for.
-
-    Attributes:
-        exacts: what is promised: "distribution", "token".
-        plans: of mode "orthrus".
-        batches: rows at once.
-    """
+    """What is asked for: `exacts` is what is promised, `plans` are those of mode "orthrus", `batches` rows at once."""
 
     dtypes: tuple[str, ...] = ("float32", "bfloat16")
     exacts: tuple[str, ...] = ("distribution", "token")
@@ -63,7 +57,6 @@ class Job(session.Job):
         return contenders(("ar", "orthrus"), self.plans, self.exacts)
 
     def seats(self) -> list[Seat]:
-        """Return everyone at every batch size."""
         return [(contender, batch) for batch in self.batches for contender in self.contenders()]
 
     @property
@@ -83,13 +76,7 @@ def run(
 ) -> str:
     """Audit what is not in the file yet, write it there chunk by chunk, and return the configuration's id.
 
-    Args:
-        job: what is asked for.
-        output: a file of JSON lines; lines of the same configuration in it are kept and not made again.
-        load: loads the model in a precision; the float32 one stays in memory beside the others, to score texts.
-        clock: seconds, from any moment on.
-        on_start: told what is to be done, once.
-        on_lap: called whenever someone has answered a chunk.
+    The float32 model stays in memory beside the others, to score texts.
 
     Raises:
         ConfigError, DataError: what is asked for cannot be had, or the file is not one of results.

@@ -22,7 +22,6 @@ def tables(report: AuditReport) -> list[Grid]:
 
 
 def verdict(contract: Contract) -> str:
-    """Put into one line whether the contract holds."""
     if contract.texts == 0:
         return "nothing was promised: audit float32, or exact='token'"
     promised = f'{contract.texts} texts promised to be plain decoding\'s (float32, exact="token")'

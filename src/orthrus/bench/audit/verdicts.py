@@ -41,14 +41,9 @@ class Divergence:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Reference(Line):
-    """Plain decoding of one prompt, alone, by this engine.
+    """Plain decoding of one prompt, alone, by this engine; other fields are as of `Result`.
 
     Attributes:
-        provenance, configuration: as of the result lines.
-        suite, id, domain: the prompt.
-        dtype, exact: precision by name, and what was promised.
-        tokens: length of the text.
-        token_hash: digest of its tokens.
         perplexity: of the text under the backbone in float32, all of it read at once.
         close: for each of `MARGINS`, the positions whose gap is below it.
         hf: where Hugging Face's `generate` of the untouched backbone leaves it; None where the texts are equal.
@@ -71,7 +66,6 @@ class Reference(Line):
 
     @property
     def key(self) -> Key:
-        """What the text is the reference of."""
         return self.dtype, self.exact, self.suite, self.id
 
     @classmethod
@@ -97,7 +91,6 @@ class Setting:
 
     @property
     def label(self) -> str:
-        """Mode and plan in words."""
         return Contender(self.mode, self.plan).name
 
 
@@ -117,12 +110,10 @@ class Verdict(Result):
 
     @property
     def key(self) -> Key:
-        """Which reference the text was compared with."""
         return self.dtype, str(self.exact), self.suite, self.id
 
     @property
     def setting(self) -> Setting:
-        """Who wrote the text, and what was promised of it."""
         return Setting(dtype=self.dtype, exact=str(self.exact), mode=self.mode, plan=self.plan, batch=self.batch)
 
     @property
@@ -132,7 +123,6 @@ class Verdict(Result):
 
     @property
     def tokens(self) -> int:
-        """Tokens of the text."""
         return int(self.stats["emitted"])
 
     @property

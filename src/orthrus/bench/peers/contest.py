@@ -1,7 +1,6 @@
 """A race of peers: published drafters in our engine, the view, copies and block-diffusion models.
 
-Each peer is a contender of `bench.speed.run`, which chooses prompts, order and clock and writes the results.
-Parameters, training, memory and the cost of a draft go into a separate record per peer.
+Each peer is a contender of `bench.speed.run`; its training, memory and cost of a draft go into a separate record.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -53,7 +52,6 @@ class Peer:
     """One participant of a race.
 
     Attributes:
-        kind: one of `KINDS`.
         source: a directory or Hub id of its weights; None for copies and for the model's own view.
         how: a plan; for block-diffusion models how tokens are unmasked (`Unmasking.parse`).
     """
@@ -93,15 +91,11 @@ class Peer:
 
     @property
     def contender(self) -> Contender:
-        """How results name it."""
         default = {LOOKUP: "lookup", BLOCKS: "0.9"}.get(self.kind, None if self.kind in HF else "full")
         return Contender(self.label, self.how or default)
 
     def weights(self) -> str | None:
-        """Return a digest of the weights, which distinguishes results; the source where no safetensors are in it.
-
-        It reads their sizes and evenly spaced samples, not whole files.
-        """
+        """Return a digest of the weights' sizes and evenly spaced samples; the source without safetensors."""
         if self.source is None:
             return None
         files = sorted(locate(self.source).glob("*.safetensors"))
@@ -121,13 +115,7 @@ class Entrant:
 class Field:
     """The peers of a race, loaded for the model of each precision in turn.
 
-    Attributes:
-        peers: the participants.
-        load: returns a loader of a source with another view.
-        contexts: lengths of random prompts after which drafts are timed too.
-        clock: returns seconds.
-        loaded: the peers of the current model.
-        model: the current model.
+    `load` returns a loader of a source with another view; `contexts` are lengths of random prompts that are timed too.
     """
 
     peers: Sequence[Peer]
@@ -177,7 +165,6 @@ class Field:
                 watch.context = None
 
     def records(self, labels: Mapping[str, Any]) -> list[dict[str, Any]]:
-        """Return the peers' records."""
         out = []
         for who, entrant in self.loaded.items():
             named = {"dtype": _name_of(self.model.dtype), "mode": who.mode, "plan": who.plan}

@@ -19,14 +19,7 @@ FORMS: Final = ("q8_0", "q5_1", "q5_0", "q4_1", "q4_0", "bf16", "f16", "f32")
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Weights:
-    """A file of weights.
-
-    Attributes:
-        file: where it is.
-        quantisation: of most of its matrices: "Q8_0", "BF16".
-        sha256: of the file.
-        layers, width: the model's shape.
-    """
+    """A file of weights: in which form most of its matrices are ("Q8_0", "BF16"), its digest, the model's shape."""
 
     file: Path
     quantisation: str
@@ -59,16 +52,12 @@ def label(asked: str) -> str:
 def weights(asked: Iterable[str], source: Path | None) -> dict[str | None, Weights]:
     """Return the files to answer from by their labels; None stands for the backbone's own, where nothing is asked for.
 
-    Forms that the backbone's own file does not have are made from it once, into the cache.
-
-    Args:
-        asked: `.gguf` files and forms (`FORMS`).
-        source: the file that the backbone was read from; None where that was no GGUF file.
+    Forms that the backbone's own file does not have are made from it once, into the cache. `source` is the file that
+    the backbone was read from, if any.
 
     Raises:
         ConfigError: the package `gguf`, a file or the source is missing, or a form is unknown.
-        CheckpointError: a file cannot be read.
-        WriteError: the cache cannot be written.
+        CheckpointError, WriteError: a file cannot be read, or the cache cannot be written.
     """
     if importlib.util.find_spec("gguf") is None:
         raise ConfigError("llama.cpp's files need the package gguf, found none: pip install 'orthrus-lm[peers]'")

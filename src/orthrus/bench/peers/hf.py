@@ -46,10 +46,7 @@ def settings(mode: str, eos_token_id: Sequence[int], max_new_tokens: int) -> Gen
 def generate(
     backbone: PreTrainedModel, prompts: Sequence[Sequence[int]], config: GenerationConfig, **more: Any
 ) -> list[list[int]]:
-    """Answer a batch of prompts, padded on the left; returns each answer's tokens up to its end.
-
-    `more` are transformers' own arguments.
-    """
+    """Answer a batch of prompts, padded on the left; returns each answer's tokens up to its end."""
     longest = max(map(len, prompts))
     pads = [longest - len(prompt) for prompt in prompts]
     ids = [[config.pad_token_id] * pad + list(prompt) for pad, prompt in zip(pads, prompts, strict=True)]

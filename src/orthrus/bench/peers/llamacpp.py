@@ -54,13 +54,8 @@ def decoder(weights: Weights, eos: Sequence[int], *, context: int, lookup: bool)
 class Server:
     """One model in llama.cpp, with one slot, greedy and without any memory of earlier prompts.
 
-    Args:
-        weights: the file to answer from.
-        threads: for prompts and for decoding.
-        context: prompt and answer together, at most.
-        lookup: whether it drafts by lookup in the text, `ngram-simple` with llama.cpp's own settings.
-
-    Raises ConfigError: the package is missing, or llama.cpp cannot load the file.
+    `context` holds prompt and answer together; `lookup` drafts by `ngram-simple` with llama.cpp's own settings.
+    Raises ConfigError where the package is missing, or llama.cpp cannot load the file.
     """
 
     def __init__(self, weights: Weights, *, threads: int, context: int, lookup: bool = False) -> None:

@@ -21,7 +21,6 @@ class Watch:
     """Keep the seconds of one drafter's drafts and verifications, by batch and context.
 
     Attributes:
-        clock: returns seconds since any fixed moment.
         batch: texts that are decoded together now.
         context: tokens of the random prompts; None in a race.
         key_bytes: bytes of a token's keys and values in the drafter's layers.

@@ -29,8 +29,8 @@ class Joined(Line):
         mode, concurrency: what ran.
         prompt_tokens: the prompt's length, as the server counts it.
         seconds: from its request to its first token.
-        during: seconds between two pieces of the running streams, those that overlap with its reading.
-        otherwise: those that do not.
+        during, otherwise: seconds between two pieces of the running streams that do, or do not, overlap with its
+            reading.
         error: what went wrong with it; None where nothing did.
     """
 
@@ -46,9 +46,7 @@ class Joined(Line):
 
 
 def join(target: Target, items: Sequence[Item], setting: Setting, *, tokens: int) -> Joined:
-    """Let a prompt of about so many tokens join so many running streams.
-
-    Its text is made of the items', after a sample of which the server has told the tokens.
+    """Let a prompt of about so many tokens join so many running streams; its text is made of the items'.
 
     Raises ConfigError: no items, a setting without a concurrency, or a server that cannot be reached.
     """
@@ -111,7 +109,6 @@ def _prompt(items: Sequence[Item], characters: int) -> Item:
 
 
 def table(made: Sequence[Joined], title: str) -> Grid:
-    """Return one row a prompt that joined."""
     header = ["streams", "mode", "prompt tokens", "to its first token, s", "gaps meanwhile, ms", "gaps otherwise, ms"]
     rows = [
         [

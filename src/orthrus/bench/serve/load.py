@@ -44,16 +44,12 @@ class Answered(Line):
     """One request, as its client saw it.
 
     Attributes:
-        mode, concurrency, rate: the setting.
-        suite, id: the prompt.
         sent: seconds from the setting's start to the request.
         first: seconds from the request to the first text; None where none came.
         seconds: from the request to its end.
         prompt_tokens, tokens: as the server counts them.
         gaps: seconds between one piece of text and the next.
-        finish_reason: why the text ended; None where it failed.
-        error: what went wrong; None where nothing did.
-        text_hash: digest of the text.
+        finish_reason, error: why the text ended, or what went wrong; the other one is None.
         stats: the server's statistics of drafts, where it tells them.
     """
 
@@ -85,15 +81,7 @@ class Answered(Line):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Target:
-    """The server.
-
-    Attributes:
-        url: its address, without `/v1`.
-        key: its API key.
-        model: the model to ask; None for the first that it lists.
-        max_tokens: tokens of an answer at most.
-        timeout: seconds a request may take.
-    """
+    """The server: its address without `/v1`; without a `model` the first that it lists is asked."""
 
     url: str
     key: str = "none"

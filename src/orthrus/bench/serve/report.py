@@ -18,8 +18,6 @@ class Summary:
     """All requests of one setting.
 
     Attributes:
-        mode, concurrency, rate: the setting.
-        requests, failed: how many there were, and how many of them ended with an error.
         tokens_per_second: tokens of all texts, by the seconds from the first request to the last end.
         first, per_token, gap: seconds at `PERCENTILES`, to the first text, per token after it, between two pieces.
         tokens_per_forward: pooled over the requests; None where the server does not tell.
@@ -67,7 +65,6 @@ def _summary(key: tuple[str, int | None, float | None], group: list[Answered], p
 
 
 def table(made: Sequence[Summary], title: str) -> Grid:
-    """Return one row a setting."""
     header = ["load", "mode", "requests", "failed", "tokens/s", "first text, ms", "per token, ms", "gap, ms"]
     rows = [
         [
@@ -88,10 +85,7 @@ def table(made: Sequence[Summary], title: str) -> Grid:
 
 
 def plot(made: Sequence[Summary], folder: Path) -> list[Path]:
-    """Draw throughput and waiting times by load, a curve per mode; returns the files.
-
-    Raises DataError: matplotlib is not installed.
-    """
+    """Draw throughput and waiting times by load, a curve per mode; raises DataError without matplotlib."""
     album = Album(folder)
     for axis, xlabel in (("concurrency", "requests at a time"), ("rate", "requests a second")):
         part = [one for one in made if getattr(one, axis) is not None]

@@ -72,7 +72,6 @@ class Cost:
 
     @property
     def seconds(self) -> float:
-        """The median of all repeats."""
         return median(self.repeats_seconds)
 
     def to_dict(self) -> dict[str, Any]:
@@ -104,16 +103,12 @@ def costs(
     """Time every pass at every context and batch; those of one context and batch take turns.
 
     Args:
-        model: a dual-view model.
         widths: positions per prompt; a plain step is a verification of width 1, and drafts need 2.
         stops: numbers of stop points of fused passes; `ALL` for one per position verified.
         contexts: tokens in the cache before the pass.
-        batches: prompts per pass.
         repeats: how often each pass is timed, after one that is not.
         floor: whether to time what a pass cannot do without, too ("matmul", "read", "copy").
         prompt: whether to time reading prompts up to the first token, too, of as many tokens as `contexts` says.
-        clock: seconds, from any moment on.
-        on_pass: called after every timed pass.
 
     Raises ConfigError: a number below 1, or positions beyond the model's context.
     """

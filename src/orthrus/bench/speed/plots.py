@@ -9,12 +9,10 @@ from orthrus.bench.speed.report import Report, Summary
 
 
 def plot(report: Report, folder: Path) -> list[Path]:
-    """Draw what a report holds into a folder (made if need be); returns the files.
+    """Draw what a report holds into a folder; returns the files. Raises DataError without matplotlib.
 
-    Per setting: the ratio of tokens per second by domain with its intervals, one file per baseline, and the
-    share of drafts accepted by position; over all settings: cost of passes by width.
-
-    Raises DataError: matplotlib is not installed.
+    Per setting: the ratio of tokens per second by domain, one file per baseline, and the share of drafts accepted by
+    position; over all settings: cost of passes by width.
     """
     album = Album(folder)
     for (configuration, dtype, batch), part in split(report.summaries, lambda summary: summary.setting).items():

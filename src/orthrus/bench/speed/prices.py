@@ -60,15 +60,9 @@ class Prices:
         return cls(records, dtype, where=str(path))
 
     def seconds(self, kind: str, positions: float, *, batch: int, context: int) -> float:
-        """Return what a pass of so many positions per row takes.
+        """Return what a pass of so many positions per row takes, draft blocks included, after `context` tokens.
 
-        Args:
-            kind: "verify", "draft" or "fused".
-            positions: of one row, draft blocks included.
-            batch: rows.
-            context: tokens in the cache before it.
-
-        Raises DataError: none of that kind was measured.
+        `kind` is "verify", "draft" or "fused"; raises DataError where none of that kind was measured.
         """
         measured = self._measured(kind)
         nearest = min(measured, key=lambda nearest: (_apart(nearest[0], batch), _apart(nearest[1], context)))
@@ -102,14 +96,13 @@ class Prices:
 
 
 class Meter:
-    """A clock in seconds that stands still but for passes. `prices`: what each pass moves it on by."""
+    """A clock in seconds that stands still but for passes, each of which moves it on by its price."""
 
     def __init__(self, prices: Prices) -> None:
         self.prices = prices
         self.now = 0.0
 
     def __call__(self) -> float:
-        """Return the time."""
         return self.now
 
     def engine(self) -> dict[str, Any]:
@@ -118,8 +111,6 @@ class Meter:
 
 
 class _Priced(Passes):
-    """Passes that move a clock on."""
-
     def __init__(
         self, model: PreTrainedModel, cache: ScratchCache, geometry: Geometry | None = None, *, meter: Meter
     ) -> None:

@@ -28,10 +28,7 @@ class Summary:
     """The figures of one contender on one domain of one suite.
 
     Attributes:
-        setting: configuration, dtype and batch.
         suite, domain: what it was measured on; "all" for several together.
-        mode, plan, exact: who.
-        prompts: how many results stand behind the figures.
         tokens_per_second: of all results together.
         against: ratio of tokens per second to each baseline's that ran beside it.
         tokens_per_cycle, tokens_per_forward: pooled over all counts, mean over prompts; None without any.
@@ -57,12 +54,10 @@ class Summary:
 
     @property
     def contender(self) -> Contender:
-        """Who."""
         return Contender(self.mode, self.plan, self.exact)
 
     @property
     def label(self) -> str:
-        """The contender in words."""
         return self.contender.label
 
     def to_dict(self) -> dict[str, Any]:
@@ -76,16 +71,7 @@ class Summary:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Report:
-    """Everything that some files of results say.
-
-    Attributes:
-        provenances: the runs' provenance records, in the order of the files.
-        summaries: figures of completions.
-        passes: costs of single passes, as measured.
-        steps: costs of training steps, as measured.
-        qualities: figures of precisions.
-        prices: the file of passes whose seconds count in place of the clock's, if any.
-    """
+    """Everything that some files of results say; `prices` is the file whose seconds count in place of the clock's."""
 
     provenances: list[Record]
     summaries: list[Summary]
@@ -124,7 +110,6 @@ def read_report(paths: Sequence[Path], *, baselines: Sequence[str] = BASELINES, 
     """Read files of results and work their figures out.
 
     Args:
-        paths: files that `orthrus bench run`, `passes`, `train` or `quality` wrote.
         baselines: modes (of `orthrus`, with a plan: "orthrus:full"; exact to the token with "@token") that every other
             contender is compared with, where they ran.
         prices: a file of measured passes of one precision (`orthrus bench passes`): seconds are computed from these and

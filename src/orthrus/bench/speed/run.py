@@ -1,7 +1,4 @@
-"""A measurement from start to end: suites × contenders × batch sizes × precisions, into one file of results.
-
-The clock and the loading of models are arguments.
-"""
+"""A measurement from start to end: suites × contenders × batch sizes × precisions, into one file of results."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -34,17 +31,14 @@ class Job(session.Job):
     """What is asked for.
 
     Attributes:
-        contenders: who takes part.
         batches: how many prompts are decoded together.
         rounds: how often every contender answers every prompt.
         warmup: rounds before the first batch of each size and precision that are not measured. Passes that are recorded
             on CPUs are recorded before them (`decode.prepared`), but not those of `exact="token"`, and none where peers
             take part or prices count.
-        compile: whether our decoding passes are compiled.
         offload: whether the backbone's layers are read from disk in every pass.
         prices: a file of measured passes (`orthrus bench passes`) whose seconds count in place of the clock's.
-        gguf: files and forms that llama.cpp answers from; the file that the backbone was read from unless given.
-        gguf_source: the file that the backbone was read from, if any.
+        gguf: files and forms that llama.cpp answers from; `gguf_source` unless given, which the backbone was read from.
         settings: what else figures depend on.
     """
 
@@ -91,17 +85,8 @@ def run(
 ) -> dict[str, str]:
     """Measure what is asked for and not yet in the file, and write it there, batch by batch.
 
-    Args:
-        job: what is asked for.
-        output: a file of JSON lines; lines of the same configuration in it are kept and not measured again.
-        load: loads the model in a precision.
-        clock: seconds, from any moment on.
-        on_start: told what is to be done, once.
-        on_lap: called whenever one contender has answered one batch.
-        others: makes the decoders of contenders, for a model that is loaded; those of their modes unless given.
-
-    Returns:
-        The labels of the run's lines; none where there was nothing to do.
+    `others` makes the decoders of contenders, for a model that is loaded; those of their modes unless given. Returns
+    the labels of the run's lines; none where there was nothing to do.
 
     Raises:
         ConfigError, DataError: what is asked for cannot be had, or the file is not one of results.
@@ -202,7 +187,6 @@ def _race_all(
 def _results(
     heat: Heat, laps: Mapping[Contender, Laps], tokenizer: PreTrainedTokenizerBase, labels: Mapping[str, str]
 ) -> list[Result]:
-    """Return a line for each prompt and contender."""
     out = []
     for index, prompt in enumerate(heat.prompts):
         verdicts: dict[str, bool | None] = {}

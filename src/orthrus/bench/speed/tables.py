@@ -10,9 +10,7 @@ from orthrus.data.records import Record
 
 
 def tables(report: Report) -> list[Grid]:
-    """Return a report's tables: speed, drafts and positions of each setting; costs of passes, fused ones apart, and of
-    training steps; quality of precisions; runs.
-    """
+    """Return a report's tables, those that have rows."""
     grids = []
     for setting, part in split(report.summaries, lambda summary: summary.setting).items():
         title = _title(report, setting)
