@@ -22,10 +22,7 @@ Message = Mapping[str, Any]
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Document:
-    """One chat (`messages` not empty) or one plain text; `origin` is its file and line, for error messages.
-
-    `tools` are JSON schemas that the chat's template presents to the model.
-    """
+    """One chat (`messages` not empty, `tools` as JSON schemas) or one plain text; `origin` is its file and line."""
 
     source: str
     messages: tuple[Message, ...] = ()
@@ -63,18 +60,9 @@ def dataset_documents(
 ) -> Iterator[Document]:
     """Yield a dataset's rows as documents, in its order.
 
-    Args:
-        name: Hub id or directory.
-        split: which of its splits.
-        columns: names of the columns that hold whole chats ("messages"), a question and its answer ("prompt",
-            "answer"), or a "text".
-        config: which of its configurations.
-        revision: a commit or tag.
-        streaming: as of `dataset_rows`.
-
-    Raises:
-        DataError: there is no such dataset, a column is missing, or a row is not what `columns` says; with the row's
-            number.
+    `columns` names those that hold whole chats ("messages"), a question and its answer ("prompt", "answer"), or a
+    "text". Raises DataError: no such dataset, a column is missing, or a row is not what `columns` says; with the row's
+    number.
     """
     where = f"{name} ({split})"
     rows = dataset_rows(name, config=config, split=split, revision=revision, streaming=streaming)

@@ -13,9 +13,7 @@ from orthrus.errors import DataError
 def lines_of(path: Path) -> Iterator[tuple[int, str]]:
     """Yield the lines of a text file that are not blank, with their numbers; gzipped when its name ends in `.gz`.
 
-    A byte order mark at the start, as Windows' editors write one, is left out.
-
-    Raises DataError: the file is missing, damaged or not in UTF-8.
+    A byte order mark is left out. Raises DataError: the file is missing, damaged or not in UTF-8.
     """
     try:
         zipped = path.suffix == ".gz"

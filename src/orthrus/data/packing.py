@@ -104,7 +104,6 @@ def _segments(tokenizer: PreTrainedTokenizerFast, document: Document) -> list[tu
 
 
 def _render(tokenizer: PreTrainedTokenizerFast, document: Document, count: int, *, add_generation_prompt: bool) -> str:
-    """Return the text of a chat's first messages."""
     text = tokenizer.apply_chat_template(
         list(document.messages[:count]),
         tools=list(document.tools) or None,

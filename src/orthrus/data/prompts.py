@@ -35,8 +35,7 @@ class PromptRecord:
         turns: what is said before each answer. A turn ends with a message of the user or of a tool; a system message,
             and answers and tool calls that the set gives, may come before it.
         tools: the tools that the set offers the model, as JSON schemas.
-        reference: what the set says of right answers, as it says it; None when it says nothing.
-        meta: whatever else the set says.
+        reference: what the set says of right answers; None when it says nothing.
     """
 
     id: str
@@ -48,13 +47,11 @@ class PromptRecord:
 
 
 def read_prompts(source: str | Path, limit: int | None = None) -> list[PromptRecord]:
-    """Read a prompt set.
+    """Read a prompt set, the first `limit` prompts of it.
 
-    Args:
-        source: a JSONL file (`.jsonl`, `.jsonl.gz`: an object a line with "prompt" or "messages"), any other
-            file (plain text, one prompt a line, `.gz` too), or a Hugging Face dataset as
-            `name[:config][@split]` (needs the package `datasets`; the split is `test` unless there is none).
-        limit: read only so many.
+    `source` is a JSONL file (`.jsonl`, `.jsonl.gz`: an object a line with "prompt" or "messages"), any other file
+    (plain text, one prompt a line, `.gz` too), or a Hugging Face dataset as `name[:config][@split]` (needs the package
+    `datasets`; the split is `test` unless there is none).
 
     Raises:
         DataError: a missing or unreadable file, a broken record (named by file and line), or an empty set.

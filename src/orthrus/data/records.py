@@ -41,9 +41,7 @@ def read_records(path: Path) -> list[Record]:
 
 
 def append(path: Path, records: Sequence[Record]) -> None:
-    """Write records at the end of a file, all or none; folders are made as needed.
-
-    Half a line at the end is cut off first.
+    """Write records at the end of a file, all or none; folders are made, and half a line at the end is cut off first.
 
     Raises:
         DataError: a file that does not end with its line is none of JSON lines.

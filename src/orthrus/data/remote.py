@@ -27,8 +27,6 @@ class Server:
 
     Attributes:
         url: address up to `/v1`.
-        model: the model's name on the server.
-        timeout: seconds per request.
         attempts: requests per prompt, the first one included.
         pause: seconds before the second attempt; doubled before each further one.
     """

@@ -56,7 +56,6 @@ class Answering:
         return 0 < len(prompt.token_ids) < self.row_tokens - 1
 
     def usable(self, prompts: Iterable[Prompt]) -> list[Prompt]:
-        """Prompts that fit, the shortest first."""
         return sorted(filter(self.fits, prompts), key=lambda prompt: len(prompt.token_ids))
 
 
@@ -95,9 +94,9 @@ def answer(
 ) -> Iterator[EncodedDocument]:
     """Let the model continue each prompt greedily to its end-of-text token; yields documents as they end.
 
-    An answer that begins to loop ends there, its second repetition kept (`before_loop`). Prompts that leave no room for
-    an answer in `row_tokens` are left out. `decode` is a plan ("ar" until a view is trained; the text is the same);
-    what the rows took is added to `spent`.
+    An answer that begins to loop ends there (`before_loop`). Prompts that leave no room for an answer in `row_tokens`
+    are left out. `decode` is a plan ("ar" until a view is trained; the text is the same); what rows took is added to
+    `spent`.
     """
     usable = how.usable(prompts)
     if not usable:
@@ -173,6 +172,5 @@ def check_given(prompts: Iterable[Prompt], *, thinking: bool | None) -> None:
 
 
 def joined(prompt_ids: Sequence[int], answer_ids: Sequence[int]) -> EncodedDocument:
-    """A prompt with its answer as one document."""
     tokens = np.array([*prompt_ids, *answer_ids], dtype=np.int32)
     return EncodedDocument(token_ids=tokens, answer=np.arange(len(tokens)) >= len(prompt_ids))

@@ -40,13 +40,10 @@ def write_answers(
     """Answer each prompt that has no answer in the folder yet; existing answers stay.
 
     Args:
-        folder: where shards are kept; made if need be.
-        prompts: may repeat; each is answered once.
         write: turns prompts into encoded answers, in any order.
         about: the settings that answers depend on, as JSON values.
         share: index of this process and number of processes; prompts are dealt out in turn.
         size: answers per shard.
-        label: what the progress display calls them.
 
     Raises DataError: another backbone or other settings wrote the folder's answers.
     """
@@ -74,7 +71,6 @@ def read_answers(folder: Path, prompts: Sequence[Prompt]) -> list[EncodedDocumen
 
 
 def _key(asked: Prompt | EncodedDocument) -> bytes:
-    """Return a digest of a prompt's tokens."""
     ids = asked.token_ids if isinstance(asked, Prompt) else asked.token_ids[~asked.answer]
     return hashlib.blake2b(np.asarray(ids, dtype=np.int32).tobytes(), digest_size=16).digest()
 

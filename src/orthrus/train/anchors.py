@@ -48,8 +48,7 @@ def sample(
     """Draw distinct anchors for each row, uniformly over the places where a block can start, in ascending order.
 
     `inside` keeps to anchors that belong to an answer themselves: a block behind the backbone's row is never anchored
-    at the prompt's last token, which that row reads.
-    Each row draws from its own generator, so what a row gets does not depend on the batch it is in.
+    at the prompt's last token, which that row reads. Each row draws from its own generator.
     """
     device = document_BT.device
     draws_BT = torch.stack([torch.rand(document_BT.shape[1], generator=g) for g in generators]).to(device)

@@ -29,9 +29,7 @@ _Recipe = TypeVar("_Recipe", bound=AnsweredRecipe)
 class AnsweredTask(ABC, Generic[_Recipe]):
     """The loop's task for a recipe of answers; a subclass makes `model` and says what its loss is.
 
-    Args:
-        recipe: of one of these kinds.
-        data: packed rows; None makes what is missing of them (`orthrus.train.prepare`).
+    Without `data`, what is missing of the packed rows is made (`orthrus.train.prepare`).
     """
 
     model: nn.Module

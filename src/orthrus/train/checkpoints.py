@@ -90,7 +90,6 @@ def load_latest(folder: Path, recipe: Recipe) -> Checkpoint | None:
 
 
 def _read(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Return a checkpoint's state and its recipe."""
     try:
         state = torch.load(path / "state.pt", map_location="cpu", weights_only=True)
         return state, _with_defaults(json.loads((path / "recipe.json").read_text(encoding="utf-8")))

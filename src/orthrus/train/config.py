@@ -29,10 +29,7 @@ KINDS: typing.Final[Mapping[str, type[Recipe]]] = {
 def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     """Read a recipe with everything it `extends`, apply `section.key=value` overrides and check it.
 
-    Warns of a dtype that this CPU does not multiply in.
-
-    Raises ConfigError: the file or an override cannot be read, or a key is unknown, missing, of the wrong type or out
-    of bounds; all faults of a recipe are named at once.
+    Raises ConfigError with all faults at once; warns of a dtype that this CPU does not multiply in.
     """
     raw = _read_with_parents(Path(path), seen=())
     for override in overrides:

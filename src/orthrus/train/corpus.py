@@ -62,7 +62,6 @@ def corpus_about(data: DataSection) -> dict[str, Any]:
 
 
 def data_folder(recipe: Recipe) -> Path:
-    """Where a recipe's rows are kept."""
     return Path(recipe.run.output) / "data" if recipe.data.folder is None else Path(recipe.data.folder)
 
 
@@ -119,9 +118,7 @@ def _share(
 
 
 def over_and_over(source: Source, *, seed: int) -> Iterator[tuple[Document, int]]:
-    """A source's documents, without end, each with what picks its turn: its own number and the pass's.
-
-    So a chat answers at the next of its turns in the next pass, however many documents there are.
+    """A source's documents, without end, each with the number that picks the turn a chat answers at.
 
     Raises DataError: there is none.
     """

@@ -31,7 +31,6 @@ from orthrus.train.step import Loss, Rows, row_generator
 
 
 def drafter_of(recipe: DFlashRecipe, backbone: PreTrainedModel, *, mask: int) -> DFlash:
-    """Make the untrained drafter of a recipe."""
     wanted = recipe.model
     config = DFlashConfig.of(
         backbone,
@@ -59,14 +58,7 @@ def filled(
 ) -> Tensor:
     """Run a drafter over all blocks of packed rows at once; returns hidden states `[B, N, K, C]`.
 
-    Args:
-        drafter: fills the blocks.
-        backbone: gives the embeddings.
-        context_BTF: tapped hidden states side by side.
-        token_BT: the rows' tokens.
-        document_BT: which document a position belongs to.
-        position_BT: positions in the documents.
-        blocks: where blocks start.
+    `context_BTF` are tapped hidden states side by side; `backbone` gives the embeddings.
     """
     config, (B, N), device = drafter.config, blocks.anchor_BN.shape, token_BT.device
     token_BNK = torch.full((B, N, config.block_size), config.mask_token_id, device=device)

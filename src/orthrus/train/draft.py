@@ -1,7 +1,4 @@
-"""Train a small draft model on a backbone's answers: the backbone's own first layers, its embedding and its head.
-
-The loss is cross-entropy with the next token of an answer; the backbone is not read.
-"""
+"""Train a small draft model on a backbone's answers: the backbone's own first layers, its embedding and its head."""
 
 import copy
 from pathlib import Path

@@ -38,14 +38,7 @@ def unrolled(drafter: Eagle3, embedded_BTH: Tensor, g_BTH: Tensor, document_BT: 
     """Draft `steps` tokens in a row at every position at once.
 
     Entry t of the first step sees the entries of its document up to itself. At a later step it sees these and its own
-    entries of the steps in between.
-
-    Args:
-        drafter: the layer.
-        embedded_BTH: embeddings of the row's tokens.
-        g_BTH: fused features of the backbone.
-        document_BT: which document a position belongs to.
-        steps: tokens in a row.
+    entries of the steps in between. `g_BTH` are fused features of the backbone.
     """
     B, T, _ = embedded_BTH.shape
     index_T = torch.arange(T, device=g_BTH.device)

@@ -1,7 +1,4 @@
-"""In how many parts a step is computed: as few as fit in memory, when a recipe asks for that.
-
-Parts add up to the same step, up to rounding, so nothing but memory depends on their number.
-"""
+"""In how many parts a step is computed: as few as fit in memory, when a recipe asks for that."""
 
 import torch
 from accelerate.utils.memory import clear_device_cache, should_reduce_batch_size
@@ -13,11 +10,9 @@ from orthrus.train.step import Training
 def parts_of_step(training: Training, *, step: int, at_least: int = 1) -> int:
     """Return `run.grad_accumulation`, or, where that is "auto", the first number of equal parts that fit everywhere.
 
-    Each is tried by computing the gradients of `step` and throwing them away.
-
-    `at_least`: what a run that is taken up again was computed in, so that it goes on bit for bit.
-
-    Raises ConfigError: not even the smallest parts fit, or rows cannot be shared by the processes.
+    Each is tried by computing the gradients of `step` and throwing them away. `at_least`: what a run that is taken up
+    again was computed in. Raises ConfigError: not even the smallest parts fit, or rows cannot be shared by the
+    processes.
     """
     recipe, ranks = training.recipe, training.ranks
     run = recipe.run

@@ -31,7 +31,6 @@ class PackedKeys:
         self._document_BT = document_BT
 
     def update(self, key: Tensor, value: Tensor, layer_idx: int, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
-        """Return the keys and values that attention reads."""
         return key, value
 
     def recurrence(self, layer_idx: int) -> Any:
@@ -127,7 +126,6 @@ def pass_masks(
     """Make the masks of a training pass: FlexAttention's on CUDA; it has no backward pass on CPUs.
 
     Args:
-        allowed_BQS: what a query may see; the positions of queries and keys say what windows leave of it.
         block: length of the pass's blocks; 1 for the backbone's own pass.
         trained: whether the earlier keys get gradients too.
         dense: for attention functions of others, on CPUs.

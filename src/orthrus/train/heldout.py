@@ -42,8 +42,7 @@ def decoded_for_real(
 ) -> Stats:
     """Decode prompts, `most` tokens each, by the view under a plan; returns their pooled statistics.
 
-    With two `steps` the first half of each block's drafts is fixed, and a second pass that is shown them drafts the
-    rest.
+    With two `steps`, a second pass drafts the second half of each block, and is shown the first.
     """
     return decoded_by(model, prompts, most, Twice(markov_of(model)) if steps == 2 else None, plan=plan)
 

@@ -11,8 +11,7 @@ from orthrus.train.trackers import Tracker
 class Journal(Progress):
     """Collects sums and counts over steps, and writes their means; a context manager.
 
-    A log that goes past `start` belongs to steps that will be done again: it is cut back first. A silent one, of a
-    process that is not the main one, collects and writes nothing. `trackers` get every figure too.
+    A log that goes past `start` is cut back first, for those steps will be done again. A `silent` one writes nothing.
     """
 
     def __init__(
@@ -27,7 +26,6 @@ class Journal(Progress):
         self._sums: dict[str, tuple[float, float]] = {}
 
     def write_start(self, step: int, about: Mapping[str, object]) -> None:
-        """Write where the figures that follow come from."""
         self._write({"event": "start", "step": step, **about})
 
     def add(self, sums: Mapping[str, tuple[float, float]]) -> None:
@@ -46,7 +44,6 @@ class Journal(Progress):
         self.tell(f"loss {means.get('loss', float('nan')):.4f}")
 
     def write_evaluation(self, step: int, metrics: Mapping[str, float]) -> None:
-        """Write the figures of an evaluation."""
         self._write({"event": "evaluation", "step": step, **metrics})
         self._track(step, metrics)
         text = "  ".join(f"{name} {value:.4f}" for name, value in metrics.items())

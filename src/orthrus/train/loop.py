@@ -1,8 +1,7 @@
 """The training loop: steps, evaluation, checkpoints, resuming and clean stops.
 
-What a step does is `step`'s, and all its randomness is a pure function of (seed, step, row); so a run resumes from
-weights, optimizer states and the step alone, and on the CPU ends with the same weights, bit for bit, as a run that was
-never interrupted.
+All randomness of a step is a pure function of (seed, step, row); so a run resumes from weights, optimizer states and
+the step alone, and on the CPU ends with the same weights, bit for bit, as a run that was never interrupted.
 """
 
 import json
@@ -31,7 +30,7 @@ from orthrus.writing import replacing
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TrainResult:
-    """How a run ended: steps done in all, by earlier calls (`before`), whether all of them, and the last evaluation.
+    """How a run ended: steps done in all, by earlier calls (`before`), whether all of them, the last evaluation.
 
     `model` is where the trained model lies, None when the run was stopped before its end.
     """

@@ -1,10 +1,7 @@
 """What a training step takes on this machine: its time by phase, its memory, and how near it comes to its floor.
 
-Makes real optimizer steps of a view recipe, on random rows of the recipe's shape, and keeps nothing. The floor of a
-step is its operations, as the plan counts them, over the rate of one large matrix product, which takes turns with the
-steps.
-
-Units: seconds; bytes; floating-point operations (a multiply-add is two).
+The floor of a step is its operations, as the plan counts them, over the rate of one large matrix product, which takes
+turns with the steps. Units: seconds; bytes; floating-point operations (a multiply-add is two).
 """
 
 import sys
@@ -94,13 +91,6 @@ def measure(
     Every row is one document and all of it an answer, which is the most that a row can cost. The view starts from the
     backbone's attention whatever `model.start_from` says, since time does not depend on weights.
 
-    Args:
-        recipe: a view recipe, whose precision, threads and device are taken.
-        steps: optimizer steps that count.
-        warmup: steps before them that do not.
-        clock: seconds, from any moment on.
-        on_step: called after every step.
-
     Raises:
         ConfigError: no step to measure, several processes, or a device that cannot be used.
         OrthrusError: a loss that is not finite.
@@ -175,7 +165,6 @@ class _Laps:
         self.begin()
 
     def begin(self) -> None:
-        """Start afresh."""
         self.seconds: dict[str, float] = defaultdict(float)
         _wait(self._device)
         self._last = self._clock()

@@ -1,10 +1,7 @@
 """Muon, in batches: matrices of one shape, or their attention heads, are orthogonalised together.
 
-torch's own takes whole matrices, one after another, in bfloat16, whatever the machine computes fast. A head of 64 rows
-takes a ninth of the operations of a matrix of nine such heads, and a batch keeps small matrices from being bound by
-overhead.
-
-Shapes: L matrices, H heads, R rows, C columns.
+A head of 64 rows takes a ninth of the operations of a matrix of nine such heads, and a batch keeps small matrices from
+being bound by overhead. Shapes: L matrices, H heads, R rows, C columns.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -45,7 +42,6 @@ class Muon(torch.optim.Optimizer):
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
-        """Move every matrix that has a gradient."""
         for group in self.param_groups:
             parameters = [p for p in group["params"] if p.grad is not None]
             if not parameters:

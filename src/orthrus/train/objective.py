@@ -1,9 +1,5 @@
 """What the diffusion view is trained towards: losses between its slots and the backbone, never holding all logits.
 
-A loss maps log-probabilities of both views and target tokens to one number per slot; `mixture` adds several up.
-`chunked` applies it a few slots at a time and recomputes logits in the backward pass, so that memory does not grow with
-slots times vocabulary; `combine` weighs the slots of a block by how likely decoding is to reach them.
-
 Shapes: M slots, C hidden size, V vocabulary, R rows of the backbone, B rows, N blocks, J predicted slots of a block.
 """
 
@@ -110,7 +106,6 @@ def chunked(
     Slots go in the order of their teacher's rows, so that overlapping blocks share the teacher's logits.
 
     Args:
-        student_MC: the diffusion view's hidden states.
         teacher: the backbone's side; None when neither `loss` nor `kept` looks at it.
         target_M: token ids.
         head: hidden states to logits.

@@ -39,7 +39,6 @@ class Eagle3Objective(Section):
 
     @property
     def needs_teacher(self) -> bool:
-        """Whether the backbone's logits are computed."""
         return self.loss in NEEDS_TEACHER
 
 

@@ -37,10 +37,7 @@ HARDWARE = {
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Plan:
-    """What a run takes on a number of equal devices.
-
-    `seconds` per step and `hours` in all by hardware; `memory` in bytes on each device.
-    """
+    """What a run takes on a number of equal devices: `seconds` a step, `hours` in all, `memory` in bytes on each."""
 
     shapes: Shapes
     steps: int
@@ -70,12 +67,7 @@ class Plan:
 def plan(recipe: Recipe, *, devices: int = 1, answers: Answers = MOST) -> Plan:
     """Work out what a recipe takes on so many devices of each kind; `grad_accumulation = "auto"` counts as one part.
 
-    Args:
-        recipe: of any kind.
-        devices: equal ones.
-        answers: what its packed rows say (`packed.answers_of`).
-
-    Raises CheckpointError: the backbone's configuration cannot be read.
+    `answers` is what its packed rows say (`packed.answers_of`). Raises CheckpointError without a configuration to read.
     """
     shapes = shapes_of(recipe)
     work = work_of(recipe, shapes, answers)

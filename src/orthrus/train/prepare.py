@@ -46,7 +46,7 @@ def prepare(
 ) -> Prepared:
     """Make what is missing of `run.output/data` and open it; all processes of a run call it together.
 
-    `model`: the backbone with a view attached; needed where it writes the answers itself.
+    `model` is the backbone with a view attached; needed where it writes the answers itself.
 
     Raises:
         DataError: sources or answers that cannot be read or do not fit together, or data made by another recipe.
@@ -127,7 +127,6 @@ class _Making:
 
     @property
     def how(self) -> Answering:
-        """How answers are written."""
         asked, row_tokens = self.recipe.responses, self.recipe.data.row_tokens
         return Answering(max_new_tokens=asked.max_new_tokens, rows=asked.rows, row_tokens=row_tokens)
 

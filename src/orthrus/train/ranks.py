@@ -1,8 +1,7 @@
 """The processes of one run: which rows each computes, and how their sums become the step's.
 
-Every process computes its share of a step's rows and adds gradients and weights up with the others, so that all make
-the same step; each holds the whole model, unless it is sharded (`sharding`). Process groups come from the environment
-that `torchrun` or `accelerate launch` sets; without one there is a single process and nothing here costs anything.
+Each holds the whole model, unless it is sharded (`sharding`). Process groups come from the environment that `torchrun`
+or `accelerate launch` sets; without one there is a single process and nothing here costs anything.
 """
 
 from collections.abc import Iterable, Iterator, Mapping
@@ -29,7 +28,6 @@ class Ranks:
 
     @property
     def count(self) -> int:
-        """How many processes there are."""
         return int(self._state.num_processes)
 
     @property
@@ -81,7 +79,6 @@ class Ranks:
             yield
 
     def wait(self) -> None:
-        """Wait for all processes."""
         self._state.wait_for_everyone()
 
     @property

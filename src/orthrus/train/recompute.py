@@ -1,7 +1,6 @@
 """Gradient checkpointing of a pass: decoder layers keep their inputs only and compute the rest again when needed.
 
-transformers' own drops the cache that the block pass reads the backbone's keys from, and wants a model in training
-mode; this works for any pass whose layers are pure functions of their arguments.
+transformers' own drops the cache that the block pass reads, and wants a model in training mode.
 """
 
 from collections.abc import Iterator, Sequence

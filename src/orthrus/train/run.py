@@ -19,10 +19,7 @@ TASKS: Final = {
 
 
 def run(recipe: Recipe, *, resume: bool = True) -> TrainResult:
-    """Make the recipe's data where it is missing, then train; see `orthrus.train.loop.train` for what is raised.
-
-    With several processes a view's answers are shared out; a backbone's rows are made by the first.
-    """
+    """Make the recipe's data where it is missing, then train; see `orthrus.train.loop.train` for what is raised."""
     if isinstance(recipe, AnsweredRecipe):
         module, name = TASKS[recipe.kind]
         return train(getattr(import_module(module), name)(recipe), recipe, resume=resume)

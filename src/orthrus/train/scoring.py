@@ -34,14 +34,10 @@ def score(
     """Weight and sum the slots' losses; slot j's teacher is the backbone's row at anchor + j.
 
     Args:
-        goal: losses and weights.
         student_BNJC: hidden states of the slots.
         teacher_BTC: hidden states of the backbone.
-        token_BT: the rows' tokens.
-        blocks: where blocks start, and which slots count.
-        head: maps hidden states to logits, of `tokens` if given.
+        head: maps hidden states to logits, of `tokens` if given: those of the softmax, in ascending order.
         markov: the correction by the previous token; None for none.
-        tokens: the tokens of the softmax, in ascending order; None for all.
         apart: count blocks with a masked anchor separately.
     """
     scored = blocks.scored_BNJ

@@ -138,7 +138,6 @@ class BlockObjective(Section):
 
     @property
     def needs_teacher(self) -> bool:
-        """Whether the backbone's logits are computed."""
         return self.acceptance == "overlap" or bool(NEEDS_TEACHER & self.mixture.keys())
 
 

@@ -116,7 +116,7 @@ def _trained(recipe: Recipe, model: nn.Module) -> nn.Module:
 def _per_token(model: nn.Module, experts: int) -> tuple[int, int]:
     """Parameters of matrices that a token passes, and the numbers it leaves behind for the backward pass.
 
-    The twin stands beside the original, so it is left out. Stacked experts are matrices of three dimensions.
+    The twin is left out. Stacked experts are matrices of three dimensions.
     """
     twin = {id(p) for dual in duals(model) if dual.diffusion for p in dual.diffusion.parameters()}
     outside = {id(module.weight) for module in model.modules() if isinstance(module, nn.Embedding)}

@@ -1,10 +1,8 @@
 """A model's parameters shared out over the processes of a run, by torch's FSDP2.
 
-Each process keeps an equal part of every decoder layer, frozen or trainable, and so of its gradients and of what
-optimizers keep for it; a layer is gathered only while it computes.
-
-`fully_shard` is called directly, and accelerate owns the processes only (`Ranks`): its plugin makes the whole model the
-root, whose forward a task never calls, and averages gradients where a step adds them up.
+A process keeps an equal part of every decoder layer; a layer is gathered only while it computes. `fully_shard` is
+called directly: accelerate's plugin makes the whole model the root, whose forward a task never calls, and averages
+gradients where a step adds them up.
 """
 
 from collections.abc import Iterator
@@ -75,10 +73,7 @@ def part_of_state(state: dict[str, Any], optimizer: torch.optim.Optimizer) -> di
 
 @contextmanager
 def gathered(model: nn.Module, *, here: bool) -> Iterator[None]:
-    """Give a sharded model whole parameters, on the CPU, inside the block where `here` is true; all enter together.
-
-    It can be read and saved then, not run.
-    """
+    """Give a sharded model whole parameters, on the CPU, to read and save, where `here`; all enter together."""
     sharded = {name: parameter for name, parameter in model.named_parameters() if isinstance(parameter, DTensor)}
     try:
         for name, parameter in sharded.items():

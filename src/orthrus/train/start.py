@@ -51,8 +51,7 @@ def load_backbone(recipe: ViewRecipe, device: torch.device) -> tuple[PreTrainedM
 def frozen_backbone(recipe: AnsweredRecipe, *, dtype: torch.dtype) -> tuple[PreTrainedModel, PreTrainedTokenizerFast]:
     """Load the backbone that a peer is trained beside, frozen, onto the run's device.
 
-    It has a view, since the engine decodes models that have one: one without twins, unless the answers are to be
-    drafted by a view, which is lent to it.
+    Its view, which the engine needs, has no twins, unless the answers are to be drafted by a view, which is lent to it.
 
     Raises ConfigError: the recipe's rows are longer than the backbone reads.
     """

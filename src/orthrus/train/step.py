@@ -1,7 +1,7 @@
 """One optimizer step: whose rows it reads, how parts of it add up, and what moves.
 
-A `Task` gives the loss of some rows. All randomness is a pure function of (seed, step, row). Several processes
-(`Ranks`) share the rows of every step and add up gradients and weights, so that all of them make the same step.
+All randomness is a pure function of (seed, step, row). Several processes (`Ranks`) share the rows of every step and add
+up gradients and weights, so that all of them make the same step.
 """
 
 import hashlib
@@ -91,12 +91,7 @@ def rows_of_step(step: int, *, row_count: int, batch_rows: int, seed: int) -> Ro
 
 
 class Training:
-    """The optimizer steps of a task by its recipe, of which this process computes a share.
-
-    Attributes:
-        trainable: the parameters that move, by name.
-        optimizers: what moves them.
-    """
+    """The optimizer steps of a task by its recipe, of which this process computes a share."""
 
     def __init__(self, task: Task, recipe: Recipe, ranks: Ranks) -> None:
         self.task, self.recipe, self.ranks = task, recipe, ranks
@@ -105,8 +100,6 @@ class Training:
 
     def step(self, step: int, *, parts: int) -> Sums:
         """Make one optimizer step, computed in so many parts; returns (sum, count) pairs for the journal.
-
-        A step without a single target moves nothing but what the optimizers do by themselves.
 
         Raises OrthrusError: the loss is no longer finite.
         """

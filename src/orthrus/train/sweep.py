@@ -39,8 +39,6 @@ class Sweep(Section):
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """One variant with one seed."""
-
     variant: str
     seed: int
     recipe: Recipe
@@ -68,12 +66,7 @@ def runs_of(sweep: Sweep, path: Path, overrides: Sequence[str] = ()) -> Iterator
 def carry_out(
     sweep: Sweep, path: Path, results: Path, overrides: Sequence[str] = (), *, only: Sequence[str] = ()
 ) -> Iterator[dict[str, Any]]:
-    """Train every run that has no line with figures in `results` yet, and yield its line once it is written there.
-
-    Raises:
-        ConfigError: `only`, which picks variants, names one that there is not; or a variant does not fit.
-        DataError: `results` holds a line that is none.
-    """
+    """Train every run that has no line with figures in `results` yet, and yield its line once it is written there."""
     for name in only:
         if name not in sweep.variants:
             raise ConfigError(f"{path}: variants are {', '.join(sweep.variants)}, found {name!r}")
@@ -123,8 +116,7 @@ def read_lines(results: Path) -> list[dict[str, Any]]:
 class Figure:
     """One figure of a variant: its mean over seeds, and its ratio to the base's with a 95 % interval.
 
-    The ratio is paired by seed (a geometric mean), over the seeds for which both figures are above zero; None where
-    there is none. The interval is None for fewer than two of them and for the base.
+    The ratio is paired by seed (a geometric mean) where both figures are above zero. The interval needs two of them.
     """
 
     mean: float

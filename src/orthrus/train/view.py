@@ -1,7 +1,4 @@
-"""Training the diffusion view of a frozen backbone, on answers that the backbone wrote itself.
-
-One frozen AR pass over packed rows gives keys, values and hidden states; many blocks then go through the twin in one
-pass over those keys (paper, section 3.3).
+"""Training the diffusion view of a frozen backbone, on answers that the backbone wrote itself (paper, section 3.3).
 
 Shapes: B rows, T positions, N blocks, K block length, J = K - 1 predicted slots, C hidden size.
 """
@@ -37,10 +34,7 @@ from orthrus.train.step import Loss, Rows, row_generator
 
 
 class TeacherKeys(frozen.PackedKeys):
-    """Keys and values of the frozen pass, kept for the block pass.
-
-    Of recurrent layers it keeps what blocks need to start from any token (`orthrus.train.recurrence`).
-    """
+    """Keys and values of the frozen pass, kept for the block pass; of recurrent layers, what blocks start from."""
 
     def __init__(self, document_BT: Tensor) -> None:
         super().__init__(document_BT)

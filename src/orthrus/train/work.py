@@ -125,5 +125,4 @@ def _logits(
 
 
 def _tokens(vocabulary: str, shapes: Shapes, answers: Answers) -> int:
-    """Tokens of the softmax."""
     return answers.tokens or shapes.vocabulary if vocabulary == "answers" else shapes.vocabulary

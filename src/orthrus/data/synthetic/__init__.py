@@ -46,9 +46,8 @@ class Problem:
 def problem(domain: Domain, index: int, *, split: Split = "train", seed: int = 0) -> Problem:
     """The problem of that number: a pure function of its arguments.
 
-    `train` and `heldout` share families and phrasings but no combination of slot values; `phrasing` has
-    held-out combinations in phrasings that neither of the other two ever uses. Raises `DataError` for an
-    unknown domain or split.
+    `train` and `heldout` share families and phrasings but no combination of slot values; `phrasing` has held-out
+    combinations in phrasings of its own. Raises `DataError` for an unknown domain or split.
     """
     if domain not in DOMAINS:
         raise DataError(f"a domain must be one of {', '.join(DOMAINS)}; found {domain!r}: choose one of those")
@@ -76,9 +75,8 @@ def problems(
 def is_right(problem: Problem, text: str) -> bool:
     """Whether `text` answers the problem rightly.
 
-    For code this EXECUTES the first Python block of `text`, with the problem's assertions, in a separate
-    isolated interpreter that is ended after five seconds. That is no sandbox: the code can do whatever the
-    user who runs this can do.
+    For code this EXECUTES the first Python block of `text`, with the problem's assertions, in a separate isolated
+    interpreter that is ended after five seconds. That is no sandbox: it can do whatever the user who runs this can do.
     """
     if problem.domain == "maths":
         numbers = re.findall(r"answer is (-?\d+)", text)

@@ -120,7 +120,6 @@ def _holds(value: int, sign: str, limit: int) -> bool:
 
 
 def _added(values: Sequence[int]) -> str:
-    """The working of a sum."""
     return " + ".join(map(str, values)) or "nothing"
 
 
@@ -135,6 +134,5 @@ def _listed(words: Sequence[str]) -> str:
 
 
 def _ordered(draw: Draw, head: str, facts: str) -> str:
-    """The request before or after the facts."""
     first, second = (head, facts) if draw.coin() else (facts, head)
     return f"{first} {second}".replace("\n ", "\n").replace(" \n", "\n").strip()

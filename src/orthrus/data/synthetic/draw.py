@@ -43,7 +43,6 @@ class Draw:
         slots: what was drawn. A list has a slot for each of its values: NAME0, NAME1 and so on.
         names: what expressions and templates may name: slots, and what is drawn under `_NAME`, as NAME.
         columns: the lists among these, without underscores at their ends.
-        phrasings: those chosen so far.
     """
 
     def __init__(self, kind: str, split: Split, *, key: str) -> None:
@@ -94,11 +93,9 @@ class Draw:
         return _FIELD.sub(field, with_articles(template, fields))
 
     def between(self, low: int, high: int) -> int:
-        """A whole number in `low..high`, both included."""
         return low + int(self._random.random() * (high - low + 1))
 
     def several(self, count: int, low: int, high: int) -> list[int]:
-        """`count` different numbers in `low..high`."""
         return self._random.sample(range(low, high + 1), count)
 
     def unseen(self, count: int, low: int, high: int) -> list[int]:
@@ -106,15 +103,12 @@ class Draw:
         return [self._random.randint(low, high) for _ in range(count)]
 
     def one_of(self, options: Sequence[str]) -> str:
-        """One of the options."""
         return options[int(self._random.random() * len(options))]
 
     def some_of(self, count: int, options: Sequence[str]) -> list[str]:
-        """`count` different options."""
         return self._random.sample(options, count)
 
     def uneven(self, count: int, options: Sequence[str]) -> list[str]:
-        """`count` options of different lengths."""
         while len(set(map(len, chosen := self.some_of(count, options)))) < count:
             pass
         return chosen
@@ -124,7 +118,6 @@ class Draw:
         return self._new(WORDS["NAMES"], ())
 
     def any_names(self, count: int) -> list[str]:
-        """`count` different names."""
         names: list[str] = []
         for _ in range(count):
             names.append(self._new(WORDS["NAMES"], names))
@@ -144,10 +137,7 @@ class Draw:
         return self._random.random() < 0.5
 
     def phrase(self, group: str, **more: Any) -> str:
-        """One of a group's phrasings that belong to this split, filled in.
-
-        The group is the family's own, or one that all families of its domain share.
-        """
+        """One of the phrasings for this split of a group of the family's, or of its domain's, filled in."""
         domain, _, family = self.kind.partition(".")
         shared = TABLES[domain]  # type: ignore[index]
         reserved = self._split == "phrasing"
@@ -162,9 +152,8 @@ class Draw:
     def held_out(self) -> bool:
         """Whether this combination is kept out of training.
 
-        It is when the whole combination, or the numbers alone, or the first two words alone (a name and a
-        thing, mostly) land on the held-out share of a hash. So training lacks whole number tuples and whole
-        pairs of words, whatever stands around them.
+        It is when the whole combination, or the numbers alone, or the first two words alone (a name and a thing,
+        mostly) land on the held-out share of a hash. So training lacks whole number tuples and whole pairs of words.
         """
         numbers = [value for value in self.slots.values() if isinstance(value, int)]
         words = [value for value in self.slots.values() if isinstance(value, str)]
