@@ -1,6 +1,6 @@
 """Small files that outlive a process: what was measured or found out on this machine, for the next one to begin with.
 
-A file that is missing, damaged or about something else is as good as none. Knows JSON and machines, no model.
+A file that is missing, damaged or about something else is as good as none.
 """
 
 import json

@@ -13,11 +13,9 @@ class Progress:
     """Counts the steps of some work; a context manager.
 
     Args:
-        label: what is counted.
         total: steps in all; None until `expect` says.
         done: steps that were made before.
         lines: so many plain lines over the whole, where standard error is no terminal.
-        quiet: shows and prints nothing.
         transient: whether the bar goes when the work ends.
     """
 
@@ -53,7 +51,6 @@ class Progress:
         self._bar.stop()
 
     def expect(self, total: int) -> None:
-        """Say how many steps there are in all."""
         self._total = total
         self._bar.update(self._task, total=total)
 
@@ -78,5 +75,4 @@ class Progress:
         self.print("  ".join(filter(None, parts)))
 
     def print(self, line: str) -> None:
-        """Print a line, above the bar where there is one."""
         self._console.print(line, markup=False, soft_wrap=True)

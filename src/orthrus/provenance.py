@@ -1,7 +1,4 @@
-"""Where a figure comes from: command line, code, versions, device, precision, date. Never a host's name.
-
-Knows Python, git and the versions of a few packages; knows no model and no measurement.
-"""
+"""Where a figure comes from: command line, code, versions, device, precision, date. Never a host's name."""
 
 import hashlib
 import json
@@ -31,11 +28,7 @@ def provenance(
 ) -> dict[str, Any]:
     """Describe this process as plain JSON values, for the head of a file of results.
 
-    Args:
-        dtypes: precisions that the run measures, by name.
-        device: the torch device it runs on.
-        argv: the command line; None takes this process's own.
-        now: the date to state; None takes the clock's, in UTC.
+    `dtypes` are those that the run measures; `argv` and `now` (in UTC) are this process's own unless given.
     """
     command = [Path(sys.argv[0]).name, *sys.argv[1:]] if argv is None else argv
     commit, dirty = git_state(_PACKAGE)

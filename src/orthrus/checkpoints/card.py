@@ -26,8 +26,6 @@ def model_card(
     """Write the card of a view in markdown, from `card.md`.
 
     Args:
-        model: the dual-view model that is saved.
-        tokenizer: its tokenizer.
         config: the view's configuration, naming the backbone where that is known.
         format: the layout on disk.
         address: what others load it by: a directory or a Hub id; its last part is the title.

@@ -1,7 +1,6 @@
 """Other people's drafters by name: `KIND:SOURCE`, where the source is a directory or a Hub id.
 
-Each kind is a module of `orthrus.peers`, imported when a drafter of that kind is loaded. Its function `load` takes the
-source and the model to draft for, and returns a `Drafter` (`orthrus.decode.drafters`).
+Each kind is a module of `orthrus.peers`, whose `load` takes the source and the model to draft for.
 """
 
 from importlib import import_module

@@ -69,14 +69,11 @@ OFFICIAL_TYPES = {str(said["model_type"]): backbone for backbone, said in OFFICI
 
 
 def save(model: PreTrainedModel, path: str | Path, *, format: Format = "adapter") -> Path:
-    """Write a dual-view model's view to a directory, and return it.
+    """Write a dual-view model's view to a directory, and return it; other files in it stay.
 
-    Args:
-        model: a model with a view.
-        path: directory, made if need be; other files in it stay.
-        format: "adapter" writes the view alone; "official" one full Qwen3 or Qwen3.5 model that the published Orthrus
-            code reads (tokenizer files are the caller's to add). That code knows no correction between slots and
-            passes its tensors over: its texts are the same, fewer of its drafts are kept.
+    "adapter" writes the view alone; "official" one full Qwen3 or Qwen3.5 model that the published Orthrus code reads
+    (tokenizer files are the caller's to add). That code knows no correction between slots and passes its tensors over:
+    its texts are the same, fewer of its drafts are kept.
 
     Raises:
         ConfigError: an unknown format, a file where the directory should be, or a model without a view.
@@ -123,15 +120,10 @@ def _alone(tensor: Tensor) -> Tensor:
 def load_adapter(model: PreTrainedModel, path: Path, *, backbone: str | None = None) -> None:
     """Load an adapter's tensors into a model whose view has just been attached, in place.
 
-    Args:
-        model: takes the tensors.
-        path: the adapter's directory.
-        backbone: the backbone's fingerprint, where its weights were rounded to float16, which changes it; found out
-            from the model otherwise.
+    `backbone` is the backbone's fingerprint, where its weights were rounded to float16, which changes it; found out
+    from the model otherwise. Another form of the same backbone, such as a quantised one, gives a warning.
 
-    Raises:
-        CheckpointError: a missing or damaged file, missing, unexpected, misshapen or useless tensors, or another
-            backbone. Another form of the same backbone, such as a quantised one, gives a warning.
+    Raises CheckpointError: a missing or damaged file, missing, misshapen or useless tensors, or another backbone.
     """
     _check_backbone(model, path, backbone)
     fill(model, read_tensors(path, ADAPTER_FILE), where=str(path))

@@ -31,11 +31,7 @@ def cache_folder() -> Path:
 def converted(file: Path, *, sha256: str | None = None) -> Path:
     """Return a directory with the weights of a GGUF file in float32 and its tokenizer, made if need be.
 
-    A directory is there whole or not at all; of two processes that want it at once one makes it.
-
-    Args:
-        file: the weights; the directory goes by their digest, wherever they lie.
-        sha256: what the digest has to be.
+    A directory is there whole or not at all, and goes by the file's digest, which has to be `sha256`.
 
     Raises:
         CheckpointError: no such file, another one than is wanted, or one that cannot be converted.

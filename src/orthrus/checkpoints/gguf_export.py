@@ -1,8 +1,7 @@
 """A dual-view Qwen3 model as one GGUF file, in the layout that the llama.cpp fork of Orthrus reads.
 
 Architecture `orthrus`: the keys and tensors of `qwen3`, with block length and mask token. Each layer also has the
-view's projections and norms (`blk.0.attn_q_diff.weight`). The package gguf writes vocabulary, names and bytes.
-`checkpoints.gguf` reads files of backbones, not of views.
+view's projections and norms (`blk.0.attn_q_diff.weight`).
 """
 
 import importlib.util

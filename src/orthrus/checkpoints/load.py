@@ -60,17 +60,16 @@ def load(
             float32 on the CPU and the checkpoint's own elsewhere. "int8" and "int4" quantise the linear layers of
             backbone and view, for CPUs; the rest is float32.
         device: where to put it; None takes CUDA if there is one.
-        compile: whether decoding passes go through torch.compile, with CUDA graphs on CUDA; the first of each kind
-            takes its time.
+        compile: whether decoding passes go through torch.compile, with CUDA graphs on CUDA.
         backbone: where an adapter's backbone is (a directory, a `.gguf` file or a Hub id), when not where its
             configuration says; or the backbone itself, without a view, which is given one where and as it is.
         quantization_config: transformers' own, such as `TorchAoConfig`, for the backbone; the view stays plain.
-        offload_folder: keep the backbone's layers on disk and read them in every pass; embeddings, norms and view stay
-            in memory. Safetensors are read where they are; weights of another format are copied into this folder.
+        offload_folder: keep the backbone's layers on disk and read them in every pass. Safetensors are read where they
+            are; weights of another format are copied into this folder.
         drafter: who drafts in place of the view, as "dflash:PLACE" (`orthrus.checkpoints.drafters`); `name` may be a
             plain model then.
-        pack: whether linear layers keep a second copy of their weights, laid out for the CPU's kernels (faster passes);
-            None does so on the CPU where memory allows and it is found to be no slower, unless passes are compiled.
+        pack: whether linear layers keep a second copy of their weights, laid out for the CPU's kernels; None does so on
+            the CPU where memory allows and it is found to be no slower, unless passes are compiled.
 
     Raises:
         CheckpointError: nothing of that name, a damaged file, or a view of another backbone.

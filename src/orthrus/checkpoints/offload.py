@@ -13,10 +13,7 @@ from orthrus.errors import UnsupportedModel
 def device_map(cls: Any, home: Path | str, device: Any, *, config: Any = None, revision: str | None = None) -> Any:
     """Return transformers' `device_map` with every decoder layer on "disk" and the rest on `device`.
 
-    Args:
-        cls: the class that loads the model (`AutoModelForCausalLM`, `Qwen3ForCausalLM`).
-        config: its configuration; None reads the one in `home`.
-
+    `cls` loads the model (`AutoModelForCausalLM`); without a `config`, the one in `home` is read.
     Raises UnsupportedModel: the architecture does not say what its layers are.
     """
     config = AutoConfig.from_pretrained(home, revision=revision) if config is None else config

@@ -1,6 +1,6 @@
 """Python files that lie beside a view, by which transformers alone opens it or decodes with it (`trust_remote_code`).
 
-They are a few lines each and import this package, which does the work (`orthrus.integrations.hub`).
+They import this package, which does the work (`orthrus.integrations.hub`).
 """
 
 from typing import Final
@@ -33,10 +33,7 @@ def generate(*inputs, model, **arguments):
 
 
 def custom_generate(repository: str) -> dict[str, str]:
-    """Return what lies beside an adapter, by relative path; transformers does not tell such files where they are.
-
-    `repository`: the Hub id, or the absolute path of a local directory, by which the view is found again.
-    """
+    """Return what lies beside an adapter, by relative path; `repository` is a Hub id or an absolute path."""
     return {
         "custom_generate/generate.py": _GENERATE.format(repository=repository),
         "custom_generate/requirements.txt": f"orthrus-lm>={__version__}\n",

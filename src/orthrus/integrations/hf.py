@@ -1,8 +1,7 @@
 """Orthrus inside Hugging Face's `generate`: `model.generate(**inputs, custom_generate=orthrus.hf_generate)`.
 
-Whatever `generate` hands over and this decoder does not honour is refused by name. Tokens in, tokens out.
-
-Shapes: B rows, T prompt positions, padding included.
+Whatever `generate` hands over and this decoder does not honour is refused by name. Shapes: B rows, T prompt positions,
+padding included.
 """
 
 import copy
@@ -71,18 +70,11 @@ def hf_generate(
     the generation config goes before. Logits processors and stopping criteria, the caller's own too, see the texts that
     they see in `generate`, one row at a time and padding included; processors are called for every slot of a block, so
     they must be functions of their arguments, and criteria get no scores. For stop strings give
-    `stopping_criteria=[StopStringCriteria(tokenizer, [...])]`, as transformers keeps the tokenizer from custom
-    functions.
+    `stopping_criteria=[StopStringCriteria(tokenizer, [...])]`: transformers keeps the tokenizer from custom functions.
 
     Args:
-        model: a dual-view model.
         input_ids: prompts `[B, T]`, padded where `attention_mask` is 0.
-        logits_processor: what `generate` built from the options, and the caller's own.
-        stopping_criteria: the same.
-        generation_config: the options, completed by `generate`.
-        mode: as for `orthrus.generate`; pass it to `generate` itself, like `plan` and `exact`.
-        plan: what each cycle does.
-        exact: strength of the promise.
+        mode, plan, exact: as for `orthrus.generate`; pass them to `generate` itself.
         streamer: gets the prompt and then every token, for a single prompt; `generate`'s own is found by itself.
         **model_kwargs: `attention_mask`, and what `generate` adds to it.
 

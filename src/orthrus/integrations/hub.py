@@ -21,12 +21,8 @@ from orthrus.model.attach import evaluating, is_attached
 def generate(model: PreTrainedModel, repository: str | Path | None, *inputs: Any, **arguments: Any) -> Any:
     """Do what `model.generate` does, drafting with a view.
 
-    Args:
-        model: a backbone; a plain one gets the view of the repository in place, and keeps it for the next call.
-        repository: where the view's adapter is; None for a model that has a view.
-        *inputs: as `generate` takes them.
-        **arguments: the same, and `mode`, `plan` and `exact` as `orthrus.generate` takes them. Stop strings need
-            `tokenizer`.
+    `repository` is where the view's adapter is, None for a model that has one; a plain backbone keeps it for the next
+    call. Arguments are `generate`'s, and `mode`, `plan` and `exact` as `orthrus.generate` takes them.
 
     Raises:
         CheckpointError: the repository holds no adapter, or one of another backbone.

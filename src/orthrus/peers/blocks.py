@@ -1,9 +1,8 @@
 """Block-diffusion language models: backbones whose weights were trained further to fill masked blocks.
 
-Blocks start at multiples of their length. Each token sees its whole block and all blocks before it. A block starts as
-masks, and each pass fixes its most probable tokens. One more pass over the finished block writes its keys. SDAR (arXiv
-2510.06303), Fast-dLLM v2 (arXiv 2509.26328) and Dream (arXiv 2508.15487, one block for the whole text) are
-configurations of this model. Its text differs from the backbone's.
+Each token sees its whole block and all blocks before it. A block starts as masks, and each pass fixes its most probable
+tokens; one more pass over the finished block writes its keys. SDAR (arXiv 2510.06303), Fast-dLLM v2 (arXiv 2509.26328)
+and Dream (arXiv 2508.15487, one block for the whole text) are configurations of this model.
 
 Shapes: K tokens of a block, V vocabulary, S cached positions.
 """
@@ -37,7 +36,6 @@ class BlocksConfig:
     Attributes:
         block_size: tokens of a block; None for one block, the whole text.
         shift: whether a position predicts the next token, as in the backbone, or the token at the position.
-        mask: the mask token.
         backbone: name or path of the model that this one was trained from.
 
     Raises ConfigError: block_size or mask is out of range.
@@ -116,7 +114,6 @@ class Written(NamedTuple):
 
     @property
     def forwards(self) -> int:
-        """All passes."""
         return self.denoising + self.committing
 
 

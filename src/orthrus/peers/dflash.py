@@ -1,8 +1,7 @@
 """DFlash (z-lab), DSpark and JetSpec: a few layers that fill a block in one pass.
 
 The layers read the backbone's hidden states of all tokens before the block, then the anchor and the masks. The three
-share one body, a class of transformers. `dflash_files` reads and writes files, `dflash_drafter` drafts in the engine,
-`orthrus.train.dflash` trains.
+share one body, a class of transformers.
 
 Shapes: B rows, T tokens of context, Q slots of blocks, S keys, A tapped layers, C hidden size, H key/value heads, D
 head dimension.
@@ -38,13 +37,11 @@ class DFlashConfig:
         shape: the layers, as transformers describes them, with the kind of attention of each.
         taps: decoder layers of the backbone whose outputs are read, by index.
         block_size: slots of a block, the anchor's counted.
-        mask_token_id: the mask token.
         shift: whether a slot predicts the next token (DSpark). Without it the anchor's slot predicts nothing.
-        causal: whether a slot sees only the earlier slots of its block (JetSpec), in layers without a window.
-        sliding_causal: the same for layers with a sliding window.
+        causal: whether a slot sees only the earlier slots of its block (JetSpec), in layers without a window;
+            `sliding_causal`, in layers with one.
         markov_rank: rank of the correction by the previous token (DSpark); 0 for none.
-        embedding_scale: factor of the embeddings.
-        multiplier: factor of the logits.
+        embedding_scale, multiplier: factors of the embeddings and of the logits.
         softcap: bound of the logits after that, by tanh; None for none.
         backbone: name or path of the backbone.
     """
@@ -64,7 +61,6 @@ class DFlashConfig:
 
     @property
     def proposals(self) -> int:
-        """Drafts of a block."""
         return self.block_size if self.shift else self.block_size - 1
 
     @classmethod

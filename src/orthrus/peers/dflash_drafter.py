@@ -1,9 +1,7 @@
 """DFlash in the engine: one pass of the drafter fills a block.
 
 For each token that the backbone reads, the drafter's layers write keys and values into further layers of the engine's
-cache. Rows, rejected drafts, tree paths and shared prompts are handled there as for the backbone.
-
-Shapes: B rows, Q tokens read, K slots of a block, M drafts, C hidden size, V vocabulary.
+cache. Shapes: B rows, Q tokens read, K slots of a block, M drafts, C hidden size, V vocabulary.
 """
 
 from collections.abc import Sequence

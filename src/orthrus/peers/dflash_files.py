@@ -1,10 +1,7 @@
 """DFlash drafters on disk: four layouts are read, z-lab's is written.
 
-The layouts differ in their configurations (`DFlashConfig.from_dict`). Tensor names are the same in all; two of them
-differ from transformers'. The reader skips the backbone's tensors (embeddings, head). It skips DSpark's confidence head
-with a warning.
-
-Shapes: V vocabulary, D tokens that are drafted, R rank.
+The layouts differ in their configurations (`DFlashConfig.from_dict`). The reader skips the backbone's tensors
+(embeddings, head), and DSpark's confidence head with a warning. Shapes: V vocabulary, D drafted tokens, R rank.
 """
 
 import json

@@ -30,12 +30,7 @@ CHUNK = 512
 
 
 class DraftModel(Drafter):
-    """Draft token after token with a small model.
-
-    Args:
-        model: the dual-view model.
-        small: the model that drafts, without a view; it gets one without twins.
-        proposals: drafts in a row at most.
+    """Draft token after token with a small model, which gets a view without twins; at most `proposals` in a row.
 
     Raises UnsupportedModel: the small model's layers keep recurrent states.
     """

@@ -1,7 +1,7 @@
 """EAGLE-3 in the engine: chains with one pass of the layer per draft, and trees grown level by level.
 
-Two further layers of the engine's cache hold the backbone's features and the drafter's keys, which move with the rows.
-An entry's keys depend only on its token and the previous feature, so keys of accepted tokens need no attention.
+Two further layers of the engine's cache hold the backbone's features and the drafter's keys. An entry's keys depend
+only on its token and the previous feature, so keys of accepted tokens need no attention.
 
 Shapes: B rows, W entries to catch up with, Q nodes of a level, S slots, H hidden size, V vocabulary, M drafts.
 """
@@ -102,10 +102,7 @@ class Eagle3Drafter(TreeDrafter):
         return candidates.best(nodes), drafts
 
     def _begin(self, cache: ScratchCache, rows: slice, states: Sequence[Reader], *, room: int) -> tuple[Level, Tensor]:
-        """Write the entries of accepted tokens and run the anchor's, with `room` slots after it.
-
-        Returns the anchor's level and slot.
-        """
+        """Write the entries of accepted tokens and run the anchor's; returns its level and slot."""
         window = unread(cache, rows, states)
         slot_BW = window.slot_BW
         feature_BSH = cache.stores[self._features].keys[rows, :, 0]

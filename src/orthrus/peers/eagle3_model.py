@@ -1,8 +1,7 @@
 """EAGLE-3 (arXiv 2503.01840): one decoder layer over token embeddings and fused hidden states of the backbone.
 
 Entry t reads token t and the backbone's features at t - 1, and predicts token t + 1. While the layer drafts, its
-previous output replaces the features. This module holds the layer and its files. `eagle3` drafts in the engine,
-`orthrus.train.eagle3` trains.
+previous output replaces the features.
 
 Shapes: B rows, Q entries, S keys, H hidden size, A tapped layers, N heads, D head dimension, V vocabulary.
 """
@@ -41,7 +40,6 @@ class Eagle3Config:
         taps: decoder layers whose outputs are fused, by index. Published configurations name the next layer instead.
         norm_before_residual: whether the residual is the normed features.
         vocabulary: how many tokens it drafts; the backbone's number for all.
-        backbone: name or path of the backbone.
         drafts: how many tokens in a row it was trained for.
     """
 
@@ -175,7 +173,6 @@ class Eagle3(nn.Module):
 
     @property
     def layer(self) -> Any:
-        """The only layer."""
         return self.layers[0]
 
     def fuse(self, hidden: Sequence[Tensor]) -> Tensor:

@@ -1,9 +1,6 @@
 """Which part of each text a drafter has not read yet, for drafters that draft token after token.
 
-Their keys are in further layers of the engine's cache, each token's at its slot. Accepted tokens overwrite the keys of
-drafts, so the state of a row is a count.
-
-Shapes: B rows, W tokens of a window.
+Accepted tokens overwrite the keys of drafts, so the state of a row is a count. Shapes: B rows, W tokens of a window.
 """
 
 from collections.abc import Sequence

@@ -41,7 +41,6 @@ def create_app(
     """Return the application over a service that has been started.
 
     Args:
-        service: the model and its loop.
         key: the API key that requests under `/v1` must carry; None for none.
         origins: pages of other hosts that may call it (CORS); none unless given.
         body_limit: bytes of a request's body at most.
@@ -158,7 +157,6 @@ class _Work:
         service.loop.submit(self.jobs)
 
     def cancel(self) -> None:
-        """End the jobs that have not ended."""
         self._service.loop.cancel(self.jobs)
 
     async def deltas(self, wait: float | None = None) -> AsyncIterator[Delta | None]:
@@ -203,7 +201,6 @@ class _Work:
         return Delta(index=index, event=event, parts=parts, scored=scored, cycle=cycle, finish_reason=reason)
 
     async def whole(self, shape: Shape) -> dict[str, Any]:
-        """Return the answer in one piece."""
         choices = [Choice(index=index) for index in range(len(self.jobs))]
         async for delta in self.deltas():
             if delta is not None:
@@ -212,7 +209,6 @@ class _Work:
 
 
 async def _lines(work: _Work, request: ChatRequest | CompletionRequest, shape: Shape) -> AsyncIterator[str]:
-    """Yield the lines of an event stream."""
     options = request.stream_options
     usage = options is not None and bool(options.include_usage)
     running = options is not None and bool(options.continuous_usage_stats)

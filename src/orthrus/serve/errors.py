@@ -8,13 +8,7 @@ from orthrus.serve.jobs import Draining, Overloaded, TimedOut
 
 
 class Refused(OrthrusError):
-    """A request that is answered with an error.
-
-    Attributes:
-        status: the HTTP status.
-        param: the field that is at fault, if one is.
-        code: a short name that programs can compare.
-    """
+    """A request that is answered with an error: its HTTP `status`, the field at fault, a name that programs compare."""
 
     def __init__(self, message: str, *, status: int = 400, param: str | None = None, code: str | None = None) -> None:
         """Describe what is required, what was found and what to do."""
@@ -23,11 +17,9 @@ class Refused(OrthrusError):
 
     @property
     def headers(self) -> dict[str, str]:
-        """HTTP headers beside the body."""
         return {"Retry-After": "1"} if self.status in (429, 503) else {}
 
     def body(self) -> dict[str, Any]:
-        """Return the error object."""
         return {
             "error": {"message": str(self), "type": _TYPES.get(self.status, _type(self.status)), "param": self.param}
             | {"code": self.code}

@@ -14,16 +14,9 @@ BODY_SECONDS: Final = 30.0
 
 
 class Gate:
-    """Refuse requests without the key (under `/v1` only), and bodies that are too long or too slow.
-
-    Args:
-        app: what lies behind.
-        key: the API key; None for none.
-        body_limit: bytes of a body at most.
-    """
+    """Refuse requests without the key (under `/v1` only), and bodies that are too long or too slow."""
 
     def __init__(self, app: ASGIApp, *, key: str | None, body_limit: int) -> None:
-        """Wrap an application."""
         self._app, self._key, self._limit = app, key, body_limit
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:

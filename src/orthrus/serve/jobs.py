@@ -28,8 +28,7 @@ class Event(NamedTuple):
     Attributes:
         token_ids: the cycle's tokens: the backbone's first, where it gave one, accepted drafts, the bonus.
         first: whether there is such a first token.
-        accepted: how many of them were drafts.
-        drafted: how many drafts the cycle proposed.
+        accepted, drafted: how many of them were drafts, and how many the cycle proposed.
         finish_reason: "stop" or "length" on the last event, otherwise None.
         stats: the job's statistics so far.
         error: why the job ended without a text; it is the last event.
@@ -58,8 +57,6 @@ class Job:
     """One completion to write.
 
     Attributes:
-        prompt_ids: the encoded prompt.
-        options: sampling, length, stop strings.
         index: tells the choices of one request apart, so that each draws noise of its own.
         mode: the engine that decodes it, a key of the loop's engines.
         top: how many likeliest tokens each event tells beside its own, with log probabilities; None for none at all.
@@ -68,7 +65,6 @@ class Job:
         submitted, started, first, latest: when it was queued, joined a batch, gained its first and its last tokens.
         id: the engine's name for it.
         drafted, emitted: drafts proposed and tokens written so far.
-        done: whether it has ended.
     """
 
     prompt_ids: list[int]

@@ -32,11 +32,9 @@ class Loop:
 
     Args:
         engines: makes the engine of each mode, when a job first asks for it.
-        tokenizer: the model's, which stop strings need.
         rows: jobs in flight at most, per mode.
         queue: jobs that may wait; more are refused.
         watcher: who is told what happens.
-        clock: seconds.
     """
 
     JOIN_SECONDS: Final = 30.0
@@ -63,7 +61,6 @@ class Loop:
         self._thread = threading.Thread(target=self._run, name="orthrus-engine", daemon=True)
 
     def start(self) -> None:
-        """Start the thread."""
         self._thread.start()
 
     @property
@@ -83,7 +80,6 @@ class Loop:
 
     @property
     def running(self) -> int:
-        """Jobs in the engines' rows."""
         return sum(len(lane.jobs) for lane in list(self._lanes.values()))
 
     @property
@@ -93,15 +89,11 @@ class Loop:
 
     @property
     def positions(self) -> int:
-        """Cache positions in use."""
         jobs = [job for lane in list(self._lanes.values()) for job in list(lane.jobs.values())]
         return sum(len(job.prompt_ids) + job.emitted for job in jobs)
 
     def submit(self, jobs: Sequence[Job]) -> None:
-        """Queue jobs, all of them or none.
-
-        Raises Overloaded: more jobs would wait than the queue allows; Draining: the server is shutting down.
-        """
+        """Queue jobs, all of them or none; raises Overloaded or, where the server is shutting down, Draining."""
         with self._lock:
             if self.draining or not self.alive:
                 raise Draining("the server is shutting down: send the request to another one, or later")
@@ -117,10 +109,7 @@ class Loop:
         self._commands.put(lambda: self._waiting.extend(jobs))
 
     def cancel(self, jobs: Sequence[Job]) -> None:
-        """End jobs whose text nobody wants any more; they get no further event. Those that have ended stay as they are.
-
-        Their rows are free at the next cycle.
-        """
+        """End jobs whose text nobody wants any more; they get no further event, and their rows are free next cycle."""
 
         def end() -> None:
             for job in jobs:

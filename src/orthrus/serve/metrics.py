@@ -60,13 +60,11 @@ class Metrics:
             gauge.labels(self._model).set_function(read)
 
     def started(self, job: Job, now: float) -> None:
-        """Count a job that joined a batch."""
         self._queued.observe(now - job.submitted)
         self._prompt.inc(len(job.prompt_ids))
         self._prompts.observe(len(job.prompt_ids))
 
     def advanced(self, job: Job, event: Event, now: float) -> None:
-        """Count a cycle's tokens."""
         if job.latest is None:
             self._asked.inc(len(job.prompt_ids))
             self._found.inc(event.cached)
@@ -82,7 +80,6 @@ class Metrics:
                 counter.inc()
 
     def ended(self, job: Job, reason: str, stats: Stats | None, now: float) -> None:
-        """Count a completion that ended."""
         self._ended.labels(self._model, reason).inc()
         self._whole.observe(now - job.submitted)
         if stats is not None:
@@ -91,7 +88,6 @@ class Metrics:
                 self._per_token.observe((now - job.first) / (stats.emitted - 1))
 
     def page(self) -> bytes:
-        """Return the page as Prometheus reads it."""
         return generate_latest(self.registry)
 
     def _counter(self, name: str, text: str) -> Any:

@@ -124,7 +124,6 @@ class Request(_Body):
 
     @property
     def stops(self) -> tuple[str, ...]:
-        """The stop strings."""
         return tuple(self.stop or ())
 
     @property
@@ -175,8 +174,6 @@ def _parts(value: Any) -> Any:
 
 
 class Message(_Body):
-    """One message of a chat."""
-
     role: Literal["system", "developer", "user", "assistant", "tool"]
     content: Annotated[list[TextPart], BeforeValidator(_parts)] | None = None
     name: Text | None = None
@@ -189,8 +186,6 @@ class Message(_Body):
 
 
 class JsonSchema(_Body):
-    """`response_format.json_schema`."""
-
     name: str
     description: str | None = None
     schema_: Annotated[dict[str, Any] | None, Field(alias="schema")] = None
@@ -218,8 +213,6 @@ class ResponseFormat(_Body):
 
 
 class Function(_Body):
-    """A function that the model may call."""
-
     name: Annotated[str, Field(pattern=r"^[a-zA-Z0-9_.-]{1,64}$")]
     description: Text | None = None
     parameters: dict[str, Any] | None = None
@@ -227,15 +220,11 @@ class Function(_Body):
 
 
 class Tool(_Body):
-    """One of `tools`."""
-
     type: Literal["function"]
     function: Function
 
 
 class FunctionName(_Body):
-    """The function that `tool_choice` names."""
-
     name: str
 
 

@@ -38,10 +38,9 @@ class Parts:
 class Splitter:
     """Take one choice's pieces apart.
 
-    Args:
-        thinks: whether `<think>` opens a thought; `thinking`: the prompt has opened one already.
-        tools: functions that `<tool_call>` may call; None where it is text.
-        single: whether the answer is `done` with its first call.
+    `thinks` says whether `<think>` opens a thought, `thinking` whether the prompt has opened one already; `tools` are
+    functions that `<tool_call>` may call, None where it is text; with `single` the answer is `done` with its first
+    call.
     """
 
     def __init__(
@@ -136,7 +135,6 @@ class _Call:
 
 
 def joined(calls: Sequence[Call]) -> list[Call]:
-    """Put deltas of calls together."""
     made: dict[int, Call] = {}
     for call in calls:
         whole = made.setdefault(call.index, Call(call.index, call.name))

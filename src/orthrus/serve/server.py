@@ -18,7 +18,6 @@ class Server(uvicorn.Server):
     """A server whose first signal drains the loop and whose second one ends it at once."""
 
     def __init__(self, app: FastAPI, service: Service) -> None:
-        """Prepare; `serve` or `run` starts it."""
         # Errors of requests are answered and logged by the application; an access log would be noise.
         config = uvicorn.Config(
             app, lifespan="off", log_level="warning", access_log=False, timeout_graceful_shutdown=GRACE_SECONDS
@@ -56,7 +55,6 @@ def listen(host: str, port: int) -> socket.socket:
 
 
 def address(made: socket.socket) -> str:
-    """Return a socket's address as a browser takes it."""
     host, port = made.getsockname()[:2]
     return f"http://{f'[{host}]' if ':' in host else host}:{port}"
 

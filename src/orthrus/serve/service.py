@@ -44,13 +44,7 @@ COMPLETION_TOKENS: Final = 16
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Limits:
-    """What a server allows.
-
-    Attributes:
-        context: tokens of prompt and text together.
-        queue: completions that may wait for a row.
-        timeout: seconds a request may take; None for any.
-    """
+    """What a server allows: tokens of prompt and text, completions that wait for a row, seconds (None for any)."""
 
     context: int
     queue: int = 64
@@ -58,14 +52,7 @@ class Limits:
 
 
 class Service:
-    """A model, its tokenizer and the loop that decodes for all requests.
-
-    Attributes:
-        name: the model's name in requests and answers.
-        loop: the thread that owns the engines.
-        metrics: what it counts.
-        limits: what it allows.
-    """
+    """A model, its tokenizer and the loop that decodes for all requests; `name` is the model's in requests."""
 
     def __init__(
         self,
@@ -122,7 +109,6 @@ class Service:
         self._end_of_thought = end if isinstance(end, int) and end != tokenizer.unk_token_id else None
 
     def start(self) -> None:
-        """Start the loop's thread."""
         self.loop.start()
 
     def close(self) -> None:
@@ -130,7 +116,6 @@ class Service:
         self.loop.close()
 
     def check_model(self, name: str) -> None:
-        """Refuse a request for another model."""
         if name != self.name:
             raise Refused(
                 f"this server has the model {self.name!r}, the request is for {name!r}",
@@ -151,7 +136,6 @@ class Service:
         return None if request.top is None else self._spell
 
     def splitter(self, request: Request, prompt_ids: Sequence[int]) -> Splitter:
-        """Return what takes a choice's text apart."""
         if not isinstance(request, ChatRequest):
             return Splitter()
         thinking, _ = self._thought(prompt_ids)
@@ -228,7 +212,6 @@ class Service:
         return made
 
     def _limit(self, request: Request, prompt_ids: Sequence[int]) -> int:
-        """Return how many tokens a completion may have."""
         field = "messages" if isinstance(request, ChatRequest) else "prompt"
         if not prompt_ids:
             raise Refused("the prompt must hold at least one token, found none", param=field)
@@ -254,7 +237,6 @@ def _numbered(deliver: Callable[[int, Event], None], number: int) -> Callable[[E
 
 
 def model_card(service: Service) -> dict[str, Any]:
-    """Return the model's entry of `/v1/models`."""
     return {
         "id": service.name,
         "object": "model",

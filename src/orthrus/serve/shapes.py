@@ -18,16 +18,7 @@ FINGERPRINT: Final = f"orthrus-{__version__}"
 
 @dataclass(kw_only=True)
 class Delta:
-    """What one event adds to one choice.
-
-    Attributes:
-        index: the choice.
-        event: the event.
-        parts: its new text, thoughts and tool calls.
-        scored: its new tokens with their log probabilities, where they were asked for.
-        cycle: which cycle of the choice this was.
-        finish_reason: why the choice ended, on its last delta.
-    """
+    """What one event adds to one choice; `cycle` is which of the choice's it was, `finish_reason` why the choice ended."""
 
     index: int
     event: Event
@@ -38,7 +29,6 @@ class Delta:
 
     @property
     def text(self) -> str:
-        """The new text."""
         return "".join(piece.text for piece in self.parts.content)
 
     @property
@@ -71,7 +61,6 @@ class Choice:
     finish_reason: str | None = None
 
     def add(self, delta: Delta) -> None:
-        """Append a delta."""
         self.text += delta.text
         self.reasoning += delta.parts.reasoning
         self.calls += delta.parts.calls
@@ -91,7 +80,6 @@ class Usage:
         self._parts: dict[int, Stats] = {}
 
     def add(self, delta: Delta) -> None:
-        """Count a delta."""
         event = delta.event
         self.emitted += len(event.token_ids)
         self.accepted += event.accepted
@@ -102,7 +90,6 @@ class Usage:
             self._parts[delta.index] = event.stats
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the usage so far."""
         return {
             "prompt_tokens": self.prompt_tokens,
             "completion_tokens": self.emitted,
@@ -153,8 +140,6 @@ class Shape(ABC):
 
 
 class ChatShape(Shape):
-    """`chat.completion` and `chat.completion.chunk`."""
-
     prefix = "chatcmpl"
 
     def opening(self, index: int) -> dict[str, Any]:
@@ -163,7 +148,6 @@ class ChatShape(Shape):
         return self._chunk([{"index": index, "delta": delta, "logprobs": None, "finish_reason": None}])
 
     def chunk(self, delta: Delta) -> dict[str, Any]:
-        """Return one chunk of a stream."""
         made: dict[str, Any] = {}
         if delta.parts.reasoning:
             made["reasoning_content"] = delta.parts.reasoning
@@ -174,7 +158,6 @@ class ChatShape(Shape):
         return self._chunk([self._choice(delta.index, "delta", made, delta.scored, delta.finish_reason)])
 
     def whole(self, choices: Sequence[Choice], usage: Usage) -> dict[str, Any]:
-        """Return an answer in one piece."""
         made = [self._choice(c.index, "message", _message(c), c.scored, c.finish_reason) for c in choices]
         return {**self.head, "object": "chat.completion", "choices": made, "usage": usage.to_dict()}
 
@@ -189,7 +172,6 @@ class ChatShape(Shape):
 
 
 def _message(choice: Choice) -> dict[str, Any]:
-    """Return an assistant's message."""
     made: dict[str, Any] = {"role": "assistant", "content": choice.text, "refusal": None}
     if choice.reasoning:
         made["reasoning_content"] = choice.reasoning
@@ -228,11 +210,9 @@ class TextShape(Shape):
         return self._chunk([self._choice(index, self._echo[index], None)]) if self._echo else None
 
     def chunk(self, delta: Delta) -> dict[str, Any]:
-        """Return one chunk of a stream."""
         return self._chunk([self._choice(delta.index, delta.text, delta.finish_reason, delta.scored)])
 
     def whole(self, choices: Sequence[Choice], usage: Usage) -> dict[str, Any]:
-        """Return an answer in one piece."""
         made = [
             self._choice(c.index, (self._echo[c.index] if self._echo else "") + c.text, c.finish_reason, c.scored)
             for c in choices

@@ -25,14 +25,10 @@ class Piece(NamedTuple):
 class Transcript:
     """Turn a job's events into text as OpenAI's API gives it: a stop string is not part of the text.
 
-    Attributes:
-        text: all text given so far.
-        cycles: steps behind the prompt's own pass, which is number 0.
-        stopped: whether a stop string has ended it.
+    `cycles` counts steps behind the prompt's own pass, which is number 0.
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, stops: Sequence[str] = ()) -> None:
-        """Begin an empty text."""
         self._stream = TextStream(tokenizer)
         self._stops = tuple(stops)
         self._held: list[Piece] = []
@@ -86,7 +82,6 @@ def append(pieces: list[Piece], piece: Piece) -> None:
 
 
 def split(pieces: list[Piece], end: int) -> tuple[list[Piece], list[Piece]]:
-    """Split pieces at a number of characters."""
     before: list[Piece] = []
     after: list[Piece] = []
     for piece in pieces:

@@ -20,7 +20,6 @@ class Block(NamedTuple):
     """What the draft pass reads and where it writes.
 
     Attributes:
-        token_BK: the anchor and the masks.
         position_BK: rotary positions, kept below the longest text.
         slot_BK: cache slots, or `NO_SLOT` where the row owns no room for the position.
         seen_B: keys that every position of the row sees: its prefix and what was written of the block.
@@ -51,12 +50,8 @@ def block_inputs(
 
     Args:
         length_B: positions whose keys the AR view has written; the anchor stands at this position.
-        anchor_B: each row's last emitted token.
         room_B: positions that the row's pages hold; 0 writes nothing (padding).
         page_BN: page table; entries past the row's room may be anything.
-        drafts: tokens to draft per row.
-        page_size: positions per page.
-        mask: the mask token.
         longest: positions of the longest text that is served.
     """
     ahead_K = torch.arange(drafts + 1, device=length_B.device)

@@ -144,7 +144,6 @@ class OrthrusDraft(nn.Module):
         return model.norm(hidden_states, residual)[0]
 
     def compute_logits(self, hidden_states: Tensor) -> Tensor:
-        """Return logits `[T, V]`."""
         return self._target[0].compute_logits(hidden_states)
 
     def get_top_tokens(self, hidden_states: Tensor) -> Tensor:

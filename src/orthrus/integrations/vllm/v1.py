@@ -58,13 +58,8 @@ class OrthrusProposer(DraftModelProposer):
     ) -> Tensor:
         """Return drafts `[B, M]`; their probabilities are then in `take_last_draft_probs`.
 
-        Args:
-            num_speculative_tokens: M.
-            next_token_ids: the anchors; for rows whose prompt is not finished, any token.
-            common_attn_metadata: of the step that verified.
-            sampling_metadata: temperatures, for drafts that are drawn.
-            num_rejected_tokens_gpu: how many of the step's tokens were refused, per row.
-            **unused: what drafters with hidden states need.
+        `next_token_ids` are the anchors; for rows whose prompt is not finished, any token. `num_rejected_tokens_gpu` is
+        how many of the step's tokens were refused, per row.
         """
         length_B = common_attn_metadata.seq_lens
         if num_rejected_tokens_gpu is not None:
