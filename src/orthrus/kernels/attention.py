@@ -2,7 +2,6 @@
 
 Registered with transformers as `attn_implementation="orthrus"`, for any architecture. Handles what scaled dot
 product attention lacks (soft-capped scores, attention sinks) by plain arithmetic on the same grouped shapes.
-Knows no view and no cache.
 
 Shapes: B rows, H query heads, G queries per key/value head, Q query rows, S keys, D head dimension.
 """
@@ -122,7 +121,6 @@ def use_own(model: nn.Module) -> None:
 
 
 def leave_own(model: nn.Module) -> None:
-    """Let a model attend by torch's operators again."""
     for module in model.modules():
         module.__dict__.pop(_USES, None)
 

@@ -2,9 +2,8 @@
 
 Each block of a weight has a scale, and in 4 bits a least number, in float16; each block of a row a scale in float32.
 Products within a block are added up as integers, blocks one after another in float32. What a row gives therefore does
-not depend on how many rows are multiplied with it, nor on which, nor on the number of threads, nor on the processor.
-One operator of our own multiplies (`blocks.cpp`), and nothing stands in for it: it is compiled when it is asked for.
-Knows layers; knows no pass.
+not depend on the other rows, nor on the number of threads, nor on the processor. One operator of our own multiplies
+(`blocks.cpp`), which is compiled when it is asked for.
 """
 
 from collections.abc import Callable, Sequence
@@ -36,7 +35,6 @@ class Blocks(NamedTuple):
     least: Tensor | None
 
     def numbers(self) -> Tensor:
-        """Return the weight `[out, in]` in float32."""
         code, scale = self.code.float(), self.scale.float()[..., None]
         wide = scale * (code - _SHIFT) if self.least is None else scale * code + self.least.float()[..., None]
         return wide.flatten(1)
@@ -78,7 +76,6 @@ def packed(blocks: Blocks) -> Tensor:
 
 
 def unpacked(weight: Tensor, outputs: int) -> Blocks:
-    """Return the blocks that were packed."""
     tiles, count, size = weight.shape
     four = size < SIZE * _TILE
     code = weight[..., : SIZE * _TILE // (1 + four)]
@@ -103,7 +100,6 @@ class BlockLinear(RoundedLinear):
         super().__init__(layer, packed(quantised(layer.weight, bits)))
 
     def dequantised(self) -> Tensor:
-        """Return the weight in float32."""
         return unpacked(self.weight, self.out_features).numbers()
 
     @classmethod

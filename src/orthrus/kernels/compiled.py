@@ -1,11 +1,10 @@
 """Operators in C++ (`*.cpp`, `*.h`), compiled where they run, if a compiler is found there.
 
 The first model that could use them starts the compiler in the background, at the lowest priority, and does without.
-Models loaded once it is done, in this process or another, have them. What no other product stands in for is compiled
-while its caller waits (`required`). What was compiled is kept in `orthrus.memory`'s
-folder, for a version of torch, a set of instructions and the compiler's options; a process keeps the library that it
-loaded first. Without a folder nothing is compiled, and with an empty `CXX` neither. All sources are compiled as one,
-since torch's headers take most of the time: each has a namespace of its own. Knows files; knows no layer.
+What no other product stands in for is compiled while its caller waits (`required`). What was compiled is kept in
+`orthrus.memory`'s folder, for a version of torch, a set of instructions and the compiler's options; a process keeps the
+library that it loaded first. Without a folder nothing is compiled, and with an empty `CXX` neither. All sources are
+compiled as one, since torch's headers take most of the time: each has a namespace of its own.
 """
 
 import logging
@@ -160,9 +159,9 @@ def loaded(name: str, file: Path) -> Callable[..., Tensor] | None:
 
 
 def command(name: str, file: Path, scratch: Path) -> str:
-    """Return a command line of the shell that compiles the operators for a set of instructions, whole or not at all.
+    """Return a command line of the shell that compiles the operators, whole or not at all, and says if it failed.
 
-    It says at its end if it failed, and removes `scratch`, a folder on the same disk.
+    It removes `scratch`, a folder on the same disk.
     """
     home = Path(torch.__file__).parent
     object, library = scratch / "operators.o", scratch / "operators.so"

@@ -1,7 +1,6 @@
-"""Weights as FBGEMM reads them, on x86 CPUs.
+"""Weights as FBGEMM reads them on x86 CPUs: in 16 bits, multiplied in float32, or in 8, multiplied as integers.
 
-They are read in 16 bits and multiplied in float32, or read in 8 and multiplied as integers. Torch keeps them in objects
-that are no tensors. Knows weights; knows no layer.
+Torch keeps them in objects that are no tensors.
 """
 
 import warnings
@@ -46,7 +45,6 @@ class Weights:
     dtype: Final = torch.float32
 
     def __init__(self, packed: object, *, largest: int = 0) -> None:
-        """Take what torch has packed."""
         self._packed, self.largest, self.itemsize = packed, largest, 1 if largest else 2
 
     def __call__(self, input: Tensor) -> Tensor:
@@ -129,7 +127,6 @@ def _is_here() -> bool:
 
 @contextmanager
 def _engine() -> Iterator[None]:
-    """Let torch pack for FBGEMM meanwhile."""
     engines: Any = torch.backends.quantized
     with _one_at_a_time:
         before = engines.engine

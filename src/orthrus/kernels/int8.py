@@ -1,12 +1,10 @@
 """Linear layers in 8-bit integers for decoding on CPUs: inputs and weights are rounded, sums of products are exact.
 
 Each row of the input has a scale of its own and so has each output; products are added up as integers, which does not
-round. What a row gives therefore does not depend on how many rows are multiplied with it, nor on which, nor on the
-number of threads. FBGEMM multiplies, or oneDNN where it has tiles (AMX) for that: of integers, both give the same bits.
-Where sums of 8-bit integers saturate, FBGEMM multiplies inputs in two parts of 7 bits each, which leaves little of them
-out. One operator of our own does all of that, with the same bits, where it is compiled (`orthrus.kernels.compiled`).
-Layers that read the same input are multiplied as one. How inputs of 8 bits are rounded best is observed elsewhere
-(`orthrus.kernels.smoothing`). Knows layers; knows no pass.
+round. What a row gives therefore does not depend on the other rows, nor on the number of threads. FBGEMM multiplies, or
+oneDNN where it has tiles (AMX) for that: of integers, both give the same bits. Where sums of 8-bit integers saturate,
+FBGEMM multiplies inputs in two parts of 7 bits each. One operator of our own does all of that, with the same bits,
+where it is compiled. How inputs are rounded best is observed elsewhere (`orthrus.kernels.smoothing`).
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -100,7 +98,6 @@ class Int8Linear(RoundedLinear):
     factor: Tensor | None
 
     def __init__(self, layer: nn.Linear, rounding: Rounding = PLAINLY) -> None:
-        """Round a layer's weights."""
         factor = None if rounding.factor is None else rounding.factor.clone()
         weight, scale = quantised(layer.weight if factor is None else layer.weight / factor)
         super().__init__(layer, weight)
@@ -108,7 +105,6 @@ class Int8Linear(RoundedLinear):
         self.register_buffer("factor", factor)
 
     def dequantised(self) -> Tensor:
-        """Return the weight in float32."""
         dense = self.weight.float() * self.scale[:, None]
         return dense if self.factor is None else dense * self.factor
 
@@ -257,10 +253,7 @@ def quantise(
 ) -> None:
     """Replace a model's linear layers by int8 ones, in place; their floating-point weights are let go.
 
-    Args:
-        model: takes the layers.
-        groups: layers that read the same input, one after another in this order.
-        roundings: how layers round their inputs, the same for those of a group; others as they come.
+    Layers of a group read the same input, one after another in this order, and round it alike, as `roundings` says.
     """
 
     def form(layer: nn.Linear) -> Int8Linear | None:

@@ -2,7 +2,7 @@
 
 Slots of the cache are numbered by position, so "sees everything up to position p" is a comparison. Every mask is
 written once as a boolean rule and made dense here (a 4-D additive tensor, which every architecture takes), or
-handed to FlexAttention as a block mask, which skips what nobody sees. Knows no model and no cache.
+handed to FlexAttention as a block mask, which skips what nobody sees.
 
 Shapes: B rows, Q query rows of a pass, S cache slots in view, T positions of a packed row, N blocks, K block length.
 """
@@ -232,9 +232,8 @@ def in_blocks(
 def up_to(limit_BQ: Tensor, *, span: int) -> Tensor:
     """Let each query see the slots up to and including its limit: `[B, Q, S]` boolean.
 
-    With the query's own position as limit this is causal attention (prefill and verify); with the block's last
-    position for all of its slots it is the draft mask: the whole prefix and the whole block, both directions (causal
-    blocks draft under the former).
+    With the query's own position as limit this is causal attention; with the block's last position for all of its slots
+    it is the draft mask: the whole prefix and the whole block (causal blocks draft under the former).
     """
     return torch.arange(span, device=limit_BQ.device) <= limit_BQ[:, :, None]
 

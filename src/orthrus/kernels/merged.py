@@ -1,8 +1,7 @@
 """Linear layers that read the same input, multiplied as one: queries, keys and values; gate and up.
 
-On a GPU a decoding pass takes as long as reading its weights, and a small matrix is read far more slowly than a large
-one. Weights of such layers come to lie one behind another, and each layer's own is a view of its part. Knows layers;
-knows no pass.
+On a GPU a small matrix is read far more slowly than a large one. Weights of such layers come to lie one behind another,
+and each layer's own is a view of its part.
 """
 
 from itertools import accumulate, groupby
@@ -37,7 +36,6 @@ class MergedLinear(nn.Linear):
     _index = 0
 
     def forward(self, input: Tensor) -> Tensor:
-        """Return `input @ weight.T + bias`."""
         merged = self._merged
         if merged is None or torch.is_grad_enabled():
             return linear(input, self.weight, self.bias)

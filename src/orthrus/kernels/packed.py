@@ -1,11 +1,9 @@
 """Linear layers for decoding on CPUs: a second copy of the weights, as the kernels at hand read them best.
 
-A plain linear layer hands its weights to the matrix product as they are stored, and the kernel rearranges them in every
-pass. For the few rows of a decoding pass that is a good part of its time; oneDNN takes weights laid out once. Many
-CPUs cannot multiply in 16 bits, and torch then takes every row of a pass by itself: FBGEMM reads weights in float16
-there and multiplies in float32, which float32 copies replace where it is missing.
-`tune` measures where the weights themselves are read faster, one row's by an operator of our own where it is compiled
-(`orthrus.kernels.compiled`). Knows layers; knows no pass.
+A plain linear layer's weights are rearranged by the kernel in every pass; oneDNN takes weights laid out once. Many CPUs
+cannot multiply in 16 bits: FBGEMM reads weights in float16 there and multiplies in float32, which float32 copies
+replace where it is missing. `tune` measures where the weights themselves are read faster, one row's by an operator of
+our own where it is compiled (`orthrus.kernels.compiled`).
 """
 
 from collections.abc import Callable, Sequence
@@ -78,7 +76,6 @@ class PackedLinear(nn.Linear):
     _own: Callable[..., Tensor] | None = None
 
     def forward(self, input: Tensor) -> Tensor:
-        """Return `input @ weight.T + bias`."""
         if torch.is_inference_mode_enabled() and not torch.is_autocast_enabled("cpu"):
             if self._shared is None:
                 self._shared, self._index = _Shared([self]), 0
@@ -121,7 +118,6 @@ class _Shared(Shared[PackedLinear]):
         return _multiply(input.to(self.copy.dtype), self.copy, bias).to(input.dtype)
 
     def forget(self) -> None:
-        """Drop the copy."""
         self.copy, self._state = None, []
 
     def _refresh(self) -> None:
@@ -191,9 +187,7 @@ def _multiply(input: Tensor, copy: Tensor | fbgemm.Weights, bias: Tensor | None)
 def pack(model: nn.Module, groups: Sequence[Sequence[nn.Linear]] = ()) -> None:
     """Let a model's linear layers multiply by copies of their weights from now on, in place, where that is faster.
 
-    Args:
-        model: takes the layers.
-        groups: layers that read the same input, one after another in this order.
+    Layers of a group read the same input, one after another in this order.
     """
     for module in _of_class(model, nn.Linear):
         if type(module.weight) in PLAIN:  # a quantised weight has kernels of its own
@@ -218,10 +212,6 @@ def tune(model: nn.Module, *, clock: Callable[[], float] = perf_counter) -> None
     One row and several are timed apart, over layer after layer, so that weights come from as far away as in a pass. If
     neither gains by the copies, they are dropped. Measured once a process for layers of these shapes, so that models
     loaded alike compute alike.
-
-    Args:
-        model: one that was packed.
-        clock: seconds, from any moment on.
     """
     layers, size = [], 0
     for layer in _of_class(model, PackedLinear):

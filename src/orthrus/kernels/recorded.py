@@ -2,7 +2,7 @@
 
 Weights in oneDNN's own layout cannot be constants of a graph: they are handed in, in the place of what holds them.
 FBGEMM's are no tensors: each is a constant of a small graph that a recording calls (`bound`).
-This rests on private parts of torch; where a version lacks them nothing is recorded. Knows tensors and who holds them.
+This rests on private parts of torch; where a version lacks them nothing is recorded.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -23,12 +23,10 @@ Holder = tuple[Any, str]
 
 
 def can_record() -> bool:
-    """Tell whether this version of torch records calls."""
     return all(hasattr(torch._C, name) for name in _NEEDED)
 
 
 def is_recording() -> bool:
-    """Tell whether operations are being recorded."""
     return bool(_jit.is_tracing())
 
 

@@ -55,7 +55,6 @@ class RoundedLinear(nn.Module):
         return all(type(layer) is cls for layer in layers)
 
     def forget(self) -> None:
-        """Drop what was made of the weights."""
         if self._shared is not None:
             self._shared.packed = None
 
@@ -79,7 +78,6 @@ class RoundedLinear(nn.Module):
         return {**self.__dict__, "_shared": None, "_index": 0}
 
     def extra_repr(self) -> str:
-        """Return the layer's shape."""
         return f"in_features={self.in_features}, out_features={self.out_features}, bias={self.bias is not None}"
 
 
@@ -102,10 +100,8 @@ def replace(
 ) -> None:
     """Replace a model's linear layers by rounded ones, in place; their floating-point weights are let go.
 
-    Args:
-        model: takes the layers.
-        groups: layers that read the same input, one after another in this order.
-        form: rounds a layer; None for those that stay.
+    Layers of a group read the same input, one after another in this order. `form` rounds a layer; None for those that
+    stay.
     """
     made: dict[nn.Module, RoundedLinear] = {}
     for name, layer in list(model.named_modules()):

@@ -1,10 +1,8 @@
 """How the inputs of linear layers are best rounded to integers, as observed in a pass over a few tokens.
 
-Some channels of an input are far larger than the rest, and with one scale per row the rest is rounded coarsely. Where
-these channels are the same for all tokens, they are divided by a factor that goes into the weights (SmoothQuant,
-arXiv 2211.10438). Where they change from token to token, as behind a gated activation, no factor helps, and rows are
-rounded as they come.
-Knows layers; knows no integers.
+Where some channels of an input are far larger than the rest for all tokens, they are divided by a factor that goes into
+the weights (SmoothQuant, arXiv 2211.10438). Where they change from token to token, as behind a gated activation, no
+factor helps, and rows are rounded as they come.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -36,14 +34,9 @@ PLAINLY: Final = Rounding()
 def observed(
     model: nn.Module, groups: Sequence[Sequence[nn.Linear]], run: Callable[[], object]
 ) -> dict[nn.Linear, Rounding]:
-    """Return how each plain linear layer that a pass calls should round its input.
+    """Return how each plain linear layer that a pass (`run`) calls should round its input; those of a group, alike.
 
     The pass runs on one thread, so that the outcome does not depend on their number.
-
-    Args:
-        model: holds the layers.
-        groups: layers that read the same input; they round it alike.
-        run: runs the pass.
     """
     members = {layer: list(group) for group in groups for layer in group}
     out: dict[nn.Linear, Rounding] = {}

@@ -1,8 +1,7 @@
 """Attention of decoding passes on CUDA: few queries, many keys, split over all of the device's processors.
 
 How many keys there are is read on the device, so that one CUDA graph serves every length. A kernel of our own because
-those of torch either take no mask, or leave most of the device idle where there is one. Needs Triton, which torch's
-CUDA builds bring along; knows masks and tensors, no pass.
+those of torch either take no mask, or leave most of the device idle where there is one. Needs Triton.
 
 Shapes: B rows, N key/value heads, R query rows (the G queries that share a head, one after another), Q queries,
 W slots of the pass itself, S cache slots, D head dimension.
@@ -376,7 +375,6 @@ def _write(  # type: ignore[no-untyped-def]
     ALL_V: tl.constexpr,
     BLOCK: tl.constexpr,
 ) -> Any:
-    """Write one position of one row."""
     b = tl.program_id(0).to(tl.int64)
     q = tl.program_id(1)
     target_row = tl.load(row + b).to(tl.int64)

@@ -24,7 +24,6 @@ class Watched(nn.Parameter):
 
     @property
     def data(self) -> Tensor:
-        """The parameter's numbers, to read or to write."""
         self.event = next(_events)
         return Tensor.data.__get__(self)  # type: ignore[attr-defined,no-any-return]
 

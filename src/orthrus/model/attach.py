@@ -1,8 +1,7 @@
 """Attach the diffusion view to a Hugging Face causal language model, and take it off again.
 
-Finds mixers by what they do (one per decoder layer, called with hidden states and a cache), never by architecture:
-attention, and layers of the gated delta rule. Refuses by name what the dual view cannot serve. Knows neither decoding
-nor files.
+Finds mixers by what they do (one per decoder layer, called with hidden states and a cache), never by architecture.
+Refuses by name what the dual view cannot serve.
 """
 
 import dataclasses
@@ -45,13 +44,9 @@ def attach(
 ) -> PreTrainedModel:
     """Give every attention module of a causal LM a trainable twin, in place, and freeze everything else.
 
-    Plain calls of the model stay what they were, bit for bit; passes with `view=` reach the twin.
-
-    Args:
-        model: any attention-only causal LM of transformers.
-        config: block length and mask token; defaults to `OrthrusConfig()`.
-        attn_implementation: attention function to switch to ("orthrus" never repeats keys for grouped queries);
-            None keeps the model's own.
+    Plain calls of the model stay what they were, bit for bit; passes with `view=` reach the twin. `attn_implementation`
+    is the attention function to switch to ("orthrus" never repeats keys for grouped queries); None keeps the model's
+    own.
 
     Raises:
         UnsupportedModel: the architecture is not served (the message says which part and why).

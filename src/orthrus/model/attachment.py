@@ -21,7 +21,6 @@ class Attachment:
     A copy of the model, deep or pickled, keeps the first five fields and learns the rest for itself.
 
     Attributes:
-        config: the view's configuration.
         attention: the attention function that the backbone had.
         trainable: names of the backbone's parameters that were to be trained.
         remembers: whether findings about the model may be read from and written to disk (`orthrus.memory`).
@@ -54,7 +53,6 @@ class Attachment:
 
 
 def is_attached(model: nn.Module) -> bool:
-    """Tell whether a model carries a diffusion view."""
     return _ATTRIBUTE in model.__dict__
 
 
@@ -75,7 +73,6 @@ def config_of(model: nn.Module) -> OrthrusConfig:
 
 
 def put(model: PreTrainedModel, attachment: Attachment) -> None:
-    """Give a model its attachment."""
     setattr(model, _ATTRIBUTE, attachment)
 
 

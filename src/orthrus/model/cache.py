@@ -2,8 +2,7 @@
 
 Both views write past a row's length; only `commit` moves the length, so drafts and rejected keys are simply
 overwritten by the next pass. Slots are numbered by position. Live rows stand at the front, so a pass over them is
-a view of the buffers. Layers with a recurrent state keep that in place of keys (`orthrus.model.states`). Knows neither
-masks nor views nor tokens; stands in for a Hugging Face cache by duck typing.
+a view of the buffers. Layers with a recurrent state keep that in place of keys (`orthrus.model.states`).
 
 Shapes: R rows of the cache, B rows of a pass, Q query rows, S slots, H key/value heads, D head dimension.
 """
@@ -24,13 +23,11 @@ from orthrus.model.states import RecurrentStates
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class PassSlots:
-    """Where the next pass reads and writes: the rows it runs over, and what it looks at of them.
+    """Where the next pass reads and writes: rows `first … last-1`, and what it looks at of them.
 
     Attributes:
-        first: the first of its contiguous rows, and
-        last: one past the last.
-        row_B1: the same on the device.
-        slot_BQ: `[B, Q]` slots its keys are written to.
+        row_B1: the rows on the device.
+        slot_BQ: slots its keys are written to.
         start: the first slot, where slots are known on the host to be `start … start+Q-1` in every row.
         span: one past the last slot any of its queries may look at.
         position_BQ: positions in the text, which differ from the slots in trees and blocks; None where nobody asks.
@@ -46,10 +43,7 @@ class PassSlots:
 
 
 class KeyStore:
-    """One layer's keys and values, `[R, S, H, D]`, allocated for the heads and dtype of the first ones.
-
-    A layer that keeps something else of a text has a store of its own with the same verbs.
-    """
+    """One layer's keys and values, `[R, S, H, D]`, allocated for the heads and dtype of the first ones."""
 
     def __init__(self, rows: int, capacity: int, key_BHQD: Tensor, value_BHQD: Tensor, *, kernel: bool) -> None:
         def buffer(like_BHQD: Tensor) -> Tensor:
@@ -78,12 +72,10 @@ class KeyStore:
         return keys[rows, : current.span].transpose(1, 2), values[rows, : current.span].transpose(1, 2)
 
     def copy(self, source: int, target: int, length: int) -> None:
-        """Copy the first positions of one row to another."""
         for buffer in (self.keys, self.values):
             buffer[target, :length] = buffer[source, :length]
 
     def swap(self, one: int, other: int, length: int) -> None:
-        """Exchange the first positions of two rows."""
         for buffer in (self.keys, self.values):
             buffer[[one, other], :length] = buffer[[other, one], :length]
 
@@ -93,13 +85,11 @@ class KeyStore:
             buffer[row_B1, target_BM] = buffer[row_B1, source_BM]
 
     def wipe(self, row: int) -> None:
-        """Overwrite a row with zeros."""
         for buffer in (self.keys, self.values):
             buffer[row] = 0
 
     @property
     def nbytes(self) -> int:
-        """Bytes held by both buffers."""
         return self.keys.nbytes + self.values.nbytes
 
 
@@ -141,9 +131,8 @@ class ScratchCache:
 
         Args:
             rows: the contiguous rows the pass runs over.
-            slot_BQ: `[B, Q]` slots (= positions) its keys are written to.
-            end: one past the last slot any of its queries may look at, known on the host; attention runs over
-                slots `0 … end-1` only.
+            slot_BQ: slots (= positions) its keys are written to.
+            end: one past the last slot any of its queries may look at, known on the host.
             start: the first slot, where slots are known on the host to be `start … start+Q-1` in every row; writing
                 them is a plain copy then.
             position_BQ: positions in the text, for drafters that read hidden states.
@@ -311,7 +300,6 @@ class ScratchCache:
 
     @property
     def nbytes(self) -> int:
-        """Bytes held by all buffers."""
         return sum(store.nbytes for store in self.stores.values()) + self.states.nbytes
 
 

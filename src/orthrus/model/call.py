@@ -23,7 +23,6 @@ class Call:
 
     Attributes:
         key: tells kinds apart. One text or row and several take different kernels; other numbers of them are sizes.
-        inputs: for `run`.
         kept: terms of recurrent states that it leaves; None where their buffers have to grow first.
     """
 
@@ -117,7 +116,6 @@ class Call:
         return (given, wider, [slots[kind] for kind in kinds] + states)
 
     def run(self, given: list[Tensor], masks: list[Tensor], buffers: list[Tensor]) -> Tensor:
-        """Make the pass."""
         token_BT, position_BT, slot_BT, row_B1, reach, *more = given
         paths, picked = more[: len(self._paths)], more[len(self._paths) :]
         cache: ScratchCache = copy.copy(self._cache)

@@ -1,7 +1,4 @@
-"""What a dual-view model is, as data: its block and mask token, and the backbone it belongs to.
-
-Knows nothing about modules, tensors or files beyond the JSON text of its own fields.
-"""
+"""What a dual-view model is, as data: its block and mask token, and the backbone it belongs to."""
 
 import dataclasses
 import difflib

@@ -3,11 +3,9 @@
 A layer of this kind keeps one state S per head in place of keys. Token i decays it, corrects what it holds for the
 token's key, and reads it: `S ← e^g S; u = β (v − Sᵀk); S ← S + k uᵀ; o = Sᵀ q`. Within a pass the corrections u solve
 a triangular system (the UT form: Yang et al., arXiv 2412.06464), whose entries are those pairs where one token sees the
-other. That holds for chains, trees and blocks of drafts alike, so no branch needs a state of its own. The state after
-any of the tokens is one weighted product of keys and corrections (`fold`).
+other, in chains, trees and blocks alike. The state after any token is one weighted product of keys and corrections.
 
-Pure functions in float32, without modules or caches. Two forms of the rule are offered: `solve` and `scan` are fast,
-and a token's last bits depend on where its pass began; `in_order` computes token by token, and they do not.
+`solve` and `scan` are fast, and a token's last bits depend on where its pass began; with `in_order` they do not.
 
 Shapes: B texts, T tokens, R earlier tokens of the same pass, M = R + T, G key heads, H value heads (H/G share a key),
 N key dimension, D value dimension, C channels and W width of the convolution, A positions asked for.
@@ -23,14 +21,9 @@ CHUNK: Final = 64
 
 
 class Inputs(NamedTuple):
-    """What the rule reads of each token, in float32 (`inputs`).
+    """What the rule reads of each token, in float32; queries and keys are normalised, queries scaled, too.
 
-    Attributes:
-        query_BTGN: queries, normalised and scaled.
-        key_BTGN: keys, normalised.
-        value_BTHD: values.
-        decay_BTH: logarithm of what is left of the state, at most 0.
-        beta_BTH: strength of the correction.
+    `decay_BTH` is the logarithm of what is left of the state, at most 0; `beta_BTH`, the strength of the correction.
     """
 
     query_BTGN: Tensor
@@ -40,7 +33,6 @@ class Inputs(NamedTuple):
     beta_BTH: Tensor
 
     def part(self, tokens: slice) -> "Inputs":
-        """Return the inputs of some of the tokens."""
         return Inputs(*(tensor[:, tokens] for tensor in self))
 
 
@@ -58,17 +50,14 @@ class Terms(NamedTuple):
     decay_BTH: Tensor
 
     def part(self, tokens: slice) -> "Terms":
-        """Return the terms of some of the tokens."""
         return Terms(*(tensor[:, tokens] for tensor in self))
 
 
 class Scan(NamedTuple):
     """What `scan` leaves, from which `states_at` takes the state after any token.
 
-    Attributes:
-        terms: of all tokens.
-        state_BCHND: the state before each chunk of `CHUNK` tokens, and behind the last one.
-        document_BT: the document of each token; None where all are of one.
+    `state_BCHND` is the state before each chunk of `CHUNK` tokens, and behind the last one; `document_BT` the document
+    of each token, None where all are of one.
     """
 
     terms: Terms

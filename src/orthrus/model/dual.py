@@ -1,7 +1,6 @@
 """The twin: one attention module seen two ways, a frozen original and a trainable copy.
 
-Knows how a pass chooses its view and how a layer picks its mask; knows no architecture, no projection and no
-cache. Everything a pass says travels in one keyword, `view=`, through the model's own `**kwargs`.
+Everything a pass says travels in one keyword, `view=`, through the model's own `**kwargs`.
 """
 
 from dataclasses import dataclass
@@ -75,7 +74,6 @@ class Dual(nn.Module):
             return getattr(super().__getattr__("ar"), name)
 
     def module_of(self, view: ViewName) -> nn.Module:
-        """Return the module that a view's rows run through."""
         return self.ar if view == "ar" or self.diffusion is None else self.diffusion
 
 

@@ -1,9 +1,7 @@
 """Decoding passes through torch.compile: on CPUs as one graph a kind of pass, on CUDA layer by layer and replayed.
 
-One graph of a whole model takes minutes to compile, and calling it from Python takes time in every pass. On CUDA all
-layers share a few small graphs, and what a pass launches is recorded as a CUDA graph, one for each shape of pass and
-not for each length of text. Knows how a model's forward is compiled, and what a recording asks of its inputs; knows no
-pass.
+On CUDA all layers share a few small graphs, and what a pass launches is recorded as a CUDA graph, one for each shape of
+pass and not for each length of text.
 """
 
 import warnings
@@ -48,12 +46,9 @@ class Recording:
 
 @dataclass(slots=True)
 class Recordings:
-    """What was recorded over one cache's buffers: made by key, None where a call cannot be; and what all of it shares.
+    """What was recorded over one cache's buffers: made by key, None where a call cannot be; with shared memory.
 
-    Attributes:
-        made: the recordings.
-        workspace: memory that they work in.
-        results: bytes that they leave their results in.
+    `results` are the bytes that recordings leave their results in.
     """
 
     made: dict[object, Recording | None] = field(default_factory=dict)
@@ -71,7 +66,6 @@ class Recordings:
 
 
 def recordings_of(cache: ScratchCache) -> Recordings:
-    """Return what was recorded over a cache."""
     if cache.recordings is None:
         cache.recordings = Recordings()
     recordings: Recordings = cache.recordings
@@ -186,7 +180,6 @@ def replayed(
     """Make a call over a cache's buffers, or run it again as it was recorded; results are the caller's to keep.
 
     Args:
-        cache: whose buffers and lengths the call reads and writes.
         key: tells calls apart that do different things, beyond the shapes of what they are given.
         given: all other tensors that may differ from time to time.
         call: computes the results from tensors like the given ones, without waiting for the device.

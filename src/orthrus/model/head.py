@@ -1,7 +1,4 @@
-"""From hidden states to logits, as a model's own forward does it; for callers that hold hidden states only.
-
-Knows the few scalings that architectures put around their output head; refuses those it does not know.
-"""
+"""From hidden states to logits, as a model's own forward does it; refuses scalings that it does not know."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager

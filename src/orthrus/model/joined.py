@@ -1,7 +1,6 @@
 """One call of an attention module over rows of both views, whose layers multiply each row by its own view's weights.
 
-What has no weights (rotary embeddings, the cache, attention itself) is then run once for all rows. Knows modules and
-the axis that rows lie on inside them, which it observes; knows no architecture.
+What has no weights (rotary embeddings, the cache, attention itself) is then run once for all rows.
 """
 
 import copy
@@ -33,7 +32,6 @@ class Split:
         return self._parts
 
     def forget(self) -> None:
-        """Let go of the last input."""
         self._input, self._parts = None, ()
 
 
@@ -111,7 +109,6 @@ class Shapes:
 
     @contextmanager
     def watching(self) -> Iterator[None]:
-        """Observe one pass."""
         seen: list[dict[str, torch.Size]] = [{} for _ in self._attentions]
         hooks = []
         for index, (attention, paths) in enumerate(zip(self._attentions, self._paths, strict=True)):

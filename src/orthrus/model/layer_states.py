@@ -1,7 +1,4 @@
-"""One layer's recurrent states: what it keeps of each row, and what it computes with in one pass.
-
-The shapes are those of `orthrus.model.states`, which drives all layers.
-"""
+"""One layer's recurrent states and what it computes with in one pass; shapes are those of `orthrus.model.states`."""
 
 import copy
 from collections.abc import Sequence
@@ -60,20 +57,17 @@ class LayerStates:
         self.next: list[tuple[Tensor, Tensor]] = []
 
     def tails(self, rows: slice, like_BTC: Tensor, width: int) -> Tensor:
-        """Return the inputs before each row's state."""
         if not self.tail_RVC.numel():
             self.tail_RVC = like_BTC.new_zeros(self._rows, width - 1, like_BTC.shape[2])
         return self.tail_RVC[rows]
 
     def states(self, rows: slice, like: delta.Inputs) -> Tensor:
-        """Return each row's state."""
         if not self.state_RHND.numel():
             (*_, H, D), N = like.value_BTHD.shape, like.key_BTGN.shape[3]
             self.state_RHND = like.value_BTHD.new_zeros(self._rows, H, N, D)
         return self.state_RHND[rows]
 
     def keep_inputs(self, rows: slice, input_BKC: Tensor) -> None:
-        """Write the inputs of terms."""
         if not input_BKC.shape[1]:
             return
         self.input_RKC = self._grown(self.input_RKC, input_BKC)
@@ -103,7 +97,6 @@ class LayerStates:
             self.next = []
 
     def buffers(self) -> list[Tensor]:
-        """Return all tensors, the rows first in each."""
         return [self.tail_RVC, self.state_RHND, *self.term_buffers()]
 
     def over(self, buffers: Sequence[Tensor]) -> "LayerStates":
@@ -142,12 +135,9 @@ class LayerPass:
         self._terms: delta.Terms | None = None
 
     def convolve(self, input_BTC: Tensor, weight_CW: Tensor, path_BTM: Tensor | None) -> Tensor:
-        """Return the short convolution of some rows' inputs, `[B, T, C]`.
+        """Return the short convolution of some rows' inputs, `[B, T, C]`, by a filter per channel.
 
-        Args:
-            input_BTC: the inputs.
-            weight_CW: a filter per channel.
-            path_BTM: who is before whom, the rows of earlier calls first (`delta.solve`).
+        `path_BTM` says who is before whom, the rows of earlier calls first (`delta.solve`).
         """
         layer, span = self._layer, self._span
         tail_BVC = layer.tails(span.rows, input_BTC, weight_CW.shape[1])

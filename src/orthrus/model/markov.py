@@ -1,10 +1,7 @@
 """A light dependency between neighbouring draft slots: what the token before makes likelier, by a matrix of low rank.
 
 All slots of a block are filled in one pass and cannot know one another's choice. This adds to a slot's logits a row of
-a vocabulary-by-vocabulary matrix, picked by the token before the slot: cheap enough to be added slot by slot, once the
-draft before has been chosen. Knows tokens and how a model keeps the matrix; knows no pass and no choosing.
-
-Shapes: V vocabulary, R rank.
+a vocabulary-by-vocabulary matrix, picked by the token before the slot. Shapes: V vocabulary, R rank.
 """
 
 from collections.abc import Callable
@@ -145,6 +142,5 @@ def install(model: PreTrainedModel, correction: Markov | None) -> None:
 
 
 def markov_of(model: nn.Module) -> Markov | None:
-    """Return a model's correction, or None."""
     correction = getattr(model, NAME, None)
     return correction if isinstance(correction, Markov) else None

@@ -1,9 +1,6 @@
-"""A mask of the view's own: one embedding that is trained, beside the backbone's table and never written into it.
+"""A mask of the view's own: one embedding `[C]` that is trained, beside the backbone's table, never written into it.
 
-Without it a block's masks are read as some token of the vocabulary, whose row stays as the backbone has it. With it
-they have the number after the vocabulary's last, so that a text may hold any token, the one that the row began as too.
-
-Shapes: C hidden size.
+Masks then have the number after the vocabulary's last, so that a text may hold any token.
 """
 
 from typing import Any
@@ -48,7 +45,6 @@ def install(model: PreTrainedModel, row: MaskRow | None) -> None:
 
 
 def mask_row_of(model: nn.Module) -> MaskRow | None:
-    """Return a model's mask row, or None."""
     row = getattr(model, NAME, None)
     return row if isinstance(row, MaskRow) else None
 

@@ -1,8 +1,7 @@
 """A gated-delta-rule layer seen two ways: the frozen one, and a twin for draft rows where there is one.
 
-The layer's own forward runs, with its projections, norms and gates, but for two functions that it calls by name: the
-short convolution and the rule (`orthrus.model.delta`). In passes over a cache of ours both follow who sees whom in the
-pass. No architecture is written again; a layer that does not look as expected is refused by name.
+The layer's own forward runs, but for two functions that it calls by name: the short convolution and the rule
+(`orthrus.model.delta`). A layer that does not look as expected is refused by name.
 """
 
 import inspect
@@ -85,12 +84,9 @@ def mixes(module: nn.Module) -> bool:
 
 
 class Part(NamedTuple):
-    """Rows of a pass that share a relation of who sees whom.
+    """Rows of a pass that share a relation of who sees whom: `path_BTM` as `delta.solve` takes it.
 
-    Attributes:
-        rows: where they stand.
-        path_BTM: which rows each one's text consists of, as `delta.solve` takes it.
-        both_ways: whether they read those behind them as well.
+    `both_ways` says whether they read those behind them as well.
     """
 
     rows: slice = slice(None)
@@ -99,13 +95,7 @@ class Part(NamedTuple):
 
 
 def mix(module: nn.Module, hidden_BTC: Tensor, recurrence: Recurrence, parts: Sequence[Part] = (Part(),)) -> Tensor:
-    """Run a layer's own forward over some rows of a pass; what it computes with is computed in float32.
-
-    Args:
-        module: the layer.
-        hidden_BTC: the rows.
-        recurrence: what convolution and rule are computed by,
-        parts: of these rows at a time.
+    """Run a layer's own forward over some rows of a pass, these `parts` of them at a time; computes in float32.
 
     Raises UnsupportedModel: the layer's forward has been replaced since the view was attached.
     """

@@ -1,7 +1,7 @@
 """Copies of recurrent states at a few lengths of each row's text, from which other texts with the same start go on.
 
-A live state cannot be taken back. So passes that read a prompt also copy the states at the lengths that are asked for
-beforehand. A copy is never written to, so rows share it. Rows are numbered as in the cache.
+Passes that read a prompt copy the states at the lengths that are asked for beforehand. A copy is never written to, so
+rows share it. Rows are numbered as in the cache.
 """
 
 from collections.abc import Collection, Mapping
@@ -47,15 +47,12 @@ class Snapshots:
         return self._kept[row].get(length)
 
     def cut(self, row: int, length: int) -> None:
-        """Drop a row's snapshots past a length."""
         self._kept[row] = {kept: snapshot for kept, snapshot in self._kept[row].items() if kept <= length}
 
     def copy(self, source: int, target: int) -> None:
-        """Share a row's snapshots with another."""
         self._kept[target] = dict(self._kept[source])
 
     def swap(self, one: int, other: int) -> None:
-        """Exchange two rows."""
         asked, kept = self._asked, self._kept
         asked[one], asked[other] = asked[other], asked[one]
         kept[one], kept[other] = kept[other], kept[one]

@@ -2,10 +2,8 @@
 
 Each row has one state per layer and the last inputs of its short convolution. A pass leaves both alone; it keeps what
 each of its AR rows would add, its *terms*. The next pass over a row first folds as many of them as the row has grown
-by. So whatever acceptance keeps of a pass, and whatever is taken back of it, costs one product and no copy of a state.
-The terms of a tree's accepted path are moved to its start, as keys are. Only the passes that read a prompt, of which
-all is kept, write states, and these stand aside until they are committed. Copies of a few are kept for other texts
-(`orthrus.model.snapshots`).
+by. So whatever acceptance keeps of a pass, or takes back of it, costs one product and no copy of a state. Only the
+passes that read a prompt write states, and these stand aside until they are committed.
 
 Shapes: R rows of the cache, B rows of a pass, T tokens, K terms that fit, G key heads, H value heads, N key dimension,
 D value dimension, C channels and V = W - 1 kept inputs of the convolution.
@@ -101,7 +99,6 @@ class RecurrentStates:
         self._snapshots.copy(source, target)
 
     def swap(self, one: int, other: int) -> None:
-        """Exchange two rows."""
         for buffer in self.buffers():
             buffer[[one, other]] = buffer[[other, one]]
         for numbers in (self._at, self._terms):
@@ -147,7 +144,6 @@ class RecurrentStates:
         return [buffer for layer in self._layers.values() for buffer in layer.buffers()]
 
     def term_buffers(self) -> list[Tensor]:
-        """Return those of terms."""
         return [buffer for layer in self._layers.values() for buffer in layer.term_buffers()]
 
     @property
@@ -168,7 +164,6 @@ class RecurrentStates:
 
     @property
     def nbytes(self) -> int:
-        """Bytes held by all buffers and snapshots."""
         return sum(buffer.nbytes for buffer in self.buffers()) + self._snapshots.nbytes
 
     def _bring(self, rows: slice, lengths: list[int], *, in_order: bool) -> None:

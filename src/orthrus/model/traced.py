@@ -1,7 +1,6 @@
 """Decoding passes on CPUs without Python: each kind is recorded as a graph, for texts of any number and length.
 
-A pass of a small model is some thousand small operations, and calling them from Python takes longer than most of them
-do. A recording runs the same operations over the same shapes, so its results have the same bits; that is checked once,
+A recording runs the same operations over the same shapes, so its results have the same bits; that is checked once,
 over inputs of other sizes. (In bfloat16 a recording of more than 128 rows over many keys attends to them in one block,
 eager passes in several, which may round otherwise: `kernels.products`.) A recording takes as long to make as it saves
 over many passes, so a kind must have been met about as often before.
@@ -54,7 +53,6 @@ class Kind:
     used: int = 0
 
     def drop(self, *, uses: int) -> None:
-        """Let go of the recording."""
         self.uses, self.graph, self.more = uses, None, ()
 
 
@@ -226,7 +224,6 @@ class _Layers:
         self._attributes = [module.__dict__ for module in self._modules]
 
     def unchanged(self) -> bool:
-        """Tell whether all is as it was."""
         return (
             [type(module) for module in self._modules] == self._types
             and all(kind.forward is forward for kind, forward in self._forwards.items())

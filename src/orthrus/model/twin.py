@@ -27,9 +27,7 @@ _OWN = ("torch", "orthrus")  # whose types of tensors hold the numbers that they
 def twin_of(attention: nn.Module, dtype: torch.dtype) -> nn.Module:
     """Return a copy of an attention module that can be trained, equal to it up to what quantisation rounds.
 
-    Args:
-        attention: the original.
-        dtype: what the model computes in; copies of quantised weights get it, others keep their own.
+    Copies of quantised weights get `dtype`, in which the model computes; others keep their own.
 
     Raises UnsupportedModel: weights that cannot be turned into floating point.
     """
@@ -129,7 +127,6 @@ def in_dtype(module: _Module, dtype: torch.dtype, *, trained: bool = True) -> _M
 
 
 def _library(tensor: Tensor) -> str:
-    """Return the package that a tensor's type comes from."""
     return type(tensor).__module__.partition(".")[0]
 
 

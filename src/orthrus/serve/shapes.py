@@ -18,7 +18,7 @@ FINGERPRINT: Final = f"orthrus-{__version__}"
 
 @dataclass(kw_only=True)
 class Delta:
-    """What one event adds to one choice; `cycle` is which of the choice's it was, `finish_reason` why the choice ended."""
+    """What one event adds to one choice; `cycle` is which of the choice's it was."""
 
     index: int
     event: Event
