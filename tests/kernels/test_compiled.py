@@ -122,7 +122,6 @@ def test_an_operator_of_other_bits_is_not_used(
     """As a compiler makes it that was told to compute as it likes."""
     name, operator = own
     monkeypatch.setattr(int8, "instructions", lambda: name)
-    monkeypatch.setattr(int8, "has_tiles", lambda: False)
     for found, expected in ((operator, operator), (lambda *given: operator(*given) * (1 + 2**-20), None)):
         monkeypatch.setattr(int8, "linear_int8", lambda found=found: found)
         assert int8.own_operator() is expected
@@ -336,13 +335,10 @@ def test_nothing_is_compiled_without(lack: str, folder: Path, monkeypatch: pytes
     assert len(compiled._running) == before
 
 
-def test_tiles_and_other_rounding_leave_the_operator_out(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_other_rounding_leaves_the_operator_out(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(int8, "linear_int8", lambda: "ours")
     monkeypatch.setattr(int8, "_agrees", lambda own: True)
     monkeypatch.setattr(int8, "rounds_inputs", lambda: True)
     for name in INSTRUCTIONS:
         monkeypatch.setattr(int8, "instructions", lambda name=name: name)
-        monkeypatch.setattr(int8, "has_tiles", lambda: False)
         assert int8.own_operator() == (None if name == "avx2" else "ours")
-        monkeypatch.setattr(int8, "has_tiles", lambda: True)
-        assert int8.own_operator() is None

@@ -30,6 +30,7 @@ from orthrus.provenance import digest_of, processor
 from orthrus.writing import writing
 
 INSTRUCTIONS: Final = {
+    "amx_int8": ("fma", "avx512f", "avx512bw", "avx512vl", "avx512_vnni", "amx_tile", "amx_int8"),
     "avx512_vnni": ("fma", "avx512f", "avx512bw", "avx512vl", "avx512_vnni"),
     "avx_vnni": ("avx2", "fma", "f16c", "avx_vnni"),
     "avx2": ("avx2", "fma", "f16c"),
@@ -228,7 +229,7 @@ def _file(name: str) -> Path | None:
 
 
 def _options(name: str) -> list[str]:
-    flags = [f"-m{each.replace('_vnni', 'vnni')}" for each in INSTRUCTIONS[name]]
+    flags = [f"-m{each.replace('_vnni', 'vnni').replace('_', '-')}" for each in INSTRUCTIONS[name]]
     # Without multiplications and additions in one, which round otherwise than torch's; said last, as others imply it.
     return ["-O3", "-std=c++20", "-fPIC", "-fno-fast-math", "-ffp-contract=off", f"-DNAME={name}", *flags]
 

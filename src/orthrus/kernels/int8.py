@@ -1,10 +1,10 @@
 """Linear layers in 8-bit integers for decoding on CPUs: inputs and weights are rounded, sums of products are exact.
 
 Each row of the input has a scale of its own and so has each output; products are added up as integers, which does not
-round. What a row gives therefore does not depend on the other rows, nor on the number of threads. FBGEMM multiplies, or
-oneDNN where it has tiles (AMX) for that: of integers, both give the same bits. Where sums of 8-bit integers saturate,
-FBGEMM multiplies inputs in two parts of 7 bits each. One operator of our own does all of that, with the same bits,
-where it is compiled. How inputs are rounded best is observed elsewhere (`orthrus.kernels.smoothing`).
+round. What a row gives therefore does not depend on the other rows, nor on the number of threads. One operator of our
+own rounds and multiplies where it is compiled; elsewhere FBGEMM multiplies, or oneDNN where it has tiles (AMX): of
+integers, all give the same bits. Where sums of 8-bit integers saturate, inputs come in two parts of 7 bits each. How
+inputs are rounded best is observed elsewhere (`orthrus.kernels.smoothing`).
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -168,9 +168,9 @@ def in_blocks(weight: Tensor) -> Tensor:
 
 
 def own_operator() -> Callable[..., Tensor] | None:
-    """Return the operator of our own where it is compiled and has the bits of the others here; none beside tiles."""
+    """Return the operator of our own where it is compiled and has the bits of the others here."""
     name = instructions()
-    if has_tiles() or name is None or (name != "avx2") != rounds_inputs():
+    if name is None or (name != "avx2") != rounds_inputs():
         return None
     own = linear_int8()
     return own if own is not None and _agrees(own) else None

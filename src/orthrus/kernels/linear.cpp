@@ -8,6 +8,11 @@
 
 #include "operators.h"
 
+#if defined(__AMX_INT8__)
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
+
 namespace orthrus::linear {
 namespace {
 
@@ -80,18 +85,85 @@ void sums(int64_t rows, const uint8_t* row, const int8_t* weight, int64_t K, int
   }
 }
 
+// As many rows as a tile has, which are multiplied by tiles (AMX) where a process may use them; else 0.
+#if defined(__AMX_INT8__)
+int64_t tile_rows() {
+  constexpr long REQUEST = 0x1023, TILE_DATA = 18;  // of arch_prctl: asks Linux for tiles, once a process
+  static const bool allowed = syscall(SYS_arch_prctl, REQUEST, TILE_DATA) == 0;
+  return allowed ? 16 : 0;
+}
+
+// Tiles of 16 rows of 64 bytes while it lives; afterwards as others had set them in this thread.
+struct Tiles {
+  alignas(64) uint8_t before[64] = {}, now[64] = {1};
+  Tiles() {
+    for (int tile = 0; tile < 8; tile++) now[16 + 2 * tile] = 64, now[48 + tile] = 16;
+    asm volatile("" ::"r"(before), "r"(now) : "memory");  // the next two tell the compiler of eight bytes only
+    _tile_storeconfig(before);
+    _tile_loadconfig(now);
+  }
+  ~Tiles() {
+    if (before[0])
+      _tile_loadconfig(before);
+    else
+      _tile_release();
+  }
+};
+
+// Sums of products of 16 rows with some blocks, [16, blocks * 16]; K is a multiple of 64.
+template <int BLOCKS>
+void tile_sums(const uint8_t* row, const int8_t* weight, int64_t K, int64_t next, int32_t* out) {
+  _tile_zero(0);
+  _tile_zero(1);
+  _tile_zero(2);
+  _tile_zero(3);
+  for (int64_t k = 0; k < K; k += 64) {
+    const int8_t* block = weight + k * BLOCK;
+    _tile_loadd(4, row + k, K);
+    _tile_loadd(5, block, 64);
+    _tile_dpbusd(0, 4, 5);
+    if constexpr (BLOCKS == 4) {
+      _tile_loadd(6, block + K * BLOCK, 64);
+      _tile_dpbusd(1, 4, 6);
+      _tile_loadd(7, block + 2 * K * BLOCK, 64);
+      _tile_dpbusd(2, 4, 7);
+      _tile_loadd(5, block + 3 * K * BLOCK, 64);
+      _tile_dpbusd(3, 4, 5);
+    }
+    for (int b = 0; b < BLOCKS; b++)
+      for (int i = 0; i < 16; i++) _mm_prefetch((const char*)block + (next + b) * K * BLOCK + i * 64, _MM_HINT_T0);
+  }
+  _tile_stored(0, out, BLOCKS * 64);
+  if constexpr (BLOCKS == 4) {
+    _tile_stored(1, out + 16, BLOCKS * 64);
+    _tile_stored(2, out + 32, BLOCKS * 64);
+    _tile_stored(3, out + 48, BLOCKS * 64);
+  }
+}
+#else
+int64_t tile_rows() { return 0; }
+struct Tiles {};
+template <int BLOCKS>
+void tile_sums(const uint8_t*, const int8_t*, int64_t, int64_t, int32_t*) {}
+#endif
+
 template <typename Type>
 void multiply(const Type* input, const int8_t* weight, const int32_t* zero, const float* scale, const float* factor,
               const float* bias, int64_t R, int64_t N, int64_t K, Type* out) {
-  std::vector<uint8_t> row(R * SPLIT * K);
-  std::vector<float> scratch(K), most(R);
-  for (int64_t r = 0; r < R; r++)
-    most[r] = rounded(input + r * K, factor, K, scratch.data(), row.data() + r * SPLIT * K);
-  constexpr int64_t each = MOST / SPLIT;
+  int64_t tile = R > 2 * MOST && K % 64 == 0 ? tile_rows() : 0, each = tile ? tile : MOST / SPLIT;
+  std::vector<uint8_t> row((R + each) * SPLIT * K);  // filled up to whole tiles
+  std::vector<float> most(R);
+  at::parallel_for(0, R, AT_ONCE / (K * 4 + 1) + 1, [&](int64_t start, int64_t stop) {
+    std::vector<float> scratch(K);
+    for (int64_t r = start; r < stop; r++)
+      most[r] = rounded(input + r * K, factor, K, scratch.data(), row.data() + r * SPLIT * K);
+  });
   int64_t blocks = (N + BLOCK - 1) / BLOCK;
   int64_t grain = std::max<int64_t>(WIDE, AT_ONCE / (std::max<int64_t>(K, 1) * BLOCK) + 1);
   at::parallel_for(0, blocks, grain, [&](int64_t start, int64_t stop) {
-    int32_t total[MOST * WIDE * BLOCK];
+    std::optional<Tiles> set;
+    if (tile) set.emplace();
+    int32_t total[16 * WIDE * BLOCK];
     for (int64_t b = start, some; b < stop; b += some) {
       some = stop - b >= WIDE ? WIDE : 1;
       int64_t first = b * BLOCK, width = some * BLOCK, here = std::min(width, N - first);
@@ -99,7 +171,10 @@ void multiply(const Type* input, const int8_t* weight, const int32_t* zero, cons
         int64_t rows = std::min(each, R - r0);
         const int8_t* from = weight + first * K;
         const uint8_t* those = row.data() + r0 * SPLIT * K;
-        (some == WIDE ? sums<WIDE> : sums<1>)(rows * SPLIT, those, from, K, total);
+        if (tile)
+          (some == WIDE ? tile_sums<WIDE> : tile_sums<1>)(those, from, K, r0 ? 0 : some, total);
+        else
+          (some == WIDE ? sums<WIDE> : sums<1>)(rows * SPLIT, those, from, K, total);
         for (int64_t r = 0; r < rows; r++) {
           const int32_t* sum = total + r * SPLIT * width;
           Type* to = out + (r0 + r) * N + first;
