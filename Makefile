@@ -14,7 +14,7 @@ export PIP_BUILD_CONSTRAINT := $(PIP_CONSTRAINT)
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-vllm check format wheel clean
+.PHONY: help demo test test-vllm lint check format wheel clean
 
 help:  ## list the commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-9s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -29,11 +29,13 @@ test: $(VENV)/.installed-dev  ## run the tests
 test-vllm: $(VLLM_VENV)/.installed  ## run the tests of the vLLM plugin against vLLM's CPU build (3.5 GB)
 	OMP_NUM_THREADS=1 $(VLLM_BIN)/python -m pytest -m vllm tests/vllm $(PYTEST_VLLM_ARGS)
 
-check: $(VENV)/.installed-dev  ## lint, formatting, types, import layers, sizes, records
+lint: $(VENV)/.installed-dev  ## lint, formatting, types, import layers
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-logo
+
+check: lint  ## the same, then sizes and records
 	$(BIN)/python -m pytest tests/test_house.py
 
 format: $(VENV)/.installed-dev  ## sort imports and format

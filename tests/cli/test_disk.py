@@ -94,6 +94,7 @@ def test_a_cache_that_cannot_be_used_disturbs_nothing(
 ) -> None:
     """Someone else's folder, or a file in its place."""
     (tmp_path / "cache").write_text("in the way")
+    monkeypatch.setenv("CXX", "")  # or a compiler would start
     monkeypatch.setenv("ORTHRUS_CACHE", str(tmp_path / "cache"))
     command = ("generate", "Hi", "-m", model_dir, "--max-new-tokens", 4, "--plan", "auto")
     expected = cli("generate", "Hi", "-m", model_dir, "--max-new-tokens", 4, "--mode", "ar")

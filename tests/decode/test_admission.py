@@ -1,5 +1,6 @@
 """Reading a long prompt never keeps rows that decode waiting for more than a slice of it; no text depends on it."""
 
+from functools import cache
 from typing import Any
 
 import pytest
@@ -17,6 +18,11 @@ from tests.families import tiny
 MODEL, PLAIN = dual(), tiny("qwen3")
 RUNNING = [5, 6, 7]
 LONG = [[3 + (11 * i + 7 * j) % 90 for j in range(n)] for i, n in enumerate((61, 20, 9, 100))]
+
+
+@cache
+def plain_text(prompt: tuple[int, ...], count: int, penalty: float = 1.0) -> list[int]:
+    return reference.greedy_text(PLAIN, prompt, count, Sampling(repetition_penalty=penalty))
 
 
 def watched(engine: Engine) -> list[tuple[int, int]]:
@@ -81,8 +87,8 @@ def test_no_more_than_a_slice_is_read_between_two_tokens_of_a_running_row(plan: 
             assert sum(rows * width for rows, width in passes) <= most + ends
             assert len(passes) <= -(-most // min(chunk, most))
         passes.clear()
-    assert done[running].token_ids == reference.greedy_text(PLAIN, RUNNING, 180)
-    assert [done[id].token_ids for id in ids] == [reference.greedy_text(PLAIN, prompt, 6) for prompt in LONG]
+    assert done[running].token_ids == plain_text(tuple(RUNNING), 180)
+    assert [done[id].token_ids for id in ids] == [plain_text(tuple(prompt), 6) for prompt in LONG]
 
 
 def test_an_idle_engine_reads_whole_prompts_at_once() -> None:
@@ -104,24 +110,25 @@ def test_rows_that_end_while_others_are_read_leave_them_whole() -> None:
             return int(torch.randint(n, (), generator=chance))
 
         engine = Engine(MODEL, rows=3, capacity=240, plan=steps.parse("fixed:4"), prefill_slice=1 + draw(9))
-        asked: dict[int, tuple[list[int], int, Sampling]] = {}
+        asked: dict[int, tuple[list[int], int, float]] = {}
         done = {}
         aborted = set()
         for _ in range(40):
             if draw(3) == 0:
                 prompt, count = [*LONG, RUNNING][draw(5)], 1 + draw(12)
-                sampling = Sampling(repetition_penalty=1.0 + 0.3 * draw(2))
+                penalty = 1.0 + 0.3 * draw(2)
+                sampling = Sampling(repetition_penalty=penalty)
                 id = engine.add(prompt, Options(max_new_tokens=count, sampling=sampling))
-                asked[id] = prompt, count, sampling
+                asked[id] = prompt, count, penalty
             if asked and draw(8) == 0:
                 id = list(asked)[draw(len(asked))]
                 if engine.abort(id):
                     aborted.add(id)
             done.update((progress.row.id, progress.row) for progress in engine.step())
         done.update((progress.row.id, progress.row) for progress in engine.run())
-        for id, (prompt, count, sampling) in asked.items():
+        for id, (prompt, count, penalty) in asked.items():
             if id not in aborted:
-                assert done[id].token_ids == reference.greedy_text(PLAIN, prompt, count, sampling)
+                assert done[id].token_ids == plain_text(tuple(prompt), 12, penalty)[:count]
 
 
 def test_a_waiting_prompt_that_is_aborted_while_it_is_read_is_gone() -> None:

@@ -25,6 +25,7 @@ from orthrus.kernels import packed
 from orthrus.kernels.attention import attention
 from orthrus.model.config import OrthrusConfig
 from orthrus.policy import steps
+from tests.conftest import NUMBERS
 from tests.decode.drive import BLOCK, decode, dual
 from tests.families import perturb, tiny
 
@@ -356,6 +357,23 @@ def test_noise_by_reach_is_found_for_decoding_and_for_reading_apart(
     geometry = exact.probe(dual(), width=BLOCK, rows=2).geometry
     few, many = (clean.tails, (SPAN,)) if fewest > 1 else ((SPAN,), clean.chunk_tails)
     assert (geometry.tails, geometry.chunk_tails) == (few, many)
+
+
+def test_noise_that_moves_few_numbers_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One result in some 200,000 of attention over fewer slots than a span."""
+    real, calls = functions._by_blocks, list[int]()
+
+    def moving(grouped: Tensor, key: Tensor, *rest: Any) -> Tensor:
+        out = real(grouped, key, *rest)
+        if key.shape[2] % SPAN:
+            calls.append(1)
+            out[0, 0, 0, 0] *= 1.01 if len(calls) % 130 == 0 else 1
+        return out
+
+    disturb(monkeypatch, moving)
+    monkeypatch.setattr(exact, "_NUMBERS", NUMBERS)
+    monkeypatch.setattr(exact, "_TAILS", (64,))
+    assert exact.probe(dual(), width=BLOCK, rows=1).geometry.tails == (SPAN,)
 
 
 def test_noise_by_reach_beyond_a_span_is_found(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,8 +1,6 @@
 """Layers in blocks: the operator has a slow specification's bits; models of them decode and refuse as they should."""
 
 import copy
-import subprocess
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +12,11 @@ from transformers import PreTrainedModel
 import orthrus
 from orthrus.checkpoints.integers import to_integers
 from orthrus.checkpoints.load import load, ready
-from orthrus.decode import exact
 from orthrus.decode.exact import finding_for
 from orthrus.errors import ConfigError, UnsupportedModel
 from orthrus.kernels import compiled, int8
 from orthrus.kernels.blocks import BlockLinear, Blocks, packed, quantised, unpacked
-from orthrus.kernels.compiled import command, instructions, loaded
+from orthrus.kernels.compiled import instructions
 from orthrus.kernels.int8 import Int8Linear
 from orthrus.kernels.recorded import record
 from orthrus.kernels.rounded import replace
@@ -27,26 +24,20 @@ from orthrus.model.attach import attach, detach
 from orthrus.model.fingerprint import precision_of
 from orthrus.zoo import WEIGHTS, weights_in
 from tests.decode.drive import BLOCK, dual
+from tests.kernels.conftest import HERE, Operator
 from tests.kernels.test_int8 import WIDTHS, texts, threads
 
-Operator = Callable[..., Tensor]
-
-HERE = [name for name in dict.fromkeys((instructions(), "avx2")) if name is not None]
 pytestmark = pytest.mark.skipif(
     instructions() is None or not compiled._has_compiler(), reason="needs Linux on an x86 CPU, and a compiler"
 )
 BITS = pytest.mark.parametrize("bits", [4, 8])
 
 
-@pytest.fixture(scope="module", params=HERE)
-def own(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Operator:
+@pytest.fixture(scope="session")
+def own(own: tuple[str, Operator]) -> Operator:
     """The operator, compiled for a set of instructions that this CPU has."""
-    file = tmp_path_factory.mktemp("compiled") / "operators.so"
-    (scratch := file.with_name("scratch")).mkdir()
-    subprocess.run(["sh", "-c", command(request.param, file, scratch)], check=True)
-    operator = loaded(f"linear_blocks_{request.param}", file)
-    assert operator is not None
-    return operator
+    found: Operator = getattr(torch.ops.orthrus, f"linear_blocks_{own[0]}").default
+    return found
 
 
 @pytest.fixture
@@ -218,10 +209,7 @@ def test_weights_stay_where_they_are_once_a_model_is_loaded(model: PreTrainedMod
     assert [parameter.data_ptr() for parameter in model.parameters()] == before
 
 
-def test_drafted_texts_equal_plain_ones_alone_and_in_batches(
-    model: PreTrainedModel, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(exact, "_NUMBERS", 1 << 12)
+def test_drafted_texts_equal_plain_ones_alone_and_in_batches(model: PreTrainedModel) -> None:
     expected = texts(model, "ar", batch=1)
     assert finding_for(model, width=BLOCK).holds
     for plan in ("full", "tree:6", "onepass", "auto"):

@@ -6,6 +6,7 @@ This rests on private parts of torch; where a version lacks them nothing is reco
 """
 
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import cache
 from typing import Any, Final
@@ -40,7 +41,9 @@ def record(
     Raises RuntimeError: the call has an operation that cannot be recorded.
     """
     parts: Any = torch._C
-    graph, _ = parts._create_graph_by_tracing(call, inputs, lambda _: "", True, False)
+    trace = torch.inference_mode(torch.is_inference_mode_enabled())(parts._create_graph_by_tracing)
+    with ThreadPoolExecutor(1) as thread:  # with few callers: torch notes them all with each operation, one by one
+        graph, _ = thread.submit(trace, call, inputs, lambda _: "", True, False).result()
     for name in _TIDY:
         getattr(parts, f"_jit_pass_{name}")(graph)
     rewrite(graph)
