@@ -60,7 +60,7 @@ class Hub:
 
 @pytest.fixture
 def hub(monkeypatch: pytest.MonkeyPatch) -> Hub:
-    """The Hub, as far as `cli.hub` looks."""
+    """The Hub, as far as `orthrus convert` looks."""
     hub = Hub()
     monkeypatch.setattr("huggingface_hub.HfApi", hub)
     return hub

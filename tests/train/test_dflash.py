@@ -19,12 +19,12 @@ from orthrus.peers import dflash_files
 from orthrus.policy import steps
 from orthrus.train import anchors, frozen
 from orthrus.train.anchors import Blocks
-from orthrus.train.batch import batch
 from orthrus.train.config import recipe_from_mapping
 from orthrus.train.dflash import DFlashTask, filled
 from orthrus.train.peer_sections import DFlashRecipe
 from orthrus.train.plan import plan
 from orthrus.train.run import run
+from orthrus.train.step import batch
 from tests import reference
 from tests.train.tiny import one_row, saved_backbone, tiny_tokenizer, view_recipe
 

@@ -13,11 +13,11 @@ from orthrus.cli import main
 from orthrus.errors import CheckpointError
 from orthrus.model.attach import attach
 from orthrus.train.config import load_recipe, recipe_from_mapping
-from orthrus.train.packed import Answers, answers_of
 from orthrus.train.plan import plan
 from orthrus.train.prepare import made_from
 from orthrus.train.sections import ViewRecipe
 from orthrus.train.shapes import shapes_of
+from orthrus.train.work import Answers, answers_of
 from tests.families import FAMILIES, tiny
 from tests.train.tiny import view_recipe
 

@@ -12,9 +12,9 @@ from orthrus.data.packing import EncodedDocument, pack
 from orthrus.decode.frames import Reading
 from orthrus.decode.passes import Passes
 from orthrus.model.cache import ScratchCache
-from orthrus.train.batch import batch
 from orthrus.train.config import recipe_from_mapping
 from orthrus.train.sections import BackboneRecipe, ViewRecipe
+from orthrus.train.step import batch
 from orthrus.train.tokenizer import train_tokenizer
 from orthrus.train.view import ViewTask
 from tests.families import tiny

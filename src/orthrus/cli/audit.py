@@ -78,8 +78,7 @@ def audit(
 
 def _show(report: "AuditReport", plots: Path | None, json: bool) -> None:
     """Print tables or one JSON object on standard output, plots' names and the verdict on standard error."""
-    from orthrus.bench.audit.plots import plot
-    from orthrus.bench.audit.tables import tables, verdict
+    from orthrus.bench.audit.tables import plot, tables, verdict
 
     if plots is not None:
         measuring.name_files(plot(report, plots))

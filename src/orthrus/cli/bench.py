@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from orthrus.cli import bench_peers, bench_quality, bench_serve, common, measuring
+from orthrus.cli import bench_peers, bench_serve, common, measuring
 from orthrus.cli.common import err, print_json, say
 from orthrus.cli.train import Recipe, Set
 from orthrus.errors import ConfigError
@@ -17,7 +17,7 @@ from orthrus.progress import Progress
 _ADDED = typer.Option("--output", "-o", metavar="FILE", help="A file of JSON lines; added to.")
 Batches = Annotated[list[str], typer.Option("--batch", metavar="N,…", help="Prompts decoded together.")]
 _MODES, _EXACTS, _CONTEXTS = ["ar,orthrus"], ["distribution"], ["256"]
-_WIDTHS, _BASELINES = ["1,2,4,8,16,32,64"], ["ar,hf,hf-static"]
+_WIDTHS, _BASELINES, _REDUCED = ["1,2,4,8,16,32,64"], ["ar,hf,hf-static"], ["bfloat16"]
 
 
 def application() -> typer.Typer:
@@ -25,7 +25,7 @@ def application() -> typer.Typer:
     app.command()(run)
     app.command()(passes)
     app.command()(train)
-    app.command()(bench_quality.quality)
+    app.command()(quality)
     app.command()(bench_serve.serve)
     app.command()(bench_peers.peers)
     app.command()(report)
@@ -229,6 +229,51 @@ def train(
         print_json({**record, "provenance": head})
     else:
         measuring.show([table([record])])
+
+
+def quality(
+    suite: measuring.Suites,
+    output: measuring.Output,
+    model: common.ModelArgument = common.DEFAULT,
+    backbone: common.Backbone = None,
+    data: measuring.Data = None,
+    dtype: Annotated[
+        list[str],
+        typer.Option(
+            "--dtype",
+            metavar="DTYPE,…",
+            help="Precisions beside float32, which always runs: bfloat16, float16, int8, int4.",
+        ),
+    ] = _REDUCED,
+    forms: Annotated[
+        list[str],
+        typer.Option(
+            "--form",
+            metavar="FORM,…",
+            help="Forms of llama.cpp's to measure, too (q8_0, q4_1, …): weights and inputs rounded to blocks, in "
+            "float32; none unless given.",
+        ),
+    ] = measuring.NONE,
+    limit: measuring.Limit = None,
+    max_new_tokens: common.MaxNewTokens = 256,
+    threads: measuring.Threads = None,
+    device: common.Device = None,
+) -> None:
+    """Compare precisions (bfloat16 unless given) with float32: perplexity, divergence and agreement; right answers.
+
+    float32 answers plainly, and every precision reads these answers; run again to continue. Suites of the domain code
+    execute what the model writes (see `orthrus.data.synthetic`).
+    """
+    from orthrus.bench import quality as bench
+    from orthrus.bench.session import Job
+
+    named = tuple(measuring.listed(dtype))
+    job = Job(model=model, suites=tuple(suite), folder=data, limit=limit, dtypes=named, max_new_tokens=max_new_tokens)
+    measuring.set_threads(threads)
+    load = measuring.loader(model, device, backbone=backbone)
+    rounded = tuple(measuring.listed(forms))
+    measuring.carried_out(bench.run, job, output, load=load, forms=rounded, counted="precision")
+    say(f"{output}: complete; orthrus bench report {output}", to=err)
 
 
 def report(

@@ -1,16 +1,17 @@
 """`orthrus convert`: write a view in another layout, with a model card, and upload it to the Hub if asked."""
 
 import dataclasses
-from collections.abc import Mapping
-from contextlib import suppress
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from orthrus.cli import common, hub
+from orthrus.cli import common
 from orthrus.cli.common import err, say
-from orthrus.errors import CheckpointError, ConfigError
+from orthrus.errors import CheckpointError, ConfigError, OrthrusError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -79,7 +80,7 @@ def convert(
     _check_target(model, out, force=force)
     layout: Literal["adapter", "official"] = "official" if format == "official" else "adapter"
     if push:
-        hub.check_repository(push, patterns=MODEL_FILES, force=force)
+        _check_repository(push, force=force)
     from orthrus.checkpoints.card import model_card
     from orthrus.checkpoints.remote import custom_generate
     from orthrus.model.attach import config_of
@@ -106,7 +107,7 @@ def convert(
     if CARD_FILE not in written:
         say(f"{out / CARD_FILE} stays as it was: remove it to have a new card written", to=err)
     if push:
-        say(hub.upload(out, push, files=written | {CARD_FILE}, patterns=MODEL_FILES, private=private))
+        say(_upload(out, push, files=written | {CARD_FILE}, private=private))
 
 
 def _write_gguf(model: str, out: Path, backbone: str | None, dtype: str | None, *, force: bool) -> None:
@@ -211,3 +212,62 @@ def _write(
 def _model_files(directory: Path) -> set[str]:
     files = [file for pattern in MODEL_FILES for file in directory.glob(pattern) if file.is_file()]
     return {file.relative_to(directory).as_posix() for file in files}
+
+
+def _check_repository(repo_id: str, *, force: bool) -> None:
+    """Make sure that there is a network, a token, and a place on the Hub that a model can be uploaded to."""
+    from huggingface_hub import HfApi
+
+    api = HfApi()
+    with _asking(repo_id, otherwise="nothing was written"):
+        api.whoami()
+        held = _of_models(api.list_repo_files(repo_id)) if api.repo_exists(repo_id) else []
+    if held and not force:
+        raise CheckpointError(
+            f"--push {repo_id}: the repository holds a model already ({', '.join(held)}): name another, or "
+            "replace it with --force; nothing was written"
+        )
+
+
+def _upload(folder: Path, repo_id: str, *, files: Iterable[str], private: bool) -> str:
+    """Upload these files of a folder, making the repository if need be, in place of its model; returns its address."""
+    from huggingface_hub import HfApi
+
+    api = HfApi()
+    with _asking(repo_id, otherwise=f"{folder} is complete: `hf upload {repo_id} {folder}` tries again"):
+        address = api.create_repo(repo_id, private=private, exist_ok=True)
+        api.upload_folder(
+            repo_id=repo_id,
+            folder_path=folder,
+            allow_patterns=sorted(files),
+            delete_patterns=_of_models(api.list_repo_files(repo_id)),
+            commit_message="Upload with orthrus convert",
+        )
+    return str(address)
+
+
+def _of_models(files: Iterable[str]) -> list[str]:
+    """Return the files that match `MODEL_FILES`, sorted; `*` stands for no slash."""
+    return sorted(f for f in files if any(fnmatch(f, p) and f.count("/") == p.count("/") for p in MODEL_FILES))
+
+
+@contextmanager
+def _asking(repo_id: str, *, otherwise: str) -> Iterator[None]:
+    """Say what the Hub's errors mean, and how things stand then."""
+    from huggingface_hub import errors
+
+    # The first is httpx's or httpx2's, whichever the Hub's client has: no network at all is one of those.
+    refusals = (errors.HTTPError, errors.HFValidationError, OSError, RuntimeError)  # type: ignore[attr-defined]
+    try:
+        yield
+    except errors.LocalTokenNotFoundError:
+        raise OrthrusError(
+            f"--push {repo_id}: a token of the Hugging Face Hub is required, found none: `hf auth login`, or set "
+            f"HF_TOKEN; {otherwise}"
+        ) from None
+    except refusals as error:
+        reason = str(error).splitlines()[0] if str(error) else "no reason given"
+        raise OrthrusError(
+            f"--push {repo_id}: the Hub must be reachable and let you write there, found {type(error).__name__}: "
+            f"{reason}; {otherwise}"
+        ) from error

@@ -37,8 +37,8 @@ def train(
     from orthrus.train.config import load_recipe
 
     if planned:
-        from orthrus.train.packed import answers_of
         from orthrus.train.plan import plan
+        from orthrus.train.work import answers_of
 
         wanted = load_recipe(recipe, overrides or [])
         show(plan(wanted, devices=devices, answers=answers_of(wanted)), as_json=as_json)

@@ -24,11 +24,10 @@ from orthrus.peers import blocks
 from orthrus.peers.blocks import BlocksConfig, Unmasking
 from orthrus.train import frozen, objective
 from orthrus.train.answered import AnsweredTask
-from orthrus.train.batch import batch
 from orthrus.train.peer_sections import BlocksRecipe
 from orthrus.train.prepare import Prepared
 from orthrus.train.start import frozen_backbone, mask_token
-from orthrus.train.step import Loss, Rows, row_generator
+from orthrus.train.step import Loss, Rows, batch, row_generator
 
 LEAST_NOISE: Final = 1e-3
 """The least share of a text or block that is masked."""

@@ -23,11 +23,10 @@ from orthrus.peers.dflash_drafter import DFlashDrafter
 from orthrus.train import anchors, frozen, scoring
 from orthrus.train.anchors import Blocks
 from orthrus.train.answered import AnsweredTask
-from orthrus.train.batch import batch
 from orthrus.train.peer_sections import DFlashRecipe
 from orthrus.train.prepare import Prepared
 from orthrus.train.start import mask_token
-from orthrus.train.step import Loss, Rows, row_generator
+from orthrus.train.step import Loss, Rows, batch, row_generator
 
 
 def drafter_of(recipe: DFlashRecipe, backbone: PreTrainedModel, *, mask: int) -> DFlash:

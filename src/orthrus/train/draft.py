@@ -15,10 +15,9 @@ from orthrus.peers.blocks import require_full_attention
 from orthrus.peers.draft import DraftModel
 from orthrus.train import anchors, frozen, objective
 from orthrus.train.answered import AnsweredTask
-from orthrus.train.batch import batch
 from orthrus.train.peer_sections import DraftRecipe
 from orthrus.train.prepare import Prepared
-from orthrus.train.step import Loss, Rows
+from orthrus.train.step import Loss, Rows, batch
 
 
 def shortened(config: PreTrainedConfig, layers: int) -> PreTrainedConfig:

@@ -21,10 +21,9 @@ from orthrus.peers.eagle3 import Eagle3Drafter
 from orthrus.peers.eagle3_model import Eagle3, Eagle3Config
 from orthrus.train import anchors, frozen, objective
 from orthrus.train.answered import AnsweredTask
-from orthrus.train.batch import batch
 from orthrus.train.peer_sections import Eagle3Recipe
 from orthrus.train.prepare import Prepared
-from orthrus.train.step import Loss, Rows
+from orthrus.train.step import Loss, Rows, batch
 
 
 class Drafted(NamedTuple):

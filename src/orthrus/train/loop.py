@@ -18,13 +18,12 @@ from orthrus.train.card import write_card
 from orthrus.train.checkpoints import load_latest, save_checkpoint
 from orthrus.train.config import flat
 from orthrus.train.fit import parts_of_step
-from orthrus.train.journal import Journal, evaluation_at
+from orthrus.train.journal import Journal, evaluation_at, trackers
 from orthrus.train.plan import notes
 from orthrus.train.ranks import Ranks
 from orthrus.train.sections import AnsweredRecipe, Recipe
 from orthrus.train.sharding import gathered
 from orthrus.train.step import Task, Training, autocast
-from orthrus.train.trackers import trackers
 from orthrus.writing import replacing
 
 

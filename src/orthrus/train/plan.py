@@ -9,10 +9,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from orthrus.model.delta import CHUNK
-from orthrus.train.packed import MOST, Answers, answers_of
 from orthrus.train.sections import AnsweredRecipe, Recipe, ViewRecipe
 from orthrus.train.shapes import Shapes, shapes_of
-from orthrus.train.work import Work, step_operations, work_of
+from orthrus.train.work import MOST, Answers, Work, answers_of, step_operations, work_of
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -9,13 +9,14 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from orthrus.data.packing import PackedRows
 from orthrus.errors import CheckpointError, DataError, OrthrusError
 from orthrus.train.checkpoints import Checkpoint
 from orthrus.train.optim import build_optimizers, learning_rate_factor, set_learning_rate
@@ -88,6 +89,22 @@ def rows_of_step(step: int, *, row_count: int, batch_rows: int, seed: int) -> Ro
         order = np.random.default_rng((seed, int(epoch))).permutation(row_count)
         rows[here] = order[index[here] % row_count]
     return rows
+
+
+class Batch(NamedTuple):
+    """Which document each position belongs to, positions in documents, tokens, and whether an answer holds them."""
+
+    document_BT: Tensor
+    position_BT: Tensor
+    token_BT: Tensor
+    answer_BT: Tensor
+
+
+def batch(packed: PackedRows, index: Rows, device: torch.device) -> Batch:
+    """Copy the rows of these indices to a device: integers as int64, answers as booleans."""
+    arrays = (packed.document, packed.position, packed.token_ids, packed.answer)
+    tensors = [torch.from_numpy(np.array(array[index])).to(device) for array in arrays]
+    return Batch(*(tensor if tensor.dtype == torch.bool else tensor.long() for tensor in tensors))
 
 
 class Training:

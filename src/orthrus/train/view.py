@@ -4,11 +4,15 @@ Shapes: B rows, T positions, N blocks, K block length, J = K - 1 predicted slots
 """
 
 import random
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from orthrus.checkpoints.files import save
@@ -22,15 +26,13 @@ from orthrus.model.mask_row import inputs_of, mask_of
 from orthrus.train import anchors, frozen, scoring
 from orthrus.train.anchors import Blocks
 from orthrus.train.answered import AnsweredTask
-from orthrus.train.batch import batch
 from orthrus.train.heldout import decoded_for_real, rates
 from orthrus.train.prepare import Prepared
-from orthrus.train.recompute import recomputed
 from orthrus.train.recurrence import OverBlocks, OverRows
 from orthrus.train.sections import ViewRecipe
 from orthrus.train.sharding import shard
 from orthrus.train.start import in_one_dtype, load_backbone
-from orthrus.train.step import Loss, Rows, row_generator
+from orthrus.train.step import Loss, Rows, batch, row_generator
 
 
 class TeacherKeys(frozen.PackedKeys):
@@ -167,3 +169,16 @@ class ViewTask(AnsweredTask[ViewRecipe]):
             inputs = inputs_of(self.model, token_BNK.flatten(1))
             hidden_BMC = frozen.run(self.model, inputs, position_BM, keys, view)
         return hidden_BMC.view(B, N, K, -1)
+
+
+@contextmanager
+def recomputed(layers: Sequence[nn.Module]) -> Iterator[None]:
+    """Let the forward passes in this block be computed again in the backward pass, layer by layer."""
+    for layer in layers:
+        # An attribute of the instance: found before the class's own, and gone when deleted.
+        layer.forward = partial(checkpoint, layer.forward, use_reentrant=False, preserve_rng_state=False)
+    try:
+        yield
+    finally:
+        for layer in layers:
+            del layer.forward

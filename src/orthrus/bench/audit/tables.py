@@ -1,12 +1,15 @@
 """An audit's report as tables, and its verdict as a line."""
 
 from collections.abc import Sequence
+from pathlib import Path
 from statistics import median
 from typing import Final
 
 from orthrus.bench.audit.contract import COUNTED, Contract
 from orthrus.bench.audit.report import AuditReport, PlainSummary, Summary, widest
 from orthrus.bench.audit.verdicts import Setting, Verdict
+from orthrus.bench.metrics import section, split
+from orthrus.bench.plots import Album, bars
 from orthrus.bench.tables import NONE, Grid, estimate, number, percent
 
 _SHOWN: Final = 20  # mismatches in a table; JSON has all of them
@@ -34,6 +37,21 @@ def verdict(contract: Contract) -> str:
         )
     ties = f", {len(contract.ties)} of them up to ties within {contract.epsilon:g}" if contract.ties else ""
     return f"holds: {promised} are{ties}"
+
+
+def plot(report: AuditReport, folder: Path) -> list[Path]:
+    """Draw the share of identical texts by domain, for each batch size; raises DataError without matplotlib."""
+    album = Album(folder)
+    for batch, part in split(report.summaries, lambda summary: summary.setting.batch).items():
+        shares: dict[str, dict[str, float]] = {}
+        by_promise = split(part, lambda s: (f"{s.setting.dtype} {s.setting.exact} {s.setting.mode}", s.suite, s.domain))
+        for (label, suite, domain), drawn in by_promise.items():
+            share = sum(summary.identical for summary in drawn) / sum(summary.prompts for summary in drawn)
+            shares.setdefault(label, {})[section(suite, domain)] = share
+        labels = {"ylabel": "share of identical texts", "title": f"batch {batch}"}
+        with album.picture(f"identical-batch{batch}.png", ylim=(0, 1.02), **labels) as axes:
+            bars(axes, shares)
+    return album.files
 
 
 def _texts(title: str, summaries: Sequence[Summary]) -> Grid:
