@@ -219,7 +219,9 @@ def _verdict(checks: list[Check], passed: bool) -> str:
 
 def _show(facts: dict[str, Any]) -> None:
     lines: dict[str, str] = dict(facts["versions"])
-    lines |= {device: f"{what}: {_working(facts['dtypes'][device])}" for device, what in facts["devices"].items()}
+    for device, what in facts["devices"].items():
+        works = (name if works else f"no {name}" for name, works in facts["dtypes"][device].items())
+        lines[device] = f"{what}: {', '.join(works)}"
     memory = facts["memory"]
     kept = "nothing is kept" if memory["folder"] is None else f"{memory['files']} files in {memory['folder']}"
     lines |= {"threads": str(facts["threads"]), "memory": kept, facts["bundled"]["name"]: _describe(facts["bundled"])}
@@ -247,10 +249,6 @@ def _show(facts: dict[str, Any]) -> None:
         rounded = "; its texts are its own, since it rounds weights" if fastest["dtype"].startswith("int") else ""
         say(f"{'fastest':<14}{where}: {others} for a plain step and a verification{rounded}")
     say(facts["verdict"], style="bold green" if facts["passed"] else "bold red")
-
-
-def _working(dtypes: dict[str, bool]) -> str:
-    return ", ".join(name if works else f"no {name}" for name, works in dtypes.items())
 
 
 def _describe(bundled: dict[str, Any]) -> str:

@@ -74,23 +74,16 @@ def _records(source: str | Path) -> Iterator[PromptRecord]:
     path = Path(source)
     if path.is_file():
         names = path.name.removesuffix(".gz")
-        return _from_jsonl(path) if names.endswith((".jsonl", ".json")) else _from_text(path)
+        task = names.rpartition(".")[0] or path.name
+        if names.endswith((".jsonl", ".json")):
+            return (_record(fields, where=at, task=task, number=number) for number, at, fields in objects_of(path))
+        return (user_prompt(line.strip(), id=f"{task}/{number}", task=task) for number, line in lines_of(path))
     if path.exists():
         raise DataError(f"{path}: a prompt set is a file, found a directory: name one of its files")
     named = _HUB_NAME.fullmatch(str(source))
     if named is None or str(source).startswith(".") or str(source).endswith(_FILE_ENDINGS):
         raise DataError(f"{source}: a prompt set is a file or a Hugging Face dataset, found no such file")
     return _from_hub(**named.groupdict())
-
-
-def _from_jsonl(path: Path) -> Iterator[PromptRecord]:
-    for number, origin, fields in objects_of(path):
-        yield _record(fields, where=origin, task=_stem(path), number=number)
-
-
-def _from_text(path: Path) -> Iterator[PromptRecord]:
-    for number, line in lines_of(path):
-        yield user_prompt(line.strip(), id=f"{_stem(path)}/{number}", task=_stem(path))
 
 
 def _from_hub(name: str, config: str | None, split: str | None) -> Iterator[PromptRecord]:
@@ -172,10 +165,6 @@ def _turns(messages: list[Message], *, where: str) -> tuple[tuple[Turn, ...], st
 
 def _first(fields: Mapping[str, Any], columns: Sequence[str]) -> str | None:
     return next((column for column in columns if fields.get(column) is not None), None)
-
-
-def _stem(path: Path) -> str:
-    return path.name.removesuffix(".gz").rpartition(".")[0] or path.name
 
 
 def _shown(value: Any) -> str:

@@ -56,22 +56,15 @@ class OrthrusConfig:
     trained_mask: bool = False
 
     def __post_init__(self) -> None:
-        if isinstance(self.block_size, bool) or not isinstance(self.block_size, int) or self.block_size < 2:
-            raise ConfigError(
-                f"block_size must be an integer of at least 2 (an anchor and one mask), found {self.block_size!r}"
-            )
-        mask = self.mask_token_id
-        if mask is not None and (isinstance(mask, bool) or not isinstance(mask, int) or mask < 0):
-            raise ConfigError(f"mask_token_id must be an integer of at least 0, found {mask!r}")
-        for name in ("block_attention", "block_recurrence"):
-            if getattr(self, name) not in get_args(BlockAttention):
-                raise ConfigError(
-                    f"{name} must be one of {', '.join(get_args(BlockAttention))}, found {getattr(self, name)!r}"
-                )
-        if isinstance(self.markov_rank, bool) or not isinstance(self.markov_rank, int) or self.markov_rank < 0:
-            raise ConfigError(f"markov_rank must be an integer of at least 0 (none), found {self.markov_rank!r}")
-        if self.anchor not in get_args(Anchor):
-            raise ConfigError(f"anchor must be one of {', '.join(get_args(Anchor))}, found {self.anchor!r}")
+        wholes = {"block_size": "2 (an anchor and one mask)", "mask_token_id": "0", "markov_rank": "0 (none)"}
+        for name, least in wholes.items():
+            value = getattr(self, name)
+            if (type(value) is not int or value < int(least[0])) and (name, value) != ("mask_token_id", None):
+                raise ConfigError(f"{name} must be an integer of at least {least}, found {value!r}")
+        kinds = {"block_attention": BlockAttention, "block_recurrence": BlockAttention, "anchor": Anchor}
+        for name, kind in kinds.items():
+            if getattr(self, name) not in get_args(kind):
+                raise ConfigError(f"{name} must be one of {', '.join(get_args(kind))}, found {getattr(self, name)!r}")
         if not isinstance(self.trained_mask, bool):
             raise ConfigError(f"trained_mask must be true or false, found {self.trained_mask!r}")
         if isinstance(self.layers, list):

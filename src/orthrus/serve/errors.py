@@ -20,10 +20,8 @@ class Refused(OrthrusError):
         return {"Retry-After": "1"} if self.status in (429, 503) else {}
 
     def body(self) -> dict[str, Any]:
-        return {
-            "error": {"message": str(self), "type": _TYPES.get(self.status, _type(self.status)), "param": self.param}
-            | {"code": self.code}
-        }
+        kind = _TYPES.get(self.status, "invalid_request_error" if self.status < 500 else "server_error")
+        return {"error": {"message": str(self), "type": kind, "param": self.param, "code": self.code}}
 
 
 _TYPES = {401: "authentication_error", 404: "not_found_error", 429: "rate_limit_error", 504: "timeout_error"}
@@ -55,7 +53,8 @@ def invalid(errors: Sequence[Any]) -> Refused:
     """Return what a client is told of a body that its model refused: the first fault, with the field's name."""
     first = errors[0]
     # Pydantic names the branches of a union among the fields; clients know none of them.
-    path = [str(part) for part in first["loc"] if part != "body" and not _is_branch(str(part))]
+    branches = ("function-", "constrained-", "list[")
+    path = [part for part in map(str, first["loc"]) if part not in ("body", "str") and not part.startswith(branches)]
     param = ".".join(path) or None
     kind, message = first["type"], first["msg"].removeprefix("Value error, ")
     if kind == "json_invalid":
@@ -69,11 +68,3 @@ def invalid(errors: Sequence[Any]) -> Refused:
     shown = repr(first.get("input"))
     shown_as = f" (found {shown if len(shown) <= 80 else shown[:77] + '…'})" if kind != "value_error" else ""
     return Refused(f"{param or 'the body'}: {message}{shown_as}", param=param, code="invalid_value")
-
-
-def _type(status: int) -> str:
-    return "invalid_request_error" if status < 500 else "server_error"
-
-
-def _is_branch(part: str) -> bool:
-    return part == "str" or part.startswith(("function-", "constrained-", "list["))

@@ -3,12 +3,12 @@
 Every other thread speaks to it through three thread-safe calls: `submit`, `cancel` and `drain`.
 """
 
-import queue
 import threading
 import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from queue import Empty, SimpleQueue
 from typing import Final
 
 from transformers import PreTrainedTokenizerBase
@@ -53,7 +53,7 @@ class Loop:
         self._make, self._tokenizer, self._watcher = engines, tokenizer, watcher
         self._lanes: dict[str, _Lane] = {}
         self._waiting: deque[Job] = deque()
-        self._commands = _commands()
+        self._commands: SimpleQueue[Callable[[], object]] = SimpleQueue()
         self._lock = threading.RLock()  # a signal's handler may come while its own thread holds it
         self._open = 0
         self._drained: Callable[[], None] | None = None
@@ -162,7 +162,7 @@ class Loop:
             while True:
                 self._commands.get(block=wait)()
                 wait = False
-        except queue.Empty:
+        except Empty:
             return
 
     def _jobs(self) -> list[Job]:
@@ -254,7 +254,3 @@ class Loop:
         with self._lock:
             self._open -= 1
         self._watcher.ended(job, reason, stats, self.clock())
-
-
-def _commands() -> "queue.SimpleQueue[Callable[[], object]]":
-    return queue.SimpleQueue()

@@ -5,7 +5,7 @@ Prompts are encoded and checked here, so that a request that cannot be honoured 
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any, Final
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -203,7 +203,7 @@ class Service:
                     prompt_ids=prompt_ids,
                     options=options,
                     top=request.top,
-                    deliver=_numbered(deliver, number),
+                    deliver=partial(deliver, number),
                     index=number,
                     mode=request.orthrus.mode,
                     deadline=deadline,
@@ -230,10 +230,6 @@ class Service:
                 code="context_length_exceeded",
             )
         return asked or (room if isinstance(request, ChatRequest) else min(room, COMPLETION_TOKENS))
-
-
-def _numbered(deliver: Callable[[int, Event], None], number: int) -> Callable[[Event], None]:
-    return lambda event: deliver(number, event)
 
 
 def model_card(service: Service) -> dict[str, Any]:

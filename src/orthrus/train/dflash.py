@@ -96,10 +96,7 @@ class DFlashTask(AnsweredTask[DFlashRecipe]):
         dflash_files.save(in_dtype(copy.deepcopy(self.model), self._backbone.dtype), path)
 
     def _decoded(self, prompts: list[list[int]]) -> dict[str, float]:
-        return self._drafted(prompts, self._drafter())
-
-    def _drafter(self) -> DFlashDrafter:
-        return DFlashDrafter(self._backbone, copy.deepcopy(self.model))
+        return self._drafted(prompts, DFlashDrafter(self._backbone, copy.deepcopy(self.model)))
 
     def _loss(self, packed: PackedRows, index: Rows, step: int) -> Loss:
         goal, config = self._recipe.objective, self.model.config

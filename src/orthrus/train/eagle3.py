@@ -97,10 +97,7 @@ class Eagle3Task(AnsweredTask[Eagle3Recipe]):
         eagle3_model.save(self._decoding(), self._backbone, path)
 
     def _decoded(self, prompts: list[list[int]]) -> dict[str, float]:
-        return self._drafted(prompts, self._drafter())
-
-    def _drafter(self) -> Eagle3Drafter:
-        return Eagle3Drafter(self._backbone, self._decoding())
+        return self._drafted(prompts, Eagle3Drafter(self._backbone, self._decoding()))
 
     def _decoding(self) -> Eagle3:
         return in_dtype(copy.deepcopy(self.model), self._backbone.dtype).eval()

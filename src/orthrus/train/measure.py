@@ -111,7 +111,8 @@ def measure(
     parts = parts_of_step(training, step=0)
     phases_seconds, rates, memory = [], [], 0
     for step in range(warmup + steps):
-        _forget_peak(device)
+        if device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(device)
         laps.begin()
         training.step(step, parts=parts)
         laps.end("optimizer")
@@ -199,11 +200,6 @@ class _TimedTask(ViewTask):
 def _wait(device: torch.device) -> None:
     if device.type == "cuda":
         torch.cuda.synchronize(device)
-
-
-def _forget_peak(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats(device)
 
 
 def _peak(device: torch.device) -> int:

@@ -4,8 +4,8 @@ Each holds the whole model, unless it is sharded (`sharding`). Process groups co
 or `accelerate launch` sets; without one there is a single process and nothing here costs anything.
 """
 
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping
+from contextlib import AbstractContextManager
 
 import numpy as np
 import torch
@@ -21,24 +21,12 @@ Sums = dict[str, tuple[float, float]]
 
 
 class Ranks:
-    """All processes of a run, seen from one of them."""
+    """All processes of a run (`count`), seen from one of them (`index`); the `main` one writes logs and models."""
 
     def __init__(self, device: str) -> None:
         self._state = PartialState(cpu=device == "cpu")
-
-    @property
-    def count(self) -> int:
-        return int(self._state.num_processes)
-
-    @property
-    def index(self) -> int:
-        """Which one this is, from 0."""
-        return int(self._state.process_index)
-
-    @property
-    def main(self) -> bool:
-        """Whether this one writes logs, checkpoints and models."""
-        return bool(self._state.is_main_process)
+        self.count, self.index = int(self._state.num_processes), int(self._state.process_index)
+        self.main = bool(self._state.is_main_process)
 
     def share(self, rows: NDArray[np.int64]) -> NDArray[np.int64]:
         """This process's equal part of some rows. Raises ConfigError: the rows cannot be shared equally."""
@@ -64,7 +52,7 @@ class Ranks:
         """Add up (sum, count) pairs over all processes; names and their order must be the same everywhere."""
         if self.count == 1:
             return dict(sums)
-        whole = torch.tensor(list(sums.values()), dtype=torch.float64, device=self._device)
+        whole = torch.tensor(list(sums.values()), dtype=torch.float64, device=self._state.device)
         torch.distributed.all_reduce(whole)
         return {name: (total, count) for name, (total, count) in zip(sums, whole.tolist(), strict=True)}
 
@@ -72,15 +60,10 @@ class Ranks:
         """Whether something holds in at least one process."""
         return self.add({"": (float(here), 1.0)})[""][0] > 0
 
-    @contextmanager
-    def main_first(self) -> Iterator[None]:
+    def main_first(self) -> AbstractContextManager[None]:
         """Let the main process through a block before the others."""
-        with self._state.main_process_first():
-            yield
+        first: AbstractContextManager[None] = self._state.main_process_first()
+        return first
 
     def wait(self) -> None:
         self._state.wait_for_everyone()
-
-    @property
-    def _device(self) -> torch.device:
-        return torch.device(self._state.device)

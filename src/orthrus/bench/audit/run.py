@@ -119,13 +119,9 @@ def configuration(job: Job, model: PreTrainedModel) -> dict[str, Any]:
     return {
         **session.settings(job, model, job.contenders()),
         "audit": True,
-        "experts": has_experts(model),
+        # Whose kernels regroup tokens with their neighbours, unlike those of dense models.
+        "experts": any(name.rpartition(".")[2] == "experts" for name, _ in model.named_modules()),
     }
-
-
-def has_experts(model: PreTrainedModel) -> bool:
-    """Tell mixtures of experts, whose kernels regroup tokens with their neighbours, from dense models."""
-    return any(name.rpartition(".")[2] == "experts" for name, _ in model.named_modules())
 
 
 def conditions(model: PreTrainedModel, exact: str) -> dict[str, Any]:
