@@ -12,11 +12,8 @@ from rich.progress import Progress as Bar
 class Progress:
     """Counts the steps of some work; a context manager.
 
-    Args:
-        total: steps in all; None until `expect` says.
-        done: steps that were made before.
-        lines: so many plain lines over the whole, where standard error is no terminal.
-        transient: whether the bar goes when the work ends.
+    `total` is None until `expect` says; `done` were made before; `lines` so many plain lines over the whole, where
+    standard error is no terminal; the bar goes when the work ends if `transient`.
     """
 
     def __init__(

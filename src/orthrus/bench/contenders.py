@@ -1,7 +1,4 @@
-"""Who takes part in a measurement: our engine's two modes, Hugging Face's `generate`, llama.cpp.
-
-Every contender becomes one function from prompts' token ids to answers' token ids, so that all of them are timed alike.
-"""
+"""Who takes part in a measurement: our engine's two modes, Hugging Face's `generate`, llama.cpp; all timed alike."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from types import MappingProxyType
@@ -72,12 +69,9 @@ def decoders(
     weights: Mapping[str | None, Weights] = MappingProxyType({}),
     context: int = 0,
 ) -> dict[Contender, Decoder]:
-    """Make each contender's decoder over the weights of one dual-view model.
+    """Make each contender's decoder over the weights of one dual-view model; `engine` goes to each engine of our own.
 
-    Args:
-        engine: arguments for each engine of our own, beyond those that a contender names.
-        weights: llama.cpp's, by label.
-        context: how long a prompt and its answer become together, which llama.cpp must be told; 0 takes the model's.
+    `weights` are llama.cpp's, by label; `context` is prompt and answer together, where 0 takes the model's.
     """
     wanted = list(wanted)
     eos = Options.of(model.generation_config).eos_token_id

@@ -1,7 +1,4 @@
-"""Results on disk: JSON lines, a provenance record at the head of every run, whole batches at a time.
-
-A file that an interrupted run left is taken up again.
-"""
+"""Results on disk: JSON lines, a provenance record at the head of every run, whole batches at a time."""
 
 from collections.abc import Iterable, Mapping, Sequence, Set
 from dataclasses import MISSING, asdict, dataclass, field, fields
@@ -70,13 +67,11 @@ class Result(Line):
         plan: only for "orthrus", and for "llama.cpp" the name of its weights; `exact` for "ar" too, else None.
         batch: prompts decoded together, as asked for; `rows`, how many there were (a last batch is short).
         group: id of the first prompt of the batch this one was in.
-        prompt_tokens: length of the prompt, chat template included.
         seconds: median over the rounds of the batch's seconds, divided by its rows.
         stats: the completion's statistics (`orthrus.decode.output.Stats.to_dict`).
         proposed_per_position, accepted_at_position: how often slot j was drafted, how often its draft was emitted.
         identical: whether every round's tokens equal those of mode "ar", as exact as this contender (peers:
             "distribution"), for the same batch; None where it did not run.
-        diverges_at: position of the first token that differs; None where there is none.
         right: whether the answer is right; None where nothing can tell.
     """
 

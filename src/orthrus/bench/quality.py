@@ -34,11 +34,9 @@ class Quality(Line):
     """One answer of plain decoding in float32, read in one precision; other fields are as of `Result`.
 
     Attributes:
-        dtype: precision by name, or a form of llama.cpp's.
         loss: nats per token of the answer.
         divergence: Kullback-Leibler divergence from float32's next-token distribution, in nats per token.
         agreed: tokens of the answer that are this precision's most likely ones, too.
-        right: whether the precision's own plain answer is right; None where nothing can tell.
     """
 
     kind: ClassVar[str] = "quality"

@@ -1,8 +1,4 @@
-"""Contenders, timed against each other on one batch of prompts, one after another, again and again.
-
-Interleaving spreads whatever else the machine does evenly over all of them; turning the order gives none of them the
-best place.
-"""
+"""Contenders, timed against each other on one batch of prompts, again and again, in turning order."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -16,12 +12,9 @@ Clock: TypeAlias = Callable[[], float]
 
 
 class Contender(NamedTuple):
-    """One way to decode.
+    """One way to decode: one of `contenders.MODES`, or a peer's label, with a plan and (our own) how exact.
 
-    Attributes:
-        mode: one of `contenders.MODES`, or a peer's label (`bench.peers.contest`).
-        plan: of `orthrus`; of llama.cpp, the label of its weights, None for the file that the backbone came from.
-        exact: of our own modes, how exact (`decode.exact`).
+    Of llama.cpp, `plan` is the label of its weights, None for the file that the backbone came from.
     """
 
     mode: str
@@ -46,7 +39,6 @@ class Answer:
     """What a contender wrote to one prompt.
 
     Attributes:
-        token_ids: the answer's tokens, the end-of-text token included where one was written.
         stats: counts and ratios under the names of `orthrus.decode.output`; peers have `emitted`, `forwards`
             and `tokens_per_forward` only, llama.cpp `drafted`, `accepted`, `first_token_seconds` and its weights too.
         proposed_per_position, accepted_at_position: how often slot j was drafted, how often its draft was emitted.

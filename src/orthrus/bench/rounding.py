@@ -1,7 +1,6 @@
 """A model whose linear layers compute as llama.cpp does with a form of weights: the same rounded values, in float32.
 
-All of them take the one form, while files for llama.cpp may keep another for the output head. For `orthrus bench
-quality` alone: it shows what a form costs, and is slow.
+It shows what a form costs, and is slow; files for llama.cpp may keep another form for the output head.
 """
 
 import importlib.util

@@ -1,7 +1,4 @@
-"""What is measured on: prompts of a suite, and how an answer to one is judged.
-
-A suite is a prompt-set file, a Hugging Face dataset, or problems of the package's own generator.
-"""
+"""Prompts of a suite (a file, a Hugging Face dataset, generated problems), and how an answer to one is judged."""
 
 import itertools
 import re
@@ -27,8 +24,6 @@ class Item:
     Attributes:
         domain: the kind of prompt within the suite, as its records say (their category), else the set's name.
         messages: the chat to answer; of a prompt with several turns, the first.
-        tools: JSON schemas of the tools that the chat's template presents.
-        problem: the generated problem, which can judge an answer by itself.
         number: the number an answer must end with, for maths sets that give one.
     """
 
@@ -49,11 +44,8 @@ class Item:
 def read_suite(name: str, *, folder: Path | None = None, limit: int | None = None) -> list[Item]:
     """Read a suite's prompts.
 
-    Args:
-        name: `synthetic:DOMAIN[@SPLIT]`, a prompt-set file, the name of one in `folder`, or a Hugging Face
-            dataset as `name[:config][@split]`; with `+N` each question stands behind N characters of others.
-        folder: where files named without their ending are looked for first.
-        limit: the first so many prompts only.
+    `name` is `synthetic:DOMAIN[@SPLIT]`, a prompt-set file, the name of one in `folder`, or a Hugging Face dataset as
+    `name[:config][@split]`; with `+N` each question stands behind N characters of others.
 
     Raises:
         ConfigError: an unknown domain or split, or a limit below 1.

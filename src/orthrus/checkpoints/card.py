@@ -25,13 +25,8 @@ def model_card(
 ) -> str:
     """Write the card of a view in markdown, from `card.md`.
 
-    Args:
-        config: the view's configuration, naming the backbone where that is known.
-        format: the layout on disk.
-        address: what others load it by: a directory or a Hub id; its last part is the title.
-        with_backbone: whether the backbone lies beside an adapter.
-        licence: an identifier that the Hub knows; None leaves it to be filled in.
-        training: tables of facts about the training, in markdown.
+    `address` is what others load it by: a directory or a Hub id; its last part is the title. `licence` is an identifier
+    that the Hub knows, None leaves it to be filled in; `training` are tables in markdown.
     """
     head = ModelCardData(
         library_name="orthrus-lm",

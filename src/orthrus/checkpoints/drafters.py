@@ -21,9 +21,7 @@ KINDS: Final[dict[str, str]] = {
 def load_drafter(name: str, model: PreTrainedModel) -> Any:
     """Load a drafter for a dual-view model, onto its device and in its dtype.
 
-    Raises:
-        ConfigError: no kind of that name, or a drafter of another shape than the model's.
-        CheckpointError: nothing there, or a damaged file.
+    Raises ConfigError for an unknown kind or another shape than the model's; CheckpointError for damaged files or none.
     """
     kind, source = parse(name)
     return import_module(KINDS[kind]).load(source, model)

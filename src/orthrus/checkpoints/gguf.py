@@ -1,7 +1,4 @@
-"""Backbones kept as GGUF files: converted once into a cache, from which they load like any directory of weights.
-
-Processes may want the same one at once.
-"""
+"""Backbones kept as GGUF files: converted once into a cache, from which they load like any directory of weights."""
 
 import hashlib
 import importlib.util

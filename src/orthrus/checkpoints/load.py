@@ -1,7 +1,4 @@
-"""Load a dual-view model with its tokenizer: by bundled name, from a directory, or from the Hub.
-
-Layouts on disk are in `orthrus.checkpoints.files`.
-"""
+"""Load a dual-view model with its tokenizer: by bundled name, from a directory, or from the Hub."""
 
 from pathlib import Path
 from typing import Any, Final
@@ -249,14 +246,9 @@ def _load_adapter(
 
 
 def home_of(name: str | Path) -> Path | str:
-    """Return the directory of a backbone; a Hub id as it is, for transformers to find.
+    """Return the directory of a backbone, of a GGUF file's once converted; a Hub id as it is, for transformers to find.
 
-    That of a bundled view lies beside it or in a package of its own. The first call converts it, and so the GGUF files
-    that are named.
-
-    Raises:
-        CheckpointError: the package is not installed, or the file cannot be converted.
-        WriteError: the cache of converted weights cannot be written.
+    Raises CheckpointError where the package is not installed or the file cannot be converted; WriteError for the cache.
     """
     if str(name) not in WEIGHTS:
         home = BUNDLED.get(str(name), Path(name))

@@ -39,9 +39,7 @@ def synthetic_documents(domain: Domain, *, split: Split = "train", seed: int = 0
 
 
 def jsonl_documents(path: str | Path, *, split_characters: int | None = None) -> Iterator[Document]:
-    """Documents of a JSONL file, gzipped when its name ends in `.gz`, in the order of the file.
-
-    Texts longer than `split_characters` are cut at blank lines where possible.
+    """Documents of a JSONL file, in its order; longer texts are cut at blank lines where possible.
 
     Raises DataError: the file cannot be read, or a record is not of the format; with file and line.
     """

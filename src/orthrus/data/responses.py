@@ -1,8 +1,4 @@
-"""Prompts and the answers to them: what a diffusion view is trained to foresee.
-
-Takes prompts from documents, and lets the backbone answer them greedily through the engine, keeping the tokens as
-they were written (decoding and encoding again need not give them back), or takes answers that are given.
-"""
+"""Prompts and the answers to them, which a view is trained to foresee: the backbone's own tokens, or given texts."""
 
 import re
 from collections.abc import Iterable, Iterator, Sequence

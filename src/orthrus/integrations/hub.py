@@ -1,8 +1,4 @@
-"""Views in repositories that transformers opens by itself: what the Python files beside them call.
-
-`custom_generate/generate.py` lies beside adapters, `modeling_orthrus.py` beside the official layout
-(`orthrus.checkpoints.remote` writes both).
-"""
+"""Views in repositories that transformers opens by itself: what the Python files beside them call."""
 
 import copy
 from functools import partial

@@ -36,10 +36,7 @@ _eight, _pack_eight = operator("quantized", _EIGHT), operator("quantized", "line
 class Weights:
     """Weights `[out, in]` that give the products of an input `[..., rows, in]`, both in float32.
 
-    Attributes:
-        itemsize: bytes that each weight is read in.
-        largest: integer that weights of 8 bits are multiplied by; 0 for those of 16.
-        dtype: of inputs and products.
+    `itemsize` are bytes that each weight is read in; `largest` is the integer that weights of 8 bits are multiplied by.
     """
 
     dtype: Final = torch.float32

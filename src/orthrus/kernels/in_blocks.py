@@ -1,10 +1,7 @@
-"""Attention of a training pass on CPUs, whose rows see few of its keys (`masks.InBlocks`).
+"""Attention of a training pass on CPUs, whose rows see few of its keys (`masks.InBlocks`), a few blocks at a time.
 
-Blocks are taken a few at a time, with those of the earlier keys that they see. Nothing of the scores is kept: the
-backward pass computes them again, which takes less time than torch's own and half the memory.
-
-Shapes: B rows, H query heads, N key/value heads, Q query rows, S keys, D head dimension; of a group of blocks q rows, s
-keys, and r = q * H / N.
+Nothing of the scores is kept: the backward pass computes them again. Shapes: B rows, H query heads, N key/value heads,
+Q query rows, S keys, D head dimension; of a group of blocks q rows, s keys, and r = q * H / N.
 """
 
 from typing import Any

@@ -41,8 +41,6 @@ class Group(NamedTuple):
     """Blocks of one packed row that stand side by side, and what they see.
 
     Attributes:
-        row: index of the packed row.
-        queries: their rows of the pass.
         keys: from the first to the last of the earlier keys that any of them sees.
         additive: `[q, s + q]`, over those keys and over the blocks' own.
     """
@@ -55,12 +53,7 @@ class Group(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class InBlocks:
-    """The mask of a training pass whose rows see much fewer keys than there are: a row's document, a block's text.
-
-    Attributes:
-        groups: all rows, a few blocks at a time.
-        trained: whether the earlier keys get gradients too.
-    """
+    """The mask of a training pass whose rows see much fewer keys than there are: a row's document, a block's text."""
 
     groups: Sequence[Group]
     trained: bool
@@ -87,10 +80,7 @@ class Behind:
 class Chain:
     """The mask of a pass that reads prompts, as many tokens of each: a chain behind texts of one length, in no window.
 
-    Attributes:
-        start: the slot of the chain's first row, which sees all slots up to its own.
-        rows: rows of the chain.
-        rest: what rows behind them see, additive; None where there are none.
+    `start` is the slot of its first row, which sees all slots up to its own; `rest` what rows behind its `rows` see.
     """
 
     start: int

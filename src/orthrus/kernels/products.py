@@ -1,7 +1,5 @@
 """Attention in bfloat16 on CPUs where there are many scores: plain matrix products, one head after another.
 
-Torch's kernel for CPUs multiplies there no faster than in float32. Knows tensors alone.
-
 Shapes: B rows, N key/value heads, G queries per key/value head, Q query rows, S keys, D head dimension.
 """
 

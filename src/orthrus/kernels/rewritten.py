@@ -1,8 +1,7 @@
 """Recordings in which one operation in C++ (`between.cpp`) stands for several, with the same bits: norms, rotations.
 
-Goes by the operations of a recorded graph: norms that divide rows by the root of their mean square and then multiply by
-a weight; rotary embeddings that turn halves. Other forms stay as they are. Whether results are the same is for whoever
-records to check. Rests on private parts of torch, like `orthrus.kernels.recorded`.
+Other forms stay as they are. Whether results are the same is for whoever records to check. Rests on private parts of
+torch, like `orthrus.kernels.recorded`.
 """
 
 from collections.abc import Iterator

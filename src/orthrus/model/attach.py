@@ -1,7 +1,6 @@
 """Attach the diffusion view to a Hugging Face causal language model, and take it off again.
 
-Finds mixers by what they do (one per decoder layer, called with hidden states and a cache), never by architecture.
-Refuses by name what the dual view cannot serve.
+Finds mixers by what they do, never by architecture, and refuses by name what the dual view cannot serve.
 """
 
 import dataclasses

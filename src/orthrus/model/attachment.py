@@ -22,10 +22,8 @@ class Attachment:
 
     Attributes:
         attention: the attention function that the backbone had.
-        trainable: names of the backbone's parameters that were to be trained.
         remembers: whether findings about the model may be read from and written to disk (`orthrus.memory`).
         drafter: who drafts in place of the view (`orthrus.decode.drafters.Drafter`); None for the view.
-        compiled: the model's forward for decoding passes, where those are compiled.
         idle: caches that no engine uses, for the next one (`orthrus.model.graphs`).
         reached: whether `view=` is known to reach every attention module.
         memos: findings about the model as it stands, by kind and by the state that they hold for.

@@ -19,11 +19,9 @@ from orthrus.model.cache import KeyStore, PassSlots, ScratchCache
 
 
 class Call:
-    """A pass taken apart: its kind, what is handed in, and how it is made.
+    """A pass taken apart: its kind (`key`), what is handed in, and how it is made.
 
-    Attributes:
-        key: tells kinds apart. One text or row and several take different kernels; other numbers of them are sizes.
-        kept: terms of recurrent states that it leaves; None where their buffers have to grow first.
+    `kept` are terms of recurrent states that it leaves; None where their buffers have to grow first.
     """
 
     def __init__(self, model: PreTrainedModel, arguments: dict[str, Any]) -> None:

@@ -37,13 +37,7 @@ class Inputs(NamedTuple):
 
 
 class Terms(NamedTuple):
-    """What tokens add to the state: `Σ e^{decays since} k uᵀ` (`fold`).
-
-    Attributes:
-        key_BTGN: keys, normalised.
-        update_BTHD: corrections u.
-        decay_BTH: logarithm of the decay at each token.
-    """
+    """What tokens add to the state: `Σ e^{decays since} k uᵀ` (`fold`), of normalised keys and corrections u."""
 
     key_BTGN: Tensor
     update_BTHD: Tensor
@@ -83,11 +77,8 @@ def solve(
     """Apply the rule to all tokens of a pass at once; the state itself stays as it is.
 
     Args:
-        inputs: of the T tokens.
-        state_BHND: the state before the pass.
         path_BTM: which of the tokens each token's text consists of, itself included, the R earlier ones first; parents
             stand before children. None for a chain behind all earlier ones.
-        earlier: terms of the R tokens.
         reads_BT: whether a token's text goes on from the state; None where all do.
 
     Returns:
@@ -208,10 +199,7 @@ def windows(
     """Return the inputs that the convolution reads for each token, `[B, T, W, C]`: its own last, after those before it.
 
     Args:
-        before_BVC: the V = W - 1 inputs before the pass.
-        input_BTC: inputs of the T tokens.
         path_BTM: who is before whom, as in `solve`; None for a chain behind all earlier ones.
-        earlier_BRC: inputs of the R earlier tokens.
         document_BT: the document of each token of a chain that no other tokens precede: other documents' are zeros.
     """
     V, R = before_BVC.shape[1], 0 if earlier_BRC is None else earlier_BRC.shape[1]

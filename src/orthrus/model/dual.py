@@ -20,7 +20,6 @@ class View:
     """Say which half of every attention module a pass runs through, and under which masks.
 
     Attributes:
-        name: "ar" for the frozen backbone, "diffusion" for the twin.
         masks: masks of the whole pass, one per window size; None leaves the model's own mask in place.
         path: for layers with a recurrent state, `[b, i, j]`: whether row j is part of row i's text; None for a chain.
         both_ways: whether rows of a block read, in such layers, those behind them as well.
@@ -38,7 +37,6 @@ class FusedView:
 
     Attributes:
         rows: number of AR rows at the head of the query axis; the rest go through the twin.
-        masks: masks of all rows.
         path: for layers with a recurrent state, which AR rows each AR row's text consists of; None for a chain.
         block_path: which rows of the pass, AR rows first, each draft row's text consists of.
         both_ways: whether draft rows read, in such layers, those behind them in their block as well.

@@ -15,7 +15,6 @@ class Span:
     """What a pass does with states.
 
     Attributes:
-        rows: the contiguous rows it runs over.
         kept: AR rows that may be committed later, the first ones behind those that are read.
         read: how many of each row's will be committed for certain; None for none.
         in_order: whether the rule is applied token by token.
@@ -44,8 +43,6 @@ class LayerStates:
 
     Attributes:
         tail_RVC: inputs of the convolution before each row's state.
-        input_RKC: those of its terms.
-        state_RHND: the states, float32.
         terms: keys, corrections and decays, `[R, K, …]`, float32.
         next: tails and states that a pass over a prompt leaves, a pair for each of the span's columns; until committed.
     """

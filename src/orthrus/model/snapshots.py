@@ -1,7 +1,6 @@
 """Copies of recurrent states at a few lengths of each row's text, from which other texts with the same start go on.
 
-Passes that read a prompt copy the states at the lengths that are asked for beforehand. A copy is never written to, so
-rows share it. Rows are numbered as in the cache.
+A copy is never written to, so rows share it. Rows are numbered as in the cache.
 """
 
 from collections.abc import Collection, Mapping

@@ -44,7 +44,6 @@ class Kind:
         uses: how many were made eagerly, up to `USES`.
         graph: the recording; None before there is one, and where there can be none.
         more: lists of weights that are handed to it: one or, as it takes no empty ones, none.
-        used: the number of the pass that ran it last.
     """
 
     uses: int = 0
@@ -184,8 +183,7 @@ def _constant(model: nn.Module) -> Iterator[None]:
 def recorder_for(model: PreTrainedModel) -> Recorder | None:
     """Return what records a model's passes; None where they are not recorded.
 
-    They are on CPUs, for models whose layers all are torch's, transformers' or this package's and keep their weights in
-    memory as plain tensors. Not for those with experts, where Python goes by what a router says.
+    They are on CPUs, for models whose layers keep their weights in memory as plain tensors, and without experts.
     """
     known: dict[object, Recorder] = attachment_of(model).memo("recorder")
     if not (can_record() and _is_recordable(model)):

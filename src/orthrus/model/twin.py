@@ -1,7 +1,6 @@
 """The twin of an attention module: a trainable copy in floating point, in whatever form the original keeps its weights.
 
-Quantised linear layers (torchao, bitsandbytes) are copied dequantised; weights that accelerate keeps elsewhere (another
-memory, a disk) are copied to where they are computed with, and stay there.
+Quantised linear layers are copied dequantised; weights that accelerate keeps elsewhere, to where they are used.
 """
 
 import copy

@@ -31,14 +31,12 @@ _UNMASKING: Final = re.compile(r"(?P<number>0?\.\d+|[1-9]\d*)(?P<entropy>:entrop
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class BlocksConfig:
-    """Describe a block-diffusion language model.
+    """Describe a block-diffusion language model; raises ConfigError where block_size or mask is out of range.
 
     Attributes:
         block_size: tokens of a block; None for one block, the whole text.
         shift: whether a position predicts the next token, as in the backbone, or the token at the position.
         backbone: name or path of the model that this one was trained from.
-
-    Raises ConfigError: block_size or mask is out of range.
     """
 
     block_size: int | None

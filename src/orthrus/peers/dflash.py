@@ -1,7 +1,6 @@
-"""DFlash (z-lab), DSpark and JetSpec: a few layers that fill a block in one pass.
+"""DFlash (z-lab), DSpark and JetSpec: a few layers that fill a block in one pass, in one class of transformers.
 
-The layers read the backbone's hidden states of all tokens before the block, then the anchor and the masks. The three
-share one body, a class of transformers.
+The layers read the backbone's hidden states of all tokens before the block, then the anchor and the masks.
 
 Shapes: B rows, T tokens of context, Q slots of blocks, S keys, A tapped layers, C hidden size, H key/value heads, D
 head dimension.
@@ -228,11 +227,8 @@ class DFlash(nn.Module):
         """Return hidden states `[B, Q, C]` of the slots of blocks.
 
         Args:
-            embedded_BQC: embeddings of anchors and masks.
             context_BTF: tapped hidden states side by side, F = A * C; none where the cache has the keys already.
             position: of context and slots, `[B, T + Q]`.
-            masks: who sees whom in layers that see all, and
-            sliding: in those with a window.
             cache: takes keys and values of all of these and returns those in reach; None for none beside them.
         """
         by_kind = {"full_attention": masks.of(None), "sliding_attention": sliding.of(next(iter(self.windows), None))}

@@ -95,9 +95,7 @@ class DraftModel(Drafter):
 def load(source: str, model: PreTrainedModel) -> DraftModel:
     """Load a small model to draft for a dual-view model, from a directory, the Hub or a bundled name.
 
-    Raises:
-        CheckpointError: nothing there.
-        ConfigError: it has another tokenizer, or the model does not say which one it has.
+    Raises CheckpointError: nothing there; ConfigError: it has another tokenizer, or the model does not name its own.
     """
     other = model.name_or_path
     if not other:

@@ -30,12 +30,7 @@ _KINDS: Final = {"string": str, "boolean": bool, "array": list, "object": dict, 
 
 
 class Reader(Protocol):
-    """Reads one call.
-
-    Attributes:
-        named: whether the function's name has been read.
-        failed: whether the text turned out to be no call.
-    """
+    """Reads one call: whether the function's name has been read, and whether the text turned out to be no call."""
 
     named: bool
     failed: bool

@@ -1,7 +1,6 @@
 """Texts held to a grammar: JSON schemas and tool calls, compiled by llguidance, as a logits processor.
 
-The processor is a function of the text before a slot, so drafts are held to the grammar as the backbone's own tokens
-are: a token that the grammar forces is a draft that is always right.
+It is a function of the text before a slot, so drafts are held to the grammar as the backbone's own tokens are.
 """
 
 import json

@@ -28,13 +28,9 @@ class _Lane:
 
 
 class Loop:
-    """Decode jobs from any thread on a thread of its own.
+    """Decode jobs from any thread on a thread of its own: `rows` in flight per mode; `queue` that wait, no more.
 
-    Args:
-        engines: makes the engine of each mode, when a job first asks for it.
-        rows: jobs in flight at most, per mode.
-        queue: jobs that may wait; more are refused.
-        watcher: who is told what happens.
+    `engines` makes the engine of each mode, when a job first asks for it; `watcher` is told what happens.
     """
 
     JOIN_SECONDS: Final = 30.0

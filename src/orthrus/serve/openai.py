@@ -59,12 +59,7 @@ class StreamOptions(_Body):
 
 
 class Extension(_Body):
-    """`orthrus`: what only this server knows.
-
-    Attributes:
-        mode: "orthrus" drafts, "ar" decodes plainly; the text is the same.
-        blocks: tell of each chunk which tokens were drafts and in which cycle.
-    """
+    """`orthrus`: what only this server knows; `blocks` tells of each chunk its cycle, and which tokens were drafts."""
 
     mode: Literal["orthrus", "ar"] = "orthrus"
     blocks: bool = False

@@ -1,7 +1,6 @@
 """An answer's text taken apart as it comes: content, reasoning (`<think>`) and tool calls (`<tool_call>`).
 
-Qwen, Hermes and the models trained on their formats write so; what stands in a call is `calls`'s. Everything that is
-not a well-formed call stays content, as the model wrote it. Knows no HTTP.
+Everything that is not a well-formed call stays content, as the model wrote it.
 """
 
 from collections.abc import Iterable, Sequence

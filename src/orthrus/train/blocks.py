@@ -1,9 +1,7 @@
 """Convert a backbone to a block-diffusion language model: train all weights on masked tokens of its answers.
 
-One pass reads each row twice, masked and clean. Masked blocks see the clean blocks before them. Recipes follow SDAR,
-Fast-dLLM v2 or Dream (`recipes/peers`).
-
-Shapes: B rows, T positions, C hidden size, M masked tokens, V vocabulary.
+One pass reads each row twice, masked and clean. Masked blocks see the clean blocks before them. Shapes: B rows, T
+positions, C hidden size, M masked tokens, V vocabulary.
 """
 
 import copy

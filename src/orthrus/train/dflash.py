@@ -1,7 +1,4 @@
-"""Train DFlash, DSpark or JetSpec for a frozen backbone, on answers that the backbone wrote.
-
-One frozen pass over packed rows gives hidden states. One pass of the drafter then fills many blocks; each block sees
-the text before its anchor and its own slots. Rows, anchors, masks and losses are those of a view.
+"""Train DFlash, DSpark or JetSpec for a frozen backbone, on answers that the backbone wrote, as a view is trained.
 
 Shapes: B rows, T positions, N blocks, K slots of a block, M of them predicted, C hidden size, F tapped states in a row.
 """

@@ -42,10 +42,6 @@ class StepCost:
     Attributes:
         phases_seconds: each measured step's seconds by phase (`PHASES`); they add up to the step.
         rates: operations per second of the matrix product after each measured step.
-        operations: of one step (`work.step_operations`).
-        tokens: read by the frozen pass of one step.
-        slots: read by its block pass, anchors included.
-        parts: how many equal parts a step was computed in.
         memory: peak bytes; on CUDA those allocated during a step, on a CPU those of the process up to then.
     """
 
@@ -88,13 +84,11 @@ def measure(
 ) -> StepCost:
     """Make steps of a recipe and time them; needs its backbone and no answers, and writes nothing.
 
-    Every row is one document and all of it an answer, which is the most that a row can cost. The view starts from the
-    backbone's attention whatever `model.start_from` says, since time does not depend on weights.
+    Every row is one document and all of it an answer, which is the most that a row can cost.
 
     Raises:
         ConfigError: no step to measure, several processes, or a device that cannot be used.
-        OrthrusError: a loss that is not finite.
-        CheckpointError: a backbone that cannot be loaded.
+        OrthrusError, CheckpointError: a loss that is not finite, or a backbone that cannot be loaded.
     """
     run, device = recipe.run, device_of(recipe.run.device)
     ranks = Ranks(run.device)

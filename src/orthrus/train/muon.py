@@ -24,9 +24,8 @@ _OUTPUT = "o_proj"  # whose heads are columns, in every architecture of transfor
 class Muon(torch.optim.Optimizer):
     """Momentum whose updates are orthogonalised per head; equal to `torch.optim.Muon` for matrices of one head.
 
-    Args:
-        heads: matrices with the number of heads that their rows are cut into, or of their columns where negative.
-        lr: scaled to the update size of AdamW (`match_rms_adamw`), by the shape of a head.
+    `heads` are matrices with the number of heads that their rows are cut into, or their columns where negative; `lr` is
+    scaled to the update size of AdamW (`match_rms_adamw`), by the shape of a head.
     """
 
     def __init__(

@@ -107,8 +107,6 @@ def chunked(
 
     Args:
         teacher: the backbone's side; None when neither `loss` nor `kept` looks at it.
-        target_M: token ids.
-        head: hidden states to logits.
         before: the tokens before the slots, `[M]`, where these shift the student's logits.
         recompute: compute logits again in the backward pass; without, all of them are held.
     """

@@ -1,8 +1,7 @@
-"""What a recipe will cost, before it runs: tokens, steps, memory and hours, from the model's shapes alone.
+"""What a recipe will cost, before it runs: tokens, steps, memory (bytes) and hours, from the model's shapes alone.
 
-Sliding windows are counted as whole contexts. Peak rates are the vendors' for dense bfloat16.
-
-Units: operations are floating-point operations (a multiply-add is two), memory is bytes.
+Sliding windows are counted as whole contexts. Peak rates are the vendors' for dense bfloat16. A multiply-add is two
+operations.
 """
 
 from dataclasses import dataclass

@@ -1,7 +1,7 @@
 """The processes of one run: which rows each computes, and how their sums become the step's.
 
-Each holds the whole model, unless it is sharded (`sharding`). Process groups come from the environment that `torchrun`
-or `accelerate launch` sets; without one there is a single process and nothing here costs anything.
+Process groups come from the environment that `torchrun` or `accelerate launch` sets; without one there is a single
+process and nothing here costs anything.
 """
 
 from collections.abc import Iterable, Mapping

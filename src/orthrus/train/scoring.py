@@ -34,8 +34,6 @@ def score(
     """Weight and sum the slots' losses; slot j's teacher is the backbone's row at anchor + j.
 
     Args:
-        student_BNJC: hidden states of the slots.
-        teacher_BTC: hidden states of the backbone.
         head: maps hidden states to logits, of `tokens` if given: those of the softmax, in ascending order.
         markov: the correction by the previous token; None for none.
         apart: count blocks with a masked anchor separately.

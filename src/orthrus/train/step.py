@@ -1,7 +1,6 @@
-"""One optimizer step: whose rows it reads, how parts of it add up, and what moves.
+"""One optimizer step: whose rows it reads, how parts of it add up, and what moves. Shapes: B rows, T positions.
 
-All randomness is a pure function of (seed, step, row). Several processes (`Ranks`) share the rows of every step and add
-up gradients and weights, so that all of them make the same step.
+All randomness is a pure function of (seed, step, row). Several processes (`Ranks`) share the rows of every step.
 """
 
 import hashlib

@@ -34,12 +34,7 @@ class Work(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Answers:
-    """Answers of packed rows.
-
-    Attributes:
-        share: of all positions, those that belong to answers.
-        tokens: different tokens in them; None for the whole vocabulary.
-    """
+    """Answers of packed rows: their share of all positions, and how many different tokens (None: the vocabulary)."""
 
     share: float = 1.0
     tokens: int | None = None

@@ -17,11 +17,9 @@ class Contract:
 
     Attributes:
         epsilon: mixtures of experts may part where the reference's two best logits are at most this far apart.
-        experts: whether the backbone is one; of a dense backbone every mismatch breaks the contract.
         ties: promised texts that part within epsilon, experts only.
         counted: texts under `full`, whose passes are promised to be no more than plain decoding's: one per token. Not
             those of exact="token" where the probe found that first tokens have to be verified.
-        wasteful: of them, those that took more.
     """
 
     epsilon: float

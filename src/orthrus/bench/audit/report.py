@@ -34,7 +34,6 @@ class Summary:
 
     Attributes:
         identical, identical_to_hf: texts equal to the reference; to Hugging Face's `generate` at the same precision.
-        partings: where the others leave the reference.
         tokens_per_cycle, tokens_per_forward: pooled over all counts; None without drafts.
         least_tokens_per_forward: of the text with the fewest.
         speed: tokens per second against plain decoding at the same precision, promise and batch; None for itself.

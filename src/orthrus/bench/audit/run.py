@@ -1,7 +1,6 @@
-"""An audit from start to end: does every plan, batch and precision write the text that plain decoding writes?
+"""An audit: does every plan, batch and precision write the text that plain decoding, alone, and `generate` write?
 
-Each prompt is first answered by plain decoding alone (the reference) and by Hugging Face's `generate`; then by every
-mode and plan at every batch size, one engine working through a whole chunk of prompts, so that rows join as others end.
+One engine works through a whole chunk of prompts, so that rows join as others end.
 """
 
 import dataclasses

@@ -1,8 +1,4 @@
-"""What an audit writes down: the reference text of each prompt, and how every other text compares with it.
-
-Lines are those of `orthrus.bench.lines` with what an audit adds under "audit", so that `orthrus bench report` reads
-them too.
-"""
+"""The reference text of each prompt, and how every other text compares with it: result lines with an "audit" beside."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -21,12 +17,10 @@ Key: TypeAlias = tuple[str, str, str, str]
 
 @dataclass(frozen=True, slots=True)
 class Divergence:
-    """Where a text leaves the reference.
+    """Where a text leaves the reference: `at` the first token that differs, an end counting as one.
 
-    Attributes:
-        at: position of the first token that differs, an end counting as one.
-        gap: best logit minus second best in the pass that wrote the reference's token there; None where the
-            reference has no token there, or the two texts do not share what comes before.
+    `gap` is best logit minus second best in the pass that wrote the reference's token there; None where the reference
+    has no token there, or the two texts do not share what comes before.
     """
 
     at: int
@@ -101,7 +95,6 @@ class Verdict(Result):
     Attributes:
         gap: the reference's gap where the texts part (`Divergence`).
         hf: where the text leaves Hugging Face's; gaps are the reference's, where it says the same up to there.
-        conditions: device, attention function, threads, and the probe's finding (`orthrus.decode.exact`).
     """
 
     gap: float | None

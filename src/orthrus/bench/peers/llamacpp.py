@@ -1,9 +1,6 @@
 """llama.cpp through the package xllamacpp: its own server in a process of its own, asked over the loopback interface.
 
-In this process its threads would count among OpenMP's, whose workers then sleep between torch's operations: torch was
-1.4 times slower beside a server that had nothing to do, and the server was slower, too.
-
-Only the server's own protocol takes and gives token ids. A request costs about a millisecond beside its decoding.
+In this process its threads would count among OpenMP's, whose workers then sleep between torch's operations.
 """
 
 import importlib

@@ -1,7 +1,4 @@
-"""Time drafts and verifications while an engine decodes.
-
-Neither time includes reading prompts, choosing tokens or accepting them.
-"""
+"""Time drafts and verifications while an engine decodes, without reading prompts, choosing tokens or accepting them."""
 
 from collections.abc import Callable
 from statistics import median
@@ -18,12 +15,9 @@ from orthrus.model.cache import ScratchCache
 
 
 class Watch:
-    """Keep the seconds of one drafter's drafts and verifications, by batch and context.
+    """Keep the seconds of one drafter's drafts and verifications, by batch and `context`, None in a race.
 
-    Attributes:
-        batch: texts that are decoded together now.
-        context: tokens of the random prompts; None in a race.
-        key_bytes: bytes of a token's keys and values in the drafter's layers.
+    `key_bytes` are those of a token's keys and values in the drafter's layers.
     """
 
     def __init__(self, clock: Clock, model: PreTrainedModel) -> None:

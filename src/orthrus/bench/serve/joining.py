@@ -26,8 +26,6 @@ class Joined(Line):
     """A prompt that joined running streams.
 
     Attributes:
-        mode, concurrency: what ran.
-        prompt_tokens: the prompt's length, as the server counts it.
         seconds: from its request to its first token.
         during, otherwise: seconds between two pieces of the running streams that do, or do not, overlap with its
             reading.

@@ -1,8 +1,4 @@
-"""Load on a server by the `openai` client: so many requests at a time, or so many a second.
-
-Every request streams; what a user waits for is timed as it arrives. Any OpenAI-compatible server will do; only the
-modes are Orthrus's own.
-"""
+"""Load on any OpenAI-compatible server by the `openai` client: so many requests at a time, or so many a second."""
 
 import asyncio
 import hashlib
@@ -26,12 +22,9 @@ MODES: Final = ("orthrus", "ar", "server")
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Setting:
-    """How a server is loaded.
+    """How a server is loaded: `concurrency` requests in flight, or `rate` a second at random times.
 
-    Attributes:
-        mode: "orthrus" drafts, "ar" decodes plainly; "server" asks for neither, for servers that know no modes.
-        concurrency: requests in flight, a new one for each that ends (closed loop); or None, and
-        rate: requests a second, at random times, whatever is in flight (open loop).
+    `mode` "orthrus" drafts, "ar" decodes plainly; "server" asks for neither, for servers that know no modes.
     """
 
     mode: Mode

@@ -26,11 +26,7 @@ _KINDS: Final = {"ar": "verify", "verify": "verify", "draft": "draft", "fused": 
 class Prices:
     """What passes take: read off measured ones, on a line between widths, at the nearest batch and context.
 
-    Args:
-        records: lines of `orthrus bench passes`.
-        dtype: the precision whose lines count, those of compiled passes where there are no others; None for the only
-            one there is.
-        where: what to name in errors.
+    Lines of `dtype` count, those of compiled passes where there are no others; None stands for the only one there is.
     """
 
     def __init__(self, records: Sequence[Record], dtype: str | None, *, where: str) -> None:

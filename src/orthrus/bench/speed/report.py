@@ -29,11 +29,9 @@ class Summary:
 
     Attributes:
         suite, domain: what it was measured on; "all" for several together.
-        tokens_per_second: of all results together.
         against: ratio of tokens per second to each baseline's that ran beside it.
         tokens_per_cycle, tokens_per_forward: pooled over all counts, mean over prompts; None without any.
         identical: share of texts equal to plain decoding's; None where it did not run.
-        right: share of right answers; None where nothing can tell.
         accepted_per_position: how often slot j's draft was emitted, given that it was proposed.
     """
 
@@ -109,11 +107,8 @@ class Report:
 def read_report(paths: Sequence[Path], *, baselines: Sequence[str] = BASELINES, prices: Path | None = None) -> Report:
     """Read files of results and work their figures out.
 
-    Args:
-        baselines: modes (of `orthrus`, with a plan: "orthrus:full"; exact to the token with "@token") that every other
-            contender is compared with, where they ran.
-        prices: a file of measured passes of one precision (`orthrus bench passes`): seconds are computed from these and
-            from counts, of our own modes alone.
+    `baselines` are modes (of `orthrus`, with a plan: "orthrus:full"; exact to the token with "@token"). With `prices`,
+    a file of measured passes of one precision, seconds are computed from these and from counts, of our own modes alone.
 
     Raises:
         DataError: a file cannot be read, a line of it is not of this format, or there is nothing to report.

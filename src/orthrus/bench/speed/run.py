@@ -31,15 +31,12 @@ class Job(session.Job):
     """What is asked for.
 
     Attributes:
-        batches: how many prompts are decoded together.
-        rounds: how often every contender answers every prompt.
         warmup: rounds before the first batch of each size and precision that are not measured. Passes that are recorded
             on CPUs are recorded before them (`decode.prepared`), but not those of `exact="token"`, and none where peers
             take part or prices count.
         offload: whether the backbone's layers are read from disk in every pass.
         prices: a file of measured passes (`orthrus bench passes`) whose seconds count in place of the clock's.
         gguf: files and forms that llama.cpp answers from; `gguf_source` unless given, which the backbone was read from.
-        settings: what else figures depend on.
     """
 
     contenders: tuple[Contender, ...]

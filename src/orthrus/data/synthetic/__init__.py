@@ -1,7 +1,6 @@
 """Problems with worked answers, made from a seed: word problems, small functions, tables and JSON.
 
-There is no real text in here and no fixed list of problems: families of templates are filled with drawn
-names, things and numbers, and answers are computed.
+Families of templates are filled with drawn names, things and numbers, and answers are computed.
 """
 
 import json

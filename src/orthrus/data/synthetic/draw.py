@@ -1,8 +1,7 @@
 """One draw of a problem: its slot values, its phrasings, and which side of the split it falls on.
 
-A family is a table of `maths.toml`, `code.toml`, `table.toml` or `json.toml`. Its table `draw` names what is drawn, in
-this order, each by a Python expression over `words.toml`, the methods of `Draw` and what was drawn before. A template
-holds such expressions in braces.
+A family is a table of a `.toml` file. Its table `draw` names what is drawn, in this order, each by a Python expression
+over `words.toml`, the methods of `Draw` and what was drawn before. A template holds such expressions in braces.
 """
 
 import random

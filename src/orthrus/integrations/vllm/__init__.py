@@ -1,10 +1,8 @@
 """Orthrus inside vLLM: a plugin that vLLM finds through the entry point `vllm.general_plugins`.
 
-Checkpoints of the official layout (architecture `OrthrusLM`) are served by `model`; with the speculative method
-`draft_model` and the checkpoint itself as the draft model, they draft for themselves: `v1` and `v2` drive the draft
-pass in vLLM's two model runners. Every other model is served by vLLM's own classes, unchanged.
-
-Importing this module loads neither torch nor vLLM; `register` loads no more than vLLM has loaded by then.
+Checkpoints of the official layout are served by `model`; with the speculative method `draft_model` and the checkpoint
+itself as the draft model, `v1` and `v2` drive the draft pass in vLLM's two model runners. Importing this module loads
+neither torch nor vLLM; `register` loads no more than vLLM has loaded by then.
 """
 
 import logging
@@ -14,10 +12,9 @@ ARCHITECTURE = "OrthrusLM"
 
 
 def register() -> None:
-    """Make Orthrus checkpoints known to vLLM; called by vLLM in each of its processes, any number of times.
+    """Make Orthrus checkpoints known to vLLM, which calls it in each of its processes, any number of times.
 
-    Nothing is refused here, and nothing raised, for other people's models: what is not supported is refused by the
-    configuration hook, for Orthrus checkpoints alone.
+    Nothing is refused or raised here: the configuration hook refuses, for Orthrus checkpoints alone.
     """
     try:
         from vllm.model_executor.models import ModelRegistry

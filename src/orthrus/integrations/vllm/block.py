@@ -72,11 +72,8 @@ def in_turn(
 ) -> Tensor:
     """Choose each slot's draft in turn, its logits shifted by the token before it; returns `[B, M]`.
 
-    Args:
-        logits_BMV: what the view says of every slot.
-        anchor_B: the tokens before the first slots.
-        shift: tokens `[B]` to what they add to the logits after them, `[B, V]` (`orthrus.model.markov`).
-        choose: a slot's logits `[B, V]` and its number to drafts `[B]`.
+    `shift` takes tokens `[B]` to what they add to the logits after them, `[B, V]` (`orthrus.model.markov`); `choose` a
+    slot's logits `[B, V]` and its number to drafts `[B]`.
     """
     before_B, drafts = anchor_B.long(), []
     for slot in range(logits_BMV.shape[1]):

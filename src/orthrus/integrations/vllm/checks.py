@@ -1,7 +1,6 @@
 """What is refused before a weight is loaded: versions, settings and checkpoints that would not draft as they should.
 
-Reads vLLM's configuration objects by attribute and checkpoints by their headers; imports neither vLLM nor torch, so
-every check is tested without them. Each check yields sentences: what is required, what was found, what to do.
+Reads vLLM's objects by attribute and checkpoints by their headers; imports neither vLLM nor torch.
 """
 
 from collections.abc import Callable, Iterator
@@ -23,12 +22,7 @@ Check = Callable[[Any], Iterator[str]]
 
 
 def problems(config: Any, *, version: str) -> list[str]:
-    """Return why an Orthrus checkpoint cannot be served with a `VllmConfig`; empty when it can.
-
-    Args:
-        config: vLLM's configuration, or anything with the same attributes.
-        version: vLLM's version.
-    """
+    """Return why an Orthrus checkpoint cannot be served with a `VllmConfig` in this version; empty when it can."""
     if not version.startswith(f"{SUPPORTED}."):
         return [f"vLLM {SUPPORTED}.x is supported, found {version}: install 'vllm=={SUPPORTED}.*'"]
     checks: tuple[Check, ...] = (_everywhere, _weights)

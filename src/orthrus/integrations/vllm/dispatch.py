@@ -1,8 +1,7 @@
 """How vLLM comes to build our drafters: its own classes for `draft_model` step aside for Orthrus checkpoints.
 
-vLLM has no hook for a drafter of both runners. So the stock class of each runner is given a `__new__`, once its module
-has been imported for another reason (importing it costs a second and may touch CUDA). For every other draft model that
-`__new__` makes exactly the stock object.
+The stock class of each runner is given a `__new__`, once its module has been imported for another reason. For every
+other draft model that `__new__` makes exactly the stock object.
 """
 
 import sys

@@ -1,10 +1,7 @@
 """The model inside vLLM: Qwen3 with a second set of attention projections, and the pass that uses them.
 
-Both passes run vLLM's own forward functions over the same layers, attention objects and cache; the draft pass puts the
-view's projections where the backbone's are. Who sees whom, and which slots are written, is for the caller to say, in
-vLLM's forward context.
-
-Shapes: T tokens of all rows, C hidden size, V vocabulary.
+Both passes run vLLM's own forward functions over the same layers, attention objects and cache. Shapes: T tokens of all
+rows, C hidden size, V vocabulary.
 """
 
 from functools import partial

@@ -1,9 +1,7 @@
 """Drafts in vLLM's first model runner (the one of the CPU build, and of `VLLM_USE_V2_MODEL_RUNNER=0`).
 
-Turns what the runner has after a step into a block, runs the draft pass over it and hands back tokens, and their
-probabilities where the runner asks for them. Everything stays on the device; nothing waits for it.
-
-Shapes: B rows, K = drafts + 1 block positions, M drafts, V vocabulary.
+Everything stays on the device; nothing waits for it. Shapes: B rows, K = drafts + 1 block positions, M drafts, V
+vocabulary.
 """
 
 from typing import Any
