@@ -6,7 +6,15 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from orthrus.model.config import BlockAttention
-from orthrus.train.sections import NEEDS_TEACHER, AnsweredModel, AnsweredRecipe, BlockObjective, LossName, Vocabulary
+from orthrus.train.sections import (
+    NEEDS_TEACHER,
+    AnsweredModel,
+    AnsweredRecipe,
+    BlockObjective,
+    LossName,
+    MaskToken,
+    Vocabulary,
+)
 from orthrus.train.sources import Positive, Section
 
 
@@ -66,9 +74,7 @@ class DFlashModel(AnsweredModel):
         default="bidirectional", description="the part of its block that a slot sees: all, or up to itself"
     )
     markov_rank: int = Field(default=0, ge=0, description="rank of the correction by the previous token; 0: none")
-    mask_token: str | None = Field(
-        default=None, description="the mask token; by default <|mask|>, or the last of the vocabulary"
-    )
+    mask_token: MaskToken = None
 
 
 class DFlashRecipe(_PeerRecipe):
@@ -97,9 +103,7 @@ class BlocksModel(AnsweredModel):
 
     block_size: Positive | None = Field(default=None, description="tokens of a block; the whole text by default")
     shift: bool = Field(default=True, description="a position predicts the next token, or its own")
-    mask_token: str | None = Field(
-        default=None, description="the mask token; by default <|mask|>, or the last of the vocabulary"
-    )
+    mask_token: MaskToken = None
 
 
 class BlocksObjective(Section):

@@ -1,6 +1,6 @@
 """From a recipe to a trained model: the task that the recipe describes, and the loop over it."""
 
-from importlib import import_module
+from pkgutil import resolve_name
 from typing import Final
 
 from orthrus.train.backbone import BackboneTask
@@ -9,11 +9,11 @@ from orthrus.train.ranks import Ranks
 from orthrus.train.sections import AnsweredRecipe, Recipe
 
 TASKS: Final = {
-    "view": ("orthrus.train.view", "ViewTask"),
-    "eagle3": ("orthrus.train.eagle3", "Eagle3Task"),
-    "dflash": ("orthrus.train.dflash", "DFlashTask"),
-    "draft": ("orthrus.train.draft", "DraftTask"),
-    "blocks": ("orthrus.train.blocks", "BlocksTask"),
+    "view": "orthrus.train.view:ViewTask",
+    "eagle3": "orthrus.train.eagle3:Eagle3Task",
+    "dflash": "orthrus.train.dflash:DFlashTask",
+    "draft": "orthrus.train.draft:DraftTask",
+    "blocks": "orthrus.train.blocks:BlocksTask",
 }
 """Tasks of recipes of answers by their kind, imported on use."""
 
@@ -21,8 +21,7 @@ TASKS: Final = {
 def run(recipe: Recipe, *, resume: bool = True) -> TrainResult:
     """Make the recipe's data where it is missing, then train; see `orthrus.train.loop.train` for what is raised."""
     if isinstance(recipe, AnsweredRecipe):
-        module, name = TASKS[recipe.kind]
-        return train(getattr(import_module(module), name)(recipe), recipe, resume=resume)
+        return train(resolve_name(TASKS[recipe.kind])(recipe), recipe, resume=resume)
     with Ranks(recipe.run.device).main_first():
         task = BackboneTask(recipe)
     return train(task, recipe, resume=resume)

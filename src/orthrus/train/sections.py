@@ -19,6 +19,10 @@ Vocabulary = Annotated[
     Literal["all", "answers"],
     Field(description="tokens that a softmax runs over: all, or those of the training answers (approximate)"),
 ]
+MaskToken = Annotated[
+    str | None,
+    Field(description="the token that stands for what is not written yet; <|mask|> or the last unless given"),
+]
 
 
 class RecurrentShape(Section):
@@ -98,9 +102,7 @@ class ViewModel(AnsweredModel):
     layers: str | list[int] | None = Field(
         default=None, description='layers with a twin, "last:N", or "attention"; all unless given'
     )
-    mask_token: str | None = Field(
-        default=None, description="the token that stands for what is not written yet; <|mask|> or the last unless given"
-    )
+    mask_token: MaskToken = None
     trained_mask: bool = Field(
         default=False, description="give masks an embedding of their own, trained from that token's"
     )

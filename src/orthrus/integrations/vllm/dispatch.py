@@ -6,24 +6,30 @@ other draft model that `__new__` makes exactly the stock object.
 
 import sys
 from collections.abc import Callable, Sequence
-from importlib import import_module
-from importlib.abc import Loader, MetaPathFinder
+from functools import partial
+from importlib.abc import MetaPathFinder
 from importlib.machinery import ModuleSpec
 from importlib.util import find_spec
+from pkgutil import resolve_name
 from types import ModuleType
 from typing import Any
 
 from orthrus.errors import ConfigError
 from orthrus.integrations.vllm import ARCHITECTURE
 
-V1 = ("vllm.v1.spec_decode.draft_model", "DraftModelProposer")
-V2 = ("vllm.v1.worker.gpu.spec_decode.standalone_ar.speculator", "StandaloneARSpeculator")
+V1 = ("vllm.v1.spec_decode.draft_model", "DraftModelProposer", "orthrus.integrations.vllm.v1:OrthrusProposer")
+V2 = (
+    "vllm.v1.worker.gpu.spec_decode.standalone_ar.speculator",
+    "StandaloneARSpeculator",
+    "orthrus.integrations.vllm.v2:OrthrusSpeculator",
+)
+"""Module and class of each runner's stock drafter, and the class that stands in for it."""
 
 
 def install() -> None:
     """Arrange for both stock classes to step aside; repeated calls change nothing."""
-    when_imported(V1[0], lambda module: step_aside(getattr(module, V1[1], None), _v1))
-    when_imported(V2[0], lambda module: step_aside(getattr(module, V2[1], None), _v2))
+    when_imported(V1[0], lambda module: step_aside(getattr(module, V1[1], None), partial(resolve_name, V1[2])))
+    when_imported(V2[0], lambda module: step_aside(getattr(module, V2[1], None), partial(resolve_name, V2[2])))
 
 
 def step_aside(stock: type | None, ours: Callable[[], type[Any]]) -> None:
@@ -81,30 +87,12 @@ class _Finder(MetaPathFinder):
             return None
         sys.meta_path.remove(self)
         spec = find_spec(fullname)
-        if spec is not None and spec.loader is not None:
-            spec.loader = _Loader(spec.loader, self.action)
+        if spec is not None and (loader := spec.loader) is not None:
+
+            def exec_module(module: ModuleType) -> None:
+                del loader.exec_module
+                loader.exec_module(module)
+                self.action(module)
+
+            loader.exec_module = exec_module  # type: ignore[method-assign]
         return spec
-
-
-class _Loader(Loader):
-    def __init__(self, stock: Loader, action: Callable[[ModuleType], None]) -> None:
-        self.stock = stock
-        self.action = action
-
-    def create_module(self, spec: ModuleSpec) -> ModuleType | None:
-        return self.stock.create_module(spec)
-
-    def exec_module(self, module: ModuleType) -> None:
-        module.__loader__ = self.stock
-        if module.__spec__ is not None:
-            module.__spec__.loader = self.stock
-        self.stock.exec_module(module)
-        self.action(module)
-
-
-def _v1() -> type[Any]:
-    return import_module("orthrus.integrations.vllm.v1").OrthrusProposer
-
-
-def _v2() -> type[Any]:
-    return import_module("orthrus.integrations.vllm.v2").OrthrusSpeculator
