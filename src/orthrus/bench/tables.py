@@ -1,6 +1,6 @@
 """One shape of tables, for the terminal and for markdown, and figures as text."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -20,6 +20,12 @@ class Grid:
     header: Sequence[str]
     rows: list[list[str]]
     labels: int
+
+    @classmethod
+    def of(cls, title: str, rows: Sequence[Mapping[str, str]], *, labels: int) -> "Grid":
+        """Make a table of rows that name their columns, all of them the same."""
+        header = list(rows[0]) if rows else []
+        return cls(title=title, header=header, rows=[list(row.values()) for row in rows], labels=labels)
 
     def to_rich(self) -> Table:
         table = Table(title=self.title, title_justify="left")

@@ -187,20 +187,19 @@ def _table(pairs: list[tuple[str, Comparison]], caption: str) -> None:
     """Print a line for each comparison, and what the colours mean."""
     from orthrus.bench.tables import Grid
 
-    header = ["prompt", "identical", "tokens", "plain\ntokens/s", "Orthrus\ntokens/s", "ratio"]
     rows = [
-        [
-            name,
-            "yes" if pair.identical else "no",
-            str(pair.made.stats.emitted),
-            f"{pair.plain.tokens_per_second:.0f}",
-            f"{pair.made.tokens_per_second:.0f}",
-            f"{pair.speedup:.2f}",
-            f"{pair.made.stats.tokens_per_forward:.2f}",
-            f"{pair.made.stats.tokens_per_cycle:.2f}",
-        ]
+        {
+            "prompt": name,
+            "identical": "yes" if pair.identical else "no",
+            "tokens": str(pair.made.stats.emitted),
+            "plain\ntokens/s": f"{pair.plain.tokens_per_second:.0f}",
+            "Orthrus\ntokens/s": f"{pair.made.tokens_per_second:.0f}",
+            "ratio": f"{pair.speedup:.2f}",
+            "tokens per\nforward": f"{pair.made.stats.tokens_per_forward:.2f}",
+            "tokens per\ncycle": f"{pair.made.stats.tokens_per_cycle:.2f}",
+        }
         for name, pair in pairs
     ]
-    show([Grid(title="", header=[*header, "tokens per\nforward", "tokens per\ncycle"], rows=rows, labels=2)])
+    show([Grid.of("", rows, labels=2)])
     say(caption, style="dim")
     out().print(f"[{DRAFT}]accepted drafts[/] · [{BONUS}]the backbone's own tokens[/] · prompts unseen in training")

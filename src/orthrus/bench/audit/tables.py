@@ -105,10 +105,10 @@ def _conditions(plain: Sequence[PlainSummary]) -> Grid:
         finding = p.conditions.get("finding")
         shape = finding and " ".join(f"{name} {value}" for name, value in finding["geometry"].items())
         broken = finding and ("; ".join(finding["broken"]) or "nothing")
-        row = [p.dtype, p.exact, *(str(p.conditions.get(name, NONE)) for name in ("device", "attention", "threads"))]
-        rows.append([*row, shape or NONE, broken or NONE])
-    header = ["dtype", "exact", "device", "attention", "threads", "fixed shapes", "what the probe found broken"]
-    return Grid(title="Conditions", header=header, rows=rows, labels=7)
+        row = {name: str(p.conditions.get(name, NONE)) for name in ("device", "attention", "threads")}
+        found = {"fixed shapes": shape or NONE, "what the probe found broken": broken or NONE}
+        rows.append({"dtype": p.dtype, "exact": p.exact, **row, **found})
+    return Grid.of("Conditions", rows, labels=7)
 
 
 def _mismatches(name: str, texts: Sequence[Verdict]) -> Grid:

@@ -18,25 +18,6 @@ from orthrus.bench.tables import NONE, Grid, estimate, number, percent
 from orthrus.data.records import read_records
 from orthrus.errors import DataError
 
-HEADER: Final = (
-    "suite",
-    "peer",
-    "trained M",
-    "operations",
-    "rows",
-    "accepted",
-    "tokens/cycle",
-    "tokens/pass",
-    "draft passes",
-    "draft ÷ verify",
-    "first token ms",
-    "× plain",
-    "weights MB",
-    "keys B/token",
-    "identical",
-    "right",
-    "right − plain",
-)
 CAVEATS: Final = (
     "accepted: drafts kept per cycle, without the bonus; tokens/pass: per pass of the backbone, with a view's drafts",
     "a small backbone has few layers: one layer of a drafter is a large share of it, and a view through all is shallow",
@@ -57,11 +38,11 @@ def tables(path: Path) -> list[Grid]:
         raced = [r for r in results if (r.configuration, r.dtype, r.batch) == setting]
         rows = [_row(summary, raced, peers.get((*setting[:2], summary.mode, summary.plan), {})) for summary in part]
         title = f"Peers: {setting[1]}, batch {setting[2]}, {len({r.prompt for r in raced})} prompts"
-        out.append(Grid(title=title, header=HEADER, rows=rows, labels=2))
+        out.append(Grid.of(title, rows, labels=2))
     return out
 
 
-def _row(summary: Summary, results: Sequence[Result], peer: Mapping[str, Any]) -> list[str]:
+def _row(summary: Summary, results: Sequence[Result], peer: Mapping[str, Any]) -> dict[str, str]:
     mine = [r for r in results if _is_in(r, summary) and r.contender == summary.contender]
     plain = [r for r in results if _is_in(r, summary) and r.mode == "ar"]
     training = peer.get("training") or {}
@@ -72,25 +53,25 @@ def _row(summary: Summary, results: Sequence[Result], peer: Mapping[str, Any]) -
     firsts = [r.stats["first_token_seconds"] for r in mine if "first_token_seconds" in r.stats]
     cycles = sum(r.stats.get("cycles", 0) for r in mine)
     drew = sum(sum(r.stats.get("draft_passes", {}).values()) for r in mine)
-    return [
-        section(summary.suite, summary.domain),
-        " ".join(dict.fromkeys(summary.label.split())),
-        number(parameters, 2, 1e6),
-        NONE if "operations" not in training else f"{training['operations']:.2g}",
-        number(training.get("rows"), 0),
-        number(sum(r.stats.get("accepted", 0) for r in mine) / cycles if cycles else None, 2),
-        number(cycle and cycle.value, 2),
-        number(forward and forward.value, 2),
-        number(drew / cycles if drew else None, 1),
-        _drafting(cost),
-        number(1000 * median(firsts) if firsts else None, 1),
-        estimate(ratio and ratio.totals),
-        number(peer.get("weight_bytes"), 1, 1e6),
-        number(peer.get("key_bytes_per_token"), 0),
-        percent(summary.identical),
-        percent(summary.right),
-        _difference(mine, plain),
-    ]
+    return {
+        "suite": section(summary.suite, summary.domain),
+        "peer": " ".join(dict.fromkeys(summary.label.split())),
+        "trained M": number(parameters, 2, 1e6),
+        "operations": NONE if "operations" not in training else f"{training['operations']:.2g}",
+        "rows": number(training.get("rows"), 0),
+        "accepted": number(sum(r.stats.get("accepted", 0) for r in mine) / cycles if cycles else None, 2),
+        "tokens/cycle": number(cycle and cycle.value, 2),
+        "tokens/pass": number(forward and forward.value, 2),
+        "draft passes": number(drew / cycles if drew else None, 1),
+        "draft ÷ verify": _drafting(cost),
+        "first token ms": number(1000 * median(firsts) if firsts else None, 1),
+        "× plain": estimate(ratio and ratio.totals),
+        "weights MB": number(peer.get("weight_bytes"), 1, 1e6),
+        "keys B/token": number(peer.get("key_bytes_per_token"), 0),
+        "identical": percent(summary.identical),
+        "right": percent(summary.right),
+        "right − plain": _difference(mine, plain),
+    }
 
 
 def costs(path: Path) -> list[Grid]:

@@ -107,15 +107,15 @@ def _prompt(items: Sequence[Item], characters: int) -> Item:
 
 
 def table(made: Sequence[Joined], title: str) -> Grid:
-    header = ["streams", "mode", "prompt tokens", "to its first token, s", "gaps meanwhile, ms", "gaps otherwise, ms"]
     rows = [
-        [
-            str(one.concurrency),
-            one.mode if one.error is None else f"{one.mode}: {one.error}",
-            str(one.prompt_tokens),
-            f"{one.seconds:.2f}",
-            *(milliseconds(percentiles(gaps, (50, 99, 100))) for gaps in (one.during, one.otherwise)),
-        ]
+        {
+            "streams": str(one.concurrency),
+            "mode": one.mode if one.error is None else f"{one.mode}: {one.error}",
+            "prompt tokens": str(one.prompt_tokens),
+            "to its first token, s": f"{one.seconds:.2f}",
+            "gaps meanwhile, ms": milliseconds(percentiles(one.during, (50, 99, 100))),
+            "gaps otherwise, ms": milliseconds(percentiles(one.otherwise, (50, 99, 100))),
+        }
         for one in made
     ]
-    return Grid(title=f"{title} (p50 / p99 / most)", header=header, rows=rows, labels=2)
+    return Grid.of(f"{title} (p50 / p99 / most)", rows, labels=2)

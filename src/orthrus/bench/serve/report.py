@@ -65,23 +65,23 @@ def _summary(key: tuple[str, int | None, float | None], group: list[Answered], p
 
 
 def table(made: Sequence[Summary], title: str) -> Grid:
-    header = ["load", "mode", "requests", "failed", "tokens/s", "first text, ms", "per token, ms", "gap, ms"]
     rows = [
-        [
-            f"{one.concurrency} at a time" if one.concurrency is not None else f"{one.rate:g} a second",
-            one.mode,
-            str(one.requests),
-            str(one.failed),
-            number(one.tokens_per_second, 1),
-            *(milliseconds(values) for values in (one.first, one.per_token, one.gap)),
-            number(one.tokens_per_forward, 2),
-            number(one.differ, 0),
-        ]
+        {
+            "load": f"{one.concurrency} at a time" if one.concurrency is not None else f"{one.rate:g} a second",
+            "mode": one.mode,
+            "requests": str(one.requests),
+            "failed": str(one.failed),
+            "tokens/s": number(one.tokens_per_second, 1),
+            "first text, ms": milliseconds(one.first),
+            "per token, ms": milliseconds(one.per_token),
+            "gap, ms": milliseconds(one.gap),
+            "tokens per forward": number(one.tokens_per_forward, 2),
+            "texts that differ": number(one.differ, 0),
+        }
         for one in made
     ]
     marks = " / ".join(f"p{mark}" for mark in PERCENTILES)
-    header += ["tokens per forward", "texts that differ"]
-    return Grid(title=f"{title} ({marks})", header=header, rows=rows, labels=2)
+    return Grid.of(f"{title} ({marks})", rows, labels=2)
 
 
 def plot(made: Sequence[Summary], folder: Path) -> list[Path]:

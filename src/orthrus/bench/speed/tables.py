@@ -158,16 +158,21 @@ def steps(records: Sequence[Record]) -> Grid:
 
 def _quality(summaries: Sequence[quality.Summary]) -> Grid:
     """Put precisions below each other, suite by suite."""
-    header = ["suite", "precision", "prompts", "tokens", "perplexity", "÷ float32", "divergence", "agreement", "right"]
     rows = [
-        [
-            *(one.suite, one.dtype, str(one.prompts), str(one.tokens), f"{one.perplexity:.4f}"),
-            f"{one.ratio.value:.4f} ({one.ratio.low:.4f}–{one.ratio.high:.4f})",
-            *(f"{one.divergence:.5f}", f"{100 * one.agreement:.2f} %", percent(one.right)),
-        ]
+        {
+            "suite": one.suite,
+            "precision": one.dtype,
+            "prompts": str(one.prompts),
+            "tokens": str(one.tokens),
+            "perplexity": f"{one.perplexity:.4f}",
+            "÷ float32": f"{one.ratio.value:.4f} ({one.ratio.low:.4f}–{one.ratio.high:.4f})",
+            "divergence": f"{one.divergence:.5f}",
+            "agreement": percent(one.agreement, 2),
+            "right": percent(one.right),
+        }
         for one in summaries
     ]
-    return Grid(title="Quality: float32's plain answers, read in each precision", header=header, rows=rows, labels=2)
+    return Grid.of("Quality: float32's plain answers, read in each precision", rows, labels=2)
 
 
 def _step(record: Record) -> dict[str, str]:
@@ -202,16 +207,16 @@ def _timed(title: str, header: Sequence[str], rows: list[list[str]], machines: M
 
 def _runs(provenances: Iterable[Record]) -> Grid:
     rows = [
-        [
-            p["date"],
-            f"{(p['commit'] or 'none')[:12]}{' and changes' if p['dirty'] else ''}",
-            f"orthrus {p['orthrus']}, torch {p['torch']}, transformers {p['transformers']}",
-            p["device"],
-            p["command"].replace("|", "\\|"),
-        ]
+        {
+            "date": p["date"],
+            "commit": f"{(p['commit'] or 'none')[:12]}{' and changes' if p['dirty'] else ''}",
+            "versions": f"orthrus {p['orthrus']}, torch {p['torch']}, transformers {p['transformers']}",
+            "device": p["device"],
+            "command": p["command"].replace("|", "\\|"),
+        }
         for p in provenances
     ]
-    return Grid(title="Runs", header=["date", "commit", "versions", "device", "command"], rows=rows, labels=5)
+    return Grid.of("Runs", rows, labels=5)
 
 
 def _who(summary: Summary) -> list[str]:
