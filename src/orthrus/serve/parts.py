@@ -52,7 +52,8 @@ class Splitter:
         self._held: list[Piece] = []
         self._trims = thinking
         self._functions: Functions = tools or {}
-        self._call = _Call()
+        self._called: list[Piece] = []  # of the call at hand
+        self._reader: Reader | None = None
         self.calls = 0
         self.done = False
 
@@ -81,8 +82,8 @@ class Splitter:
         self._take(parts, taken, closed=self._state != "content", last=last)
         self._state = self._opens.get(tag, "content")
         self.done = self.done or (self._single and self.calls > 0)
-        self._trims = not self._call.failed
-        self._call = _Call()
+        self._trims = self._reader is None or not self._reader.failed
+        self._called, self._reader = [], None
         return not self.done
 
     def _take(self, parts: Parts, pieces: list[Piece], *, closed: bool, last: bool) -> None:
@@ -99,38 +100,21 @@ class Splitter:
             parts.content.extend(pieces)
 
     def _take_call(self, parts: Parts, pieces: list[Piece], *, closed: bool, last: bool) -> None:
-        call = self._call
-        call.pieces += pieces
-        name, arguments = call.push("".join(piece.text for piece in pieces), self._functions, closed=closed)
-        if call.failed or (last and not closed and not call.named):
-            tag = call.pieces[0] if call.pieces else Piece("", 0, "bonus")
-            parts.content += [tag._replace(text=CALL), *call.pieces, *([tag._replace(text=END_CALL)] if closed else [])]
+        self._called += pieces
+        text = "".join(piece.text for piece in pieces)
+        reader = self._reader = self._reader or reader_for(text, self._functions, closed=closed)
+        name, arguments = (None, "") if reader is None else reader.push(text, closed=closed)
+        named = reader is not None and reader.named
+        if (reader is not None and reader.failed) or (last and not closed and not named):
+            tag = self._called[0] if self._called else Piece("", 0, "bonus")
+            end = [tag._replace(text=END_CALL)] if closed else []
+            parts.content += [tag._replace(text=CALL), *self._called, *end]
             return
         if name is not None:
             parts.calls.append(Call(self.calls, name, arguments))
             self.calls += 1
         elif arguments:
             parts.calls.append(Call(self.calls - 1, None, arguments))
-
-
-class _Call:
-    """One call: its pieces, and its reader once it has begun."""
-
-    def __init__(self) -> None:
-        self.pieces: list[Piece] = []
-        self._reader: Reader | None = None
-
-    @property
-    def named(self) -> bool:
-        return self._reader is not None and self._reader.named
-
-    @property
-    def failed(self) -> bool:
-        return self._reader is not None and self._reader.failed
-
-    def push(self, text: str, functions: Functions, *, closed: bool) -> tuple[str | None, str]:
-        self._reader = self._reader or reader_for(text, functions, closed=closed)
-        return (None, "") if self._reader is None else self._reader.push(text, closed=closed)
 
 
 def joined(calls: Sequence[Call]) -> list[Call]:

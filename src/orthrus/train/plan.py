@@ -65,7 +65,7 @@ class Plan:
 def plan(recipe: Recipe, *, devices: int = 1, answers: Answers = MOST) -> Plan:
     """Work out what a recipe takes on so many devices of each kind; `grad_accumulation = "auto"` counts as one part.
 
-    `answers` is what its packed rows say (`packed.answers_of`). Raises CheckpointError without a configuration to read.
+    `answers` is what its packed rows say (`work.answers_of`). Raises CheckpointError without a configuration to read.
     """
     shapes = shapes_of(recipe)
     work = work_of(recipe, shapes, answers)
