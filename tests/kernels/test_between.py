@@ -168,6 +168,7 @@ def test_passes_of_many_families(
         return changed
 
     monkeypatch.setattr(traced, "rewrite", rewrite)
+    monkeypatch.setattr(traced, "uses_own", lambda *_: True)
     model = dual(family, num_hidden_layers=2).to(dtype)
     engine = Engine(model, rows=1, capacity=96, plan=steps.parse("full"))
     decode(engine, [[5, 6, 7, 8]], Options(max_new_tokens=12))

@@ -227,6 +227,18 @@ def test_layers_whose_inputs_do_not_come_in_blocks_are_in_int8(use: None, monkey
         assert type(model.model.layers[0].mlp.down_proj) is BlockLinear
 
 
+@pytest.mark.parametrize("weight", [65_505.0 * 15, -65_536.0, 65_504.0])
+def test_layers_whose_blocks_leave_float16_s_range_are_in_int8(use: None, weight: float) -> None:
+    """Their scales or least numbers would be infinite."""
+    model = dual()
+    with torch.no_grad():
+        model.model.layers[0].mlp.up_proj.weight[1, 2] = weight
+    to_integers(model, "int4")
+    layer = model.model.layers[0].mlp.up_proj
+    assert type(layer) is (BlockLinear if abs(weight) <= 65_504 else Int8Linear)
+    assert bool(layer.dequantised().isfinite().all())
+
+
 def test_a_view_attached_later_is_of_the_dequantised_attention(use: None) -> None:
     """And a view in int4, or a whole model, is not saved; training is refused."""
     model = ready(dual(hidden_size=64, intermediate_size=96, head_dim=16), compile=False, pack=None, integers="int4")

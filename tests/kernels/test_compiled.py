@@ -14,6 +14,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from orthrus.errors import ConfigError
 from orthrus.kernels import compiled, fbgemm, int8, packed
 from orthrus.kernels.compiled import INSTRUCTIONS, command, instructions, linear_int8, loaded
 from orthrus.kernels.recorded import record
@@ -292,6 +293,57 @@ def test_what_others_may_write_to_is_not_loaded(
         assert "others than this user may write" in caplog.text
         path.chmod(before)
     assert file.exists()
+
+
+@pytest.mark.parametrize("who", ["owner", "mode"])
+def test_a_folder_that_cannot_be_trusted_is_named(
+    who: str, folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """With its owner and mode and what to do, before anything is compiled; measuring goes on without operators."""
+    folder.mkdir(mode=0o755)
+    if who == "mode":
+        folder.chmod(0o777)
+    elif os.geteuid() == 0:  # whom everybody trusts
+        os.chown(folder, 4712, -1)
+    owner, mode = folder.stat().st_uid, 755 if who == "owner" else 777
+    if who == "owner":
+        monkeypatch.setattr(os, "geteuid", lambda: owner + 1)
+    monkeypatch.setattr(Path, "chmod", refuse)
+    monkeypatch.setattr(compiled, "_library", [])
+    found = rf"found {folder} of user {owner} with mode {mode}: change its owner and mode"
+    told = rf"only this user or root may write to, {found}, or let ORTHRUS_CACHE name another"
+    with pytest.raises(ConfigError, match=told):
+        compiled.required("linear_blocks", by="dtype int4")
+    assert linear_int8() is None
+    compiled.prepare()
+    assert "no operators are compiled: " in capsys.readouterr().err
+    assert not [*folder.iterdir()]
+
+
+def test_all_is_compiled_before_anything_is_timed(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """While its caller waits, once; not where a compiler failed, nor where there is none."""
+    made: list[Path] = []
+    answer = "echo failed"
+    monkeypatch.setattr(compiled, "command", lambda name, file, scratch: made.append(file) or answer.format(file))
+    monkeypatch.setattr(compiled, "instructions", lambda: HERE[0])
+    monkeypatch.setattr(compiled, "_library", [])
+    for _ in range(2):
+        compiled.prepare()
+    assert len(made) == 1
+    assert capsys.readouterr().err == "compiling the operators once, which takes some 10 seconds\n"
+    made[0].with_suffix(".log").unlink()
+    answer = "touch {}"
+    for _ in range(2):
+        compiled.prepare()
+    assert len(made) == 2
+    assert made[0].exists()
+    made[0].unlink()
+    for lack in ("CXX", "ORTHRUS_CACHE"):
+        monkeypatch.setenv(lack, "")
+        compiled.prepare()
+    assert len(made) == 2
 
 
 def test_a_compiler_may_be_named_with_options(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

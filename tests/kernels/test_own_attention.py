@@ -1,22 +1,25 @@
 """Attention of few rows by the operator in C++: softmax attention's numbers, and bits that no neighbour changes."""
 
+from collections import Counter
 from unittest.mock import patch
 
 import pytest
 import torch
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 
 from orthrus.decode.engine import Engine
 from orthrus.decode.options import Options
 from orthrus.decode.passes import Passes
 from orthrus.kernels import attention as attending
-from orthrus.kernels import compiled
+from orthrus.kernels import compiled, rewritten
 from orthrus.kernels.attention import FEW, attention, use_own
 from orthrus.kernels.compiled import instructions
-from orthrus.model import traced
+from orthrus.model import fingerprint, traced
 from orthrus.model.attach import detach
 from orthrus.model.attachment import attachment_of
 from orthrus.model.cache import ScratchCache
+from orthrus.model.fingerprint import key_of, operators_of
 from orthrus.policy import steps
 from tests import reference
 from tests.decode.drive import decode, dual
@@ -236,6 +239,39 @@ def test_without_a_library_nothing_changes(monkeypatch: pytest.MonkeyPatch) -> N
 
 
 PROMPTS = [[5, 6, 7, 8] * 3, [9, 10, 11], [3]]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_model_keeps_its_operators_whatever_is_loaded_beside_it(
+    attend: Operator, own: tuple[str, Operator], dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One that was loaded before they were compiled has none, and the bits that it had; one loaded afterwards has."""
+    monkeypatch.setattr(attending, "_own", [])
+    monkeypatch.setattr(compiled, "attention", lambda: None)
+    monkeypatch.setattr(traced, "USES", 1)
+    before, after = (dual("qwen3", num_hidden_layers=1).to(dtype) for _ in range(2))
+
+    def logits(model: PreTrainedModel) -> list[Tensor]:
+        with torch.inference_mode():
+            passes = Passes(model, ScratchCache(rows=1, capacity=64))
+            passes.prefill(slice(0, 1), [[3, 4, 5]], chunk=64)
+            return [passes.verify(slice(0, 1), torch.tensor([[6, 7, 8]])) for _ in range(3)]
+
+    use_own(before)
+    alone, key = logits(before), key_of(before)
+    assert operators_of(before) == []
+    monkeypatch.setattr(compiled, "attention", lambda: attend)
+    for module in (rewritten, fingerprint):
+        monkeypatch.setattr(module, "between", lambda: (f"normed_{own[0]}", f"rotated_{own[0]}"))
+    use_own(after)
+    beside = logits(after)
+    assert operators_of(after) == ["attention", "norm", "rotary"]
+    graphs = Counter[str]()
+    monkeypatch.setattr(traced, "rewrite", lambda graph: graphs.update(["rewritten"]) or rewritten.rewrite(graph))
+    attachment_of(before).memo("recorder").clear()
+    assert all(map(torch.equal, logits(before), alone))
+    assert (operators_of(before), key_of(before), sum(graphs.values())) == ([], key, 0)
+    assert not all(map(torch.equal, beside, alone)), "here the operators have other bits"
 
 
 @pytest.mark.usefixtures("here")

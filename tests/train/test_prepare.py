@@ -2,6 +2,7 @@
 
 import json
 import os
+import random
 import re
 import threading
 from collections.abc import Callable, Iterator
@@ -354,6 +355,14 @@ def test_processes_share_the_prompts(tmp_path: Path) -> None:
         shards.write_answers(tmp_path, PROMPTS, writer(rank), about={}, share=(rank, 2), size=3)
     assert wrote == [[7, 9, 11, 13, 15], [8, 10, 12, 14, 16]]
     assert len(shards.read_answers(tmp_path, PROMPTS)) == 10
+
+
+def test_whoever_stops_has_answered_a_sample() -> None:
+    """Prompts are sorted by length within windows; those of a window follow one another, and none is lost."""
+    lengths = random.Random(0).choices(range(1, 31), k=100)
+    usable = [len(prompt.token_ids) for prompt in HOW.usable(Prompt([0] * length) for length in [*lengths, 40, 0])]
+    windows = [lengths[at : at + 16 * HOW.rows] for at in range(0, 100, 16 * HOW.rows)]
+    assert usable == [length for window in windows for length in sorted(window)]
 
 
 def test_an_answer_ends_where_it_begins_to_loop() -> None:

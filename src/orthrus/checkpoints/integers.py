@@ -46,7 +46,7 @@ def to_integers(model: PreTrainedModel, precision: str, tokenizer: PreTrainedTok
     """Turn the linear layers of backbone and view into such of a precision and the rest into float32, in place.
 
     Where inputs of int8 have 8 bits, layers are observed over a few tokens. In int4, the output head and the view have
-    blocks of 8 bits; layers whose inputs do not come in blocks are in int8, where that computes.
+    blocks of 8 bits; layers that have none (`blocks.fits`) are in int8, where that computes.
     """
     groups = merged.groups(model)
     if precision == "int8":

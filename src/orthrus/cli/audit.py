@@ -52,7 +52,7 @@ def audit(
     from orthrus.bench.audit import run
     from orthrus.bench.audit.report import read_audit
 
-    measuring.set_threads(threads)
+    measuring.prepare(threads, device)
     job = run.Job(
         model=model,
         suites=tuple(suite),

@@ -99,7 +99,7 @@ def run(
         gguf=ggufs,
         gguf_source=gguf_source(model, backbone),
     )
-    measuring.set_threads(threads)
+    measuring.prepare(threads, device)
     load = measuring.loader(model, device, backbone=backbone, compile=compile, offload=offload)
     measuring.carried_out(bench.run, job, output, load=load)
     say(f"{output}: complete; orthrus bench report {output}", to=err)
@@ -148,7 +148,7 @@ def passes(
     from orthrus.bench.speed.passes import ALL, costs, kinds
     from orthrus.data.records import append
 
-    measuring.set_threads(threads)
+    measuring.prepare(threads, device)
     dtypes = measuring.listed(dtype)
     require_precisions(dtypes)
     wide = measuring.numbers(widths, "--width", int)
@@ -269,7 +269,7 @@ def quality(
 
     named = tuple(measuring.listed(dtype))
     job = Job(model=model, suites=tuple(suite), folder=data, limit=limit, dtypes=named, max_new_tokens=max_new_tokens)
-    measuring.set_threads(threads)
+    measuring.prepare(threads, device)
     load = measuring.loader(model, device, backbone=backbone)
     rounded = tuple(measuring.listed(forms))
     measuring.carried_out(bench.run, job, output, load=load, forms=rounded, counted="precision")

@@ -71,7 +71,7 @@ def peers(
         warmup=warmup,
         settings={"peers": [[one.label, one.how, one.weights()] for one in asked], "cpu_time": cpu_time},
     )
-    measuring.set_threads(threads)
+    measuring.prepare(threads, device)
     field = Field(
         peers=asked,
         contexts=tuple(dict.fromkeys(context or ())),

@@ -13,7 +13,7 @@ import typer
 from orthrus.cli import common
 from orthrus.cli.common import Watch, out, print_json, say, statistics_line
 from orthrus.cli.comparing import Comparison, Written
-from orthrus.cli.measuring import Threads, set_threads, show
+from orthrus.cli.measuring import Threads, prepare, show
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -71,7 +71,7 @@ def demo(
 
     Options.of(None, max_new_tokens=max_new_tokens)
     settled = plan_of("orthrus", plan).name
-    set_threads(threads)
+    prepare(threads, device)
     loaded, tokenizer = common.load(model, backbone=backbone, dtype=dtype, device=device)
     common.record(loaded, exact, rows=1, plan=plan)  # or the first texts of either would pay for it
     chosen = _asked(model, prompts)

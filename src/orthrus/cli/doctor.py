@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from orthrus import __version__
-from orthrus.cli import common, selfcheck
+from orthrus.cli import common, measuring, selfcheck
 from orthrus.cli.common import err, print_json, say
 from orthrus.cli.selfcheck import Check
 from orthrus.errors import OrthrusError
@@ -28,6 +28,7 @@ def doctor(json: common.Json = False) -> None:
     """Report versions, devices and precisions, and check on this machine that decoding is lossless."""
     import torch
 
+    measuring.prepare()
     installed, devices = {name: version(name) for name in _PACKAGES}, _devices()
     facts: dict[str, Any] = {
         "versions": {"orthrus": __version__, "python": platform.python_version(), **installed},

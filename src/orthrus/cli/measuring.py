@@ -95,12 +95,16 @@ def words(outlook: "Outlook", *, counted: str) -> str:
     return " · ".join(parts)
 
 
-def set_threads(threads: int | None) -> None:
-    """Let torch use so many threads on the CPU; None leaves it its own choice."""
+def prepare(threads: int | None = None, device: str | None = None) -> None:
+    """Let torch use so many threads on the CPU (None: its own choice), and compile operators before any clock runs."""
     import torch
+
+    from orthrus.kernels import compiled
 
     if threads is not None:
         torch.set_num_threads(threads)
+    if device == "cpu" or (device is None and not torch.cuda.is_available()):
+        compiled.prepare()
 
 
 def loader(

@@ -21,6 +21,8 @@ from orthrus.policy import steps
 LOOP_TOKENS: Final = 12  # a shorter repetition may be meant
 LOOP_PERIOD: Final = 64
 
+_WINDOW: Final = 16  # times the rows written at once: prompts among which those of a length are written together
+
 _THOUGHT = re.compile(r"<think>\s*\S.*?</think>", re.DOTALL)
 
 
@@ -52,7 +54,10 @@ class Answering:
         return 0 < len(prompt.token_ids) < self.row_tokens - 1
 
     def usable(self, prompts: Iterable[Prompt]) -> list[Prompt]:
-        return sorted(filter(self.fits, prompts), key=lambda prompt: len(prompt.token_ids))
+        """Prompts that fit, the shortest of a window first: so whoever stops has answered a sample of them all."""
+        fitting = list(filter(self.fits, prompts))
+        windows = (fitting[at : at + _WINDOW * self.rows] for at in range(0, len(fitting), _WINDOW * self.rows))
+        return [prompt for window in windows for prompt in sorted(window, key=lambda prompt: len(prompt.token_ids))]
 
 
 def prompt_of(

@@ -22,6 +22,7 @@ SIZE: Final = 32
 
 _TILE, _SIDE = 16, 4  # outputs, and inputs of each, that lie side by side
 _SHIFT = 128  # added to codes of 8 bits
+_LARGEST = torch.finfo(torch.float16).max
 
 
 class Blocks(NamedTuple):
@@ -152,8 +153,8 @@ def pack(model: nn.Module) -> None:
 
 
 def fits(layer: nn.Linear) -> bool:
-    """Tell whether a layer's inputs come in blocks."""
-    return layer.in_features % SIZE == 0
+    """Tell whether a layer's inputs come in blocks, and no number of its blocks leaves float16's range."""
+    return layer.in_features % SIZE == 0 and bool(layer.weight.detach().abs().amax() <= _LARGEST)
 
 
 def operator() -> Callable[..., Tensor]:

@@ -1,10 +1,11 @@
 """Operators in C++ (`*.cpp`, `*.h`), compiled where they run, if a compiler is found there.
 
 The first model that could use them starts the compiler in the background, at the lowest priority, and does without.
-What no other product stands in for is compiled while its caller waits (`required`). What was compiled is kept in
-`orthrus.memory`'s folder, for a version of torch, a set of instructions and the compiler's options; a process keeps the
-library that it loaded first. Without a folder nothing is compiled, and with an empty `CXX` neither. All sources are
-compiled as one, since torch's headers take most of the time: each has a namespace of its own.
+Models loaded once it is done have them. What no other product stands in for is compiled while its caller waits
+(`required`), and so is everything before anything is timed (`prepare`). What was compiled is kept in `orthrus.memory`'s
+folder, for a version of torch, a set of instructions and the compiler's options; a process keeps the library that it
+loaded first. Without a folder nothing is compiled, and with an empty `CXX` neither. All sources are compiled as one,
+since torch's headers take most of the time: each has a namespace of its own.
 """
 
 import logging
@@ -25,7 +26,7 @@ import torch
 from torch import Tensor
 
 from orthrus import memory
-from orthrus.errors import ConfigError
+from orthrus.errors import ConfigError, OrthrusError
 from orthrus.provenance import digest_of, processor
 from orthrus.writing import writing
 
@@ -100,17 +101,34 @@ def required(kind: str, *, by: str) -> Callable[..., Tensor]:
     if found is None:
         if not _has_compiler():
             raise ConfigError(f"{needs} a C++ compiler, found none: install g++, or let CXX name one")
-        print(f"compiling the operators for {by} once, which takes some 10 seconds", file=sys.stderr, flush=True)
-        with writing(file.parent):
-            _prepare(file.parent)
-            with file.with_suffix(".log").open("w", encoding="utf-8") as told:
-                line = ["sh", "-c", command(name, file, Path(mkdtemp(dir=file.parent)))]
-                subprocess.run(line, stdin=subprocess.DEVNULL, stdout=told, stderr=told, check=False, umask=0o022)
-        loaded.cache_clear()
+        _compile(name, file)
         found = _operator(kind, start=False)
     if found is None:
         raise ConfigError(f"{needs} an operator that could not be compiled or loaded: see {file.with_suffix('.log')}")
     return found
+
+
+def prepare() -> None:
+    """Compile what is not compiled yet, where that can be and did not fail: models then have it from the first on."""
+    name = instructions()
+    file = None if name is None else _file(name)
+    if name is None or file is None or _library or file.exists() or not _has_compiler() or failure() is not None:
+        return
+    try:
+        _compile(name, file)
+    except OrthrusError as error:
+        print(f"no operators are compiled: {error}", file=sys.stderr, flush=True)
+
+
+def _compile(name: str, file: Path) -> None:
+    """Compile the operators while the caller waits; raises ConfigError or WriteError for an unfit folder."""
+    with writing(file.parent):
+        _own_folder(file.parent)
+        print("compiling the operators once, which takes some 10 seconds", file=sys.stderr, flush=True)
+        with file.with_suffix(".log").open("w", encoding="utf-8") as told:
+            line = ["sh", "-c", command(name, file, Path(mkdtemp(dir=file.parent)))]
+            subprocess.run(line, stdin=subprocess.DEVNULL, stdout=told, stderr=told, check=False, umask=0o022)
+    loaded.cache_clear()
 
 
 def _operator(kind: str, *, start: bool = True) -> Callable[..., Tensor] | None:
@@ -126,14 +144,14 @@ def _operator(kind: str, *, start: bool = True) -> Callable[..., Tensor] | None:
             return _first_loaded(f"{kind}_{name}", file)
         if start and _compiler():
             _start(name, file)
-    except (OSError, ValueError) as error:  # another user's folder, a CXX that cannot be read
+    except (OSError, ValueError, ConfigError) as error:  # another user's folder, a CXX that cannot be read
         _log.info("no operators are compiled: %s", error)
     return None
 
 
 def _first_loaded(name: str, file: Path) -> Callable[..., Tensor] | None:
     """Return an operator of a library that this process keeps; one that does not load is removed."""
-    if not _is_ours(file):
+    if not (_is_ours(file) and _is_ours(file.parent)):
         _log.info("%s is not loaded: others than this user may write to it or to its folder", file)
         return None
     operator = loaded(name, file)
@@ -188,7 +206,7 @@ def failure() -> Path | None:
 def _start(name: str, file: Path) -> None:
     """Start the compiler, unless another process does already, or one failed not long ago."""
     folder, log = file.parent, file.with_suffix(".log")
-    _prepare(folder)
+    _own_folder(folder)
     if log.exists():
         if time() - log.stat().st_mtime < (_AGAIN if _has_failed(log) else _UNFINISHED):
             return
@@ -203,19 +221,32 @@ def _start(name: str, file: Path) -> None:
         )
 
 
-def _prepare(folder: Path) -> None:
+def _own_folder(folder: Path) -> None:
+    """Make a folder that nobody else may write to, whatever the umask: what is in it is loaded as code.
+
+    Raises:
+        ConfigError: it is another user's, or others may write to it and that cannot be changed.
+    """
     folder.mkdir(parents=True, exist_ok=True)
-    folder.chmod(folder.stat().st_mode & 0o755)  # whatever the umask: what is loaded as code is written by us alone
+    with suppress(PermissionError):
+        folder.chmod(folder.stat().st_mode & 0o755)
+    if not _is_ours(folder):
+        found = folder.stat()
+        raise ConfigError(
+            f"operators are code, which requires a folder that only this user or root may write to, found {folder} "
+            f"of user {found.st_uid} with mode {found.st_mode & 0o777:o}: change its owner and mode, or let "
+            f"{memory.FOLDER} name another folder"
+        )
 
 
 def _has_failed(log: Path) -> bool:
     return log.read_bytes().endswith(_FAILED.encode())
 
 
-def _is_ours(file: Path) -> bool:
-    """Tell whether a file and its folder belong to this user or to root, and nobody else may write to them."""
-    found = [path.stat() for path in (file, file.parent)]
-    return all(each.st_uid in (0, os.geteuid()) and not each.st_mode & 0o022 for each in found)
+def _is_ours(path: Path) -> bool:
+    """Tell whether a file or folder belongs to this user or to root, and nobody else may write to it."""
+    found = path.stat()
+    return found.st_uid in (0, os.geteuid()) and not found.st_mode & 0o022
 
 
 def _file(name: str) -> Path | None:

@@ -9,6 +9,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from orthrus.kernels.attention import uses_own
+from orthrus.kernels.compiled import between
 from orthrus.kernels.packed import kernels_of
 from orthrus.kernels.rounded import rounded_to
 from orthrus.memory import machine, settings
@@ -93,6 +94,17 @@ def key_of(model: PreTrainedModel) -> tuple[object, ...]:
     """Return what tells within a process whether a model still computes as it did: cheap, and no weights."""
     kernels = (model.config._attn_implementation, uses_own(model, 1), is_compiled(model), kernels_of(model))
     return (str(model.device), precision_of(model), *kernels, torch.get_num_threads(), *settings(model.device))
+
+
+def operators_of(model: PreTrainedModel) -> list[str]:
+    """Name what passes of a model do by operators compiled here: attention, norms and rotations, products of one row.
+
+    Which ones is settled when a model is loaded, whatever is loaded beside it. (Those of integers have the same bits as
+    what stands in for them, or nothing does.)
+    """
+    own = uses_own(model, 1)
+    one = any(kernels.own for kernels in kernels_of(model))
+    return ["attention"] * own + ["norm", "rotary"] * (own and between() is not None) + ["one row"] * one
 
 
 def state_of(model: PreTrainedModel) -> dict[str, Any]:

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.nn.modules import module as calls
 from transformers import PreTrainedModel
 
+from orthrus.kernels.attention import uses_own
 from orthrus.kernels.packed import watch_weights
 from orthrus.kernels.recorded import can_record, holders_of, holding, record
 from orthrus.kernels.rewritten import rewrite
@@ -140,7 +141,7 @@ class Recorder:
 
         def change(graph: Any) -> None:
             nonlocal rewritten
-            rewritten = rewrite(graph)
+            rewritten = uses_own(self._model, 1) and rewrite(graph)  # not of a library that came after the model
 
         if not self._is_recorded(kind, call, change) and rewritten:
             self._is_recorded(kind, call)

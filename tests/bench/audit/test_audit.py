@@ -232,7 +232,7 @@ def test_every_prompt_is_answered_by_everyone(start: Start, tmp_path: Path) -> N
     lines = [record for record in records if record["kind"] == "result"]
     for line in lines:
         known = line["audit"]["conditions"]
-        assert (known["attention"], known["threads"]) == ("orthrus", 1)
+        assert (known["attention"], known["operators"], known["threads"]) == ("orthrus", [], 1)
         assert known["device"]
         assert (known["finding"] is None) is (line["exact"] == "distribution")
     assert {line["seconds"] for line in lines} == {1 / 4, 1.0}  # chunks of four prompts and of one take a second each

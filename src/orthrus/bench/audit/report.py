@@ -77,7 +77,7 @@ class PlainSummary:
     Attributes:
         identical_to_hf: texts that Hugging Face's `generate` writes too; `hf_partings`, where the others part.
         close: for each margin, the share of positions whose gap is below it: what a recheck would look at again.
-        conditions: device, attention function, threads, the probe's finding.
+        conditions: device, attention function, operators, threads, the probe's finding.
     """
 
     dtype: str

@@ -26,6 +26,7 @@ from orthrus.decode.learned import begin_anew
 from orthrus.decode.rows import Row
 from orthrus.errors import ConfigError
 from orthrus.model.attach import config_of
+from orthrus.model.fingerprint import operators_of
 from orthrus.provenance import device_name, digest
 
 SCORER: Final = "float32"
@@ -124,11 +125,12 @@ def configuration(job: Job, model: PreTrainedModel) -> dict[str, Any]:
 
 
 def conditions(model: PreTrainedModel, exact: str) -> dict[str, Any]:
-    """Return what a promise depends on: device, attention function, threads, and what the probe found if asked."""
+    """Return what a promise depends on: device, attention, operators, threads, and what the probe found if asked."""
     finding = finding_for(model, width=config_of(model).proposals + 1) if exact == "token" else None
     return {
         "device": device_name(model.device),
         "attention": model.config._attn_implementation,
+        "operators": operators_of(model),
         "threads": torch.get_num_threads(),
         "finding": None if finding is None else dataclasses.asdict(finding),
     }

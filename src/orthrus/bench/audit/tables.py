@@ -106,9 +106,10 @@ def _conditions(plain: Sequence[PlainSummary]) -> Grid:
         shape = finding and " ".join(f"{name} {value}" for name, value in finding["geometry"].items())
         broken = finding and ("; ".join(finding["broken"]) or "nothing")
         row = {name: str(p.conditions.get(name, NONE)) for name in ("device", "attention", "threads")}
-        found = {"fixed shapes": shape or NONE, "what the probe found broken": broken or NONE}
+        own = ", ".join(p.conditions.get("operators", ()))
+        found = {"compiled here": own or NONE, "fixed shapes": shape or NONE, "what the probe found broken": broken or NONE}
         rows.append({"dtype": p.dtype, "exact": p.exact, **row, **found})
-    return Grid.of("Conditions", rows, labels=7)
+    return Grid.of("Conditions", rows, labels=8)
 
 
 def _mismatches(name: str, texts: Sequence[Verdict]) -> Grid:
