@@ -1,9 +1,15 @@
-"""What the exact first token gives: the same view's blocks with it, and with the view's own guess in its place.
+"""What the exact first token gives: blocks of views with it, and with the view's own guess in its place.
 
-Both take two passes a cycle under the plan `full`, greedily, in float32. Needs a view with `anchor="twin"`, whose first
-slot guesses that token. Writes a JSON line for each suite, behind one that says how it was run:
+All take two passes a cycle under the plan `full`, greedily, in float32. A view with `anchor="twin"` has a slot that
+guesses that token, so its very blocks are decoded both ways. One with `anchor="backbone"` has none, and no row that it
+was trained to guess by: it is decoded with the exact token alone, and stands beside a twin's guesses as trained for as
+many steps. Writes a JSON line for each suite and view, behind one that says how it was run; ratios are cycles of the
+first view's guesses over cycles:
 
     python lab/first_token.py nano FOLDER gsm8k math500 humaneval mt_bench > results/nano-first-token.jsonl
+    orthrus sweep recipes/sweeps/first.sweep.toml -o runs/first.jsonl --set data.folder=runs/smollm2/data
+    python lab/first_token.py "runs/first/in the twin-0,runs/first/behind the backbone-0" FOLDER \
+        gsm8k humaneval mt_bench > results/smollm2-first-token.jsonl
 """
 
 import json
@@ -43,22 +49,25 @@ class Guessed(ViewDrafter):
         return ahead_BSMV[:, 0]
 
 
-def main(name: str, folder: str, *suites: str) -> None:
-    """Decode each suite's first prompts both ways."""
+def main(names: str, folder: str, *suites: str) -> None:
+    """Decode each suite's first prompts in every way of every view."""
     torch.set_num_threads(1)
-    model, tokenizer = orthrus.load(name, dtype="float32")
-    assert config_of(model).anchor == "twin", "a view that reads the anchor is required"
-    print(json.dumps(head(dtypes=["float32"], prompts=PROMPTS, tokens=TOKENS)))
-    ways: dict[str, Drafter | None] = {"exact": None, "guessed": Guessed(markov_of(model))}
+    models = {name: orthrus.load(name, dtype="float32") for name in names.split(",")}
+    print(json.dumps(head(dtypes=["float32"], prompts=PROMPTS, tokens=TOKENS)), flush=True)
     for suite in suites:
-        prompts = [
-            encode(tokenizer, list(item.messages)) for item in read_suite(suite, folder=Path(folder), limit=PROMPTS)
-        ]
-        stats = {way: decoded_by(model, prompts, TOKENS, drafter) for way, drafter in ways.items()}
-        assert stats["exact"].emitted == stats["guessed"].emitted, "the same texts are required"
-        ratio = stats["guessed"].cycles / stats["exact"].cycles
-        counts = {way: counted.to_dict() for way, counted in stats.items()}
-        print(json.dumps({"kind": "first token", "suite": suite, "cycles_ratio": ratio, **counts}), flush=True)
+        items = read_suite(suite, folder=Path(folder), limit=PROMPTS)
+        guesses: tuple[int, int] | None = None
+        for name, (model, tokenizer) in models.items():
+            prompts, anchor = [encode(tokenizer, list(item.messages)) for item in items], config_of(model).anchor
+            ways: dict[str, Drafter | None] = {"exact": None}
+            if anchor == "twin":
+                ways["guessed"] = Guessed(markov_of(model))
+            stats = {way: decoded_by(model, prompts, TOKENS, drafter) for way, drafter in ways.items()}
+            guesses = guesses or (stats["guessed"].cycles, stats["guessed"].emitted)
+            assert {one.emitted for one in stats.values()} == {guesses[1]}, "the same texts are required"
+            line = {"kind": "first token", "suite": suite, "cycles_ratio": guesses[0] / stats["exact"].cycles}
+            line |= {way: counted.to_dict() for way, counted in stats.items()}
+            print(json.dumps(line | ({"view": name, "anchor": anchor} if len(models) > 1 else {})), flush=True)
 
 
 if __name__ == "__main__":

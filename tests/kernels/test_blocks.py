@@ -232,9 +232,9 @@ def test_layers_whose_blocks_leave_float16_s_range_are_in_int8(use: None, weight
     """Their scales or least numbers would be infinite."""
     model = dual()
     with torch.no_grad():
-        model.model.layers[0].mlp.up_proj.weight[1, 2] = weight
+        model.model.layers[0].mlp.down_proj.weight[1, 2] = weight
     to_integers(model, "int4")
-    layer = model.model.layers[0].mlp.up_proj
+    layer = model.model.layers[0].mlp.down_proj
     assert type(layer) is (BlockLinear if abs(weight) <= 65_504 else Int8Linear)
     assert bool(layer.dequantised().isfinite().all())
 

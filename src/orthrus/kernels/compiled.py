@@ -112,11 +112,10 @@ def prepare() -> None:
     """Compile what is not compiled yet, where that can be and did not fail: models then have it from the first on."""
     name = instructions()
     file = None if name is None else _file(name)
-    if name is None or file is None or _library or file.exists() or not _has_compiler() or failure() is not None:
-        return
     try:
-        _compile(name, file)
-    except OrthrusError as error:
+        if name and file and not (_library or file.exists() or failure()) and _has_compiler():
+            _compile(name, file)
+    except (OSError, OrthrusError) as error:
         print(f"no operators are compiled: {error}", file=sys.stderr, flush=True)
 
 

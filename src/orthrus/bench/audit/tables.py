@@ -106,8 +106,8 @@ def _conditions(plain: Sequence[PlainSummary]) -> Grid:
         shape = finding and " ".join(f"{name} {value}" for name, value in finding["geometry"].items())
         broken = finding and ("; ".join(finding["broken"]) or "nothing")
         row = {name: str(p.conditions.get(name, NONE)) for name in ("device", "attention", "threads")}
-        own = ", ".join(p.conditions.get("operators", ()))
-        found = {"compiled here": own or NONE, "fixed shapes": shape or NONE, "what the probe found broken": broken or NONE}
+        row["compiled here"] = ", ".join(p.conditions.get("operators", ())) or NONE
+        found = {"fixed shapes": shape or NONE, "what the probe found broken": broken or NONE}
         rows.append({"dtype": p.dtype, "exact": p.exact, **row, **found})
     return Grid.of("Conditions", rows, labels=8)
 
