@@ -8,7 +8,7 @@ first view's guesses over cycles:
 
     python lab/first_token.py nano FOLDER gsm8k math500 humaneval mt_bench > results/nano-first-token.jsonl
     orthrus sweep recipes/sweeps/first.sweep.toml -o runs/first.jsonl --set data.folder=runs/smollm2/data
-    python lab/first_token.py "runs/first/in the twin-0,runs/first/behind the backbone-0" FOLDER \
+    python lab/first_token.py runs/first/twin-0/model,runs/first/backbone-0/model FOLDER \
         gsm8k humaneval mt_bench > results/smollm2-first-token.jsonl
 """
 
