@@ -7,7 +7,7 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 import orthrus
-from orthrus.decode.accept import greedy, sound
+from orthrus.decode.accept import NONE, greedy
 from orthrus.decode.engine import Engine
 from orthrus.decode.options import Options, Sampling
 from orthrus.decode.rows import Row
@@ -89,7 +89,10 @@ def test_the_tokens_before_a_broken_slot_are_kept() -> None:
     scores[3, 3, 3] = inf
     scores[4, 3, 0] = nan
     drafts = torch.tensor([[0, 1, 2]] * 4 + [[0, 1, 4]])
-    assert sound(greedy(drafts, scores)).accepted_B.tolist() == [3, -2, -1, -4, 2]
+    verdict = greedy(drafts, scores)
+    assert verdict.accepted_B.tolist() == [3, 1, 0, 3, 2]
+    bonus = verdict.tokens_BM1.gather(1, verdict.accepted_B[:, None])[:, 0]
+    assert bonus.tolist() == [3, NONE, NONE, NONE, 2]
 
 
 @pytest.mark.parametrize("plan", ["ar", "full", "auto"])

@@ -98,19 +98,6 @@ def test_windows_narrow_every_rule(rows: int, queries: int, span: int, data: st.
         assert bool((mask[:, 0][~boolean(grid)] == torch.finfo(dtype).min).all())
 
 
-@given(queries=small, span=st.integers(1, 9), windows=st.sets(st.integers(9, 12), max_size=2), data=st.data())
-def test_alike(queries: int, span: int, windows: set[int], data: st.DataObject) -> None:
-    """What queries that see the same slots would be given one by one, within every window."""
-    seen = data.draw(st.integers(1, span))
-    dtype = data.draw(st.sampled_from([torch.float32, torch.bfloat16]))
-    made = masks.alike(seen, span=span, windows=windows, dtype=dtype, device=torch.device("cpu"))
-    rule = reference.up_to([[seen - 1] * queries], span)
-    for window in (None, *windows):
-        mask = made.of(window)
-        assert mask.shape == (1, 1, 1, span)
-        assert torch.equal(mask.expand(1, 1, queries, span), masks.additive(boolean(rule), dtype)[:, None])
-
-
 def test_a_draft_block_sees_prefix_and_itself() -> None:
     """The picture in words: lengths 2 and 0, blocks of 3, written out by hand."""
     slot = torch.tensor([[2, 3, 4], [0, 1, 2]])

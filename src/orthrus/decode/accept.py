@@ -14,7 +14,7 @@ from typing import Final, NamedTuple
 import torch
 from torch import Tensor
 
-from orthrus.kernels.vocabulary import highest
+from orthrus.kernels.vocabulary import best
 
 NONE: Final = -1
 """What is chosen where nothing can be: logits that are not numbers, or every token forbidden."""
@@ -23,8 +23,7 @@ NONE: Final = -1
 class Verdict(NamedTuple):
     """What a verify pass decided: `tokens[b, :accepted[b] + 1]` are the row's next tokens, the last one the bonus.
 
-    Where no token can be chosen after `n` of them, the bonus is `NONE` and, once marked by `sound`, `-1 - n` are
-    accepted.
+    Where no token can be chosen after them, the bonus is `NONE`.
     """
 
     tokens_BM1: Tensor
@@ -35,12 +34,6 @@ def greedy(draft_BM: Tensor, score_BM1V: Tensor) -> Verdict:
     """Keep the longest prefix of drafts that equals the argmax of the scores; ties go to the lowest id."""
     choice_BM1 = best(score_BM1V)
     return Verdict(choice_BM1, _prefix(draft_BM == choice_BM1[:, :-1]))
-
-
-def best(score_BQV: Tensor) -> Tensor:
-    """Return the token of the highest score, `[B, Q]`, or `NONE` where no score is the highest of finite ones."""
-    value_BQ, index_BQ = highest(score_BQV)  # of any NaN it is NaN, and where all tokens are forbidden minus infinity
-    return torch.where(value_BQ.isfinite(), index_BQ, NONE)
 
 
 def rejection(
@@ -78,13 +71,6 @@ def rejection(
     bonus_B1 = best((left_BV.log() + residual(accepted_B))[:, None])
     tokens = torch.cat([draft_BM, bonus_B1], dim=1)
     return Verdict(tokens.scatter(1, accepted_B[:, None], bonus_B1), accepted_B)
-
-
-def sound(verdict: Verdict) -> Verdict:
-    """Mark rows whose next token is `NONE`: `-1 - n` are accepted where `n` tokens come before it."""
-    accepted_B = verdict.accepted_B
-    bonus_B = verdict.tokens_BM1.gather(1, accepted_B[:, None])[:, 0]
-    return verdict._replace(accepted_B=torch.where(bonus_B == NONE, -1 - accepted_B, accepted_B))
 
 
 def _prefix(kept_BM: Tensor) -> Tensor:

@@ -45,9 +45,7 @@ def batch_of(
     drawing = slice(lacking[0], lacking[-1] + 1) if lacking and step.drafts and not step.lookup else slice(0, 0)
     if drawing.stop and whole:
         drawing = slice(0, len(rows))
-    copied_BM = None
-    if step.lookup:
-        copied_BM = torch.tensor([row.lookup.drafts(step.drafts) for row in rows], device=device)
+    copied = [row.lookup.drafts(step.drafts) for row in rows] if step.lookup else None
     stream_B = torch.tensor([row.stream for row in rows], device=device)
     return Batch(
         rows=where,
@@ -56,7 +54,7 @@ def batch_of(
         groups=_groups(rows, coupled, device),
         drawing=drawing,
         ready=ready,
-        copied_BM=copied_BM,
+        copied_BM=None if copied is None else torch.tensor(copied, device=device),
         states=[row.drafting for row in rows],
         trusted=trusted,
     )
@@ -83,12 +81,8 @@ def _seen(rows: Sequence[Row], device: torch.device) -> Tensor | None:
     return torch.tensor([tokens + tokens[:1] * (longest - len(tokens)) for tokens in seen], device=device)
 
 
-def outcomes_of(rows: Sequence[Row], step: Step, batch: Batch, outcome: Outcome) -> list[RowOutcome]:
-    """Say what a cycle did to each row, before its tokens are added to the row."""
-    return [_outcome(row, index, step, batch, outcome) for index, row in enumerate(rows)]
-
-
-def _outcome(row: Row, index: int, step: Step, batch: Batch, outcome: Outcome) -> RowOutcome:
+def outcome_of(row: Row, index: int, step: Step, batch: Batch, outcome: Outcome) -> RowOutcome:
+    """Say what a cycle did to a row, before its tokens are added to it."""
     tokens, chain = outcome.tokens[index], None
     drew, behind = _drew(index, batch), led(row, index, step, batch)
     source: Source = "text" if step.lookup else "ahead" if row.state.blind and not drew else "view"

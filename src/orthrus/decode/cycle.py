@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from orthrus.decode import tree
-from orthrus.decode.accept import NONE, Verdict, sound
+from orthrus.decode.accept import NONE, Verdict
 from orthrus.decode.drafters import Drafter, TreeDrafter
 from orthrus.decode.frames import Reading
 from orthrus.decode.passes import Passes, Proposal
@@ -76,8 +76,8 @@ class Outcome(NamedTuple):
     tokens: list[list[int]]
     broken: list[bool]
     has_first: list[bool]
-    drafted: int
-    forwards: int
+    drafted: int = 0
+    forwards: int = 0
     draft_passes: int = 0
     ready_BMV: Tensor | None = None
     ranks: list[int] | None = None
@@ -106,9 +106,8 @@ def begin(passes: Passes, batch: Batch, made: Proposal) -> Outcome:
     assert made.first_B1V is not None
     gains, _ = _commit(passes, batch, _judge(batch, _none(batch), made.first_B1V))
     if not made.logits_BMV.shape[1]:
-        return Outcome(*gains, 0, 0)
-    has_first = [not lost for lost in gains.broken]
-    return Outcome(gains.tokens, gains.broken, has_first, 0, 0, ready_BMV=made.logits_BMV)
+        return gains
+    return gains._replace(has_first=[not lost for lost in gains.broken], ready_BMV=made.logits_BMV)
 
 
 def _propose(passes: Passes, batch: Batch, step: Step, drafter: Drafter) -> tuple[Batch, Tensor, int]:
@@ -139,7 +138,8 @@ def _after_first(passes: Passes, batch: Batch, first_B1V: Tensor | None) -> Batc
         return batch
     B, start, stop = len(batch.anchor_B), batch.drawing.start, batch.drawing.stop
     has_first = [start <= row < stop for row in range(B)]
-    first_B1V = torch.nn.functional.pad(first_B1V, (0, 0, 0, 0, start, B - stop))
+    if not all(has_first):
+        first_B1V = torch.nn.functional.pad(first_B1V, (0, 0, 0, 0, start, B - stop))
     first_B = _judge(batch, _none(batch), first_B1V).tokens_BM1[:, 0]
     if not all(has_first):
         first_B = torch.where(torch.tensor(has_first, device=first_B.device), first_B, batch.anchor_B)
@@ -157,18 +157,20 @@ def _verify(passes: Passes, batch: Batch, drafts: Drafts) -> Outcome:
     token_BM1 = torch.cat([batch.anchor_B[:, None], drafts.tokens_BM], dim=1)
     verdict = _judge(batch, drafts, passes.verify(batch.rows, token_BM1))
     gains, _ = _commit(passes, batch, verdict)
-    return Outcome(*gains, drafts.tokens_BM.shape[1], 1)
+    return gains._replace(drafted=drafts.tokens_BM.shape[1], forwards=1)
 
 
 def _onepass(passes: Passes, batch: Batch, drafts: Drafts, step: Step) -> Outcome:
     """Verify this block and draft the next for the likeliest places where acceptance may stop."""
     token_BM1 = torch.cat([batch.anchor_B[:, None], drafts.tokens_BM], dim=1)
+    assert drafts.confidence_BM is not None
     stop_BS = likely_stops(drafts.confidence_BM, step.stops)
     logits = passes.run(batch.rows, Reading(token_BQ=token_BM1, stop_BS=stop_BS, drafts=step.drafts))
     verdict = _judge(batch, drafts, logits.ar_BQV)
     rank_B, ready_BMV = _at_stop(stop_BS, verdict.accepted_B, logits.ahead_BSMV)
-    gains, ranks = _commit(passes, batch, verdict, rank_B[:, None])
-    return Outcome(*gains, drafts.tokens_BM.shape[1], 1, ready_BMV=ready_BMV, ranks=[rank for (rank,) in ranks])
+    gains, told = _commit(passes, batch, verdict, rank_B[:, None])
+    ranks = [rank for (rank,) in told]
+    return gains._replace(drafted=drafts.tokens_BM.shape[1], forwards=1, ready_BMV=ready_BMV, ranks=ranks)
 
 
 def likely_stops(confidence_BM: Tensor, stops: int) -> Tensor:
@@ -189,7 +191,7 @@ def _at_stop(stop_BS: Tensor, stop_B: Tensor, ahead_BSMV: Tensor | None) -> tupl
 
 def _grown(batch: Batch, logits_BMV: Tensor, step: Step, markov: Markov | None) -> tree.Tree:
     """Grow a tree of the slots' likeliest tokens."""
-    scores = _grouped(batch, lambda chooser, index: chooser.branch(_take(logits_BMV, index), batch.context.rows(index)))
+    (scores,) = _grouped(batch, lambda chooser, i: [chooser.branch(_take(logits_BMV, i), batch.context.rows(i))])
     nodes = min(step.nodes, tree.largest(logits_BMV.shape[1], logits_BMV.shape[2]))
     return tree.grow(scores, nodes=nodes, anchor_B=batch.anchor_B, markov=markov)
 
@@ -203,14 +205,13 @@ def _tree(passes: Passes, batch: Batch, grown: tree.Tree, slots: int, step: Step
     reading = Reading(token_BQ=token_BP, depth_BQ=grown.depth_BP, ancestor_BQQ=grown.ancestor_BPP)
     stop_BS = tree.likely_ends(grown, step.stops) if step.stops else None
     logits = passes.run(batch.rows, replace(reading, stop_BS=stop_BS, drafts=step.drafts if step.stops else 0))
-    choice_BP = _grouped(
-        batch,
-        lambda chooser, index: chooser.choices(
-            _take(logits.ar_BQV, index), batch.context.rows(index), grown if index is None else grown.rows(index)
-        ),
-    )
+
+    def choose(chooser: Chooser, index: Tensor | None) -> list[Tensor]:
+        some = grown if index is None else grown.rows(index)
+        return [chooser.choices(_take(logits.ar_BQV, index), batch.context.rows(index), some)]
+
+    (choice_BP,) = _grouped(batch, choose)
     path = tree.walk(grown, choice_BP, slots=slots)
-    verdict = sound(path.verdict)
     if passes.geometry is not None:
         # Siblings between a path's keys change the order of sums; a plain verify pass of the path settles its bits.
         settled = _verify(passes, batch, Drafts(path.verdict.tokens_BM1[:, :-1].clamp_min(0), None))
@@ -219,56 +220,46 @@ def _tree(passes: Passes, batch: Batch, grown: tree.Tree, slots: int, step: Step
     target_BM = length_B1 + torch.arange(1, slots + 1, device=length_B1.device)
     moved = slice(0, min(slots, grown.token_BN.shape[1]))
     passes.move_slots(batch.rows, (length_B1 + path.node_BM)[:, moved], target_BM[:, moved])
-    numbers, ready_BMV = [path.chain_B2], None
-    if stop_BS is not None:
-        rank_B, ready_BMV = _at_stop(stop_BS, path.last_B, logits.ahead_BSMV)
-        numbers.append(rank_B[:, None])
-    gains, told = _commit(passes, batch, verdict, *numbers)
-    ranks = None if stop_BS is None else [row[2] for row in told]
-    return Outcome(*gains, slots, 1, ready_BMV=ready_BMV, ranks=ranks, inside=[(row[0], row[1]) for row in told])
+    rank_B, ready_BMV = (None, None) if stop_BS is None else _at_stop(stop_BS, path.last_B, logits.ahead_BSMV)
+    ranked = [] if rank_B is None else [rank_B[:, None]]
+    gains, told = _commit(passes, batch, path.verdict, path.chain_B2, *ranked)
+    ranks, inside = [row[2] for row in told] if ranked else None, [(row[0], row[1]) for row in told]
+    return gains._replace(drafted=slots, forwards=1, ready_BMV=ready_BMV, ranks=ranks, inside=inside)
 
 
 def _draft(batch: Batch, logits_BMV: Tensor, markov: Markov | None, *, weigh: bool = True) -> Drafts:
     if logits_BMV.shape[1] == 0:
-        return Drafts(logits_BMV.new_empty(logits_BMV.shape[:2], dtype=torch.long), None)
+        return Drafts(none := logits_BMV.new_empty(logits_BMV.shape[:2], dtype=torch.long), None, none.float())
 
     def of(chooser: Chooser, index: Tensor | None) -> Drafts:
         before = None if markov is None else Before(_take(batch.anchor_B, index), markov)
         return chooser.draft(_take(logits_BMV, index), batch.context.rows(index), before, weigh=weigh)
 
-    parts = [(index, of(chooser, index)) for chooser, index in batch.groups]
-    if len(parts) == 1:
-        return parts[0][1]
-    tokens = torch.empty(logits_BMV.shape[:2], dtype=torch.long, device=logits_BMV.device)
-    scores = torch.empty(logits_BMV.shape, dtype=torch.float32, device=logits_BMV.device)
-    confidence = torch.empty(logits_BMV.shape[:2], dtype=torch.float32, device=logits_BMV.device)
-    for index, part in parts:
-        tokens[index], confidence[index] = part.tokens_BM, part.confidence_BM
-        if part.scores_BMV is not None:
-            scores[index] = part.scores_BMV
-    return Drafts(tokens, scores, confidence)
+    return Drafts(*_grouped(batch, of))
 
 
 def _judge(batch: Batch, drafts: Drafts, logits_BM1V: Tensor) -> Verdict:
-    def of(chooser: Chooser, index: Tensor | None) -> Tensor:
+    def of(chooser: Chooser, index: Tensor | None) -> Verdict:
         rejects = chooser.sampling.do_sample and not chooser.coupled and drafts.scores_BMV is not None
         scores = _take(drafts.scores_BMV, index) if rejects and drafts.scores_BMV is not None else None
         part = Drafts(_take(drafts.tokens_BM, index), scores)
-        verdict = chooser.judge(part, _take(logits_BM1V, index), batch.context.rows(index))
-        return torch.cat([verdict.tokens_BM1, verdict.accepted_B[:, None]], dim=1)
+        return chooser.judge(part, _take(logits_BM1V, index), batch.context.rows(index))
 
-    packed = _grouped(batch, of)
-    return sound(Verdict(packed[:, :-1], packed[:, -1]))
+    return Verdict(*_grouped(batch, of))
 
 
-def _grouped(batch: Batch, of: Callable[[Chooser, Tensor | None], Tensor]) -> Tensor:
-    """Compute a per-row tensor with each group's own chooser."""
-    parts = [(index, of(chooser, index)) for chooser, index in batch.groups]
+def _grouped(batch: Batch, of: Callable[[Chooser, Tensor | None], Sequence[Tensor | None]]) -> Sequence[Any]:
+    """Compute tensors of rows with each group's own chooser; None for one that no group has, zeros where some have."""
+    parts = [of(chooser, index) for chooser, index in batch.groups]
     if len(parts) == 1:
-        return parts[0][1]
-    out = parts[0][1].new_empty(len(batch.anchor_B), *parts[0][1].shape[1:])
-    for index, part in parts:
-        out[index] = part
+        return parts[0]
+    out: list[Tensor | None] = []
+    for some in zip(*parts, strict=True):
+        like = next((part for part in some if part is not None), None)
+        out.append(None if like is None else like.new_zeros(len(batch.anchor_B), *like.shape[1:]))
+        for (_, index), part in zip(batch.groups, some, strict=True):
+            if out[-1] is not None and part is not None:
+                out[-1][index] = part
     return out
 
 
@@ -280,26 +271,19 @@ def _take(value: Tensor, index: Tensor | None) -> Tensor:
     return value if index is None else value[index]
 
 
-class _Gains(NamedTuple):
-    """What each row gained, as in `Outcome`."""
-
-    tokens: list[list[int]]
-    broken: list[bool]
-    has_first: list[bool]
-
-
-def _commit(passes: Passes, batch: Batch, verdict: Verdict, *numbers: Tensor) -> tuple[_Gains, list[list[int]]]:
+def _commit(passes: Passes, batch: Batch, verdict: Verdict, *numbers: Tensor) -> tuple[Outcome, list[list[int]]]:
     """Fetch the verdict, and some more numbers per row, in one transfer; keep the keys of what was accepted."""
     first_B1 = (batch.anchor_B if batch.first_B is None else batch.first_B)[:, None]
     packed = torch.cat([verdict.accepted_B[:, None], *numbers, first_B1, verdict.tokens_BM1], dim=1).tolist()
     start = 1 + sum(part.shape[1] for part in numbers)
-    gains, counts = _Gains([], [], []), []
+    gains, counts = Outcome([], [], []), []
     for row, first in zip(packed, batch.has_first or [False] * len(packed), strict=True):
         lost = first and row[start] == NONE
-        count = 0 if lost else row[0] + 1 if row[0] >= 0 else -1 - row[0]
+        broken = row[start + 1 + row[0]] == NONE
+        count = 0 if lost else row[0] + (not broken)
         counts.append(count)
         gains.tokens.append([] if lost else row[start + (not first) : start + 1 + count])
-        gains.broken.append(lost or row[0] < 0)
+        gains.broken.append(lost or broken)
         gains.has_first.append(first and not lost)
     passes.cache.commit(batch.rows, counts)
     return gains, [row[1:start] for row in packed]

@@ -13,7 +13,7 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from orthrus.decode.allowed import bit_for_bit, block_of, drafted_by, drafter_for
-from orthrus.decode.batching import batch_of, led, outcomes_of
+from orthrus.decode.batching import batch_of, led, outcome_of
 from orthrus.decode.cycle import Batch, Outcome, begin, cycle
 from orthrus.decode.drafters import VIEW, Drafter, ViewDrafter, tapped
 from orthrus.decode.exact import Exact, finding_for
@@ -264,7 +264,8 @@ class Engine:
         started = self.clock()
         batch = self._batch(rows, step)
         outcome = cycle(self.passes, batch, step, drafter=self.drafter)
-        self.policy.learn(step, outcomes_of(rows, step, batch, outcome), self.clock() - started)
+        taken = self.clock() - started
+        self.policy.learn(step, [outcome_of(row, i, step, batch, outcome) for i, row in enumerate(rows)], taken)
         self._keep(rows, batch, step, outcome)
 
     def _begin(self, where: slice, made: Proposal) -> None:

@@ -107,18 +107,10 @@ def probe(model: PreTrainedModel, *, width: int, rows: int = _GROUPS[-1]) -> Fin
             for tokens, numbers in (((*widths, width), _NUMBERS), (chunks, _NUMBERS // 4))
         )
     geometry = Geometry(
-        widths=(*widths, width),
-        chunks=tuple(chunks),
-        span=SPAN,
-        tails=tails,
-        chunk_tails=chunk_tails,
-        group=group,
+        widths=(*widths, width), chunks=tuple(chunks), span=SPAN, tails=tails, chunk_tails=chunk_tails, group=group
     )
     return Finding(
-        geometry=geometry if holds else trials.fixed,
-        holds=holds,
-        drafts_exact=drafts_exact,
-        broken=tuple(broken),
+        geometry=geometry if holds else trials.fixed, holds=holds, drafts_exact=drafts_exact, broken=tuple(broken)
     )
 
 

@@ -8,10 +8,12 @@ Shapes: B texts, Q AR rows, R AR rows with fillers, S blocks, K slots of a block
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from orthrus.kernels import masks
 
@@ -64,6 +66,7 @@ class Layout(NamedTuple):
         block: K; 0 without blocks.
         predicting: rows whose logits are wanted, AR rows first; 0 for all.
         drafting: those of them in blocks.
+        own: the additive mask of the pass's own slots, `[1, 1, T, T]`; None where it is not known beforehand.
     """
 
     token_BT: Tensor
@@ -73,6 +76,7 @@ class Layout(NamedTuple):
     block: int
     predicting: Tensor | int
     drafting: Tensor
+    own: Tensor | None = None
 
 
 def lay_out(reading: Reading, length_B: Tensor, *, mask: int, last: bool, width: int = 0) -> Layout:
@@ -87,7 +91,7 @@ def lay_out(reading: Reading, length_B: Tensor, *, mask: int, last: bool, width:
     """
     B, Q = reading.token_BQ.shape
     R, length_B1 = max(width, Q), length_B[:, None]
-    token_BT = torch.nn.functional.pad(reading.token_BQ, (0, R - Q))
+    token_BT = pad(reading.token_BQ, (0, R - Q))
     row_R = torch.arange(R, device=length_B.device)
     position_BT = length_B1 + (row_R if reading.depth_BQ is None else reading.depth_BQ)
     drafting, K = row_R[:0], 0
@@ -178,6 +182,13 @@ class Frame:
         seen = masks.Chain(start, layout.rows, rest)
         return masks.LayerMasks(full=seen, windowed=dict.fromkeys(self.windows, seen))
 
+    def behind(self, start: int, own_11TT: Tensor) -> masks.LayerMasks:
+        """Make those of a pass behind texts of one length, which no window narrows, from that of its own slots."""
+        after = self.span - start - own_11TT.shape[3]
+        own_11TT = pad(own_11TT, (0, after), value=torch.finfo(self.dtype).min) if after else own_11TT
+        seen = pad(own_11TT, (start, 0))
+        return masks.LayerMasks(full=seen, windowed=dict.fromkeys(self.windows, seen))
+
     def dense(self, reading: Reading, layout: Layout, *, causal: bool) -> masks.LayerMasks:
         """Make the masks of any pass."""
         allowed_BQS = self.ar(reading, layout.rows)
@@ -199,3 +210,37 @@ class Frame:
         return masks.layer_masks(
             allowed_BQS, query_position_BQ=query_BQ, key_position_BS=key_BS, windows=self.windows, dtype=self.dtype
         )
+
+
+def known_layout(reading: Reading, length_B: Tensor, **how: Any) -> Layout | None:
+    """Return a pass's layout on a CPU, of a chain with a block behind it or none, from one made before; None of others.
+
+    `how` is as `lay_out` takes it, with whether blocks are `causal` and the masks' `dtype`.
+    """
+    (B, Q), stop_BS = reading.token_BQ.shape, reading.stop_BS
+    if length_B.device.type != "cpu" or reading.depth_BQ is not None or reading.shown_BJ is not None:
+        return None
+    stops = {None} if stop_BS is None else {*stop_BS[:, 0].tolist()} if stop_BS.shape[1] == 1 else set()
+    if len(stops) != 1:
+        return None
+    form = _form(Q, *stops, reading.skip, reading.drafts, **how)
+    slot_BT, more_BT = length_B[:, None] + form.slot_BT, form.token_BT[:, Q:].expand(B, -1)
+    return form._replace(
+        token_BT=torch.cat([reading.token_BQ, more_BT], dim=1) if more_BT.numel() else reading.token_BQ,
+        position_BT=slot_BT if form.position_BT is form.slot_BT else length_B[:, None] + form.position_BT,
+        slot_BT=slot_BT,
+    )
+
+
+@lru_cache(maxsize=256)
+def _form(Q: int, stop: int | None, skip: int, drafts: int, *, causal: bool, dtype: torch.dtype, **how: Any) -> Layout:
+    """Return the layout of one text without tokens, and its own mask."""
+    with torch.inference_mode(False), torch.no_grad():
+        none_B, stop_BS = torch.zeros(1, dtype=torch.long), None if stop is None else torch.tensor([[stop]])
+        reading = Reading(token_BQ=none_B[:, None].expand(1, Q), stop_BS=stop_BS, skip=skip, drafts=drafts)
+        form = lay_out(reading, none_B, **how)
+        frame = Frame(length_B=none_B, span=form.token_BT.shape[1], split=False, windows=(), dtype=dtype)
+        own = frame.dense(reading, form, causal=causal).full
+        assert isinstance(own, Tensor)
+        alike = torch.equal(form.position_BT, form.slot_BT)
+        return form._replace(position_BT=form.slot_BT if alike else form.position_BT, own=own)

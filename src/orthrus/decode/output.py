@@ -55,32 +55,29 @@ class Stats:
         drafter: str | None = None,
         draft_passes: int = 0,
     ) -> None:
-        """Add one step; `accepted` and `emitted` count what the text got.
+        """Add one step.
 
         Args:
-            drafted: drafts proposed.
-            accepted: drafts emitted.
-            emitted: tokens emitted in all.
+            drafted: drafts proposed; of them the text got those `accepted`, and so many tokens were `emitted` in all.
             forwards: passes it took; none where the prompt's own, which is counted, has given a token.
             first: whether the pass that drafted gave a first token. A plain step has neither this nor drafts.
             drafter: another drafter than the model's own view, where one has made the drafts, and
             draft_passes: how many passes of its own it took.
         """
-        step = Stats(emitted=emitted, forwards=forwards)
+        self.emitted += emitted
+        self.forwards += forwards
         if drafter is not None:
-            step.draft_passes[drafter] = draft_passes
-        if drafted or first:
-            step.cycles, step.first_tokens, step.drafted, step.accepted = (
-                int(forwards > 0),
-                int(first),
-                drafted,
-                accepted,
-            )
-            step.proposed_per_position = [1] * drafted
-            step.accepted_at_position = [1] * accepted + [0] * (drafted - accepted)
-        else:
-            step.plain_steps = forwards
-        self.add(step)
+            self.draft_passes[drafter] = self.draft_passes.get(drafter, 0) + draft_passes
+        if not (drafted or first):
+            self.plain_steps += forwards
+            return
+        self.cycles += forwards > 0
+        self.first_tokens += first
+        self.drafted += drafted
+        self.accepted += accepted
+        for slots, count in ((self.proposed_per_position, drafted), (self.accepted_at_position, accepted)):
+            slots += [0] * (drafted - len(slots))
+            slots[:count] = [times + 1 for times in slots[:count]]
 
     def add(self, part: "Stats") -> None:
         """Add another completion's counts."""

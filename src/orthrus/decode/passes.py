@@ -13,11 +13,11 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from orthrus.decode.frames import Frame, Layout, Reading, lay_out, paths
+from orthrus.decode.frames import Frame, Layout, Reading, known_layout, lay_out, paths
 from orthrus.decode.geometry import Geometry
 from orthrus.decode.runner import runner_for, splits
 from orthrus.errors import ConfigError
-from orthrus.kernels import attention, masks
+from orthrus.kernels import attention
 from orthrus.model.attach import config_of, is_hybrid, require_reach, windows_of
 from orthrus.model.cache import ScratchCache
 from orthrus.model.dual import FusedView, View
@@ -85,15 +85,15 @@ class Passes:
 
     def run(self, rows: slice, reading: Reading) -> Logits:
         """Run one pass: every AR row's keys stay in the cache until the next pass, and `commit` keeps them."""
+        self.cache.require(max(self.cache.lengths[rows]) + self.scratch(reading))
+        if rows.start or not self.runner.captured:  # too many numbers of rows are behind others to record each
+            return self._run(rows, reading)
         given = reading.tensors()
         kind = (tuple(given), reading.skip, reading.drafts, self.geometry)
-        self.cache.require(max(self.cache.lengths[rows]) + self.scratch(reading))
 
         def call(inputs: list[Tensor]) -> list[Tensor]:
             return [part for part in self._run(rows, reading.of(inputs)) if part is not None]
 
-        if rows.start:  # there are too many numbers of rows behind others to record a pass for each
-            return self._run(rows, reading)
         return Logits(*self.runner.replay(kind, rows, list(given.values()), call))
 
     def verify(self, rows: slice, token_BQ: Tensor) -> Tensor:
@@ -211,7 +211,8 @@ class Passes:
     def _run(self, rows: slice, reading: Reading) -> Logits:
         """Run a pass, in as many parts as a fixed geometry asks for."""
         parts = [(part, slice(part.start - rows.start, part.stop - rows.start)) for part in self.parts(rows)]
-        logits_BTV = _joined([self._call(part, reading.rows(texts)) for part, texts in parts])
+        one = len(parts) == 1
+        logits_BTV = _joined([self._call(part, reading if one else reading.rows(texts)) for part, texts in parts])
         Q, R = reading.token_BQ.shape[1], self.width(reading)
         if reading.stop_BS is None:
             return Logits(logits_BTV[:, :Q])
@@ -229,19 +230,22 @@ class Passes:
         fixed, length_B, prefill = self.geometry, self.cache.length_R[rows], read is not None
         Q = reading.token_BQ.shape[1]
         width = self.width(reading) if not prefill or fixed is None else fixed.chunk(Q)
-        layout = lay_out(reading, length_B, mask=self._mask, last=self._last, width=width)
+        how: dict[str, Any] = {"mask": self._mask, "last": self._last, "width": width}
+        known = None if prefill else known_layout(reading, length_B, causal=self.causal, dtype=self.model.dtype, **how)
+        layout = known or lay_out(reading, length_B, **how)
         frame = self._begin(rows, layout, read, kept=Q if not prefill else int(anchor_B is not None))
         view = self._view(frame, reading, layout, chain=prefill and fixed is None)
         shown = view.masks
         assert shown is not None
         masked = reading.stop_BS is not None
         arguments: dict[str, Any] = inputs_of(self.model, layout.token_BT) if masked else {"input_ids": layout.token_BT}
+        fits = self.cache.current.span <= self._last_position
         arguments |= {
             # Any tensor of four dimensions saves the model making a mask, which no layer reads: views bring their own.
             # Where those are no tensors (chains, parts on CUDA) the positions serve, an input of each pass already.
             "attention_mask": shown.full if isinstance(shown.full, Tensor) else layout.position_BT[:, None, None],
             # Fillers and drafts may stand past the context, where learned position embeddings have no row.
-            "position_ids": layout.position_BT.clamp_max(self._last_position),
+            "position_ids": layout.position_BT if fits else layout.position_BT.clamp_max(self._last_position),
             "past_key_values": self.cache,
             "use_cache": True,
             "view": view,
@@ -293,9 +297,8 @@ class Passes:
             start = None
         if start is not None and chain and self._chains:
             seen = frame.chain(start, reading, layout, causal=self.causal)
-        elif start is not None and R == layout.token_BT.shape[1] == 1:
-            device = layout.token_BT.device
-            seen = masks.alike(start + 1, span=frame.span, windows=self._windows, dtype=frame.dtype, device=device)
+        elif start is not None and layout.own is not None:
+            seen = frame.behind(start, layout.own)
         else:
             seen = frame.dense(reading, layout, causal=self.causal)
         if reading.stop_BS is None:

@@ -77,6 +77,8 @@ class Reader:
         drafts where they are wanted. It is the pass that ends a prompt. Where shapes are fixed, and behind a prompt
         whose keys were there, it is one like those of decoding.
         """
+        if not self.rows.reading:
+            return []
         drafts = 0 if self.policy is None else max(self.policy.prefill_drafts - 1, 0)
         geometry, begun = self.passes.geometry, []
         unit = 1 if geometry is None else geometry.chunks[-1]

@@ -21,6 +21,7 @@ from orthrus.decode.options import Sampling
 from orthrus.decode.processing import Processing, branches, chain
 from orthrus.decode.processors import WARPERS, made
 from orthrus.decode.tree import Tree
+from orthrus.kernels.vocabulary import best
 from orthrus.model.markov import Before
 
 
@@ -52,16 +53,14 @@ class Context(NamedTuple):
 
 
 class Drafts(NamedTuple):
-    """Tokens proposed for the positions after the anchor, and the scores they were drawn from (rejection only)."""
+    """Tokens proposed for the positions after the anchor, and the scores they were drawn from (rejection only).
+
+    And the probability with which each was proposed, where it is asked for.
+    """
 
     tokens_BM: Tensor
     scores_BMV: Tensor | None
-    likely_BM: Tensor | None = None
-
-    @property
-    def confidence_BM(self) -> Tensor:
-        """The probability with which each draft was proposed."""
-        return torch.ones_like(self.tokens_BM, dtype=torch.float32) if self.likely_BM is None else self.likely_BM
+    confidence_BM: Tensor | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -182,7 +181,7 @@ class Chooser:
     def choices(self, logits_BPV: Tensor, context: Context, tree: Tree) -> Tensor:
         """Return what the backbone writes after each node of a tree: `[B, P]`."""
         if self._as_they_are:
-            return accept.best(logits_BPV)
+            return best(logits_BPV)
         seen_B1L = self._seen(context)
         seen = None
         if seen_B1L is not None:
@@ -199,7 +198,7 @@ class Chooser:
         if self.sampling.do_sample:
             position_BP = context.position_B[:, None] + tree.depth_BP + 1
             scores = scores + noise.gumbel(self._stream(context), position_BP, noise.TARGET, scores.shape[2])
-        return accept.best(scores)
+        return best(scores)
 
     def scores(self, logits: Tensor, seen: Tensor | None) -> Tensor:
         """Process logits `[B, Q, V]` as the options say, in float32; greedy choosing skips what keeps the argmax.
@@ -209,16 +208,12 @@ class Chooser:
         scores = logits.float()
         s = self.sampling
         if s.repetition_penalty != 1.0 and seen is not None:
-            seen = seen.expand(-1, scores.shape[1], -1)
-            seen_scores = scores.gather(2, seen)
-            penalised = torch.where(
-                seen_scores < 0, seen_scores * s.repetition_penalty, seen_scores / s.repetition_penalty
-            )
-            scores = scores.scatter(2, seen, penalised)
+            seen, penalty = seen.expand(-1, scores.shape[1], -1), s.repetition_penalty
+            before = scores.gather(2, seen)
+            scores = scores.scatter(2, seen, torch.where(before < 0, before * penalty, before / penalty))
         if not s.do_sample:
             return scores
-        warpers = LogitsProcessorList(made(WARPERS, asdict(s)))
-        flat = scores.flatten(0, 1)
+        warpers, flat = LogitsProcessorList(made(WARPERS, asdict(s))), scores.flatten(0, 1)
         # The warpers read scores only; the ids they are handed are never looked at.
         warped: Tensor = warpers(flat.new_empty(0, dtype=torch.long), flat)
         return warped.view_as(scores)

@@ -22,12 +22,7 @@ class Stopper:
     """Cut each cycle's tokens where the text ends."""
 
     def __init__(
-        self,
-        options: Options,
-        tokenizer: PreTrainedTokenizerBase | None,
-        *,
-        limit: int,
-        prompt_ids: Sequence[int] = (),
+        self, options: Options, tokenizer: PreTrainedTokenizerBase | None, *, limit: int, prompt_ids: Sequence[int] = ()
     ) -> None:
         """Prepare for one completion of at most `limit` tokens.
 

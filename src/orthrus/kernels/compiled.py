@@ -79,6 +79,11 @@ def between() -> tuple[str, str] | None:
     return f"normed_{name}", f"rotated_{name}"
 
 
+def chosen() -> Callable[..., Tensor] | None:
+    """Return what chooses the tokens of the highest scores (`choice.cpp`) where it is compiled and loaded."""
+    return loaded(f"chosen_{instructions()}", _library[0]) if _library else None
+
+
 def compiles() -> bool:
     """Tell whether operators are compiled here, or can be."""
     name = instructions()

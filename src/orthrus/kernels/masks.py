@@ -154,13 +154,6 @@ def behind(
     return LayerMasks(full=Behind(length_B, self_BQW), windowed={w: near(w) for w in windows})
 
 
-def alike(seen: int, *, span: int, windows: Iterable[int], dtype: torch.dtype, device: torch.device) -> LayerMasks:
-    """Make the masks of a pass whose queries all see the first `seen` slots and no others: `[1, 1, 1, S]`."""
-    mask = torch.zeros(1, 1, 1, span, dtype=dtype, device=device)
-    mask[..., seen:] = torch.finfo(dtype).min
-    return LayerMasks(full=mask, windowed=dict.fromkeys(windows, mask))
-
-
 def block_masks(
     allowed_BQS: Tensor, *, query_position_BQ: Tensor, key_position_BS: Tensor, windows: Iterable[int]
 ) -> LayerMasks:

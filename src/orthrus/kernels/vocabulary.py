@@ -1,6 +1,7 @@
 """Operations over long vocabularies that are slow on CPUs: the place of the highest score, and top-p filtering."""
 
 import math
+from collections.abc import Callable
 from typing import Final
 
 import numpy as np
@@ -8,24 +9,23 @@ import torch
 from torch import Tensor
 from transformers import TopPLogitsWarper
 
+from orthrus.kernels.compiled import chosen
+
 _LONG: Final = 1 << 12  # vocabularies for which values alone are sorted, some thirty times as fast
-_RUN: Final = 128  # scores, among which the place of the highest is looked for; it divides long vocabularies
-_MANY: Final = 8  # choices, from which on two stages take less time
 
 
-def highest(score_BQV: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the highest scores and the first tokens that have them.
+def best(score_BQV: Tensor) -> Tensor:
+    """Return the first token of the highest score, `[B, Q]`, or -1 where no score is the highest of finite ones."""
+    if (choose := choosing(score_BQV)) is not None:
+        return choose(score_BQV, None, None, None, None)
+    most = score_BQV.max(dim=-1)  # of any NaN it is NaN, and where all tokens are forbidden minus infinity
+    return torch.where(most.values.isfinite(), most.indices, -1)
 
-    CPUs find the largest of numbers far faster than its place, so many choices look for the place in one run alone.
-    """
-    B, Q, V = score_BQV.shape
-    if score_BQV.device.type != "cpu" or B * Q < _MANY or V % _RUN:
-        most = score_BQV.max(dim=-1)
-        return most.values, most.indices
-    runs_BQNR = score_BQV.view(B, Q, V // _RUN, _RUN)
-    most = runs_BQNR.amax(-1).max(-1)
-    run_BQR = runs_BQNR.take_along_dim(most.indices[..., None, None], dim=2)[:, :, 0]
-    return most.values, most.indices * _RUN + run_BQR.argmax(-1)
+
+def choosing(score_BQV: Tensor) -> Callable[..., Tensor] | None:
+    """Return the operator that chooses tokens by scores like these (`choice.cpp`); None where there is none."""
+    served = score_BQV.device.type == "cpu" and score_BQV.dtype in (torch.float32, torch.bfloat16)
+    return chosen() if served and score_BQV.stride(-1) == 1 else None
 
 
 class NucleusWarper(TopPLogitsWarper):  # type: ignore[misc]

@@ -108,6 +108,7 @@ class ScratchCache:
         self.device = torch.device(device)
         self.lengths = [0] * rows
         self.length_R = torch.zeros(rows, dtype=torch.long, device=self.device)
+        self._row_R1 = torch.arange(rows, device=self.device)[:, None]
         self._kernel = can_split(self.device)
         self.stores: dict[int, KeyStore] = {}
         self.states = RecurrentStates(rows)
@@ -148,11 +149,10 @@ class ScratchCache:
         counts = None if read is None else tuple(read)
         span = Span(rows=rows, kept=slot_BQ.shape[1] if kept is None else kept, read=counts, in_order=in_order)
         self.states.begin(span, self.lengths[rows])
-        row_B1 = torch.arange(rows.start, rows.stop, device=self.device)[:, None]
         self.current = PassSlots(
             first=rows.start,
             last=rows.stop,
-            row_B1=row_B1,
+            row_B1=self._row_R1[rows],
             slot_BQ=slot_BQ,
             start=start,
             span=end,
@@ -273,7 +273,7 @@ class ScratchCache:
 
     def move_slots(self, rows: slice, source_BM: Tensor, target_BM: Tensor) -> None:
         """Copy a few slots within each row, as a tree's accepted path needs; `[B, M]` slots each."""
-        row_B1 = torch.arange(rows.start, rows.stop, device=self.device)[:, None]
+        row_B1 = self._row_R1[rows]
         for store in self.stores.values():
             store.move(row_B1, source_BM, target_BM)
         length_B1 = self.length_R[rows, None]

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn.functional import embedding, linear
 from transformers import PreTrainedModel
 
+from orthrus.kernels.vocabulary import choosing
 from orthrus.kernels.watched import state_of, watch
 
 NAME = "markov"
@@ -65,7 +66,10 @@ class Markov(nn.Module):
 
     def best(self, logits_BMV: Tensor, anchor_B: Tensor) -> Tensor:
         """Choose each slot's likeliest token in turn, `[B, M]`."""
-        return self._chain(logits_BMV, anchor_B)[0]
+        if (choose := choosing(logits_BMV)) is None:
+            return self._chain(logits_BMV, anchor_B)[0]
+        copies = self._in_float32()
+        return choose(logits_BMV, anchor_B, copies.before_VR, copies.after_VR, copies.length_V)
 
     def _chain(self, logits_BMV: Tensor, anchor_B: Tensor) -> tuple[Tensor, Tensor]:
         """Return each slot's likeliest token after the one before, and the logits of tokens that are shifted.
@@ -73,7 +77,7 @@ class Markov(nn.Module):
         Tokens that the correction leaves as they are, such as those that no training answer held, are compared once.
         Of equals the first token is chosen.
         """
-        before_VR, _, after_RK, shifted_K = self._in_float32()
+        before_VR, _, after_RK, shifted_K, *_ = self._in_float32()
         some_BMK = (logits_BMV if shifted_K is None else logits_BMV[..., shifted_K]).float()
         others = None if shifted_K is None else logits_BMV.index_fill(-1, shifted_K, -torch.inf).max(-1)
         token_B, chosen, shifted = anchor_B, [], []
@@ -100,7 +104,11 @@ class Markov(nn.Module):
                 shifted_K = after_RV.any(0).nonzero()[:, 0]
                 few = 0 < len(shifted_K) <= after_RV.shape[1] // 2
                 after_RK = after_RV[:, shifted_K].contiguous() if few else after_RV
-                self._copies = state, _Copies(factors[0].float(), after_RV, after_RK, shifted_K if few else None)
+                narrow_VR = factors[1].bfloat16().contiguous()
+                after_VR = narrow_VR if torch.equal(narrow_VR.float().t(), after_RV) else after_RV.t().contiguous()
+                before_VR, length_V = factors[0].float().contiguous(), after_RV.norm(dim=0)
+                shifted = shifted_K if few else None
+                self._copies = state, _Copies(before_VR, after_RV, after_RK, shifted, after_VR, length_V)
         return self._copies[1]
 
     def pairs(self, before: Tensor, after: Tensor) -> Tensor:
@@ -109,12 +117,17 @@ class Markov(nn.Module):
 
 
 class _Copies(NamedTuple):
-    """Both factors in float32, the second one transposed; where it shifts at most half of all tokens, their columns."""
+    """Both factors in float32, the second one transposed; where it shifts at most half of all tokens, their columns.
+
+    And for the operator the second one as it is, in bfloat16 where that holds all its numbers, and its rows' lengths.
+    """
 
     before_VR: Tensor
     after_RV: Tensor
     after_RK: Tensor
     shifted_K: Tensor | None
+    after_VR: Tensor
+    length_V: Tensor
 
 
 class Before(NamedTuple):

@@ -9,6 +9,7 @@ An extended Kalman filter follows the logarithms of the pace, which wanders, and
 Shapes: S steps, F features.
 """
 
+from functools import lru_cache
 from math import log
 from typing import Final
 
@@ -39,6 +40,7 @@ OUTLIER: Final = 0.3
 """A time further off counts as that far off, unless the filter itself is that unsure."""
 
 
+@lru_cache
 def features(step: Step, *, drew: bool, block: int) -> NDArray[np.float64]:
     """Return the features `[F]` of a step; `drew` says whether its drafts, if of the view, take a pass of their own."""
     blocks, draws = step.drafts / max(block - 1, 1), drew and step.drafts > 0 and not step.lookup

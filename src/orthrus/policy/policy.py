@@ -162,8 +162,8 @@ class Policy:
             prices.observe(features(step, drew=drew == {True}, block=self.block), seconds)
         experience.idle = experience.idle + 1 if not self._asks_view(step) else 0
         if experience.idle == 0:
-            price = float(prices.of(features(step, drew=True, block=self.block)[None])[0])
-            vain = self._trial and sum(outcome.kept + 1 for outcome in outcomes) < price * len(outcomes)
+            kept, asked = sum(outcome.kept + 1 for outcome in outcomes), features(step, drew=True, block=self.block)
+            vain = self._trial and kept < float(prices.of(asked[None])[0]) * len(outcomes)
             experience.wait = min(2 * experience.wait, WAIT[1]) if vain else WAIT[0]
         for row, outcome in zip(self._rows, outcomes, strict=True):
             row.acceptance.learn(outcome, row.match)
