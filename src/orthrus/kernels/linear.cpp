@@ -19,7 +19,8 @@ namespace {
 constexpr int64_t BLOCK = 16;          // outputs
 constexpr int64_t AT_ONCE = 1 << 17;  // weights that a thread takes at least
 
-constexpr int WIDE = LANES == 16 ? 4 : 1, MOST = 4;  // blocks and rows whose sums fit into registers
+// Rows and blocks whose sums fit into registers: few rows with many blocks, or more rows with half of these.
+constexpr int FEW = 4, MOST = LANES == 16 ? 8 : 4, WIDE = LANES == 16 ? 4 : 1, HALF = LANES == 16 ? 2 : 1;
 
 // Without VNNI, rows come in two parts: 64ths of their largest magnitude, and 128ths of those.
 #if defined(__AVX512VNNI__) || defined(__AVXVNNI__)
@@ -75,14 +76,10 @@ void sums(const uint8_t* row, const int8_t* weight, int64_t K, int32_t* out) {
     for (int b = 0; b < BLOCKS * PARTS; b++) store(out + (r * BLOCKS * PARTS + b) * LANES, sum[r][b]);
 }
 
-template <int BLOCKS>
-void sums(int64_t rows, const uint8_t* row, const int8_t* weight, int64_t K, int32_t* out) {
-  switch (rows) {
-    case 1: return sums<1, BLOCKS>(row, weight, K, out);
-    case 2: return sums<2, BLOCKS>(row, weight, K, out);
-    case 3: return sums<3, BLOCKS>(row, weight, K, out);
-    case 4: return sums<4, BLOCKS>(row, weight, K, out);
-  }
+template <int MOST_ROWS, int BLOCKS>
+void sums_of(int64_t rows, const uint8_t* row, const int8_t* weight, int64_t K, int32_t* out) {
+  if (rows == MOST_ROWS) return sums<MOST_ROWS, BLOCKS>(row, weight, K, out);
+  if constexpr (MOST_ROWS > 1) sums_of<MOST_ROWS - 1, BLOCKS>(rows, row, weight, K, out);
 }
 
 // As many rows as a tile has, which are multiplied by tiles (AMX) where a process may use them; else 0.
@@ -150,7 +147,7 @@ void tile_sums(const uint8_t*, const int8_t*, int64_t, int64_t, int32_t*) {}
 template <typename Type>
 void multiply(const Type* input, const int8_t* weight, const int32_t* zero, const float* scale, const float* factor,
               const float* bias, int64_t R, int64_t N, int64_t K, Type* out) {
-  int64_t tile = R > 2 * MOST && K % 64 == 0 ? tile_rows() : 0, each = tile ? tile : MOST / SPLIT;
+  int64_t tile = R > FEW && K % 64 == 0 ? tile_rows() : 0, each = tile ? tile : MOST / SPLIT;
   std::vector<uint8_t> row((R + each) * SPLIT * K);  // filled up to whole tiles
   std::vector<float> most(R);
   at::parallel_for(0, R, AT_ONCE / (K * 4 + 1) + 1, [&](int64_t start, int64_t stop) {
@@ -160,12 +157,13 @@ void multiply(const Type* input, const int8_t* weight, const int32_t* zero, cons
   });
   int64_t blocks = (N + BLOCK - 1) / BLOCK;
   int64_t grain = std::max<int64_t>(WIDE, AT_ONCE / (std::max<int64_t>(K, 1) * BLOCK) + 1);
+  int64_t together = tile || R * SPLIT <= FEW ? WIDE : HALF;  // blocks
   at::parallel_for(0, blocks, grain, [&](int64_t start, int64_t stop) {
     std::optional<Tiles> set;
     if (tile) set.emplace();
     int32_t total[16 * WIDE * BLOCK];
     for (int64_t b = start, some; b < stop; b += some) {
-      some = stop - b >= WIDE ? WIDE : 1;
+      some = stop - b >= together ? together : 1;
       int64_t first = b * BLOCK, width = some * BLOCK, here = std::min(width, N - first);
       for (int64_t r0 = 0; r0 < R; r0 += each) {
         int64_t rows = std::min(each, R - r0);
@@ -174,7 +172,9 @@ void multiply(const Type* input, const int8_t* weight, const int32_t* zero, cons
         if (tile)
           (some == WIDE ? tile_sums<WIDE> : tile_sums<1>)(those, from, K, r0 ? 0 : some, total);
         else
-          (some == WIDE ? sums<WIDE> : sums<1>)(rows * SPLIT, those, from, K, total);
+          (some == WIDE   ? sums_of<FEW, WIDE>
+           : some == HALF ? sums_of<MOST, HALF>
+                          : sums_of<MOST, 1>)(rows * SPLIT, those, from, K, total);
         for (int64_t r = 0; r < rows; r++) {
           const int32_t* sum = total + r * SPLIT * width;
           Type* to = out + (r0 + r) * N + first;
