@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from orthrus.bench.tables import Grid
 from orthrus.cli import main, measuring
 from orthrus.data.records import read_records
 
@@ -156,3 +157,11 @@ def test_bad_options_are_named_and_nothing_is_written(
 def test_a_report_of_nothing_is_an_error(bench: Bench, tmp_path: Path) -> None:
     assert bench("report", tmp_path / "none.jsonl")[0] == 1
     assert bench("report", tmp_path / "none.jsonl", "--json", "--markdown")[0] == 2
+
+
+def test_tables_without_rows_are_not_printed(capsys: pytest.CaptureFixture[str]) -> None:
+    grids = [Grid.of("None", [], labels=1), Grid.of("One", [{"a": "b"}], labels=1)]
+    measuring.show(grids, markdown=True)
+    assert capsys.readouterr().out == "**One**\n\n| a |\n| :-- |\n| b |\n\n"
+    measuring.show(grids)
+    assert "None" not in capsys.readouterr().out

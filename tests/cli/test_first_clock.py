@@ -18,10 +18,11 @@ SUITE = ("--suite", "synthetic:json", "--limit", 1)
     "arguments",
     [
         ("doctor",),
+        ("generate", "Hi", "-m", "nano", "--compare"),
         ("demo", "--model", "nano"),
         ("audit", "nano", *SUITE),
         ("bench", "run", "nano", *SUITE, "--dtype", "float32,bfloat16", "-o", "out"),
-        ("bench", "passes", "nano", "-o", "out"),
+        ("bench", "passes", "nano", "-o", "out", "--device", "cpu:0"),
         ("bench", "quality", "nano", *SUITE, "-o", "out"),
         ("bench", "peers", "nano", *SUITE, "--peer", "lookup", "-o", "out"),
     ],

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from orthrus.decode.frames import Reading
+from orthrus.decode.frames import Reading, _form, known_layout, lay_out
 from orthrus.decode.passes import Logits, Passes
 from orthrus.errors import CacheFull, ConfigError
 from orthrus.kernels import masks
@@ -273,6 +273,18 @@ def test_no_slot_is_read_in_vain(attention: str, anchor: str) -> None:
     handle.remove()
     last, own = (attention, anchor) == ("bidirectional", "twin"), anchor == "twin"
     assert read == [1 + own + 5 + last, 3 + 2 * (3 + last)]
+
+
+def test_layouts_that_are_kept_are_on_the_cpu_whatever_torch_makes_tensors_on() -> None:
+    reading = Reading(token_BQ=torch.tensor([[5, 6, 7]]), stop_BS=torch.tensor([[2]]), drafts=3)
+    length_B, how = torch.tensor([4]), {"mask": 1, "last": True}
+    _form.cache_clear()
+    with torch.device("meta"):
+        known = known_layout(reading, length_B, causal=False, dtype=torch.float32, **how)
+    assert known is not None
+    assert known.own.device.type == "cpu"
+    for found, expected in zip(known[:3], lay_out(reading, length_B, **how), strict=False):
+        assert torch.equal(found, expected)
 
 
 @torch.no_grad()

@@ -15,7 +15,7 @@ from orthrus.checkpoints.load import load, ready
 from orthrus.decode.exact import finding_for
 from orthrus.errors import ConfigError, UnsupportedModel
 from orthrus.kernels import compiled, int8
-from orthrus.kernels.blocks import BlockLinear, Blocks, packed, quantised, unpacked
+from orthrus.kernels.blocks import BlockLinear, Blocks, fits, packed, quantised, unpacked
 from orthrus.kernels.compiled import instructions
 from orthrus.kernels.int8 import Int8Linear
 from orthrus.kernels.recorded import record
@@ -237,6 +237,15 @@ def test_layers_whose_blocks_leave_float16_s_range_are_in_int8(use: None, weight
     layer = model.model.layers[0].mlp.down_proj
     assert type(layer) is (BlockLinear if abs(weight) <= 65_504 else Int8Linear)
     assert bool(layer.dequantised().isfinite().all())
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_weights_that_are_no_numbers_and_layers_without_any_do_not_fit(dtype: torch.dtype) -> None:
+    layer = nn.Linear(64, 3, dtype=dtype).requires_grad_(False)
+    assert fits(layer)
+    layer.weight[1, 2] = torch.nan
+    assert not fits(layer)
+    assert not fits(nn.Linear(64, 0, dtype=dtype))
 
 
 def test_a_view_attached_later_is_of_the_dequantised_attention(use: None) -> None:

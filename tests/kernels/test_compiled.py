@@ -120,10 +120,15 @@ def test_without_inputs_the_bias_is_left(own: tuple[str, Operator], one: Operato
 def test_an_operator_of_other_bits_is_not_used(
     own: tuple[str, Operator], use: Callable[[bool], None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As a compiler makes it that was told to compute as it likes."""
+    """As a compiler makes it that was told to compute as it likes; also where only many rows differ, as tiles might."""
     name, operator = own
     monkeypatch.setattr(int8, "instructions", lambda: name)
-    for found, expected in ((operator, operator), (lambda *given: operator(*given) * (1 + 2**-20), None)):
+    slightly = 1 + 2**-20
+    for found, expected in (
+        (operator, operator),
+        (lambda *given: operator(*given) * slightly, None),
+        (lambda row, *given: operator(row, *given) * (slightly if len(row) > 16 else 1), None),
+    ):
         monkeypatch.setattr(int8, "linear_int8", lambda found=found: found)
         assert int8.own_operator() is expected
 
@@ -323,7 +328,7 @@ def test_a_folder_that_cannot_be_trusted_is_named(
 def test_all_is_compiled_before_anything_is_timed(
     folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """While its caller waits, once; not where a compiler failed, nor where there is none."""
+    """While its caller waits, once; not where a compiler failed not long ago, nor where there is none."""
     made: list[Path] = []
     answer = "echo failed"
     monkeypatch.setattr(compiled, "command", lambda name, file, scratch: made.append(file) or answer.format(file))
@@ -332,18 +337,65 @@ def test_all_is_compiled_before_anything_is_timed(
     for _ in range(2):
         compiled.prepare()
     assert len(made) == 1
-    assert capsys.readouterr().err == "compiling the operators once, which takes some 10 seconds\n"
-    made[0].with_suffix(".log").unlink()
+    log, told = made[0].with_suffix(".log"), "compiling the operators once, which takes some 10 seconds\n"
+    assert capsys.readouterr().err == told + 2 * f"no operators are compiled: see {log}\n"
+    assert [*folder.iterdir()] == [log]
+    os.utime(log, (time() - 90000,) * 2)
     answer = "touch {}"
     for _ in range(2):
         compiled.prepare()
     assert len(made) == 2
+    assert capsys.readouterr().err == told
     assert made[0].exists()
     made[0].unlink()
     for lack in ("CXX", "ORTHRUS_CACHE"):
         monkeypatch.setenv(lack, "")
         compiled.prepare()
     assert len(made) == 2
+
+
+def test_a_compiler_that_is_stopped_leaves_nothing(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither a folder nor half a log, for which others would wait; the log of a compiler elsewhere stays as it is."""
+
+    def stopped(line: list[str], **_: object) -> None:
+        raise KeyboardInterrupt
+
+    file = compiled._file(HERE[0])
+    assert file is not None
+    monkeypatch.setattr(compiled, "instructions", lambda: HERE[0])
+    monkeypatch.setattr(compiled, "_library", [])
+    monkeypatch.setattr(subprocess, "run", stopped)
+    with pytest.raises(KeyboardInterrupt):
+        compiled.prepare()
+    assert not [*folder.iterdir()]
+    (log := file.with_suffix(".log")).write_text("begun")
+    with pytest.raises(KeyboardInterrupt):
+        compiled.prepare()
+    assert [*folder.iterdir()] == [log]
+    assert log.read_text() == "begun"
+
+
+@pytest.mark.parametrize(
+    ("unknown", "expected"), [("amx", "avx512_vnni"), ("vnni", "avx2"), ("", "amx_int8"), (None, "amx_int8")]
+)
+def test_the_compiler_takes_part_in_choosing_instructions(
+    unknown: str | None, expected: str, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One that does not know the fastest is given the next; where none helps, or there is none, what is compiled."""
+    flags = {flag for needed in INSTRUCTIONS.values() for flag in needed}
+    monkeypatch.setattr(compiled, "processor", lambda: {"flags": " ".join(flags)})
+    compiler = tmp_path / "compiler"
+    compiler.write_text(f'#!/bin/sh\ncase "$*" in *{unknown}*) exit 1;; esac\n')
+    compiler.chmod(0o755)
+    monkeypatch.setenv("CXX", "" if unknown is None else str(compiler))
+    assert instructions.__wrapped__() == expected
+    for name in ("avx2", "avx512_vnni", "amx_int8"):
+        file = compiled._file(name)
+        assert file is not None
+        file.parent.mkdir(exist_ok=True)
+        file.touch()
+        if not unknown:
+            assert instructions.__wrapped__() == name
 
 
 def test_a_compiler_may_be_named_with_options(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -131,7 +131,8 @@ def take_up(path: Path, configuration: str, who: Mapping[int, Set[Contender]]) -
     """Prepare a file to be written on: drop what an interrupted run left unfinished; return the prompts done.
 
     A prompt is done when each contender (of `who`, by batch size) has a line for it. Lines of unfinished prompts of
-    this configuration are dropped, so that all lines of a prompt come from one interleaved measurement.
+    this configuration are dropped, so that all lines of a prompt come from one interleaved measurement. Every other
+    line stays.
     """
     if not path.exists():
         return set()

@@ -31,7 +31,12 @@ def shaped(
     compile: bool = False,
     pack: bool | None = None,
 ) -> PreTrainedModel:
-    """Make a dual-view model of random weights after a configuration file; the options are those of `load`."""
+    """Make a dual-view model of random weights after a configuration file; the options are those of `load`.
+
+    Raises:
+        CheckpointError: the file is no configuration of a model.
+        ConfigError: a dtype or a device that cannot be used here.
+    """
     target = device_of(device)
     wanted = dtype_of(dtype, target)
     try:

@@ -123,7 +123,8 @@ def load_adapter(model: PreTrainedModel, path: Path, *, backbone: str | None = N
     `backbone` is the backbone's fingerprint, where its weights were rounded to float16, which changes it; found out
     from the model otherwise. Another form of the same backbone, such as a quantised one, gives a warning.
 
-    Raises CheckpointError: a missing or damaged file, missing, misshapen or useless tensors, or another backbone.
+    Raises CheckpointError: a missing or damaged file, missing, unexpected, misshapen or useless tensors, or another
+    backbone.
     """
     _check_backbone(model, path, backbone)
     fill(model, read_tensors(path, ADAPTER_FILE), where=str(path))

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from orthrus.cli import common, runs
+from orthrus.cli import common, measuring, runs
 from orthrus.cli.common import err, print_json, say, statistics_line
 from orthrus.cli.comparing import Comparison
 from orthrus.cli.runs import Job, Run
@@ -84,6 +84,8 @@ def generate(
     records = _records(prompt, input, limit)
     if turns == "first":
         records = [dataclasses.replace(record, turns=record.turns[:1]) for record in records]
+    if compare:
+        measuring.prepare(device=device)
     loaded, tokenizer = common.load(
         model, backbone=backbone, dtype=dtype, device=device, compile=compile, offload=offload, drafter=drafter
     )

@@ -73,7 +73,8 @@ def numbers(given: list[str], name: str, of: type[N], *, words: Mapping[str, N] 
 
 
 def show(grids: "Iterable[Grid]", *, markdown: bool = False) -> None:
-    for grid in grids:
+    """Print tables, but for those without rows."""
+    for grid in (each for each in grids if each.rows):
         if markdown:
             say(grid.to_markdown() + "\n")
         else:
@@ -99,11 +100,12 @@ def prepare(threads: int | None = None, device: str | None = None) -> None:
     """Let torch use so many threads on the CPU (None: its own choice), and compile operators before any clock runs."""
     import torch
 
+    from orthrus.checkpoints.load import device_of
     from orthrus.kernels import compiled
 
     if threads is not None:
         torch.set_num_threads(threads)
-    if device == "cpu" or (device is None and not torch.cuda.is_available()):
+    if device_of(device).type == "cpu":
         compiled.prepare()
 
 

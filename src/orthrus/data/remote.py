@@ -27,6 +27,7 @@ class Server:
 
     Attributes:
         url: address up to `/v1`.
+        timeout: seconds that a request may take.
         attempts: requests per prompt, the first one included.
         pause: seconds before the second attempt; doubled before each further one.
     """

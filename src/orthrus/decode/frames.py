@@ -236,7 +236,8 @@ def known_layout(reading: Reading, length_B: Tensor, **how: Any) -> Layout | Non
 def _form(Q: int, stop: int | None, skip: int, drafts: int, *, causal: bool, dtype: torch.dtype, **how: Any) -> Layout:
     """Return the layout of one text without tokens, and its own mask."""
     with torch.inference_mode(False), torch.no_grad():
-        none_B, stop_BS = torch.zeros(1, dtype=torch.long), None if stop is None else torch.tensor([[stop]])
+        none_B = torch.zeros(1, dtype=torch.long, device="cpu")
+        stop_BS = None if stop is None else torch.tensor([[stop]], device="cpu")
         reading = Reading(token_BQ=none_B[:, None].expand(1, Q), stop_BS=stop_BS, skip=skip, drafts=drafts)
         form = lay_out(reading, none_B, **how)
         frame = Frame(length_B=none_B, span=form.token_BT.shape[1], split=False, windows=(), dtype=dtype)

@@ -154,7 +154,11 @@ def pack(model: nn.Module) -> None:
 
 def fits(layer: nn.Linear) -> bool:
     """Tell whether a layer's inputs come in blocks, and no number of its blocks leaves float16's range."""
-    return layer.in_features % SIZE == 0 and bool(layer.weight.detach().abs().amax() <= _LARGEST)
+    weight = layer.weight.detach()
+    if layer.in_features % SIZE or not weight.numel():
+        return False
+    least, greatest = weight.aminmax()
+    return bool(least >= -_LARGEST and greatest <= _LARGEST)
 
 
 def operator() -> Callable[..., Tensor]:

@@ -18,7 +18,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from functools import cache
 from pathlib import Path
-from tempfile import mkdtemp
+from tempfile import TemporaryDirectory, mkdtemp
 from time import time
 from typing import Final
 
@@ -51,9 +51,24 @@ _log = logging.getLogger(__name__)
 
 @cache
 def instructions() -> str | None:
-    """Return which set of instructions this CPU has; None for other CPUs than x86, and other systems than Linux."""
-    here = processor().get("flags", "").split()
-    return next((name for name, needed in INSTRUCTIONS.items() if {*needed} <= {*here}), None)
+    """Return the set that operators are compiled for; None for other CPUs than x86, and other systems than Linux.
+
+    It is the fastest that this CPU has, and that is compiled already or known to the compiler.
+    """
+    here = {*processor().get("flags", "").split()}
+    able = [name for name, needed in INSTRUCTIONS.items() if here.issuperset(needed)]
+    return next(filter(_is_known, able), next(iter(able), None))
+
+
+def _is_known(name: str) -> bool:
+    """Tell whether a set is compiled for already, or the compiler takes its options: g++ before 11 knows no AMX."""
+    with suppress(OSError, ValueError):  # another user's folder, a CXX that is no command
+        if (file := _file(name)) is not None and file.exists():
+            return True
+        if compiler := _compiler():
+            line = [*compiler, *_options(name), "-fsyntax-only", "-x", "c++", os.devnull]
+            return subprocess.run(line, stdin=subprocess.DEVNULL, capture_output=True, check=False).returncode == 0
+    return False
 
 
 def linear_int8() -> Callable[..., Tensor] | None:
@@ -114,24 +129,37 @@ def required(kind: str, *, by: str) -> Callable[..., Tensor]:
 
 
 def prepare() -> None:
-    """Compile what is not compiled yet, where that can be and did not fail: models then have it from the first on."""
+    """Compile what is not compiled yet, unless that failed not long ago: models then have it from the first on.
+
+    Standard error says where nothing is compiled.
+    """
     name = instructions()
     file = None if name is None else _file(name)
     try:
-        if name and file and not (_library or file.exists() or failure()) and _has_compiler():
-            _compile(name, file)
+        if name and file and not (_library or file.exists()) and _has_compiler():
+            log = file.with_suffix(".log")
+            if failure() is None or time() - log.stat().st_mtime >= _AGAIN:
+                _compile(name, file)
+            if not file.exists():
+                print(f"no operators are compiled: see {log}", file=sys.stderr, flush=True)
     except (OSError, OrthrusError) as error:
         print(f"no operators are compiled: {error}", file=sys.stderr, flush=True)
 
 
 def _compile(name: str, file: Path) -> None:
-    """Compile the operators while the caller waits; raises ConfigError or WriteError for an unfit folder."""
+    """Compile the operators while the caller waits; raises ConfigError or WriteError for an unfit folder.
+
+    Beside a compiler in the background, or stopped, it leaves no file of the other's changed and none of its own.
+    """
     with writing(file.parent):
         _own_folder(file.parent)
         print("compiling the operators once, which takes some 10 seconds", file=sys.stderr, flush=True)
-        with file.with_suffix(".log").open("w", encoding="utf-8") as told:
-            line = ["sh", "-c", command(name, file, Path(mkdtemp(dir=file.parent)))]
-            subprocess.run(line, stdin=subprocess.DEVNULL, stdout=told, stderr=told, check=False, umask=0o022)
+        with TemporaryDirectory(dir=file.parent, ignore_cleanup_errors=True) as own:
+            log = Path(own, "log")
+            with log.open("w", encoding="utf-8") as told:
+                line = ["sh", "-c", command(name, file, Path(mkdtemp(dir=own)))]
+                subprocess.run(line, stdin=subprocess.DEVNULL, stdout=told, stderr=told, check=False, umask=0o022)
+            log.replace(file.with_suffix(".log"))
     loaded.cache_clear()
 
 

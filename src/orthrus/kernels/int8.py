@@ -178,11 +178,11 @@ def own_operator() -> Callable[..., Tensor] | None:
 
 @cache
 def _agrees(own: Callable[..., Tensor]) -> bool:
-    """Tell whether an operator has the bits of the plain way in a small product: not all compilers keep to IEEE 754."""
+    """Tell whether an operator has the bits of the plain way, by tiles too: not all compilers keep to IEEE 754."""
     largest = _LARGEST if rounds_inputs() else fbgemm.LARGEST
-    weight = (torch.arange(40 * 64) * 37 % 255 - _LARGEST).view(40, 64).to(torch.int8)
-    input, factor = torch.arange(5 * 64).view(5, 64).float().sin(), torch.linspace(0.5, 2, 64, dtype=torch.float32)
-    scale, bias = (torch.linspace(low, 1, 40, dtype=torch.float32) / largest for low in (0.1, -1))
+    weight = (torch.arange(72 * 64) * 37 % 255 - _LARGEST).view(72, 64).to(torch.int8)
+    input, factor = torch.arange(25 * 64).view(25, 64).float().sin(), torch.linspace(0.5, 2, 64, dtype=torch.float32)
+    scale, bias = (torch.linspace(low, 1, 72, dtype=torch.float32) / largest for low in (0.1, -1))
     if rounds_inputs():
         row, most = rounded(input * factor)
         parts = row[None].double() - 128

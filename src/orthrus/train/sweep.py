@@ -66,7 +66,12 @@ def runs_of(sweep: Sweep, path: Path, overrides: Sequence[str] = ()) -> Iterator
 def carry_out(
     sweep: Sweep, path: Path, results: Path, overrides: Sequence[str] = (), *, only: Sequence[str] = ()
 ) -> Iterator[dict[str, Any]]:
-    """Train every run that has no line with figures in `results` yet, and yield its line once it is written there."""
+    """Train every run that has no line with figures in `results` yet, and yield its line once it is written there.
+
+    Raises:
+        ConfigError: `only` names no variant, or a variant does not fit the recipe.
+        DataError: `results` is broken.
+    """
     for name in only:
         if name not in sweep.variants:
             raise ConfigError(f"{path}: variants are {', '.join(sweep.variants)}, found {name!r}")

@@ -2,7 +2,8 @@
 
 import subprocess
 import sys
-from importlib import import_module
+from importlib import import_module, invalidate_caches
+from importlib.util import find_spec
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
@@ -108,6 +109,24 @@ def test_a_module_is_seen_right_after_its_import(tmp_path: Path, monkeypatch: py
     assert sys.meta_path == before
     when_imported("late_module", rename)
     assert seen == [1, 2]
+
+
+def test_hooks_wait_for_an_import_that_succeeds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever looks for the module before, as packages do, or fails to import it; each hook of several runs once."""
+    (source := tmp_path / "sought_module.py").write_text("1 / 0\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    before, seen = list(sys.meta_path), []
+    for name in ("first", "second"):
+        when_imported("sought_module", lambda _, name=name: seen.append(name))
+    assert find_spec("sought_module") is not None
+    with pytest.raises(ZeroDivisionError):
+        import_module("sought_module")
+    source.write_text("NAME = 1\n")
+    invalidate_caches()
+    assert find_spec("sought_module") is not None
+    monkeypatch.setitem(sys.modules, "sought_module", import_module("sought_module"))
+    assert seen == ["first", "second"]
+    assert sys.meta_path == before
 
 
 def test_importing_the_plugin_loads_neither_torch_nor_vllm() -> None:

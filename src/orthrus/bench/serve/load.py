@@ -74,7 +74,10 @@ class Answered(Line):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Target:
-    """The server: its address without `/v1`; without a `model` the first that it lists is asked."""
+    """The server: its address without `/v1`, and `timeout`, the seconds that a request may take.
+
+    Without a `model` the first that it lists is asked.
+    """
 
     url: str
     key: str = "none"

@@ -9,7 +9,6 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from importlib.abc import MetaPathFinder
 from importlib.machinery import ModuleSpec
-from importlib.util import find_spec
 from pkgutil import resolve_name
 from types import ModuleType
 from typing import Any
@@ -74,7 +73,7 @@ def when_imported(name: str, action: Callable[[ModuleType], None]) -> None:
 
 
 class _Finder(MetaPathFinder):
-    """Find one module as everyone else would, and run an action behind its loader; good for one import."""
+    """Find one module as everyone else would, and run an action behind its loader, until it has been imported."""
 
     def __init__(self, name: str, action: Callable[[ModuleType], None]) -> None:
         self.name = name
@@ -85,13 +84,16 @@ class _Finder(MetaPathFinder):
     ) -> ModuleSpec | None:
         if fullname != self.name or self not in sys.meta_path:
             return None
-        sys.meta_path.remove(self)
-        spec = find_spec(fullname)
+        others = sys.meta_path[sys.meta_path.index(self) + 1 :]
+        spec = next((found for other in others if (found := other.find_spec(fullname, path, target))), None)
         if spec is not None and (loader := spec.loader) is not None:
+            execute = loader.exec_module
 
             def exec_module(module: ModuleType) -> None:
-                del loader.exec_module
-                loader.exec_module(module)
+                loader.exec_module = execute  # type: ignore[method-assign]
+                execute(module)
+                if self in sys.meta_path:
+                    sys.meta_path.remove(self)
                 self.action(module)
 
             loader.exec_module = exec_module  # type: ignore[method-assign]
