@@ -109,14 +109,14 @@ def test_blocks_are_packed_and_unpacked(outputs: int, inputs: int, bits: int) ->
 
 @BITS
 def test_numbers_of_blocks_are_rounded_to_these_blocks(bits: int) -> None:
-    """Blocks that are all alike too; numbers are off by half a step at most."""
+    """Blocks that are all alike too; numbers are off by half a step at most, and by what float16 leaves of it."""
     weight = torch.randn(20, 96) * torch.logspace(-4, 2, 20)[:, None]
     weight[0, :32], weight[1] = 0, 0.3
     made = quantised(weight, bits)
     again = quantised(made.numbers(), bits)
     assert torch.equal(again.numbers(), made.numbers())
     step = made.scale.float().repeat_interleave(32, -1)
-    assert ((made.numbers() - weight).abs() <= 0.51 * step + weight.abs() * 2e-3 + 1e-7).all()
+    assert ((made.numbers() - weight).abs() <= 0.51 * step + weight.abs() * 2e-3 + 2.0 ** (bits - 25)).all()
 
 
 @pytest.mark.skipif(weights_in(WEIGHTS["smollm2"]) is None, reason="needs the weights of smollm2")
