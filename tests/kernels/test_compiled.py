@@ -120,7 +120,7 @@ def test_without_inputs_the_bias_is_left(own: tuple[str, Operator], one: Operato
 def test_an_operator_of_other_bits_is_not_used(
     own: tuple[str, Operator], use: Callable[[bool], None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As a compiler makes it that was told to compute as it likes; also where only many rows differ, as tiles might."""
+    """As a compiler makes it that was told to compute as it likes; also where only few rows or many differ."""
     name, operator = own
     monkeypatch.setattr(int8, "instructions", lambda: name)
     slightly = 1 + 2**-20
@@ -128,6 +128,7 @@ def test_an_operator_of_other_bits_is_not_used(
         (operator, operator),
         (lambda *given: operator(*given) * slightly, None),
         (lambda row, *given: operator(row, *given) * (slightly if len(row) > 16 else 1), None),
+        (lambda row, *given: operator(row, *given) * (slightly if len(row) < 5 else 1), None),
     ):
         monkeypatch.setattr(int8, "linear_int8", lambda found=found: found)
         assert int8.own_operator() is expected
