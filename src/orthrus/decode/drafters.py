@@ -6,6 +6,7 @@ A drafter may read hidden states of the backbone and keep keys of its own as mor
 Shapes: B rows, Q query rows, M drafts, H hidden size, V vocabulary.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
@@ -27,7 +28,7 @@ VIEW: Final = "view"
 """The name of the model's own view, whose draft passes are passes of the backbone."""
 
 
-class Drafter:
+class Drafter(ABC):
     """Propose drafts for the rows of a cache; what a drafter has no use for it leaves as it is here.
 
     Attributes:
@@ -46,6 +47,7 @@ class Drafter:
         """Return the state of a row that begins, `row.cached` tokens of whose prompt were read before."""
         return None
 
+    @abstractmethod
     def propose(
         self, passes: Passes, rows: slice, anchor_B: Tensor, drafts: int, states: Sequence[Any]
     ) -> Tensor | Proposal:
@@ -54,7 +56,6 @@ class Drafter:
         Or a `Proposal`, which says how many passes they took. In what a draft pass of the view gives, the first of
         these M tokens is the backbone's own.
         """
-        raise NotImplementedError
 
     def read(self, cache: ScratchCache, hidden: Sequence[Tensor]) -> None:
         """Take the tapped layers' outputs, `[B, Q, H]` each, of one pass of the backbone.
@@ -62,19 +63,21 @@ class Drafter:
         Called in the middle of the pass, while `cache.current` says which rows and slots it writes, and which positions
         these have. Slots past what is kept are written again by the next pass.
         """
+        return  # most tap nothing
 
     def accepted(self, states: Sequence[Any], counts: Sequence[int]) -> None:
         """Learn how many tokens each row has kept in a step: accepted drafts and the bonus."""
+        return  # most learn nothing
 
 
 class TreeDrafter(Drafter):
     """A drafter whose trees depend on the path: under `tree:N` it grows them itself, which takes passes of its own."""
 
+    @abstractmethod
     def grow(
         self, passes: Passes, rows: slice, anchor_B: Tensor, drafts: int, nodes: int, states: Sequence[Any]
     ) -> tuple[Tree, int]:
         """Return a tree of `nodes` nodes, `drafts` deep at most, behind each row's anchor; and the passes it took."""
-        raise NotImplementedError
 
 
 class ViewDrafter(Drafter):
