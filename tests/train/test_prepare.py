@@ -24,6 +24,7 @@ from orthrus.data.packing import PackedRows, load_rows
 from orthrus.data.remote import Server, served_answers
 from orthrus.data.responses import LOOP_PERIOD, Answering, Prompt, answer, before_loop
 from orthrus.errors import ConfigError, DataError
+from orthrus.kernels import packed
 from orthrus.train import ranks, start
 from orthrus.train.drafting import drafting
 from orthrus.train.prepare import Prepared, prepare, train_prompts
@@ -169,6 +170,22 @@ def test_a_view_drafts_in_the_run_s_dtype(backbone: Path, dataset: Path, tmp_pat
     with drafting(model, str(tmp_path / "earlier")):
         assert {parameter.dtype for parameter in model.parameters()} == {torch.bfloat16}
     assert all(torch.equal(tensor, own[name]) for name, tensor in model.state_dict().items())
+
+
+@pytest.mark.parametrize("view", [None, "earlier"])
+def test_answers_are_written_by_the_layers_of_a_loaded_model(
+    view: str | None, backbone: Path, dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, _ = load_backbone(recipe_of(backbone, tmp_path / "run", dataset), torch.device("cpu"))
+    kinds, attributes = [type(module) for module in model.modules()], [set(vars(module)) for module in model.modules()]
+    if view is not None:
+        orthrus.save(model, tmp_path / view)
+    monkeypatch.setattr(packed, "copy_for", lambda weight, *, half=True: packed.Copy(weight.dtype, "torch"))
+    monkeypatch.setattr(packed, "tune", lambda model: None)  # what is faster depends on the machine
+    with drafting(model, None if view is None else str(tmp_path / view)):
+        assert any(isinstance(module, packed.PackedLinear) for module in model.modules())
+    assert [type(module) for module in model.modules()] == kinds
+    assert [set(vars(module)) for module in model.modules()] == attributes
 
 
 def test_answers_do_not_depend_on_who_drafted_them(

@@ -21,7 +21,7 @@ from orthrus.checkpoints import drafters, files, gguf, offload
 from orthrus.checkpoints.integers import INTEGERS, require, to_integers
 from orthrus.checkpoints.tokenizers import read_tokenizer
 from orthrus.errors import CheckpointError, ConfigError
-from orthrus.kernels import attention, merged, packed
+from orthrus.kernels.layout import lay_out
 from orthrus.model.attach import attach, detach
 from orthrus.model.attachment import attachment_of
 from orthrus.model.config import OrthrusConfig
@@ -140,12 +140,7 @@ def ready(
         to_integers(model, integers, tokenizer)
     if compile:
         compile_passes(model)
-    if pack or (pack is None and not compile and packed.pays(model)):
-        packed.pack(model, merged.groups(model))
-    if pack is None:
-        packed.tune(model)
-    if not compile and model.device.type == "cpu":
-        attention.use_own(model)
+    lay_out(model, pack=bool(pack) if compile else pack, own=not compile)
     attachment_of(model).drafter = None if drafter is None else drafters.load_drafter(drafter, model)
     return model
 

@@ -1,12 +1,13 @@
 """Answers drafted by a view that was trained before: the backbone's own words, in fewer passes."""
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 
 from transformers import PreTrainedModel
 
 from orthrus.checkpoints import files
 from orthrus.checkpoints.load import locate
+from orthrus.kernels.layout import laid_out
 from orthrus.model import mask_row
 from orthrus.model.attach import config_of
 from orthrus.model.attachment import attachment_of
@@ -25,7 +26,8 @@ def drafting(model: PreTrainedModel | None, view: str | None) -> Iterator[str]:
     Raises CheckpointError: `view` is no adapter, or one of another backbone.
     """
     if model is None or view is None:
-        yield PLAIN
+        with nullcontext() if model is None else _as_loaded(model):
+            yield PLAIN
         return
     config, correction, row = config_of(model), markov_of(model), mask_row.mask_row_of(model)
     tensors = {name: tensor.clone() for name, tensor in twin_tensors(model).items()}
@@ -35,10 +37,16 @@ def drafting(model: PreTrainedModel | None, view: str | None) -> Iterator[str]:
     mask_row.install(model, mask_row.untrained(model, lent.mask) if lent.trained_mask else None)
     try:
         files.load_adapter(model, home)
-        with in_one_dtype(model):
+        with _as_loaded(model):
             yield DRAFTED
     finally:
         install(model, correction)
         mask_row.install(model, row)
         files.fill(model, tensors, where="the view to train")
         attachment_of(model).config = config
+
+
+@contextmanager
+def _as_loaded(model: PreTrainedModel) -> Iterator[None]:
+    with in_one_dtype(model), laid_out(model):
+        yield
