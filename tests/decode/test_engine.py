@@ -14,6 +14,7 @@ from orthrus.decode import exact
 from orthrus.decode.engine import Engine
 from orthrus.decode.learned import begin_anew
 from orthrus.decode.options import Options, Sampling
+from orthrus.decode.prompts import CHUNK
 from orthrus.errors import CacheFull, PromptError
 from orthrus.policy import steps
 from orthrus.policy.steps import Step
@@ -415,7 +416,7 @@ def test_no_other_plan_drafts_while_it_reads(monkeypatch: pytest.MonkeyPatch) ->
 
         monkeypatch.setattr(engine.passes, "prefill", spy)
         decode(engine, PROMPTS[2:3], Options(max_new_tokens=5))
-        assert asked == [{"chunk": 512, "anchors": PROMPTS[2][-1:], "drafts": 0}]
+        assert asked == [{"chunk": CHUNK["cpu"], "anchors": PROMPTS[2][-1:], "drafts": 0}]
 
 
 # ---------------------------------------------------------------- what is read again

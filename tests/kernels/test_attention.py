@@ -9,8 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
+from orthrus.kernels import attention as attention_module
 from orthrus.kernels import masks
-from orthrus.kernels.attention import NAME, attention, register
+from orthrus.kernels.attention import FEW, NAME, attention, leave_own, register, round_prompts
 from tests import reference
 from tests.families import tiny
 
@@ -96,6 +97,35 @@ def test_the_parts_of_a_chain_in_bfloat16_are_put_together_in_float32() -> None:
     out, _ = attention(CAUSAL, torch.zeros_like(query), key, value, masks.Chain(5, 3), scaling=SCALING)
     expected = torch.tensor([4 / 6, 3 / 7, 2 / 8]).bfloat16()
     assert torch.equal(out, expected[None, :, None, None].expand_as(out))
+
+
+@pytest.mark.parametrize(("rows", "tile", "rounds"), [(FEW + 1, None, True), (FEW, None, False), (FEW + 1, 64, False)])
+@torch.no_grad()
+def test_integer_models_attend_in_bfloat16_over_prompts_alone(
+    rows: int, tile: int | None, rounds: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Behind a text or not; few rows, exact passes and rows behind the chain in float32."""
+    monkeypatch.setattr(attention_module, "multiplies", lambda dtype: True)
+    model = nn.Sequential(nn.Module())
+    model[0].is_causal = True
+    round_prompts(model)
+    for start in (0, 31):
+        query, key, value = random_heads(2, rows + 1, start + rows + 1)
+        rest = masks.additive(torch.ones(1, 1, 1, start + rows + 1).bool(), torch.float32)
+        chain, how = masks.Chain(start, rows, rest), {"scaling": SCALING, "tile": tile}
+        out = attention(model[0], query, key, value, chain, **how)[0]
+        plain = attention(CAUSAL, query, key, value, chain, **how)[0]
+        half = (
+            attention(CAUSAL, *(x.bfloat16() for x in (query, key, value)), chain, **how)[0].float()
+            if rounds
+            else plain
+        )
+        assert out.dtype == torch.float32
+        assert torch.equal(out[:, :rows], half[:, :rows])
+        assert torch.equal(out[:, rows:], plain[:, rows:])
+        assert not rounds or not torch.equal(out[:, :rows], plain[:, :rows])
+    leave_own(model)
+    assert not vars(model[0]).keys() - vars(nn.Module()).keys() - {"is_causal"}
 
 
 def test_a_chain_behind_a_text_has_gradients() -> None:

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from orthrus.errors import ConfigError
-from orthrus.kernels import blocks, compiled, int8, merged
+from orthrus.kernels import attention, blocks, compiled, int8, merged
 from orthrus.kernels.rounded import RoundedLinear, replace
 from orthrus.kernels.smoothing import Rounding, observed
 from orthrus.model.fingerprint import of_view
@@ -46,7 +46,8 @@ def to_integers(model: PreTrainedModel, precision: str, tokenizer: PreTrainedTok
     """Turn the linear layers of backbone and view into such of a precision and the rest into float32, in place.
 
     Where inputs of int8 have 8 bits, layers are observed over a few tokens. In int4, the output head and the view have
-    blocks of 8 bits; layers that have none (`blocks.fits`) are in int8, where that computes.
+    blocks of 8 bits; layers that have none (`blocks.fits`) are in int8, where that computes. Prompts are attended to in
+    bfloat16 where the CPU multiplies in it.
     """
     groups = merged.groups(model)
     if precision == "int8":
@@ -62,6 +63,7 @@ def to_integers(model: PreTrainedModel, precision: str, tokenizer: PreTrainedTok
 
         replace(model, groups, form)
     model.float()
+    attention.round_prompts(model)
     blocks.pack(model)
 
 

@@ -14,7 +14,7 @@ from orthrus.decode.rows import Rows
 from orthrus.errors import CacheFull, PromptError
 from orthrus.policy.policy import Policy
 
-CHUNK: Final = {"cpu": 512, "cuda": 2048}
+CHUNK: Final = {"cpu": 1024, "cuda": 2048}
 """Prompt positions per pass by kind of device, where nothing else is asked for."""
 
 SLICE: Final = {"cpu": 128, "cuda": 512}

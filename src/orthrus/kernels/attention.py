@@ -20,6 +20,7 @@ from transformers.masking_utils import sdpa_mask
 
 from orthrus.kernels import compiled, in_blocks, products
 from orthrus.kernels.masks import Behind, Chain, InBlocks
+from orthrus.kernels.native import multiplies
 
 NAME = "orthrus"
 
@@ -30,7 +31,8 @@ FEW = 32
 """Query rows that our own operator, where it is compiled, attends with faster than torch's kernel or plain products."""
 
 _FEWEST_ROWS = 4
-_USES = "uses_own_attention"  # the attribute that says so of a module
+_USES = "uses_own_attention"  # attributes of modules: whether they attend by our own operator,
+_ROUNDS = "reads_prompts_in_bfloat16"  # and what the name says
 _TYPES = (torch.float32, torch.bfloat16)  # of our own operator
 _own: list[Callable[..., Tensor]] = []  # the operator, once a model uses it
 
@@ -73,11 +75,14 @@ def attention(
         start, rows, rest = attention_mask.start, attention_mask.rows, attention_mask.rest
         attend = partial(attention, module, scaling=scaling, dropout=dropout, softcap=softcap, s_aux=s_aux, tile=tile)
         chain = (query_BHQD[:, :, :rows], key[:, :, : start + rows], value[:, :, : start + rows])
+        if rows > FEW and tile is None and getattr(module, _ROUNDS, False) and not torch.is_grad_enabled():
+            chain = (chain[0].bfloat16(), chain[1].bfloat16(), chain[2].bfloat16())
         if dropout == 0 and softcap is None and s_aux is None and tile is None and _chains(*chain):
             out = _chain(*chain, start, scaling or D**-0.5).transpose(1, 2).contiguous()
         else:
             seen = torch.ones(rows, start + rows, dtype=torch.bool, device=key.device).tril(start)
             out = attend(*chain, seen[None, None])[0]
+        out = out.to(query_BHQD.dtype)
         behind = [] if rest is None else [attend(query_BHQD[:, :, rows:], key, value, rest)[0]]
         return torch.cat([out, *behind], dim=1) if behind else out, None
     plain = softcap is None and s_aux is None and dropout == 0
@@ -120,9 +125,22 @@ def use_own(model: nn.Module) -> None:
                 setattr(module, _USES, True)
 
 
+def round_prompts(model: nn.Module) -> None:
+    """Let a model in float32 attend in bfloat16 while it reads prompts, from now on, where the CPU multiplies in it.
+
+    Passes of `FEW` rows and less, and all under `tile`, attend in float32 as before.
+    """
+    if multiplies(torch.bfloat16):
+        for module in model.modules():
+            if hasattr(module, "is_causal"):
+                setattr(module, _ROUNDS, True)
+
+
 def leave_own(model: nn.Module) -> None:
+    """Undo `use_own` and `round_prompts`."""
     for module in model.modules():
-        module.__dict__.pop(_USES, None)
+        for name in (_USES, _ROUNDS):
+            module.__dict__.pop(name, None)
 
 
 def uses_own(module: nn.Module, rows: int, *, tiled: bool = False) -> bool:
