@@ -4,7 +4,7 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV ?= .venv
 PIP_ARGS ?=
 VLLM_VENV ?= .venv-vllm
-PYTEST_ARGS ?= --numprocesses auto --maxprocesses 4
+PYTEST_ARGS ?= --numprocesses auto --maxprocesses 4 --dist worksteal
 BIN := $(VENV)/bin
 VLLM_BIN := $(VLLM_VENV)/bin
 

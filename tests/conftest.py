@@ -1,5 +1,7 @@
 """What every test stands on: one thread, offline, no memory, repeatable property tests, tokenizers made in memory."""
 
+import gc
+import logging
 import os
 
 os.environ["HF_HUB_OFFLINE"] = "1"
@@ -23,8 +25,11 @@ from orthrus.model.traced import Recorder
 from tests.families import VOCAB
 
 torch.set_num_threads(1)
-NUMBERS, exact._NUMBERS = exact._NUMBERS, 1 << 12  # that a probe of attention compares: as many only where said
+# What a probe of exactness looks at: as much only where said.
+PROBED = {name: getattr(exact, name) for name in ("_NUMBERS", "_WIDTHS", "_CHUNKS")}
+exact._NUMBERS, exact._WIDTHS, exact._CHUNKS = 1 << 12, (4, 8), (32,)
 transformers.utils.logging.set_verbosity_error()
+logging.getLogger("torch.__trace").propagate = True  # else pytest listens, and torch.compile writes down all it does
 
 # Derandomised: a run that fails fails again; no deadline: the machines that run this are shared.
 settings.register_profile(
@@ -48,6 +53,12 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         for item in items:
             if item.get_closest_marker("slow"):
                 item.add_marker(pytest.mark.skip(reason="slow: pytest -m slow runs it"))
+
+
+def pytest_collection_finish() -> None:
+    """Let no collection of garbage look at what torch and transformers made when they were imported."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture

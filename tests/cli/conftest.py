@@ -11,7 +11,6 @@ from transformers import PreTrainedTokenizerFast
 import orthrus
 from orthrus.cli import main
 from orthrus.data.documents import synthetic_documents
-from orthrus.decode import exact
 from orthrus.model import traced
 from orthrus.train.tokenizer import train_tokenizer, training_texts
 from tests.families import perturb, tiny
@@ -49,13 +48,6 @@ def cli(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> 
 def eager(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let no pass be recorded, which takes a second each."""
     monkeypatch.setattr(traced, "recorder_for", lambda model: None)
-
-
-@pytest.fixture
-def few_probes(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let `exact="token"` look at fewer shapes of passes than models of a real size have."""
-    monkeypatch.setattr(exact, "_CHUNKS", (32,))
-    monkeypatch.setattr(exact, "_WIDTHS", (4, 8))
 
 
 @pytest.fixture(scope="session")

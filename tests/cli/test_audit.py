@@ -14,7 +14,7 @@ from tests.cli.conftest import Ran
 ASKED = ("--limit", 2, "--max-new-tokens", 4, "--plan", "full", "--batch-size", 1)
 
 
-@pytest.mark.usefixtures("eager", "few_probes")
+@pytest.mark.usefixtures("eager")
 def test_an_audit_of_two_precisions(cli: Callable[..., Ran], model_dir: Path, tmp_path: Path) -> None:
     """Two suites, both promises, two batch sizes: one JSON object, plots, and a verdict on standard error.
 

@@ -40,7 +40,7 @@ def test_a_chat_goes_on(cli: Cli, hybrid_dir: Path, monkeypatch: pytest.MonkeyPa
     assert ran.code == 0, ran.err
 
 
-@pytest.mark.usefixtures("eager", "few_probes")
+@pytest.mark.usefixtures("eager")
 def test_it_is_timed_audited_and_looked_at(
     cli: Cli, hybrid_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -388,7 +388,7 @@ def test_a_text_may_end_with_the_prompt_s_own_token(name: str, exactness: exact.
 @pytest.mark.parametrize("name", ["ar", "full", "fixed:4", "tree:6", "onepass:2", "lookup", "auto"])
 def test_no_text_takes_more_passes_than_tokens(name: str) -> None:
     """Of any length, alone or beside others, whatever it ends with: a first token, a draft or a bonus."""
-    for seed, rows in ((0, 4), (1, 1), (2, 4)):
+    for seed, rows in ((0, 8), (1, 1), (2, 8)):
         model = dual()
         perturb(model, scale=float(seed), seed=seed)
         engine = Engine(model, rows=rows, capacity=200, plan=steps.parse(name))
@@ -481,8 +481,6 @@ def test_completions_that_join_together_read_their_prompt_once(
     exactness: exact.Exact, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The others wait a step for the first one's keys; so do prompts that begin with most of its own."""
-    monkeypatch.setattr(exact, "_CHUNKS", (32,))
-    monkeypatch.setattr(exact, "_WIDTHS", ())
     prompt = [3 + i % 70 for i in range(40)]
     prompts = [prompt, [*range(60, 70)], prompt, [*prompt[:30], 8, 9], prompt, [*prompt[:12], *range(50, 70)]]
     engine = engine_of(dual(), rows=6, admit_free=6, exact=exactness)

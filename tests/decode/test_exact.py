@@ -25,7 +25,7 @@ from orthrus.kernels import packed
 from orthrus.kernels.attention import attention
 from orthrus.model.config import OrthrusConfig
 from orthrus.policy import steps
-from tests.conftest import NUMBERS
+from tests.conftest import PROBED
 from tests.decode.drive import BLOCK, decode, dual
 from tests.families import perturb, tiny
 
@@ -52,6 +52,14 @@ def texts(
     return [row.token_ids for row in decode(engine, PROMPTS[:count], options)]
 
 
+@pytest.fixture
+def every_shape(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let probes try all widths of passes and of prefill."""
+    for name in ("_WIDTHS", "_CHUNKS"):
+        monkeypatch.setattr(exact, name, PROBED[name])
+
+
+@pytest.mark.usefixtures("every_shape")
 @pytest.mark.parametrize("options", [GREEDY, SAMPLED], ids=["greedy", "sampled"])
 @pytest.mark.parametrize("family", ["qwen3", "gemma3_text", "mixtral"])
 def test_bfloat16_texts_equal_plain_decoding(family: str, options: Options) -> None:
@@ -240,6 +248,7 @@ def loosely(model: PreTrainedModel, name: str, batch: int) -> list[list[int]]:
     return [row.token_ids for row in decode(engine, PROMPTS, GREEDY)]
 
 
+@pytest.mark.usefixtures("every_shape")
 def test_noise_by_tokens_leaves_passes_of_one_width() -> None:
     """Logits of narrow passes and keys of wide ones would differ: all are filled up to, or cut down to, blocks."""
     finding = exact.probe(noisy(by_tokens), width=BLOCK, rows=2)
@@ -371,7 +380,7 @@ def test_noise_that_moves_few_numbers_is_found(monkeypatch: pytest.MonkeyPatch) 
         return out
 
     disturb(monkeypatch, moving)
-    monkeypatch.setattr(exact, "_NUMBERS", NUMBERS)
+    monkeypatch.setattr(exact, "_NUMBERS", PROBED["_NUMBERS"])
     monkeypatch.setattr(exact, "_TAILS", (64,))
     assert exact.probe(dual(), width=BLOCK, rows=1).geometry.tails == (SPAN,)
 

@@ -202,12 +202,8 @@ def cached(made: Engine, prompts: list[list[int]], *, count: int = 8) -> list[in
 
 
 @pytest.mark.parametrize("exactness", ["distribution", "token"])
-def test_a_system_prompt_is_read_twice_and_then_no_more(
-    exactness: exact.Exact, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_system_prompt_is_read_twice_and_then_no_more(exactness: exact.Exact) -> None:
     """The second prompt that begins so shows where others go on; states are kept after whole blocks."""
-    monkeypatch.setattr(exact, "_CHUNKS", (32,))
-    monkeypatch.setattr(exact, "_WIDTHS", ())
     system = [*range(20, 20 + 2 * prefixes.BLOCK + 4)]
     prompts = [[*system, one, *range(3, 27)] for one in (60, 61, 62, 63, 64)]
     assert cached(engine("full", rows=3, exact=exactness), prompts) == [0, 0, *[2 * prefixes.BLOCK] * 3]
@@ -278,12 +274,8 @@ def test_rows_leave_and_others_join_at_any_time() -> None:
 
 
 @pytest.mark.parametrize(("family", "dtype"), [("olmo_hybrid", torch.float32), (FAMILY, torch.bfloat16)])
-def test_exact_tokens_are_plain_decoding_s_bit_for_bit(
-    dtype: torch.dtype, family: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Alone and three at once; fewer shapes are tried than usual."""
-    monkeypatch.setattr(exact, "_CHUNKS", (32,))
-    monkeypatch.setattr(exact, "_WIDTHS", (4, 8))
+def test_exact_tokens_are_plain_decoding_s_bit_for_bit(dtype: torch.dtype, family: str) -> None:
+    """Alone and three at once."""
     model = dual(family).to(dtype)
 
     def written(plan: str, rows: int) -> list[list[int]]:

@@ -213,7 +213,7 @@ SMALL = corrected(vocab_size=8)
 def test_sampled_texts_have_the_backbone_s_distribution(name: str) -> None:
     """Rejection sampling (chains) and shared noise (the others): the joint distribution of three tokens."""
     sampling, prompt, length = Sampling(do_sample=True, temperature=0.9), [3, 1, 4], 3
-    engine = engine_of(SMALL, name, rows=500, room=len(prompt) + length)
+    engine = engine_of(SMALL, name, rows=50, room=len(prompt) + length)
     assert engine.coupled is (name != "fixed:4")
     options = Options(max_new_tokens=length, sampling=sampling, seed=11)
     for index in range(1500):

@@ -188,8 +188,8 @@ def test_random_schedules_of_compiled_passes_equal_the_plain_loop(family: str) -
 # ---------------------------------------------------------------- nothing stays behind
 
 
-def test_ten_thousand_admissions_leave_nothing_behind() -> None:
-    """Of 10,000 rows admitted most are aborted, and a thousand others while they wait; no row, key, length or object
+def test_thousands_of_admissions_leave_nothing_behind() -> None:
+    """Of 3,000 rows admitted most are aborted, and hundreds of others while they wait; no row, key, length or object
     stays, and no buffer grows: less than one entry more is held for every five rows, measured costs among them.
     """
     chance = random.Random(0)
@@ -217,9 +217,9 @@ def test_ten_thousand_admissions_leave_nothing_behind() -> None:
 
     before, objects = live_through(1000)
     nbytes = engine.cache.nbytes
-    after, objects_after = live_through(10_000)
-    assert (aborted["live"] > 5_000, aborted["waiting"] > 1_000) == (True, True)
-    assert after < before + 2_000
+    after, objects_after = live_through(3000)
+    assert (aborted["live"] > 1500, aborted["waiting"] > 300) == (True, True)
+    assert after < before + 600
     assert objects_after <= objects + 100
     assert engine.cache.nbytes == nbytes
     assert (engine.live, engine.rows.reading, list(engine.waiting)) == ([], [], [])

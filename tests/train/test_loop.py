@@ -1,11 +1,10 @@
 """The training loop: pure functions of (seed, step, row), exact resuming, clean stops, refusals."""
 
 import json
+import multiprocessing
 import os
 import shutil
 import signal
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -22,24 +21,6 @@ from orthrus.train.optim import learning_rate_factor
 from orthrus.train.sections import BackboneRecipe
 from orthrus.train.step import Loss, Rows, row_generator, rows_of_step
 from tests.train.tiny import tiny_recipe
-
-DIES_AT_STEP_4 = """
-import os, signal, sys
-from pathlib import Path
-from orthrus.train.backbone import BackboneTask
-from orthrus.train.loop import train
-from orthrus.train.optim import learning_rate_factor
-from tests.train.tiny import tiny_recipe
-
-class Dies(BackboneTask):
-    def loss(self, rows, step):
-        if step == 4:
-            os.kill(os.getpid(), signal.SIGKILL)
-        return super().loss(rows, step)
-
-recipe = tiny_recipe(Path(sys.argv[1]))
-train(Dies(recipe), recipe)
-"""
 
 
 class SignalledTask(BackboneTask):
@@ -66,6 +47,12 @@ class ChangedLossTask(BackboneTask):
     def loss(self, rows: Rows, step: int) -> Loss:
         loss = super().loss(rows, step)
         return Loss(total=loss.total * float("inf"), weight=loss.weight) if step == 4 else loss
+
+
+def kill_at_step_4(recipe: BackboneRecipe) -> None:
+    task = SignalledTask(recipe)
+    task.number = signal.SIGKILL
+    train(task, recipe)
 
 
 def run(recipe: BackboneRecipe, *, resume: bool = True) -> tuple[TrainResult, dict[str, Tensor]]:
@@ -173,14 +160,10 @@ def test_a_signal_ends_the_step_and_resuming_ends_bitwise_equal(
 
 def test_a_killed_process_resumes_bitwise_equal(prepared: Path, whole: tuple[Path, dict[str, Tensor]]) -> None:
     """SIGKILL inside step 4, one step past the last checkpoint: nothing of the run is lost or repeated."""
-    child = subprocess.run(
-        [sys.executable, "-c", DIES_AT_STEP_4, str(prepared)],
-        cwd=Path(__file__).parents[2],
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-    assert child.returncode == -signal.SIGKILL, child.stderr
+    child = multiprocessing.get_context("fork").Process(target=kill_at_step_4, args=(tiny_recipe(prepared),))
+    child.start()
+    child.join(300)
+    assert child.exitcode == -signal.SIGKILL
     assert [path.name for path in checkpoint_paths(prepared / "checkpoints")] == ["step-00000003"]
     result, weights = run(tiny_recipe(prepared))
     assert result.finished

@@ -6,7 +6,6 @@ many rows there are. Only behind the last whole block in common are tokens compa
 
 from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, field
-from itertools import takewhile
 from typing import Final
 
 BLOCK: Final = 16
@@ -106,4 +105,5 @@ def _block(token_ids: Sequence[int], number: int) -> tuple[int, ...]:
 
 def _common(one: Sequence[int], other: Sequence[int]) -> int:
     """Return how many tokens two texts have in common at their start."""
-    return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(one, other, strict=False)))
+    most = min(len(one), len(other))
+    return most if one[:most] == other[:most] else next(i for i in range(most) if one[i] != other[i])
