@@ -21,7 +21,7 @@ from orthrus.errors import ConfigError, PromptError
 from orthrus.model.fingerprint import weights_digest
 from orthrus.provenance import device_name, digest
 
-Loader: TypeAlias = Callable[[str], tuple[PreTrainedModel, PreTrainedTokenizerBase]]
+Loader: TypeAlias = Callable[[str | None], tuple[PreTrainedModel, PreTrainedTokenizerBase]]
 """Load the model that is measured in the precision of that name."""
 
 

@@ -66,7 +66,7 @@ def audit(
     )
     with TemporaryDirectory() as folder:
         path = output or Path(folder) / "run.jsonl"
-        load = measuring.loader(model, device, backbone=backbone)
+        load = common.loader(model, device=device, backbone=backbone)
         configuration = measuring.carried_out(
             run.run, job, path, load=load, counted="precision", kept=output is not None
         )

@@ -22,13 +22,8 @@ _WIDTHS, _BASELINES, _REDUCED = ["1,2,4,8,16,32,64"], ["ar,hf,hf-static"], ["bfl
 
 def application() -> typer.Typer:
     app = typer.Typer(help="Measure decoding and training, and report what was measured.", no_args_is_help=True)
-    app.command()(run)
-    app.command()(passes)
-    app.command()(train)
-    app.command()(quality)
-    app.command()(bench_serve.serve)
-    app.command()(bench_peers.peers)
-    app.command()(report)
+    for command in (run, passes, train, quality, bench_serve.serve, bench_peers.peers, report):
+        app.command()(command)
     return app
 
 
@@ -100,7 +95,7 @@ def run(
         gguf_source=gguf_source(model, backbone),
     )
     measuring.prepare(threads, device)
-    load = measuring.loader(model, device, backbone=backbone, compile=compile, offload=offload)
+    load = common.loader(model, device=device, backbone=backbone, compile=compile, offload=offload)
     measuring.carried_out(bench.run, job, output, load=load)
     say(f"{output}: complete; orthrus bench report {output}", to=err)
 
@@ -162,7 +157,7 @@ def passes(
             if is_shape(model):
                 loaded = shaped(model, dtype=name, device=device, compile=compile, pack=pack)
             else:
-                loaded, _ = measuring.loader(model, device, backbone=backbone, compile=compile, pack=pack)(name)
+                loaded, _ = common.loader(model, device=device, backbone=backbone, compile=compile, pack=pack)(name)
             if positions is not None:
                 loaded.config.get_text_config().max_position_embeddings = positions
             if not head:
@@ -270,7 +265,7 @@ def quality(
     named = tuple(measuring.listed(dtype))
     job = Job(model=model, suites=tuple(suite), folder=data, limit=limit, dtypes=named, max_new_tokens=max_new_tokens)
     measuring.prepare(threads, device)
-    load = measuring.loader(model, device, backbone=backbone)
+    load = common.loader(model, device=device, backbone=backbone)
     rounded = tuple(measuring.listed(forms))
     measuring.carried_out(bench.run, job, output, load=load, forms=rounded, counted="precision")
     say(f"{output}: complete; orthrus bench report {output}", to=err)

@@ -76,9 +76,9 @@ def peers(
         peers=asked,
         contexts=tuple(dict.fromkeys(context or ())),
         clock=clock,
-        load=lambda source: measuring.loader(source, device, backbone=backbone),
+        load=lambda source: common.loader(source, device=device, backbone=backbone),
     )
-    load = measuring.loader(model, device, backbone=backbone)
+    load = common.loader(model, device=device, backbone=backbone)
     labels = measuring.carried_out(bench.run, job, output, load=load, clock=clock, others=field.decoders)
     if labels:
         field.cost(job.batches)

@@ -23,6 +23,7 @@ from orthrus.signals import handled
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+    from orthrus.bench.session import Loader
     from orthrus.decode.output import Stats
 
 T = TypeVar("T")
@@ -108,16 +109,7 @@ Seed = Annotated[
 ]
 
 
-def generation_options(
-    *,
-    mode: str,
-    plan: str | None,
-    temperature: float | None,
-    top_k: int | None,
-    top_p: float | None,
-    min_p: float | None,
-    **others: Any,
-) -> dict[str, Any]:
+def generation_options(*, mode: str, plan: str | None, **given: Any) -> dict[str, Any]:
     """Turn the command line's options into those of `orthrus.generate`, checked before any model is loaded.
 
     Raises ConfigError for values out of range, options that contradict each other, and an unknown plan.
@@ -125,45 +117,33 @@ def generation_options(
     from orthrus.decode.api import plan_of
     from orthrus.decode.options import Options
 
-    given = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "min_p": min_p}
-    sampling = {name: value for name, value in given.items() if value is not None}
+    names = ("temperature", "top_k", "top_p", "min_p")
+    sampling = {name: value for name in names if (value := given.pop(name)) is not None}
     if sampling.get("temperature") == 0:
         del sampling["temperature"]
         if sampling:
             name = "--" + next(iter(sampling)).replace("_", "-")
             raise ConfigError(f"--temperature 0 is greedy, where {name} has no effect: leave one of the two out")
-    options = {**others, **sampling, "do_sample": bool(sampling)}
+    options = {**given, **sampling, "do_sample": bool(sampling)}
     Options.of(None, **options)
     plan_of(mode, plan)
     return options
 
 
-def load(
-    name: str,
-    *,
-    backbone: str | None = None,
-    dtype: str | None = None,
-    device: str | None = None,
-    compile: bool = False,
-    offload: Path | None = None,
-    drafter: str | None = None,
-) -> tuple["PreTrainedModel", "PreTrainedTokenizerBase"]:
-    """Load a model and its tokenizer, with a sign of life on the terminal; raises as `orthrus.load` does."""
+def loader(name: str, *, offload: Path | None = None, **options: Any) -> "Loader":
+    """Return what loads a model and its tokenizer in a precision; options and errors are those of `orthrus.load`."""
+    from transformers.utils import logging
+
+    from orthrus.checkpoints.load import load
+
+    logging.disable_progress_bar()
+    return lambda dtype: load(name, dtype=dtype, offload_folder=offload, **options)
+
+
+def load(name: str, *, dtype: str | None = None, **options: Any) -> tuple["PreTrainedModel", "PreTrainedTokenizerBase"]:
+    """Load a model and its tokenizer as `loader` does, with a sign of life on the terminal."""
     with err().status(f"loading {name} …"):
-        from transformers.utils import logging
-
-        from orthrus.checkpoints.load import load as load_model
-
-        logging.disable_progress_bar()
-        return load_model(
-            name,
-            backbone=backbone,
-            dtype=dtype,
-            device=device,
-            compile=compile,
-            offload_folder=offload,
-            drafter=drafter,
-        )
+        return loader(name, **options)(dtype)
 
 
 def look_at_kernels(model: "PreTrainedModel", exact: ExactName, *, rows: int) -> None:

@@ -13,7 +13,7 @@ from orthrus.errors import ConfigError
 from orthrus.progress import Progress
 
 if TYPE_CHECKING:
-    from orthrus.bench.session import Loader, Outlook
+    from orthrus.bench.session import Outlook
     from orthrus.bench.tables import Grid
 
 T = TypeVar("T")
@@ -87,15 +87,6 @@ def name_files(paths: Iterable[Path]) -> None:
         say(str(path), to=err)
 
 
-def words(outlook: "Outlook", *, counted: str) -> str:
-    """Say what a measurement is about to do; `counted` names what prompts are answered anew for."""
-    todo = sum(len(heat.prompts) for heat in outlook.heats)
-    parts = [f"{todo} prompts to answer (each {counted} counted)"]
-    parts += [f"{outlook.done} done before"] if outlook.done else []
-    parts += [f"{outlook.too_long} left out, longer than the model's context"] if outlook.too_long else []
-    return " · ".join(parts)
-
-
 def prepare(threads: int | None = None, device: str | None = None) -> None:
     """Let torch use so many threads on the CPU (None: its own choice), and compile operators before any clock runs."""
     import torch
@@ -109,25 +100,6 @@ def prepare(threads: int | None = None, device: str | None = None) -> None:
         compiled.prepare()
 
 
-def loader(
-    model: str,
-    device: str | None,
-    *,
-    backbone: str | None = None,
-    compile: bool = False,
-    pack: bool | None = None,
-    offload: Path | None = None,
-) -> "Loader":
-    """Load without a display of its own: the progress bar is on the terminal already."""
-    from transformers.utils import logging
-
-    from orthrus.checkpoints.load import load
-
-    logging.disable_progress_bar()
-    options: dict[str, Any] = {"backbone": backbone, "device": device, "compile": compile, "pack": pack}
-    return lambda dtype: load(model, dtype=dtype, offload_folder=offload, **options)
-
-
 def carried_out(
     run: Callable[..., T],
     job: Any,
@@ -139,12 +111,16 @@ def carried_out(
 ) -> T:
     """Run a job that writes a file of results, with progress; once stopped, it says that the same command goes on.
 
-    It does not where the file is not `kept`.
+    It does not where the file is not `kept`. `counted` names what prompts are answered anew for.
     """
     with resumable() if kept else nullcontext(), Progress("") as progress:
 
         def begin(outlook: "Outlook") -> None:
             progress.expect(outlook.laps)
-            progress.print(words(outlook, counted=counted))
+            todo = sum(len(heat.prompts) for heat in outlook.heats)
+            parts = [f"{todo} prompts to answer (each {counted} counted)"]
+            parts += [f"{outlook.done} done before"] if outlook.done else []
+            parts += [f"{outlook.too_long} left out, longer than the model's context"] if outlook.too_long else []
+            progress.print(" · ".join(parts))
 
         return run(job, output, on_start=begin, on_lap=progress.advance, **more)
