@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from orthrus.kernels import attention as attention_module
 from orthrus.kernels import masks
-from orthrus.kernels.attention import FEW, NAME, attention, leave_own, register, round_prompts
+from orthrus.kernels.attention import FEW, NAME, attention, leave_own, register, round_keys
 from tests import reference
 from tests.families import tiny
 
@@ -101,14 +101,14 @@ def test_the_parts_of_a_chain_in_bfloat16_are_put_together_in_float32() -> None:
 
 @pytest.mark.parametrize(("rows", "tile", "rounds"), [(FEW + 1, None, True), (FEW, None, False), (FEW + 1, 64, False)])
 @torch.no_grad()
-def test_integer_models_attend_in_bfloat16_over_prompts_alone(
+def test_models_that_round_keys_attend_in_bfloat16_over_prompts_alone(
     rows: int, tile: int | None, rounds: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Behind a text or not; few rows, exact passes and rows behind the chain in float32."""
     monkeypatch.setattr(attention_module, "multiplies", lambda dtype: True)
     model = nn.Sequential(nn.Module())
     model[0].is_causal = True
-    round_prompts(model)
+    round_keys(model)
     for start in (0, 31):
         query, key, value = random_heads(2, rows + 1, start + rows + 1)
         rest = masks.additive(torch.ones(1, 1, 1, start + rows + 1).bool(), torch.float32)

@@ -119,6 +119,14 @@ def test_a_row_has_the_same_bits_alone_and_beside_any_others(attend: Operator, d
     assert torch.equal(shorter, whole[:1])
 
 
+@pytest.mark.parametrize("queries", [1, 9])
+def test_keys_in_bfloat16_are_read_as_float32(attend: Operator, queries: int) -> None:
+    query, key, value = drawn(queries)
+    kept, mask = (key.bfloat16(), value.bfloat16()), additive(seen(queries), torch.float32)
+    expected = attend(query, kept[0].float(), kept[1].float(), mask, SCALING)
+    assert torch.equal(attend(query, *kept, mask, SCALING), expected)
+
+
 def test_keys_before_a_window_change_no_bit(attend: Operator) -> None:
     query, key, value = drawn(4)
     windowed = torch.zeros(1, 1, 4, SLOTS, dtype=torch.bool)
@@ -147,6 +155,7 @@ def test_large_scores_and_many_keys(attend: Operator) -> None:
     [
         ({"query": torch.zeros(1, 2, 3, 8).double()}, "float32 or bfloat16"),
         ({"key": torch.zeros(1, 1, 5, 8).bfloat16()}, "of one type"),
+        ({"query": torch.zeros(1, 2, 3, 8).bfloat16()}, "of one type"),
         ({"key": torch.zeros(1, 1, 5, 4)}, "keys must fit"),
         ({"value": torch.zeros(1, 1, 4, 8)}, "as many"),
         ({"value": torch.zeros(1, 1, 8, 5).transpose(2, 3)}, "side by side"),
@@ -204,6 +213,27 @@ def test_a_backbone_without_its_view_attends_as_it_did(here: None) -> None:
     use_own(model)
     assert attending.uses_own(model, 1)
     assert not any(attending.uses_own(module, 1) for module in detach(model).modules())
+
+
+@pytest.mark.parametrize("own", [False, True])
+def test_rounded_keys_are_kept_in_bfloat16_where_the_operator_reads_them(
+    here: None, own: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Plain and drafted, prompts beyond `FEW` rows and shorter ones: the same texts."""
+    monkeypatch.setattr(attending, "multiplies", lambda dtype: True)
+    model = dual(num_hidden_layers=2)
+    attending.round_keys(model)
+    if own:
+        use_own(model)
+    prompts = [[*range(1, 1 + length)] for length in (3, FEW + 9)]
+    texts = {}
+    for plan in ("ar", "full", "tree:9"):
+        engine = Engine(model, rows=2, capacity=90, plan=steps.parse(plan))
+        texts[plan] = [row.token_ids for row in decode(engine, prompts, Options(max_new_tokens=12))]
+        kept = torch.bfloat16 if own else torch.float32
+        assert {x.dtype for x in (*engine.cache.keys, *engine.cache.values)} == {kept}
+    assert texts["ar"] == texts["full"] == texts["tree:9"]
+    assert not any(attending.rounds_keys(module) for module in detach(model).modules())
 
 
 def test_few_rows_are_the_operators(module: nn.Module, attend: Operator) -> None:

@@ -46,7 +46,7 @@ def to_integers(model: PreTrainedModel, precision: str, tokenizer: PreTrainedTok
     """Turn the linear layers of backbone and view into such of a precision and the rest into float32, in place.
 
     Where inputs of int8 have 8 bits, layers are observed over a few tokens. In int4, the output head and the view have
-    blocks of 8 bits; layers that have none (`blocks.fits`) are in int8, where that computes. Prompts are attended to in
+    blocks of 8 bits; layers that have none (`blocks.fits`) are in int8, where that computes. Keys are kept in
     bfloat16 where the CPU multiplies in it.
     """
     groups = merged.groups(model)
@@ -63,7 +63,7 @@ def to_integers(model: PreTrainedModel, precision: str, tokenizer: PreTrainedTok
 
         replace(model, groups, form)
     model.float()
-    attention.round_prompts(model)
+    attention.round_keys(model)
     blocks.pack(model)
 
 

@@ -70,6 +70,10 @@ class Passes:
         self._last = self.config.anchor == "twin" and (self._both_ways or not self.causal)
         self.markov = markov_of(model)
         self._mask = mask_of(model)
+        if attention.rounds_keys(model) and attention.uses_own(
+            model, rows=1
+        ):  # other kernels would widen them each time
+            cache.rounded = range(model.config.get_text_config().num_hidden_layers)
         self.runner = runner_for(model, cache)
         self._splits = splits(model, cache)
         self._windows = windows_of(model)

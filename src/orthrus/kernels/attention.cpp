@@ -1,4 +1,5 @@
-// Attention of few query rows over cached keys, in float32 or bfloat16, summed in float32.
+// Attention of few query rows over cached keys, in float32 or bfloat16, or in float32 over such in bfloat16, summed in
+// float32.
 //
 // Each lane of a vector is a query row, so that a row's sums are made in one order, that of keys, whatever the number
 // of rows, their neighbours, the threads and the slots that a row does not see.
@@ -154,8 +155,8 @@ struct Rows {
 };
 
 // Attends with as many rows of a key head as there are lanes, at most: row `first + l` of [G, Q] in lane l.
-template <typename V, typename Integers, typename Type>
-void attend(const Rows<Type>& query, const Type* key, int64_t key_row, const Type* value, int64_t value_row,
+template <typename V, typename Integers, typename Type, typename Kept>
+void attend(const Rows<Type>& query, const Kept* key, int64_t key_row, const Kept* value, int64_t value_row,
             const Seen& seen, int64_t b, int64_t n, int64_t G, int64_t Q, int64_t first, int64_t D, int64_t E,
             float scale, Type* out, int64_t between) {
   constexpr int64_t L = sizeof(V) / 4;
@@ -201,34 +202,38 @@ void attend(const Rows<Type>& query, const Type* key, int64_t key_row, const Typ
   }
 }
 
-template <typename Type>
+template <typename Type, typename Kept>
 void attend(const Tensor& query, const Tensor& key, const Tensor& value, const std::vector<Seen>& seen, float scale,
             Type* out) {
   int64_t B = query.size(0), H = query.size(1), Q = query.size(2), D = query.size(3);
   int64_t N = key.size(1), E = value.size(3), G = H / N;
-  Rows<Type> queries(query), keys(key), values(value);
+  Rows<Type> queries(query);
+  Rows<Kept> keys(key), values(value);
   constexpr int64_t L = sizeof(Sixteen) / 4;
   int64_t parts = (G * Q + L - 1) / L;
   at::parallel_for(0, B * N * parts, 1, [&](int64_t start, int64_t stop) {
     for (int64_t i = start; i < stop; i++) {
       int64_t b = i / (N * parts), n = i / parts % N, first = i % parts * L;
-      (G * Q - first > 8 ? attend<Sixteen, SixteenIntegers, Type> : attend<Eight, EightIntegers, Type>)(
+      (G * Q - first > 8 ? attend<Sixteen, SixteenIntegers, Type, Kept> : attend<Eight, EightIntegers, Type, Kept>)(
           queries, keys.at(b, n), keys.row, values.at(b, n), values.row, seen[std::min<int64_t>(b, seen.size() - 1)], b, n,
           G, Q, first, D, E, scale, out + (b * Q * H + n * G) * E, H * E);
     }
   });
 }
 
-// query [B, H, Q, D], key [B, N, S, D] and value [B, N, S, E], all in float32 or all in bfloat16; mask [1 or B, 1, 1 or Q,
-// S or more], boolean or added to scores, without one all keys are seen. Returns [B, Q, H, E].
+// query [B, H, Q, D], key [B, N, S, D] and value [B, N, S, E], in float32 or bfloat16, keys and values alike and no wider
+// than queries; mask [1 or B, 1, 1 or Q, S or more], boolean or added to scores, without one all keys are seen. Returns
+// [B, Q, H, E] in the type of queries.
 Tensor attention(const Tensor& query, const Tensor& key, const Tensor& value, const std::optional<Tensor>& mask,
                  double scale) {
   TORCH_CHECK(query.dim() == 4 && key.dim() == 4 && value.dim() == 4, "rows must be in heads of texts");
   int64_t B = query.size(0), H = query.size(1), Q = query.size(2), D = query.size(3), S = key.size(2);
-  at::ScalarType type = query.scalar_type();
+  at::ScalarType type = query.scalar_type(), kept = key.scalar_type();
   TORCH_CHECK(type == at::kFloat || type == at::kBFloat16, "queries must be float32 or bfloat16, found ", type);
+  TORCH_CHECK(kept == value.scalar_type() && (kept == type || kept == at::kBFloat16),
+              "keys and values must be of one type, that of queries or bfloat16, found ", kept, " and ", value.scalar_type());
   for (const Tensor& x : {query, key, value}) {
-    TORCH_CHECK(x.is_cpu() && x.scalar_type() == type, "queries, keys and values must be of one type, on the CPU");
+    TORCH_CHECK(x.is_cpu(), "queries, keys and values must be on the CPU");
     TORCH_CHECK(x.size(0) == B && (x.size(3) == 1 || x.stride(3) == 1), "numbers of a row must lie side by side, found ",
                 x.sizes(), " with strides ", x.strides());
   }
@@ -254,10 +259,12 @@ Tensor attention(const Tensor& query, const Tensor& key, const Tensor& value, co
     given.scalar_type() == at::kBool ? fill(bool()) : given.scalar_type() == at::kFloat ? fill(float()) : fill(uint16_t());
   }
   Tensor out = at::empty({B, Q, H, value.size(3)}, query.options());
-  if (type == at::kFloat) {
-    attend<float>(query, key, value, reach, (float)scale, (float*)out.mutable_data_ptr());
+  if (kept == at::kFloat) {
+    attend<float, float>(query, key, value, reach, (float)scale, (float*)out.mutable_data_ptr());
+  } else if (type == at::kFloat) {
+    attend<float, uint16_t>(query, key, value, reach, (float)scale, (float*)out.mutable_data_ptr());
   } else {
-    attend<uint16_t>(query, key, value, reach, (float)scale, (uint16_t*)out.mutable_data_ptr());
+    attend<uint16_t, uint16_t>(query, key, value, reach, (float)scale, (uint16_t*)out.mutable_data_ptr());
   }
   return out;
 }

@@ -32,7 +32,7 @@ FEW = 32
 
 _FEWEST_ROWS = 4
 _USES = "uses_own_attention"  # attributes of modules: whether they attend by our own operator,
-_ROUNDS = "reads_prompts_in_bfloat16"  # and what the name says
+_ROUNDS = "rounds_keys"  # and whether keys are kept in bfloat16
 _TYPES = (torch.float32, torch.bfloat16)  # of our own operator
 _own: list[Callable[..., Tensor]] = []  # the operator, once a model uses it
 
@@ -75,7 +75,7 @@ def attention(
         start, rows, rest = attention_mask.start, attention_mask.rows, attention_mask.rest
         attend = partial(attention, module, scaling=scaling, dropout=dropout, softcap=softcap, s_aux=s_aux, tile=tile)
         chain = (query_BHQD[:, :, :rows], key[:, :, : start + rows], value[:, :, : start + rows])
-        if rows > FEW and tile is None and getattr(module, _ROUNDS, False) and not torch.is_grad_enabled():
+        if rows > FEW and tile is None and rounds_keys(module) and not torch.is_grad_enabled():
             chain = (chain[0].bfloat16(), chain[1].bfloat16(), chain[2].bfloat16())
         if dropout == 0 and softcap is None and s_aux is None and tile is None and _chains(*chain):
             out = _chain(*chain, start, scaling or D**-0.5).transpose(1, 2).contiguous()
@@ -89,6 +89,7 @@ def attention(
     own = plain and uses_own(module, Q, tiled=tile is not None) and _takes_own(query_BHQD, key, value)
     if own and not isinstance(attention_mask, Behind) and (attention_mask is None or attention_mask.shape[1] == 1):
         return _own[0](query_BHQD, key, value, attention_mask, scaling or D**-0.5), None
+    key, value = key.to(query_BHQD.dtype), value.to(query_BHQD.dtype)  # others take no keys of another type
     grouped = query_BHQD.reshape(B, heads, -1, D)
     if isinstance(attention_mask, Behind):
         out = _split(grouped, key, value, attention_mask, scaling or D**-0.5, softcap, s_aux, Q, tile is not None)
@@ -125,19 +126,28 @@ def use_own(model: nn.Module) -> None:
                 setattr(module, _USES, True)
 
 
-def round_prompts(model: nn.Module) -> None:
-    """Let a model in float32 attend in bfloat16 while it reads prompts, from now on, where the CPU multiplies in it.
+def round_keys(model: nn.Module) -> None:
+    """Let a model in float32 keep keys and values in bfloat16 from now on, and attend in it while it reads prompts.
 
-    Passes of `FEW` rows and less, and all under `tile`, attend in float32 as before.
+    Where the CPU multiplies in bfloat16, but for soft caps and sinks. Passes of `FEW` rows and less, and all under
+    `tile`, attend in float32.
     """
-    if multiplies(torch.bfloat16):
-        for module in model.modules():
-            if hasattr(module, "is_causal"):
-                setattr(module, _ROUNDS, True)
+    attending = [module for module in model.modules() if hasattr(module, "is_causal")]
+    special = ("sinks", "attn_logit_softcapping")
+    if multiplies(torch.bfloat16) and not any(
+        getattr(m, name, None) is not None for m in attending for name in special
+    ):
+        for module in (model, *attending):
+            setattr(module, _ROUNDS, True)
+
+
+def rounds_keys(module: nn.Module) -> bool:
+    """Tell whether a model, or an attention module of it, takes keys in bfloat16 beside queries in float32."""
+    return getattr(module, _ROUNDS, False)
 
 
 def leave_own(model: nn.Module) -> None:
-    """Undo `use_own` and `round_prompts`."""
+    """Undo `use_own` and `round_keys`."""
     for module in model.modules():
         for name in (_USES, _ROUNDS):
             module.__dict__.pop(name, None)
@@ -149,8 +159,9 @@ def uses_own(module: nn.Module, rows: int, *, tiled: bool = False) -> bool:
 
 
 def _takes_own(query: Tensor, key: Tensor, value: Tensor) -> bool:
-    alike = query.dtype == key.dtype == value.dtype and query.dtype in _TYPES and query.device.type == "cpu"
-    return alike and torch.is_inference_mode_enabled() and all(x.stride(3) == 1 for x in (query, key, value))
+    kept = key.dtype == value.dtype in (query.dtype, torch.bfloat16)
+    fits = kept and query.dtype in _TYPES and query.device.type == "cpu"
+    return fits and torch.is_inference_mode_enabled() and all(x.stride(3) == 1 for x in (query, key, value))
 
 
 @torch.compiler.disable  # type: ignore[untyped-decorator]

@@ -67,8 +67,8 @@ class KeyStore:
             with torch.cuda.device_of(keys):  # type: ignore[no-untyped-call]
                 write(keys, values, key_BHQD, value_BHQD, current.row_B1, current.slot_BQ[:, columns])
         else:
-            keys[current.row_B1, current.slot_BQ[:, columns]] = key_BHQD.transpose(1, 2)
-            values[current.row_B1, current.slot_BQ[:, columns]] = value_BHQD.transpose(1, 2)
+            keys[current.row_B1, current.slot_BQ[:, columns]] = key_BHQD.transpose(1, 2).to(keys.dtype)
+            values[current.row_B1, current.slot_BQ[:, columns]] = value_BHQD.transpose(1, 2).to(values.dtype)
         return keys[rows, : current.span].transpose(1, 2), values[rows, : current.span].transpose(1, 2)
 
     def copy(self, source: int, target: int, length: int) -> None:
@@ -114,6 +114,7 @@ class ScratchCache:
         self.states = RecurrentStates(rows)
         none = torch.empty(0, 0, dtype=torch.long)
         self.current = PassSlots(first=0, last=0, row_B1=none, slot_BQ=none, start=None, span=0)
+        self.rounded = range(0)  # layers that keep keys and values in bfloat16
         self.recordings: Any = None  # `model.compiled` keeps passes over these very buffers here
 
     def begin(
@@ -178,6 +179,8 @@ class ScratchCache:
     def _write(self, key_BHQD: Tensor, value_BHQD: Tensor, layer_idx: int, columns: slice) -> tuple[Tensor, Tensor]:
         store = self.stores.get(layer_idx)
         if store is None:
+            if layer_idx in self.rounded:
+                key_BHQD, value_BHQD = key_BHQD.bfloat16(), value_BHQD.bfloat16()
             if self.empty:
                 position = sum(x.shape[1] * x.shape[3] * x.element_size() for x in (key_BHQD, value_BHQD))
                 needed = self._layers * self.rows * self.capacity * position
