@@ -66,14 +66,11 @@ class Passes:
         self.config = config_of(model)
         self.causal = self.config.block_attention == "causal"
         self._both_ways = self.config.block_recurrence == "bidirectional"
-        # The paper's blocks end with a slot that predicts nothing. Only where slots see both ways does it matter.
+        # The paper's last slot predicts nothing, and matters only where slots see both ways.
         self._last = self.config.anchor == "twin" and (self._both_ways or not self.causal)
         self.markov = markov_of(model)
         self._mask = mask_of(model)
-        if attention.rounds_keys(model) and attention.uses_own(
-            model, rows=1
-        ):  # other kernels would widen them each time
-            cache.rounded = range(model.config.get_text_config().num_hidden_layers)
+        cache.rounded = attention.rounded_layers(model)
         self.runner = runner_for(model, cache)
         self._splits = splits(model, cache)
         self._windows = windows_of(model)

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.attention.flex_attention import AuxOutput, AuxRequest, BlockMask, flex_attention
 from torch.nn.functional import scaled_dot_product_attention
-from transformers import AttentionInterface, AttentionMaskInterface
+from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
 from transformers.masking_utils import sdpa_mask
 
 from orthrus.kernels import compiled, in_blocks, products
@@ -144,6 +144,12 @@ def round_keys(model: nn.Module) -> None:
 def rounds_keys(module: nn.Module) -> bool:
     """Tell whether a model, or an attention module of it, takes keys in bfloat16 beside queries in float32."""
     return getattr(module, _ROUNDS, False)
+
+
+def rounded_layers(model: PreTrainedModel) -> range:
+    """Return the layers of a model that keep keys in bfloat16; none without our own operator, which reads them so."""
+    rounds = rounds_keys(model) and uses_own(model, rows=1)
+    return range(model.config.get_text_config().num_hidden_layers if rounds else 0)
 
 
 def leave_own(model: nn.Module) -> None:
