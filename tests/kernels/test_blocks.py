@@ -28,7 +28,7 @@ from tests.kernels.conftest import Operator
 from tests.kernels.test_int8 import WIDTHS, texts, threads
 
 pytestmark = pytest.mark.skipif(
-    instructions() is None or not compiled._has_compiler(), reason="needs Linux on an x86 CPU, and a compiler"
+    instructions() is None or not compiled._compiler(), reason="needs Linux on an x86 CPU, and a compiler"
 )
 BITS = pytest.mark.parametrize("bits", [4, 8])
 

@@ -32,7 +32,6 @@ from orthrus.kernels.int8 import (
     rounded,
 )
 from orthrus.kernels.rounded import rounded_to
-from orthrus.kernels.smoothing import Rounding
 from orthrus.model.attach import attach, detach
 from orthrus.model.fingerprint import identity, key_of, precision_of, quantization_of, twin_tensors
 from orthrus.model.twin import require_gradients
@@ -67,9 +66,9 @@ def group(*outputs: int, inputs: int = 72, bias: bool = False, smooth: bool = Fa
     """Int8 layers of one input, multiplied as one."""
     torch.manual_seed(0)
     model = nn.Sequential(*(nn.Linear(inputs, out, bias=bias) for out in outputs))
-    rounding = Rounding(torch.rand(inputs) + 0.5 if smooth else None)
+    factor = torch.rand(inputs) + 0.5 if smooth else None
     layers = [layer for layer in model if isinstance(layer, nn.Linear)]
-    quantise(model, [layers], roundings=dict.fromkeys(layers, rounding))
+    quantise(model, [layers], factors=dict.fromkeys(layers, factor))
     return model
 
 

@@ -35,7 +35,7 @@ def test_merged_layers_give_what_they_gave(family: str, per_layer: int) -> None:
     for view, expected in before.items():
         torch.testing.assert_close(logits(model, view), expected, rtol=1e-5, atol=1e-5)
     assert all(torch.equal(p, weights[name]) for name, p in model.named_parameters())
-    assert all(layer._merged is not None and layer._merged.input is None for layer in merged)
+    assert all(layer._merged is not None and layer._merged._input is None for layer in merged)
     loss = model(input_ids=torch.arange(12)[None], view="diffusion").logits.sum()
     loss.backward()
     assert all(p.grad is not None for name, p in model.named_parameters() if p.requires_grad and "proj" in name)

@@ -9,7 +9,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from orthrus.errors import ConfigError
 from orthrus.kernels import attention, blocks, compiled, int8, merged
 from orthrus.kernels.rounded import RoundedLinear, replace
-from orthrus.kernels.smoothing import Rounding, observed
+from orthrus.kernels.smoothing import observed
 from orthrus.model.fingerprint import of_view
 
 INTEGERS: Final = ("int8", "int4")
@@ -51,8 +51,8 @@ def to_integers(model: PreTrainedModel, precision: str, tokenizer: PreTrainedTok
     """
     groups = merged.groups(model)
     if precision == "int8":
-        roundings = _roundings(model, groups, tokenizer) if int8.rounds_inputs() else {}
-        int8.quantise(model, groups, roundings=roundings)
+        factors = _factors(model, groups, tokenizer) if int8.rounds_inputs() else {}
+        int8.quantise(model, groups, factors=factors)
     else:
         finer = {module for name, module in model.named_modules() if of_view(name)} | {model.get_output_embeddings()}
 
@@ -67,9 +67,9 @@ def to_integers(model: PreTrainedModel, precision: str, tokenizer: PreTrainedTok
     blocks.pack(model)
 
 
-def _roundings(
+def _factors(
     model: PreTrainedModel, groups: list[list[nn.Linear]], tokenizer: PreTrainedTokenizerBase | None
-) -> dict[nn.Linear, Rounding]:
+) -> dict[nn.Linear, Tensor | None]:
     ids_1T = _tokens(model, tokenizer)
 
     def run() -> None:

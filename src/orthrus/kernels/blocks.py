@@ -88,38 +88,11 @@ def unpacked(weight: Tensor, outputs: int) -> Blocks:
     return Blocks(code[:outputs], scale, least[0] if least else None)
 
 
-class BlockLinear(RoundedLinear):
-    """A linear layer with weights in blocks of 4 bits or 8, as the operator reads them (`packed`).
-
-    Layers that read the same input keep theirs one behind another.
-    """
-
-    precision = "int4"
-
-    def __init__(self, layer: nn.Linear, bits: int) -> None:
-        """Round a layer's weights, whose inputs come in blocks (`fits`)."""
-        super().__init__(layer, packed(quantised(layer.weight, bits)))
-
-    def dequantised(self) -> Tensor:
-        return unpacked(self.weight, self.out_features).numbers()
-
-    @classmethod
-    def shared(cls, layers: Sequence["BlockLinear"]) -> "_Shared":
-        """Return the product of layers that read the same input."""
-        return _Shared(layers)
-
-    @classmethod
-    def joins(cls, layers: Sequence[RoundedLinear]) -> bool:
-        """Tell whether layers of one input have one product: none but the last fills outputs up."""
-        alike = super().joins(layers) and len({layer.weight.shape[-1] for layer in layers}) == 1
-        return alike and not any(layer.out_features % _TILE for layer in layers[:-1])
-
-
-class _Shared(Shared[BlockLinear]):
+class _Shared(Shared["BlockLinear"]):
     """The product of layers that read the same input."""
 
-    def __init__(self, layers: Sequence[BlockLinear]) -> None:
-        super().__init__(layers, [layer.out_features for layer in layers])
+    def __init__(self, layers: Sequence["BlockLinear"]) -> None:
+        super().__init__(layers)
         self.operator = operator()
 
     def product(self, input: Tensor) -> Tensor:
@@ -142,6 +115,28 @@ class _Shared(Shared[BlockLinear]):
                 self.layers, torch.split(self.packed, [len(layer.weight) for layer in self.layers]), strict=True
             ):
                 layer.weight.data = part
+
+
+class BlockLinear(RoundedLinear):
+    """A linear layer with weights in blocks of 4 bits or 8, as the operator reads them (`packed`).
+
+    Layers that read the same input keep theirs one behind another.
+    """
+
+    precision, shared = "int4", _Shared
+
+    def __init__(self, layer: nn.Linear, bits: int) -> None:
+        """Round a layer's weights, whose inputs come in blocks (`fits`)."""
+        super().__init__(layer, packed(quantised(layer.weight, bits)))
+
+    def dequantised(self) -> Tensor:
+        return unpacked(self.weight, self.out_features).numbers()
+
+    @classmethod
+    def joins(cls, layers: Sequence[RoundedLinear]) -> bool:
+        """Tell whether layers of one input have one product: none but the last fills outputs up."""
+        alike = super().joins(layers) and len({layer.weight.shape[-1] for layer in layers}) == 1
+        return alike and not any(layer.out_features % _TILE for layer in layers[:-1])
 
 
 def pack(model: nn.Module) -> None:

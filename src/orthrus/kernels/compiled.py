@@ -62,7 +62,7 @@ def instructions() -> str | None:
 
 def _is_known(name: str) -> bool:
     """Tell whether a set is compiled for already, or the compiler takes its options: g++ before 11 knows no AMX."""
-    with suppress(OSError, ValueError):  # another user's folder, a CXX that is no command
+    with suppress(OSError):  # another user's folder, a CXX that is no command
         if (file := _file(name)) is not None and file.exists():
             return True
         if compiler := _compiler():
@@ -103,7 +103,7 @@ def compiles() -> bool:
     """Tell whether operators are compiled here, or can be."""
     name = instructions()
     file = None if name is None else _file(name)
-    return file is not None and (bool(_library) or file.exists() or _has_compiler())
+    return file is not None and (bool(_library) or file.exists() or bool(_compiler()))
 
 
 def required(kind: str, *, by: str) -> Callable[..., Tensor]:
@@ -119,7 +119,7 @@ def required(kind: str, *, by: str) -> Callable[..., Tensor]:
         raise ConfigError(f"{needs} a folder for an operator compiled here: let ORTHRUS_CACHE name one, or unset it")
     found = _operator(kind, start=False)
     if found is None:
-        if not _has_compiler():
+        if not _compiler():
             raise ConfigError(f"{needs} a C++ compiler, found none: install g++, or let CXX name one")
         _compile(name, file)
         found = _operator(kind, start=False)
@@ -136,7 +136,7 @@ def prepare() -> None:
     name = instructions()
     file = None if name is None else _file(name)
     try:
-        if name and file and not (_library or file.exists()) and _has_compiler():
+        if name and file and not (_library or file.exists()) and _compiler():
             log = file.with_suffix(".log")
             if failure() is None or time() - log.stat().st_mtime >= _AGAIN:
                 _compile(name, file)
@@ -176,7 +176,7 @@ def _operator(kind: str, *, start: bool = True) -> Callable[..., Tensor] | None:
             return _first_loaded(f"{kind}_{name}", file)
         if start and _compiler():
             _start(name, file)
-    except (OSError, ValueError, ConfigError) as error:  # another user's folder, a CXX that cannot be read
+    except (OSError, ConfigError) as error:  # another user's folder
         _log.info("no operators are compiled: %s", error)
     return None
 
@@ -228,7 +228,7 @@ def command(name: str, file: Path, scratch: Path) -> str:
 def failure() -> Path | None:
     """Return the log of a compiler that failed here; None where none did."""
     name = instructions()
-    with suppress(OSError, ValueError):
+    with suppress(OSError):
         file = None if name is None else _file(name)
         if file is not None and not file.exists() and _has_failed(file.with_suffix(".log")):
             return file.with_suffix(".log")
@@ -297,15 +297,11 @@ def _options(name: str) -> list[str]:
     return ["-O3", "-std=c++20", "-fPIC", "-fno-fast-math", "-ffp-contract=off", f"-DNAME={name}", *flags]
 
 
-def _has_compiler() -> bool:
-    with suppress(ValueError):  # a CXX that cannot be read
-        return bool(_compiler())
-    return False
-
-
 def _compiler() -> list[str]:
     """Return the compiler's command, which may hold options; nothing where there is none, or none is wanted."""
-    if (named := os.environ.get("CXX")) is not None:
+    named = os.environ.get("CXX", shutil.which("g++") or shutil.which("c++") or "")
+    try:
         return shlex.split(named)
-    found = shutil.which("g++") or shutil.which("c++")
-    return [] if found is None else [found]
+    except ValueError as error:
+        _log.info("no operators are compiled: CXX cannot be read (%s)", error)
+        return []

@@ -23,7 +23,6 @@ from orthrus.kernels.native import has_tiles
 from orthrus.kernels.recorded import is_recording, operator, recordable
 from orthrus.kernels.rounded import RoundedLinear, biases_of, refuse_gradients, replace
 from orthrus.kernels.shared import Shared
-from orthrus.kernels.smoothing import PLAINLY, Rounding
 
 _LARGEST: Final = 127
 _MOST_INPUTS: Final = (2**31 - 1) // (_LARGEST * 255)
@@ -87,39 +86,10 @@ def in_parts(input: Tensor) -> tuple[Tensor, Tensor]:
     return torch.stack([coarse, wide.sub_(coarse).mul_(2 * fbgemm.LARGEST).round_()]), most
 
 
-class Int8Linear(RoundedLinear):
-    """A linear layer with weights `[out, in]` in 8-bit integers.
-
-    Inputs are multiplied by `factor` `[in]`, where there is one, and the weights divided by it before they are rounded.
-    """
-
-    precision = "int8"
-    scale: Tensor
-    factor: Tensor | None
-
-    def __init__(self, layer: nn.Linear, rounding: Rounding = PLAINLY) -> None:
-        factor = None if rounding.factor is None else rounding.factor.clone()
-        weight, scale = quantised(layer.weight if factor is None else layer.weight / factor)
-        super().__init__(layer, weight)
-        self.register_buffer("scale", scale)
-        self.register_buffer("factor", factor)
-
-    def dequantised(self) -> Tensor:
-        dense = self.weight.float() * self.scale[:, None]
-        return dense if self.factor is None else dense * self.factor
-
-    @classmethod
-    def shared(cls, layers: Sequence["Int8Linear"]) -> "_Shared":
-        """Return the product of layers that read the same input."""
-        return _Shared(layers)
-
-
 class _Shared(Shared["Int8Linear"]):
     """The product of layers that read the same input, with their weights as the kernel reads them."""
 
-    def __init__(self, layers: Sequence[Int8Linear]) -> None:
-        super().__init__(layers, [layer.out_features for layer in layers])
-        self.own: Callable[..., Tensor] | None = None
+    own: Callable[..., Tensor] | None = None
 
     def product(self, input: Tensor) -> Tensor:
         refuse_gradients(input, "int8")
@@ -158,6 +128,27 @@ class _Shared(Shared["Int8Linear"]):
             assert _prepack is not None
             self.zero = torch.zeros(len(weight), dtype=torch.int32)
             self.packed, self.own = _prepack(weight, None), None
+
+
+class Int8Linear(RoundedLinear):
+    """A linear layer with weights `[out, in]` in 8-bit integers.
+
+    Inputs are multiplied by `factor` `[in]`, where there is one, and the weights divided by it before they are rounded.
+    """
+
+    precision, shared = "int8", _Shared
+    scale: Tensor
+    factor: Tensor | None
+
+    def __init__(self, layer: nn.Linear, factor: Tensor | None = None) -> None:
+        weight, scale = quantised(layer.weight if factor is None else layer.weight / factor)
+        super().__init__(layer, weight)
+        self.register_buffer("scale", scale)
+        self.register_buffer("factor", None if factor is None else factor.clone())
+
+    def dequantised(self) -> Tensor:
+        dense = self.weight.float() * self.scale[:, None]
+        return dense if self.factor is None else dense * self.factor
 
 
 def in_blocks(weight: Tensor) -> Tensor:
@@ -250,14 +241,14 @@ def quantise(
     model: nn.Module,
     groups: Sequence[Sequence[nn.Linear]],
     *,
-    roundings: Mapping[nn.Linear, Rounding] = MappingProxyType({}),
+    factors: Mapping[nn.Linear, Tensor | None] = MappingProxyType({}),
 ) -> None:
     """Replace a model's linear layers by int8 ones, in place; their floating-point weights are let go.
 
-    Layers of a group read the same input, one after another in this order, and round it alike, as `roundings` says.
+    Layers of a group read the same input, one after another in this order, and round it alike: times one of `factors`.
     """
 
     def form(layer: nn.Linear) -> Int8Linear | None:
-        return Int8Linear(layer, roundings.get(layer, PLAINLY)) if layer.in_features <= _MOST_INPUTS else None
+        return Int8Linear(layer, factors.get(layer)) if layer.in_features <= _MOST_INPUTS else None
 
     replace(model, groups, form)

@@ -4,6 +4,7 @@ On a GPU a small matrix is read far more slowly than a large one. Weights of suc
 and each layer's own is a view of its part.
 """
 
+from contextlib import ExitStack
 from itertools import accumulate, groupby
 
 import torch
@@ -11,18 +12,20 @@ from torch import Tensor, nn
 from torch.nn.functional import linear
 from transformers import PreTrainedModel
 
+from orthrus.kernels.shared import Shared
 from orthrus.kernels.watched import PLAIN
 
 
-class Merged:
-    """The weights of layers that read the same input, and what they made of the last one."""
+class Merged(Shared["MergedLinear"]):
+    """The weights of layers that read the same input."""
 
     def __init__(self, layers: list["MergedLinear"]) -> None:
-        self.weight = torch.cat([layer.weight.detach() for layer in layers])
+        super().__init__(layers)
+        self.packed = torch.cat([layer.weight.detach() for layer in layers])
         self.bias = None if layers[0].bias is None else torch.cat([layer.bias.detach() for layer in layers])
-        self.sizes = [layer.out_features for layer in layers]
-        self.input: Tensor | None = None
-        self.outputs: tuple[Tensor, ...] = ()
+
+    def product(self, input: Tensor) -> Tensor:
+        return linear(input, self.packed, self.bias)
 
 
 class MergedLinear(nn.Linear):
@@ -36,16 +39,9 @@ class MergedLinear(nn.Linear):
     _index = 0
 
     def forward(self, input: Tensor) -> Tensor:
-        merged = self._merged
-        if merged is None or torch.is_grad_enabled():
+        if self._merged is None or torch.is_grad_enabled():
             return linear(input, self.weight, self.bias)
-        if merged.input is not input or self._index == 0:
-            merged.input = input
-            merged.outputs = torch.split(linear(input, merged.weight, merged.bias), merged.sizes, -1)
-        output = merged.outputs[self._index]
-        if self._index == len(merged.sizes) - 1:
-            merged.input, merged.outputs = None, ()
-        return output
+        return self._merged.output(self._index, input)
 
     def __getstate__(self) -> dict[str, object]:
         """Leave what is shared out of copies of the layer."""
@@ -64,7 +60,7 @@ def merge(model: PreTrainedModel) -> PreTrainedModel:
         for index, (layer, stop) in enumerate(zip(layers, stops, strict=True)):
             part = slice(stop - merged.sizes[index], stop)
             layer._merged, layer._index = merged, index
-            layer.weight.data = merged.weight[part]
+            layer.weight.data = merged.packed[part]
             if merged.bias is not None:
                 layer.bias.data = merged.bias[part]
     return model
@@ -100,12 +96,10 @@ def groups(model: PreTrainedModel) -> list[list[nn.Linear]]:
 
     for view in ("ar", "diffusion"):
         calls.clear()
-        hooks = [child.register_forward_pre_hook(note) for child in parents]
-        try:
+        with ExitStack() as hooks:
+            for child in parents:
+                hooks.enter_context(child.register_forward_pre_hook(note))
             model.base_model(input_ids=torch.zeros(1, 1, dtype=torch.long, device=model.device), view=view)
-        finally:
-            for hook in hooks:
-                hook.remove()
         for _, same in groupby(calls, key=lambda call: (id(call[1]), id(parents[call[0]]))):
             layers = [module for module, _ in same]
             alike = len({layer.bias is None for layer in layers}) == 1

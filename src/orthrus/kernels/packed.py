@@ -96,7 +96,7 @@ class _Shared(Shared[PackedLinear]):
     """The copied weights of layers that read the same input."""
 
     def __init__(self, layers: Sequence[PackedLinear]) -> None:
-        super().__init__(layers, [layer.out_features for layer in layers])
+        super().__init__(layers)
         self.copy: Tensor | fbgemm.Weights | None = None
         self._state: list[tuple[int, ...]] = []
 

@@ -21,6 +21,8 @@ class RoundedLinear(nn.Module):
     """
 
     precision: ClassVar[str]
+    shared: ClassVar[type[Shared[Any]]]
+    """The product of layers that read the same input."""
     weight: nn.Parameter
     bias: nn.Parameter | None
 
@@ -43,11 +45,6 @@ class RoundedLinear(nn.Module):
     @abstractmethod
     def dequantised(self) -> Tensor:
         """Return the weight in float32."""
-
-    @classmethod
-    @abstractmethod
-    def shared(cls, layers: Sequence[Self]) -> Shared[Any]:
-        """Return the product of layers that read the same input."""
 
     @classmethod
     def joins(cls, layers: Sequence["RoundedLinear"]) -> bool:

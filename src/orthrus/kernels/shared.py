@@ -13,10 +13,10 @@ _Layer = TypeVar("_Layer", bound=nn.Module)
 class Shared(ABC, Generic[_Layer]):
     """Multiply an input by the weights of all layers when the first of them, or any with another input, is called."""
 
-    def __init__(self, layers: Sequence[_Layer], sizes: Sequence[int]) -> None:
+    def __init__(self, layers: Sequence[_Layer]) -> None:
         self.layers = list(layers)
         self.packed: Any = None  # the weights as the product reads them
-        self.sizes = list(sizes)
+        self.sizes: list[Any] = [layer.out_features for layer in layers]
         self._input: Tensor | None = None
         self._outputs: Sequence[Tensor] = ()
 

@@ -6,8 +6,8 @@ factor helps, and rows are rounded as they come.
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from typing import Final, NamedTuple
+from contextlib import ExitStack, contextmanager
+from typing import Final
 
 import torch
 from torch import Tensor, nn
@@ -21,60 +21,49 @@ _LEAST: Final = 0.01
 _TINY: Final = 1e-6
 
 
-class Rounding(NamedTuple):
-    """How an input is rounded: multiplied by a factor `[in]` before, in float32."""
-
-    factor: Tensor | None = None
-
-
-PLAINLY: Final = Rounding()
-
-
 @torch.no_grad()
 def observed(
     model: nn.Module, groups: Sequence[Sequence[nn.Linear]], run: Callable[[], object]
-) -> dict[nn.Linear, Rounding]:
-    """Return how each plain linear layer that a pass (`run`) calls should round its input; those of a group, alike.
+) -> dict[nn.Linear, Tensor | None]:
+    """Return the factor for the input of each plain linear layer that a pass (`run`) calls; those of a group have one.
 
     The pass runs on one thread, so that the outcome does not depend on their number.
     """
     members = {layer: list(group) for group in groups for layer in group}
-    out: dict[nn.Linear, Rounding] = {}
+    out: dict[nn.Linear, Tensor | None] = {}
 
     def look(layer: nn.Module, args: tuple[Tensor, ...]) -> None:
         assert isinstance(layer, nn.Linear)
         group = members.get(layer, [layer])
         if layer not in out:
-            out.update(dict.fromkeys(group, rounding_for(args[0], [one.weight for one in group])))
+            out.update(dict.fromkeys(group, factor_for(args[0], [one.weight for one in group])))
 
-    layers = [module for module in model.modules() if type(module) is nn.Linear]
-    hooks = [layer.register_forward_pre_hook(look) for layer in layers]
-    try:
-        with _one_thread():
-            run()
-    finally:
-        for hook in hooks:
-            hook.remove()
+    with ExitStack() as hooks, _one_thread():
+        for layer in model.modules():
+            if type(layer) is nn.Linear:
+                hooks.enter_context(layer.register_forward_pre_hook(look))
+        run()
     return out
 
 
-def rounding_for(input: Tensor, weights: Sequence[Tensor]) -> Rounding:
-    """Return how rows like those of an input `[..., in]` are best rounded for weights `[out, in]`.
+def factor_for(input: Tensor, weights: Sequence[Tensor]) -> Tensor | None:
+    """Return the factor `[in]`, in float32, by which rows like those of an input `[..., in]` are best multiplied.
 
-    Rows count alike, whatever their size. A channel is divided by the root of its size over its weights' size: both
-    are root mean squares, so that what rounding adds to the channel's products comes evenly from either.
+    None where they are best rounded as they come. Rows count alike, whatever their size. A channel is divided by the
+    root of its size over the size of its `weights` `[out, in]`: both are root mean squares, so that what rounding adds
+    to the channel's products comes evenly from either.
     """
     rows_RI = input.detach().reshape(-1, input.shape[-1]).float()
     rows_RI = rows_RI[rows_RI.isfinite().all(-1) & (rows_RI != 0).any(-1)]
     if not len(rows_RI):
-        return PLAINLY
+        return None
     rows_RI = rows_RI / _size(rows_RI, -1, keepdim=True)
     weights_I = torch.stack([weight.detach().float().square().sum(0) for weight in weights]).sum(0)
     weights_I = (weights_I / sum(map(len, weights))).sqrt()
     factor_I = (weights_I.clamp_min(_TINY) / _size(rows_RI, 0).clamp_min(_LEAST)).sqrt()
     smooth_RI = rows_RI * factor_I
     spikes_R = smooth_RI.abs().amax(-1) / _size(smooth_RI, -1)
-    return Rounding(factor_I) if spikes_R.median() <= _SPIKY else PLAINLY
+    return factor_I if spikes_R.median() <= _SPIKY else None
 
 
 def _size(values: Tensor, dim: int, *, keepdim: bool = False) -> Tensor:
