@@ -107,7 +107,7 @@ class StatesMachine(RuleBasedStateMachine):
         counts = [data.draw(st.integers(0, width)) for _ in tokens]
         asked = [data.draw(st.sets(st.integers(1, len(text) + width), max_size=2)) for text in self.texts[rows]]
         for row, lengths in enumerate(asked, start=rows.start):
-            self.cache.take_snapshots(row, lengths)
+            self.cache.states.ask(row, lengths)
         self.check(rows, tokens, self.run(rows, tokens, kept=anchors, read=counts))
         self.cache.commit(rows, counts)
         kept = [data.draw(st.integers(0, anchors)) for _ in tokens]
@@ -130,7 +130,7 @@ class StatesMachine(RuleBasedStateMachine):
         length = data.draw(snapshots | st.integers(0, len(self.texts[row])))
         reachable = {n for n in self.known[row] | self.copied[row] | {0} if n <= length}
         if self.cache.states.nbytes:
-            assert self.cache.resumable(row, length) == max(reachable)
+            assert self.cache.states.resumable(row, length) == max(reachable)
         self.cache.set_length(row, length)
         self.texts[row] = self.texts[row][:length]
         self.known[row] = {0} if length == 0 else {n for n in self.known[row] if n <= length}
@@ -192,7 +192,7 @@ def test_rows_go_on_from_snapshots_after_the_text_has_gone_another_way() -> None
         for found, all_read in zip((read, summed), expected([*before, tokens[0]]), strict=True):
             assert torch.allclose(found, all_read[-1], atol=1e-5)
 
-    cache.take_snapshots(0, {2, 5})
+    cache.states.ask(0, {2, 5})
     run(0, text, kept=0, read=[7])
     cache.commit(slice(0, 1), [7])
     for length in (5, 2):

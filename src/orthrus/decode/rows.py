@@ -152,7 +152,7 @@ class Rows:
         self._reuse = reuse
         self._taken: list[Row] = []
         self._decoding = 0
-        self._prefixes = Prefixes(cache.rows)
+        self._prefixes = Prefixes(cache.rows, cache.capacity)
         self._joined = [-1] * cache.rows  # the last completion of each place
 
     @property
@@ -185,7 +185,7 @@ class Rows:
         than half of what this one would read. It is to be offered again in the next step then.
 
         Keys of another row are copied once, here; a shared start (a system prompt, say) is so read once and not for
-        every request. Where layers have a recurrent state, that must be there too (`ScratchCache.resumable`). The row
+        every request. Where layers have a recurrent state, that must be there too (`RecurrentStates.resumable`). It
         replaces an ended text that it goes on from, or else the one that joined longest ago.
         """
         if row.behind is not None and not (row.behind.token_ids or row.behind.finish_reason):
@@ -200,7 +200,7 @@ class Rows:
             row.behind = self._ahead_of(wanted, common)
             if row.behind is not None:
                 return None
-        goes_on = source >= index and 0 < common == len(self._prefixes.texts[source])
+        goes_on = source >= index and 0 < common == self._prefixes.lengths[source]
         given_up = source if goes_on else min(range(index, self.cache.rows), key=self._joined.__getitem__)
         self._swap(index, given_up)
         source = {index: given_up, given_up: index}.get(source, source)
@@ -209,7 +209,7 @@ class Rows:
         self._prefixes.cut(index, 0)
         self._prefixes.extend(index, wanted)  # what is still to be read as well, so that others find it
         self.cache.set_length(index, common)
-        self.cache.take_snapshots(index, resume_lengths(len(wanted), row.shared) if self._reuse else ())
+        self.cache.states.ask(index, resume_lengths(len(wanted), row.shared) if self._reuse else ())
         self._joined[index] = row.id
         self._taken.append(row)
         return common
@@ -228,11 +228,11 @@ class Rows:
         row = self._taken[index]
         if common < (end := len(row.prompt_ids) - 1):
             row.shared.add(common)
-            self.cache.take_snapshots(index, resume_lengths(end, row.shared))
+            self.cache.states.ask(index, resume_lengths(end, row.shared))
         return row
 
     def _resumable(self, index: int, common: int) -> int:
-        return 0 if self._begins(index) else self.cache.resumable(index, common)
+        return 0 if self._begins(index) else self.cache.states.resumable(index, common)
 
     def begin(self, rows: Sequence[Row]) -> slice:
         """Let rows whose prompts are read decode, in the order of their places; returns the new ones."""
@@ -287,7 +287,7 @@ class Rows:
 
     def _note(self, index: int) -> None:
         """Bring the index up to the keys that a taken row has by now."""
-        held = len(self._prefixes.texts[index])
+        held = self._prefixes.lengths[index]
         self._prefixes.extend(index, self._taken[index].part(held, self.cache.lengths[index]))
 
     def _swap(self, one: int, other: int) -> None:

@@ -7,7 +7,7 @@ a view of the buffers. Layers with a recurrent state keep that in place of keys 
 Shapes: R rows of the cache, B rows of a pass, Q query rows, S slots, H key/value heads, D head dimension.
 """
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -168,15 +168,10 @@ class ScratchCache:
                 f"(rows are {max(self.lengths)} long at most): ask for fewer tokens or a larger capacity"
             )
 
-    def update(self, key_BHQD: Tensor, value_BHQD: Tensor, layer_idx: int, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
+    def update(
+        self, key_BHQD: Tensor, value_BHQD: Tensor, layer_idx: int, *_: Any, columns: slice | None = None, **__: Any
+    ) -> tuple[Tensor, Tensor]:
         """Write one layer's keys and values into the pass's slots; return views `[B, H, span, D]` of all in reach."""
-        return self._write(key_BHQD, value_BHQD, layer_idx, slice(0, self.current.slot_BQ.shape[1]))
-
-    def part(self, columns: slice) -> "CacheColumns":
-        """Return what stands in for this cache where only some query rows of the pass write."""
-        return CacheColumns(self, slice(*columns.indices(self.current.slot_BQ.shape[1])))
-
-    def _write(self, key_BHQD: Tensor, value_BHQD: Tensor, layer_idx: int, columns: slice) -> tuple[Tensor, Tensor]:
         store = self.stores.get(layer_idx)
         if store is None:
             if layer_idx in self.rounded:
@@ -187,7 +182,11 @@ class ScratchCache:
                 require_memory(needed, self.device, rows=self.rows, capacity=self.capacity)
             store = KeyStore(self.rows, self.capacity, key_BHQD, value_BHQD, kernel=self._kernel)
             self.stores[layer_idx] = store
-        return store.update(key_BHQD, value_BHQD, self.current, columns)
+        return store.update(key_BHQD, value_BHQD, self.current, columns or slice(0, self.current.slot_BQ.shape[1]))
+
+    def part(self, columns: slice) -> "CachePart":
+        """Return what stands in for this cache where only some query rows of the pass write."""
+        return CachePart(self, columns=slice(*columns.indices(self.current.slot_BQ.shape[1])))
 
     def recurrence(self, layer_idx: int) -> LayerPass:
         """Return what one layer with a recurrent state computes with in the pass that has begun."""
@@ -218,18 +217,6 @@ class ScratchCache:
     def _write_lengths(self, rows: slice, lengths: list[int]) -> None:
         self.lengths[rows] = lengths
         self.length_R[rows] = torch.tensor(lengths, dtype=torch.long).to(self.device, non_blocking=True)
-
-    def resumable(self, row: int, length: int) -> int:
-        """Return how many of a row's first positions, `length` at most, another text can begin with.
-
-        All of them, but where layers have a recurrent state: the row has it after the last pass's tokens, and where
-        snapshots were taken.
-        """
-        return self.states.resumable(row, length)
-
-    def take_snapshots(self, row: int, lengths: Collection[int]) -> None:
-        """Ask for copies of a row's recurrent states at these lengths, while its prompt is read."""
-        self.states.ask(row, lengths)
 
     def mark(self) -> Callable[[], None]:
         """Return a function that takes all rows back to the lengths that they have now."""
@@ -268,7 +255,7 @@ class ScratchCache:
     def copy_start(self, source: int, target: int, length: int) -> None:
         """Copy the first positions of one row to another, whose length is the caller's to set (once per request).
 
-        Of layers with a recurrent state, `length` must be one of those `resumable`.
+        Of layers with a recurrent state, `length` must be one of those `RecurrentStates.resumable`.
         """
         for store in self.stores.values():
             store.copy(source, target, length)
@@ -306,32 +293,21 @@ class ScratchCache:
         return sum(store.nbytes for store in self.stores.values()) + self.states.nbytes
 
 
-class CacheColumns:
-    """Some query rows' view of a cache in the middle of a pass: they write their own slots and see all of it."""
+class CachePart:
+    """What stands in for a cache where some layers, numbered from 0, or some query rows of a pass have their own part.
 
-    def __init__(self, cache: ScratchCache, columns: slice) -> None:
-        self._cache = cache
-        self._columns = columns
+    Args:
+        cache: the cache; what is written is seen by all of it.
+        first: the first of the layers, behind the backbone's for a drafter's own.
+        columns: the query rows that write; all by default.
+    """
 
-    def update(self, key_BHQD: Tensor, value_BHQD: Tensor, layer_idx: int, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
-        """Write one layer's keys and values of these rows, as `ScratchCache.update` does for all."""
-        return self._cache._write(key_BHQD, value_BHQD, layer_idx, self._columns)
-
-    def get_seq_length(self, layer_idx: int = 0) -> int:
-        """Return the longest row."""
-        return self._cache.get_seq_length(layer_idx)
-
-
-class CacheAbove:
-    """The layers of a cache above the backbone's, numbered from 0: where a drafter's own keys stand."""
-
-    def __init__(self, cache: ScratchCache, first: int) -> None:
-        self._cache = cache
-        self._first = first
+    def __init__(self, cache: ScratchCache, first: int = 0, *, columns: slice | None = None) -> None:
+        self._cache, self._first, self._columns = cache, first, columns
 
     def update(self, key_BHQD: Tensor, value_BHQD: Tensor, layer_idx: int, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
         """Write one layer's keys and values, as `ScratchCache.update` does."""
-        return self._cache.update(key_BHQD, value_BHQD, self._first + layer_idx)
+        return self._cache.update(key_BHQD, value_BHQD, self._first + layer_idx, columns=self._columns)
 
     def get_seq_length(self, layer_idx: int = 0) -> int:
         """Return the longest row."""

@@ -19,7 +19,7 @@ from orthrus.kernels import attention
 from orthrus.kernels.merged import merge
 from orthrus.model.attach import duals, is_hybrid, layers_of
 from orthrus.model.attachment import attachment_of, is_attached
-from orthrus.model.cache import CacheColumns, ScratchCache
+from orthrus.model.cache import CachePart, ScratchCache
 from orthrus.model.dual import DualAttention
 
 SPAN = 256
@@ -159,7 +159,7 @@ def by_layer(model: PreTrainedModel, *, backend: Backend = "inductor") -> Forwar
 class _Untraced:
     """A cache that is called and not traced."""
 
-    def __init__(self, cache: ScratchCache | CacheColumns) -> None:
+    def __init__(self, cache: ScratchCache | CachePart) -> None:
         self._cache = cache
 
     @torch.compiler.disable  # type: ignore[untyped-decorator]

@@ -18,7 +18,7 @@ from orthrus.decode.passes import Passes
 from orthrus.errors import ConfigError
 from orthrus.kernels import masks
 from orthrus.model.attach import layers_of
-from orthrus.model.cache import CacheAbove, ScratchCache
+from orthrus.model.cache import CachePart, ScratchCache
 from orthrus.model.twin import in_dtype
 from orthrus.peers.dflash import DFlash
 from orthrus.peers.dflash_files import read
@@ -57,9 +57,8 @@ class DFlashDrafter(Drafter):
         """Keep keys and values of the tokens of a pass."""
         Q, position_BT = hidden[0].shape[1], cache.current.position_BQ
         assert position_BT is not None
-        columns = cache.part(slice(0, Q))
         for layer, (key, value) in enumerate(self.drafter.context(torch.cat(list(hidden), -1), position_BT[:, :Q])):
-            columns.update(key, value, self._first + layer)
+            cache.update(key, value, self._first + layer, columns=slice(0, Q))
 
     def propose(self, passes: Passes, rows: slice, anchor_B: Tensor, drafts: int, states: Sequence[Any]) -> Tensor:
         """Return draft logits `[B, M, V]` of one pass over the anchors and the masks."""
@@ -75,7 +74,7 @@ class DFlashDrafter(Drafter):
         full, sliding = (self._masks(slot_BK, end, causal=causal) for causal in (config.causal, config.sliding_causal))
         embedded_BKC = self.drafter.embedded(passes.model, token_BK).to(passes.model.dtype)
         nothing_B0F = embedded_BKC.new_empty(len(anchor_B), 0, len(self.taps) * embedded_BKC.shape[2])
-        hidden_BKC = self.drafter(embedded_BKC, nothing_B0F, slot_BK, full, sliding, CacheAbove(cache, self._first))
+        hidden_BKC = self.drafter(embedded_BKC, nothing_B0F, slot_BK, full, sliding, CachePart(cache, self._first))
         return self.drafter.logits(passes.model, hidden_BKC[:, K - drafts :])
 
     def _masks(self, slot_BK: Tensor, end: int, *, causal: bool) -> masks.LayerMasks:

@@ -18,7 +18,7 @@ from orthrus.decode.rows import Row
 from orthrus.errors import ConfigError, UnsupportedModel
 from orthrus.kernels import masks
 from orthrus.model.attach import attach, detach, is_hybrid, layers_of, windows_of
-from orthrus.model.cache import CacheAbove, ScratchCache
+from orthrus.model.cache import CachePart, ScratchCache
 from orthrus.model.config import OrthrusConfig
 from orthrus.model.dual import View
 from orthrus.model.head import output_head
@@ -83,7 +83,7 @@ class DraftModel(Drafter):
             input_ids=window.token_BW.clamp_max(self._rows - 1),  # padding of the large vocabulary
             position_ids=slot_BW,
             attention_mask=seen.full,
-            past_key_values=CacheAbove(cache, self._first),
+            past_key_values=CachePart(cache, self._first),
             use_cache=True,
             view=View(name="ar", masks=seen),
         ).last_hidden_state
