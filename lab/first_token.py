@@ -30,7 +30,7 @@ from orthrus.decode.passes import Passes
 from orthrus.decode.text import encode
 from orthrus.model.attachment import config_of
 from orthrus.model.markov import markov_of
-from orthrus.train.heldout import decoded_by
+from orthrus.train.answered import decoded_by
 
 PROMPTS, TOKENS = 10, 64
 

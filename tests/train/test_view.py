@@ -20,10 +20,10 @@ from orthrus.model.config import OrthrusConfig
 from orthrus.model.head import output_head
 from orthrus.policy import steps
 from orthrus.train import answered, frozen, view
-from orthrus.train.heldout import decoded_for_real
+from orthrus.train.answered import decoded_by
 from orthrus.train.loop import train
 from orthrus.train.prepare import train_prompts
-from orthrus.train.view import TeacherKeys, ViewTask
+from orthrus.train.view import TeacherKeys, Twice, ViewTask
 from tests.families import HYBRID, perturb, tiny
 from tests.train.tiny import drafted, one_row, saved_backbone, view_recipe
 
@@ -163,11 +163,9 @@ def test_a_memorised_set_is_drafted_almost_whole(tmp_path: Path, tokenizer: PreT
         )
     )
     prompts = [prompt.token_ids for prompt in train_prompts(task._recipe, tokenizer)]
-    untrained = decoded_for_real(task.model, prompts, task._recipe.responses.eval_tokens).tokens_per_cycle
+    untrained = decoded_by(task.model, prompts, task._recipe.responses.eval_tokens).tokens_per_cycle
     train(task, task._recipe)
-    assert decoded_for_real(task.model, prompts, task._recipe.responses.eval_tokens).tokens_per_cycle > max(
-        5.0, untrained
-    )
+    assert decoded_by(task.model, prompts, task._recipe.responses.eval_tokens).tokens_per_cycle > max(5.0, untrained)
 
 
 def test_an_evaluation_says_what_each_plan_gives(task: ViewTask) -> None:
@@ -268,7 +266,7 @@ def test_two_steps_take_three_passes_a_cycle(
             return passes[-1][0]
 
         monkeypatch.setattr(Passes, "draft", draft)
-        two = decoded_for_real(task.model, prompts, task._recipe.responses.eval_tokens, steps=2)
+        two = decoded_by(task.model, prompts, task._recipe.responses.eval_tokens, Twice())
     most = len(prompts) + 3 * two.cycles
     assert most - len(prompts) <= two.forwards <= most  # a text that ends on a first token is not verified there
     for (made, nothing), (_, shown_BJ) in zip(passes[::2], passes[1::2], strict=True):

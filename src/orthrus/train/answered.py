@@ -10,14 +10,17 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from orthrus.checkpoints.load import DTYPES, device_of
 from orthrus.data.packing import PackedRows
+from orthrus.decode.api import engine_for
 from orthrus.decode.drafters import Drafter
+from orthrus.decode.options import Options
+from orthrus.decode.output import Stats
 from orthrus.model.markov import Markov
+from orthrus.policy.steps import parse
 from orthrus.train import scoring
-from orthrus.train.heldout import decoded_by, rates
 from orthrus.train.prepare import Prepared, prepare
 from orthrus.train.ranks import Ranks
 from orthrus.train.sections import AnsweredRecipe, Vocabulary
-from orthrus.train.start import frozen_backbone
+from orthrus.train.start import frozen_backbone, in_one_dtype
 from orthrus.train.step import Loss, Rows
 
 EVALUATION_ROWS = 16
@@ -82,6 +85,24 @@ class AnsweredTask(ABC, Generic[_Recipe]):
     def _decoded(self, prompts: list[list[int]]) -> dict[str, float]:
         """Decode prompts with the model; returns figures by name."""
 
-    def _drafted(self, prompts: list[list[int]], drafter: Drafter) -> dict[str, float]:
-        """Decode prompts by the backbone with a drafter; returns figures by name."""
-        return rates(decoded_by(self._backbone, prompts, self._recipe.responses.eval_tokens, drafter))
+    def _drafted(
+        self, prompts: list[list[int]], drafter: Drafter | None = None, *, plan: str = "full", prefix: str = ""
+    ) -> dict[str, float]:
+        """Decode prompts as `decoded_by` does; returns tokens per cycle and per forward pass, by name."""
+        stats = decoded_by(self._backbone, prompts, self._recipe.responses.eval_tokens, drafter, plan=plan)
+        return {f"{prefix}{name}": getattr(stats, name) for name in ("tokens_per_cycle", "tokens_per_forward")}
+
+
+def decoded_by(
+    model: PreTrainedModel,
+    prompts: list[list[int]],
+    most: int,
+    drafter: Drafter | None = None,
+    *,
+    plan: str = "full",
+) -> Stats:
+    """Decode prompts under a plan, by the view unless another drafter is given; returns pooled statistics."""
+    options = Options.of(model.generation_config, max_new_tokens=most)
+    with torch.autocast(model.device.type, enabled=False), in_one_dtype(model):
+        engine = engine_for(model, prompts, options, parse(plan), rows=8, drafter=drafter)
+        return Stats.total(row.stats for row in engine.finish(prompts, options))

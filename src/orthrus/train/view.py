@@ -17,6 +17,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from orthrus.checkpoints.files import save
 from orthrus.data.packing import PackedRows
+from orthrus.decode.drafters import ViewDrafter
+from orthrus.decode.passes import Passes, Proposal
 from orthrus.kernels import masks
 from orthrus.model.attach import layers_of
 from orthrus.model.dual import View
@@ -26,7 +28,6 @@ from orthrus.model.mask_row import inputs_of, mask_of
 from orthrus.train import anchors, frozen, scoring
 from orthrus.train.anchors import Blocks
 from orthrus.train.answered import AnsweredTask
-from orthrus.train.heldout import decoded_for_real, rates
 from orthrus.train.prepare import Prepared
 from orthrus.train.recurrence import OverBlocks, OverRows
 from orthrus.train.sections import ViewRecipe
@@ -64,6 +65,21 @@ class TeacherKeys(frozen.PackedKeys):
         return OverBlocks(self._read[layer_idx], self._anchor_BN)
 
 
+class Twice(ViewDrafter):
+    """Fix the first half of each block's tokens, and draft the rest in a second pass that is shown them."""
+
+    ahead = False
+
+    def propose(self, passes: Passes, rows: slice, anchor_B: Tensor, drafts: int, states: Sequence[Any]) -> Proposal:
+        """Return the backbone's own token after the anchor, and the drafts of both passes."""
+        made = passes.draft(rows, anchor_B, drafts - 1)
+        assert made.first_B1V is not None
+        half = max(drafts // 2, 1)
+        shown_BJ = torch.cat([made.first_B1V, made.logits_BMV], dim=1)[:, :half].argmax(-1)
+        rest_BMV = passes.draft(rows, anchor_B, drafts - half, shown_BJ=shown_BJ).logits_BMV
+        return Proposal(torch.cat([made.logits_BMV[:, : half - 1], rest_BMV], dim=1), made.first_B1V, passes=2)
+
+
 class ViewTask(AnsweredTask[ViewRecipe]):
     """The loop's task for a view recipe; `orthrus.train.prepare` makes its rows, unless they are given."""
 
@@ -92,12 +108,11 @@ class ViewTask(AnsweredTask[ViewRecipe]):
         return load_backbone(recipe, torch.device("cpu") if waits else self._device)
 
     def _decoded(self, prompts: list[list[int]]) -> dict[str, float]:
-        most, goal = self._recipe.responses.eval_tokens, self._recipe.objective
-        figures = rates(decoded_for_real(self.model, prompts, most))
+        goal, figures = self._recipe.objective, self._drafted(prompts)
         if goal.blind_anchor_share > 0:
-            figures |= rates(decoded_for_real(self.model, prompts, most, plan="onepass"), "onepass_")
+            figures |= self._drafted(prompts, plan="onepass", prefix="onepass_")
         if goal.shown_share > 0:
-            figures |= rates(decoded_for_real(self.model, prompts, most, steps=2), "two_steps_")
+            figures |= self._drafted(prompts, Twice(markov_of(self.model)), prefix="two_steps_")
         return figures
 
     def _block_length(self, step: int) -> int:
