@@ -128,7 +128,7 @@ def test_a_completion_without_a_length_has_sixteen_tokens_and_a_chat_fills_its_r
     assert made.usage.completion_tokens == 16
     filled = client.chat.completions.create(model="tiny", messages=ASK)
     assert filled.usage is not None
-    assert filled.usage.total_tokens == server.service.limits.context
+    assert filled.usage.total_tokens == server.service.context
     assert filled.choices[0].finish_reason == "length"
 
 

@@ -358,6 +358,6 @@ def test_the_context_is_what_memory_has_room_for(
     row = footprint(small, terms=scratch)
     monkeypatch.setattr(service, "free_memory", lambda _: int(4 * row.row(40 + scratch) / service.MEMORY) + 3)
     made = service.Service(small, characters, name="tiny", rows=4, plan="full")
-    assert made.limits.context == 40
+    assert made.context == 40
     with pytest.raises(ConfigError, match="4 rows of 41 tokens must fit into memory, found room for rows of 40"):
         service.Service(small, characters, name="tiny", rows=4, plan="full", context=41)

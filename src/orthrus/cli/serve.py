@@ -93,8 +93,8 @@ def serve(
         service, loaded = loading.submit(prepared).result()
     app = create_app(service, key=api_key, origins=cors_origin or (), body_limit=body_limit)
     service.start()
-    gigabytes = rows * service.footprint.row(service.limits.context) / 1e9
-    size = f"{rows} rows of {service.limits.context} tokens, {gigabytes:.1f} GB"
+    gigabytes = rows * service.footprint.row(service.context) / 1e9
+    size = f"{rows} rows of {service.context} tokens, {gigabytes:.1f} GB"
     say(f"{service.name} · {common.precision(loaded)} · {loaded.device} · {size}", style="dim", to=err)
     say(f"serving on {http.address(listening)}", to=err)
     try:

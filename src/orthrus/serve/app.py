@@ -19,7 +19,7 @@ from starlette.types import Receive, Scope, Send
 
 from orthrus import __version__
 from orthrus.errors import OrthrusError
-from orthrus.serve.errors import Refused, invalid, refusal
+from orthrus.serve.errors import Refused, refusal
 from orthrus.serve.gate import Gate
 from orthrus.serve.jobs import Event, Job
 from orthrus.serve.openai import ChatRequest, CompletionRequest
@@ -49,7 +49,12 @@ def create_app(
     app.add_middleware(Gate, key=key, body_limit=body_limit)
     if origins:
         app.add_middleware(CORSMiddleware, allow_origins=list(origins), allow_methods=["*"], allow_headers=["*"])
-    _say_no(app)
+
+    async def say_no(_: Http, error: Exception) -> Response:
+        return _logged(error).response()
+
+    for kind in (RequestValidationError, HTTPException, OrthrusError, Exception):
+        app.add_exception_handler(kind, say_no)
 
     @app.post("/v1/chat/completions")
     async def chat(http: Http, body: ChatRequest) -> Response:
@@ -88,27 +93,6 @@ def create_app(
 
     app.mount("/page", StaticFiles(directory=PAGE), name="page")
     return app
-
-
-def _say_no(app: FastAPI) -> None:
-    """Answer every error in OpenAI's form."""
-
-    def answer(refused: Refused) -> Response:
-        return JSONResponse(refused.body(), status_code=refused.status, headers=refused.headers)
-
-    async def on_invalid(_: Http, error: Any) -> Response:
-        return answer(invalid(error.errors()))
-
-    async def on_http(_: Http, error: Any) -> Response:
-        return answer(Refused(str(error.detail), status=error.status_code))
-
-    async def on_error(_: Http, error: Exception) -> Response:
-        return answer(_logged(error))
-
-    app.add_exception_handler(RequestValidationError, on_invalid)
-    app.add_exception_handler(HTTPException, on_http)
-    app.add_exception_handler(OrthrusError, on_error)
-    app.add_exception_handler(Exception, on_error)
 
 
 async def _answer(

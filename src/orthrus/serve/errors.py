@@ -3,6 +3,10 @@
 from collections.abc import Sequence
 from typing import Any
 
+from fastapi.exceptions import RequestValidationError
+from starlette.exceptions import HTTPException
+from starlette.responses import JSONResponse
+
 from orthrus.errors import CacheFull, ConfigError, OrthrusError, PromptError, UnsupportedModel
 from orthrus.serve.jobs import Draining, Overloaded, TimedOut
 
@@ -15,13 +19,13 @@ class Refused(OrthrusError):
         super().__init__(message)
         self.status, self.param, self.code = status, param, code
 
-    @property
-    def headers(self) -> dict[str, str]:
-        return {"Retry-After": "1"} if self.status in (429, 503) else {}
-
     def body(self) -> dict[str, Any]:
         kind = _TYPES.get(self.status, "invalid_request_error" if self.status < 500 else "server_error")
         return {"error": {"message": str(self), "type": kind, "param": self.param, "code": self.code}}
+
+    def response(self) -> JSONResponse:
+        headers = {"Retry-After": "1"} if self.status in (429, 503) else {}
+        return JSONResponse(self.body(), status_code=self.status, headers=headers)
 
 
 _TYPES = {401: "authentication_error", 404: "not_found_error", 429: "rate_limit_error", 504: "timeout_error"}
@@ -41,6 +45,10 @@ def refusal(error: Exception) -> Refused:
     """Return what a client is told of any error; of one that nobody foresaw, only its kind."""
     if isinstance(error, Refused):
         return error
+    if isinstance(error, RequestValidationError):
+        return invalid(error.errors())
+    if isinstance(error, HTTPException):
+        return Refused(str(error.detail), status=error.status_code)
     for kind, status, code in _KINDS:
         if isinstance(error, kind):
             return Refused(str(error), status=status, code=code)

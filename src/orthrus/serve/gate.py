@@ -2,7 +2,6 @@
 
 import asyncio
 import hmac
-import json
 from typing import Final
 
 from starlette.datastructures import Headers
@@ -28,7 +27,7 @@ class Gate:
             self._check_key(scope)
             body = await self._body(receive)
         except Refused as refused:
-            await _refuse(refused, send)
+            await refused.response()(scope, receive, send)
             return
         if body is not None:
             await self._app(scope, _again(body, receive), send)
@@ -82,10 +81,3 @@ def _again(body: bytes, receive: Receive) -> Receive:
         return {"type": "http.request", "body": body, "more_body": False}
 
     return replay
-
-
-async def _refuse(refused: Refused, send: Send) -> None:
-    headers = {"content-type": "application/json", **refused.headers}
-    lines = [(name.lower().encode(), value.encode()) for name, value in headers.items()]
-    await send({"type": "http.response.start", "status": refused.status, "headers": lines})
-    await send({"type": "http.response.body", "body": json.dumps(refused.body()).encode()})

@@ -51,7 +51,7 @@ class Loop:
         self._waiting: deque[Job] = deque()
         self._commands: SimpleQueue[Callable[[], object]] = SimpleQueue()
         self._lock = threading.RLock()  # a signal's handler may come while its own thread holds it
-        self._open = 0
+        self.open = 0  # jobs that have been submitted and not ended
         self._drained: Callable[[], None] | None = None
         self._closed = False
         self._thread = threading.Thread(target=self._run, name="orthrus-engine", daemon=True)
@@ -70,18 +70,13 @@ class Loop:
         return self._drained is not None or self._closed
 
     @property
-    def open(self) -> int:
-        """Jobs that have been submitted and not ended."""
-        return self._open
-
-    @property
     def running(self) -> int:
         return sum(len(lane.jobs) for lane in list(self._lanes.values()))
 
     @property
     def waiting(self) -> int:
         """Jobs that have not joined a batch yet."""
-        return max(0, self._open - self.running)
+        return max(0, self.open - self.running)
 
     @property
     def positions(self) -> int:
@@ -93,12 +88,12 @@ class Loop:
         with self._lock:
             if self.draining or not self.alive:
                 raise Draining("the server is shutting down: send the request to another one, or later")
-            if self._open + len(jobs) > self.rows + self.queue:
+            if self.open + len(jobs) > self.rows + self.queue:
                 raise Overloaded(
-                    f"the server decodes {self.rows} completions and lets {self.queue} wait, {self._open} are here and "
+                    f"the server decodes {self.rows} completions and lets {self.queue} wait, {self.open} are here and "
                     f"{len(jobs)} more were asked for: try again later"
                 )
-            self._open += len(jobs)
+            self.open += len(jobs)
         now = self.clock()
         for job in jobs:
             job.submitted = now
@@ -136,7 +131,7 @@ class Loop:
                 for mode, lane in list(self._lanes.items()):
                     if lane.jobs:
                         self._step(mode, lane)
-                if self._drained is not None and not self._open:
+                if self._drained is not None and not self.open:
                     break
         finally:
             with self._lock:
@@ -248,5 +243,5 @@ class Loop:
         if job in self._waiting:
             self._waiting.remove(job)
         with self._lock:
-            self._open -= 1
+            self.open -= 1
         self._watcher.ended(job, reason, stats, self.clock())

@@ -3,6 +3,7 @@
 Counters of drafts follow vLLM too: a "draft" is a cycle that proposed something.
 """
 
+from functools import partial
 from typing import Any, Final
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
@@ -23,30 +24,27 @@ class Metrics:
         """Name the model; `slots` is the number of drafts that a cycle has at most."""
         self.registry = CollectorRegistry()
         self._model = model
-        count, time = self._counter, self._histogram
+        count = partial(self._made, Counter)
+        seconds, tokens = (partial(self._made, Histogram, buckets=buckets) for buckets in (_SECONDS, _TOKENS))
         self._prompt = count("prompt_tokens", "Tokens of prompts that joined a batch.")
         self._generated = count("generation_tokens", "Tokens written.")
-        self._ended = Counter(
-            f"{PREFIX}request_success", "Completions that ended.", ["model_name", "finished_reason"],
-            registry=self.registry,
-        )  # fmt: skip
+        self._ended = count("request_success", "Completions that ended.", "finished_reason")
         self._drafts = count("spec_decode_num_drafts", "Cycles that proposed drafts.")
         self._drafted = count("spec_decode_num_draft_tokens", "Drafts proposed.")
         self._accepted = count("spec_decode_num_accepted_tokens", "Drafts accepted.")
-        by_position = Counter(
-            f"{PREFIX}spec_decode_num_accepted_tokens_per_pos", "Drafts accepted, by their position in the block.",
-            ["model_name", "position"], registry=self.registry,
-        )  # fmt: skip
+        by_position = count(
+            "spec_decode_num_accepted_tokens_per_pos", "Drafts accepted, by their position in the block.", "position"
+        )
         self._at = [by_position.labels(model, str(slot)) for slot in range(slots)]
         self._asked = count("prefix_cache_queries", "Tokens of prompts whose keys were looked for.")
         self._found = count("prefix_cache_hits", "Tokens of prompts whose keys were there already.")
-        self._first = time("time_to_first_token_seconds", "From arrival to the first tokens.", _SECONDS)
-        self._between = time("inter_token_latency_seconds", "From one cycle's tokens to the next one's.", _SECONDS)
-        self._per_token = time("request_time_per_output_token_seconds", "Mean after the first token.", _SECONDS)
-        self._whole = time("e2e_request_latency_seconds", "From arrival to the end.", _SECONDS)
-        self._queued = time("request_queue_time_seconds", "From arrival to the batch.", _SECONDS)
-        self._prompts = time("request_prompt_tokens", "Tokens of a prompt.", _TOKENS)
-        self._lengths = time("request_generation_tokens", "Tokens of a completion.", _TOKENS)
+        self._first = seconds("time_to_first_token_seconds", "From arrival to the first tokens.")
+        self._between = seconds("inter_token_latency_seconds", "From one cycle's tokens to the next one's.")
+        self._per_token = seconds("request_time_per_output_token_seconds", "Mean after the first token.")
+        self._whole = seconds("e2e_request_latency_seconds", "From arrival to the end.")
+        self._queued = seconds("request_queue_time_seconds", "From arrival to the batch.")
+        self._prompts = tokens("request_prompt_tokens", "Tokens of a prompt.")
+        self._lengths = tokens("request_generation_tokens", "Tokens of a completion.")
 
     def follow(self, loop: Loop, *, positions: int) -> None:
         """Show how many completions run and wait, and how much of `positions` cache positions is in use."""
@@ -56,8 +54,7 @@ class Metrics:
             "kv_cache_usage_perc": ("Share of the cache in use, 1 is all.", lambda: loop.positions / positions),
         }
         for name, (text, read) in gauges.items():
-            gauge = Gauge(f"{PREFIX}{name}", text, ["model_name"], registry=self.registry)
-            gauge.labels(self._model).set_function(read)
+            self._made(Gauge, name, text).set_function(read)
 
     def started(self, job: Job, now: float) -> None:
         self._queued.observe(now - job.submitted)
@@ -90,9 +87,7 @@ class Metrics:
     def page(self) -> bytes:
         return generate_latest(self.registry)
 
-    def _counter(self, name: str, text: str) -> Any:
-        return Counter(f"{PREFIX}{name}", text, ["model_name"], registry=self.registry).labels(self._model)
-
-    def _histogram(self, name: str, text: str, buckets: tuple[float, ...]) -> Any:
-        made = Histogram(f"{PREFIX}{name}", text, ["model_name"], registry=self.registry, buckets=buckets)
-        return made.labels(self._model)
+    def _made(self, kind: Any, name: str, text: str, *labels: str, **how: Any) -> Any:
+        """Return a metric of the model; one with further labels is to be given those first."""
+        made = kind(f"{PREFIX}{name}", text, ["model_name", *labels], registry=self.registry, **how)
+        return made if labels else made.labels(self._model)

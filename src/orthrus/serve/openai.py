@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Annotated, Any, Final, Literal
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 from orthrus.decode.options import Options
 
@@ -85,7 +85,7 @@ class Request(_Body):
     stop: Annotated[list[Stop], Field(max_length=MAX_STOPS), BeforeValidator(_listed)] | None = None
     ignore_eos: bool | None = None
     min_tokens: Annotated[int, Field(ge=0)] | None = None
-    orthrus: Extension = Extension()
+    orthrus: Annotated[Extension, BeforeValidator(lambda value: {} if value is None else value)] = Extension()
     # Without an effect on the text.
     user: str | None = None
     metadata: dict[str, Any] | None = None
@@ -100,11 +100,6 @@ class Request(_Body):
         if not isinstance(values, dict):
             return values
         return {name: value for name, value in values.items() if value is not None or name not in UNSUPPORTED}
-
-    @field_validator("orthrus", mode="before")
-    @classmethod
-    def _absent(cls, value: Any) -> Any:
-        return {} if value is None else value
 
     @model_validator(mode="after")
     def _together(self) -> "Request":
@@ -278,12 +273,10 @@ class ChatRequest(Request):
 
     @property
     def top(self) -> int | None:
-        """How many likeliest tokens are wanted beside each token's log probability; None for no log probabilities."""
         return (self.top_logprobs or 0) if self.logprobs else None
 
     @property
     def limit(self) -> int | None:
-        """The tokens to write at most, where the request says so."""
         return self.max_completion_tokens or self.max_tokens
 
     def chat(self) -> list[dict[str, Any]]:
@@ -317,5 +310,4 @@ class CompletionRequest(Request):
 
     @property
     def top(self) -> int | None:
-        """How many likeliest tokens are wanted beside each token's log probability; None for no log probabilities."""
         return self.logprobs

@@ -4,7 +4,6 @@ Prompts are encoded and checked here, so that a request that cannot be honoured 
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from functools import lru_cache, partial
 from typing import Any, Final
 
@@ -15,6 +14,7 @@ from orthrus.decode.api import plan_of
 from orthrus.decode.engine import Engine
 from orthrus.decode.exact import Exact
 from orthrus.decode.footprint import footprint
+from orthrus.decode.options import Options
 from orthrus.decode.text import decode, encode
 from orthrus.errors import ConfigError
 from orthrus.model.room import free_memory
@@ -42,15 +42,6 @@ COMPLETION_TOKENS: Final = 16
 """Tokens of a completion that does not say how many (OpenAI's default); a chat may fill its row."""
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Limits:
-    """What a server allows: tokens of prompt and text, completions that wait for a row, seconds (None for any)."""
-
-    context: int
-    queue: int = 64
-    timeout: float | None = 600.0
-
-
 class Service:
     """A model, its tokenizer and the loop that decodes for all requests; `name` is the model's in requests."""
 
@@ -67,7 +58,11 @@ class Service:
         queue: int = 64,
         timeout: float | None = 600.0,
     ) -> None:
-        """Prepare the engines' settings; `start` starts the thread. Raises ConfigError for a setting out of range."""
+        """Prepare the engines' settings; `start` starts the thread. Raises ConfigError for a setting out of range.
+
+        A server allows `context` tokens of prompt and text, `queue` completions that wait for a row, and `timeout`
+        seconds for one (None for any).
+        """
         longest: int = model.config.get_text_config().max_position_embeddings
         if context is not None and not 2 <= context <= longest:
             raise ConfigError(f"context must be from 2 to the model's {longest} tokens, found {context}")
@@ -82,11 +77,11 @@ class Service:
                 f"{rows} rows of {context or 2} tokens must fit into memory, found room for rows of {max(room, 0)}: "
                 "ask for fewer rows or a shorter context"
             )
-        self.limits = Limits(context=context or min(longest, CONTEXT, room), queue=queue, timeout=timeout)
+        self.context, self._timeout = context or min(longest, CONTEXT, room), timeout
         self.metrics = Metrics(name, slots=slots(block))
 
         def engine(plan: Plan) -> Callable[[], Engine]:
-            capacity = Engine.room(0, self.limits.context, plan.scratch(block))
+            capacity = Engine.room(0, self.context, plan.scratch(block))
             return lambda: Engine(model, rows=rows, capacity=capacity, plan=plan, exact=exact)
 
         self.loop = Loop(
@@ -96,9 +91,8 @@ class Service:
             queue=queue,
             watcher=self.metrics,
         )
-        self.metrics.follow(self.loop, positions=rows * self.limits.context)
-        eos = model.generation_config.eos_token_id if model.generation_config is not None else None
-        self._eos = () if eos is None else tuple(eos) if isinstance(eos, list | tuple) else (eos,)
+        self.metrics.follow(self.loop, positions=rows * self.context)
+        self._eos = Options.of(model.generation_config).eos_token_id
         self._vocabulary: int = model.get_input_embeddings().weight.shape[0]
         self._grammars = Grammars(tokenizer, vocabulary=self._vocabulary, eos=self._eos)
         self._spell = lru_cache(maxsize=1 << 16)(self._grammars.spell)
@@ -185,7 +179,7 @@ class Service:
 
         Raises Refused: a prompt outside the vocabulary or, with the tokens asked for, longer than the context.
         """
-        deadline = None if self.limits.timeout is None else self.loop.clock() + self.limits.timeout
+        deadline = None if self._timeout is None else self.loop.clock() + self._timeout
         made = []
         grammar = self._grammar(request)
         for prompt, prompt_ids in enumerate(prompts):
@@ -220,11 +214,11 @@ class Service:
         biased = max(map(int, request.logit_bias or {}), default=0)
         if biased >= self._vocabulary:
             raise Refused(f"logit_bias must name tokens below {self._vocabulary}, found {biased}", param="logit_bias")
-        room = self.limits.context - len(prompt_ids)
+        room = self.context - len(prompt_ids)
         asked = request.limit
         if room < 1 or (asked or 1) > room:
             raise Refused(
-                f"prompt and completion have {self.limits.context} tokens here, found {len(prompt_ids)} of the prompt "
+                f"prompt and completion have {self.context} tokens here, found {len(prompt_ids)} of the prompt "
                 f"and {asked or 1} to write: shorten the one or ask for fewer of the other",
                 param=field,
                 code="context_length_exceeded",
@@ -238,5 +232,5 @@ def model_card(service: Service) -> dict[str, Any]:
         "object": "model",
         "created": 0,
         "owned_by": "orthrus",
-        "max_model_len": service.limits.context,
+        "max_model_len": service.context,
     }

@@ -107,6 +107,7 @@ class Shape(ABC):
     """The envelope of one answer."""
 
     prefix: str
+    kind: str  # a chunk's "object"
 
     def __init__(self, model: str, spell: Callable[[int], Spelling] | None = None) -> None:
         """Give the answer a name and a time; `spell` is given where log probabilities are asked for."""
@@ -134,13 +135,13 @@ class Shape(ABC):
         """Return the chunk of `include_usage`: no choices, only the usage."""
         return {**self._chunk([]), "usage": usage.to_dict()}
 
-    @abstractmethod
     def _chunk(self, choices: list[dict[str, Any]]) -> dict[str, Any]:
         """Return a chunk with these choices."""
+        return {**self.head, "object": self.kind, "choices": choices}
 
 
 class ChatShape(Shape):
-    prefix = "chatcmpl"
+    prefix, kind = "chatcmpl", "chat.completion.chunk"
 
     def opening(self, index: int) -> dict[str, Any]:
         """Return the chunk that names the assistant."""
@@ -160,9 +161,6 @@ class ChatShape(Shape):
     def whole(self, choices: Sequence[Choice], usage: Usage) -> dict[str, Any]:
         made = [self._choice(c.index, "message", _message(c), c.scored, c.finish_reason) for c in choices]
         return {**self.head, "object": "chat.completion", "choices": made, "usage": usage.to_dict()}
-
-    def _chunk(self, choices: list[dict[str, Any]]) -> dict[str, Any]:
-        return {**self.head, "object": "chat.completion.chunk", "choices": choices}
 
     def _choice(
         self, index: int, name: str, value: dict[str, Any], tokens: Sequence[Scored], finish_reason: str | None
@@ -195,7 +193,7 @@ def _call_delta(call: Call) -> dict[str, Any]:
 class TextShape(Shape):
     """`text_completion`, whole and in chunks; `echo` puts the prompt in front."""
 
-    prefix = "cmpl"
+    prefix, kind = "cmpl", "text_completion"
 
     def __init__(
         self, model: str, spell: Callable[[int], Spelling] | None = None, echo: Sequence[str] | None = None
@@ -228,6 +226,3 @@ class TextShape(Shape):
             logprobs = text_logprobs(tokens, self.spell, offset)
             self._offsets[index] = offset + sum(len(self.spell(s.token).text) for s in tokens)
         return {"index": index, "text": text, "logprobs": logprobs, "finish_reason": finish_reason}
-
-    def _chunk(self, choices: list[dict[str, Any]]) -> dict[str, Any]:
-        return {**self.head, "object": "text_completion", "choices": choices}
