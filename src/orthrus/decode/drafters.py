@@ -8,7 +8,7 @@ Shapes: B rows, Q query rows, M drafts, H hidden size, V vocabulary.
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from typing import Any, Final
 
@@ -131,9 +131,7 @@ def tapped(model: PreTrainedModel, cache: ScratchCache, drafter: Drafter) -> Ite
             drafter.read(cache, [hidden[tap] for tap in taps])
             hidden.clear()
 
-    hooks = [layers[tap].register_forward_hook(partial(keep, tap), with_kwargs=True) for tap in set(taps)]
-    try:
+    with ExitStack() as hooks:
+        for tap in set(taps):
+            hooks.enter_context(layers[tap].register_forward_hook(partial(keep, tap), with_kwargs=True))
         yield
-    finally:
-        for one in hooks:
-            one.remove()

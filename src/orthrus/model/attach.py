@@ -6,7 +6,7 @@ Finds mixers by what they do, never by architecture, and refuses by name what th
 import dataclasses
 import inspect
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 
 import torch
 from torch import nn
@@ -156,20 +156,15 @@ def require_reach(model: PreTrainedModel) -> None:
 def _reach(model: PreTrainedModel) -> None:
     found = duals(model)
     reached: list[bool] = []
-    hooks = [
-        dual.register_forward_pre_hook(lambda _, __, kwargs: reached.append("view" in kwargs), with_kwargs=True)
-        for dual in found
-    ]
     attentions = [dual for dual in found if isinstance(dual, DualAttention)]
     shapes = Shapes([dual.ar for dual in attentions])
-    try:
+    with torch.no_grad(), ExitStack() as hooks:
+        for dual in found:
+            note = dual.register_forward_pre_hook(lambda _, __, kw: reached.append("view" in kw), with_kwargs=True)
+            hooks.enter_context(note)
         for tokens in (1, 2):
-            token_BT = torch.zeros(1, tokens, dtype=torch.long, device=model.device)
-            with torch.no_grad(), shapes.watching():
-                model.base_model(input_ids=token_BT, view="ar")
-    finally:
-        for hook in hooks:
-            hook.remove()
+            with shapes.watching():
+                model.base_model(input_ids=torch.zeros(1, tokens, dtype=torch.long, device=model.device), view="ar")
     if len(reached) != 2 * len(found) or not all(reached):
         raise UnsupportedModel(
             f"{type(model).__name__} does not hand keyword arguments on to its attention, found {sum(reached) // 2} of "

@@ -26,7 +26,7 @@ def output_head(model: PreTrainedModel, tokens: Tensor | None = None) -> Callabl
     head = model.get_output_embeddings()
     if tokens is not None:
         bias = None if getattr(head, "bias", None) is None else head.bias[tokens]
-        head = partial(_linear, head.weight.detach()[tokens], bias)
+        head = partial(linear, weight=head.weight.detach()[tokens], bias=bias)
     cap = getattr(config, "final_logit_softcapping", None)
     if cap is None:
         return head  # type: ignore[no-any-return]
@@ -40,12 +40,5 @@ def projecting(model: PreTrainedModel, index_BN: Tensor) -> Iterator[None]:
     def some(_: nn.Module, given: tuple[Tensor, ...]) -> tuple[Tensor]:
         return (given[0].gather(1, index_BN[:, :, None].expand(-1, -1, given[0].shape[2])),)
 
-    hook = model.get_output_embeddings().register_forward_pre_hook(some)
-    try:
+    with model.get_output_embeddings().register_forward_pre_hook(some):
         yield
-    finally:
-        hook.remove()
-
-
-def _linear(weight: Tensor, bias: Tensor | None, hidden: Tensor) -> Tensor:
-    return linear(hidden, weight, bias)

@@ -5,7 +5,8 @@ What has no weights (rotary embeddings, the cache, attention itself) is then run
 
 import copy
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
+from functools import partial
 from typing import Any
 
 import torch
@@ -110,22 +111,17 @@ class Shapes:
     @contextmanager
     def watching(self) -> Iterator[None]:
         seen: list[dict[str, torch.Size]] = [{} for _ in self._attentions]
-        hooks = []
-        for index, (attention, paths) in enumerate(zip(self._attentions, self._paths, strict=True)):
-            for path in paths or ():
 
-                def note(
-                    _: nn.Module, args: Any, kwargs: Any, output: Any, *, index: int = index, path: str = path
-                ) -> None:
-                    plain = len(args) == 1 and not kwargs and isinstance(output, Tensor)
-                    seen[index][path] = args[0].shape if plain else torch.Size()
+        def note(index: int, path: str, _: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
+            plain = len(args) == 1 and not kwargs and isinstance(output, Tensor)
+            seen[index][path] = args[0].shape if plain else torch.Size()
 
-                hooks.append(attention.get_submodule(path).register_forward_hook(note, with_kwargs=True))
-        try:
+        with ExitStack() as hooks:
+            for index, (attention, paths) in enumerate(zip(self._attentions, self._paths, strict=True)):
+                for path in paths or ():
+                    noting = partial(note, index, path)
+                    hooks.enter_context(attention.get_submodule(path).register_forward_hook(noting, with_kwargs=True))
             yield
-        finally:
-            for hook in hooks:
-                hook.remove()
         self._seen.append(seen)
 
     def axes(self) -> list[dict[str, int] | None]:

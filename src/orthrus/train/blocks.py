@@ -14,6 +14,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from orthrus.checkpoints.load import DTYPES
 from orthrus.data.packing import PackedRows
+from orthrus.decode.options import Options
 from orthrus.kernels import masks
 from orthrus.model.attach import detach
 from orthrus.model.head import output_head
@@ -92,16 +93,14 @@ class BlocksTask(AnsweredTask[BlocksRecipe]):
         return frozen_backbone(self._recipe, dtype=torch.float32)  # it is trained itself
 
     def _decoded(self, prompts: list[list[int]]) -> dict[str, float]:
+        most, eos = self._recipe.responses.eval_tokens, Options.of(self.model.generation_config).eos_token_id
         with torch.autocast(self.model.device.type, enabled=False):
-            written = [self._write(prompt) for prompt in prompts]
+            written = [
+                blocks.write(self.model, self._config, Unmasking(), prompt, max_new_tokens=most, eos=eos)
+                for prompt in prompts
+            ]
         passes = sum(one.forwards for one in written)
         return {"tokens_per_forward": sum(len(one.token_ids) for one in written) / max(passes, 1)}
-
-    def _write(self, prompt: list[int]) -> blocks.Written:
-        most = self._recipe.responses.eval_tokens
-        ends = self.model.generation_config.eos_token_id
-        eos = [ends] if isinstance(ends, int) else list(ends or ())
-        return blocks.write(self.model, self._config, Unmasking(), prompt, max_new_tokens=most, eos=eos)
 
     def _loss(self, packed: PackedRows, index: Rows, step: int) -> Loss:
         goal, K = self._recipe.objective, self._config.block_size

@@ -4,6 +4,7 @@ Shapes: B rows, T positions, C hidden size, Q queries, S keys.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import ExitStack
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -59,15 +60,12 @@ def read(
         seen[tap] = output[0] if isinstance(output, tuple) else output
 
     layers = layers_of(model)
-    hooks = [layers[tap].register_forward_hook(partial(keep, tap)) for tap in set(taps)]
     allowed = masks_of(model, masks.packed(document_BT), position_BT, position_BT)
-    try:
-        hidden = run(
-            model, {"input_ids": token_BT}, position_BT, keys or PackedKeys(document_BT), View(name="ar", masks=allowed)
-        )
-    finally:
-        for hook in hooks:
-            hook.remove()
+    view = View(name="ar", masks=allowed)
+    with ExitStack() as hooks:
+        for tap in set(taps):
+            hooks.enter_context(layers[tap].register_forward_hook(partial(keep, tap)))
+        hidden = run(model, {"input_ids": token_BT}, position_BT, keys or PackedKeys(document_BT), view)
     return Frozen(hidden, [seen[tap] for tap in taps])
 
 

@@ -12,7 +12,10 @@ from orthrus.errors import CheckpointError
 from orthrus.model.attach import attach, duals
 from orthrus.model.config import OrthrusConfig
 from orthrus.model.markov import markov_of
+from orthrus.peers.eagle3_model import Eagle3, Eagle3Config
 from orthrus.train.backbone import backbone_config
+from orthrus.train.dflash import drafter_of
+from orthrus.train.draft import shortened
 from orthrus.train.peer_sections import DFlashRecipe, DraftRecipe, Eagle3Recipe
 from orthrus.train.sections import BackboneRecipe, Recipe, ViewRecipe
 
@@ -94,23 +97,12 @@ def _first_twin(model: nn.Module) -> int:
 
 def _trained(recipe: Recipe, model: nn.Module) -> nn.Module:
     """Return the module that a recipe trains, made of shapes alone."""
-    if isinstance(recipe, DFlashRecipe):
-        from orthrus.train.dflash import drafter_of
-
-        with torch.device("meta"):
-            return drafter_of(recipe, model, mask=0)
-    if isinstance(recipe, DraftRecipe):
-        from orthrus.train.draft import shortened
-
-        with torch.device("meta"):
-            small: nn.Module = AutoModelForCausalLM.from_config(shortened(_config(recipe), recipe.model.layers))
-        return small
-    if not isinstance(recipe, Eagle3Recipe):
-        return model
-    from orthrus.peers.eagle3_model import Eagle3, Eagle3Config
-
     with torch.device("meta"):
-        return Eagle3(Eagle3Config.of(model))
+        if isinstance(recipe, DFlashRecipe):
+            return drafter_of(recipe, model, mask=0)
+        if isinstance(recipe, DraftRecipe):
+            model = AutoModelForCausalLM.from_config(shortened(_config(recipe), recipe.model.layers))
+        return Eagle3(Eagle3Config.of(model)) if isinstance(recipe, Eagle3Recipe) else model
 
 
 def _per_token(model: nn.Module, experts: int) -> tuple[int, int]:
