@@ -348,8 +348,8 @@ def test_a_run_says_which_weights_answered_and_reports_tell_them_apart(
     assert settings["llama.cpp"] == {"xllamacpp": "1", "build": "CPU : AVX2 = 1"}
     assert settings["gguf"]["bf16"]["sha256"] == found["bf16"]["sha256"]
     report = read_report([output], baselines=["llama.cpp:bf16"])
-    assert "llama.cpp tiny" in {summary.label for summary in report.summaries}
-    assert all("llama.cpp:bf16" in s.against for s in report.summaries if s.plan != "bf16")
+    assert "llama.cpp tiny" in {summary.contender.label for summary in report.summaries}
+    assert all("llama.cpp:bf16" in s.against for s in report.summaries if s.contender.plan != "bf16")
 
 
 @pytest.mark.skipif(importlib.util.find_spec("xllamacpp") is None, reason="xllamacpp is not installed (extra peers)")

@@ -58,12 +58,26 @@ class Line:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Result(Line):
-    """One prompt, answered by one contender at one batch size and precision.
+class OfPrompt(Line):
+    """A line about one prompt.
 
     Attributes:
         provenance: id of the run's provenance record, in the same file.
         configuration: id of all settings that figures depend on; only lines that share it may be compared.
+    """
+
+    provenance: str
+    configuration: str
+    suite: str
+    id: str
+    domain: str
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Result(OfPrompt):
+    """One prompt, answered by one contender at one batch size and precision.
+
+    Attributes:
         plan: only for "orthrus", and for "llama.cpp" the name of its weights; `exact` for "ar" too, else None.
         batch: prompts decoded together, as asked for; `rows`, how many there were (a last batch is short).
         group: id of the first prompt of the batch this one was in.
@@ -77,11 +91,6 @@ class Result(Line):
 
     kind: ClassVar[str] = "result"
 
-    provenance: str
-    configuration: str
-    suite: str
-    id: str
-    domain: str
     mode: str
     plan: str | None
     exact: Exact | None

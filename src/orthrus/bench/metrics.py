@@ -189,10 +189,5 @@ def _share(counts: tuple[float, float]) -> tuple[float, float]:
 
 def _sums(results: Iterable[Result], of: Callable[[Result], tuple[float, ...]]) -> Array:
     """Add numbers of each result up over the results of each batch: `[N, F]`."""
-    batches = split(results, _unit).values()
+    batches = split(results, lambda r: (r.configuration, r.dtype, r.batch, r.suite, r.group)).values()
     return np.array([np.sum([of(result) for result in batch], axis=0) for batch in batches], dtype=float)
-
-
-def _unit(result: Result) -> tuple[str, ...]:
-    """Return what a result was decoded with: its batch; prompts of one batch are not independent."""
-    return result.configuration, result.dtype, str(result.batch), result.suite, result.group

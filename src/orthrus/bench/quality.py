@@ -15,7 +15,7 @@ from torch.nn.functional import cross_entropy
 from transformers import PreTrainedModel
 
 from orthrus.bench import metrics, session
-from orthrus.bench.lines import Line
+from orthrus.bench.lines import OfPrompt
 from orthrus.bench.metrics import Estimate
 from orthrus.bench.race import PLAIN
 from orthrus.bench.rounding import require_forms, round_as
@@ -30,7 +30,7 @@ REFERENCE: Final = "float32"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Quality(Line):
+class Quality(OfPrompt):
     """One answer of plain decoding in float32, read in one precision; other fields are as of `Result`.
 
     Attributes:
@@ -41,11 +41,6 @@ class Quality(Line):
 
     kind: ClassVar[str] = "quality"
 
-    provenance: str
-    configuration: str
-    suite: str
-    id: str
-    domain: str
     dtype: str
     tokens: int
     loss: float

@@ -52,14 +52,11 @@ class Lookup:
     def extend(self, token_ids: Iterable[int]) -> None:
         """Append tokens to the text."""
         text, places = self._text, self._next
-        key: tuple[int, ...] | None = None
         for token in token_ids:
             if len(text) >= NGRAM:
                 places[tuple(text[-NGRAM:])] = len(text)
             text.append(token)
-        if len(text) >= NGRAM:
-            key = tuple(text[-NGRAM:])
-        self._source = None if key is None else places.get(key)
+        self._source = places.get(tuple(text[-NGRAM:]))
 
     def drafts(self, count: int) -> list[int]:
         """Return the tokens expected next; a copy that reaches the text's end goes round from where it began.

@@ -109,9 +109,7 @@ def _steps(plan: Plan, block: int) -> tuple[Step, ...]:
         most = (plan.nodes or drafts) + 1
         return (Step(drafts, plan.nodes, most if plan.stops is None else min(plan.stops, most), plan.lookup),)
     chains = sorted({longest, *(drafts for drafts in LENGTHS if drafts < block)})
-    trees = [
-        Step(longest, nodes=nodes) for nodes in (longest, 2 * block - 1)
-    ]  # as wide as the longest chain, and twice
+    trees = [Step(longest, nodes=wide) for wide in (longest, 2 * block - 1)]  # as wide as the longest chain, and twice
     copies = [Step(drafts, lookup=True) for drafts in COPIES if drafts <= max(longest, plan.copied)]
     return (Step(), *map(Step, chains), *(step for step in (*trees, *copies) if step.kind in plan.kinds))
 

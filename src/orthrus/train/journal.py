@@ -52,8 +52,8 @@ class Journal(Progress):
     def __init__(
         self, path: Path, *, steps: int, start: int, silent: bool = False, trackers: Sequence[Tracker] = ()
     ) -> None:
-        if not silent:
-            _cut_back(path, start)
+        if not silent and path.exists():
+            rewrite(path, [line for line in read_records(path) if line["step"] <= start] if start else [])
         super().__init__("step", steps, done=start, lines=0, quiet=silent)
         self._silent = silent
         self._trackers = trackers
@@ -100,8 +100,3 @@ def evaluation_at(path: Path, step: int) -> dict[str, float] | None:
     if not evaluations:
         return None
     return {name: value for name, value in evaluations[-1].items() if name not in ("event", "step")}
-
-
-def _cut_back(path: Path, start: int) -> None:
-    if path.exists():
-        rewrite(path, [line for line in read_records(path) if line["step"] <= start] if start else [])

@@ -40,15 +40,15 @@ RESULTS = [
 
 
 def _find(found: list[Summary], suite: str, domain: str, mode: str) -> Summary:
-    (one,) = [s for s in found if (s.suite, s.domain, s.mode) == (suite, domain, mode)]
+    (one,) = [s for s in found if (s.suite, s.domain, s.contender.mode) == (suite, domain, mode)]
     return one
 
 
 def test_every_domain_suite_and_the_whole_have_their_figures() -> None:
     found = summaries(RESULTS)
-    sections = [(s.suite, s.domain) for s in found if s.mode == "ar"]
+    sections = [(s.suite, s.domain) for s in found if s.contender.mode == "ar"]
     assert sections == [("s", "x"), ("s", "y"), ("s", "all"), ("t", "x"), ("all", "all")]
-    assert [s.prompts for s in found if s.mode == "orthrus"] == [1, 1, 2, 1, 3]
+    assert [s.prompts for s in found if s.contender.mode == "orthrus"] == [1, 1, 2, 1, 3]
     whole = _find(found, "all", "all", "orthrus")
     assert whole.against["ar"].totals.value == 4
     assert whole.tokens_per_second.value == 30 / 1.5
@@ -67,20 +67,23 @@ def test_settings_are_never_mixed() -> None:
 def test_baselines_are_whom_one_asks_for_and_token_exact_only_then() -> None:
     token = result(exact="token", seconds=2.0)
     found = summaries([*_both("0", 1.0), result(mode="hf", exact=None, seconds=2.0), token], baselines=["hf"])
-    assert {s.label: {b: r.totals.value for b, r in s.against.items()} for s in found} == {
+    assert {s.contender.label: {b: r.totals.value for b, r in s.against.items()} for s in found} == {
         "ar": {"hf": 2},
         "orthrus full": {"hf": 8},
         "hf": {},
         "ar exact": {"hf": 1},
     }
-    (slow,) = [s for s in summaries([result(), token]) if s.exact == "token"]
+    (slow,) = [s for s in summaries([result(), token]) if s.contender.exact == "token"]
     assert slow.against["ar"].totals.value == 0.5
     found = summaries([*_both("0", 1.0), token], baselines=["ar@token"])
-    assert {s.label: s.against["ar@token"].totals.value for s in found if s.against} == {"ar": 2, "orthrus full": 8}
+    assert {s.contender.label: s.against["ar@token"].totals.value for s in found if s.against} == {
+        "ar": 2,
+        "orthrus full": 8,
+    }
 
 
 def test_a_plan_can_be_a_baseline_and_what_is_no_mode_cannot() -> None:
-    (plain,) = [s for s in summaries(_both("0", 1.0), baselines=["orthrus:full"]) if s.mode == "ar"]
+    (plain,) = [s for s in summaries(_both("0", 1.0), baselines=["orthrus:full"]) if s.contender.mode == "ar"]
     assert plain.against["orthrus:full"].totals.value == 1 / 4
     for name in ("orthrus", "ar:full", "vllm", "hf@token", "ar@", "ar@bits"):
         with pytest.raises(ConfigError, match=name):

@@ -37,12 +37,9 @@ class Contract:
     def to_dict(self) -> dict[str, Any]:
         return {
             "holds": self.holds,
-            "epsilon": self.epsilon,
-            "experts": self.experts,
-            "texts": self.texts,
+            **asdict(self),
             "ties": [_text(v) | {"at": v.diverges_at, "gap": v.gap} for v in self.ties],
             "broken": [_text(v) | {"at": v.diverges_at, "gap": v.gap} for v in self.broken],
-            "counted": self.counted,
             "wasteful": [_text(v) | {"tokens": v.tokens, "passes": v.passes} for v in self.wasteful],
         }
 

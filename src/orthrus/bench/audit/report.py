@@ -10,7 +10,7 @@ import numpy as np
 
 from orthrus.bench import lines, metrics
 from orthrus.bench.audit.contract import EPSILON, Contract, contract
-from orthrus.bench.audit.verdicts import MARGINS, Divergence, Key, Reference, Setting, Verdict, read
+from orthrus.bench.audit.verdicts import MARGINS, Divergence, Reference, Setting, Verdict, read
 from orthrus.bench.metrics import Estimate, sections, split
 from orthrus.data.records import Record, read_records
 from orthrus.errors import DataError
@@ -60,9 +60,8 @@ class Summary:
 
     def to_dict(self) -> dict[str, Any]:
         figures = asdict(self)
-        del figures["setting"]
         return {
-            **asdict(self.setting),
+            **figures.pop("setting"),
             "claimed": self.setting.claimed,
             **figures,
             "identical_share": self.identical / self.prompts,
@@ -154,14 +153,34 @@ def plain_summaries(references: Sequence[Reference], verdicts: Sequence[Verdict]
 def summaries(references: Sequence[Reference], verdicts: Sequence[Verdict]) -> list[Summary]:
     """Return figures for every setting, on each domain of each suite and on all together."""
     perplexities = {reference.key: reference.perplexity for reference in references}
-    order = _order(verdicts)
+    settings = dict.fromkeys(verdict.setting for verdict in verdicts)
+    of_promise = split(settings, lambda setting: (setting.dtype, setting.exact))  # one precision and promise together
+    order = [setting for group in of_promise.values() for setting in group]
     out = []
     for (suite, domain), part in sections(verdicts):
         by_setting = split(part, lambda verdict: verdict.setting)
         for setting in filter(by_setting.__contains__, order):
             plain = Setting(dtype=setting.dtype, exact=setting.exact, mode="ar", plan=None, batch=setting.batch)
-            against = by_setting.get(plain, []) if setting.mode != "ar" else []
-            out.append(_summary(setting, suite, domain, by_setting[setting], against, perplexities))
+            texts = by_setting[setting]
+            cycles = metrics.pooled(texts, "tokens_per_cycle")
+            forward = [verdict.stats["tokens_per_forward"] for verdict in texts]
+            ratio = metrics.faster(texts, by_setting.get(plain, []) if setting.mode != "ar" else [])
+            summary = Summary(
+                setting=setting,
+                suite=suite,
+                domain=domain,
+                prompts=len(texts),
+                identical=sum(verdict.diverges_at is None for verdict in texts),
+                identical_to_hf=sum(verdict.hf is None for verdict in texts),
+                partings=[parting for v in texts if (parting := v.parting) is not None],
+                tokens_per_cycle=None if cycles is None else cycles.value,
+                tokens_per_forward=sum(verdict.tokens for verdict in texts) / sum(verdict.passes for verdict in texts),
+                least_tokens_per_forward=min(forward),
+                below_one_token_per_forward=sum(value < 1 for value in forward),
+                speed=None if ratio is None else ratio.totals,
+                by_perplexity=quantiles([(perplexities[v.key], v.diverges_at is None) for v in texts]),
+            )
+            out.append(summary)
     return out
 
 
@@ -169,41 +188,6 @@ def widest(summaries: Sequence[Summary]) -> list[Summary]:
     """Return the summaries of all suites and domains together."""
     last = summaries[-1]
     return [s for s in summaries if (s.suite, s.domain) == (last.suite, last.domain)]
-
-
-def _order(verdicts: Sequence[Verdict]) -> list[Setting]:
-    """Return all settings as they first appear, those of one precision and promise together."""
-    settings = dict.fromkeys(verdict.setting for verdict in verdicts)
-    groups = split(settings, lambda setting: (setting.dtype, setting.exact))
-    return [setting for group in groups.values() for setting in group]
-
-
-def _summary(
-    setting: Setting,
-    suite: str,
-    domain: str,
-    part: Sequence[Verdict],
-    plain: Sequence[Verdict],
-    perplexities: Mapping[Key, float],
-) -> Summary:
-    cycles = metrics.pooled(part, "tokens_per_cycle")
-    forward = [verdict.stats["tokens_per_forward"] for verdict in part]
-    ratio = metrics.faster(part, plain)
-    return Summary(
-        setting=setting,
-        suite=suite,
-        domain=domain,
-        prompts=len(part),
-        identical=sum(verdict.diverges_at is None for verdict in part),
-        identical_to_hf=sum(verdict.hf is None for verdict in part),
-        partings=[parting for v in part if (parting := v.parting) is not None],
-        tokens_per_cycle=None if cycles is None else cycles.value,
-        tokens_per_forward=sum(verdict.tokens for verdict in part) / sum(verdict.passes for verdict in part),
-        least_tokens_per_forward=min(forward),
-        below_one_token_per_forward=sum(value < 1 for value in forward),
-        speed=None if ratio is None else ratio.totals,
-        by_perplexity=quantiles([(perplexities[v.key], v.diverges_at is None) for v in part]),
-    )
 
 
 def quantiles(texts: Sequence[tuple[float, bool]], count: int = QUANTILES) -> list[Quantile]:

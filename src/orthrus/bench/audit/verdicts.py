@@ -4,7 +4,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, ClassVar, Final, TypeAlias
 
-from orthrus.bench.lines import Line, Result
+from orthrus.bench.lines import OfPrompt, Result
 from orthrus.bench.race import Contender, first_difference
 from orthrus.data.records import Record
 
@@ -34,7 +34,7 @@ class Divergence:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Reference(Line):
+class Reference(OfPrompt):
     """Plain decoding of one prompt, alone, by this engine; other fields are as of `Result`.
 
     Attributes:
@@ -45,11 +45,6 @@ class Reference(Line):
 
     kind: ClassVar[str] = "reference"
 
-    provenance: str
-    configuration: str
-    suite: str
-    id: str
-    domain: str
     dtype: str
     exact: str
     tokens: int

@@ -36,7 +36,7 @@ def tables(path: Path) -> list[Grid]:
     out = []
     for setting, part in split(summaries(results, baselines=("ar",)), lambda summary: summary.setting).items():
         raced = [r for r in results if (r.configuration, r.dtype, r.batch) == setting]
-        rows = [_row(summary, raced, peers.get((*setting[:2], summary.mode, summary.plan), {})) for summary in part]
+        rows = [_row(summary, raced, peers.get((*setting[:2], *summary.contender[:2]), {})) for summary in part]
         title = f"Peers: {setting[1]}, batch {setting[2]}, {len({r.prompt for r in raced})} prompts"
         out.append(Grid.of(title, rows, labels=2))
     return out
@@ -55,7 +55,7 @@ def _row(summary: Summary, results: Sequence[Result], peer: Mapping[str, Any]) -
     drew = sum(sum(r.stats.get("draft_passes", {}).values()) for r in mine)
     return {
         "suite": section(summary.suite, summary.domain),
-        "peer": " ".join(dict.fromkeys(summary.label.split())),
+        "peer": " ".join(dict.fromkeys(summary.contender.label.split())),
         "trained M": number(parameters, 2, 1e6),
         "operations": NONE if "operations" not in training else f"{training['operations']:.2g}",
         "rows": number(training.get("rows"), 0),

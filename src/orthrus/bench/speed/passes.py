@@ -4,7 +4,7 @@ Tokens and keys are drawn from a seed: what a pass costs does not depend on them
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from random import Random
 from statistics import median
 from time import perf_counter
@@ -75,16 +75,9 @@ class Cost:
         return median(self.repeats_seconds)
 
     def to_dict(self) -> dict[str, Any]:
-        return {
-            "pass": self.what.kind,
-            "width": self.what.width,
-            "stops": self.what.stops,
-            "batch": self.batch,
-            "context": self.context,
-            "seconds": self.seconds,
-            "repeats_seconds": self.repeats_seconds,
-            "bytes": self.bytes,
-        }
+        figures = asdict(self)
+        what = figures.pop("what")
+        return {"pass": what.pop("kind"), **what, "seconds": self.seconds, **figures}
 
 
 def costs(

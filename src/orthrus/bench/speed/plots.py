@@ -20,7 +20,9 @@ def plot(report: Report, folder: Path) -> list[Path]:
         title = f"{report.settings_of(configuration).get('model', configuration)}, {dtype}, batch {batch}"
         for base in dict.fromkeys(base for summary in part for base in summary.against):
             _ratios(album, part, base, name, title)
-        accepted = {f"{s.label}, {_section(s)}": s.accepted_per_position for s in part if s.accepted_per_position}
+        accepted = {
+            f"{s.contender.label}, {_section(s)}": s.accepted_per_position for s in part if s.accepted_per_position
+        }
         if accepted:
             labels = {"xlabel": "position in the block", "ylabel": "share of drafts accepted", "title": title}
             with album.picture(f"accepted-{name}.png", ylim=(0, 1), **labels) as axes:
@@ -34,7 +36,7 @@ def plot(report: Report, folder: Path) -> list[Path]:
 
 def _ratios(album: Album, part: Sequence[Summary], base: str, name: str, title: str) -> None:
     """Draw a bar per domain and contender, with its 95 % interval, and a line at equal speed."""
-    rated = split((summary for summary in part if base in summary.against), lambda summary: summary.label)
+    rated = split((summary for summary in part if base in summary.against), lambda summary: summary.contender.label)
     with album.picture(f"ratio-{base}-{name}.png", title=title, ylabel=f"tokens/s, ratio to {base}") as axes:
         bars(axes, {who: {_section(s): s.against[base].totals for s in of_who} for who, of_who in rated.items()})
         axes.axhline(1, color="black", linewidth=0.8)

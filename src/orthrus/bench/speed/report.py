@@ -38,9 +38,7 @@ class Summary:
     setting: Setting
     suite: str
     domain: str
-    mode: str
-    plan: str | None
-    exact: Exact | None
+    contender: Contender
     prompts: int
     tokens_per_second: Estimate
     against: dict[str, Ratio]
@@ -50,21 +48,13 @@ class Summary:
     right: float | None
     accepted_per_position: list[float]
 
-    @property
-    def contender(self) -> Contender:
-        return Contender(self.mode, self.plan, self.exact)
-
-    @property
-    def label(self) -> str:
-        return self.contender.label
-
     def to_dict(self) -> dict[str, Any]:
         configuration, dtype, batch = self.setting
         figures = asdict(self)
-        del figures["setting"]
+        del figures["setting"], figures["contender"]
         for name in ("tokens_per_cycle", "tokens_per_forward"):
             figures[name] = dict(zip(("pooled", "mean"), figures[name], strict=True))
-        return {"configuration": configuration, "dtype": dtype, "batch": batch, **figures}
+        return {"configuration": configuration, "dtype": dtype, "batch": batch, **self.contender._asdict(), **figures}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -150,8 +140,27 @@ def summaries(results: Sequence[Result], *, baselines: Sequence[str] = BASELINES
         for (suite, domain), part in sections(of_setting):
             by_contender = split(part, lambda r: r.contender)
             bases = {name: by_contender[who] for name in baselines if (who := _baseline(name)) in by_contender}
-            for one in by_contender.values():
-                out.append(_summary(setting, suite, domain, one, bases))
+            for contender, answers in by_contender.items():
+                ratios = {name: metrics.faster(answers, base) for name, base in bases.items() if base is not answers}
+                cycle, forward = (
+                    (metrics.pooled(answers, name), metrics.mean(answers, name))
+                    for name in ("tokens_per_cycle", "tokens_per_forward")
+                )
+                summary = Summary(
+                    setting=setting,
+                    suite=suite,
+                    domain=domain,
+                    contender=contender,
+                    prompts=len(answers),
+                    tokens_per_second=metrics.speed(answers),
+                    against={name: ratio for name, ratio in ratios.items() if ratio is not None},
+                    tokens_per_cycle=cycle,
+                    tokens_per_forward=forward,
+                    identical=metrics.share(answers, lambda r: r.identical),
+                    right=metrics.share(answers, lambda r: r.right),
+                    accepted_per_position=metrics.accepted_per_position(answers),
+                )
+                out.append(summary)
     return out
 
 
@@ -168,31 +177,3 @@ def _baseline(name: str) -> Contender:
         )
     promised: Exact = next((one for one in EXACT if one == exact), "distribution")
     return Contender(mode, plan or None, promised if ours else None)
-
-
-def _summary(
-    setting: Setting,
-    suite: str,
-    domain: str,
-    results: list[Result],
-    bases: Mapping[str, list[Result]],
-) -> Summary:
-    ratios = {name: metrics.faster(results, base) for name, base in bases.items() if base is not results}
-    cycle, forward = (
-        (metrics.pooled(results, name), metrics.mean(results, name))
-        for name in ("tokens_per_cycle", "tokens_per_forward")
-    )
-    return Summary(
-        setting=setting,
-        suite=suite,
-        domain=domain,
-        **results[0].contender._asdict(),
-        prompts=len(results),
-        tokens_per_second=metrics.speed(results),
-        against={name: ratio for name, ratio in ratios.items() if ratio is not None},
-        tokens_per_cycle=cycle,
-        tokens_per_forward=forward,
-        identical=metrics.share(results, lambda r: r.identical),
-        right=metrics.share(results, lambda r: r.right),
-        accepted_per_position=metrics.accepted_per_position(results),
-    )

@@ -220,4 +220,4 @@ def _runs(provenances: Iterable[Record]) -> Grid:
 
 
 def _who(summary: Summary) -> list[str]:
-    return [summary.suite, summary.domain, summary.label]
+    return [summary.suite, summary.domain, summary.contender.label]
