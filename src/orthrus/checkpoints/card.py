@@ -28,11 +28,13 @@ def model_card(
     `address` is what others load it by: a directory or a Hub id; its last part is the title. `licence` is an identifier
     that the Hub knows, None leaves it to be filled in; `training` are tables in markdown.
     """
+    base = config.backbone  # named where the Hub can know it: it is no directory here
+    known = base is not None and bool(re.fullmatch(r"[\w.-]+/[\w.-]+", base)) and not Path(base).exists()
     head = ModelCardData(
         library_name="orthrus-lm",
         pipeline_tag="text-generation",
         license=licence,
-        base_model=config.backbone if _on_the_hub(config.backbone) else None,
+        base_model=base if known else None,
         tags=[
             *(["custom_generate"] if format == "adapter" else []),
             "orthrus",
@@ -74,8 +76,3 @@ def licence_of(card: str) -> str | None:
 def tables_of(card: str) -> str:
     """Return the tables of a card, such as a run's facts and last figures in its `RUN.md`, and nothing else of it."""
     return "\n\n".join(block for block in card.split("\n\n") if block.startswith("|"))
-
-
-def _on_the_hub(name: str | None) -> bool:
-    """Whether a backbone's name can be one that the Hub knows, and is no directory here."""
-    return name is not None and bool(re.fullmatch(r"[\w.-]+/[\w.-]+", name)) and not Path(name).exists()

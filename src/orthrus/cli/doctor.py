@@ -90,10 +90,8 @@ def _dtypes(device: str) -> dict[str, bool]:
     for name, dtype in DTYPES.items():
         try:
             x = torch.ones(1, 1, 4, 8, device=device, dtype=dtype)
-            result = torch.nn.functional.scaled_dot_product_attention(
-                x, x, x @ torch.eye(8, device=device, dtype=dtype)
-            )
-            works[name] = bool((result == 1).all())
+            values = x @ torch.eye(8, device=device, dtype=dtype)
+            works[name] = bool((torch.nn.functional.scaled_dot_product_attention(x, x, values) == 1).all())
         except RuntimeError:
             works[name] = False
     if device == "cpu":
@@ -258,7 +256,6 @@ def _describe(bundled: dict[str, Any]) -> str:
     if "error" in bundled:
         return f"cannot be used: {bundled['error']}"
     return (
-        f"{bundled['backbone_parameters'] / 1e6:.1f}M parameters, a view of "
-        f"{bundled['view_parameters'] / 1e6:.1f}M, "
+        f"{bundled['backbone_parameters'] / 1e6:.1f}M parameters, a view of {bundled['view_parameters'] / 1e6:.1f}M, "
         f"blocks of {bundled['block_size']}, {bundled['megabytes']:.1f} MB"
     )

@@ -89,11 +89,12 @@ def generate(
     loaded, tokenizer = common.load(
         model, backbone=backbone, dtype=dtype, device=device, compile=compile, offload=offload, drafter=drafter
     )
+    single = all(len(record.turns) == 1 and len(record.turns[0]) == 1 for record in records)  # a text of the user's
     job = Job(
         model=loaded,
         tokenizer=tokenizer,
         records=records,
-        raw=raw or (tokenizer.chat_template is None and all(map(_is_text, records))),
+        raw=raw or (tokenizer.chat_template is None and single),
         plan=plan,
         exact=exact,
         batch_size=batch_size,
@@ -153,11 +154,6 @@ def _standard_input() -> str:
         return sys.stdin.read().removesuffix("\n")
     except UnicodeDecodeError as error:
         raise PromptError(f"standard input must be text in UTF-8, found: {error}") from error
-
-
-def _is_text(record: PromptRecord) -> bool:
-    """Tell whether a record is one text of the user's and nothing else."""
-    return len(record.turns) == 1 and len(record.turns[0]) == 1
 
 
 def _described(job: Job, mode: runs.Mode, name: str, made: Run) -> dict[str, Any]:

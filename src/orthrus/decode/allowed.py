@@ -9,6 +9,7 @@ from orthrus.decode.drafters import VIEW, Drafter, ViewDrafter
 from orthrus.decode.exact import Finding, can_fuse
 from orthrus.errors import ConfigError
 from orthrus.model.attachment import attachment_of, config_of
+from orthrus.model.markov import markov_of
 from orthrus.policy.steps import Plan, parse
 
 
@@ -18,9 +19,9 @@ def drafter_for(model: PreTrainedModel, plan: Plan, drafter: Drafter | None = No
     Under a plan without drafts it is the view, which reads no hidden states.
     """
     if plan.kinds is None and (plan.drafts == 0 or plan.lookup):
-        return ViewDrafter.of(model)
+        return ViewDrafter(markov_of(model))
     lent: Drafter | None = attachment_of(model).drafter
-    return drafter or lent or ViewDrafter.of(model)
+    return drafter or lent or ViewDrafter(markov_of(model))
 
 
 def block_of(model: PreTrainedModel, drafter: Drafter) -> int:

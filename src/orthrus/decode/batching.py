@@ -28,13 +28,9 @@ def batch_of(
     whole: bool,
     trusted: bool = True,
 ) -> Batch:
-    """Describe rows to the cycle.
+    """Describe rows to the cycle: those that decode, or some that stand side by side from place `start` on.
 
     Args:
-        rows: those that decode, or some that stand side by side.
-        cache: where their keys are, in this order.
-        start: the first one's place.
-        step: what is to be done.
         coupled: whether drafts and text share their noise.
         whole: whether a draft pass over some of the rows takes them all: no graph for each number of rows.
         trusted: as in `Batch`.

@@ -22,7 +22,7 @@ from orthrus.errors import ConfigError
 from orthrus.model.attach import layers_of
 from orthrus.model.cache import ScratchCache
 from orthrus.model.dual import FusedView
-from orthrus.model.markov import Markov, markov_of
+from orthrus.model.markov import Markov
 
 VIEW: Final = "view"
 """The name of the model's own view, whose draft passes are passes of the backbone."""
@@ -92,11 +92,6 @@ class ViewDrafter(Drafter):
 
     def __init__(self, markov: Markov | None = None) -> None:
         self.markov = markov
-
-    @classmethod
-    def of(cls, model: PreTrainedModel) -> "ViewDrafter":
-        """Return the drafter of a model's view."""
-        return cls(markov_of(model))
 
     def propose(
         self, passes: Passes, rows: slice, anchor_B: Tensor, drafts: int, states: Sequence[Any]

@@ -68,13 +68,8 @@ def learn_prices(
     """Time plain steps, a short chain and the longest, of one row and of all, for a plan that weighs steps.
 
     So its first steps over a text need not tell what steps take: a wide one over many rows may take ten plain ones.
-    Does nothing where passes are not recorded, and for other drafters than the view.
-
-    Args:
-        model: a dual-view model whose passes `record_passes` has recorded.
-        rows: how many it will decode at most.
-        plan: the plan, under `exact="distribution"`.
-        clock: seconds.
+    Does nothing where `record_passes` has recorded none, and for other drafters than the view. The plan is one under
+    `exact="distribution"`, for `rows` rows at most.
     """
     drafter = drafter_for(model, plan)
     if len(plan.steps(block := block_of(model, drafter))) == 1 or not isinstance(drafter, ViewDrafter):

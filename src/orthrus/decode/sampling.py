@@ -97,7 +97,8 @@ class Chooser:
         else:
             tokens, scores = self._in_turn(logits_BMV, seen, noise_BMV, before)
         rejects = self.sampling.do_sample and not self.coupled
-        return Drafts(tokens, scores if rejects else None, _likely(scores, tokens) if weigh else None)
+        likely = scores.softmax(-1).gather(2, tokens[:, :, None])[:, :, 0] if weigh else None
+        return Drafts(tokens, scores if rejects else None, likely)
 
     def _in_turn(
         self, logits_BMV: Tensor, seen: Tensor | None, noise_BMV: Tensor | None, before: Before | None
@@ -250,11 +251,6 @@ def _with(seen_B1L: Tensor, more_BQN: Tensor) -> Tensor:
 def _noisiest(scores_BMV: Tensor, noise_BMV: Tensor | None) -> Tensor:
     """Choose each slot's token, `[B, M]`."""
     return (scores_BMV if noise_BMV is None else scores_BMV + noise_BMV).argmax(-1)
-
-
-def _likely(scores_BMV: Tensor, token_BM: Tensor) -> Tensor:
-    """Return the probability of each chosen token."""
-    return scores_BMV.softmax(-1).gather(2, token_BM[:, :, None])[:, :, 0]
 
 
 def _positions(position_B: Tensor, count: int) -> Tensor:

@@ -53,11 +53,7 @@ class Trials:
     def agrees(self, width: int, *, group: int = 1, tokens: int | None = None, **shape: int) -> bool:
         """Tell whether passes of another shape give the logits of the texts read alone, and so write the same keys.
 
-        Args:
-            width: tokens per pass and row, fillers included.
-            group: texts per pass.
-            tokens: tokens per pass and row without fillers; all by default.
-            shape: what `_logits` takes.
+        `group` is the number of texts in a pass; what else says its shape, `_logits` takes.
         """
         tokens = tokens or width
         length = self.fixed.widths[0] if tokens < width else max(2 * width, _FEWEST_TOKENS)

@@ -111,7 +111,7 @@ def hf_generate(
     # As in transformers, the first end-of-text token pads where no other is named; without either nothing ends early.
     pad = generation_config.pad_token_id
     if pad is None:
-        pad = (*_end_tokens(generation_config), 0)[0]
+        pad = (*Options.of(generation_config).eos_token_id, 0)[0]
     ids = _padded(input_ids, [row.token_ids for row in rows], pad=pad)
     if not generation_config.return_dict_in_generate:
         return ids
@@ -191,7 +191,7 @@ def _options(
     lengths = [c.max_length for c in criteria if type(c) is MaxLengthCriteria]
     longest = min(lengths, default=config.max_length)
     options = from_generation_config(left, max_new_tokens=max(longest - prompt_length, 1))
-    ends = any(_is_end(criterion, _end_tokens(config)) for criterion in criteria)
+    ends = any(_is_end(criterion, options.eos_token_id) for criterion in criteria)
     return replace(
         options,
         eos_token_id=options.eos_token_id if ends else (),
@@ -249,11 +249,6 @@ class _Padded:
 
     def __call__(self, input_ids: Tensor, scores: Any) -> Any:
         return self.function(torch.cat([self.pads_P.to(input_ids.device)[None], input_ids], dim=1), scores)
-
-
-def _end_tokens(config: GenerationConfig) -> Sequence[int]:
-    ends = config.eos_token_id
-    return [] if ends is None else [ends] if isinstance(ends, int) else [int(token) for token in ends]
 
 
 def _is_end(criterion: Any, tokens: Sequence[int]) -> bool:

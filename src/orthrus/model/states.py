@@ -19,7 +19,7 @@ from torch import Tensor
 
 from orthrus.errors import DecodingError
 from orthrus.model.layer_states import LayerPass, LayerStates, Span
-from orthrus.model.snapshots import Snapshot, Snapshots
+from orthrus.model.snapshots import Snapshots
 
 _NOWHERE: Final = 1 << 62
 
@@ -187,19 +187,15 @@ class RecurrentStates:
                         snapshot[number] = tail_BVC[index].clone(), state_BHND[index].clone()
                 self._snapshots.keep(span.rows.start + index, length + count, snapshot)
 
-    def _resume(self, row: int, length: int, snapshot: Snapshot) -> None:
-        """Bring a row to the length of a snapshot."""
-        for index, (tail_VC, state_HND) in snapshot.items():
-            self._layers[index].tail_RVC[row], self._layers[index].state_RHND[row] = tail_VC, state_HND
-        self._at[row], self._terms[row] = length, 0
-
     def _count(self, row: int, length: int) -> int:
         """Return how many terms bring a row to a length, from a snapshot if need be; an empty one begins anew."""
         if length == 0 and self._at[row] != 0:
             self.wipe(row)
         live = self._at[row] <= length <= self._at[row] + self._terms[row]
         if not live and (snapshot := self._snapshots.at(row, length)) is not None:
-            self._resume(row, length, snapshot)
+            for index, (tail_VC, state_HND) in snapshot.items():
+                self._layers[index].tail_RVC[row], self._layers[index].state_RHND[row] = tail_VC, state_HND
+            self._at[row], self._terms[row] = length, 0
         count = length - self._at[row]
         if 0 <= count <= self._terms[row] or not self._layers:
             return count

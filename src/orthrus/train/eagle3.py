@@ -56,24 +56,19 @@ def unrolled(drafter: Eagle3, embedded_BTH: Tensor, g_BTH: Tensor, document_BT: 
         joined_BTE = drafter.join(embedded_BTH.roll(-step, 1), feature_BTH)
         position_BT = (index_T + step).expand(B, T)  # only differences matter, so positions in the row will do
         query_BNTD = drafter.queries(joined_BTE, position_BT)
-        key, value = (_for_heads(part, query_BNTD.shape[1]) for part in drafter.keys(joined_BTE, position_BT))
-        keys.append(key)
-        values.append(value)
+        for kept, part in zip((keys, values), drafter.keys(joined_BTE, position_BT), strict=True):
+            kept.append(part.repeat_interleave(query_BNTD.shape[1] // part.shape[1], dim=1))
         scale = query_BNTD.shape[-1] ** -0.5
         score_BNTT = (query_BNTD @ keys[0].transpose(2, 3)).float() * scale
         score_BNTT = score_BNTT.masked_fill(~seen_BTT[:, None], -torch.inf)
         later = [(query_BNTD * key).sum(-1, keepdim=True).float() * scale for key in keys[1:]]
-        share = torch.cat([score_BNTT, *later], dim=-1).softmax(-1).to(value.dtype)
+        share = torch.cat([score_BNTT, *later], dim=-1).softmax(-1).to(values[0].dtype)
         attended_BNTD = share[..., :T] @ values[0]
         for index, value in enumerate(values[1:]):
             attended_BNTD = attended_BNTD + share[..., T + index, None] * value
         feature_BTH = drafter.output(attended_BNTD, feature_BTH)
         out.append(Drafted(feature_BTH, step))
     return out
-
-
-def _for_heads(states_BNQD: Tensor, heads: int) -> Tensor:
-    return states_BNQD.repeat_interleave(heads // states_BNQD.shape[1], dim=1)
 
 
 class Eagle3Task(AnsweredTask[Eagle3Recipe]):

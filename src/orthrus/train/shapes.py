@@ -64,6 +64,7 @@ def shapes_of(recipe: Recipe) -> Shapes:
         model = AutoModelForCausalLM.from_config(config)
     if isinstance(recipe, ViewRecipe):
         attach(model, OrthrusConfig(markov_rank=recipe.model.markov_rank, layers=recipe.model.chosen_layers))
+    twins = [dual.diffusion is not None for dual in duals(model)]
     trainable = sum(p.numel() for p in _trained(recipe, model).parameters() if p.requires_grad)
     text = config.get_text_config()
     # For configurations that do not say it, as transformers' models read them.
@@ -77,7 +78,7 @@ def shapes_of(recipe: Recipe) -> Shapes:
         active=active,
         head=text.vocab_size * text.hidden_size,
         layers=text.num_hidden_layers,
-        upper=text.num_hidden_layers - _first_twin(model),
+        upper=text.num_hidden_layers - (twins.index(True) if True in twins else 0),
         recurrent=recurrent,
         hidden=text.hidden_size,
         attention=text.num_attention_heads * head_dim,
@@ -87,12 +88,6 @@ def shapes_of(recipe: Recipe) -> Shapes:
         vocabulary=text.vocab_size,
         activations=activations,
     )
-
-
-def _first_twin(model: nn.Module) -> int:
-    """Return how many layers lie below the first twin; 0 where there is none."""
-    twins = [dual.diffusion is not None for dual in duals(model)]
-    return twins.index(True) if True in twins else 0
 
 
 def _trained(recipe: Recipe, model: nn.Module) -> nn.Module:

@@ -187,7 +187,7 @@ class Field:
             parts = [dual.diffusion for dual in duals(model)] + [markov_of(model)]
             facts |= _sizes(nn.ModuleList([part for part in parts if part is not None]))
             facts |= {"key_bytes_per_token": 0}
-            drafter: Drafter | None = ViewDrafter.of(model)
+            drafter: Drafter | None = ViewDrafter(markov_of(model))
         elif peer.kind == LOOKUP:
             drafter = None
         else:

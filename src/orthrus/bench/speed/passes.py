@@ -23,7 +23,6 @@ from orthrus.errors import ConfigError
 from orthrus.kernels.rounded import RoundedLinear
 from orthrus.model.attach import duals
 from orthrus.model.cache import ScratchCache
-from orthrus.model.dual import Dual
 from orthrus.model.graphs import replayed
 
 WIDTHS: Final = (1, 2, 4, 8, 16, 32, 64)
@@ -239,17 +238,13 @@ def _bytes(passes: Passes, rows: slice, what: Pass) -> int | None:
     if what.kind not in ("ar", "draft", "verify", "fused"):
         return None
     model = passes.model
-    unread = {id(p) for dual in duals(model) for p in _unused(dual, what.kind).parameters()}
+    twins = [dual.diffusion for dual in duals(model) if dual.diffusion and what.kind not in ("draft", "fused")]
+    unread = {id(p) for twin in twins for p in twin.parameters()}  # the half that the pass leaves alone
     head, table = model.get_output_embeddings(), model.get_input_embeddings()
     if head is None or head.weight is not table.weight:
         unread |= {id(p) for p in table.parameters()}  # of which a pass reads a row per token
     weights: int = sum(p.numel() * p.element_size() for p in model.parameters() if id(p) not in unread)
     return cached + weights
-
-
-def _unused(dual: Dual, kind: str) -> nn.Module:
-    """Return the half of a dual module that a pass leaves alone."""
-    return nn.Module() if dual.diffusion is None or kind in ("draft", "fused") else dual.diffusion
 
 
 def _multiply(passes: Passes, rows: slice, width: int) -> torch.Tensor:

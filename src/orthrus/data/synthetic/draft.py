@@ -27,7 +27,8 @@ def drawn(domain: Domain, index: int, split: Split, seed: int) -> tuple[Draw, Dr
     name, family = families[index % len(families)]
     for attempt in count_from():
         draw = Draw(f"{domain}.{name}", split, key=f"{seed}/{domain}/{split}/{index}/{attempt}")
-        draw.names |= {"holds": _holds, "added": _added}
+        draw.names["holds"] = lambda value, sign, limit: bool(_HOLDS[sign](value, limit))
+        draw.names["added"] = lambda values: " + ".join(map(str, values)) or "nothing"
         draw.take(family["draw"])
         draft = _DRAFTS[domain](draw, family)
         if draw.held_out() == (split != "train"):
@@ -113,14 +114,6 @@ def _json(draw: Draw, family: Family) -> Draft:
 _DRAFTS: Final[Mapping[Domain, Callable[[Draw, Family], Draft]]] = {
     "maths": _maths, "code": _code, "table": _table, "json": _json,
 }  # fmt: skip
-
-
-def _holds(value: int, sign: str, limit: int) -> bool:
-    return bool(_HOLDS[sign](value, limit))
-
-
-def _added(values: Sequence[int]) -> str:
-    return " + ".join(map(str, values)) or "nothing"
 
 
 def _literal(value: object) -> str:
