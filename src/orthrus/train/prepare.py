@@ -132,7 +132,7 @@ class _Making:
 
     def packed(self, name: str, ask: Callable[[], list[Prompt]]) -> PackedRows:
         """Return packed answers, or have them written, by all processes, and packed by the first."""
-        path = data_folder(self.recipe) / name
+        path, data = data_folder(self.recipe) / name, self.recipe.data
         folder = path.with_name(path.name + "-answers")
         about = made_from(self.recipe, self.model)
         if self.ranks.any(not are_about(path, about)):
@@ -145,7 +145,15 @@ class _Making:
                     if given
                     else shards.read_answers(folder, prompts)
                 )
-                self._pack(path, prompts, documents, about, gain)
+                if not documents:
+                    raise DataError(
+                        f"{path}: a prompt shorter than data.row_tokens ({data.row_tokens}) is required; "
+                        f"found none of {len(prompts)}; make rows longer"
+                    )
+                notes = _notes(self.recipe, self.tokenizer, prompts, documents) | gain
+                random.Random(data.seed).shuffle(documents)
+                rows = pack(documents, row_tokens=data.row_tokens, pad_id=int(self.tokenizer.pad_token_id or 0))
+                save_rows(rows, path, tokenizer=self.tokenizer, about=about, notes=notes)
             self.ranks.wait()
         return load_rows(path, tokenizer=self.tokenizer, about=about)
 
@@ -173,25 +181,6 @@ class _Making:
         if model is None:
             raise DataError("answers.by = 'backbone' needs the backbone, found none loaded; give prepare() the model")
         return lambda prompts: responses.answer(model, prompts, self.how, decode=decode, spent=spent)
-
-    def _pack(
-        self,
-        path: Path,
-        prompts: Sequence[Prompt],
-        documents: list[EncodedDocument],
-        about: dict[str, Any],
-        gain: dict[str, Any],
-    ) -> None:
-        data = self.recipe.data
-        if not documents:
-            raise DataError(
-                f"{path}: a prompt shorter than data.row_tokens ({data.row_tokens}) is required; "
-                f"found none of {len(prompts)}; make rows longer"
-            )
-        notes = _notes(self.recipe, self.tokenizer, prompts, documents) | gain
-        random.Random(data.seed).shuffle(documents)
-        rows = pack(documents, row_tokens=data.row_tokens, pad_id=int(self.tokenizer.pad_token_id or 0))
-        save_rows(rows, path, tokenizer=self.tokenizer, about=about, notes=notes)
 
 
 def _notes(

@@ -6,9 +6,10 @@ Shapes: B rows, T tokens, A anchors of blocks of K tokens, C channels, W width o
 H value heads, N key dimension, D value dimension.
 """
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from functools import partial
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -70,21 +71,26 @@ class OverBlocks:
         return each.reshape(len(self._anchor_BA), -1, *each.shape[2:])
 
 
-@contextmanager
-def documents_apart(model: nn.Module, document_BT: Tensor) -> Iterator[None]:
+def documents_apart(model: nn.Module, document_BT: Tensor) -> AbstractContextManager[None]:
     """Let a backbone's recurrent layers start anew with every document of packed rows."""
-    layers = [module for module in model.modules() if mixes(module)]
+
+    def apart(layer: nn.Module, hidden_states: Tensor, **_: object) -> Tensor:
+        return mix(layer, hidden_states, OverRows(document_BT))
+
+    return replaced([module for module in model.modules() if mixes(module)], lambda layer: partial(apart, layer))
+
+
+@contextmanager
+def replaced(layers: Sequence[nn.Module], forward: Callable[[nn.Module], Callable[..., Any]]) -> Iterator[None]:
+    """Let layers run what `forward` makes for each of them, inside the block."""
     for layer in layers:
-        layer.forward = partial(_apart, layer, document_BT)
+        # An attribute of the instance: found before the class's own, and gone when deleted.
+        layer.forward = forward(layer)
     try:
         yield
     finally:
         for layer in layers:
             del layer.forward
-
-
-def _apart(layer: nn.Module, document_BT: Tensor, hidden_states: Tensor, **_: object) -> Tensor:
-    return mix(layer, hidden_states, OverRows(document_BT))
 
 
 def _nothing(input_BTC: Tensor, weight_CW: Tensor) -> Tensor:

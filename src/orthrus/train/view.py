@@ -4,8 +4,8 @@ Shapes: B rows, T positions, N blocks, K block length, J = K - 1 predicted slots
 """
 
 import random
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -29,7 +29,7 @@ from orthrus.train import anchors, frozen, scoring
 from orthrus.train.anchors import Blocks
 from orthrus.train.answered import AnsweredTask
 from orthrus.train.prepare import Prepared
-from orthrus.train.recurrence import OverBlocks, OverRows
+from orthrus.train.recurrence import OverBlocks, OverRows, replaced
 from orthrus.train.sections import ViewRecipe
 from orthrus.train.sharding import shard
 from orthrus.train.start import in_one_dtype, load_backbone
@@ -186,14 +186,7 @@ class ViewTask(AnsweredTask[ViewRecipe]):
         return hidden_BMC.view(B, N, K, -1)
 
 
-@contextmanager
-def recomputed(layers: Sequence[nn.Module]) -> Iterator[None]:
+def recomputed(layers: Sequence[nn.Module]) -> AbstractContextManager[None]:
     """Let the forward passes in this block be computed again in the backward pass, layer by layer."""
-    for layer in layers:
-        # An attribute of the instance: found before the class's own, and gone when deleted.
-        layer.forward = partial(checkpoint, layer.forward, use_reentrant=False, preserve_rng_state=False)
-    try:
-        yield
-    finally:
-        for layer in layers:
-            del layer.forward
+    again = partial(partial, checkpoint, use_reentrant=False, preserve_rng_state=False)
+    return replaced(layers, lambda layer: again(layer.forward))

@@ -1,8 +1,7 @@
 """Hugging Face's own decoding, on the untouched backbone and the very same weights."""
 
 import copy
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -69,19 +68,9 @@ def decoder(backbone: PreTrainedModel, mode: str, eos_token_id: Sequence[int], *
         if mode in ("hf", "hf-static"):
             # One pass a token; a hook would stand in the way of a compiled forward.
             return [Answer.counted(tokens, len(tokens)) for tokens in generate(backbone, prompts, config)]
-        with counted(backbone) as passes:
+        passes: list[None] = []
+        with backbone.register_forward_pre_hook(lambda *_: passes.append(None)):
             written = generate(backbone, prompts, config, **more)
         return [Answer.counted(tokens, len(passes)) for tokens in written]
 
     return decode
-
-
-@contextmanager
-def counted(backbone: PreTrainedModel) -> Iterator[list[None]]:
-    """Count the model's forward passes: the list that this yields grows by one with each."""
-    passes: list[None] = []
-    handle = backbone.register_forward_pre_hook(lambda *_: passes.append(None))
-    try:
-        yield passes
-    finally:
-        handle.remove()
