@@ -201,10 +201,8 @@ def _obey(line: str, talk: Conversation) -> bool:
             _show_statistics(talk)
         case _:
             near = difflib.get_close_matches(word, COMMANDS, n=1)
-            say(
-                f"no command {word}" + (f"; did you mean {near[0]}?" if near else "; /help lists them"),
-                to=err,
-            )
+            hint = f"did you mean {near[0]}?" if near else "/help lists them"
+            say(f"no command {word}; {hint}", to=err)
     return True
 
 

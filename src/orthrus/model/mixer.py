@@ -108,8 +108,7 @@ def mix(module: nn.Module, hidden_BTC: Tensor, recurrence: Recurrence, parts: Se
     ) -> Tensor:
         with torch.autocast(hidden_states.device.type, enabled=False):
             input_BTC = hidden_states.transpose(1, 2).to(weight.dtype)
-            outs = [recurrence.convolve(input_BTC[:, part.rows], weight, part.path_BTM) for part in parts]
-            out_BTC = _joined(outs)
+            out_BTC = _joined([recurrence.convolve(input_BTC[:, p.rows], weight, p.path_BTM) for p in parts])
         out_BTC = out_BTC if bias is None else out_BTC + bias
         out_BTC = out_BTC if activation is None else ACT2FN[activation](out_BTC)
         return out_BTC.transpose(1, 2).to(hidden_states.dtype)

@@ -87,9 +87,8 @@ class Eagle3Config:
         """Read a configuration of `speculators` or of EAGLE's authors, for a backbone of so many layers."""
         shape = dict(values.get("transformer_layer_config") or values)
         kind = shape.pop("model_type", "llama")
-        ids = values.get("eagle_aux_hidden_state_layer_ids") or values.get("eagle_config", {}).get(
-            "eagle_aux_hidden_state_layer_ids"
-        )
+        name = "eagle_aux_hidden_state_layer_ids"
+        ids = values.get(name) or values.get("eagle_config", {}).get(name)
         taps = default_taps(layers) if ids is None else tuple(index - 1 for index in ids)
         if kind not in SERVED or len(taps) != 3 or not all(0 <= tap < layers for tap in taps):
             raise CheckpointError(

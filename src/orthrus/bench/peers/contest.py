@@ -213,8 +213,7 @@ def _engine(
 
     def decode(prompts: Sequence[Sequence[int]], max_new_tokens: int) -> list[Answer]:
         options = Options(max_new_tokens=max_new_tokens, eos_token_id=eos)
-        more: dict[str, Any] = {} if drafter is None else {"drafter": drafter}
-        engine = engine_for(model, prompts, options, parsed, rows=len(prompts), passes=watch.passes, **more)
+        engine = engine_for(model, prompts, options, parsed, rows=len(prompts), passes=watch.passes, drafter=drafter)
         watch.batch = len(prompts)
         began = watch.clock()
         first: dict[int, float] = {}

@@ -44,11 +44,7 @@ class Watch:
     def to_dict(self) -> dict[str, Any]:
         """Return the medians of a draft's and a verification's seconds, and bytes of keys, as JSON values."""
         costs = [
-            {
-                "batch": batch,
-                "context": context,
-                **{f"{name}_seconds": median(times) for name, times in seconds.items()},
-            }
+            {"batch": batch, "context": context} | {f"{name}_seconds": median(t) for name, t in seconds.items()}
             for (batch, context), seconds in self._seconds.items()
         ]
         return {"costs": costs, "key_bytes_per_token": self.key_bytes}
@@ -64,9 +60,8 @@ class Watch:
                 return call(*given, **named)
             finally:
                 self._wait()
-                self._seconds.setdefault((self.batch, self.context), {}).setdefault(name, []).append(
-                    self.clock() - began
-                )
+                seconds = self._seconds.setdefault((self.batch, self.context), {})
+                seconds.setdefault(name, []).append(self.clock() - began)
                 self._drafting = False
 
         return timed
