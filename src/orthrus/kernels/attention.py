@@ -133,10 +133,8 @@ def round_keys(model: nn.Module) -> None:
     `tile`, attend in float32.
     """
     attending = [module for module in model.modules() if hasattr(module, "is_causal")]
-    special = ("sinks", "attn_logit_softcapping")
-    if multiplies(torch.bfloat16) and not any(
-        getattr(m, name, None) is not None for m in attending for name in special
-    ):
+    others = [getattr(module, name, None) for module in attending for name in ("sinks", "attn_logit_softcapping")]
+    if multiplies(torch.bfloat16) and all(other is None for other in others):
         for module in (model, *attending):
             setattr(module, _ROUNDS, True)
 
