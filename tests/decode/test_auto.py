@@ -115,7 +115,7 @@ def test_nonsense_costs_change_no_text_and_leave_nothing_behind(rows: int, admis
     assert (engine.live, engine.rows.reading, list(engine.waiting)) == ([], [], [])
     assert [buffer.data_ptr() for buffer in engine.cache.keys + engine.cache.values] == buffers
     assert engine.cache.lengths == engine.cache.length_R.tolist()
-    assert all(len(text) <= n for text, n in zip(engine.rows._prefixes.texts, engine.cache.lengths, strict=True))
+    assert all(known <= n for known, n in zip(engine.rows._prefixes.lengths, engine.cache.lengths, strict=True))
 
 
 def test_what_a_row_leaves_behind_is_reused(monkeypatch: pytest.MonkeyPatch) -> None:

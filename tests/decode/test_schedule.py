@@ -223,4 +223,4 @@ def test_thousands_of_admissions_leave_nothing_behind() -> None:
     assert objects_after <= objects + 100
     assert engine.cache.nbytes == nbytes
     assert (engine.live, engine.rows.reading, list(engine.waiting)) == ([], [], [])
-    assert all(len(text) <= engine.capacity for text in engine.rows._prefixes.texts)
+    assert max(engine.rows._prefixes.lengths) <= engine.capacity

@@ -215,22 +215,22 @@ def test_a_backbone_without_its_view_attends_as_it_did(here: None) -> None:
     assert not any(attending.uses_own(module, 1) for module in detach(model).modules())
 
 
-@pytest.mark.parametrize("own", [False, True])
+@pytest.mark.parametrize("uses", [False, True])
 def test_rounded_keys_are_kept_in_bfloat16_where_the_operator_reads_them(
-    here: None, own: bool, monkeypatch: pytest.MonkeyPatch
+    here: None, uses: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Plain and drafted, prompts beyond `FEW` rows and shorter ones: the same texts."""
     monkeypatch.setattr(attending, "multiplies", lambda dtype: True)
     model = dual(num_hidden_layers=2)
     attending.round_keys(model)
-    if own:
+    if uses:
         use_own(model)
     prompts = [[*range(1, 1 + length)] for length in (3, FEW + 9)]
     texts = {}
     for plan in ("ar", "full", "tree:9"):
         engine = Engine(model, rows=2, capacity=90, plan=steps.parse(plan))
         texts[plan] = [row.token_ids for row in decode(engine, prompts, Options(max_new_tokens=12))]
-        kept = torch.bfloat16 if own else torch.float32
+        kept = torch.bfloat16 if uses else torch.float32
         assert {x.dtype for x in (*engine.cache.keys, *engine.cache.values)} == {kept}
     assert texts["ar"] == texts["full"] == texts["tree:9"]
     assert not any(attending.rounds_keys(module) for module in detach(model).modules())

@@ -28,13 +28,11 @@ def model_card(
     `address` is what others load it by: a directory or a Hub id; its last part is the title. `licence` is an identifier
     that the Hub knows, None leaves it to be filled in; `training` are tables in markdown.
     """
-    base = config.backbone  # named where the Hub can know it: it is no directory here
-    known = base is not None and bool(re.fullmatch(r"[\w.-]+/[\w.-]+", base)) and not Path(base).exists()
     head = ModelCardData(
         library_name="orthrus-lm",
         pipeline_tag="text-generation",
         license=licence,
-        base_model=base if known else None,
+        base_model=config.backbone if _on_the_hub(config.backbone) else None,
         tags=[
             *(["custom_generate"] if format == "adapter" else []),
             "orthrus",
@@ -64,6 +62,11 @@ def model_card(
         training=training,
     )
     return f"{card.content}\n"
+
+
+def _on_the_hub(name: str | None) -> bool:
+    """Tell whether the Hub can know a backbone by this name: it is no directory here."""
+    return name is not None and bool(re.fullmatch(r"[\w.-]+/[\w.-]+", name)) and not Path(name).exists()
 
 
 def licence_of(card: str) -> str | None:
