@@ -15,6 +15,7 @@ from orthrus.kernels import attention as attending
 from orthrus.kernels import compiled, rewritten
 from orthrus.kernels.attention import FEW, attention, use_own
 from orthrus.kernels.compiled import instructions
+from orthrus.kernels.layout import laid_out
 from orthrus.model import fingerprint, traced
 from orthrus.model.attach import detach
 from orthrus.model.attachment import attachment_of
@@ -213,6 +214,19 @@ def test_a_backbone_without_its_view_attends_as_it_did(here: None) -> None:
     use_own(model)
     assert attending.uses_own(model, 1)
     assert not any(attending.uses_own(module, 1) for module in detach(model).modules())
+
+
+@pytest.mark.parametrize("uses", [False, True])
+def test_layers_that_are_laid_out_for_a_while_attend_afterwards_as_before(
+    here: None, uses: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(compiled, "prepare", lambda: None)
+    model = dual(num_hidden_layers=1)
+    if uses:
+        use_own(model)
+    with laid_out(model):
+        assert attending.uses_own(model, 1)
+    assert attending.uses_own(model, 1) is uses
 
 
 @pytest.mark.parametrize("uses", [False, True])

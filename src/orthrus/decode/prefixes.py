@@ -42,8 +42,9 @@ class Prefixes:
             prefer: a row.
             resumable: from a row and the tokens in common, how many of these a text can go on from; all by default.
         """
-        same = self._texts[:, : len(token_ids)] == np.array(token_ids, np.int32)
-        common = np.logical_and.accumulate(same, axis=1).sum(axis=1).tolist()
+        same = np.zeros((len(self._texts), len(token_ids) + 1), bool)  # one more column, where all texts differ
+        np.equal(self._texts[:, : len(token_ids)], np.array(token_ids, np.int32), out=same[:, :-1])
+        common = same.argmin(axis=1).tolist()
         if resumable is not None:
             common = [resumable(row, length) for row, length in enumerate(common)]
         best = max(range(len(common)), key=lambda row: (common[row], row == prefer, -row))

@@ -26,12 +26,17 @@ def lay_out(model: PreTrainedModel, *, pack: bool | None = None, own: bool = Tru
 
 @contextmanager
 def laid_out(model: PreTrainedModel) -> Iterator[None]:
-    """Inside the block a model that is trained decodes as fast as one that was loaded; operators are compiled first."""
+    """Inside the block a model that is trained decodes as fast as one that was loaded; operators are compiled first.
+
+    Afterwards its layers are as before: weights not copied, and attention by whatever it was.
+    """
     if model.device.type == "cpu":
         compiled.prepare()
+    owned = attention.uses_own(model, 1)
     try:
         lay_out(model)
         yield
     finally:
         packed.unpack(model)
-        attention.leave_own(model)
+        if not owned:
+            attention.leave_own(model)

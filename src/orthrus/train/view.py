@@ -188,5 +188,8 @@ class ViewTask(AnsweredTask[ViewRecipe]):
 
 def recomputed(layers: Sequence[nn.Module]) -> AbstractContextManager[None]:
     """Let the forward passes in this block be computed again in the backward pass, layer by layer."""
-    again = partial(partial, checkpoint, use_reentrant=False, preserve_rng_state=False)
-    return replaced(layers, lambda layer: again(layer.forward))
+
+    def again(layer: nn.Module) -> partial[Any]:
+        return partial(checkpoint, layer.forward, use_reentrant=False, preserve_rng_state=False)
+
+    return replaced(layers, again)
