@@ -109,7 +109,7 @@ struct Tiles {
 
 // Sums of products of 16 rows with some blocks, [16, blocks * 16]; K is a multiple of 64.
 template <int BLOCKS>
-void tile_sums(const uint8_t* row, const int8_t* weight, int64_t K, int64_t next, int32_t* out) {
+void tile_sums(const uint8_t* row, const int8_t* weight, int64_t K, int32_t* out) {
   _tile_zero(0);
   _tile_zero(1);
   _tile_zero(2);
@@ -127,8 +127,8 @@ void tile_sums(const uint8_t* row, const int8_t* weight, int64_t K, int64_t next
       _tile_loadd(5, block + 3 * K * BLOCK, 64);
       _tile_dpbusd(3, 4, 5);
     }
-    for (int b = 0; b < BLOCKS; b++)
-      for (int i = 0; i < 16; i++) _mm_prefetch((const char*)block + (next + b) * K * BLOCK + i * 64, _MM_HINT_T0);
+    for (int b = 0; b < BLOCKS; b++)  // two tiles ahead of each
+      for (int i = 0; i < 16; i++) _mm_prefetch((const char*)block + b * K * BLOCK + 2048 + i * 64, _MM_HINT_T0);
   }
   _tile_stored(0, out, BLOCKS * 64);
   if constexpr (BLOCKS == 4) {
@@ -141,7 +141,7 @@ void tile_sums(const uint8_t* row, const int8_t* weight, int64_t K, int64_t next
 int64_t tile_rows() { return 0; }
 struct Tiles {};
 template <int BLOCKS>
-void tile_sums(const uint8_t*, const int8_t*, int64_t, int64_t, int32_t*) {}
+void tile_sums(const uint8_t*, const int8_t*, int64_t, int32_t*) {}
 #endif
 
 template <typename Type>
@@ -170,7 +170,7 @@ void multiply(const Type* input, const int8_t* weight, const int32_t* zero, cons
         const int8_t* from = weight + first * K;
         const uint8_t* those = row.data() + r0 * SPLIT * K;
         if (tile)
-          (some == WIDE ? tile_sums<WIDE> : tile_sums<1>)(those, from, K, r0 ? 0 : some, total);
+          (some == WIDE ? tile_sums<WIDE> : tile_sums<1>)(those, from, K, total);
         else
           (some == WIDE   ? sums_of<FEW, WIDE>
            : some == HALF ? sums_of<MOST, HALF>
