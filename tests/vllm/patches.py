@@ -3,7 +3,8 @@
 `expand` repairs a defect of the CPU build 0.32.0: values expanded from rows to drafts are written to a copy, so a
 sampled row with drafts reads an uninitialised temperature. `attention` compares every layer's draft attention with a
 float64 softmax over the cache, and writes to a file, for each pass, the lengths of its rows and, for each layer, the
-largest output and how far from float64 it lies, as vLLM computes it and as torch does in float32.
+largest output and how far from float64 it lies, as vLLM computes it and as torch does in float32. `drafts` writes to a
+file what stock drafters draft for the rows of each pass.
 """
 
 import json
@@ -21,6 +22,8 @@ def apply() -> None:
         when_imported("vllm.v1.sample.rejection_sampler", _expand)
     if "attention" in named:
         when_imported("orthrus.integrations.vllm.v1", lambda module: _attention(module, Path(named["attention"])))
+    if "drafts" in named:
+        when_imported("vllm.v1.spec_decode.llm_base_proposer", lambda module: _drafts(module, Path(named["drafts"])))
 
 
 def _expand(module: Any) -> None:
@@ -32,6 +35,18 @@ def _expand(module: Any) -> None:
         return torch.where(expanded == replace_from, replace_to, expanded) if replace_from != replace_to else expanded
 
     module.expand_batch_to_tokens = expand
+
+
+def _drafts(module: Any, notes: Path) -> None:
+    propose = module.SpecDecodeBaseProposer.propose
+
+    def noted(self: Any, *args: Any, **kwargs: Any) -> Any:
+        tokens = propose(self, *args, **kwargs)
+        with notes.open("a") as file:
+            file.write(json.dumps(tokens.tolist()) + "\n")
+        return tokens
+
+    module.SpecDecodeBaseProposer.propose = noted
 
 
 def _attention(module: Any, notes: Path) -> None:

@@ -2,11 +2,13 @@
 
 The request names the model, the engine's arguments and a list of calls; the result holds, for each call, the tokens of
 each answer, how many prompt tokens came from the prefix cache, what vLLM's own counters say of the drafts, how many
-blocks the cache has, how the model is compiled, and which classes serve.
+blocks the cache has, how the model is compiled, and which classes serve. Of a call with `"by_pass": true` it holds how
+many tokens each pass wrote for each text, the prompt's own pass first.
 """
 
 import json
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -21,25 +23,53 @@ def main(request_file: str, result_file: str) -> None:
     prompts: list[list[list[int]]] = []
     for call in request["calls"]:
         prompts.append(call.get("prompts") or continued(prompts, results, **call["continue"]))
-        results.append({**answer(llm, prompts[-1], call["sampling"]), **llm.collective_rpc(classes)[0]})
+        generate = by_pass if call.get("by_pass") else at_once
+        results.append({**answer(llm, prompts[-1], call["sampling"], generate), **llm.collective_rpc(classes)[0]})
     Path(result_file).write_text(json.dumps(results))
 
 
-def answer(llm: Any, prompts: list[list[int]], sampling: dict[str, Any]) -> dict[str, Any]:
+def answer(
+    llm: Any, prompts: list[list[int]], sampling: dict[str, Any], generate: Callable[..., dict[str, Any]]
+) -> dict[str, Any]:
     """Generate for token prompts; counters are those of this call alone."""
-    from vllm import SamplingParams
-
     before = counters(llm)
-    inputs = [{"prompt_token_ids": ids} for ids in prompts]
-    outputs = llm.generate(inputs, SamplingParams(detokenize=False, **sampling), use_tqdm=False)
+    answered = generate(llm, [{"prompt_token_ids": ids} for ids in prompts], {"detokenize": False, **sampling})
     after = counters(llm)
     return {
         "prompts": prompts,
-        "tokens": [[list(one.token_ids) for one in output.outputs] for output in outputs],
-        "cached": [output.num_cached_tokens for output in outputs],
+        **answered,
         "blocks": llm.llm_engine.vllm_config.cache_config.num_gpu_blocks,
         "compilation": llm.llm_engine.vllm_config.compilation_config.mode.name,
         **{name: subtract(after[name], before[name]) for name in after},
+    }
+
+
+def at_once(llm: Any, inputs: list[Any], sampling: dict[str, Any]) -> dict[str, Any]:
+    """Let vLLM answer all prompts."""
+    from vllm import SamplingParams
+
+    outputs = llm.generate(inputs, SamplingParams(**sampling), use_tqdm=False)
+    return {
+        "tokens": [[list(one.token_ids) for one in output.outputs] for output in outputs],
+        "cached": [output.num_cached_tokens for output in outputs],
+    }
+
+
+def by_pass(llm: Any, inputs: list[Any], sampling: dict[str, Any]) -> dict[str, Any]:
+    """The same, one answer to a prompt, with how many tokens each pass wrote for it."""
+    from vllm.sampling_params import RequestOutputKind
+
+    from vllm import SamplingParams
+
+    engine, written = llm.llm_engine, [[] for _ in inputs]
+    for index, given in enumerate(inputs):
+        engine.add_request(str(index), given, SamplingParams(output_kind=RequestOutputKind.DELTA, **sampling))
+    while engine.has_unfinished_requests():
+        for output in engine.step():
+            written[int(output.request_id)].append(list(output.outputs[0].token_ids))
+    return {
+        "tokens": [[[token for tokens in passes for token in tokens]] for passes in written],
+        "written": [[len(tokens) for tokens in passes if tokens] for passes in written],
     }
 
 
@@ -49,7 +79,9 @@ def classes(worker: Any) -> dict[str, Any]:
     found: dict[str, Any] = {"model_class": _name(runner.model)}
     if getattr(runner, "drafter", None) is not None:
         found["drafter_class"] = _name(runner.drafter)
-        found["drafter_weights"] = sum(weight.numel() for weight in runner.drafter.model.parameters())
+        if (model := getattr(runner.drafter, "model", None)) is not None:
+            found["draft_model_class"] = _name(model)
+            found["drafter_weights"] = sum(weight.numel() for weight in model.parameters())
     return found
 
 
