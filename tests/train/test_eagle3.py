@@ -4,11 +4,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 import torch
 from torch import Tensor
 
 from orthrus.checkpoints.drafters import load_drafter
 from orthrus.checkpoints.load import backbone_with_tokenizer
+from orthrus.errors import ConfigError
 from orthrus.model.attach import attach
 from orthrus.model.config import OrthrusConfig
 from orthrus.peers.eagle3_model import Eagle3
@@ -28,6 +30,12 @@ def eagle3_recipe(folder: Path, **sections: dict[str, Any]) -> Eagle3Recipe:
     recipe = recipe_from_mapping(tables)
     assert isinstance(recipe, Eagle3Recipe)
     return recipe
+
+
+@pytest.mark.parametrize("taps", [[0, 2, 1], [0, 1, 1]])
+def test_taps_that_vllm_would_read_in_another_order_are_refused(taps: list[int], tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"model\.taps must rise"):
+        eagle3_recipe(tmp_path, model={"taps": taps})
 
 
 def slow_step(drafter: Eagle3, tokens_E: Tensor, feature_S: list[Tensor], g_T: Tensor, t: int) -> Tensor:

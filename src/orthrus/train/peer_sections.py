@@ -24,6 +24,9 @@ class _PeerRecipe(AnsweredRecipe):
     def faults(self) -> Iterator[str]:
         if self.run.sharding != "none":
             yield f"run.sharding must be 'none' for a peer, found {self.run.sharding!r}: drop the key"
+        taps = getattr(self.model, "taps", None) or []
+        if taps != sorted(set(taps)):
+            yield f"model.taps must rise, since vLLM reads layers in that order, found {taps}: sort them"
 
 
 class Eagle3Model(AnsweredModel):
