@@ -106,9 +106,9 @@ def test_texts_are_plain_and_drafts_are_our_engines(
     record_property("counts", all_.to_dict())
     assert all_.texts == plain
     assert_adds_up(all_)
-    assert (sum(all_.accepted) > 0) == (make in (draft, view, ngram))  # the others are untrained
-    if make in (eagle3, dflash, jetspec):
-        assert one.passes == TOKENS - 1
+    if make in (draft, view, ngram):
+        assert sum(all_.accepted) > 0
+    else:  # untrained: next to nothing is kept
         theirs = [json.loads(line) for line in notes.read_text().splitlines()[: one.passes]]
         ours = our_drafts(model, entry, prompts[0])
         record_property("drafts", len(theirs))
@@ -126,7 +126,7 @@ def assert_adds_up(count: Count) -> None:
 
 
 def our_drafts(model: Any, entry: Entry, prompt: list[int]) -> list[list[int]]:
-    """What our engine drafts after each token of a text, none of which it keeps."""
+    """What our engine drafts for a text, cycle after cycle."""
     drafter: Drafter = load_drafter(f"{entry.method}:{entry.source}", model)
     propose, out = drafter.propose, []
 
