@@ -3,6 +3,7 @@
 import math
 import random
 from collections.abc import Callable, Mapping, Sequence
+from functools import cache
 
 from orthrus.policy.acceptance import RowOutcome, Source
 from orthrus.policy.lookup import Match
@@ -89,7 +90,7 @@ def by_rows(one: Callable[[int], float], more: Mapping[Kind, float] | None = Non
         draft = one(step.drafts + 1) if drew and not step.lookup else 0.0
         return beyond + draft + one(1 + (step.nodes or step.drafts))
 
-    return price
+    return cache(price)
 
 
 def measured(milliseconds: Mapping[int, float]) -> Price:
@@ -148,7 +149,7 @@ def geometric(rate: float, seed: int = 0) -> Accept:
         drawn.extend(rng.random() for _ in range(place + 64 - len(drawn)))
         return next((i for i, chance in enumerate(drawn[place : place + 63]) if chance >= rate), 63)
 
-    return accept
+    return cache(accept)
 
 
 def best(accept: Accept, price: Price, tokens: int) -> float:
