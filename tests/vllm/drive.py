@@ -61,9 +61,13 @@ def serve(
     calls: list[dict[str, Any]],
     *,
     patches: dict[str, str] | None = None,
+    processes: bool = True,
     timeout: int = 7000,
 ) -> list[dict[str, Any]]:
-    """Run calls in a fresh engine; `patches` names changes of `tests.vllm.patches` to its processes."""
+    """Run calls in a fresh engine; `patches` names changes of `tests.vllm.patches` to its processes.
+
+    Without `processes` it has just one, which starts sooner.
+    """
     with tempfile.TemporaryDirectory() as name:
         place = Path(name)
         request, result = place / "request.json", place / "result.json"
@@ -79,6 +83,7 @@ def serve(
             "VLLM_CPU_KVCACHE_SPACE": "1",
             "VLLM_CPU_OMP_THREADS_BIND": "nobind",
             "OMP_NUM_THREADS": "1",
+            "VLLM_ENABLE_V1_MULTIPROCESSING": str(int(processes)),
             "VLLM_ALLOW_INSECURE_SERIALIZATION": "1",  # so that workers can be asked what they hold
             "HF_HUB_OFFLINE": "1",
         }

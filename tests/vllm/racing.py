@@ -122,6 +122,6 @@ def run(
     """Answer suites of prompts greedily in a fresh engine; returns a count for each, and what serves."""
     sampling = {"temperature": 0.0, "max_tokens": tokens}
     calls = [{"prompts": prompts, "sampling": sampling, "by_pass": True} for prompts in suites]
-    found = serve(model, {**ENGINE, **entry.engine(model)}, calls, **more)
+    found = serve(model, {**ENGINE, **entry.engine(model)}, calls, processes=False, **more)
     names = ("model_class", "drafter_class", "draft_model_class")
     return [Count.of(call) for call in found], {name: found[0][name] for name in names if name in found[0]}

@@ -113,7 +113,7 @@ def test_texts_are_plain_and_drafts_are_our_engines(
         ours = our_drafts(model, entry, prompts[0])
         record_property("drafts", len(theirs))
         assert [drafts for (drafts,) in theirs] == ours[: one.passes]
-        assert len({tuple(drafts) for drafts in ours}) > TOKENS // 2
+        assert len({tuple(drafts) for drafts in ours}) > TOKENS // 5
 
 
 def assert_adds_up(count: Count) -> None:
