@@ -37,12 +37,12 @@ def test_the_view_is_small_and_has_a_card() -> None:
 def test_greedy_texts_equal_plain_decoding_and_hugging_faces(smollm2: tuple[Any, Any]) -> None:
     """Token for token, and in fewer passes than two thirds of the tokens."""
     model, tokenizer = smollm2
-    plain = orthrus.generate(model, tokenizer, CHATS, mode="ar", max_new_tokens=24)
-    drafted = orthrus.generate(model, tokenizer, CHATS, plan="full", max_new_tokens=24)
+    plain = orthrus.generate(model, tokenizer, CHATS, mode="ar", max_new_tokens=16)
+    drafted = orthrus.generate(model, tokenizer, CHATS, plan="full", max_new_tokens=16)
     assert [d.token_ids for d in drafted] == [p.token_ids for p in plain]
     assert Stats.total(d.stats for d in drafted).tokens_per_cycle > 2.3
     ids = tokenizer.apply_chat_template(CHATS[0], add_generation_prompt=True, return_tensors="pt", return_dict=False)
-    own = model.generate(ids, do_sample=False, max_new_tokens=24)[0, ids.shape[1] :].tolist()
+    own = model.generate(ids, do_sample=False, max_new_tokens=16)[0, ids.shape[1] :].tolist()
     assert own == list(plain[0].token_ids)
 
 
