@@ -159,6 +159,19 @@ def test_a_report_of_nothing_is_an_error(bench: Bench, tmp_path: Path) -> None:
     assert bench("report", tmp_path / "none.jsonl", "--json", "--markdown")[0] == 2
 
 
+def test_tables_wider_than_the_terminal_have_their_rows_as_columns(capsys: pytest.CaptureFixture[str]) -> None:
+    """No cell is cut: not of two rows that fit side by side, nor of those that take a table each."""
+    for length, tables in ((10, 1), (60, 2)):
+        rows = [
+            {"suite": f"set {row}", **{f"figure\n{n}": f"{row}{n}" * (length // 2) for n in range(9)}} for row in "ab"
+        ]
+        measuring.show([Grid.of("Wide", rows, labels=1)])
+        printed = capsys.readouterr().out
+        assert printed.count("Wide") == printed.count("figure 8") == tables
+        assert "…" not in printed
+        assert all(cell in printed for row in rows for cell in row.values())
+
+
 def test_tables_without_rows_are_not_printed(capsys: pytest.CaptureFixture[str]) -> None:
     grids = [Grid.of("None", [], labels=1), Grid.of("One", [{"a": "b"}], labels=1)]
     measuring.show(grids, markdown=True)

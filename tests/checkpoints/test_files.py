@@ -299,6 +299,9 @@ def test_missing_files_are_named(tmp_path: Path, characters: PreTrainedTokenizer
         orthrus.load(tmp_path / "a" / "config.json")
     with pytest.raises(CheckpointError, match=r"no model 'no/such': it is neither bundled \(smollm2, nano\) nor a dir"):
         orthrus.load("no/such")
+    for name in ("./such", str(tmp_path / "such"), "no/such/folder", tmp_path / "such"):  # the Hub is not asked
+        with pytest.raises(CheckpointError, match=r"no model '.*such.*': a model is a directory, found none"):
+            orthrus.load(name)
 
 
 @pytest.mark.parametrize("family", ["qwen3", "llama", "gemma2"])
@@ -314,7 +317,7 @@ def test_unusable_places_are_refused(tmp_path: Path) -> None:
     """An unknown dtype, device or format is told before anything is read or written."""
     with pytest.raises(ConfigError, match=r"dtype must be one of float32, .*, int4 or auto, found 'int3'"):
         orthrus.load(tmp_path, dtype="int3")
-    with pytest.raises(ConfigError, match="device 'abacus' cannot be used here"):
+    with pytest.raises(ConfigError, match=r"device 'abacus' cannot be used here: .*; take cpu"):
         orthrus.load(tmp_path, device="abacus")
     with pytest.raises(ConfigError, match="format must be 'adapter' or 'official', found 'zip'"):
         orthrus.save(trained(), tmp_path / "out", format="zip")  # type: ignore[arg-type]

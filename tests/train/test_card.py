@@ -44,6 +44,13 @@ def test_the_card_says_what_ran_where_and_how_it_ended(output: Path) -> None:
     assert (output / "curves.png").read_bytes().startswith(b"\x89PNG")
 
 
+def test_a_call_after_the_end_is_no_piece_of_the_run(output: Path) -> None:
+    """The finished run is found, and its card stays true."""
+    recipe = tiny_recipe(output, run={"trackers": ["tensorboard"]}, schedule={"steps": 4})
+    assert train(BackboneTask(recipe), recipe).before == 4
+    assert "| Steps | 4 of 4, in 1 piece |" in (output / "RUN.md").read_text()
+
+
 def test_minutes_are_those_of_all_steps() -> None:
     """Each report's mean stands for the steps since the one before, whatever their number."""
     lines = [

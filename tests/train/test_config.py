@@ -11,7 +11,7 @@ from orthrus.train.config import changed_keys, load_recipe
 from orthrus.train.sections import BackboneRecipe, ViewRecipe
 from orthrus.train.sources import JsonlSource, SyntheticSource
 from orthrus.train.sweep import load_sweep, runs_of
-from tests.train.tiny import tiny_recipe
+from tests.train.tiny import tiny_recipe, view_recipe
 
 RECIPES = Path(__file__).parents[2] / "recipes"
 NANO = RECIPES / "nano/01-backbone-start.toml"
@@ -97,8 +97,8 @@ def test_an_integer_is_a_good_float() -> None:
         ("optimizer.lr=0", "optimizer.lr: Input should be greater than 0; found 0"),
         ("optimizer.lr=inf", "optimizer.lr: Input should be a finite number"),
         ("optimizer.name=sgd", "optimizer.name: Input should be 'muon+adamw' or 'adamw'; found 'sgd'"),
-        ("optimizer.name=adamw", "optimizer: Value error, muon_lr is required with name = 'muon+adamw'"),
-        ("run.batch_rows=3", "batch_rows (3) must be a multiple of grad_accumulation (2)"),
+        ("optimizer.name=adamw", "optimizer: muon_lr is required with name = 'muon+adamw'"),
+        ("run.batch_rows=3", "  run: batch_rows (3) must be a multiple of grad_accumulation (2)"),
         ("data.row_tokens=9000", "data.row_tokens must be at most model.max_position_embeddings (8192), found 9000"),
         (
             "kind=sideways",
@@ -146,6 +146,13 @@ def test_held_out_sets_of_one_name_are_refused(
     with pytest.raises(ConfigError, match=rf"data: .* must have different names, found {words}"):
         tiny_recipe(Path("run"), data={"sources": [first, second]})
     assert tiny_recipe(Path("run"), data={"sources": [first, second | {"heldout": 0}]})
+
+
+def test_blocks_that_are_never_decoded_are_refused() -> None:
+    """A view decodes blocks of `model.block_size` at most."""
+    words = r"block_lengths must be at most model\.block_size \(6\), found \[6, 8\]"
+    with pytest.raises(ConfigError, match=words):
+        view_recipe(Path("model"), Path("run"), objective={"block_lengths": [6, 8]})
 
 
 def test_all_faults_are_named_at_once() -> None:

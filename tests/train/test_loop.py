@@ -267,6 +267,20 @@ def test_a_damaged_checkpoint_is_refused_and_kept(prepared: Path, whole: tuple[P
     assert_bitwise_equal(weights, whole[1])
 
 
+def test_a_checkpoint_that_torch_cannot_write_says_what_to_do(prepared: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Torch tells of a full disk in words of its own file format."""
+
+    def full(*_: object) -> None:
+        raise RuntimeError("unexpected pos 220032 vs 219984")
+
+    monkeypatch.setattr(torch, "save", full)
+    with pytest.raises(
+        CheckpointError, match=r"step-\d+ cannot be written whole \(unexpected pos .*\): make room; the"
+    ):
+        run(tiny_recipe(prepared))
+    assert checkpoint_paths(prepared / "checkpoints") == []
+
+
 def test_half_written_checkpoints_are_passed_over(prepared: Path, whole: tuple[Path, dict[str, Tensor]]) -> None:
     shutil.copytree(whole[0] / "checkpoints", prepared / "checkpoints")
     (prepared / "checkpoints" / "step-00000009.tmp").mkdir()

@@ -151,7 +151,7 @@ def test_sharding_divides_all_but_the_head(tmp_path: Path) -> None:
 def test_the_command_prints_a_table_or_json_and_trains_nothing(
     capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
-    """No output folder appears; JSON is one object; --json without --plan is refused."""
+    """No output folder appears; JSON is one object; --json and --devices without --plan are refused."""
     arguments = ["train", str(ROOT / "recipes" / "nano" / "11-view-last.toml"), "--set", "model.backbone=nano"]
     arguments += ["--set", f"run.output={tmp_path / 'run'}"]
     assert main([*arguments, "--plan"]) == 0
@@ -159,7 +159,8 @@ def test_the_command_prints_a_table_or_json_and_trains_nothing(
     assert main([*arguments, "--plan", "--json", "--devices", "2"]) == 0
     printed = json.loads(capsys.readouterr().out)
     assert (printed["devices"], printed["trainable"]) == (2, 1_442_560)
-    assert main([*arguments, "--json"]) == 2
+    assert main([*arguments, "--json"]) == main([*arguments, "--devices", "1"]) == 2
+    assert "--devices is about a plan: give --plan too" in capsys.readouterr().err
     assert not (tmp_path / "run").exists()
 
 

@@ -26,10 +26,12 @@ from orthrus.data.responses import LOOP_PERIOD, Answering, Prompt, answer, befor
 from orthrus.errors import ConfigError, DataError
 from orthrus.kernels import packed
 from orthrus.train import ranks, start
+from orthrus.train.corpus import over_and_over
 from orthrus.train.drafting import drafting
 from orthrus.train.prepare import Prepared, prepare, train_prompts
 from orthrus.train.ranks import Ranks
 from orthrus.train.sections import ViewRecipe
+from orthrus.train.sources import JsonlSource
 from orthrus.train.start import load_backbone
 from tests.families import perturb
 from tests.train.ranks_of import in_processes
@@ -638,3 +640,12 @@ def test_token_ids_are_kept_as_int32(
     """Rows are what training maps into memory."""
     rows = made(recipe_of(backbone, tmp_path / "run", dataset, answers={"by": "given"}), tokenizer).rows
     assert (rows.token_ids.dtype, rows.answer.dtype) == (np.int32, np.bool_)
+
+
+def test_a_source_that_is_held_out_whole_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "few.jsonl").write_text('{"text": "one"}\n{"text": "two"}\n')
+    source = JsonlSource(kind="jsonl", path=str(tmp_path / "few.jsonl"), weight=1.0, heldout=2)
+    with pytest.raises(
+        DataError, match=r"few: more documents than `heldout` \(2\) are required to train on, found no more"
+    ):
+        next(over_and_over(source, seed=0))

@@ -1,13 +1,15 @@
 """One shape of tables, for the terminal and for markdown, and figures as text."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
+from rich.console import Console
 from rich.table import Table
 
 from orthrus.bench.metrics import Estimate
 
+_UNBOUNDED: Final = 10_000
 NONE: Final = "–"
 """What stands where there is no figure."""
 
@@ -26,6 +28,26 @@ class Grid:
         """Make a table of rows that name their columns, all of them the same."""
         header = list(rows[0]) if rows else []
         return cls(title=title, header=header, rows=[list(row.values()) for row in rows], labels=labels)
+
+    @property
+    def width(self) -> int:
+        """Columns of a terminal that the table takes when no cell is broken."""
+        return Console(width=_UNBOUNDED).measure(self.to_rich()).maximum
+
+    def within(self, width: int) -> Iterator["Grid"]:
+        """Yield this table, or where it is wider its rows as columns, in as many tables as it takes."""
+        if self.width <= width:
+            yield self
+            return
+        rows = self.rows
+        while rows:
+            count = next((n for n in range(len(rows), 1, -1) if self._turned(rows[:n]).width <= width), 1)
+            yield self._turned(rows[:count])
+            rows = rows[count:]
+
+    def _turned(self, rows: Sequence[Sequence[str]]) -> "Grid":
+        header, *lines = ([name.replace("\n", " "), *cells] for name, *cells in zip(self.header, *rows, strict=True))
+        return Grid(title=self.title, header=header, rows=lines, labels=1)
 
     def to_rich(self) -> Table:
         table = Table(title=self.title, title_justify="left")

@@ -180,8 +180,10 @@ def locate(name: str | Path, revision: str | None = None) -> Path:
         return path
     if path.exists():
         raise CheckpointError(f"a model is a directory, found the file {path}")
+    if isinstance(name, Path) or name.startswith((".", "/", "~")) or name.count("/") > 1:  # no id of the Hub
+        raise CheckpointError(f"no model {str(name)!r}: a model is a directory, found none there")
     try:
-        return Path(snapshot_download(str(name), revision=revision))
+        return Path(snapshot_download(name, revision=revision))
     except (HFValidationError, RepositoryNotFoundError, LocalEntryNotFoundError, HfHubHTTPError, OSError) as error:
         raise CheckpointError(
             f"no model {str(name)!r}: it is neither bundled ({', '.join(BUNDLED)}) nor a directory, and the Hub "
@@ -197,7 +199,11 @@ def device_of(device: str | torch.device | None) -> torch.device:
         settled = torch.device(device)
         torch.empty(0, device=settled)
     except (RuntimeError, AssertionError) as error:
-        raise ConfigError(f"device {str(device)!r} cannot be used here: {str(error).splitlines()[0]}") from error
+        here = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+        raise ConfigError(
+            f"device {str(device)!r} cannot be used here: {str(error).splitlines()[0]}; "
+            f"take {'cpu' if here is None else f'cpu or {here.type}'}"
+        ) from error
     return settled
 
 

@@ -73,12 +73,13 @@ def numbers(given: list[str], name: str, of: type[N], *, words: Mapping[str, N] 
 
 
 def show(grids: "Iterable[Grid]", *, markdown: bool = False) -> None:
-    """Print tables, but for those without rows."""
+    """Print tables, but for those without rows. What is wider than the terminal has its rows as columns."""
     for grid in (each for each in grids if each.rows):
         if markdown:
             say(grid.to_markdown() + "\n")
         else:
-            out().print(grid.to_rich())
+            for part in grid.within(out().width):
+                out().print(part.to_rich())
 
 
 def name_files(paths: Iterable[Path]) -> None:

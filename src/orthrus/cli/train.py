@@ -22,7 +22,9 @@ Set = Annotated[
 Resume = Annotated[bool, typer.Option("--resume/--no-resume", help="Continue where an earlier run of it stopped.")]
 
 Planned = Annotated[bool, typer.Option("--plan", help="Say what it takes and do nothing; reads no weights.")]
-Devices = Annotated[int, typer.Option(min=1, help="With --plan: how many equal devices share a step.")]
+Devices = Annotated[
+    int | None, typer.Option(min=1, help="With --plan: how many equal devices share a step; one unless given.")
+]
 
 
 def train(
@@ -30,7 +32,7 @@ def train(
     overrides: Set = None,
     resume: Resume = True,
     planned: Planned = False,
-    devices: Devices = 1,
+    devices: Devices = None,
     as_json: Json = False,
 ) -> None:
     """Train by a recipe; exit code 3 when stopped before its end (run it again to continue)."""
@@ -41,10 +43,12 @@ def train(
         from orthrus.train.work import answers_of
 
         wanted = load_recipe(recipe, overrides or [])
-        show(plan(wanted, devices=devices, answers=answers_of(wanted)), as_json=as_json)
+        show(plan(wanted, devices=devices or 1, answers=answers_of(wanted)), as_json=as_json)
         return
     if as_json:
         raise ConfigError("--json prints a plan: give --plan too, or read log.jsonl of the run")
+    if devices is not None:
+        raise ConfigError("--devices is about a plan: give --plan too, or start so many processes with torchrun")
     from orthrus.train.run import run
 
     checked = load_recipe(recipe, overrides or [])

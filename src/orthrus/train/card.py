@@ -36,6 +36,7 @@ def computing_minutes(lines: Sequence[Line]) -> float:
 
 def _card(recipe: Recipe, lines: Sequence[Line], picture: Path | None) -> str:
     starts = [line for line in lines if line["event"] == "start"]
+    starts = [line for line in starts if line["step"] < recipe.schedule.steps] or starts  # later calls do nothing
     about = starts[-1]["provenance"]
     steps = max((line["step"] for line in lines if line["event"] == "step"), default=0)
     tokens = steps * recipe.run.batch_rows * recipe.data.row_tokens

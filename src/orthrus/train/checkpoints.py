@@ -58,7 +58,8 @@ def save_checkpoint(folder: Path, checkpoint: Checkpoint, recipe: Recipe) -> Pat
             (temporary / "recipe.json").write_text(recipe.model_dump_json(indent=2) + "\n", encoding="utf-8")
     except (WriteError, RuntimeError) as error:  # torch tells of some failed writes by a RuntimeError
         raise CheckpointError(
-            f"{target}: {error}; the checkpoints before it are whole, and the same command goes on from there"
+            f"{target} cannot be written whole ({error}): make room; the checkpoints before it are whole, and "
+            "the same command goes on from the last of them"
         ) from error
     for old in checkpoint_paths(folder)[:-KEEP]:
         shutil.rmtree(old)

@@ -131,6 +131,8 @@ def _explain(fault: ErrorDetails, raw: Mapping[str, Any], recipe_class: type[Rec
         return f"{key}: unknown key; the nearest valid key is {nearest}"
     if fault["type"] == "missing":
         return f"{key}: required, but not given"
+    if fault["type"] == "value_error":  # of a section's own: it says what it found
+        return f"{key}: {fault['msg'].removeprefix('Value error, ')}"
     value = fault["input"] if isinstance(fault["input"], str | int | float | bool | list) else "a table"
     return f"{key}: {fault['msg']}; found {value!r} ({type(fault['input']).__name__})"
 

@@ -127,4 +127,7 @@ def over_and_over(source: Source, *, seed: int) -> Iterator[tuple[Document, int]
         for number, document in enumerate(train_documents(source, seed=seed)):
             yield document, number + again
         if number < 0:
-            raise DataError(f"{source_name(source)}: no document is left to train on; lower `heldout` or drop it")
+            raise DataError(
+                f"{source_name(source)}: more documents than `heldout` ({source.heldout}) are required to train on, "
+                "found no more; lower `heldout`, or add documents"
+            )

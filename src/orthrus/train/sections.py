@@ -309,6 +309,11 @@ class ViewRecipe(AnsweredRecipe):
 
     def faults(self) -> Iterator[str]:
         goal = self.objective
+        if max(goal.block_lengths) > self.model.block_size:
+            yield (
+                f"objective.block_lengths must be at most model.block_size ({self.model.block_size}), found "
+                f"{goal.block_lengths}: no longer block is ever decoded"
+            )
         if self.model.anchor == "backbone" and (goal.blind_anchor_share or goal.shown_share):
             yield (
                 "blind_anchor_share and shown_share must be 0 with model.anchor = 'backbone', found "
