@@ -7,8 +7,8 @@ import pytest
 
 from orthrus.errors import ConfigError
 from orthrus.kernels import native
-from orthrus.train.config import changed_keys, load_recipe
-from orthrus.train.sections import BackboneRecipe, ViewRecipe
+from orthrus.train.config import KINDS, changed_keys, load_recipe, recipe_from_mapping
+from orthrus.train.sections import BackboneRecipe
 from orthrus.train.sources import JsonlSource, SyntheticSource
 from orthrus.train.sweep import load_sweep, runs_of
 from tests.train.tiny import tiny_recipe, view_recipe
@@ -24,12 +24,19 @@ def refusal(*overrides: str) -> str:
     return str(caught.value)
 
 
-SWEEPS = set(RECIPES.glob("*.sweep.toml"))
+SWEEPS = set(RECIPES.rglob("*.sweep.toml"))
 
 
-@pytest.mark.parametrize("path", sorted(set(RECIPES.glob("*.toml")) - SWEEPS), ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", sorted(set(RECIPES.rglob("*.toml")) - SWEEPS), ids=lambda path: path.stem)
 def test_committed_recipes_load(path: Path) -> None:
-    assert isinstance(load_recipe(path), BackboneRecipe | ViewRecipe)
+    assert load_recipe(path).kind in KINDS
+
+
+def test_sizes_of_corpora_are_asked_of_backbones_alone(tmp_path: Path) -> None:
+    tables = view_recipe(tmp_path, tmp_path).model_dump(mode="json", exclude_none=True)
+    tables["data"]["tokens"] = 1000
+    with pytest.raises(ConfigError, match=r"data\.tokens: unknown key"):
+        recipe_from_mapping(tables)
 
 
 @pytest.mark.parametrize("path", sorted(SWEEPS), ids=lambda path: path.stem)

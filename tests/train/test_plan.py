@@ -84,6 +84,7 @@ def test_nanos_steps_took_what_the_plan_says(name: str) -> None:
     tables = start["recipe"]
     if tables["kind"] == "view":
         tables = {**tables, "model": {**tables["model"], "backbone": "nano"}}
+        tables["data"].pop("tokens", None)  # asked of every recipe then
     took = statistics.median(line["step_seconds"] for line in lines if line["event"] == "step")
     devices = start["provenance"].get("processes", 1) * start["provenance"]["threads"]
     planned = plan(recipe_from_mapping(tables), devices=devices).seconds[THREAD]

@@ -85,7 +85,6 @@ def view_recipe(backbone: Path, output: Path, **sections: dict[str, Any]) -> Vie
         "kind": "view",
         "model": {"backbone": str(backbone), "block_size": 6},
         "data": {
-            "tokens": 1000,
             "row_tokens": 200,
             "sources": [{"kind": "synthetic", "domain": "json", "weight": 1.0, "heldout": 2}],
         },

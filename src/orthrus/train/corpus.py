@@ -12,7 +12,15 @@ from orthrus.data.documents import Document, dataset_documents, jsonl_documents,
 from orthrus.data.packing import EncodedDocument, PackedRows, encode_documents, load_rows, pack, save_rows
 from orthrus.errors import DataError
 from orthrus.train.sections import Recipe
-from orthrus.train.sources import DataSection, DatasetSource, JsonlSource, Source, SyntheticSource, source_name
+from orthrus.train.sources import (
+    CorpusSection,
+    DataSection,
+    DatasetSource,
+    JsonlSource,
+    Source,
+    SyntheticSource,
+    source_name,
+)
 
 
 def train_documents(source: Source, *, seed: int) -> Iterator[Document]:
@@ -65,7 +73,7 @@ def data_folder(recipe: Recipe) -> Path:
     return Path(recipe.run.output) / "data" if recipe.data.folder is None else Path(recipe.data.folder)
 
 
-def training_rows(data: DataSection, tokenizer: PreTrainedTokenizerFast, folder: Path) -> PackedRows:
+def training_rows(data: CorpusSection, tokenizer: PreTrainedTokenizerFast, folder: Path) -> PackedRows:
     """The packed corpus of a recipe, from `folder/train` if it is there, else made and kept there."""
     return _rows(folder / "train", data, tokenizer, _train_encoded(data, tokenizer))
 
@@ -94,7 +102,7 @@ def _rows(
     return load_rows(path, tokenizer=tokenizer, about=about)
 
 
-def _train_encoded(data: DataSection, tokenizer: PreTrainedTokenizerFast) -> Iterator[EncodedDocument]:
+def _train_encoded(data: CorpusSection, tokenizer: PreTrainedTokenizerFast) -> Iterator[EncodedDocument]:
     whole = sum(source.weight for source in data.sources)
     encoded: list[EncodedDocument] = []
     for source in data.sources:
@@ -104,7 +112,7 @@ def _train_encoded(data: DataSection, tokenizer: PreTrainedTokenizerFast) -> Ite
 
 
 def _share(
-    source: Source, data: DataSection, tokenizer: PreTrainedTokenizerFast, *, tokens: int
+    source: Source, data: CorpusSection, tokenizer: PreTrainedTokenizerFast, *, tokens: int
 ) -> list[EncodedDocument]:
     """Documents of one source until its share of tokens is full; the source starts over when it ends."""
     share: list[EncodedDocument] = []

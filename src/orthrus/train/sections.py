@@ -9,7 +9,7 @@ from typing import Annotated, Final, Literal
 from pydantic import Field
 
 from orthrus.model.config import Anchor, BlockAttention
-from orthrus.train.sources import DataSection, Positive, Section
+from orthrus.train.sources import CorpusSection, DataSection, Positive, Section
 
 Share = Annotated[float, Field(ge=0, le=1)]
 LossName = Literal["kl", "cross_entropy", "tv", "lk"]
@@ -270,7 +270,7 @@ class BackboneRecipe(Section):
     kind: Literal["backbone"]
     model: BackboneModel
     tokenizer: TokenizerSection = TokenizerSection()
-    data: DataSection
+    data: CorpusSection
     objective: BackboneObjective = BackboneObjective()
     optimizer: OptimizerSection
     schedule: ScheduleSection

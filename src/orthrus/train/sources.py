@@ -90,10 +90,9 @@ def source_name(source: Source) -> str:
 
 
 class DataSection(Section):
-    """Which documents, in which proportions of tokens, packed into rows of which length."""
+    """Which documents, in which proportions, packed into rows of which length."""
 
     sources: Annotated[list[Source], Field(min_length=1)]
-    tokens: Positive = Field(description="size of the packed corpus, shared out by the sources' weights")
     row_tokens: Positive
     seed: int = 0
     folder: str | None = Field(default=None, description="where rows are kept; run.output/data unless recipes share it")
@@ -110,6 +109,12 @@ class DataSection(Section):
                 )
             if source.heldout:
                 seen[name] = number
+
+
+class CorpusSection(DataSection):
+    """Documents that are trained on as they are."""
+
+    tokens: Positive = Field(description="size of the packed corpus, shared out by the sources' weights")
 
 
 def _origin(source: Source) -> str:
