@@ -136,6 +136,7 @@ def test_wrong_addresses_are_refused_in_the_same_form(server: Running, path: str
     answer = server.raw().get(path)
     assert answer.status_code == status
     assert set(answer.json()["error"]) == {"message", "type", "param", "code"}
+    assert ("/v1/chat/completions" in answer.json()["error"]["message"]) == (status == 404)
 
 
 def test_nothing_else_is_disturbed(server: Running) -> None:

@@ -50,7 +50,10 @@ def create_app(
     if origins:
         app.add_middleware(CORSMiddleware, allow_origins=list(origins), allow_methods=["*"], allow_headers=["*"])
 
-    async def say_no(_: Http, error: Exception) -> Response:
+    async def say_no(http: Http, error: Exception) -> Response:
+        if isinstance(error, HTTPException) and error.status_code == 404:
+            paths = ", ".join(sorted({str(getattr(route, "path", "")) for route in app.routes}))
+            error = Refused(f"a path of this server is required, found {http.url.path}: it has {paths}", status=404)
         return _logged(error).response()
 
     for kind in (RequestValidationError, HTTPException, OrthrusError, Exception):
