@@ -8,6 +8,7 @@ import pytest
 from orthrus.errors import ConfigError
 from orthrus.kernels import native
 from orthrus.train.config import KINDS, changed_keys, load_recipe, recipe_from_mapping
+from orthrus.train.corpus import data_folder
 from orthrus.train.sections import BackboneRecipe
 from orthrus.train.sources import JsonlSource, SyntheticSource
 from orthrus.train.sweep import load_sweep, runs_of
@@ -218,3 +219,13 @@ def test_changed_keys_are_dotted_and_complete() -> None:
 def test_sources_are_told_apart_by_kind() -> None:
     recipe = load_recipe(NANO)
     assert {type(source) for source in recipe.data.sources} == {SyntheticSource, JsonlSource}
+
+
+@pytest.mark.parametrize("key", ["run.output", "data.folder"])
+def test_a_file_in_place_of_a_folder_is_named(tmp_path: Path, key: str) -> None:
+    file = tmp_path / "file"
+    file.touch()
+    recipe = load_recipe(NANO, [f"{key}={file}"])
+    with pytest.raises(ConfigError, match=rf"{key} must be a folder, found the file {file}"):
+        data_folder(recipe)
+    assert file.is_file()

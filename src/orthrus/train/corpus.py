@@ -10,7 +10,7 @@ from transformers import PreTrainedTokenizerFast
 
 from orthrus.data.documents import Document, dataset_documents, jsonl_documents, synthetic_documents
 from orthrus.data.packing import EncodedDocument, PackedRows, encode_documents, load_rows, pack, save_rows
-from orthrus.errors import DataError
+from orthrus.errors import ConfigError, DataError
 from orthrus.train.sections import Recipe
 from orthrus.train.sources import (
     CorpusSection,
@@ -70,6 +70,10 @@ def corpus_about(data: DataSection) -> dict[str, Any]:
 
 
 def data_folder(recipe: Recipe) -> Path:
+    """Where a recipe's rows are kept. Raises ConfigError: a file stands where it asks for a folder."""
+    for key, folder in (("run.output", recipe.run.output), ("data.folder", recipe.data.folder)):
+        if folder is not None and Path(folder).is_file():
+            raise ConfigError(f"{key} must be a folder, found the file {folder}: name another")
     return Path(recipe.run.output) / "data" if recipe.data.folder is None else Path(recipe.data.folder)
 
 
