@@ -581,7 +581,6 @@ def written_recipe(path: Path, backbone: Path, dataset: Path, *, by: str = "give
         schedule = {{ steps = 2 }}
         run = {{ output = "{path.parent / "run"}", batch_rows = 1, device = "{device}" }}
         [data]
-        tokens = 1000
         row_tokens = 128
         [[data.sources]]
         kind = "dataset"
