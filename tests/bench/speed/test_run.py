@@ -212,6 +212,11 @@ def test_jobs_that_make_no_sense_are_refused(field: str, value: object) -> None:
         Job(**{"model": "m", "suites": ("s",), "contenders": contenders(["ar"]), field: value})
 
 
+def test_who_can_run_no_batch_asked_for_is_named() -> None:
+    with pytest.raises(ConfigError, match=r"hf-lookup takes one prompt at a time.*found \[8\]"):
+        Job(model="m", suites=("s",), contenders=contenders(["ar", "hf-lookup"]), batches=(8,))
+
+
 def test_a_batch_that_nobody_can_run_is_refused() -> None:
     with pytest.raises(ConfigError, match="hf-lookup"):
         Job(model="m", suites=("s",), contenders=contenders(["hf-lookup"]), batches=(2,))

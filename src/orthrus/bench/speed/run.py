@@ -61,6 +61,11 @@ class Job(session.Job):
         for batch in self.batches:
             if not self.contenders_at(batch):
                 raise ConfigError(f"none of the modes asked for can run batches of {batch}: {', '.join(ALONE)} take 1")
+        if left := [c.mode for c in self.contenders if not any(fits(c, batch) for batch in self.batches)]:
+            raise ConfigError(
+                f"{left[0]} takes one prompt at a time, so batches of 1 are required, found {list(self.batches)}: "
+                "add 1, or leave it out"
+            )
         strangers = sorted({c.mode for c in self.contenders if c.mode not in OWN})
         if self.prices is not None and strangers:
             raise ConfigError(f"prices are of our own passes, so modes must be {' and '.join(OWN)}, found {strangers}")
