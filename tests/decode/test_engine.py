@@ -416,7 +416,7 @@ def test_no_other_plan_drafts_while_it_reads(monkeypatch: pytest.MonkeyPatch) ->
 
         monkeypatch.setattr(engine.passes, "prefill", spy)
         decode(engine, PROMPTS[2:3], Options(max_new_tokens=5))
-        assert asked == [{"chunk": CHUNK["cpu"], "anchors": PROMPTS[2][-1:], "drafts": 0}]
+        assert asked == [{"chunk": CHUNK, "anchors": PROMPTS[2][-1:], "drafts": 0}]
 
 
 # ---------------------------------------------------------------- what is read again

@@ -47,7 +47,7 @@ def test_every_second_of_a_step_belongs_to_a_phase(backbone: Path, tmp_path: Pat
     recipe = view_recipe(backbone, tmp_path / "run", run={"grad_accumulation": parts})
     ticks, done = itertools.count(), itertools.count()
     cost = measure(recipe, steps=2, warmup=1, clock=lambda: float(next(ticks)), on_step=lambda: next(done) and None)
-    each = {"teacher": parts, "block": parts, "loss": parts, "backward": parts + 1, "optimizer": 1}
+    each = {"frozen": parts, "block": parts, "loss": parts, "backward": parts + 1, "optimizer": 1}
     assert cost.phases_seconds == [each, each]
     assert cost.to_dict()["steps_seconds"] == [4 * parts + 2] * 2
     assert cost.rates == [2 * SIDE**3] * 2

@@ -5,6 +5,7 @@ import os
 import random
 import re
 import threading
+import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -566,7 +567,13 @@ def test_a_chat_that_comes_again_answers_at_another_turn(
     (tmp_path / "chats.jsonl").write_text("".join(json.dumps(chat) + "\n" for chat in said))
     source = {"kind": "jsonl", "path": str(tmp_path / "chats.jsonl"), "weight": 1.0}
     recipe = recipe_of(backbone, tmp_path / "run", data={"sources": [source]}, responses={"prompts": 8})
-    assert len({tuple(prompt.token_ids) for prompt in train_prompts(recipe, tokenizer)}) == 8
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        prompts = train_prompts(recipe, tokenizer)
+    assert len({tuple(prompt.token_ids) for prompt in prompts}) == 8
+    more = recipe_of(backbone, tmp_path / "run", data={"sources": [source]}, responses={"prompts": 12})
+    with pytest.warns(UserWarning, match="asks for 12 prompts, the sources hold 8 different ones"):
+        assert len(train_prompts(more, tokenizer)) == 12
 
 
 def written_recipe(path: Path, backbone: Path, dataset: Path, *, by: str = "given", device: str = "cpu") -> Path:

@@ -14,11 +14,11 @@ from orthrus.decode.rows import Rows
 from orthrus.errors import CacheFull, PromptError
 from orthrus.policy.policy import Policy
 
-CHUNK: Final = {"cpu": 1024, "cuda": 2048}
-"""Prompt positions per pass by kind of device, where nothing else is asked for."""
+CHUNK: Final = 2048
+"""Prompt positions per pass, where nothing else is asked for."""
 
 SLICE: Final = {"cpu": 128, "cuda": 512}
-"""Prompt positions per step while other rows decode, likewise."""
+"""Prompt positions per step while other rows decode, by kind of device, likewise."""
 
 
 def limit_of(
@@ -66,7 +66,7 @@ class Reader:
         device = rows.cache.device.type
         self.rows = rows
         self.passes = passes
-        self.chunk = chunk or CHUNK.get(device, CHUNK["cpu"])
+        self.chunk = chunk or CHUNK
         self.most = most or SLICE.get(device, SLICE["cpu"])
         self.policy = policy
 

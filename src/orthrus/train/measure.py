@@ -28,10 +28,10 @@ from orthrus.train.view import ViewTask
 
 Clock: TypeAlias = Callable[[], float]
 
-PHASES: Final = ("teacher", "block", "loss", "backward", "optimizer")
+PHASES: Final = ("frozen", "block", "loss", "backward", "optimizer")
 """A step's phases in their order: the frozen pass (with drawing anchors), the block pass, logits and loss, the backward
 pass (with clipping), the optimizers."""
-_PHASE_OF_VIEW: Final = {"ar": "teacher", "diffusion": "block"}
+_PHASE_OF_VIEW: Final = {"ar": "frozen", "diffusion": "block"}
 _SIDE: Final = {"cpu": 2048, "cuda": 8192}  # rows and columns of the product that gives the rate
 
 

@@ -3,6 +3,7 @@
 import hashlib
 import itertools
 import random
+import warnings
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -72,7 +73,10 @@ def prepare(
 
 
 def train_prompts(recipe: AnsweredRecipe, tokenizer: PreTrainedTokenizerFast) -> list[Prompt]:
-    """Take prompts from each source by its weight, `responses.prompts` in all; sources start over at their end."""
+    """Take prompts from each source by its weight, `responses.prompts` in all; sources start over at their end.
+
+    Warns where some are the same.
+    """
     data = recipe.data
     whole = sum(source.weight for source in data.sources)
     documents = (
@@ -80,6 +84,12 @@ def train_prompts(recipe: AnsweredRecipe, tokenizer: PreTrainedTokenizerFast) ->
         for source in data.sources
     )
     prompts = _prompts(recipe, tokenizer, itertools.chain.from_iterable(documents))
+    if (distinct := len({tuple(prompt.token_ids) for prompt in prompts})) < len(prompts):
+        warnings.warn(
+            f"responses.prompts asks for {len(prompts)} prompts, the sources hold {distinct} different ones: the "
+            "rest repeat them; lower it, or add documents",
+            stacklevel=2,
+        )
     random.Random(data.seed).shuffle(prompts)
     return prompts
 

@@ -211,9 +211,9 @@ def _read(passes: Passes, rows: slice, context: int, width: int, backbone: PreTr
         backbone(input_ids=token_BT, logits_to_keep=1).logits.argmax(-1).tolist()
         return
     passes.cache.set_lengths_of(rows, [0] * batch)
-    pending, chunk = [[1] * (context - 1)] * batch, prompts.CHUNK.get(device.type, prompts.CHUNK["cpu"])
+    pending = [[1] * (context - 1)] * batch
     drafts = 0 if passes.runner.compiled else max(width - 2, 0)
-    made = passes.prefill(rows, pending, chunk=chunk, anchors=[1] * batch, drafts=drafts)
+    made = passes.prefill(rows, pending, chunk=prompts.CHUNK, anchors=[1] * batch, drafts=drafts)
     assert made is not None
     assert made.first_B1V is not None
     made.first_B1V.argmax(-1).tolist()
