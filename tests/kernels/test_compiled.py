@@ -377,7 +377,7 @@ def test_a_compiler_that_is_stopped_leaves_nothing(folder: Path, monkeypatch: py
 
 
 @pytest.mark.parametrize(
-    ("unknown", "expected"), [("amx", "avx512_vnni"), ("vnni", "avx2"), ("", "amx_int8"), (None, "amx_int8")]
+    ("unknown", "expected"), [("amx", "avx512_vnni"), ("vnni", "avx2"), ("", "amx"), (None, "amx")]
 )
 def test_the_compiler_takes_part_in_choosing_instructions(
     unknown: str | None, expected: str, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -390,7 +390,7 @@ def test_the_compiler_takes_part_in_choosing_instructions(
     compiler.chmod(0o755)
     monkeypatch.setenv("CXX", "" if unknown is None else str(compiler))
     assert instructions.__wrapped__() == expected
-    for name in ("avx2", "avx512_vnni", "amx_int8"):
+    for name in ("avx2", "avx512_vnni", "amx"):
         file = compiled._file(name)
         assert file is not None
         file.parent.mkdir(exist_ok=True)

@@ -99,9 +99,15 @@ def test_equals_softmax_attention(
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_a_row_has_the_same_bits_alone_and_beside_any_others(attend: Operator, dtype: torch.dtype) -> None:
+@pytest.mark.parametrize("kept", [torch.float32, torch.bfloat16])
+def test_a_row_has_the_same_bits_alone_and_beside_any_others(
+    attend: Operator, dtype: torch.dtype, kept: torch.dtype
+) -> None:
     """With other rows and texts, heads, threads, and more slots behind and before those that any row sees."""
-    query, key, value = drawn(40, dtype=dtype)
+    if dtype == torch.bfloat16 != kept:
+        pytest.skip("keys are no wider than queries")
+    query, *rest = drawn(40, dtype=dtype)
+    key, value = (x.to(kept) for x in rest)
     mask = additive(seen(40), dtype)
     whole = attend(query, key, value, mask, SCALING)
     for count in (1, 2):
@@ -121,11 +127,24 @@ def test_a_row_has_the_same_bits_alone_and_beside_any_others(attend: Operator, d
 
 
 @pytest.mark.parametrize("queries", [1, 9])
-def test_keys_in_bfloat16_are_read_as_float32(attend: Operator, queries: int) -> None:
+def test_keys_in_bfloat16_beside_queries_in_float32(attend: Operator, own: tuple[str, Operator], queries: int) -> None:
+    """Such keys are read as float32; tiles (AMX) multiply them by queries that are rounded to bfloat16 as well."""
     query, key, value = drawn(queries)
     kept, mask = (key.bfloat16(), value.bfloat16()), additive(seen(queries), torch.float32)
-    expected = attend(query, kept[0].float(), kept[1].float(), mask, SCALING)
-    assert torch.equal(attend(query, *kept, mask, SCALING), expected)
+    found = attend(query, *kept, mask, SCALING)
+    if own[0] == "amx":
+        assert torch.equal(found, attend(query.bfloat16().float(), *kept, mask, SCALING))
+    else:
+        assert torch.equal(found, attend(query, kept[0].float(), kept[1].float(), mask, SCALING))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_slots_behind_the_last_key_that_is_seen_may_hold_anything(attend: Operator, dtype: torch.dtype) -> None:
+    query, key, value = drawn(3, dtype=dtype)
+    found = attend(query, key, value, seen(3), SCALING)
+    for other in (key, value):
+        other[0, :, 93:], other[1, :, 154:] = torch.nan, torch.inf
+    assert torch.equal(attend(query, key, value, seen(3), SCALING), found)
 
 
 def test_keys_before_a_window_change_no_bit(attend: Operator) -> None:

@@ -1,8 +1,8 @@
 // Attention of few query rows over cached keys, in float32 or bfloat16, or in float32 over such in bfloat16, summed in
 // float32.
 //
-// Each lane of a vector is a query row, so that a row's sums are made in one order, that of keys, whatever the number
-// of rows, their neighbours, the threads and the slots that a row does not see.
+// Each lane of a vector, or row of a tile (AMX, keys in bfloat16), is a query row, so that a row's sums are made in one
+// order, that of keys, whatever the number of rows, their neighbours, the threads and the slots that a row does not see.
 //
 // Shapes: B texts, N key heads, G queries of each, Q query rows, S keys, D and E sizes of keys and values.
 
@@ -202,6 +202,126 @@ void attend(const Rows<Type>& query, const Kept* key, int64_t key_row, const Kep
   }
 }
 
+#if defined(__AMX_BF16__)
+// Transposes 16 x 16 numbers of 32 bits: at each step, halves of rows that are so far apart change places.
+inline void transpose(__m512i (&x)[16]) {
+#pragma GCC unroll 4
+  for (int step = 8; step > 0; step /= 2) {
+    alignas(64) int32_t low[16], high[16];
+    for (int l = 0; l < 16; l++) low[l] = l & step ? 16 + l - step : l, high[l] = l & step ? 16 + l : l + step;
+    __m512i from = _mm512_load_si512(low), to = _mm512_load_si512(high);
+#pragma GCC unroll 16
+    for (int i = 0; i < 16; i++) {
+      if (i & step) continue;
+      __m512i one = x[i], other = x[i + step];
+      x[i] = _mm512_permutex2var_epi32(one, from, other);
+      x[i + step] = _mm512_permutex2var_epi32(one, to, other);
+    }
+  }
+}
+
+// Bits of numbers as bfloat16, in the upper half of each.
+inline __m512i rounded(Sixteen x) {
+  __m512i u = (__m512i)x, odd = _mm512_and_si512(_mm512_srli_epi32(u, 16), _mm512_set1_epi32(1));
+  return _mm512_add_epi32(u, _mm512_add_epi32(odd, _mm512_set1_epi32(0x7fff)));
+}
+
+// The same by tiles, for keys in bfloat16, to which queries and weights are rounded. D and E are multiples of 32. Columns
+// of values, and so of sums, lie in the order in which instructions put two rows of 32 numbers together.
+template <typename Type>
+void attend_by_tiles(const Rows<Type>& query, const uint16_t* key, int64_t key_row, const uint16_t* value,
+                     int64_t value_row, const Seen& seen, int64_t b, int64_t n, int64_t G, int64_t Q, int64_t first,
+                     int64_t D, int64_t E, float scale, Type* out, int64_t between) {
+  constexpr int64_t L = 16, PAIRS = TILE / 2;
+  int64_t rows = std::min(L, G * Q - first), of[L];
+  std::vector<float> scratch(TILE * L + L * E);
+  float *scores = scratch.data(), *sums = scores + TILE * L;  // [TILE, L], [L, E]
+  std::vector<uint16_t> narrower(D * L + L * TILE + TILE * E + TILE * D);
+  uint16_t *queries = narrower.data(), *weights = queries + D * L;             // [D / 2, L, 2], [L, TILE]
+  uint16_t *values = weights + L * TILE, *last_keys = values + TILE * E;       // [TILE / 2, E, 2], [TILE, D]
+  for (int64_t l = 0; l < rows; l++) {
+    of[l] = (first + l) % Q;
+    const Type* row = query.at(b, n * G + (first + l) / Q) + of[l] * query.row;
+    for (int64_t d = 0; d < D; d++) narrow(wide(row[d]), queries + (d / 2 * L + l) * 2 + d % 2);
+  }
+  Sixteen most = repeated<Sixteen>(HIDDEN), total = {};
+  for (int64_t tile = seen.first; tile < seen.last; tile += TILE) {
+    int64_t keys = std::min(TILE, seen.last - tile), stride = key_row;
+    const uint16_t* those = key + tile * key_row;
+    if (keys < TILE) {  // what lies behind the last key may be anything, or nothing
+      for (int64_t k = 0; k < keys; k++) std::memcpy(last_keys + k * D, those + k * key_row, D * 2);
+      those = last_keys, stride = D;
+    }
+    for (int64_t k = 0; k < keys; k += KEYS) {
+      fetch(key + (tile + k + AHEAD) * key_row, key_row, D);
+      fetch(value + (tile + k) * value_row, value_row, E);
+    }
+    for (int64_t k = 0; k < keys; k += L) {
+      _tile_zero(0);
+      for (int64_t d = 0; d < D; d += 32) {
+        _tile_loadd(1, those + k * stride + d, stride * 2);
+        _tile_loadd(2, queries + d * L, 64);
+        _tile_dpbf16ps(0, 1, 2);
+      }
+      _tile_stored(0, scores + k * L, 64);
+    }
+    Sixteen before = most;
+    for (int64_t k = 0; k < keys; k++) store(scores + k * L, load<Sixteen>(scores + k * L) * scale);
+    for (int64_t s = std::max(tile, seen.plain); s < tile + keys; s++)
+      for (int64_t l = 0; l < rows; l++) scores[(s - tile) * L + l] += seen.mask[(s - seen.plain) * Q + of[l]];
+    for (int64_t k = 0; k < keys; k++) most = at_least(most, load<Sixteen>(scores + k * L));
+    Sixteen factor = exponential<Sixteen, SixteenIntegers>(before - most);
+    total *= factor;
+    for (int64_t k = 0; k < keys; k++) {
+      Sixteen weight = exponential<Sixteen, SixteenIntegers>(load<Sixteen>(scores + k * L) - most);
+      total += weight;
+      store(scores + k * L, weight);
+    }
+    std::fill(scores + keys * L, scores + TILE * L, 0.0f);
+    for (int64_t part = 0; part < PAIRS; part += L) {
+      __m512i pair[L];
+#pragma GCC unroll 16
+      for (int64_t p = 0; p < L; p++) {
+        const float* two = scores + (part + p) * 2 * L;
+        __m512i one = rounded(load<Sixteen>(two)), other = rounded(load<Sixteen>(two + L));
+        pair[p] = _mm512_mask_blend_epi16(0xaaaaaaaa, _mm512_srli_epi32(one, 16), other);
+      }
+      transpose(pair);
+#pragma GCC unroll 16
+      for (int64_t l = 0; l < L; l++) _mm512_storeu_si512(weights + l * TILE + part * 2, pair[l]);
+    }
+    for (int64_t p = 0; p < PAIRS; p++)
+      for (int64_t e = 0; e < E; e += 32) {
+        auto at = [&](int64_t k) {
+          return k < keys ? _mm512_loadu_si512(value + (tile + k) * value_row + e) : _mm512_setzero_si512();
+        };
+        __m512i one = at(2 * p), other = at(2 * p + 1);
+        _mm512_storeu_si512(values + (p * E + e) * 2, _mm512_unpacklo_epi16(one, other));
+        _mm512_storeu_si512(values + (p * E + e) * 2 + 32, _mm512_unpackhi_epi16(one, other));
+      }
+    for (int64_t l = 0; l < rows; l++)
+      for (int64_t e = 0; e < E; e += 16) store(sums + l * E + e, load<Sixteen>(sums + l * E + e) * factor[l]);
+    for (int64_t e = 0; e < E; e += 16) {
+      _tile_loadd(0, sums + e, E * 4);
+      for (int64_t p = 0; p < PAIRS; p += 16) {
+        _tile_loadd(1, weights + p * 2, TILE * 2);
+        _tile_loadd(2, values + (p * E + e) * 2, E * 4);
+        _tile_dpbf16ps(0, 1, 2);
+      }
+      _tile_stored(0, sums + e, E * 4);
+    }
+  }
+  for (int64_t l = 0; l < rows; l++) {
+    Type* row = out + of[l] * between + (first + l) / Q * E;
+    for (int64_t e = 0; e < E; e++) {
+      int64_t eight = e % 32 / 8, half = e % 8 / 4;
+      float sum = sums[l * E + e / 32 * 32 + half * 16 + eight * 4 + e % 4];
+      narrow(total[l] == 0 ? 0.0f : sum / total[l], row + e);
+    }
+  }
+}
+#endif
+
 template <typename Type, typename Kept>
 void attend(const Tensor& query, const Tensor& key, const Tensor& value, const std::vector<Seen>& seen, float scale,
             Type* out) {
@@ -211,12 +331,25 @@ void attend(const Tensor& query, const Tensor& key, const Tensor& value, const s
   Rows<Kept> keys(key), values(value);
   constexpr int64_t L = sizeof(Sixteen) / 4;
   int64_t parts = (G * Q + L - 1) / L;
+  bool by_tiles = std::is_same_v<Kept, uint16_t> && D % 32 == 0 && E % 32 == 0 && tile_rows() == L;
   at::parallel_for(0, B * N * parts, 1, [&](int64_t start, int64_t stop) {
+    std::optional<Tiles> set;
+    if (by_tiles) set.emplace();
     for (int64_t i = start; i < stop; i++) {
       int64_t b = i / (N * parts), n = i / parts % N, first = i % parts * L;
+      const Seen& reach = seen[std::min<int64_t>(b, seen.size() - 1)];
+      Type* to = out + (b * Q * H + n * G) * E;
+#if defined(__AMX_BF16__)
+      if constexpr (std::is_same_v<Kept, uint16_t>) {
+        if (by_tiles) {
+          attend_by_tiles(queries, keys.at(b, n), keys.row, values.at(b, n), values.row, reach, b, n, G, Q, first, D, E,
+                          scale, to, H * E);
+          continue;
+        }
+      }
+#endif
       (G * Q - first > 8 ? attend<Sixteen, SixteenIntegers, Type, Kept> : attend<Eight, EightIntegers, Type, Kept>)(
-          queries, keys.at(b, n), keys.row, values.at(b, n), values.row, seen[std::min<int64_t>(b, seen.size() - 1)], b, n,
-          G, Q, first, D, E, scale, out + (b * Q * H + n * G) * E, H * E);
+          queries, keys.at(b, n), keys.row, values.at(b, n), values.row, reach, b, n, G, Q, first, D, E, scale, to, H * E);
     }
   });
 }

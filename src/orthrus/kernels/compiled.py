@@ -31,7 +31,7 @@ from orthrus.provenance import digest_of, processor
 from orthrus.writing import writing
 
 INSTRUCTIONS: Final = {
-    "amx_int8": ("fma", "avx512f", "avx512bw", "avx512vl", "avx512_vnni", "amx_tile", "amx_int8"),
+    "amx": ("fma", "avx512f", "avx512bw", "avx512vl", "avx512_vnni", "amx_tile", "amx_int8", "amx_bf16"),
     "avx512_vnni": ("fma", "avx512f", "avx512bw", "avx512vl", "avx512_vnni"),
     "avx_vnni": ("avx2", "fma", "f16c", "avx_vnni"),
     "avx2": ("avx2", "fma", "f16c"),

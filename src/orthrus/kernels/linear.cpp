@@ -8,11 +8,6 @@
 
 #include "operators.h"
 
-#if defined(__AMX_INT8__)
-#include <sys/syscall.h>
-#include <unistd.h>
-#endif
-
 namespace orthrus::linear {
 namespace {
 
@@ -82,31 +77,7 @@ void sums_of(int64_t rows, const uint8_t* row, const int8_t* weight, int64_t K, 
   if constexpr (MOST_ROWS > 1) sums_of<MOST_ROWS - 1, BLOCKS>(rows, row, weight, K, out);
 }
 
-// As many rows as a tile has, which are multiplied by tiles (AMX) where a process may use them; else 0.
 #if defined(__AMX_INT8__)
-int64_t tile_rows() {
-  constexpr long REQUEST = 0x1023, TILE_DATA = 18;  // of arch_prctl: asks Linux for tiles, once a process
-  static const bool allowed = syscall(SYS_arch_prctl, REQUEST, TILE_DATA) == 0;
-  return allowed ? 16 : 0;
-}
-
-// Tiles of 16 rows of 64 bytes while it lives; afterwards as others had set them in this thread.
-struct Tiles {
-  alignas(64) uint8_t before[64] = {}, now[64] = {1};
-  Tiles() {
-    for (int tile = 0; tile < 8; tile++) now[16 + 2 * tile] = 64, now[48 + tile] = 16;
-    asm volatile("" ::"r"(before), "r"(now) : "memory");  // the next two tell the compiler of eight bytes only
-    _tile_storeconfig(before);
-    _tile_loadconfig(now);
-  }
-  ~Tiles() {
-    if (before[0])
-      _tile_loadconfig(before);
-    else
-      _tile_release();
-  }
-};
-
 // Sums of products of 16 rows with some blocks, [16, blocks * 16]; K is a multiple of 64.
 template <int BLOCKS>
 void tile_sums(const uint8_t* row, const int8_t* weight, int64_t K, int32_t* out) {
@@ -138,8 +109,6 @@ void tile_sums(const uint8_t* row, const int8_t* weight, int64_t K, int32_t* out
   }
 }
 #else
-int64_t tile_rows() { return 0; }
-struct Tiles {};
 template <int BLOCKS>
 void tile_sums(const uint8_t*, const int8_t*, int64_t, int32_t*) {}
 #endif

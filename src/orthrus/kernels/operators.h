@@ -15,6 +15,11 @@
 #include <optional>
 #include <vector>
 
+#if defined(__AMX_INT8__)
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
+
 #define TEXT(name) #name
 #define AS_TEXT(name) TEXT(name)
 
@@ -97,5 +102,34 @@ const Type* at_start(const std::optional<Tensor>& tensor, const char* name, at::
               " in ", tensor->scalar_type());
   return (const Type*)tensor->const_data_ptr();
 }
+
+// As many rows as a tile (AMX) has, where a process may use tiles; else 0.
+#if defined(__AMX_INT8__)
+inline int64_t tile_rows() {
+  constexpr long REQUEST = 0x1023, TILE_DATA = 18;  // of arch_prctl: asks Linux for tiles, once a process
+  static const bool allowed = syscall(SYS_arch_prctl, REQUEST, TILE_DATA) == 0;
+  return allowed ? 16 : 0;
+}
+
+// Tiles of 16 rows of 64 bytes while it lives; afterwards as others had set them in this thread.
+struct Tiles {
+  alignas(64) uint8_t before[64] = {}, now[64] = {1};
+  Tiles() {
+    for (int tile = 0; tile < 8; tile++) now[16 + 2 * tile] = 64, now[48 + tile] = 16;
+    asm volatile("" ::"r"(before), "r"(now) : "memory");  // the next two tell the compiler of eight bytes only
+    _tile_storeconfig(before);
+    _tile_loadconfig(now);
+  }
+  ~Tiles() {
+    if (before[0])
+      _tile_loadconfig(before);
+    else
+      _tile_release();
+  }
+};
+#else
+inline int64_t tile_rows() { return 0; }
+struct Tiles {};
+#endif
 
 }  // namespace orthrus
