@@ -18,7 +18,7 @@ from hypothesis import HealthCheck, settings
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from orthrus.decode import exact
+from orthrus.decode import exact, trials
 from orthrus.model import traced
 from orthrus.model.call import Call
 from orthrus.model.traced import Recorder
@@ -27,7 +27,9 @@ from tests.families import VOCAB
 torch.set_num_threads(1)
 # What a probe of exactness looks at: as much only where said.
 PROBED = {name: getattr(exact, name) for name in ("_NUMBERS", "_WIDTHS", "_CHUNKS")}
+PROBED_TOKENS = {name: getattr(trials, name) for name in ("_READ", "_FEWEST_TOKENS")}
 exact._NUMBERS, exact._WIDTHS, exact._CHUNKS = 1 << 12, (4, 8), (32,)
+trials._READ, trials._FEWEST_TOKENS = 60, 4
 transformers.utils.logging.set_verbosity_error()
 logging.getLogger("torch.__trace").propagate = True  # else pytest listens, and torch.compile writes down all it does
 

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 import orthrus
-from orthrus.decode import exact
+from orthrus.decode import exact, trials
 from orthrus.decode.engine import Engine
 from orthrus.decode.exact import SPAN, Finding
 from orthrus.decode.learned import begin_anew
@@ -25,7 +25,7 @@ from orthrus.kernels import packed
 from orthrus.kernels.attention import attention
 from orthrus.model.config import OrthrusConfig
 from orthrus.policy import steps
-from tests.conftest import PROBED
+from tests.conftest import PROBED, PROBED_TOKENS
 from tests.decode.drive import BLOCK, decode, dual
 from tests.families import perturb, tiny
 
@@ -54,9 +54,11 @@ def texts(
 
 @pytest.fixture
 def every_shape(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let probes try all widths of passes and of prefill."""
+    """Let probes try all widths of passes and of prefill, over as many tokens as in earnest."""
     for name in ("_WIDTHS", "_CHUNKS"):
         monkeypatch.setattr(exact, name, PROBED[name])
+    for name, count in PROBED_TOKENS.items():
+        monkeypatch.setattr(trials, name, count)
 
 
 @pytest.mark.usefixtures("every_shape")

@@ -58,6 +58,5 @@ def bit_for_bit(plan: Plan, model: PreTrainedModel, finding: Finding, *, block: 
     if others or step.kind != "onepass":
         return plan
     chain = step._replace(nodes=0, stops=min(step.stops, step.drafts + 1))
-    sizes = [1 << power for power in range(rows.bit_length())]
-    fuses = all(can_fuse(model, finding, rows=size, drafts=chain.drafts, stops=chain.stops) for size in sizes)
+    fuses = can_fuse(model, finding, rows=rows, drafts=chain.drafts, stops=chain.stops)
     return replace(plan, drafts=step.drafts, nodes=0, stops=chain.stops if fuses else 0)

@@ -151,7 +151,7 @@ def _confirmed(model: PreTrainedModel, finding: Finding, *, width: int, rows: in
 
 
 def can_fuse(model: PreTrainedModel, finding: Finding, *, rows: int, drafts: int, stops: int) -> bool:
-    """Tell whether a fused pass of this shape leaves the AR view's logits and keys as they are, bit for bit.
+    """Tell whether fused passes of up to so many rows leave the AR view's logits and keys as they are, bit for bit.
 
     Found out at the first time a shape is asked for; rows are cut as the finding's geometry says. Behind a draft pass
     the fused one has a draft less.
@@ -160,12 +160,13 @@ def can_fuse(model: PreTrainedModel, finding: Finding, *, rows: int, drafts: int
         return False
     fused: dict[object, bool] = attachment_of(model).memo("fused")
     geometry = finding.geometry
-    sizes = {part.stop - part.start for part in geometry.parts(slice(0, rows))}
+    trials: Trials | None = None
+    sizes = _groups(min(rows, geometry.group))
     for size, tokens in itertools.product(sizes, (drafts, drafts + 1)):
         state = (size, tokens, drafts, stops, *key_of(model))
         if state not in fused:
             with torch.inference_mode():
-                trials = Trials(model, geometry.widths[-1], _groups(size), scratch=stops * (drafts + 1))
+                trials = trials or Trials(model, geometry.widths[-1], sizes, scratch=stops * (drafts + 1))
                 shape = {"tokens": tokens, "group": size, "stops": min(stops, tokens), "drafts": drafts}
                 fused[state] = trials.agrees(geometry.width(tokens), **shape)
         if not fused[state]:

@@ -45,7 +45,10 @@ class Trials:
         self.fixed = Geometry(widths=(width,), chunks=(width,), span=SPAN, tails=(SPAN,), chunk_tails=(SPAN,), group=1)
         capacity = max(LONGER, self.fixed.capacity(_PREFIX + 3 * width + scratch))
         self.cache = ScratchCache(rows=shape[0] + 1, capacity=capacity, device=model.device)
-        Passes(model, self.cache).prefill(slice(0, shape[0]), self.tokens[:, :_PREFIX].tolist(), chunk=_PREFIX)
+        Passes(model, self.cache).prefill(slice(0, _TEXTS), self.tokens[:_TEXTS, :_PREFIX].tolist(), chunk=_PREFIX)
+        for row in range(_TEXTS, shape[0]):  # neighbours begin otherwise and go on otherwise, each with its own keys
+            self.cache.copy_start(row % _TEXTS, row, _PREFIX)
+            self.cache.set_length(row, _PREFIX)
         self._rewind = self.cache.mark()
         alone = [self._logits(slice(i, i + 1), width, 2 * width) for i in range(shape[0])]
         self.alone = torch.cat(alone)
@@ -56,7 +59,8 @@ class Trials:
         `group` is the number of texts in a pass; what else says its shape, `_logits` takes.
         """
         tokens = tokens or width
-        length = self.fixed.widths[0] if tokens < width else max(2 * width, _FEWEST_TOKENS)
+        everywhere = tokens < width and "drafts" not in shape  # at each place of a pass, the first of another
+        length = self.fixed.widths[0] if everywhere else max(2 * tokens, _FEWEST_TOKENS)
         length = min(length, self.alone.shape[1])
         groups = [slice(i, i + 1) for i in range(_TEXTS)] if group == 1 else [slice(0, group)]
         return all(
