@@ -1,12 +1,11 @@
 """What loading takes of memory at its peak: the weights that remain, and one layer beside them."""
 
 import os
-import re
 import select
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import pytest
 import torch
@@ -16,10 +15,10 @@ import orthrus
 from orthrus.kernels.int8 import is_exact
 from tests.families import tiny
 
-STATUS = Path("/proc/self/status")
 pytestmark = pytest.mark.skipif(
-    not (STATUS.exists() and "RssAnon" in STATUS.read_text()), reason="needs Linux, which tells a process's memory"
+    not Path("/proc/self/statm").exists(), reason="needs Linux, which tells a process's memory"
 )
+PAGE = os.sysconf("SC_PAGE_SIZE")
 
 SHAPE = {
     "hidden_size": 512,
@@ -55,21 +54,21 @@ for line in sys.stdin:
 ENVIRONMENT = {"MALLOC_MMAP_THRESHOLD_": "65536"}  # what is let go of goes back to the system at once
 
 
-def in_memory(pid: int) -> int:
+def in_memory(pages: IO[bytes]) -> int:
     """Bytes that a process holds beside files it has mapped, whose pages the system can take back."""
-    found = re.search(r"RssAnon:\s+(\d+) kB", Path(f"/proc/{pid}/status").read_text())
-    assert found is not None
-    return int(found[1]) << 10
+    pages.seek(0)
+    _, resident, shared, *_ = pages.read().split()
+    return (int(resident) - int(shared)) * PAGE
 
 
-def loaded(process: Any, name: str, options: dict[str, Any]) -> tuple[int, int]:
+def loaded(process: Any, pages: IO[bytes], name: str, options: dict[str, Any]) -> tuple[int, int]:
     """Let a process load a model; return the bytes of its weights, and what memory grew by at its peak."""
     print((name, options), file=process.stdin, flush=True)
     process.stdout.readline()
-    before = peak = in_memory(process.pid)
+    before = peak = in_memory(pages)
     print(file=process.stdin, flush=True)
     while not select.select([process.stdout], [], [], 0.001)[0]:
-        peak = max(peak, in_memory(process.pid))
+        peak = max(peak, in_memory(pages))
     return int(process.stdout.readline()), peak - before
 
 
@@ -88,11 +87,14 @@ def test_memory_peaks_at_the_weights_and_one_layer(tmp_path: Path, characters: P
     del model
     command = [sys.executable, "-W", "ignore", "-c", LOADING]
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True, "cwd": tmp_path}
-    with subprocess.Popen(command, env={**os.environ, **ENVIRONMENT}, **pipes) as loading:
+    with (
+        subprocess.Popen(command, env={**os.environ, **ENVIRONMENT}, **pipes) as loading,
+        Path(f"/proc/{loading.pid}/statm").open("rb", buffering=0) as pages,
+    ):
         try:
             for options in WAYS:
                 for name in ("small", "float32", "bfloat16"):  # the first sets up once what others find
-                    weights, peak = loaded(loading, name, options)
+                    weights, peak = loaded(loading, pages, name, options)
                     assert name == "small" or peak <= weights + layer, (name, options)
         finally:
             loading.kill()

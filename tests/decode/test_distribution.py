@@ -116,12 +116,12 @@ def always_the_argmax(draft_BM: Tensor, draft_score_BMV: Tensor, score_BM1V: Ten
 rejection = accept.rejection
 
 
-@pytest.mark.parametrize("broken", [always_accept, no_residual, always_the_argmax])
-def test_broken_rules_are_caught(broken: Callable[..., Verdict], monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("broken", "texts"), [(always_accept, 2500), (no_residual, 4000), (always_the_argmax, 1000)])
+def test_broken_rules_are_caught(broken: Callable[..., Verdict], texts: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Planted biases give p-values below 1e-8 with more texts: of three tokens, the first is no draft any longer."""
     monkeypatch.setattr(accept, "rejection", broken)
     sampling = SAMPLINGS["temperature 1"]
-    assert reference.chi_square(sample(sampling, texts=4000), exact(sampling)) < ALARM
+    assert reference.chi_square(sample(sampling, texts=texts), exact(sampling)) < ALARM
 
 
 # ---------------------------------------------------------------- a row's text is its own

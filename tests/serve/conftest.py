@@ -36,7 +36,9 @@ class Running:
 
     def raw(self) -> httpx2.Client:
         """A plain HTTP client."""
-        return httpx2.Client(base_url=self.url, timeout=60)
+        return httpx2.Client(
+            base_url=self.url, timeout=60, verify=False
+        )  # no TLS here: certificates take 20 ms to read
 
     def metric(self, name: str, **labels: str) -> float:
         """A sample of `/metrics`, 0 where there is none."""
