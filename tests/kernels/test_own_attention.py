@@ -1,6 +1,7 @@
 """Attention of few rows by the operator in C++: softmax attention's numbers, and bits that no neighbour changes."""
 
 from collections import Counter
+from typing import Any
 from unittest.mock import patch
 
 import pytest
@@ -16,6 +17,7 @@ from orthrus.kernels import compiled, rewritten
 from orthrus.kernels.attention import FEW, attention, use_own
 from orthrus.kernels.compiled import instructions
 from orthrus.kernels.layout import laid_out
+from orthrus.kernels.recorded import record
 from orthrus.model import fingerprint, traced
 from orthrus.model.attach import detach
 from orthrus.model.attachment import attachment_of
@@ -34,6 +36,8 @@ pytestmark = pytest.mark.skipif(
 
 SCALING = 0.3
 TEXTS, SLOTS = 2, 200
+KINDS = [(torch.float32, torch.float32), (torch.float32, torch.bfloat16), (torch.bfloat16, torch.bfloat16)]
+"""Types of queries and of keys."""
 
 
 @pytest.fixture(scope="session")
@@ -98,14 +102,11 @@ def test_equals_softmax_attention(
         torch.testing.assert_close(found.double(), expected, rtol=tolerance, atol=tolerance)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("kept", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(("dtype", "kept"), KINDS)
 def test_a_row_has_the_same_bits_alone_and_beside_any_others(
     attend: Operator, dtype: torch.dtype, kept: torch.dtype
 ) -> None:
     """With other rows and texts, heads, threads, and more slots behind and before those that any row sees."""
-    if dtype == torch.bfloat16 != kept:
-        pytest.skip("keys are no wider than queries")
     query, *rest = drawn(40, dtype=dtype)
     key, value = (x.to(kept) for x in rest)
     mask = additive(seen(40), dtype)
@@ -136,6 +137,68 @@ def test_keys_in_bfloat16_beside_queries_in_float32(attend: Operator, own: tuple
         assert torch.equal(found, attend(query.bfloat16().float(), *kept, mask, SCALING))
     else:
         assert torch.equal(found, attend(query, kept[0].float(), kept[1].float(), mask, SCALING))
+
+
+@pytest.mark.parametrize(("dtype", "kept"), KINDS)
+def test_keys_are_written_and_attended_to_in_one_operation(
+    attend: Operator, own: tuple[str, Operator], dtype: torch.dtype, kept: torch.dtype
+) -> None:
+    query, key, value = drawn(5, dtype=dtype, out=32)
+    whole: Operator = getattr(torch.ops.orthrus, f"attended_{own[0]}").default
+    before = [torch.randn(4, 230, 2, size).to(kept) for size in (64, 32)]
+    for start, span, mask in ((0, 5, None), (70, 75, None), (40, 200, additive(seen(5), dtype)[..., :200])):
+        new = [x[:, :, start : start + 5] for x in (key, value)]
+        keys, values = (buffer.clone() for buffer in before)
+        found = whole(query, *new, keys, values, mask, SCALING, 1, start, span)
+        for buffer, old, x in zip((keys, values), before, new, strict=True):
+            old = old.clone()
+            old[1:3, start : start + 5] = x.transpose(1, 2)
+            assert torch.equal(buffer, old)
+        reach = (x[1:3, :span].transpose(1, 2) for x in (keys, values))
+        assert torch.equal(found, attend(query, *reach, mask, SCALING))
+    for wrong in ((3, 0, 5), (-1, 0, 5), (0, 1, 5), (0, -1, 5), (0, 226, 231)):
+        with pytest.raises(RuntimeError, match="must fit their buffers"):
+            whole(query, *(x[:, :, :5] for x in (key, value)), *before, None, SCALING, *wrong)
+
+
+@pytest.mark.parametrize(("dtype", "kept"), KINDS)
+def test_recordings_write_and_attend_at_once(
+    attend: Operator, own: tuple[str, Operator], dtype: torch.dtype, kept: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where what is written is read, and by attention alone; over other rows, slots and sizes."""
+    monkeypatch.setattr(rewritten, "between", lambda: (f"normed_{own[0]}", f"rotated_{own[0]}"))
+    found: list[str] = []
+
+    def rewrite(graph: Any) -> None:
+        rewritten.rewrite(graph)
+        found[:] = [node.kind() for node in graph.nodes()]
+
+    def call(query: Tensor, key: Tensor, value: Tensor, buffers: list[Tensor], reach: Tensor) -> Tensor:
+        span, first, start, _ = reach.shape
+        rows, slots = slice(first, first + query.shape[0]), slice(start, start + query.shape[2])
+        for buffer, new in zip(buffers, (key, value), strict=True):
+            buffer[rows, slots] = new.transpose(1, 2)
+        keys, values = (buffer[rows, :span].transpose(1, 2) for buffer in buffers)
+        return attend(query, keys, values, None, SCALING)
+
+    def others(query: Tensor, key: Tensor, value: Tensor, buffers: list[Tensor], reach: Tensor) -> Tensor:
+        return call(query, key, value, buffers, reach) + buffers[0].sum()
+
+    def of(queries: int, first: int, start: int, span: int) -> tuple[Any, ...]:
+        query, key, value = drawn(queries, dtype=dtype)
+        buffers = [torch.randn(4, 230, 2, 64).to(kept) for _ in "kv"]
+        return query, key[:, :, :queries], value[:, :, :queries], buffers, torch.empty(span, first, start, 0)
+
+    with torch.inference_mode():
+        graph = record(call, of(3, 1, 70, 73), rewrite)
+        assert found.count(f"orthrus::attended_{own[0]}") == 1
+        assert not {"aten::copy_", "aten::slice", f"orthrus::attention_{own[0]}"} & {*found}
+        for inputs in (of(3, 1, 70, 73), of(5, 0, 0, 5), of(1, 2, 150, 160)):
+            same = (*inputs[:3], [buffer.clone() for buffer in inputs[3]], inputs[4])
+            assert torch.equal(graph(*inputs), call(*same))
+            assert all(map(torch.equal, inputs[3], same[3]))
+        record(others, of(3, 1, 70, 73), rewrite)
+        assert "aten::copy_" in found
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -304,6 +367,7 @@ def test_without_a_library_nothing_changes(monkeypatch: pytest.MonkeyPatch) -> N
 
 
 PROMPTS = [[5, 6, 7, 8] * 3, [9, 10, 11], [3]]
+OPTIONS = Options(max_new_tokens=16)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -351,6 +415,31 @@ def test_float32_texts_are_those_of_hugging_face(family: str, plan: str) -> None
         assert row.token_ids == reference.greedy_text(tiny(family), prompt, 16)
     kinds = attachment_of(model).memo("recorder")[""]._kinds.values()
     assert any(kind.graph is not None for kind in kinds)
+
+
+@pytest.mark.usefixtures("here")
+@pytest.mark.parametrize("family", ["llama", "qwen3", "gemma3_text", "phi3"])
+def test_recorded_passes_write_and_attend_at_once(
+    family: str, own: tuple[str, Operator], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In every layer, of plain steps, draft passes and those that verify, and their texts are those of eager passes."""
+    counts: list[int] = []
+
+    def rewrite(graph: Any) -> bool:
+        changed = rewritten.rewrite(graph)
+        counts.append(sum(node.kind() == f"orthrus::attended_{own[0]}" for node in graph.nodes()))
+        return changed
+
+    monkeypatch.setattr(rewritten, "between", lambda: (f"normed_{own[0]}", f"rotated_{own[0]}"))
+    monkeypatch.setattr(traced, "rewrite", rewrite)
+    model = dual(family, num_hidden_layers=2)
+    use_own(model)
+    for plan in ("ar", "full"):
+        row = decode(Engine(model, rows=1, capacity=96, plan=steps.parse(plan)), PROMPTS[:1], OPTIONS)[0]
+        assert row.token_ids == reference.greedy_text(tiny(family, num_hidden_layers=2), PROMPTS[0], 16)
+    recorded = [kind for kind in attachment_of(model).memo("recorder")[""]._kinds.values() if kind.graph is not None]
+    assert len(counts) == len(recorded) >= 3
+    assert {*counts} == {2}
 
 
 @pytest.mark.usefixtures("here")

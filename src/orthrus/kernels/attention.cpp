@@ -6,6 +6,8 @@
 //
 // Shapes: B texts, N key heads, G queries of each, Q query rows, S keys, D and E sizes of keys and values.
 
+#include <ATen/ops/as_strided.h>
+
 #include "operators.h"
 
 namespace orthrus::attention {
@@ -402,11 +404,53 @@ Tensor attention(const Tensor& query, const Tensor& key, const Tensor& value, co
   return out;
 }
 
+template <typename Type, typename Kept>
+void put(const Tensor& given, const Tensor& buffer, int64_t first, int64_t start) {
+  Rows<Type> rows(given);
+  Kept* to = (Kept*)buffer.mutable_data_ptr() + first * buffer.stride(0) + start * buffer.stride(1);
+  for (int64_t b = 0; b < given.size(0); b++)
+    for (int64_t n = 0; n < given.size(1); n++)
+      for (int64_t q = 0; q < given.size(2); q++) {
+        const Type* row = rows.at(b, n) + q * rows.row;
+        Kept* place = to + b * buffer.stride(0) + q * buffer.stride(1) + n * buffer.stride(2);
+        for (int64_t d = 0; d < given.size(3); d++) narrow(wide(row[d]), place + d);
+      }
+}
+
+// Writes keys and values of a pass, [B, N, Q, D] and [B, N, Q, E] in the type of queries, into buffers [texts, slots, N, D]
+// and [.., E], from text `first` and slot `start` on, and attends to the slots before `span` of these texts.
+Tensor attended(const Tensor& query, const Tensor& key, const Tensor& value, const Tensor& keys, const Tensor& values,
+                const std::optional<Tensor>& mask, double scale, int64_t first, int64_t start, int64_t span) {
+  auto reach = [&](const Tensor& given, const Tensor& buffer) {
+    TORCH_CHECK(given.dim() == 4 && buffer.dim() == 4 && given.is_cpu() && buffer.is_cpu(), "rows must be in heads of texts");
+    int64_t B = given.size(0), N = given.size(1), Q = given.size(2), D = given.size(3);
+    bool fits = first >= 0 && first + B <= buffer.size(0) && start >= 0 && start + Q <= span && span <= buffer.size(1) &&
+                N == buffer.size(2) && D == buffer.size(3) && given.stride(3) == 1 && buffer.stride(3) == 1;
+    TORCH_CHECK(fits, "keys and values must fit their buffers, found ", given.sizes(), " for ", buffer.sizes(), " from text ",
+                first, " and slot ", start, " on, ", span, " in reach");
+    at::ScalarType type = given.scalar_type(), kept = buffer.scalar_type();
+    TORCH_CHECK((type == at::kFloat || type == at::kBFloat16) && type == query.scalar_type() &&
+                    (kept == type || kept == at::kBFloat16),
+                "keys and values must have the type of queries, and buffers that or bfloat16, found ", type, " and ", kept);
+    if (kept == at::kFloat)
+      put<float, float>(given, buffer, first, start);
+    else if (type == at::kFloat)
+      put<float, uint16_t>(given, buffer, first, start);
+    else
+      put<uint16_t, uint16_t>(given, buffer, first, start);
+    return at::as_strided(buffer, {B, N, span, D}, {buffer.stride(0), buffer.stride(2), buffer.stride(1), 1},
+                          buffer.storage_offset() + first * buffer.stride(0));
+  };
+  return attention(query, reach(key, keys), reach(value, values), mask, scale);
+}
+
 }  // namespace
 
 TORCH_LIBRARY_FRAGMENT(orthrus, library) {
   library.def("attention_" AS_TEXT(NAME) "(Tensor query, Tensor key, Tensor value, Tensor? mask, float scale) -> Tensor",
               &attention);
+  library.def("attended_" AS_TEXT(NAME) "(Tensor query, Tensor key, Tensor value, Tensor(a!) keys, Tensor(b!) values, "
+              "Tensor? mask, float scale, int first, int start, int span) -> Tensor", &attended);
 }
 
 }  // namespace orthrus::attention

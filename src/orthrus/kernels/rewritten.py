@@ -1,11 +1,11 @@
-"""Recordings in which one operation in C++ (`between.cpp`) stands for several, with the same bits: norms, rotations.
+"""Recordings in which one operation in C++ stands for several, with the same bits: norms, rotations, attention.
 
 Other forms stay as they are. Whether results are the same is for whoever records to check. Rests on private parts of
 torch, like `orthrus.kernels.recorded`.
 """
 
-from collections.abc import Iterator
-from typing import Any, Final, TypeAlias
+from collections.abc import Iterable, Iterator
+from typing import Any, Final, NamedTuple, TypeAlias
 
 import torch
 
@@ -32,14 +32,24 @@ def rewrite(graph: Graph) -> bool:
     for node in list(graph.nodes()):
         for find, name in zip((_norm, _rotation), names, strict=True):
             if (inputs := find(node)) is not None:
-                graph.setInsertPoint(node)
-                values = [graph.insertConstant(x) if isinstance(x, float) else x for x in inputs]
-                one = graph.insertNode(graph.create(f"orthrus::{name}", values, 1))
-                one.output().setType(node.output().type())
-                node.output().replaceAllUsesWith(one.output())
+                _replace(graph, node, name, inputs)
                 changed = True
+    for node in list(graph.nodes()):
+        if (found := _attention(node)) is not None:
+            _replace(graph, node, node.kind().replace("orthrus::attention", "attended"), found[0])
+            for write in found[1]:
+                write.destroy()
     torch._C._jit_pass_dce(graph)
     return changed
+
+
+def _replace(graph: Graph, node: Node, name: str, inputs: Iterable[Value | float]) -> None:
+    """Let an operation of our own stand for a node."""
+    graph.setInsertPoint(node)
+    values = [graph.insertConstant(x) if isinstance(x, float) else x for x in inputs]
+    one = graph.insertNode(graph.create(f"orthrus::{name}", values, 1))
+    one.output().setType(node.output().type())
+    node.output().replaceAllUsesWith(one.output())
 
 
 def _as_it_was(node: Node) -> Value | None:
@@ -115,6 +125,68 @@ def _angles(value: Value, rows: list[int]) -> bool:
     """Tell whether a value has the shape of angles for rows `[B, H, Q, C]`."""
     size = value.type().sizes()
     return len(size or ()) == 4 and size[1] == 1 and size[2:] == rows[2:]
+
+
+class _Kept(NamedTuple):
+    """What a pass writes into a buffer `[R, S, N, D]`, from which row and slot on, and how many slots are read."""
+
+    new: Value
+    buffer: Value
+    first: Value
+    start: Value
+    span: Value
+    write: Node
+
+
+def _attention(node: Node) -> tuple[list[Value], list[Node]] | None:
+    """Return the inputs of an operation that also writes what is attended to, and the nodes that write it so far."""
+    if not node.kind().startswith("orthrus::attention_"):
+        return None
+    query, key, value, mask, scale = node.inputs()
+    keys, values = _kept(key), _kept(value)
+    if keys is None or values is None or not all(map(_same, keys[2:5], values[2:5])):
+        return None
+    where = [keys.first, keys.start, keys.span]
+    return [query, keys.new, values.new, keys.buffer, values.buffer, mask, scale, *where], [keys.write, values.write]
+
+
+def _kept(value: Value) -> _Kept | None:
+    """Return how keys or values are written and read, where nothing else in the graph looks at their buffer."""
+    read = _cut(_turned(value))
+    if read is None or read[2].toIValue() != 0:
+        return None
+    buffer, first, _, span = read
+    users = [use.user for use in buffer.uses()]
+    for dim in (0, 1):
+        if not all(_is(user, "aten::slice") and user.inputsAt(1).toIValue() == dim for user in users):
+            return None
+        users = [use.user for user in users for use in user.output().uses()]
+    writes = [user for user in users if _is(user, "aten::copy_")]
+    written = _cut(writes[0].inputsAt(0)) if len(users) == 2 and len(writes) == 1 else None
+    new = None if written is None else _turned(writes[0].inputsAt(1))
+    if written is None or new is None or not _same(written[1], first):
+        return None
+    return _Kept(new=new, buffer=buffer, first=first, start=written[2], span=span, write=writes[0])
+
+
+def _turned(value: Value) -> Value | None:
+    """Return `[B, N, Q, D]` of its transpose `[B, Q, N, D]`, and the other way round; None for other values."""
+    node = value.node()
+    turns = _is(node, "aten::transpose") and sorted(node.inputsAt(i).toIValue() for i in (1, 2)) == [1, 2]
+    return node.inputsAt(0) if turns else None
+
+
+def _cut(value: Value | None) -> tuple[Value, Value, Value, Value] | None:
+    """Return a buffer, the first of its rows that are cut out, and the first of their slots and the end of these."""
+    if value is None or not _is(slots := value.node(), "aten::slice"):
+        return None
+    rows = slots.inputsAt(0).node()
+    if not _is(rows, "aten::slice"):
+        return None
+    steps = [node.inputsAt(i).toIValue() for node, i in ((slots, 1), (slots, 4), (rows, 1), (rows, 4))]
+    if steps != [1, 1, 0, 1]:
+        return None
+    return rows.inputsAt(0), rows.inputsAt(2), slots.inputsAt(2), slots.inputsAt(3)
 
 
 def _factors(node: Node) -> Iterator[tuple[Value, Value]]:
