@@ -17,7 +17,7 @@ from orthrus.model.attachment import attachment_of
 from orthrus.policy import steps
 from tests import families
 from tests.decode.drive import decode, dual
-from tests.kernels.conftest import Operator
+from tests.kernels.conftest import HERE, Operator
 from tests.kernels.test_int8 import threads
 
 pytestmark = pytest.mark.skipif(
@@ -151,6 +151,7 @@ def test_what_does_nothing_is_left_out(names: tuple[str, str]) -> None:
 FAMILIES = [family for family in families.FAMILIES if family not in families.MOE]
 
 
+@pytest.mark.parametrize("own", HERE[:1], indirect=True)  # tests above compare the bits of each set of instructions
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("family", FAMILIES)
 def test_passes_of_many_families(
