@@ -159,6 +159,18 @@ def test_the_floor_multiplies_by_every_matrix_of_a_verify_pass(loaded: Loaded) -
     assert floor[torch.ops.aten.bmm] == config.num_hidden_layers * 4 * queries * keys * config.head_dim
 
 
+@torch.inference_mode()
+def test_the_floor_reads_keys_that_are_narrower_than_the_model(loaded: Loaded) -> None:
+    """As int8 and int4 models keep them."""
+    cache = ScratchCache(rows=1, capacity=40)
+    passes, rows, token_BQ = Passes(loaded[0], cache), slice(0, 1), torch.zeros(1, 4, dtype=torch.long)
+    passes.verify(rows, token_BQ)
+    for store in cache.stores.values():
+        store.keys, store.values = store.keys.bfloat16(), store.values.bfloat16()
+    for kind in ("matmul", "read", "copy"):
+        module._run(passes, rows, token_BQ, Pass(kind, 4))
+
+
 def test_the_floor_comes_last_and_its_columns_when_asked_for() -> None:
     assert kinds([1, 4], floor=True)[-4:] == [Pass("matmul", 1), Pass("matmul", 4), Pass("read", 1), Pass("copy", 1)]
     seconds = {("ar", 1): 1.0, ("draft", 4): 3.0, ("verify", 4): 5.0, ("matmul", 4): 1.5, ("read", 1): 0.5}

@@ -262,7 +262,7 @@ def _multiply(passes: Passes, rows: slice, width: int) -> torch.Tensor:
         reach = slice(0, end)
         heads, size = keys.shape[2:]
         grouped = width * config.num_attention_heads // heads
-        query = torch.ones(batch, heads, grouped, size, device=device, dtype=dtype)
+        query = torch.ones(batch, heads, grouped, size, device=device, dtype=keys.dtype)
         weights = query @ keys[rows, reach].permute(0, 2, 3, 1)
         total = weights @ values[rows, reach].transpose(1, 2)
     return total.flatten()[:1]
