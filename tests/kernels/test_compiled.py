@@ -29,7 +29,7 @@ pytestmark = pytest.mark.skipif(
 @pytest.fixture(scope="module")
 def one(own: tuple[str, Operator]) -> Operator:
     """The operator for one row, of the same file."""
-    found: Operator = getattr(torch.ops.orthrus, f"linear_one_{own[0]}").default
+    found: Operator = getattr(torch.ops.orthrus, f"linear_few_{own[0]}").default
     return found
 
 
@@ -163,11 +163,30 @@ def test_one_row_is_multiplied_by_weights_as_they_are(
             assert torch.equal(one(row, weight, b), found)
 
 
-@pytest.mark.parametrize(("row", "weight"), [((1, 24), (5, 32)), ((2, 32), (5, 32)), ((1, 36), (5, 36))])
-def test_what_is_not_one_row_of_such_weights_is_refused(
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(("outputs", "inputs"), [(7, 48), (64, 96), (160, 576)])
+def test_few_rows_have_the_bits_of_one(
+    own: tuple[str, Operator], one: Operator, outputs: int, inputs: int, dtype: torch.dtype
+) -> None:
+    """And, by tiles (AMX), those of oneDNN's products over a copy, so that passes of any width have the same."""
+    weight, bias = torch.randn(outputs, inputs, dtype=dtype), torch.randn(outputs, dtype=dtype)
+    rows = torch.randn(1, 40, inputs, dtype=dtype)
+    for b in (None, bias):
+        whole = one(rows, weight, b)
+        expected = nn.functional.linear(rows.double(), weight.double(), None if b is None else b.double())
+        torch.testing.assert_close(whole.double(), expected, rtol=2**-8 if dtype == torch.bfloat16 else 1e-5, atol=1e-4)
+        for part in (slice(0, 1), slice(3, 5), slice(7, 23), slice(8, 40)):
+            assert torch.equal(one(rows[:, part], weight, b), whole[:, part])
+    if own[0] == "amx" and dtype == torch.bfloat16 and outputs % 16 == 0:
+        with torch.inference_mode():
+            assert torch.equal(packed._multiply(rows, packed._copied([weight]), bias), whole)
+
+
+@pytest.mark.parametrize(("row", "weight"), [((1, 24), (5, 32)), ((1, 36), (5, 36)), ((2, 16), (5, 32))])
+def test_rows_that_do_not_fit_their_weights_are_refused(
     one: Operator, row: tuple[int, ...], weight: tuple[int, ...]
 ) -> None:
-    with pytest.raises(RuntimeError, match="a row must be"):
+    with pytest.raises(RuntimeError, match="rows must be"):
         one(torch.ones(row), torch.ones(weight), None)
     with pytest.raises(RuntimeError, match="type"):
         one(torch.ones(1, 32), torch.ones(5, 32, dtype=torch.bfloat16), None)
@@ -188,8 +207,8 @@ def test_packed_layers_take_it_where_it_is_measured_to_be_faster(
 
     for faster in (True, False):
         monkeypatch.setattr(packed, "_tuned", {})
-        monkeypatch.setattr(packed, "linear_one", lambda **_: counted)
-        monkeypatch.setattr(packed, "_faster_as_is", lambda layers, rows, own, clock, faster=faster: faster)
+        monkeypatch.setattr(packed, "linear_few", lambda **_: counted)
+        monkeypatch.setattr(packed, "_faster_as_is", lambda *_, faster=faster: faster)
         model = nn.Sequential(nn.Linear(1024, 640), nn.Linear(640, 1000, bias=False), nn.Linear(1000, 1024))
         plain = copy.deepcopy(model)
         packed.pack(model)
@@ -215,10 +234,37 @@ def test_packed_layers_take_it_where_it_is_measured_to_be_faster(
         assert all("_own" not in layer.__dict__ for layer in model)
 
 
+def test_packed_layers_take_it_for_few_rows_by_tiles(one: Operator, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In bfloat16, up to 32 rows, where that is measured to be faster; the copies serve more of them."""
+    calls: list[int] = []
+
+    def counted(*arguments: Tensor) -> Tensor:
+        calls.append(1)
+        return one(*arguments)
+
+    monkeypatch.setattr(packed, "_tuned", {})
+    monkeypatch.setattr(packed, "instructions", lambda: "amx")
+    monkeypatch.setattr(packed, "linear_few", lambda **_: counted)
+    monkeypatch.setattr(packed, "_faster_as_is", lambda _, rows, *more: rows == 1 or more[-1].few)
+    for dtype in (torch.bfloat16, torch.float32):
+        model = nn.Sequential(nn.Linear(1024, 640), nn.Linear(640, 1024)).to(dtype)
+        plain = copy.deepcopy(model)
+        packed.pack(model)
+        packed.tune(model)
+        few = dtype == torch.bfloat16
+        assert packed.kernels_of(model) == {packed.AsIs(one=True, own=True, few=few)}
+        for rows, taken in ((1, 2), (3, 2 * few), (32, 2 * few), (33, 0)):
+            x = torch.randn(1, rows, 1024, dtype=dtype)
+            calls.clear()
+            with torch.inference_mode():
+                torch.testing.assert_close(model(x), plain(x), rtol=0.02, atol=0.02)
+            assert len(calls) == taken
+
+
 def test_the_compiler_starts_behind_what_is_timed(monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[str] = []
     monkeypatch.setattr(packed, "_tuned", {})
-    monkeypatch.setattr(packed, "linear_one", lambda *, start=True: seen.append("started") if start else None)
+    monkeypatch.setattr(packed, "linear_few", lambda *, start=True: seen.append("started") if start else None)
     monkeypatch.setattr(packed, "_faster_as_is", lambda *_: bool(seen.append("timed")))
     model = nn.Sequential(nn.Linear(1024, 640))
     packed.pack(model)
@@ -412,7 +458,7 @@ def test_a_compiler_may_be_named_with_options(folder: Path, monkeypatch: pytest.
 def test_a_file_that_cannot_be_loaded_is_told_of(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     (tmp_path / "damaged.so").write_text("nothing")
     with caplog.at_level(logging.INFO):
-        assert loaded("linear_one_nowhere", tmp_path / "damaged.so") is None
+        assert loaded("linear_few_nowhere", tmp_path / "damaged.so") is None
     assert "damaged.so cannot be loaded" in caplog.text
 
 

@@ -76,9 +76,9 @@ def linear_int8() -> Callable[..., Tensor] | None:
     return _operator("linear_int8")
 
 
-def linear_one(*, start: bool = True) -> Callable[..., Tensor] | None:
-    """Return the product of one row and weights as they are where it is compiled (`_operator`)."""
-    return _operator("linear_one", start=start)
+def linear_few(*, start: bool = True) -> Callable[..., Tensor] | None:
+    """Return the product of one row, or of few by tiles, and weights as they are where it is compiled (`_operator`)."""
+    return _operator("linear_few", start=start)
 
 
 def attention() -> Callable[..., Tensor] | None:

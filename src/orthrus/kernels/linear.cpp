@@ -1,4 +1,4 @@
-// Products for decoding, each in one operation: rows and weights in 8-bit integers; one row and weights as they are.
+// Products for decoding, each in one operation: rows and weights in 8-bit integers; few rows and weights as they are.
 //
 // Of integers: rows are rounded, multiplied, scaled and cast with the same integers and the same order of float32
 // operations as in int8.py, so the results have the same bits. Compiled and loaded by compiled.py, with
@@ -215,23 +215,62 @@ void multiply_one(const Type* input, const Type* weight, const Type* bias, int64
   });
 }
 
-// input [..., 1, K], weight [N, K] and bias [N] in float32, or all in bfloat16.
-Tensor linear_one(const Tensor& input, const Tensor& weight, const std::optional<Tensor>& bias) {
+// Rows in bfloat16 by tiles (AMX), 16 of them at a time, times 16 rows of weights; N is a multiple of 16, K of 32. Results
+// have the bits of oneDNN's products by tiles, whatever the number of rows.
+#if defined(__AMX_BF16__)
+void multiply_by_tiles(const uint16_t* input, const uint16_t* weight, const uint16_t* bias, int64_t R, int64_t N, int64_t K,
+                       uint16_t* out) {
+  int64_t parts = (R + 15) / 16;
+  std::vector<uint16_t> rows(parts * K * 16);  // [parts, K / 2, 16, 2]
+  for (int64_t r = 0; r < R; r++)
+    for (int64_t k = 0; k < K; k++) rows[r / 16 * K * 16 + (k / 2 * 16 + r % 16) * 2 + k % 2] = input[r * K + k];
+  at::parallel_for(0, N / 16, std::max<int64_t>(1, AT_ONCE / (K * 16)), [&](int64_t start, int64_t stop) {
+    Tiles set;
+    alignas(64) float sums[16 * 16];
+    for (int64_t n = start * 16; n < stop * 16; n += 16)
+      for (int64_t p = 0; p < parts; p++) {
+        const uint16_t* from = weight + n * K;
+        _tile_zero(0);
+        for (int64_t k = 0; k < K; k += 32) {
+          for (int64_t i = 0; i < 16; i++) _mm_prefetch((const char*)(from + (16 + i) * K + k), _MM_HINT_T1);
+          _tile_loadd(1, from + k, K * 2);
+          _tile_loadd(2, rows.data() + (p * K + k) * 16, 64);
+          _tile_dpbf16ps(0, 1, 2);
+        }
+        _tile_stored(0, sums, 64);
+        for (int64_t r = p * 16; r < std::min(R, p * 16 + 16); r++)
+          for (int64_t i = 0; i < 16; i++) {
+            float x = sums[i * 16 + r % 16];
+            narrow(bias ? x + wide(bias[n + i]) : x, out + r * N + n + i);
+          }
+      }
+  });
+}
+#else
+void multiply_by_tiles(const uint16_t*, const uint16_t*, const uint16_t*, int64_t, int64_t, int64_t, uint16_t*) {}
+#endif
+
+// input [..., R, K], weight [N, K] and bias [N] in float32, or all in bfloat16. Meant for one row, and by tiles for few.
+Tensor linear_few(const Tensor& input, const Tensor& weight, const std::optional<Tensor>& bias) {
   Tensor given = input.contiguous(), those = weight.contiguous();
   int64_t K = those.size(1), N = those.size(0);
-  bool fits = given.numel() == K && given.size(-1) == K && K % LANES == 0;
-  TORCH_CHECK(fits, "a row must be ", K, " wide, a multiple of ", LANES, ", found ", given.sizes());
+  bool fits = given.dim() > 0 && given.size(-1) == K && K % LANES == 0;
+  TORCH_CHECK(fits, "rows must be ", K, " wide, a multiple of ", LANES, ", found ", given.sizes());
   bool served = given.scalar_type() == at::kFloat || given.scalar_type() == at::kBFloat16;
-  TORCH_CHECK(served && given.scalar_type() == those.scalar_type(), "a row must have its weights' type");
-  TORCH_CHECK(given.is_cpu() && those.is_cpu(), "a row and its weights must be on the CPU");
+  TORCH_CHECK(served && given.scalar_type() == those.scalar_type(), "rows must have their weights' type");
+  TORCH_CHECK(given.is_cpu() && those.is_cpu(), "rows and their weights must be on the CPU");
   std::vector<int64_t> sizes = given.sizes().vec();
   sizes.back() = N;
   Tensor out = at::empty(sizes, given.options());
-  TORCH_CHECK(out.numel() == N, "a row must be one, found ", given.sizes());
+  int64_t R = N ? out.numel() / N : 0;
   auto run = [&](auto type) {
     using Type = decltype(type);
-    multiply_one<Type>((const Type*)given.const_data_ptr(), (const Type*)those.const_data_ptr(),
-                       at_start<Type>(bias, "bias", given.scalar_type(), N), N, K, (Type*)out.mutable_data_ptr());
+    const Type *rows = (const Type*)given.const_data_ptr(), *matrix = (const Type*)those.const_data_ptr();
+    const Type* more = at_start<Type>(bias, "bias", given.scalar_type(), N);
+    Type* to = (Type*)out.mutable_data_ptr();
+    if constexpr (std::is_same_v<Type, uint16_t>)
+      if (K > 0 && K % 32 == 0 && N % 16 == 0 && tile_rows()) return multiply_by_tiles(rows, matrix, more, R, N, K, to);
+    for (int64_t r = 0; r < R; r++) multiply_one<Type>(rows + r * K, matrix, more, N, K, to + r * N);
   };
   given.scalar_type() == at::kFloat ? run(float()) : run(uint16_t());
   return out;
@@ -242,7 +281,7 @@ Tensor linear_one(const Tensor& input, const Tensor& weight, const std::optional
 TORCH_LIBRARY_FRAGMENT(orthrus, library) {
   library.def("linear_int8_" AS_TEXT(NAME)
               "(Tensor input, Tensor weight, Tensor zero, Tensor scale, Tensor? factor, Tensor? bias) -> Tensor", &linear);
-  library.def("linear_one_" AS_TEXT(NAME) "(Tensor input, Tensor weight, Tensor? bias) -> Tensor", &linear_one);
+  library.def("linear_few_" AS_TEXT(NAME) "(Tensor input, Tensor weight, Tensor? bias) -> Tensor", &linear_few);
 }
 
 }  // namespace orthrus::linear

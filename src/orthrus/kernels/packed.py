@@ -2,8 +2,8 @@
 
 A plain linear layer's weights are rearranged by the kernel in every pass; oneDNN takes weights laid out once. Many CPUs
 cannot multiply in 16 bits: FBGEMM reads weights in float16 there and multiplies in float32, which float32 copies
-replace where it is missing. `tune` measures where the weights themselves are read faster, one row's by an operator of
-our own where it is compiled (`orthrus.kernels.compiled`).
+replace where it is missing. `tune` measures where the weights themselves are read faster: for one row, or few, by an
+operator of our own where it is compiled (`orthrus.kernels.compiled`).
 """
 
 from collections.abc import Callable, Sequence
@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn.functional import linear
 
 from orthrus.kernels import fbgemm
-from orthrus.kernels.compiled import linear_one
+from orthrus.kernels.compiled import instructions, linear_few
 from orthrus.kernels.native import multiplies
 from orthrus.kernels.recorded import is_recording, operator, recordable
 from orthrus.kernels.shared import Shared
@@ -46,17 +46,19 @@ class Copy(NamedTuple):
 class AsIs(NamedTuple):
     """Which products are made with the weights as they are, in spite of a copy: those of one row, of several rows.
 
-    Those of one row by an operator of our own (`own`), where it is compiled.
+    Those of one row by an operator of our own (`own`), where it is compiled, and by tiles (AMX) those of few (`few`).
     """
 
     one: bool = False
     several: bool = False
     own: bool = False
+    few: bool = False
 
 
 _OF_ITS_OWN = ("_shared", "_index", "_own")  # attributes of a packed layer that its copies make anew
 _OWN_TYPES = (torch.float32, torch.bfloat16)  # of our own operator, which multiplies so many inputs at once:
 _WIDTH = 16
+_FEW = 32  # rows that it multiplies at most
 
 _tuned: dict[tuple[object, ...], AsIs] = {}
 
@@ -79,9 +81,9 @@ class PackedLinear(nn.Linear):
         if torch.is_inference_mode_enabled() and not torch.is_autocast_enabled("cpu"):
             if self._shared is None:
                 self._shared, self._index = _Shared([self]), 0
-            several = input.numel() != input.shape[-1]
-            weight = self.weight
-            if self._own is not None and not several and weight.is_cpu and input.dtype == weight.dtype in _OWN_TYPES:
+            several, most = input.numel() != input.shape[-1], _FEW if self.as_is.few else 1
+            weight, few = self.weight, input.numel() <= most * input.shape[-1]
+            if self._own is not None and few and weight.is_cpu and input.dtype == weight.dtype in _OWN_TYPES:
                 return self._own(input, weight, self.bias)
             if not self.as_is[several] and self._shared.takes(input, several=several, again=self._index > 0):
                 return self._shared.output(self._index, input)
@@ -221,14 +223,17 @@ def tune(model: nn.Module, *, clock: Callable[[], float] = perf_counter) -> None
     if not layers:
         return
     key = (torch.get_num_threads(), *((tuple(layer.weight.shape), layer.weight.dtype) for layer in layers))
-    own = linear_one(start=False)
+    own = linear_few(start=False)
     if key not in _tuned:
-        one, several = (_faster_as_is(layers, rows, own, clock) for rows in (1, _ROWS))
-        _tuned[key] = AsIs(one, several, one and own is not None)
+        alone = AsIs(one=True, several=True)
+        one, several = (_faster_as_is(layers, rows, own, clock, alone) for rows in (1, _ROWS))
+        tiled = one and own is not None and instructions() == "amx" and all(map(_fits_tiles, layers))
+        few = tiled and _faster_as_is(layers, _ROWS, own, clock, AsIs(one=True, few=True))
+        _tuned[key] = AsIs(one, several, one and own is not None, few)
     if own is None:
-        linear_one()  # whose compiler would have disturbed what was timed
+        linear_few()  # whose compiler would have disturbed what was timed
     for layer in _of_class(model, PackedLinear):
-        layer.as_is = _tuned[key]
+        layer.as_is = _tuned[key]._replace(few=_tuned[key].few and _fits_tiles(layer))
         layer._own = own if _tuned[key].own and _takes_own(layer) else None
         if _tuned[key].one and _tuned[key].several and layer._shared is not None:
             layer._shared.forget()
@@ -243,14 +248,23 @@ def _takes_own(layer: PackedLinear) -> bool:
     return alike and fits and layer.weight.dtype in _OWN_TYPES
 
 
+def _fits_tiles(layer: PackedLinear) -> bool:
+    """Tell whether our own operator multiplies a layer's weights by tiles."""
+    return layer.weight.dtype == torch.bfloat16 and layer.in_features % 32 == 0 == layer.out_features % 16
+
+
 @torch.inference_mode()
 def _faster_as_is(
-    layers: Sequence[PackedLinear], rows: int, own: Callable[..., Tensor] | None, clock: Callable[[], float]
+    layers: Sequence[PackedLinear],
+    rows: int,
+    own: Callable[..., Tensor] | None,
+    clock: Callable[[], float],
+    tried: AsIs,
 ) -> bool:
-    """Tell whether layers multiply so many rows clearly faster by their weights than by their copies."""
+    """Tell whether layers multiply so many rows clearly faster by their weights, as is tried, than by their copies."""
     zeros = {layer.in_features: layer.weight.new_zeros(1, rows, layer.in_features) for layer in layers}
     inputs = [zeros[layer.in_features] for layer in layers]
-    seconds: dict[AsIs, list[float]] = {AsIs(): [], AsIs(one=True, several=True): []}
+    seconds: dict[AsIs, list[float]] = {AsIs(): [], tried: []}
     began = clock()
     for attempt in range(1 + _TRIES):
         if attempt > 1 and clock() - began > _PATIENCE:
@@ -283,7 +297,7 @@ def kernels_of(model: nn.Module) -> frozenset[AsIs]:
     Copies of a layer, and layers of other widths, have no operator of our own.
     """
     found = {(layer.as_is, layer._own is not None) for layer in _of_class(model, PackedLinear)}
-    return frozenset(as_is._replace(own=own) for as_is, own in found)
+    return frozenset(as_is._replace(own=own, few=own and as_is.few) for as_is, own in found)
 
 
 def pays(model: nn.Module) -> bool:
