@@ -9,15 +9,22 @@ from collections.abc import Callable
 from pathlib import Path
 from time import time
 from typing import Any
+from unittest.mock import patch
 
 import pytest
 import torch
 from torch import Tensor, nn
 
+from orthrus.decode.passes import Passes
 from orthrus.errors import ConfigError
 from orthrus.kernels import compiled, fbgemm, int8, packed
+from orthrus.kernels.attention import FEW
 from orthrus.kernels.compiled import INSTRUCTIONS, command, instructions, linear_int8, loaded
 from orthrus.kernels.recorded import record
+from orthrus.model import traced
+from orthrus.model.attachment import attachment_of
+from orthrus.model.cache import ScratchCache
+from tests.decode.drive import dual
 from tests.kernels.conftest import HERE, Operator
 from tests.kernels.test_int8 import WIDTHS, group, products, threads
 
@@ -168,7 +175,7 @@ def test_one_row_is_multiplied_by_weights_as_they_are(
 def test_few_rows_have_the_bits_of_one(
     own: tuple[str, Operator], one: Operator, outputs: int, inputs: int, dtype: torch.dtype
 ) -> None:
-    """And, by tiles (AMX), those of oneDNN's products over a copy, so that passes of any width have the same."""
+    """So that passes of any width have the same; by tiles (AMX) they are oneDNN's over a copy, in such shapes."""
     weight, bias = torch.randn(outputs, inputs, dtype=dtype), torch.randn(outputs, dtype=dtype)
     rows = torch.randn(1, 40, inputs, dtype=dtype)
     for b in (None, bias):
@@ -235,7 +242,7 @@ def test_packed_layers_take_it_where_it_is_measured_to_be_faster(
 
 
 def test_packed_layers_take_it_for_few_rows_by_tiles(one: Operator, monkeypatch: pytest.MonkeyPatch) -> None:
-    """In bfloat16, up to 32 rows, where that is measured to be faster; the copies serve more of them."""
+    """In bfloat16, up to `FEW` rows of one text, where measured to be faster; copies serve more rows and texts."""
     calls: list[int] = []
 
     def counted(*arguments: Tensor) -> Tensor:
@@ -253,12 +260,32 @@ def test_packed_layers_take_it_for_few_rows_by_tiles(one: Operator, monkeypatch:
         packed.tune(model)
         few = dtype == torch.bfloat16
         assert packed.kernels_of(model) == {packed.AsIs(one=True, own=True, few=few)}
-        for rows, taken in ((1, 2), (3, 2 * few), (32, 2 * few), (33, 0)):
-            x = torch.randn(1, rows, 1024, dtype=dtype)
+        each = [((1, 1), 2), ((1, 3), 2 * few), ((1, FEW), 2 * few), ((1, FEW + 1), 0), ((2, 1), 0), ((3,), 0)]
+        for shape, taken in each:
+            x = torch.randn(*shape, 1024, dtype=dtype)
             calls.clear()
             with torch.inference_mode():
                 torch.testing.assert_close(model(x), plain(x), rtol=0.02, atol=0.02)
             assert len(calls) == taken
+
+
+@torch.inference_mode()
+def test_recordings_multiply_as_eager_passes_do(one: Operator, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One over few rows of a text serves no more of them, nor more texts: the operator has bits of its own."""
+    monkeypatch.setattr(traced, "USES", 1)
+    model = dual("llama").to(torch.bfloat16)
+    packed.pack(model)
+    for layer in packed._of_class(model, packed.PackedLinear):
+        layer.as_is, layer._own = packed.AsIs(one=True, own=True, few=True), one
+    passes = Passes(model, ScratchCache(rows=8, capacity=128))
+    passes.prefill(slice(0, 8), [[3, 4, 5 + i] for i in range(8)], chunk=64)
+    recorder = attachment_of(model).memo("recorder")[""]
+    for texts, width in ((1, 5), (1, 6), (1, FEW + 8), (1, FEW + 9), (2, 3), (2, 4), (8, 9), (1, 7), (8, 10)):
+        token_BQ = torch.arange(width).expand(texts, -1)
+        recorded = passes.verify(slice(0, texts), token_BQ)
+        with patch.object(recorder, "logits", lambda _: None):
+            assert torch.equal(passes.verify(slice(0, texts), token_BQ), recorded)
+    assert sum(kind.graph is not None for kind in recorder._kinds.values()) == 3
 
 
 def test_the_compiler_starts_behind_what_is_timed(monkeypatch: pytest.MonkeyPatch) -> None:

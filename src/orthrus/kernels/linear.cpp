@@ -215,8 +215,8 @@ void multiply_one(const Type* input, const Type* weight, const Type* bias, int64
   });
 }
 
-// Rows in bfloat16 by tiles (AMX), 16 of them at a time, times 16 rows of weights; N is a multiple of 16, K of 32. Results
-// have the bits of oneDNN's products by tiles, whatever the number of rows.
+// Rows in bfloat16 by tiles (AMX), 16 of them at a time, times 16 rows of weights; N is a multiple of 16, K of 32. A row has
+// the same bits among any number of them.
 #if defined(__AMX_BF16__)
 void multiply_by_tiles(const uint16_t* input, const uint16_t* weight, const uint16_t* bias, int64_t R, int64_t N, int64_t K,
                        uint16_t* out) {

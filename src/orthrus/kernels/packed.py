@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn.functional import linear
 
 from orthrus.kernels import fbgemm
+from orthrus.kernels.attention import FEW
 from orthrus.kernels.compiled import instructions, linear_few
 from orthrus.kernels.native import multiplies
 from orthrus.kernels.recorded import is_recording, operator, recordable
@@ -46,7 +47,9 @@ class Copy(NamedTuple):
 class AsIs(NamedTuple):
     """Which products are made with the weights as they are, in spite of a copy: those of one row, of several rows.
 
-    Those of one row by an operator of our own (`own`), where it is compiled, and by tiles (AMX) those of few (`few`).
+    Those of one row by an operator of our own (`own`), where it is compiled, and by tiles (AMX) those of up to
+    `attention.FEW` rows of one text (`few`). More rows, and more texts, have recordings of their own
+    (`orthrus.model.call`), which multiply by the copies.
     """
 
     one: bool = False
@@ -58,7 +61,6 @@ class AsIs(NamedTuple):
 _OF_ITS_OWN = ("_shared", "_index", "_own")  # attributes of a packed layer that its copies make anew
 _OWN_TYPES = (torch.float32, torch.bfloat16)  # of our own operator, which multiplies so many inputs at once:
 _WIDTH = 16
-_FEW = 32  # rows that it multiplies at most
 
 _tuned: dict[tuple[object, ...], AsIs] = {}
 
@@ -81,8 +83,8 @@ class PackedLinear(nn.Linear):
         if torch.is_inference_mode_enabled() and not torch.is_autocast_enabled("cpu"):
             if self._shared is None:
                 self._shared, self._index = _Shared([self]), 0
-            several, most = input.numel() != input.shape[-1], _FEW if self.as_is.few else 1
-            weight, few = self.weight, input.numel() <= most * input.shape[-1]
+            several, weight = input.numel() != input.shape[-1], self.weight
+            few = not several or (self.as_is.few and input.dim() == 3 and len(input) == 1 and input.shape[1] <= FEW)
             if self._own is not None and few and weight.is_cpu and input.dtype == weight.dtype in _OWN_TYPES:
                 return self._own(input, weight, self.bias)
             if not self.as_is[several] and self._shared.takes(input, several=several, again=self._index > 0):

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 from transformers import PreTrainedModel
 
-from orthrus.kernels.attention import uses_own
+from orthrus.kernels.attention import FEW, uses_own
 from orthrus.kernels.masks import LayerMasks
 from orthrus.kernels.products import pays
 from orthrus.model.cache import KeyStore, PassSlots, ScratchCache
@@ -72,13 +72,17 @@ class Call:
     def has_room(self) -> bool:
         """Whether attention computes the pass over `others` in the same way."""
         rows, span, more = self._cache.current.slot_BQ.shape[1], self._cache.current.span, 1 + self._grows
-        return self._way(rows, span) == self._way(rows + self._grows, span + more)
+        return self._way(rows, span)[:2] == self._way(rows + self._grows, span + more)[:2]
 
-    def _way(self, rows: int, span: int) -> tuple[bool, bool]:
-        """Tell whether attention is our own operator's, and else whether it makes a product for each head."""
+    def _way(self, rows: int, span: int) -> tuple[bool, bool, bool]:
+        """Tell how a pass is computed.
+
+        Whether attention is our own operator's, else whether it makes a product for each head; and whether rows are
+        few, which packed layers may multiply otherwise.
+        """
         tiled = "tile" in self._rest
         own = uses_own(self._model, rows, tiled=tiled)
-        return own, not own and not tiled and pays(self.inputs[2][0], rows, span)
+        return own, not own and not tiled and pays(self.inputs[2][0], rows, span), rows <= FEW
 
     def others(self) -> tuple[Any, ...]:
         """Return inputs of other sizes, over a cache of their own: other tokens, which see all slots before them.
