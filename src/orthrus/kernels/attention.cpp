@@ -156,6 +156,27 @@ struct Rows {
   const Type* at(int64_t b, int64_t h) const { return start + b * text + h * head; }
 };
 
+// Turns scores [keys, lanes] of the keys from `tile` on into weights, under a maximum that they may raise, and adds these to
+// their sums; returns what sums so far are multiplied by. `of` says which query row each of `rows` lanes is.
+template <typename V, typename Integers>
+inline V weighed(float* weights, int64_t tile, int64_t keys, const Seen& seen, int64_t Q, const int64_t* of, int64_t rows,
+                 V& most, V& total) {
+  constexpr int64_t L = sizeof(V) / 4;
+  for (int64_t s = std::max(tile, seen.plain); s < tile + keys; s++)
+    for (int64_t l = 0; l < rows; l++) weights[(s - tile) * L + l] += seen.mask[(s - seen.plain) * Q + of[l]];
+  V before = most;
+  for (int64_t k = 0; k < keys; k++) most = at_least(most, load<V>(weights + k * L));
+  V factor = exponential<V, Integers>(before - most);
+  V sum = total * factor;
+  for (int64_t k = 0; k < keys; k++) {
+    V weight = exponential<V, Integers>(load<V>(weights + k * L) - most);
+    sum += weight;
+    store(weights + k * L, weight);
+  }
+  total = sum;
+  return factor;
+}
+
 // Attends with as many rows of a key head as there are lanes, at most: row `first + l` of [G, Q] in lane l.
 template <typename V, typename Integers, typename Type, typename Kept>
 void attend(const Rows<Type>& query, const Kept* key, int64_t key_row, const Kept* value, int64_t value_row,
@@ -181,17 +202,7 @@ void attend(const Rows<Type>& query, const Kept* key, int64_t key_row, const Kep
       scores<V, KEYS>(queries, those + k * stride, stride, D, scale, weights + k * L);
     }
     for (; k < keys; k++) scores<V, 1>(queries, those + k * stride, stride, D, scale, weights + k * L);
-    for (int64_t s = std::max(tile, seen.plain); s < tile + keys; s++)
-      for (int64_t l = 0; l < rows; l++) weights[(s - tile) * L + l] += seen.mask[(s - seen.plain) * Q + of[l]];
-    V before = most;
-    for (k = 0; k < keys; k++) most = at_least(most, load<V>(weights + k * L));
-    V factor = exponential<V, Integers>(before - most);
-    total *= factor;
-    for (k = 0; k < keys; k++) {
-      V weight = exponential<V, Integers>(load<V>(weights + k * L) - most);
-      total += weight;
-      store(weights + k * L, weight);
-    }
+    V factor = weighed<V, Integers>(weights, tile, keys, seen, Q, of, rows, most, total);
     stride = value_row;
     those = in_float(value + tile * value_row, stride, keys, E, wider);
     int64_t e = 0;
@@ -267,18 +278,8 @@ void attend_by_tiles(const Rows<Type>& query, const uint16_t* key, int64_t key_r
       }
       _tile_stored(0, scores + k * L, 64);
     }
-    Sixteen before = most;
     for (int64_t k = 0; k < keys; k++) store(scores + k * L, load<Sixteen>(scores + k * L) * scale);
-    for (int64_t s = std::max(tile, seen.plain); s < tile + keys; s++)
-      for (int64_t l = 0; l < rows; l++) scores[(s - tile) * L + l] += seen.mask[(s - seen.plain) * Q + of[l]];
-    for (int64_t k = 0; k < keys; k++) most = at_least(most, load<Sixteen>(scores + k * L));
-    Sixteen factor = exponential<Sixteen, SixteenIntegers>(before - most);
-    total *= factor;
-    for (int64_t k = 0; k < keys; k++) {
-      Sixteen weight = exponential<Sixteen, SixteenIntegers>(load<Sixteen>(scores + k * L) - most);
-      total += weight;
-      store(scores + k * L, weight);
-    }
+    Sixteen factor = weighed<Sixteen, SixteenIntegers>(scores, tile, keys, seen, Q, of, rows, most, total);
     std::fill(scores + keys * L, scores + TILE * L, 0.0f);
     for (int64_t part = 0; part < PAIRS; part += L) {
       __m512i pair[L];
