@@ -1,8 +1,8 @@
 """Few bfloat16 rows times weights as they lie, by tiles (AMX), beside oneDNN's product over a copy laid out for it.
 
 Products are those of SmolLM2-135M's 30 layers and its head; weights are random. Both take turns, over enough weights
-that these come from memory. Writes a JSON line for each number of rows, behind one that says how it was run; `same` says
-whether all results have the same bits. Needs a compiler and a CPU with AMX:
+that these come from memory. Writes a JSON line for each number of rows, behind one that says how it was run. `same`
+says whether all results have the same bits. Needs a compiler and a CPU with AMX:
 
     python lab/few_rows.py 2 > results/few-rows.jsonl
 """
